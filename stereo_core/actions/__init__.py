@@ -1,0 +1,26 @@
+"""One file a verb. Each has `run(spec, status) -> Outcome` and imports heavy libraries only inside its own file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ACTIONS = ("convert", "synthesize", "train", "evaluate", "inference", "export", "gen_trt_engine")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an action leaves behind.
+
+    Attributes:
+        message: one line for the console and the SUCCESS line of status.json.
+        kpi: metrics by their plain names (`epe`, `bp1`, ...; shares in 0..1, errors in px).
+        artifacts: output port name (INTERFACES: annotations, images, checkpoint, onnx, engine, disparity, report) -> file
+            or folder.
+        metadata: output port name -> artifact metadata beyond kind, format, sha256, bytes and producer.
+    """
+
+    message: str
+    kpi: dict[str, float] = field(default_factory=dict)
+    artifacts: dict[str, Path] = field(default_factory=dict)
+    metadata: dict[str, dict] = field(default_factory=dict)

@@ -1,0 +1,21 @@
+"""Errors that a user can mend.
+
+Their message says what is wrong, where (file, line or key) and what to do; the command line prints it without a
+traceback and exits 2. Every other exception is a failed run: exit 1.
+"""
+
+
+class UserError(Exception):
+    """The user's input is wrong: a spec key, a command line, a file."""
+
+
+class SpecError(UserError):
+    """A spec that can not be accepted: unknown key, wrong type, value out of range, missing file."""
+
+
+class DataError(UserError):
+    """An image, a disparity, a mask, an annotation or a calibration file that can not be used."""
+
+
+class ModelError(UserError):
+    """A checkpoint, an ONNX file or an engine that can not be used here."""

@@ -1,0 +1,21 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of facts, goldens and real data that lies beside the project; the test skips where it is missing."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "INTERFACES.md").is_file():
+        pytest.skip(f"{folder} is not here: facts, goldens and real benchmark pairs are not part of the project")
+    return folder
