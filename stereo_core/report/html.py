@@ -1,0 +1,83 @@
+"""Outcomes -> one self-contained HTML page: tables and pictures, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment
+
+from stereo_core import __version__
+from stereo_core.actions import Outcome
+
+PICTURES = 8
+
+_PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1b1f24}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}
+th,td{padding:.25rem .9rem;border-bottom:1px solid #d9dee3;text-align:left}td.n{text-align:right;font-variant-numeric:tabular-nums}
+figure{margin:1rem 0}figcaption{color:#57606a}img{max-width:100%;image-rendering:auto}footer{margin-top:3rem;color:#57606a}
+</style></head><body>
+<h1>{{ title }}</h1>
+{% if note %}<p>{{ note }}</p>{% endif %}
+{% for table in tables %}
+<h2>{{ table.title }}</h2>
+<table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in table.rows %}
+<tr>{% for cell in row %}<td{% if cell is number %} class="n"{% endif %}>{{ cell | figure }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endfor %}
+{% if pictures %}<h2>Pictures</h2>{% if caption %}<p>{{ caption }}</p>{% endif %}{% endif %}
+{% for name, data in pictures %}
+<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}"><figcaption>{{ name }}</figcaption></figure>
+{% endfor %}
+<footer>stereo-pipelines {{ version }}</footer>
+</body></html>
+""".replace("| figure", "if cell is string else '%.6g' % cell"))
+
+CAPTIONS = {
+    "panels": "Left image, ground truth, prediction, error; disparities share one colour scale.",
+    "predicted_depth": "Predicted disparity in colour.",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; strings are left-aligned, numbers right-aligned with six figures."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float]] = field(default_factory=list)
+
+
+def page(title: str, tables: Iterable[Table], pictures: Iterable[Path] = (), *, caption: str = "", note: str = "") -> str:
+    """HTML text with `tables` and the PNG files `pictures` embedded."""
+    embedded = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures]
+    return _PAGE.render(
+        title=title, note=note, tables=list(tables), pictures=embedded, caption=caption, version=__version__
+    )
+
+
+def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
+    """Two columns: metric, value."""
+    return Table(title, ("metric", "value"), list(metrics.items()))
+
+
+def pictures_of(results_dir: Path) -> tuple[list[Path], str]:
+    """The first pictures an action left in its results folder, and their caption."""
+    for folder, caption in CAPTIONS.items():
+        found = sorted((results_dir / folder).glob("*.png"))[:PICTURES]
+        if found:
+            return found, caption
+    return [], ""
+
+
+def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
+    """The page of one action: its message, its metrics and the pictures in `results_dir`."""
+    pictures, caption = pictures_of(results_dir)
+    return page(verb, [metrics_table("Metrics", outcome.kpi)], pictures, caption=caption, note=outcome.message)
