@@ -29,7 +29,8 @@ figure{margin:1rem 0}figcaption{color:#57606a}img{max-width:100%;image-rendering
 <h2>{{ table.title }}</h2>
 <table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
-<tr>{% for cell in row %}<td{% if cell is number %} class="n"{% endif %}>{{ cell | figure }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}
+<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else '%.6g' % cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
 {% if pictures %}<h2>Pictures</h2>{% if caption %}<p>{{ caption }}</p>{% endif %}{% endif %}
@@ -38,7 +39,7 @@ figure{margin:1rem 0}figcaption{color:#57606a}img{max-width:100%;image-rendering
 {% endfor %}
 <footer>stereo-pipelines {{ version }}</footer>
 </body></html>
-""".replace("| figure", "if cell is string else '%.6g' % cell"))
+""")
 
 CAPTIONS = {
     "panels": "Left image, ground truth, prediction, error; disparities share one colour scale.",
@@ -55,7 +56,9 @@ class Table:
     rows: Sequence[Sequence[str | float]] = field(default_factory=list)
 
 
-def page(title: str, tables: Iterable[Table], pictures: Iterable[Path] = (), *, caption: str = "", note: str = "") -> str:
+def page(
+    title: str, tables: Iterable[Table], pictures: Iterable[Path] = (), *, caption: str = "", note: str = ""
+) -> str:
     """HTML text with `tables` and the PNG files `pictures` embedded."""
     embedded = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures]
     return _PAGE.render(

@@ -1,0 +1,50 @@
+# Every command a person types. `make demo` and `make test` each work as the first command in a fresh clone.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format compile bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## make .venv with everything the other targets use
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make install PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and pinned: any looser request pulls gigabytes of CUDA packages
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## the whole job on this machine: synthesise, convert, train, evaluate, export, engine, report
+	$(BIN)/stereo-pipelines run pipelines/demo/compiled/demo.yaml --output-dir runs/demo
+
+test: $(READY)  ## the fast tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not container and not service"
+
+test-all: $(READY)  ## the fast and the slow tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not container and not service"
+
+lint: $(READY)  ## ruff, format check included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## ruff, mending what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compile: $(READY)  ## regenerate every compiled component, pipeline and README table
+	$(BIN)/stereo-pipelines compile
+
+bench: $(READY)  ## the benchmarks that need no GPU
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/convert.py
+
+clean:  ## remove runs and caches (not .venv)
+	rm -rf runs .pytest_cache .ruff_cache build *.egg-info

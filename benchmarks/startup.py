@@ -1,0 +1,42 @@
+"""Start-up time of the commands that must not import torch, against a bare interpreter and against `import torch`.
+
+python benchmarks/startup.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+
+RUNS = 7
+COMMANDS = {
+    "python -c pass": ["-c", "pass"],
+    "depth_net --help": ["-m", "stereo_core.cli", "--help"],
+    "depth_net convert --help": ["-m", "stereo_core.cli", "convert", "--help"],
+    "depth_net schema train": ["-m", "stereo_core.cli", "schema", "train"],
+    "python -c 'import torch'": ["-c", "import torch"],
+}
+
+
+def median_seconds(arguments: list[str]) -> float:
+    """Median wall time of `RUNS` warm starts of this interpreter."""
+    times = []
+    for _ in range(RUNS + 1):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    """Print a line a command: median seconds and the ratio to `import torch`."""
+    medians = {name: median_seconds(arguments) for name, arguments in COMMANDS.items()}
+    reference = medians["python -c 'import torch'"]
+    for name, seconds in medians.items():
+        print(f"{name:28s} {seconds * 1000:7.0f} ms   {seconds / reference:5.2f} x import torch")
+
+
+if __name__ == "__main__":
+    main()
