@@ -20,8 +20,10 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 <style>
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1b1f24}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}
-th,td{padding:.25rem .9rem;border-bottom:1px solid #d9dee3;text-align:left}td.n{text-align:right;font-variant-numeric:tabular-nums}
-figure{margin:1rem 0}figcaption{color:#57606a}img{max-width:100%;image-rendering:auto}footer{margin-top:3rem;color:#57606a}
+th,td{padding:.25rem .9rem;border-bottom:1px solid #d9dee3;text-align:left}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
+figure{margin:1rem 0}figcaption{color:#57606a}img{max-width:100%}
+footer{margin-top:3rem;color:#57606a}
 </style></head><body>
 <h1>{{ title }}</h1>
 {% if note %}<p>{{ note }}</p>{% endif %}
