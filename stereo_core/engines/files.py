@@ -1,0 +1,204 @@
+"""What a model file is, and what it says about itself: engines by their side-car, ONNX files by their metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from stereo_core.errors import ModelError
+from stereo_core.files import atomic_path, sha256_of
+
+LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
+
+SIDECAR_KEYS = (
+    "kind",
+    "backend",
+    "backend_version",
+    "precision",
+    "input_height",
+    "input_width",
+    "min_batch",
+    "opt_batch",
+    "max_batch",
+    "normalisation",
+    "max_disparity",
+    "valid_iters",
+    "encoder",
+    "variant",
+    "onnx_sha256",
+    "sha256",
+    "target",
+)
+# What an ONNX file can say before a backend has seen it; written to its metadata_props with this prefix.
+ONNX_KEYS = tuple(
+    key for key in SIDECAR_KEYS if key not in ("backend", "backend_version", "onnx_sha256", "sha256", "target")
+)
+PREFIX = "stereo."
+
+_INTEGERS = ("input_height", "input_width", "min_batch", "opt_batch", "max_batch", "max_disparity", "valid_iters")
+
+
+def file_kind(path: str | Path) -> str:
+    """Say what a file is by its side-car and its first bytes.
+
+    Returns:
+        "engine" (its side-car says so), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" (a TensorRT
+        plan without our side-car) or "unknown".
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    if read_sidecar(path) is not None:
+        return "engine"
+    with path.open("rb") as file:
+        head = file.read(16)
+    safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    if safetensors or head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+        return "checkpoint"
+    if head.startswith(b"ftrt"):
+        return "tensorrt"
+    return "onnx" if _parse_onnx(path) is not None else "unknown"
+
+
+def sidecar_path(engine: str | Path) -> Path:
+    return Path(f"{engine}.json")
+
+
+def read_sidecar(engine: str | Path) -> dict | None:
+    """The side-car of an engine file; None where there is none that says `"kind": "engine"`."""
+    try:
+        info = json.loads(sidecar_path(engine).read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return info if isinstance(info, dict) and info.get("kind") == "engine" else None
+
+
+def write_sidecar(engine: str | Path, info: dict) -> Path:
+    with atomic_path(sidecar_path(engine)) as temporary:
+        temporary.write_text(json.dumps({key: info[key] for key in SIDECAR_KEYS}, indent=2) + "\n", encoding="utf-8")
+    return sidecar_path(engine)
+
+
+def read_engine(path: str | Path) -> dict:
+    """The side-car of an engine that is whole.
+
+    Raises:
+        ModelError: the file is missing, is not an engine (says what it is and how to make one of it), is not the file
+            that the side-car was written for, or the side-car lacks keys.
+    """
+    kind = file_kind(path)
+    if kind != "engine":
+        raise ModelError(f"{path}: {_NOT_AN_ENGINE[kind].format(sidecar=sidecar_path(path))}")
+    info = read_sidecar(path)
+    missing = [key for key in SIDECAR_KEYS if key not in info]
+    if missing:
+        raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
+    if sha256_of(path) != info["sha256"]:
+        raise ModelError(
+            f"{path}: truncated or changed since it was built (its SHA-256 differs from the one in "
+            f"{sidecar_path(path).name}); copy both files again, or build the engine again"
+        )
+    return info
+
+
+_BUILD = (
+    "build an engine with `depth_net gen_trt_engine gen_trt_engine.onnx_file=ONNX gen_trt_engine.trt_engine=ENGINE`"
+)
+_NOT_AN_ENGINE = {
+    "onnx": f"an ONNX file (or an engine without its side-car {{sidecar}}), not an engine; {_BUILD}",
+    "checkpoint": "a checkpoint, not an engine; name it as `checkpoint` instead of `trt_engine`, or export it with "
+    f"`depth_net export`, then {_BUILD}",
+    "tensorrt": f"a TensorRT engine without its side-car {{sidecar}}: shapes and normalisation are unknown; {_BUILD}",
+    "unknown": f"not an engine: no side-car {{sidecar}}, and no ONNX file or checkpoint, or a truncated one; {_BUILD}",
+}
+
+
+def read_onnx(path: str | Path) -> dict:
+    """What a stereo ONNX file says of itself: ONNX_KEYS, None where it does not say (files of other makers).
+
+    `min_batch`, `opt_batch`, `max_batch` are the static batch; with a dynamic batch they are 1, 1 and None.
+
+    Raises:
+        ModelError: the file is missing or no ONNX file; or the graph has other inputs and outputs than `left_image`,
+            `right_image` (float32, B x 3 x H x W, H and W static multiples of 32) and `disparity` (B x 1 x H x W).
+    """
+    kind = file_kind(path)
+    if kind != "onnx":
+        raise ModelError(f"{path}: {_NOT_ONNX[kind]}")
+    model = _parse_onnx(Path(path))
+    batch, height, width = _graph_shape(model.graph, path)
+    said = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+    info = {key: said.get(key) for key in ONNX_KEYS}
+    info |= {key: int(said[key]) for key in _INTEGERS if key in said}
+    # The graph itself is what runs: its own shapes hold whatever the metadata say.
+    return info | {
+        "kind": "onnx",
+        "precision": "fp32",
+        "input_height": height,
+        "input_width": width,
+        "min_batch": batch or 1,
+        "opt_batch": batch or 1,
+        "max_batch": batch,
+        "normalisation": info["normalisation"] or "imagenet",
+    }
+
+
+_EXPORT = "`depth_net export` writes an ONNX file"
+_NOT_ONNX = {
+    "engine": "an engine, not an ONNX file; evaluate and inference take it as `trt_engine`, and " + _EXPORT,
+    "checkpoint": f"a checkpoint, not an ONNX file; {_EXPORT} from it",
+    "tensorrt": f"a TensorRT engine, not an ONNX file; {_EXPORT}",
+    "unknown": f"not an ONNX file, or a truncated one (encrypted .etlt files are not supported); {_EXPORT}",
+}
+
+
+def add_metadata(model, info: dict, **more: str) -> None:
+    """Write ONNX_KEYS of `info` (where not None) and `more` to the metadata_props of an `onnx.ModelProto`."""
+    said = {key: info[key] for key in ONNX_KEYS if info.get(key) is not None} | more
+    for key, value in said.items():
+        model.metadata_props.add(key=PREFIX + key, value=str(value))
+
+
+def _parse_onnx(path: Path):
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, UnicodeDecodeError):
+        return None
+    return model if model.graph.node else None
+
+
+def _graph_shape(graph, path) -> tuple[int | None, int, int]:
+    """(static batch or None, height, width) of a graph that keeps our contract."""
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name: _dims(value) for value in graph.input if value.name not in weights}
+    outputs = [value.name for value in graph.output]
+    if set(inputs) != {LEFT, RIGHT} or outputs != [DISPARITY]:
+        raise ModelError(
+            f"{path}: inputs {', '.join(inputs) or 'none'} and outputs {', '.join(outputs)}, where a stereo network "
+            f"has {LEFT}, {RIGHT} and {DISPARITY}; {_EXPORT} of that form"
+        )
+    for name, dims in inputs.items():
+        if len(dims) != 4 or dims[1] not in (3, None) or dims != inputs[LEFT]:
+            raise ModelError(f"{path}: input {name} is {_text(dims)}, not B x 3 x H x W, both images alike")
+    if any(value.type.tensor_type.elem_type != 1 for value in graph.input if value.name in inputs):
+        raise ModelError(f"{path}: inputs are not float32")
+    batch, _, height, width = inputs[LEFT]
+    if not height or not width or height % 32 or width % 32:
+        raise ModelError(
+            f"{path}: height and width are {_text((height, width))}; an engine needs static ones, multiples of 32"
+        )
+    return batch, height, width
+
+
+def _dims(value) -> tuple[int | None, ...]:
+    return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
+
+
+def _text(dims) -> str:
+    return " x ".join("?" if d is None else str(d) for d in dims) or "a scalar"

@@ -1,0 +1,78 @@
+"""Images of any size laid into an engine's fixed frame, and the disparity taken out again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stereo_core.errors import UserError
+
+RESIZE = ("pad", "stretch", "none")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where images of one size lie in the frame: scaled to `scaled`, then `top` rows and `left` columns in. All px.
+
+    Attributes:
+        image: (height, width) of the images.
+        scaled: (height, width) of the images inside the frame.
+        frame: (height, width) of the engine's input.
+    """
+
+    image: tuple[int, int]
+    scaled: tuple[int, int]
+    frame: tuple[int, int]
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """(top, left) padding; the odd pixel goes below and to the right, as in the network's own padding."""
+        return (self.frame[0] - self.scaled[0]) // 2, (self.frame[1] - self.scaled[1]) // 2
+
+    def place(self, images_BHWC: np.ndarray) -> np.ndarray:
+        """float32 (B, H, W, 3) of the image size -> float32 (B, H, W, 3) of the frame; borders are replicated."""
+        (top, left), (height, width) = self.offset, self.scaled
+        images_BHWC = np.stack([_resize(image, self.scaled) for image in images_BHWC])
+        bottom, right = self.frame[0] - height - top, self.frame[1] - width - left
+        return np.pad(images_BHWC, ((0, 0), (top, bottom), (left, right), (0, 0)), mode="edge")
+
+    def take_back(self, disparity_BHW: np.ndarray) -> np.ndarray:
+        """Disparity (B, H, W) of the frame -> (B, H, W) of the images, in px of the images."""
+        (top, left), (height, width) = self.offset, self.scaled
+        inside = disparity_BHW[:, top : top + height, left : left + width]
+        # A disparity is a horizontal distance: it grows with the width, whatever happens to the height.
+        return np.stack([_resize(one, self.image) for one in inside]) * np.float32(self.image[1] / width)
+
+
+def fit(image: tuple[int, int], frame: tuple[int, int], resize: str) -> Fit:
+    """Choose how images of size `image` (height, width) go into `frame`.
+
+    Args:
+        resize: "pad": keep every pixel and pad; images larger than the frame are first scaled down with their aspect
+            ratio kept. "stretch": scale height and width to the frame's, as TAO does. "none": the sizes must agree.
+
+    Raises:
+        UserError: `resize` is "none" and the sizes differ, or it is an unknown word.
+    """
+    if resize == "stretch":
+        return Fit(image, frame, frame)
+    if resize == "none" and image != frame:
+        raise UserError(
+            f"images of {image[0]} x {image[1]} do not fit the engine's {frame[0]} x {frame[1]}; "
+            "set `resize` to pad or stretch"
+        )
+    if resize not in RESIZE:
+        raise UserError(f"resize: {resize!r} is not one of {', '.join(RESIZE)}")
+    scale = min(1.0, frame[0] / image[0], frame[1] / image[1])
+    return Fit(image, (max(1, round(image[0] * scale)), max(1, round(image[1] * scale))), frame)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) or (H, W, C) float32 to `size`, pixel centres kept; averaged where it shrinks, so that nothing aliases."""
+    height, width = array.shape[:2]
+    if (height, width) == size:
+        return array
+    shrinks = size[0] <= height and size[1] <= width
+    return cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,0 +1,49 @@
+"""The proof that a file gives the disparity it was made from: pairs to try, the reference run, the difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stereo_core.data.synthetic import make_scene
+from stereo_core.engines.base import normalise
+
+# Mean absolute difference in px that float32 arithmetic in another order may cause. The mean, because the recurrent
+# refinement can send single pixels (occlusions, repeated texture) to another, equally good match.
+TOLERANCE_PX = {"fp32": 0.01}
+
+
+def synthetic_pair(height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """`batch` different synthetic pairs as normalised float32 (B, 3, H, W), from fixed seeds."""
+    scenes = [make_scene(height, width, max(4, width // 8), seed) for seed in range(batch)]
+    left, right = (np.stack([scene[side] for scene in scenes]).astype(np.float32) for side in ("left", "right"))
+    return normalise(left), normalise(right)
+
+
+def reference_disparity(onnx: Path, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
+    """Disparity (B, H, W) px of an ONNX file run as it stands, node by node, on the CPU by ONNX Runtime."""
+    from stereo_core.engines.files import DISPARITY, LEFT, RIGHT
+    from stereo_core.engines.onnxruntime import open_session
+
+    session = open_session(onnx, "cpu", optimise=False)
+    return session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0][:, 0]
+
+
+def difference(disparity: np.ndarray, reference: np.ndarray, precision: str = "fp32") -> dict[str, float]:
+    """Mean and largest absolute difference in px.
+
+    Raises:
+        ValueError: the shapes differ.
+        RuntimeError: a value is not finite, or the mean is above TOLERANCE_PX: the file must not be used.
+    """
+    if disparity.shape != reference.shape:
+        raise ValueError(f"disparities of shapes {disparity.shape} and {reference.shape} can not be compared")
+    error = np.abs(disparity.astype(np.float64) - reference)
+    mean, largest = float(error.mean()), float(error.max())
+    if not mean <= TOLERANCE_PX[precision]:  # also true for NaN
+        raise RuntimeError(
+            f"the disparity differs from its reference by {mean:.4g} px on average ({largest:.4g} px at most), above "
+            f"the {TOLERANCE_PX[precision]} px that {precision} may cost; no file was written"
+        )
+    return {"mean_abs_difference_px": mean, "max_abs_difference_px": largest}

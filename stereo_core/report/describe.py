@@ -1,0 +1,43 @@
+"""`depth_net describe FILE`: what an engine, an ONNX file or a checkpoint is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stereo_core.engines.files import file_kind, read_engine, read_onnx
+from stereo_core.errors import ModelError
+from stereo_core.files import sha256_of
+
+
+def describe(path: str | Path) -> dict:
+    """Say what a model file is: `file`, `kind`, `bytes`, `sha256` and what it tells of itself.
+
+    Engines give their side-car, ONNX files ONNX_KEYS with opset and node count, checkpoints their layout, encoder and
+    variant. Only a checkpoint needs PyTorch.
+
+    Raises:
+        ModelError: the file is missing, damaged or none of these.
+    """
+    path = Path(path)
+    kind = file_kind(path)
+    if kind not in _DESCRIBE:
+        raise ModelError(f"{path}: neither an engine with its side-car, nor an ONNX file, nor a checkpoint")
+    known = {"file": str(path), "kind": kind, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return known | _DESCRIBE[kind](path)
+
+
+def _describe_onnx(path: Path) -> dict:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return read_onnx(path) | {"opset": opset, "nodes": len(model.graph.node)}
+
+
+def _describe_checkpoint(path: Path) -> dict:
+    from stereo_core.models.checkpoints import describe as describe_checkpoint
+
+    return describe_checkpoint(path)
+
+
+_DESCRIBE = {"engine": read_engine, "onnx": _describe_onnx, "checkpoint": _describe_checkpoint}

@@ -1,0 +1,243 @@
+"""Engines, ONNX files and checkpoints are told apart, and a damaged or foreign file is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from stereo_core.engines import BuildSettings, build_engine, choose_backend, load_engine
+from stereo_core.engines.files import SIDECAR_KEYS, add_metadata, file_kind, read_onnx, sidecar_path
+from stereo_core.errors import ModelError, SpecError, UserError
+from stereo_core.files import sha256_of
+from stereo_core.report.describe import describe
+
+SETTINGS = BuildSettings(verify=False, min_batch=1, opt_batch=2, max_batch=4)
+
+
+@pytest.fixture
+def engine(colour_onnx, tmp_path):
+    path = tmp_path / "made.engine"
+    build_engine(colour_onnx(), path, SETTINGS)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "some.pth"
+    torch.save({"state_dict": {"x": torch.zeros(2)}}, path)
+    return path
+
+
+def test_side_car_tells_what_the_engine_is(colour_onnx, tmp_path):
+    source = colour_onnx(batch=None)
+    model = onnx.load(source)
+    add_metadata(model, {"encoder": "vits", "variant": "tao", "max_disparity": 192, "valid_iters": 8})
+    onnx.save(model, source)
+    out = tmp_path / "new" / "depth-net.engine"
+    build = build_engine(source, out, SETTINGS)
+    info = json.loads((tmp_path / "new" / "depth-net.engine.json").read_text())
+    assert tuple(info) == SIDECAR_KEYS and build.info == info
+    assert info == {
+        "kind": "engine",
+        "backend": "onnxruntime",
+        "backend_version": onnxruntime.__version__,
+        "precision": "fp32",
+        "input_height": 64,
+        "input_width": 96,
+        "min_batch": 1,
+        "opt_batch": 2,
+        "max_batch": 4,
+        "normalisation": "imagenet",
+        "max_disparity": 192,
+        "valid_iters": 8,
+        "encoder": "vits",
+        "variant": "tao",
+        "onnx_sha256": sha256_of(source),
+        "sha256": sha256_of(out),
+        "target": "any",
+    }
+    assert load_engine(out).info == info
+    assert sorted(p.name for p in out.parent.iterdir()) == ["depth-net.engine", "depth-net.engine.json"]
+
+
+def test_static_batch_of_the_onnx_wins_over_the_profile(colour_onnx, tmp_path):
+    info = build_engine(colour_onnx(batch=3), tmp_path / "e", SETTINGS).info
+    assert (info["min_batch"], info["opt_batch"], info["max_batch"]) == (3, 3, 3)
+
+
+def test_onnx_of_another_maker_is_accepted_with_its_unknowns_null(colour_onnx):
+    info = read_onnx(colour_onnx(height=576, width=960))
+    assert (info["input_height"], info["input_width"], info["max_batch"]) == (576, 960, 1)
+    assert info["normalisation"] == "imagenet"
+    assert info["encoder"] is info["variant"] is info["max_disparity"] is info["valid_iters"] is None
+
+
+def test_engine_is_a_plain_onnx_file_of_standard_operators(engine):
+    model = onnx.load(engine)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+
+
+def test_refuses_an_onnx_where_an_engine_is_wanted(colour_onnx):
+    with pytest.raises(ModelError, match=r"colours.onnx: an ONNX file .*not an engine.*gen_trt_engine"):
+        load_engine(colour_onnx())
+
+
+def test_refuses_an_engine_where_an_onnx_is_wanted(engine, tmp_path):
+    with pytest.raises(ModelError, match=r"made.engine: an engine, not an ONNX file"):
+        build_engine(engine, tmp_path / "again.engine", SETTINGS)
+    assert not (tmp_path / "again.engine").exists()
+
+
+def test_refuses_a_checkpoint(checkpoint, tmp_path):
+    with pytest.raises(ModelError, match=r"some.pth: a checkpoint, not an engine.*depth_net export"):
+        load_engine(checkpoint)
+    with pytest.raises(ModelError, match=r"some.pth: a checkpoint, not an ONNX file.*depth_net export"):
+        build_engine(checkpoint, tmp_path / "e", SETTINGS)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, world " * 20, b"\0" * 4096, b"ftrt" + b"\1" * 100])
+def test_refuses_what_is_none_of_these(tmp_path, content):
+    path = tmp_path / "thing.engine"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"thing.engine: .*gen_trt_engine"):
+        load_engine(path)
+    with pytest.raises(ModelError, match=r"thing.engine: .*not an ONNX file"):
+        read_onnx(path)
+    with pytest.raises(ModelError, match=r"thing.engine"):
+        describe(path)
+
+
+def test_refuses_missing_files(tmp_path):
+    for call in (load_engine, read_onnx, describe):
+        with pytest.raises(ModelError, match=r"none.engine: no such file"):
+            call(tmp_path / "none.engine")
+
+
+def test_refuses_a_truncated_onnx(colour_onnx, tmp_path):
+    whole = colour_onnx().read_bytes()
+    short = tmp_path / "short.onnx"
+    short.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match=r"short.onnx: .*truncated"):
+        read_onnx(short)
+
+
+def test_refuses_a_truncated_and_a_changed_engine(engine):
+    whole = engine.read_bytes()
+    for damaged in (whole[:-10], whole[:-1] + bytes([whole[-1] ^ 1])):
+        engine.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"made.engine: truncated or changed"):
+            load_engine(engine)
+
+
+def test_refuses_an_engine_of_a_backend_that_is_not_here(engine):
+    info = json.loads(sidecar_path(engine).read_text())
+    sidecar_path(engine).write_text(json.dumps(info | {"backend": "tensorrt", "target": "NVIDIA H100"}))
+    with pytest.raises(ModelError, match=r"made.engine: an engine of tensorrt .* for NVIDIA H100"):
+        load_engine(engine)
+
+
+def test_refuses_a_side_car_that_lacks_a_key(engine):
+    info = json.loads(sidecar_path(engine).read_text())
+    del info["max_batch"]
+    sidecar_path(engine).write_text(json.dumps(info))
+    with pytest.raises(ModelError, match=r"made.engine.json: lacks max_batch"):
+        load_engine(engine)
+
+
+@pytest.mark.parametrize("text", ['{"kind": "run"}', "[1]", "{", ""])
+def test_another_json_file_beside_it_makes_no_engine(colour_onnx, text):
+    path = colour_onnx()
+    sidecar_path(path).write_text(text)
+    assert file_kind(path) == "onnx"
+
+
+@pytest.mark.parametrize(("left", "right"), [("left", "right"), ("left_image", "image")])
+def test_refuses_other_input_names(colour_onnx, left, right):
+    with pytest.raises(ModelError, match=rf"inputs {left}, {right} .*left_image, right_image and disparity"):
+        read_onnx(colour_onnx(left=left, right=right))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([1, 3, 96], "1 x 3 x 96, not B x 3 x H x W"),
+        ([1, 1, 64, 96], "1 x 1 x 64 x 96, not B x 3 x H x W"),
+        ([1, 3, 60, 96], "60 x 96; .*multiples of 32"),
+        ([1, 3, "h", "w"], r"\? x \?; .*static"),
+    ],
+)
+def test_refuses_other_shapes(tmp_path, shape, message):
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("left_image", "right_image")]
+    out = helper.make_tensor_value_info("disparity", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["left_image", "right_image"], ["disparity"])], "g", values, [out]
+    )
+    path = tmp_path / "other.onnx"
+    onnx.save(helper.make_model(graph), path)
+    with pytest.raises(ModelError, match=message):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize("asked", ["tensorrt", "tensorrt_rtx"])
+def test_an_absent_backend_is_an_error_not_a_fall_back(colour_onnx, tmp_path, asked):
+    with pytest.raises(SpecError, match=rf"gen_trt_engine.backend: {asked} is not available.*onnxruntime"):
+        build_engine(colour_onnx(), tmp_path / "e", BuildSettings(backend=asked))
+    assert not (tmp_path / "e").exists()
+
+
+def test_auto_says_which_backend_it_took_and_why():
+    assert choose_backend("auto") == ("onnxruntime", "onnxruntime (TensorRT is not available here)")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_a_precision_that_is_not_built_is_refused_by_name(colour_onnx, tmp_path, precision):
+    with pytest.raises(SpecError, match=rf"data_type: the onnxruntime backend does not build {precision}"):
+        build_engine(colour_onnx(), tmp_path / "e", BuildSettings(precision=precision))
+
+
+@pytest.mark.parametrize("profile", [(2, 1, 4), (1, 4, 2), (0, 1, 1)])
+def test_a_falling_profile_is_refused(colour_onnx, tmp_path, profile):
+    low, best, high = profile
+    with pytest.raises(SpecError, match=f"{low}, {best}, {high}"):
+        build_engine(
+            colour_onnx(batch=None), tmp_path / "e", BuildSettings(min_batch=low, opt_batch=best, max_batch=high)
+        )
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_device_that_is_not_there_is_an_error(engine, device):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has a CUDA provider")
+    with pytest.raises(UserError, match=rf"device {device}: .*no CUDA provider"):
+        load_engine(engine, device)
+    with pytest.raises(UserError, match=r"'tpu' is not"):
+        load_engine(engine, "tpu")
+
+
+def test_a_failed_build_leaves_the_old_engine_whole(engine, colour_onnx, monkeypatch):
+    before = engine.read_bytes()
+    nan = colour_onnx("nan.onnx", scale=float("nan"))
+    with pytest.raises(RuntimeError, match="nan px on average"):
+        build_engine(nan, engine, BuildSettings())
+    assert engine.read_bytes() == before
+    assert load_engine(engine).infer(np.zeros((8, 8, 3)), np.zeros((8, 8, 3))).shape == (8, 8)
+    assert not [p for p in engine.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_verify_reports_the_difference_to_the_onnx_file(colour_onnx, tmp_path):
+    build = build_engine(colour_onnx(batch=2), tmp_path / "e", BuildSettings())
+    assert 0 <= build.difference["mean_abs_difference_px"] <= build.difference["max_abs_difference_px"] < 0.5
+
+
+def test_describe(engine, colour_onnx):
+    said = describe(engine)
+    assert (said["kind"], said["backend"], said["bytes"]) == ("engine", "onnxruntime", engine.stat().st_size)
+    said = describe(colour_onnx())
+    assert (said["kind"], said["opset"], said["nodes"], said["input_width"]) == ("onnx", 17, 3, 96)

@@ -1,0 +1,145 @@
+"""What comes out of `Engine.infer` is in the pixels of the image that went in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stereo_core.engines import BuildSettings, build_engine, load_engine
+from stereo_core.engines.fit import fit
+from stereo_core.errors import UserError
+
+SETTINGS = BuildSettings(verify=False, max_batch=4)
+
+
+def engine_of(onnx, settings=SETTINGS):
+    out = onnx.with_suffix(".ort.onnx")
+    build_engine(onnx, out, settings)
+    return load_engine(out, "cpu")
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def expected(left, right):
+    return left[..., 0].astype(np.float64) + 1000.0 * right[..., 1]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 81), (63, 96), (1, 1)])
+def test_padding_is_added_and_removed_without_moving_a_pixel(colour_onnx, size):
+    left, right = images(*size, 3), images(*size, 3, seed=1)
+    disparity = engine_of(colour_onnx()).infer(left, right)
+    assert disparity.shape == size and disparity.dtype == np.float32
+    np.testing.assert_allclose(disparity, expected(left, right), atol=0.2)
+
+
+def test_padding_replicates_the_border_and_puts_the_odd_pixel_below_and_right():
+    image = np.arange(5 * 3, dtype=np.float32).reshape(1, 5, 3, 1).repeat(3, axis=3)
+    framed = fit((5, 3), (8, 8), "pad").place(image)[0, ..., 0]
+    assert framed.shape == (8, 8)
+    np.testing.assert_array_equal(framed[1:6, 2:5], image[0, ..., 0])
+    np.testing.assert_array_equal(framed[0], framed[1])
+    np.testing.assert_array_equal(framed[7], framed[5])
+    np.testing.assert_array_equal(framed[:, 0], framed[:, 2])
+    np.testing.assert_array_equal(framed[:, 7], framed[:, 4])
+
+
+@pytest.mark.parametrize("size", [(64, 192), (32, 48), (100, 150), (64, 1001)])
+def test_stretch_rescales_disparity_by_the_width_ratio(colour_onnx, size):
+    """The frame is 64 x 96; every red pixel says 10, so 10 px of the frame are 10 * W / 96 px of the image."""
+    left = np.zeros((*size, 3), np.uint8)
+    left[..., 0] = 10
+    disparity = engine_of(colour_onnx()).infer(left, np.zeros_like(left), resize="stretch")
+    np.testing.assert_allclose(disparity, 10 * size[1] / 96, rtol=1e-4)
+
+
+def test_stretch_keeps_places(colour_onnx):
+    """A colour ramp over the columns comes back at the same columns: no shift by half a pixel, no lost last column."""
+    left = np.zeros((50, 144, 3), np.float32)
+    left[..., 0] = np.arange(144) + 0.5
+    disparity = engine_of(colour_onnx()).infer(left, np.zeros_like(left), resize="stretch")
+    np.testing.assert_allclose(disparity[:, 2:-2], left[:, 2:-2, 0] * 144 / 96, rtol=1e-3)
+
+
+def test_pad_scales_larger_images_down_with_their_aspect_ratio():
+    place = fit((375, 1242), (320, 736), "pad")
+    assert place.scaled == (222, 736) and place.offset == (49, 0)
+    place = fit((200, 100), (64, 96), "pad")
+    assert place.scaled == (64, 32) and place.offset == (0, 32)
+
+
+def test_pad_of_a_larger_image_rescales_disparity(colour_onnx):
+    left = np.zeros((128, 96, 3), np.uint8)
+    left[..., 0] = 10
+    disparity = engine_of(colour_onnx()).infer(left, np.zeros_like(left))
+    assert disparity.shape == (128, 96)
+    np.testing.assert_allclose(disparity, 20, rtol=1e-4)
+
+
+def test_resize_none_insists_on_the_engine_size(colour_onnx):
+    engine = engine_of(colour_onnx())
+    same = images(64, 96, 3)
+    np.testing.assert_allclose(engine.infer(same, same, resize="none"), expected(same, same), atol=0.2)
+    with pytest.raises(UserError, match=r"50 x 96 do not fit the engine's 64 x 96"):
+        engine.infer(same[:50], same[:50], resize="none")
+    with pytest.raises(UserError, match="squeeze"):
+        engine.infer(same, same, resize="squeeze")
+
+
+@pytest.mark.parametrize(("batch", "count", "calls"), [(2, 5, 3), (1, 3, 3), (4, 3, 1), (None, 5, 2), (None, 4, 1)])
+def test_batches_are_split_and_the_last_short_one_is_complete(colour_onnx, batch, count, calls):
+    """A static batch is filled up, a dynamic one (profile 1..4) is not; every image comes back once, in order."""
+    left, right = images(count, 40, 90, 3), images(count, 40, 90, 3, seed=1)
+    engine = engine_of(colour_onnx(batch=batch))
+    disparity = engine.infer(left, right)
+    assert disparity.shape == (count, 40, 90)
+    np.testing.assert_allclose(disparity, expected(left, right), atol=0.2)
+    assert len(engine.latencies_ms) == calls
+
+
+def test_warm_up_is_not_recorded_and_latency_is_of_the_calls(colour_onnx):
+    engine = engine_of(colour_onnx())
+    assert engine.latency()["latency_median_ms"] is None
+    pair = images(64, 96, 3)
+    for _ in range(5):
+        engine.infer(pair, pair)
+    assert len(engine.latencies_ms) == 5
+    engine.latencies_ms[:] = [1.0, 2.0, 3.0, 4.0, 100.0]
+    assert engine.latency() == {
+        "latency_median_ms": 3.0,
+        "latency_p95_ms": pytest.approx(80.8),
+        "images_per_second": pytest.approx(5 / 0.110),
+    }
+
+
+def test_torch_in_torch_out(colour_onnx):
+    torch = pytest.importorskip("torch")
+    left, right = images(3, 50, 81, 3), images(3, 50, 81, 3, seed=1)
+    engine = engine_of(colour_onnx(batch=2))
+    tensors = [torch.from_numpy(x).permute(0, 3, 1, 2).float().requires_grad_() for x in (left, right)]
+    disparity = engine.infer(*tensors)
+    assert isinstance(disparity, torch.Tensor) and disparity.shape == (3, 50, 81) and disparity.dtype == torch.float32
+    np.testing.assert_array_equal(disparity.numpy(), engine.infer(left, right))
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+        engine.infer(tensors[0][0], tensors[1][0])
+
+
+def test_uint8_and_float_agree(colour_onnx):
+    engine = engine_of(colour_onnx())
+    left, right = images(30, 40, 3), images(30, 40, 3, seed=1)
+    np.testing.assert_array_equal(engine.infer(left, right), engine.infer(left.astype(np.float32), right))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "message"),
+    [
+        (images(30, 40, 3), images(30, 41, 3), "one size"),
+        (images(30, 40), images(30, 40), r"\(H, W, 3\)"),
+        (images(3, 30, 40), images(3, 30, 40), r"\(H, W, 3\)"),
+        (images(30, 40, 3).astype(np.int64), images(30, 40, 3).astype(np.int64), "int64"),
+    ],
+)
+def test_wrong_images_are_refused(colour_onnx, left, right, message):
+    with pytest.raises(ValueError, match=message):
+        engine_of(colour_onnx()).infer(left, right)
