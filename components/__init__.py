@@ -1,0 +1,23 @@
+"""The component library: `from stereo_components import convert, train, evaluate`; each is a KFP component."""
+
+from .convert.component import convert
+from .evaluate.component import evaluate
+from .export.component import export
+from .gen_trt_engine.component import gen_trt_engine
+from .inference.component import inference
+from .synthesize.component import synthesize
+from .train.component import train
+from .trt_evaluate.component import trt_evaluate
+from .trt_inference.component import trt_inference
+
+__all__ = [
+    "convert",
+    "evaluate",
+    "export",
+    "gen_trt_engine",
+    "inference",
+    "synthesize",
+    "train",
+    "trt_evaluate",
+    "trt_inference",
+]

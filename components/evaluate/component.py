@@ -1,0 +1,35 @@
+"""evaluate as a container component."""
+
+from kfp import dsl
+
+from ..image import launch
+
+
+@dsl.container_component
+def evaluate(
+    images: dsl.Input[dsl.Dataset],
+    annotations: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Input[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    dataset_name: str = "GenericDataset",
+    spec: dict = {},  # noqa: B006
+    spec_file: dsl.Input[dsl.Artifact] = None,
+):
+    """Compare a checkpoint's disparities with ground truth.
+
+    Args:
+        images: The folder of images, disparities and masks.
+        annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt where there is
+            none); paths relative to the images.
+        checkpoint: The checkpoint.
+        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+            Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        spec: Keys of `depth_net evaluate`'s spec, nested as in the YAML file; merged over spec_file.
+        spec_file: A spec YAML file, merged over the defaults.
+
+    Returns:
+        metrics: epe and rmse in px, bp1, bp2, bp3 and d1 as shares in 0..1.
+        report: Metrics and error maps as a page.
+    """
+    return launch("evaluate")

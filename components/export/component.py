@@ -1,0 +1,25 @@
+"""export as a container component."""
+
+from kfp import dsl
+
+from ..image import launch
+
+
+@dsl.container_component
+def export(
+    checkpoint: dsl.Input[dsl.Model],
+    onnx: dsl.Output[dsl.Model],
+    spec: dict = {},  # noqa: B006
+    spec_file: dsl.Input[dsl.Artifact] = None,
+):
+    """Export a checkpoint to ONNX and check the graph against PyTorch.
+
+    Args:
+        checkpoint: The checkpoint.
+        spec: Keys of `depth_net export`'s spec, nested as in the YAML file; merged over spec_file.
+        spec_file: A spec YAML file, merged over the defaults.
+
+    Returns:
+        onnx: The ONNX file with the model's settings in its metadata.
+    """
+    return launch("export")

@@ -1,0 +1,27 @@
+"""gen_trt_engine as a container component."""
+
+from kfp import dsl
+
+from ..image import launch
+
+
+@dsl.container_component
+def gen_trt_engine(
+    onnx: dsl.Input[dsl.Model],
+    engine: dsl.Output[dsl.Model],
+    backend: str = "",
+    spec: dict = {},  # noqa: B006
+    spec_file: dsl.Input[dsl.Artifact] = None,
+):
+    """Build an engine from an ONNX file: TensorRT, TensorRT-RTX or ONNX Runtime.
+
+    Args:
+        onnx: The ONNX file of `export`.
+        backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to the spec.
+        spec: Keys of `depth_net gen_trt_engine`'s spec, nested as in the YAML file; merged over spec_file.
+        spec_file: A spec YAML file, merged over the defaults.
+
+    Returns:
+        engine: The backend's own file and its side-car `<file>.json`.
+    """
+    return launch("gen_trt_engine")

@@ -1,0 +1,35 @@
+"""trt_evaluate as a container component."""
+
+from kfp import dsl
+
+from ..image import launch
+
+
+@dsl.container_component
+def trt_evaluate(
+    images: dsl.Input[dsl.Dataset],
+    annotations: dsl.Input[dsl.Dataset],
+    engine: dsl.Input[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    dataset_name: str = "GenericDataset",
+    spec: dict = {},  # noqa: B006
+    spec_file: dsl.Input[dsl.Artifact] = None,
+):
+    """Compare an engine's disparities with ground truth, and time it.
+
+    Args:
+        images: The folder of images, disparities and masks.
+        annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt where there is
+            none); paths relative to the images.
+        engine: The engine.
+        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+            Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        spec: Keys of `depth_net trt_evaluate`'s spec, nested as in the YAML file; merged over spec_file.
+        spec_file: A spec YAML file, merged over the defaults.
+
+    Returns:
+        metrics: epe and rmse in px, bp1, bp2, bp3 and d1 as shares in 0..1, latency in ms.
+        report: Metrics and error maps as a page.
+    """
+    return launch("trt_evaluate")

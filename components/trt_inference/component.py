@@ -1,0 +1,35 @@
+"""trt_inference as a container component."""
+
+from kfp import dsl
+
+from ..image import launch
+
+
+@dsl.container_component
+def trt_inference(
+    images: dsl.Input[dsl.Dataset],
+    annotations: dsl.Input[dsl.Dataset],
+    engine: dsl.Input[dsl.Model],
+    disparity: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    dataset_name: str = "GenericDataset",
+    spec: dict = {},  # noqa: B006
+    spec_file: dsl.Input[dsl.Artifact] = None,
+):
+    """Predict disparities with an engine.
+
+    Args:
+        images: The folder of images, disparities and masks.
+        annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt where there is
+            none); paths relative to the images.
+        engine: The engine.
+        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+            Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        spec: Keys of `depth_net trt_inference`'s spec, nested as in the YAML file; merged over spec_file.
+        spec_file: A spec YAML file, merged over the defaults.
+
+    Returns:
+        disparity: A folder of disparity maps: 16-bit PNG (value / 256 = px), and what else the spec asks for.
+        report: Pictures as a page.
+    """
+    return launch("trt_inference")

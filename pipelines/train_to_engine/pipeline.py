@@ -1,0 +1,54 @@
+"""train_to_engine: a folder of stereo pairs becomes a trained checkpoint and an engine, both measured."""
+
+from kfp import dsl
+
+from ..steps import train_to_engine_steps
+
+
+@dsl.pipeline(
+    name="train-to-engine",
+    description="A folder of stereo pairs becomes a trained checkpoint and an engine, both measured.",
+)
+def train_to_engine(
+    images_uri: str,
+    dataset_name: str = "GenericDataset",
+    num_epochs: int = 0,
+    backend: str = "",
+    convert_spec: dict = {},  # noqa: B006
+    train_spec: dict = {},  # noqa: B006
+    evaluate_spec: dict = {},  # noqa: B006
+    inference_spec: dict = {},  # noqa: B006
+    export_spec: dict = {},  # noqa: B006
+    engine_spec: dict = {},  # noqa: B006
+):
+    """The whole job for your own images.
+
+    Args:
+        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
+            GenericDataset.
+        num_epochs: Epochs to train; 0 leaves it to train_spec.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
+        train_spec: Spec of train.
+        evaluate_spec: Spec of evaluate and trt_evaluate.
+        inference_spec: Spec of inference and trt_inference.
+        export_spec: Spec of export.
+        engine_spec: Spec of gen_trt_engine.
+    """
+    images = dsl.importer(
+        artifact_uri=images_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"kind": "images"}
+    )
+    images.set_display_name("images")
+    train_to_engine_steps(
+        images.output,
+        dataset_name=dataset_name,
+        num_epochs=num_epochs,
+        backend=backend,
+        convert_spec=convert_spec,
+        train_spec=train_spec,
+        evaluate_spec=evaluate_spec,
+        inference_spec=inference_spec,
+        export_spec=export_spec,
+        engine_spec=engine_spec,
+    )
