@@ -1,0 +1,139 @@
+"""Annotation lists: a text file with one stereo sample a line.
+
+Columns, separated by blanks: `left right [disparity [mask]]`. A path that holds a blank, begins with `#` or `"` or is
+otherwise doubtful stands in double quotes, a quote inside it doubled (`"it""s here/im0.png"`). Blank lines and lines
+that begin with `#` say nothing. Without quotes the columns are exactly what `line.split()` gives.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stereo_core.errors import DataError
+from stereo_core.files import atomic_path
+
+COLUMNS = ("left", "right", "disparity", "mask")
+
+_FIELD = re.compile(r'"((?:[^"]|"")*)"(?=\s|$)|([^\s"]\S*)')
+_DOUBTFUL = re.compile(r'\s|^["#]|^$')
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of an annotation list; paths are resolved, None where the line has no such column."""
+
+    left: str
+    right: str
+    disparity: str | None
+    mask: str | None
+    file: str
+    line: int
+
+    @property
+    def where(self) -> str:
+        """`file:line`, for error messages."""
+        return f"{self.file}:{self.line}"
+
+
+def read_annotations(data_file: str | Path, data_root: str | Path = "") -> list[Sample]:
+    """Read a list of samples with 2, 3 or 4 columns.
+
+    A relative path in it is below `data_root`, or below the list's own folder when `data_root` is empty.
+
+    Raises:
+        DataError: the file is missing, is not UTF-8 text, has no sample, or a line has a wrong number of columns.
+    """
+    data_file = os.fspath(data_file)
+    root = os.fspath(data_root) if data_root else os.path.dirname(data_file)
+    try:
+        with open(data_file, encoding="utf-8-sig", errors="surrogateescape") as file:
+            samples = [
+                _parse(line, root, data_file, number)
+                for number, line in enumerate(file, start=1)
+                if line.strip() and not line.lstrip().startswith("#")
+            ]
+    except OSError as error:
+        raise DataError(f"{data_file}: can not read the annotation list: {error.strerror}") from error
+    if not samples:
+        raise DataError(
+            f"{data_file}: the annotation list has no sample; expected lines 'left right [disparity [mask]]'"
+        )
+    return samples
+
+
+def _parse(line: str, root: str, file: str, number: int) -> Sample:
+    fields = split_line(line)
+    if fields is None:
+        raise DataError(f"{file}:{number}: unbalanced quotes; a quote inside a quoted path is doubled")
+    if not 2 <= len(fields) <= len(COLUMNS):
+        raise DataError(
+            f"{file}:{number}: {len(fields)} columns; expected 'left right [disparity [mask]]'"
+            " (paths with blanks stand in double quotes)"
+        )
+    if "\0" in line:
+        raise DataError(f"{file}:{number}: a zero byte; this is not an annotation list")
+    paths = [os.path.join(root, field) for field in fields]
+    return Sample(*paths, *[None] * (len(COLUMNS) - len(paths)), file=file, line=number)
+
+
+def split_line(line: str) -> list[str] | None:
+    """The fields of one line, unquoted; None when a quote has no end."""
+    if '"' not in line:
+        return line.split()
+    fields, rest = [], line.strip()
+    while rest:
+        match = _FIELD.match(rest)
+        if match is None:
+            return None
+        quoted, plain = match.groups()
+        fields.append(plain if quoted is None else quoted.replace('""', '"'))
+        rest = rest[match.end() :].lstrip()
+    return fields
+
+
+def quote(path: str) -> str:
+    """A path as it stands in an annotation list."""
+    if "\n" in path or "\r" in path:
+        raise DataError(f"{path!r}: a line break in a file name can not stand in an annotation list; rename the file")
+    if not _DOUBTFUL.search(path):
+        return path
+    return '"' + path.replace('"', '""') + '"'
+
+
+def write_annotations(path: str | Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write one line a row (2 to 4 paths), replacing the file as a whole."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.writelines(" ".join(map(quote, row)) + "\n" for row in rows)
+
+
+def check_files(samples: Sequence[Sample]) -> None:
+    """Make sure that every file of every sample exists. Each folder is listed once: cheap on a network file system.
+
+    Raises:
+        DataError: names the first missing files with their lines, and how many there are.
+    """
+    listings: dict[str, frozenset[str]] = {}
+    missing = []
+    for sample in samples:
+        for column in COLUMNS:
+            path = getattr(sample, column)
+            if path is not None and not _exists(path, listings):
+                missing.append(f"{sample.where}: no such {column} file: {path}")
+    if missing:
+        more = f"\n... and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError("\n".join(missing[:5]) + more + "\nmend the lines, or set data_root of the data source")
+
+
+def _exists(path: str, listings: dict[str, frozenset[str]]) -> bool:
+    folder, name = os.path.split(path)
+    if folder not in listings:
+        try:
+            listings[folder] = frozenset(os.listdir(folder or "."))
+        except OSError:
+            listings[folder] = frozenset()
+    # a name that is not listed may still open, on a file system that ignores case
+    return name in listings[folder] or os.path.exists(path)

@@ -1,0 +1,131 @@
+"""The spec's data sets as loaders for pytorch-lightning."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from stereo_core.data.datasets import StereoDataset, build_dataset, collate
+from stereo_core.errors import DataError
+
+_SPLIT_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("infer",)}
+
+logger = logging.getLogger(__name__)
+
+
+class StereoDataModule(pl.LightningDataModule):
+    """Loaders over `dataset.{train,val,test,infer}_dataset` of a spec.
+
+    Training batches are dicts of stacked tensors (see `StereoDataset`), shuffled by `train.seed`, the last incomplete
+    batch dropped. All other batches are lists of items, because image sizes differ; every sample comes exactly once,
+    on any number of ranks.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.spec = spec
+        self.datasets: dict[str, StereoDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the annotation lists of the stage (fit, validate, test, predict); DataError when one is unusable."""
+        for split in _SPLIT_OF_STAGE[stage or "fit"]:
+            if split not in self.datasets and (split != "val" or self.has("val")):
+                self.datasets[split] = build_dataset(self.spec, split)
+
+    def has(self, split: str) -> bool:
+        """Whether the spec names a data source for the split."""
+        return bool(self._section(split).data_sources)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches; DataError when the data set is smaller than one batch on every device."""
+        dataset, section = self.datasets["train"], self._section("train")
+        sampler = EpochSampler(dataset, *_ranks(), shuffle=True, seed=max(self.spec.train.seed, 0), drop_last=True)
+        needed = section.batch_size * sampler.num_replicas
+        if len(dataset) < needed:
+            raise DataError(
+                f"dataset.train_dataset: {len(dataset)} samples, but a batch takes {needed}"
+                f" (batch_size {section.batch_size} on {sampler.num_replicas} devices); lower batch_size or add samples"
+            )
+        return self._loader("train", sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Whole images in order; no loader when the spec names no validation data."""
+        return self._ordered("val") if "val" in self.datasets else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Whole images in order."""
+        return self._ordered("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Whole images in order, with or without ground truth."""
+        return self._ordered("infer")
+
+    def _section(self, split: str) -> Any:
+        return getattr(self.spec.dataset, f"{split}_dataset")
+
+    def _ordered(self, split: str) -> DataLoader:
+        return self._loader(split, OrderedSampler(self.datasets[split], *_ranks()), collate_fn=collate)
+
+    def _loader(self, split: str, sampler: DistributedSampler, **options: Any) -> DataLoader:
+        section, dataset = self._section(split), self.datasets[split]
+        workers = min(section.workers, len(os.sched_getaffinity(0)), len(dataset))
+        if workers < section.workers:
+            logger.info("dataset.%s_dataset.workers: %d of %d used", split, workers, section.workers)
+        return StereoLoader(
+            dataset,
+            batch_size=section.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=section.pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0 and split in ("train", "val"),
+            **options,
+        )
+
+
+class StereoLoader(DataLoader):
+    """A DataLoader whose workers' data errors read as they were raised, without the worker's traceback."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batches; DataError with its plain message."""
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from error
+
+
+class EpochSampler(DistributedSampler):
+    """Shuffles anew every epoch and yields (index, epoch), so that a crop depends on nothing else but the seed."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield this rank's part of the epoch's permutation."""
+        return ((index, self.epoch) for index in super().__iter__())
+
+
+class OrderedSampler(DistributedSampler):
+    """Every sample exactly once over all ranks: DistributedSampler itself repeats some, which would bend metrics."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this rank's indices in order."""
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))
+
+
+def _ranks() -> tuple[int, int]:
+    """(number of processes, own rank)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism

@@ -1,0 +1,124 @@
+"""Image files -> RGB arrays, and PNG files back.
+
+Files are read whole and checked for truncation first: OpenCV (before 5) returns a partly grey picture for half a PNG
+or JPEG without a word.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from stereo_core.errors import DataError
+from stereo_core.files import atomic_path
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a PNG, JPEG, TIFF, BMP or WebP file, whatever its suffix.
+
+    8-bit files keep their values; 16-bit values are divided by 257 and rounded, so that 65535 becomes 255. Grey is
+    repeated to three channels, alpha is dropped. EXIF rotation is not applied: it would break the epipolar geometry.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        DataError: the file is missing, truncated, of another kind, or has neither 8 nor 16 bit.
+    """
+    image = decode(path)
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise DataError(f"{path}: an image of {image.dtype}; expected 8 or 16 bit a channel")
+    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read an occlusion mask: 255 (65535 at 16 bit) marks what both cameras see; anything else is left out.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        DataError: as `read_image`; also a mask of zeros and ones, which would otherwise mark nothing as visible.
+    """
+    mask = read_image(path)[..., 0]
+    if mask.max() == 1:
+        raise DataError(f"{path}: a mask of zeros and ones; visible pixels must be 255 (multiply the mask by 255)")
+    return mask == 255
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 or uint16, grey (H, W) or RGB (H, W, 3), as PNG; the file is replaced as a whole."""
+    if image.ndim == 3:
+        image = image[..., ::-1]
+    encoded = cv2.imencode(".png", np.ascontiguousarray(image))[1]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The whole file; DataError when it is missing, a folder or unreadable."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can not read the file: {error.strerror}") from error
+
+
+def decode(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    """Decode an image file without changing its bit depth.
+
+    Returns:
+        (H, W, 1) grey or (H, W, 3) RGB, uint8, uint16 or float (TIFF). Alpha is dropped.
+
+    Raises:
+        DataError: the file is missing, truncated or of another kind.
+    """
+    data = read_bytes(path) if data is None else data
+    _check_whole(path, data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DataError(f"{path}: damaged image: {error.err}") from error
+    if image is None:
+        raise DataError(f"{path}: a truncated or damaged image; copy it again")
+    image = image.reshape(*image.shape[:2], -1)
+    return np.ascontiguousarray(image[..., 2::-1]) if image.shape[2] >= 3 else image[..., :1]
+
+
+def _check_whole(path: str | Path, data: bytes) -> None:
+    """Raise DataError unless the bytes are a whole file of a format that we read."""
+    if data.startswith(PNG_SIGNATURE):
+        whole = _png_is_whole(data)
+    elif data.startswith(b"\xff\xd8\xff"):
+        # an EXIF thumbnail has its own end marker, but it lies before the last start-of-scan marker
+        whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    elif data.startswith((b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        whole = True  # OpenCV itself refuses half a BMP or TIFF
+    else:
+        raise DataError(
+            f"{path}: not a PNG, JPEG, TIFF, BMP or WebP image" + ("; the file is empty" if not data else "")
+        )
+    if not whole:
+        raise DataError(f"{path}: a truncated or damaged image ({len(data)} bytes); copy it again")
+
+
+def _png_is_whole(data: bytes) -> bool:
+    position = len(PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data) or zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        position = end
+    return False
