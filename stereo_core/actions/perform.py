@@ -1,0 +1,207 @@
+"""Run one action: results folder, experiment.yaml, status.json, and an exit code for every way a run can end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from stereo_core.actions import ACTIONS, Outcome
+from stereo_core.errors import SpecError, UserError
+from stereo_core.files import atomic_path
+from stereo_core.report.status import StatusLog, plain
+from stereo_core.spec import ExperimentSpec, results_dir
+from stereo_core.spec.experiment import section_name
+from stereo_core.spec.fields import Section
+from stereo_core.spec.paths import walk
+
+log = logging.getLogger(__name__)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that no handler for ordinary errors takes it for one."""
+
+
+def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | None = None) -> int:
+    """Run a verb and say how it went, on the console and in `<results_dir>/status.json`.
+
+    Args:
+        verb: one of ACTIONS, `trt_evaluate` or `trt_inference`.
+        spec: its checked spec.
+        on_outcome: called with the outcome of a run that did its work; when it raises, the run has failed.
+
+    Returns:
+        0 done; 1 the run failed; 2 the user's input is wrong; 130 Ctrl-C; 143 SIGTERM.
+    """
+    set_up_logging()
+    status = StatusLog(None)
+    try:
+        with _sigterm_raises():
+            folder = _results_folder(verb, spec)
+            status = _open_status(folder, spec)
+            status.started(f"Starting Depth Net {verb}.")
+            outcome = _action(verb)(spec, status)
+            if on_outcome is not None:
+                on_outcome(outcome)
+            status.success(outcome.message, kpi=outcome.kpi)
+    except BaseException as error:
+        return _failed(error, status, _secrets(spec))
+    _print_kpi(outcome.kpi)
+    _say(outcome.message)
+    _say("Execution status: PASS")
+    return 0
+
+
+def set_up_logging() -> None:
+    """Log lines on stderr, unless the caller has set up something else."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
+    name = section_name(verb)
+    if name not in ACTIONS:
+        raise SpecError(f"{verb}: no such action")
+    return importlib.import_module(f"stereo_core.actions.{name}").run
+
+
+def _results_folder(verb: str, spec: Section) -> Path:
+    folder = results_dir(spec, verb)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(spec, ExperimentSpec) and _is_main_process():
+            with atomic_path(folder / "experiment.yaml") as path:
+                path.write_text(yaml.safe_dump(public(spec), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"results_dir: {folder} can not be written: {error.strerror}; choose another folder") from None
+    return folder
+
+
+def _open_status(folder: Path, spec: Section) -> StatusLog:
+    try:
+        return StatusLog(folder if _is_main_process() else None, _secrets(spec))
+    except OSError as error:
+        raise SpecError(f"results_dir: {folder} can not be written: {error.strerror}; choose another folder") from None
+
+
+def _is_main_process() -> bool:
+    """False in the processes that a distributed strategy starts beside the first; only the first writes reports."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def public(spec: Section) -> dict[str, Any]:
+    """The resolved spec without its secrets, as plain values."""
+    tree = spec.model_dump()
+    for path in _secret_paths(spec):
+        *sections, name = path.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        del node[name]
+    return plain(tree)
+
+
+def _secret_paths(spec: Section) -> list[str]:
+    return [path for path, field in walk(type(spec)) if (field.json_schema_extra or {}).get("secret")]
+
+
+def _secrets(spec: Section) -> list[str]:
+    values = []
+    for path in _secret_paths(spec):
+        value: Any = spec
+        for name in path.split("."):
+            value = getattr(value, name)
+        values.append(value)
+    return [value for value in values if value]
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises Terminated, so that files are closed and the status is written. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+_PREFIXES: tuple[tuple[type[BaseException] | tuple, str], ...] = (
+    (SpecError, "Configuration error"),
+    ((KeyboardInterrupt, SystemExit, Terminated), "User/System interruption"),
+    (NotImplementedError, "Feature not implemented"),
+    (ValidationError, "Schema validation error"),
+    ((ValueError, TypeError), "Parameter validation error"),
+    (OSError, "File system error"),
+)
+"""TAO's words for an exception class; the first that fits counts, so subclasses stand before their parents."""
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what ended a run: TAO's prefix for the classes it knows, the class name for all others."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for classes, prefix in _PREFIXES:
+        if isinstance(error, classes):
+            text = text if type(error).__name__ in text or prefix[0] not in "U" else f"{type(error).__name__} {text}"
+            return f"{prefix}: {text}"
+    return f"{type(error).__name__}: {text}"
+
+
+def exit_code(error: BaseException) -> int:
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, Terminated):
+        return 143
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 0:
+        return error.code
+    return 1
+
+
+def _failed(error: BaseException, status: StatusLog, secrets: list[str]) -> int:
+    message, code = reason(error), exit_code(error)
+    try:
+        status.failure(message)
+    except OSError as second:
+        log.error("status.json can not be written: %s", second)
+    sys.stdout.flush()
+    if isinstance(error, Exception) and not isinstance(error, UserError):
+        log.error("The run failed.", exc_info=error)
+    for secret in secrets:
+        message = message.replace(secret, "***")
+    _say(str(error) if isinstance(error, UserError) else message, error=True)
+    _say("Execution status: FAIL")
+    return code
+
+
+def _print_kpi(kpi: dict[str, float]) -> None:
+    if not kpi:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value")
+    for name, value in kpi.items():
+        table.add_row(name, f"{float(value):.4f}")
+    Console(file=sys.stdout).print(table)
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    stream = sys.stderr if error else sys.stdout
+    print(text, file=stream, flush=True)

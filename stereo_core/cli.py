@@ -1,0 +1,161 @@
+"""`depth_net`: parse, load the spec, run the action, exit with its code."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stereo_core.errors import UserError
+
+_EXAMPLES = {
+    "convert": (
+        "Folders of images to annotation files (train.txt and val.txt, or test.txt).",
+        "data_root=/data/MiddEval3 results_dir=lists image_dir_pattern=[im0] right_dir_pattern=[im1] "
+        "depth_dir_pattern=[disp0GT] image_extension=.png depth_extension=.pfm",
+    ),
+    "synthesize": (
+        "A small data set with exact disparity and occlusion, from a seed.",
+        "results_dir=scenes num_scenes=16 seed=7",
+    ),
+    "train": ("Train, or go on with a training.", "-e train.yaml train.num_epochs=20 train.optim.lr=1e-4"),
+    "evaluate": (
+        "Metrics of a checkpoint, or of an engine with evaluate.trt_engine.",
+        "-e evaluate.yaml evaluate.checkpoint=dn_model_latest.pth results_dir=results",
+    ),
+    "inference": (
+        "Disparity maps from a checkpoint, or from an engine with inference.trt_engine.",
+        "-e inference.yaml inference.checkpoint=dn_model_latest.pth inference.save_raw_pfm=true",
+    ),
+    "trt_evaluate": (
+        "evaluate, insisting on an engine.",
+        "-e evaluate.yaml evaluate.trt_engine=model.engine",
+    ),
+    "trt_inference": (
+        "inference, insisting on an engine.",
+        "-e inference.yaml inference.trt_engine=model.engine",
+    ),
+    "export": (
+        "A checkpoint to ONNX.",
+        "-e export.yaml export.checkpoint=dn_model_latest.pth export.onnx_file=model.onnx",
+    ),
+    "gen_trt_engine": (
+        "An ONNX file to an engine.",
+        "-e engine.yaml gen_trt_engine.onnx_file=model.onnx gen_trt_engine.trt_engine=model.engine",
+    ),
+}
+"""Verb -> what it does, and the arguments of an example."""
+
+
+class _Verbs(click.Group):
+    """Names the nearest verb when it does not know one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            guess = difflib.get_close_matches(name, self.list_commands(ctx), 1)
+            ctx.fail(f"unknown verb {name}" + (f"; did you mean {guess[0]}?" if guess else ""))
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="stereo-pipelines", message="%(package)s %(version)s")
+def main() -> None:
+    """FoundationStereo: stereo pairs to annotations, checkpoint, metrics, ONNX, engine and disparity maps.
+
+    Keys are TAO's: `depth_net default_specs VERB` prints them all.
+    """
+
+
+def _spec_verb(verb: str) -> None:
+    help_text, example = _EXAMPLES[verb]
+
+    @main.command(verb, help=help_text, epilog=f"\b\nExample:\n  depth_net {verb} {example}")
+    @click.option(
+        "-e", "--experiment_spec_file", "spec_file", type=click.Path(path_type=Path), help="Spec, a YAML file."
+    )
+    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    def command(spec_file: Path | None, overrides: tuple[str, ...]) -> None:
+        from stereo_core.actions.perform import perform, set_up_logging
+        from stereo_core.spec import load_spec
+
+        set_up_logging()
+        try:
+            spec = load_spec(verb, spec_file, list(overrides))
+        except UserError as error:
+            _refuse(error)
+        sys.exit(perform(verb, spec))
+
+
+for _verb in _EXAMPLES:
+    _spec_verb(_verb)
+
+
+@main.command(epilog="\b\nExample:\n  depth_net default_specs train > train.yaml")
+@click.argument("verb")
+def default_specs(verb: str) -> None:
+    """Print every key of VERB with its default and meaning, as YAML."""
+    _print_for(verb, "default_specs")
+
+
+@main.command(epilog="\b\nExample:\n  depth_net schema train > train.schema.json")
+@click.argument("verb")
+def schema(verb: str) -> None:
+    """Print the JSON Schema of VERB's spec."""
+    _print_for(verb, "schema")
+
+
+def _print_for(verb: str, what: str) -> None:
+    from stereo_core.spec import schema as schemas
+
+    try:
+        if what == "schema":
+            click.echo(json.dumps(schemas.json_schema(verb), indent=2, allow_nan=False))
+        else:
+            click.echo(schemas.default_specs(verb), nl=False)
+    except UserError as error:
+        _refuse(error)
+
+
+@main.command(epilog="\b\nExample:\n  depth_net describe dn_model_latest.pth")
+@click.argument("file", type=click.Path(path_type=Path))
+def describe(file: Path) -> None:
+    """Say what FILE is: a checkpoint, an ONNX file, an engine, a disparity map ..."""
+    from stereo_core.report.describe import describe as describe_file
+    from stereo_core.report.status import plain
+
+    _guarded(lambda: click.echo(json.dumps(plain(describe_file(file)), indent=2, ensure_ascii=False)))
+
+
+@main.command(epilog="\b\nExample:\n  depth_net convert_checkpoint dn_model_latest.pth model_nvlabs.pth --to nvlabs")
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--to", "layout", type=click.Choice(["nvlabs", "tao"]), required=True, help="Layout to write.")
+def convert_checkpoint(source: Path, target: Path, layout: str) -> None:
+    """Write the checkpoint IN to OUT in another layout, bit for bit."""
+    from stereo_core.models.checkpoints import convert_checkpoint as convert
+
+    _guarded(lambda: convert(source, target, layout))
+
+
+def _guarded(work: Any) -> None:
+    try:
+        work()
+    except UserError as error:
+        _refuse(error)
+
+
+def _refuse(error: UserError) -> None:
+    click.echo(str(error), err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(prog_name="depth_net")

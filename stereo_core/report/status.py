@@ -1,0 +1,106 @@
+"""status.json: what a run does, a JSON object a line, as TAO's tools read it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+class StatusLog:
+    """Appends lines to `<folder>/status.json`.
+
+    Every line has `date` (M/D/YYYY) and `time` (H:M:S), local and not padded, as TAO writes them, `timestamp` (ISO 8601
+    with the zone), `status` (STARTED, RUNNING, SUCCESS or FAILURE), `verbosity`, `message` and, only where it is given,
+    `kpi`. Lines are strict JSON: NaN and infinity are null.
+
+    Args:
+        folder: existing folder, or None to write nothing (ranks other than 0).
+        secrets: texts that never reach the file.
+
+    Raises:
+        OSError: the file can not be written.
+    """
+
+    def __init__(self, folder: Path | None, secrets: Sequence[str] = ()) -> None:
+        self.path = Path(folder) / "status.json" if folder is not None else None
+        self._secrets = [secret for secret in secrets if secret]
+        if self.path is not None:
+            self.path.open("ab").close()
+
+    def started(self, message: str) -> None:
+        self._write("STARTED", "INFO", message, {})
+
+    def running(self, message: str, *, kpi: dict[str, float] | None = None, **progress: Any) -> None:
+        """A line on the way; `progress` (epoch, step, max_epoch, eta, ...) becomes fields of the line."""
+        self._write("RUNNING", "INFO", message, progress, kpi)
+
+    def success(self, message: str, *, kpi: dict[str, float] | None = None) -> None:
+        """The last line of a run that did its work."""
+        self._write("SUCCESS", "INFO", message, {}, kpi)
+
+    def failure(self, message: str) -> None:
+        """The last line of a run that did not."""
+        self._write("FAILURE", "ERROR", message, {})
+
+    def _write(self, status: str, verbosity: str, message: str, fields: dict, kpi: dict | None = None) -> None:
+        if self.path is None:
+            return
+        now = datetime.now().astimezone()
+        line = {
+            "date": f"{now.month}/{now.day}/{now.year}",
+            "time": f"{now.hour}:{now.minute}:{now.second}",
+            "timestamp": now.isoformat(timespec="milliseconds"),
+            "status": status,
+            "verbosity": verbosity,
+            "message": message,
+            **fields,
+        }
+        if kpi:
+            line["kpi"] = both_spellings(kpi)
+        text = json.dumps(plain(line), allow_nan=False, ensure_ascii=False)
+        for secret in self._secrets:
+            text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], "***")
+        # One write of one line: lines of processes that share the file do not mix.
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(handle, f"{text}\n".encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(handle)
+
+
+def both_spellings(kpi: dict[str, float]) -> dict[str, float]:
+    """Metrics under the names of TAO's containers: `epe` and `val/epe`, `val_loss` and `val/loss`.
+
+    Names of training (`train_loss`) stay alone.
+    """
+    result = dict(kpi)
+    for name, value in kpi.items():
+        if name.startswith("val_"):
+            result.setdefault(f"val/{name.removeprefix('val_')}", value)
+        elif name == "val/loss":
+            result.setdefault("val_loss", value)
+        elif name.startswith("val/"):
+            result.setdefault(name.removeprefix("val/"), value)
+        elif "/" not in name and not name.startswith("train_"):
+            result.setdefault(f"val/{name}", value)
+    return result
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON has it: numbers of NumPy and torch as Python's, NaN and infinity as None, others as text."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

@@ -1,0 +1,36 @@
+"""The flat specs of `convert` and `synthesize`."""
+
+from __future__ import annotations
+
+from stereo_core.spec.fields import Float, Int, Section, Text, Texts, key
+
+
+class ConvertSpec(Section):
+    """Folders of images -> annotation files. Patterns are plain substrings of the path below data_root."""
+
+    results_dir: Text = key("", "Folder for train.txt and val.txt, or test.txt", mandatory=True)
+    data_root: Text = key("", "Folder to walk")
+    image_dir_pattern: Texts = key([], "Substrings that all occur in a left image's path")
+    right_dir_pattern: Texts = key([], "What replaces them in the right image's path")
+    depth_dir_pattern: Texts = key([], "What replaces them in the disparity's path")
+    nocc_dir_pattern: Texts = key([], "What replaces them in the occlusion mask's path")
+    image_extension: Text = key("jpg", "Suffix of left images, with or without the dot; empty: any")
+    depth_extension: Text = key("png", "Suffix of disparities")
+    nocc_extension: Text = key("png", "Suffix of occlusion masks")
+    nocc_mask_dir_name: Text = key("", "Folder of occlusion masks")
+    split_ratio: Float = key(0.0, "Share of train.txt; 0 or 1: everything in test.txt", ge=0, le=1)
+    seed: Int = key(1234, "Seed of the split (ours)", ge=0)
+    split_by_scene: bool = key(False, "Keep a scene, the first folder below data_root, on one side (ours)")
+    strict: bool = key(False, "Fail when a derived file is missing; else skip and count (ours)")
+    relative_paths: bool = key(False, "Write paths relative to data_root (ours)")
+
+
+class SynthesizeSpec(Section):
+    """A small data set with exact disparity and occlusion, from a seed."""
+
+    results_dir: Text = key("", "Folder to write the data set to", mandatory=True)
+    num_scenes: Int = key(16, "Scenes", ge=1)
+    height: Int = key(128, "Height in px", ge=32)
+    width: Int = key(160, "Width in px", ge=32)
+    max_disparity: Int = key(48, "Largest disparity in px", ge=1)
+    seed: Int = key(1234, "Random seed", ge=0)

@@ -1,0 +1,108 @@
+"""`dataset`: which pairs, and how they are read and augmented. Sizes are [height, width]; disparities are in px."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stereo_core.spec.fields import (
+    DatasetName,
+    Float,
+    Int,
+    Pair,
+    Range,
+    Section,
+    Text,
+    any_case,
+    key,
+    null_is,
+    section,
+)
+
+DisparityFormat = Literal["auto", "pfm", "png_rgb", "png_u16_256", "png_u16_32", "png_u8", "tiff", "npy", "npz"]
+
+
+class DataSource(Section):
+    """One annotation file."""
+
+    data_file: Text = key("", "Annotation file: a line a pair, `left right [disparity [mask]]`")
+    dataset_name: DatasetName = key("", "Data set, any case; says how disparities are coded. Empty: GenericDataset")
+    disparity_format: DisparityFormat = key("auto", "Coding of the disparities; auto: by data set and file (ours)")
+    disparity_scale: Float | None = key(None, "px a stored unit, for formats that hold integers (ours)", gt=0)
+    data_root: Text = key("", "Folder that relative paths start from; empty: the annotation file's folder (ours)")
+
+
+DataSources = Annotated[list[DataSource], null_is([])]
+
+
+class Augmentation(Section):
+    """Random changes of training pairs."""
+
+    input_mean: Annotated[list[Float], Field(min_length=3, max_length=3)] = key(
+        [0.485, 0.456, 0.406], "RGB mean after scaling to [0, 1]"
+    )
+    input_std: Annotated[list[Annotated[Float, Field(gt=0)]], Field(min_length=3, max_length=3)] = key(
+        [0.229, 0.224, 0.225], "RGB standard deviation after scaling to [0, 1]"
+    )
+    crop_size: Pair = key([518, 518], "Random crop [height, width]; padded up to a multiple of 32, the padding invalid")
+    min_scale: Float = key(-0.2, "Lower log2 bound of the random scale", ge=-1, le=1)
+    max_scale: Float = key(0.4, "Upper log2 bound of the random scale", ge=-1, le=1)
+    do_flip: bool = key(False, "Switch for the flips")
+    h_flip_prob: Float = key(0.5, "Probability of a horizontal flip", ge=0, le=1, automl=True)
+    v_flip_prob: Float = key(0.5, "Probability of a vertical flip", ge=0, le=1, automl=True)
+    hshift_prob: Float = key(0.5, "Probability of a horizontal shift", ge=0, le=1, automl=True)
+    yjitter_prob: Float = key(
+        1.0, "Probability of a vertical offset of up to 2 px between left and right crop", ge=0, le=1, automl=True
+    )
+    gamma: Annotated[list[Float], Field(min_length=4, max_length=4)] = key([1, 1, 1, 1], "Range of gamma")
+    color_aug_prob: Float = key(
+        0.2, "Probability that left and right get different colour jitter", ge=0, le=1, automl=True
+    )
+    color_aug_brightness: Float = key(0.4, "Strength of the brightness jitter", ge=0, le=1)
+    color_aug_contrast: Float = key(0.4, "Strength of the contrast jitter", ge=0, le=1)
+    color_aug_saturation: Range = key([0.0, 1.4], "Range of the saturation factor")
+    color_aug_hue_range: Range = key([-5 / 180, 5 / 180], "Range of the hue shift, in turns")
+    eraser_aug_prob: Float = key(
+        0.5, "Probability of erasing rectangles of the right image, an artificial occlusion", ge=0, le=1, automl=True
+    )
+    spatial_aug_prob: Float = key(1.0, "Probability of the random scale", ge=0, le=1, automl=True)
+    stretch_prob: Float = key(0.8, "Probability of scaling x and y differently", ge=0, le=1, automl=True)
+    max_stretch: Float = key(0.2, "log2 bound of that difference", ge=0, le=1)
+    crop_min_valid_disp_ratio: Float = key(
+        0.0, "Smallest share of valid ground truth wanted in a crop", ge=0, le=1, automl=True
+    )
+
+
+class Split(Section):
+    """One split: train, val, test or infer."""
+
+    data_sources: DataSources = key([], "Annotation files; several are put one after the other")
+    batch_size: Int = key(1, "Pairs in a batch on one device", ge=1)
+    workers: Int = key(8, "Loader processes", ge=0)
+    pin_memory: bool = key(True, "Pinned host memory")
+    augmentation: Augmentation = section(Augmentation, "Random changes of training pairs")
+
+
+class QuantCalibration(Section):
+    images_dir: Text = key("", "Folder of calibration images")
+
+
+class Dataset(Section):
+    dataset_name: Annotated[Literal["MonoDataset", "StereoDataset"], any_case("MonoDataset", "StereoDataset")] = key(
+        "StereoDataset", "Task; only StereoDataset exists here"
+    )
+    normalize_depth: bool = key(False, "Mono only")
+    max_depth: Float | None = key(None, "Mono only, metres", ge=1)
+    min_depth: Float | None = key(None, "Mono only, metres", ge=0)
+    max_disparity: Int = key(
+        416, "Ground truth at or above this many px counts neither in loss nor metrics", ge=1, le=416
+    )
+    baseline: Float = key(0.193001, "Baseline in metres, for depth and point clouds; counts only when set", ge=0)
+    focal_x: Float = key(1998.842, "Focal length in px, for depth and point clouds; counts only when set", ge=0)
+    on_error: Literal["fail", "skip"] = key("fail", "What an unreadable pair does (ours)")
+    train_dataset: Split = section(Split, "Pairs to train on")
+    val_dataset: Split = section(Split, "Pairs to validate on during training")
+    test_dataset: Split = section(Split, "Pairs for evaluate")
+    infer_dataset: Split = section(Split, "Pairs for inference")
+    quant_calibration_dataset: QuantCalibration = section(QuantCalibration, "Images for quantize")

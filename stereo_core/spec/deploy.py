@@ -1,0 +1,61 @@
+"""`export` and `gen_trt_engine`: checkpoint -> ONNX -> engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from stereo_core.spec.fields import Int, Positive, Section, Text, Texts, any_case, key, null_is, section
+
+Batch = Annotated[Int, null_is(-1)]
+Iterations = Annotated[Int, null_is(22)]
+
+
+class Export(Section):
+    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/export")
+    gpu_id: Int = key(0, "GPU to trace on", ge=0)
+    checkpoint: Text = key("", "Checkpoint of any layout", mandatory=True)
+    onnx_file: Text = key("", "ONNX file to write", mandatory=True)
+    on_cpu: bool = key(False, "Trace on the CPU")
+    input_channel: Literal[1, 3] = key(3, "Channels of an image; only 3 exists here")
+    input_width: Int = key(960, "Width in px, a multiple of 32", ge=32)
+    input_height: Int = key(544, "Height in px, a multiple of 32", ge=32)
+    opset_version: Int = key(17, "ONNX opset, 16 to 20", ge=1)
+    batch_size: Batch = key(-1, "Batch size; -1: any", ge=-1)
+    verbose: bool = key(False, "Verbose export")
+    format: Literal["onnx", "xdl"] = key("onnx", "File format; only onnx exists here")
+    valid_iters: Iterations = key(22, "GRU iterations baked into the graph", ge=1)
+    dynamic_hw: bool = key(False, "Leave height and width open")
+    check: bool = key(True, "Compare the file with PyTorch before success is reported (ours)")
+
+
+class TensorRT(Section):
+    data_type: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8", "fp8"], any_case("fp32", "fp16", "bf16", "int8", "fp8")
+    ] = key("fp32", "Precision, any case")
+    workspace_size: Int = key(4, "Scratch memory in GiB; 1024 (TAO's default, meant as MB): no limit", ge=0)
+    min_batch_size: Int = key(1, "Smallest batch", ge=1)
+    opt_batch_size: Int = key(1, "Batch to tune for", ge=1)
+    max_batch_size: Int = key(1, "Largest batch", ge=1)
+    layers_precision: Texts = key([], "<layer>:<precision> pins")
+
+
+class GenTrtEngine(Section):
+    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/gen_trt_engine")
+    gpu_id: Int = key(0, "GPU to build on", ge=0)
+    onnx_file: Text = key("", "ONNX file to read", mandatory=True)
+    trt_engine: Text = key("", "Engine file to write", mandatory=True)
+    timing_cache: Text = key("", "TensorRT timing cache, read and updated")
+    batch_size: Batch = key(-1, "Batch size", ge=-1)
+    verbose: bool = key(False, "Verbose build")
+    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"] = key(
+        "auto", "What builds and runs the engine; auto: TensorRT where it is installed, else onnxruntime (ours)"
+    )
+    verify: bool = key(True, "Compare the engine with its ONNX file before success is reported (ours)")
+    compute_capabilities: Texts = key([], "GPU generations to build for; empty: this one (ours)")
+    tensorrt: TensorRT = section(TensorRT, "Build settings")
+    min_height: Positive | None = key(None, "Smallest height, FastFoundationStereo only")
+    opt_height: Positive | None = key(None, "Height to tune for, FastFoundationStereo only")
+    max_height: Positive | None = key(None, "Largest height, FastFoundationStereo only")
+    min_width: Positive | None = key(None, "Smallest width, FastFoundationStereo only")
+    opt_width: Positive | None = key(None, "Width to tune for, FastFoundationStereo only")
+    max_width: Positive | None = key(None, "Largest width, FastFoundationStereo only")

@@ -1,0 +1,66 @@
+"""The spec of every verb but convert and synthesize, and which verbs there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stereo_core.spec.convert import ConvertSpec, SynthesizeSpec
+from stereo_core.spec.dataset import Dataset
+from stereo_core.spec.deploy import Export, GenTrtEngine
+from stereo_core.spec.fields import Section, Text, key, section
+from stereo_core.spec.model import Model
+from stereo_core.spec.predict import Evaluate, Inference
+from stereo_core.spec.quantize import Quantize
+from stereo_core.spec.train import Train, Wandb
+
+
+class ExperimentSpec(Section):
+    """One file may serve all verbs: each reads its own section, `dataset` and `model`."""
+
+    results_dir: Text = key("", "Output folder; each verb writes to its own folder in it")
+    encryption_key: Text = key("", "Passphrase of encrypted checkpoints", secret=True)
+    model_name: Text = key("", "Name for TAO's launcher")
+    dataset: Dataset = section(Dataset, "Which pairs, and how they are read and augmented")
+    model: Model = section(Model, "The network")
+    train: Train = section(Train, "Training")
+    evaluate: Evaluate = section(Evaluate, "Metrics of a checkpoint or an engine")
+    inference: Inference = section(Inference, "Disparity maps from a checkpoint or an engine")
+    export: Export = section(Export, "Checkpoint to ONNX")
+    gen_trt_engine: GenTrtEngine = section(GenTrtEngine, "ONNX to engine")
+    quantize: Quantize = section(Quantize, "Post-training quantisation")
+    wandb: Wandb = section(Wandb, "Weights & Biases")
+
+
+SPECS: dict[str, type[Section]] = {
+    "convert": ConvertSpec,
+    "synthesize": SynthesizeSpec,
+    "train": ExperimentSpec,
+    "evaluate": ExperimentSpec,
+    "inference": ExperimentSpec,
+    "trt_evaluate": ExperimentSpec,
+    "trt_inference": ExperimentSpec,
+    "export": ExperimentSpec,
+    "gen_trt_engine": ExperimentSpec,
+    "quantize": ExperimentSpec,
+}
+"""Verb -> the class of its spec."""
+
+
+def section_name(verb: str) -> str:
+    """The section that a verb reads: `trt_evaluate` reads `evaluate`."""
+    return verb.removeprefix("trt_")
+
+
+def results_dir(spec: Section, verb: str) -> Path:
+    """Where a verb writes: `<verb>.results_dir` as it is, else `results_dir/<verb>`; convert and synthesize use theirs.
+
+    With an engine, evaluate and inference write to `trt_evaluate` and `trt_inference`. The folder is not created.
+    """
+    if not isinstance(spec, ExperimentSpec):
+        return Path(spec.results_dir)
+    name = section_name(verb)
+    own = getattr(spec, name)
+    if own.results_dir:
+        return Path(own.results_dir)
+    with_engine = name in ("evaluate", "inference") and own.trt_engine
+    return Path(spec.results_dir) / (f"trt_{name}" if with_engine else name)

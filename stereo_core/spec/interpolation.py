@@ -1,0 +1,66 @@
+"""`${a.b}` inside a value: the value of another key."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from stereo_core.errors import SpecError
+from stereo_core.spec.fields import Section
+from stereo_core.spec.paths import dotted, nearest
+
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_MISSING = object()
+
+
+def resolve(tree: dict, group: type[Section]) -> dict:
+    """The tree with every reference replaced; keys that are not set count with their default.
+
+    A value that is one reference takes the other value as it is; inside a longer text it is written out.
+
+    Raises:
+        SpecError: a reference to no key or to itself, or one of OmegaConf's resolvers (`${eval:...}`, `${oc.env:...}`),
+            which run code or read the environment.
+    """
+    return {name: _resolve(value, (name,), tree, group, ()) for name, value in tree.items()}
+
+
+def _resolve(value: Any, path: tuple, tree: dict, group: type[Section], trail: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {name: _resolve(item, (*path, name), tree, group, trail) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, (*path, index), tree, group, trail) for index, item in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+
+    def target(match: re.Match) -> Any:
+        return _target(match[1].strip(), path, tree, group, trail)
+
+    whole = _REFERENCE.fullmatch(value)
+    return target(whole) if whole else _REFERENCE.sub(lambda match: str(target(match)), value)
+
+
+def _target(name: str, path: tuple, tree: dict, group: type[Section], trail: tuple[str, ...]) -> Any:
+    where = dotted(path)
+    if ":" in name:
+        kind = name.partition(":")[0]
+        raise SpecError(f"{where}: ${{{kind}:...}} would run code or read the environment; write the value itself")
+    if name in trail:
+        raise SpecError(f"{where}: ${{{name}}} refers to itself")
+    parts = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
+    value = _look_up(tree, parts)
+    if value is _MISSING or value == "???":
+        value = _look_up(group().model_dump(), parts)
+    if value is _MISSING:
+        guess = nearest(name, group)
+        raise SpecError(f"{where}: ${{{name}}} is no key" + (f"; did you mean ${{{guess}}}?" if guess else ""))
+    return _resolve(value, path, tree, group, (*trail, name))
+
+
+def _look_up(tree: Any, parts: tuple) -> Any:
+    for part in parts:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return _MISSING
+    return tree

@@ -1,0 +1,179 @@
+"""A spec file, overrides and defaults -> a checked spec; every complaint of one load in one message."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stereo_core.errors import SpecError
+from stereo_core.spec import effects, paths, requirements
+from stereo_core.spec.experiment import SPECS, ExperimentSpec
+from stereo_core.spec.fields import Section
+from stereo_core.spec.interpolation import resolve
+from stereo_core.spec.model import PRESETS
+from stereo_core.spec.overrides import apply_override, parse_override
+from stereo_core.spec.text import parse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Source:
+    """Where each value comes from, for error messages."""
+
+    name: str
+    overridden: list[str] = field(default_factory=list)
+
+    def of(self, path: str) -> str:
+        related = (other for other in self.overridden if _starts(path, other) or _starts(other, path))
+        return "command line" if any(related) else self.name
+
+
+def _starts(path: str, other: str) -> bool:
+    return path == other or path.startswith((f"{other}.", f"{other}["))
+
+
+def load_spec(verb: str, path: Path | None, overrides: Sequence[str] = ()) -> Section:
+    """The spec of a verb from a YAML file, or from nothing, and `key=value` overrides.
+
+    Returns:
+        An ExperimentSpec, a ConvertSpec or a SynthesizeSpec. Mandatory keys of the verb are set, its input files exist.
+
+    Raises:
+        SpecError: one line a complaint, each with the file (or `command line`), the dotted path and the rule broken.
+    """
+    source = _Source(str(path) if path else "command line")
+    tree = read_tree(path) if path else {}
+    complaints = []
+    for token in overrides:
+        try:
+            keys, value = parse_override(token)
+            source.overridden.append(paths.dotted(keys))
+            apply_override(tree, keys, value)
+        except SpecError as error:
+            complaints.append(f"command line: {error}")
+    return _finish(verb, tree, source, complaints)
+
+
+def spec_from_dict(verb: str, tree: dict[str, Any], source: str = "spec") -> Section:
+    """The same from a dict; `source` names it in error messages."""
+    return _finish(verb, copy.deepcopy(tree), _Source(source), [])
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The keys of a spec file. Any file name will do; an empty file is an empty spec.
+
+    Raises:
+        SpecError: the file can not be read, is not UTF-8, is not YAML or is not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such spec file") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise SpecError(f"{path}: can not be read: {error.strerror}") from None
+    tree = parse(text, str(path))
+    if tree is not None and not isinstance(tree, dict):
+        raise SpecError(f"{path}: a spec is a mapping of keys to values, this is a {type(tree).__name__}")
+    return tree or {}
+
+
+def build(verb: str, tree: dict[str, Any]) -> Section:
+    """A spec of the right types and ranges; whether it suffices for the verb is not asked.
+
+    Raises:
+        SpecError: unknown verb, or a reference that can not be resolved.
+        ValidationError: keys, types, ranges, choices.
+    """
+    if verb not in SPECS:
+        guess = difflib.get_close_matches(verb, SPECS, 1)
+        raise SpecError(f"{verb}: unknown verb" + (f"; did you mean {guess[0]}?" if guess else ""))
+    group = SPECS[verb]
+    tree = resolve(_without_unset(tree), group)
+    if group is ExperimentSpec:
+        _apply_preset(tree)
+    return group.model_validate(tree)
+
+
+def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Section:
+    spec = None
+    try:
+        spec = build(verb, tree)
+    except SpecError as error:
+        complaints.append(f"{source.name}: {error}")
+    except ValidationError as error:
+        complaints += [_complaint(SPECS[verb], detail, source) for detail in error.errors(include_url=False)]
+    if spec is not None:
+        complaints += [f"{source.of(path)}: {path}: {rule}" for path, rule in requirements.check(verb, spec)]
+    if complaints:
+        raise SpecError("\n".join(dict.fromkeys(complaints)))
+    requirements.settle(verb, spec)
+    for path, reason in effects.without_effect(verb, spec):
+        log.warning("%s has no effect here: %s", path, reason)
+    return spec
+
+
+def _without_unset(value: Any) -> Any:
+    """`???`, OmegaConf's mark for a value still to be set, is the same as leaving the key out."""
+    if isinstance(value, dict):
+        return {name: _without_unset(item) for name, item in value.items() if item != "???"}
+    if isinstance(value, list):
+        return [_without_unset(item) for item in value]
+    return value
+
+
+def _apply_preset(tree: dict) -> None:
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("preset"), str):
+        tree["model"] = PRESETS.get(model["preset"], {}) | model
+
+
+_RULES = {
+    "greater_than_equal": "{value} is less than the smallest value {ge}",
+    "greater_than": "{value} is not greater than {gt}",
+    "less_than_equal": "{value} is more than the largest value {le}",
+    "less_than": "{value} is not less than {lt}",
+    "multiple_of": "{value} is not a multiple of {multiple_of}",
+    "literal_error": "{value} is not one of {expected}",
+    "int_parsing": "{value} is not a whole number",
+    "int_from_float": "{value} is not a whole number",
+    "int_type": "{value} is not a whole number",
+    "float_parsing": "{value} is not a number",
+    "float_type": "{value} is not a number",
+    "finite_number": "{value} is not a finite number",
+    "bool_parsing": "{value} is not true or false",
+    "bool_type": "{value} is not true or false",
+    "string_type": "{value} is not a text; put it in quotes",
+    "string_pattern_mismatch": "{value} does not match {pattern}",
+    "list_type": "{value} is not a list",
+    "dict_type": "{value} is not a mapping",
+    "model_type": "{value} is not a group of keys",
+    "model_attributes_type": "{value} is not a group of keys",
+    "too_short": "{actual_length} entries; at least {min_length} are needed",
+    "too_long": "{actual_length} entries; at most {max_length} are possible",
+}
+
+
+def _complaint(group: type[Section], detail: dict, source: _Source) -> str:
+    path = paths.dotted(detail["loc"])
+    where = f"{source.of(path)}: {path}"
+    if detail["type"] == "extra_forbidden":
+        guess = paths.nearest(path, group)
+        return f"{where}: unknown" + (f"; did you mean {guess}?" if guess else "")
+    if detail["type"] == "value_error":
+        return f"{where}: {detail['ctx']['error']}"
+    values = {"value": "the value" if path == "encryption_key" else repr(detail["input"])} | detail.get("ctx", {})
+    return (
+        f"{where}: {_RULES[detail['type']].format(**values)}"
+        if detail["type"] in _RULES
+        else f"{where}: {detail['msg']}"
+    )

@@ -1,0 +1,39 @@
+"""`quantize`: post-training quantisation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key, null_is, section
+
+
+class TensorRule(Section):
+    dtype: Literal["", "int8", "fp8_e4m3fn", "fp8_e5m2", "native"] = key("", "Number format; native: leave alone")
+    observer_or_fake_quant: Text = key("", "Registered observer")
+    quant_axis: Int | None = key(None, "Axis of per-channel scales; null: one scale a tensor")
+    observer_or_fake_quant_kwargs: Mapping = key({}, "Arguments of the observer")
+
+
+class LayerRule(Section):
+    module_name: Text = key("", "Module name, class name or fnmatch pattern")
+    weights: TensorRule = section(TensorRule, "Rule for weights")
+    activations: TensorRule = section(TensorRule, "Rule for activations")
+
+
+class Quantize(Section):
+    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/quantize")
+    backend: Annotated[Literal["modelopt.pytorch", "torchao", "modelopt.onnx"], null_is("torchao")] = key(
+        "torchao", "Quantisation library"
+    )
+    backend_kwargs: Mapping = key({}, "Extra arguments of the library")
+    mode: Annotated[Literal["static_ptq", "weight_only_ptq"], null_is("weight_only_ptq")] = key(
+        "weight_only_ptq", "With or without calibration data"
+    )
+    algorithm: Annotated[
+        Literal["minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq"], null_is("minmax")
+    ] = key("minmax", "Calibration algorithm")
+    device: Text = key("cuda", "Calibration device", pattern="^(cuda|cpu|trt|cuda:[0-9]+)$")
+    model_path: Text = key("", "Model to quantise")
+    layers: Annotated[list[LayerRule], null_is([])] = key([], "Rules a module; later ones win")
+    skip_names: Texts = key([], "Modules to leave alone")
+    max_epe_increase: Float | None = key(None, "Largest loss of accuracy accepted, px EPE (ours)", ge=0)

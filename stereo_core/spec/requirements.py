@@ -1,0 +1,192 @@
+"""What a verb needs beyond types and ranges: keys that must be set, files that must exist, keys that must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stereo_core.spec.dataset import Augmentation, Split
+from stereo_core.spec.experiment import ExperimentSpec, section_name
+from stereo_core.spec.fields import Section
+
+Complaint = tuple[str, str]
+"""A dotted path and the rule it breaks."""
+
+_MODEL_VERBS = ("train", "evaluate", "inference", "export")
+
+
+def check(verb: str, spec: Section) -> list[Complaint]:
+    """Everything that stops a verb from running on a spec."""
+    if verb == "convert":
+        return [*_is_set("results_dir", spec.results_dir), *_folder("data_root", spec.data_root)]
+    if verb == "synthesize":
+        return list(_is_set("results_dir", spec.results_dir))
+    name = section_name(verb)
+    own = getattr(spec, name)
+    complaints = [] if own.results_dir or spec.results_dir else [("results_dir", f"is needed (or {name}.results_dir)")]
+    complaints += _RULES[name](spec, verb)
+    if name in _MODEL_VERBS and not getattr(own, "trt_engine", ""):
+        complaints += _model(spec)
+    if name != "gen_trt_engine" and spec.dataset.dataset_name != "StereoDataset":
+        complaints.append(("dataset.dataset_name", "MonoDataset: this product is for stereo only"))
+    return complaints
+
+
+def settle(verb: str, spec: Section) -> None:
+    """Fill in what follows from the rest: entries of data_sources without a file go, evaluate.resize is decided."""
+    if not isinstance(spec, ExperimentSpec):
+        return
+    for name in ("train", "val", "test", "infer"):
+        split: Split = getattr(spec.dataset, f"{name}_dataset")
+        split.data_sources = [source for source in split.data_sources if source.data_file]
+        for source in split.data_sources:
+            source.dataset_name = source.dataset_name or "GenericDataset"
+    if spec.evaluate.resize is None:
+        spec.evaluate.resize = "pad" if spec.evaluate.trt_engine else "none"
+
+
+def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
+    train = spec.train
+    yield from _sources(spec, "train", needed=True)
+    yield from _sources(spec, "val", needed=False)
+    for name in ("train", "val"):
+        yield from _augmentation(
+            f"dataset.{name}_dataset.augmentation", getattr(spec.dataset, f"{name}_dataset").augmentation
+        )
+    yield from _file("train.pretrained_model_path", train.pretrained_model_path, needed=False)
+    yield from _file("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path, needed=False)
+    if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
+        yield (
+            "train.checkpoint_interval",
+            f"{train.checkpoint_interval} is more than train.num_epochs {train.num_epochs}",
+        )
+    if train.validation_interval > train.num_epochs:
+        yield (
+            "train.validation_interval",
+            f"{train.validation_interval} is more than train.num_epochs {train.num_epochs}",
+        )
+
+
+def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
+    name = section_name(verb)
+    own = getattr(spec, name)
+    yield from _sources(spec, "test" if name == "evaluate" else "infer", needed=True)
+    if verb.startswith("trt_") and not own.trt_engine:
+        yield f"{name}.trt_engine", f"is needed by {verb}"
+    elif own.checkpoint and own.trt_engine:
+        yield f"{name}.checkpoint", f"{name}.trt_engine is set too; exactly one of the two is possible"
+    elif not own.checkpoint and not own.trt_engine:
+        yield f"{name}.checkpoint", f"{verb} needs either this or {name}.trt_engine"
+    yield from _file(f"{name}.checkpoint", own.checkpoint, needed=False)
+    yield from _file(f"{name}.trt_engine", own.trt_engine, needed=False)
+    if name == "inference":
+        yield from _file("inference.calibration", own.calibration, needed=False)
+
+
+def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
+    export = spec.export
+    yield from _file("export.checkpoint", export.checkpoint)
+    yield from _is_set("export.onnx_file", export.onnx_file)
+    for path, size in (("export.input_height", export.input_height), ("export.input_width", export.input_width)):
+        if size % 32:
+            yield path, f"{size} is not a multiple of 32"
+    if not 16 <= export.opset_version <= 20:
+        yield "export.opset_version", f"{export.opset_version} is not one of 16 to 20"
+    if export.batch_size == 0:
+        yield "export.batch_size", "0 is neither a batch size nor -1 (any)"
+    if export.input_channel != 3:
+        yield "export.input_channel", "the network takes colour images: 3 channels"
+    if export.format != "onnx":
+        yield "export.format", "only onnx can be written"
+
+
+def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
+    own, settings = spec.gen_trt_engine, spec.gen_trt_engine.tensorrt
+    yield from _file("gen_trt_engine.onnx_file", own.onnx_file)
+    yield from _is_set("gen_trt_engine.trt_engine", own.trt_engine)
+    if not settings.min_batch_size <= settings.opt_batch_size <= settings.max_batch_size:
+        sizes = f"{settings.min_batch_size}, {settings.opt_batch_size}, {settings.max_batch_size}"
+        yield "gen_trt_engine.tensorrt.opt_batch_size", f"min, opt, max batch size must not decrease, they are {sizes}"
+
+
+def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
+    yield from _file("quantize.model_path", spec.quantize.model_path)
+
+
+_RULES = {
+    "train": _train,
+    "evaluate": _predict,
+    "inference": _predict,
+    "export": _export,
+    "gen_trt_engine": _gen_trt_engine,
+    "quantize": _quantize,
+}
+
+
+def _model(spec: ExperimentSpec) -> Iterator[Complaint]:
+    """Settings of TAO that no published weights use, and other networks."""
+    model = spec.model
+    if model.model_type == "FastFoundationStereo":
+        yield "model.model_type", "FastFoundationStereo is not available here; FoundationStereo is"
+    elif model.model_type != "FoundationStereo":
+        yield (
+            "model.model_type",
+            f"{model.model_type} is a mono network; this product is for stereo only: FoundationStereo",
+        )
+    if model.encoder == "vitt" and model.preset != "tiny":
+        yield "model.encoder", "vitt exists in the tiny preset only: model.preset=tiny"
+    if model.preset == "tiny" and model.encoder != "vitt":
+        yield "model.encoder", f"the tiny preset has its own ViT, vitt, not {model.encoder}"
+    if any(width != 128 for width in model.hidden_dims) or len(model.hidden_dims) < model.n_gru_layers:
+        yield "model.hidden_dims", f"{model.hidden_dims}: the network has 128 in every GRU level"
+    if model.n_downsample != 2:
+        yield "model.n_downsample", "the network works at a quarter of the resolution: 2"
+    if model.cv_group != 8:
+        yield "model.cv_group", f"{model.cv_group}: the network has 8 correlation groups"
+    if model.volume_dim not in (28, 32):
+        yield "model.volume_dim", f"{model.volume_dim}: the network has 28 cost volume channels"
+    for name in ("use_bn", "use_clstoken"):
+        if getattr(model.stereo_backbone, name):
+            yield f"model.stereo_backbone.{name}", "no published weights use it; only false is possible"
+    for name in ("depth_anything_v2_pretrained_path", "edgenext_pretrained_path"):
+        yield from _file(f"model.stereo_backbone.{name}", getattr(model.stereo_backbone, name), needed=False)
+
+
+def _augmentation(path: str, augmentation: Augmentation) -> Iterator[Complaint]:
+    ranges = {
+        "min_scale": [augmentation.min_scale, augmentation.max_scale],
+        "color_aug_saturation": augmentation.color_aug_saturation,
+        "color_aug_hue_range": augmentation.color_aug_hue_range,
+    }
+    for name, (low, high) in ranges.items():
+        if low > high:
+            yield f"{path}.{name}", f"the range begins at {low} and ends at {high}"
+
+
+def _sources(spec: ExperimentSpec, split: str, *, needed: bool) -> Iterator[Complaint]:
+    path = f"dataset.{split}_dataset.data_sources"
+    sources = getattr(spec.dataset, f"{split}_dataset").data_sources
+    if needed and not sources:
+        yield path, "at least one entry with a data_file is needed"
+    for index, source in enumerate(sources):
+        yield from _file(f"{path}[{index}].data_file", source.data_file, needed=needed)
+        if source.data_root:
+            yield from _folder(f"{path}[{index}].data_root", source.data_root)
+
+
+def _is_set(path: str, value: str) -> Iterator[Complaint]:
+    if not value:
+        yield path, "is needed"
+
+
+def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
+    if needed:
+        yield from _is_set(path, value)
+    if value and not Path(value).is_file():
+        yield path, f"no such file: {value}"
+
+
+def _folder(path: str, value: str) -> Iterator[Complaint]:
+    yield from _is_set(path, value)
+    if value and not Path(value).is_dir():
+        yield path, f"no such folder: {value}"

@@ -1,0 +1,109 @@
+"""YAML text -> plain Python values, by the rules of YAML 1.2, with duplicate keys refused.
+
+YAML 1.1, PyYAML's own dialect, reads `on`, `12:30` and `2024-01-01` as true, 750 and a date; here they are texts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from stereo_core.errors import SpecError
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own name
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"]
+)
+_NUMBER = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")
+_Loader.add_implicit_resolver("number", _NUMBER, [*"-+.0123456789"])
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float | str:
+    """A number that Python writes back the same way; else its text, which keys that want a number read just as well.
+
+    So `model_name: 007` and `name: 1.10` stay what was written.
+    """
+    text = node.value
+    value = float(text) if re.search(r"[.eE]", text) else int(text)
+    return value if str(value) == text else text
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        name, line = key_node.value, key_node.start_mark.line + 1
+        if isinstance(name, str) and name in seen and name != "<<":
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {name!r} stands twice, first in line {seen[name]}", key_node.start_mark
+            )
+        if isinstance(name, str):
+            seen[name] = line
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("number", _number)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse(text: str, source: str) -> Any:
+    """One YAML document as plain values.
+
+    Raises:
+        SpecError: not YAML; names the source, the line and what is wrong there.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise SpecError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source}: not valid YAML: {error}") from None
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override. Only text in brackets, braces or quotes is YAML; anything else is one plain scalar.
+
+    Blanks, `#`, `: ` and quotes inside a value are therefore part of it.
+
+    Raises:
+        SpecError: brackets or braces that are not valid YAML.
+    """
+    text = text.strip()
+    if text[:1] in ("[", "{"):
+        return _spread(parse(text, "value"))
+    if text[:1] in ("'", '"'):
+        try:
+            value = parse(text, "value")
+        except SpecError:
+            return text
+        return value if isinstance(value, str) else text
+    if text == "":
+        return ""
+    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+    return _Loader("").construct_object(yaml.ScalarNode(tag, text))
+
+
+def _spread(value: Any) -> Any:
+    """Hydra's `{a:1,b:x}`, without blanks, means `{a: 1, b: x}`."""
+    if isinstance(value, list):
+        return [_spread(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    result = {}
+    for name, item in value.items():
+        head, colon, tail = str(name).partition(":")
+        if item is None and colon:
+            result[head] = parse_value(tail)
+        else:
+            result[name] = _spread(item)
+    return result

@@ -1,0 +1,90 @@
+"""`train` and `wandb`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stereo_core.spec.fields import Float, Int, NonNegative, Positive, Section, Text, Texts, key, section
+
+Scheduler = Literal[
+    "MultiStepLR",
+    "MultiStep",
+    "StepLR",
+    "CustomMultiStepLRScheduler",
+    "LambdaLR",
+    "PolynomialLR",
+    "OneCycleLR",
+    "CosineAnnealingLR",
+]
+
+
+class Optim(Section):
+    optimizer: Literal["AdamW", "SGD"] = key("AdamW", "Optimizer")
+    monitor_name: Literal["val_loss", "train_loss"] = key("val_loss", "Metric for a plateau scheduler")
+    lr: Float = key(1e-4, "Learning rate", ge=1e-6, le=1e-2, automl=True)
+    momentum: Float = key(0.9, "Momentum of SGD", gt=0, le=1, automl=True)
+    weight_decay: Float = key(1e-4, "Weight decay", ge=1e-6, le=1e-2, automl=True)
+    lr_scheduler: Scheduler = key("MultiStepLR", "Learning rate schedule, in optimizer steps")
+    lr_steps: list[Positive] = key([1000], "Milestones of MultiStepLR, in optimizer steps")
+    lr_step_size: Int = key(1000, "Period of StepLR, in optimizer steps", ge=1, le=10000, automl=True)
+    lr_decay: Float = key(0.1, "Factor of MultiStepLR and StepLR", gt=0, le=1, automl=True)
+    min_lr: Float = key(1e-7, "Last learning rate of CosineAnnealingLR", ge=1e-8, le=1e-3, automl=True)
+    warmup_steps: Int = key(20, "Steps of linear warm-up", ge=0)
+
+
+class Cudnn(Section):
+    benchmark: bool = key(False, "Try convolution algorithms and keep the fastest")
+    deterministic: bool = key(True, "Deterministic kernels only")
+
+
+class Train(Section):
+    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/train")
+    num_epochs: Int = key(10, "Epochs", ge=1)
+    num_gpus: Int = key(1, "GPUs on a node", ge=1)
+    gpu_ids: Annotated[list[NonNegative], Field(min_length=1)] = key([0], "GPU indices")
+    num_nodes: Int = key(1, "Nodes", ge=1)
+    seed: Int = key(1234, "Random seed; -1: none", ge=-1)
+    cudnn: Cudnn = section(Cudnn, "cuDNN switches")
+    pretrained_model_path: Text = key("", "Checkpoint to start from, any layout")
+    resume_training_checkpoint_path: Text = key("", "Checkpoint to go on from; empty: the newest in the output folder")
+    checkpoint_interval: Int = key(1, "Checkpoint every so many epochs or steps", ge=1)
+    checkpoint_interval_unit: Literal["epoch", "step"] = key("epoch", "Unit of checkpoint_interval")
+    checkpoint_interval_steps: Int | None = key(None, "Steps between checkpoints", ge=1)
+    keep_checkpoints: Int = key(3, "Checkpoints kept beside the last one (ours)", ge=0)
+    monitor: Text = key("val/epe", "Metric, the lower the better, by which they are kept (ours)")
+    validation_interval: Int = key(1, "Validate every so many epochs", ge=1)
+    precision: Literal["bf16", "fp32", "fp16"] = key("fp32", "Arithmetic of training")
+    distributed_strategy: Literal["ddp", "fsdp"] = key("ddp", "Strategy for several GPUs")
+    activation_checkpoint: bool = key(False, "Recompute activations to save memory")
+    accumulate: Int = key(1, "Batches in one optimizer step (ours)", ge=1)
+    clip_grad_norm: Float = key(0.1, "Bound of the gradient norm", gt=0)
+    clip_grad_value: Float | None = key(None, "Bound of each gradient element instead (ours)", gt=0)
+    nonfinite: Literal["fail", "skip"] = key("fail", "What a loss that is NaN or infinite does (ours)")
+    ema_decay: Float | None = key(None, "Decay of averaged weights (ours)", gt=0, lt=1)
+    backbone_lr_factor: Float = key(1.0, "Learning rate of the backbones relative to lr (ours)", ge=0)
+    compile: Literal["auto", "on", "off"] = key("auto", "torch.compile (ours)")
+    optim: Optim = section(Optim, "Optimizer and schedule")
+    log_every_n_steps: Int = key(500, "Steps between log lines", ge=1)
+    vis_step_interval: Int = key(10, "Steps between logged pictures", ge=1)
+    is_dry_run: bool = key(False, "One batch of training and validation, no checkpoint")
+    dataloader_visualize: bool = key(False, "Show loader samples")
+    inference_tile: bool = key(False, "Tiled inference")
+    tile_wtype: Text = key("gaussian", "Blending of tiles")
+    tile_min_overlap: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] = key(
+        [16, 16], "Overlap of tiles"
+    )
+
+
+class Wandb(Section):
+    enable: bool = key(True, "Log to W&B where it is installed and a key is in the environment")
+    project: Text = key("TAO Toolkit", "Project")
+    entity: Text = key("", "Entity")
+    name: Text = key("TAO Toolkit Training", "Run name")
+    run_id: Text = key("", "Run to go on with")
+    group: Text = key("", "Group")
+    tags: Texts = key(["tao-toolkit"], "Tags")
+    reinit: bool = key(False, "Several runs in one process")
+    sync_tensorboard: bool = key(False, "Mirror TensorBoard")
+    save_code: bool = key(False, "Upload the source")
