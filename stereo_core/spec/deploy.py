@@ -43,7 +43,7 @@ class GenTrtEngine(Section):
     results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/gen_trt_engine")
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
-    trt_engine: Text = key("", "Engine file to write", mandatory=True)
+    trt_engine: Text = key("", "Engine file to write; empty: <results_dir>/gen_trt_engine/<name of the ONNX file>")
     timing_cache: Text = key("", "TensorRT timing cache, read and updated")
     batch_size: Batch = key(-1, "Batch size", ge=-1)
     verbose: bool = key(False, "Verbose build")

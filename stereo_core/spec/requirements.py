@@ -89,7 +89,7 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     yield from _is_set("export.onnx_file", export.onnx_file)
     for path, size in (("export.input_height", export.input_height), ("export.input_width", export.input_width)):
         if size % 32:
-            yield path, f"{size} is not a multiple of 32"
+            yield path, f"{size} is not a multiple of 32; the nearest is {max(32, 32 * round(size / 32))}"
     if not 16 <= export.opset_version <= 20:
         yield "export.opset_version", f"{export.opset_version} is not one of 16 to 20"
     if export.batch_size == 0:
@@ -103,7 +103,6 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     own, settings = spec.gen_trt_engine, spec.gen_trt_engine.tensorrt
     yield from _file("gen_trt_engine.onnx_file", own.onnx_file)
-    yield from _is_set("gen_trt_engine.trt_engine", own.trt_engine)
     if not settings.min_batch_size <= settings.opt_batch_size <= settings.max_batch_size:
         sizes = f"{settings.min_batch_size}, {settings.opt_batch_size}, {settings.max_batch_size}"
         yield "gen_trt_engine.tensorrt.opt_batch_size", f"min, opt, max batch size must not decrease, they are {sizes}"

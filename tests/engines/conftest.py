@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 @pytest.fixture
 def colour_onnx(tmp_path):
-    """Factory of an ONNX file with `disparity = scale * left red + 1000 * right green`, colours in 0..255."""
+    """Factory of an ONNX file with `disparity = scale * left red + 3 * right green`, colours in 0..255."""
 
     def make(name="colours.onnx", batch=1, height=64, width=96, *, left="left_image", right="right_image", scale=1.0):
         return write_colour_onnx(tmp_path / name, batch, height, width, left, right, scale)
@@ -24,9 +24,9 @@ def write_colour_onnx(path: Path, batch, height, width, left="left_image", right
     shape = [batch or "batch", 3, height, width]
     # One 1x1 convolution an image undoes the ImageNet normalisation of the channel it takes.
     red, green = np.zeros((1, 3, 1, 1), np.float32), np.zeros((1, 3, 1, 1), np.float32)
-    red[0, 0], green[0, 1] = 0.229 * 255 * scale, 0.224 * 255 * 1000
+    red[0, 0], green[0, 1] = 0.229 * 255 * scale, 0.224 * 255 * 3
     weights = {"red": red, "green": green, "red0": np.float32([0.485 * 255 * scale])}
-    weights["green0"] = np.float32([0.456 * 255 * 1000])
+    weights["green0"] = np.float32([0.456 * 255 * 3])
     nodes = [
         helper.make_node("Conv", [left, "red", "red0"], ["l"]),
         helper.make_node("Conv", [right, "green", "green0"], ["r"]),
