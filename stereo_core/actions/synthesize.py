@@ -1,0 +1,47 @@
+"""synthesize: a small data set of exact synthetic stereo scenes, laid out as FSD is.
+
+<results_dir>/scene_0000/dataset/data/{left,right}/rgb/0000.png, left/disparity/0000.png (RGB-coded, radix 255),
+left/nocc/0000.png (255 = visible to both cameras) and K.txt. `convert` lists it with image_dir_pattern [left/rgb],
+right_dir_pattern [right/rgb], depth_dir_pattern [left/disparity], nocc_dir_pattern [left/nocc], extensions .png.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stereo_core.actions import Outcome
+from stereo_core.data.codecs import write_disparity_rgb
+from stereo_core.data.images import write_png
+from stereo_core.data.synthetic import make_scene
+from stereo_core.files import atomic_path
+from stereo_core.spec import results_dir
+
+BASELINE = 0.1  # m
+
+
+def run(spec: Any, status: Any) -> Outcome:
+    """Write `num_scenes` scenes of `height` x `width` px with disparities in (0, `max_disparity`), from `seed`."""
+    folder = results_dir(spec, "synthesize")
+    for number in range(spec.num_scenes):
+        seed = int(np.random.SeedSequence((spec.seed, number)).generate_state(1)[0])
+        scene = make_scene(spec.height, spec.width, spec.max_disparity, seed)
+        write_scene(folder / f"scene_{number:04d}" / "dataset" / "data", scene)
+    message = f"{spec.num_scenes} scenes of {spec.width}x{spec.height} px, disparity below {spec.max_disparity} px"
+    return Outcome(message, artifacts={"images": folder})
+
+
+def write_scene(folder: Path, scene: dict[str, np.ndarray]) -> None:
+    """Write one scene of `make_scene` below `folder`."""
+    write_png(folder / "left" / "rgb" / "0000.png", scene["left"])
+    write_png(folder / "right" / "rgb" / "0000.png", scene["right"])
+    write_disparity_rgb(folder / "left" / "disparity" / "0000.png", scene["disparity"])
+    write_png(folder / "left" / "nocc" / "0000.png", scene["visible"].astype(np.uint8) * 255)
+    height, width = scene["disparity"].shape
+    focal = float(width)
+    with atomic_path(folder / "K.txt") as temporary:
+        temporary.write_text(
+            f"{focal} 0.0 {(width - 1) / 2} 0.0 {focal} {(height - 1) / 2} 0.0 0.0 1.0\n{BASELINE}\n", encoding="utf-8"
+        )
