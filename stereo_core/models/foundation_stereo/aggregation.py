@@ -1,0 +1,176 @@
+"""Filtering of the cost volume: a 3-D hourglass of axial-planar convolutions beside a disparity transformer.
+
+B images, C channels, D disparity bins, h = H/4, w = W/4; L tokens (bins) of N columns (pixels), c heads' width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
+from stereo_core.models.foundation_stereo.cost_volume import FeatureAttention
+from stereo_core.models.foundation_stereo.layers import ConvNorm
+
+LAYERS = 4
+DROPOUT = 0.1
+COLUMNS = 32768  # CUDA's fused attention takes at most 65535 sequences
+
+
+class AxialPlanarConv(nn.Module):
+    """A 3 x 3 convolution in the image plane, then one 17 wide along the disparity; each with BN and ReLU."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv3d(dim, dim, (1, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(dim), nn.ReLU())
+        self.conv2 = nn.Sequential(nn.Conv3d(dim, dim, (17, 1, 1), padding=(8, 0, 0)), nn.BatchNorm3d(dim), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class DisparityAttention(nn.Module):
+    """Self-attention in one of the three forms in which the same weights were published.
+
+    "disparity": multi-head attention between the tokens of a column, as in the paper and the first release.
+    "heads": softmax over the heads within each token (NVlabs since 2025-06-26).
+    "tao": the (L, C) projection is read as (heads, L, c) without a transpose.
+    """
+
+    def __init__(self, dim: int, heads: int, form: str):
+        super().__init__()
+        self.heads, self.form = heads, form
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def split(self, x_NLC: Tensor) -> Tensor:
+        N, L, C = x_NLC.shape
+        if self.form == "tao":
+            return x_NLC.reshape(N, self.heads, L, C // self.heads)
+        x_NLHc = x_NLC.reshape(N, L, self.heads, C // self.heads)
+        return x_NLHc.transpose(1, 2) if self.form == "disparity" else x_NLHc
+
+    def forward(self, x_NLC: Tensor) -> Tensor:
+        q, k, v = (self.split(proj(x_NLC)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        y = F.scaled_dot_product_attention(q, k, v)
+        if self.form == "disparity":
+            y = y.transpose(1, 2)
+        return self.out_proj(y.reshape(x_NLC.shape))
+
+
+class TransformerLayer(nn.Module):
+    """Post-norm."""
+
+    def __init__(self, dim: int, heads: int, form: str):
+        super().__init__()
+        self.self_attn = DisparityAttention(dim, heads, form)
+        self.linear1 = nn.Linear(dim, dim)
+        self.linear2 = nn.Linear(dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x_NLC: Tensor) -> Tensor:
+        x_NLC = self.norm1(x_NLC + self.dropout(self.self_attn(x_NLC)))
+        hidden = self.dropout(F.gelu(self.linear1(x_NLC)))
+        return self.norm2(x_NLC + self.dropout(self.linear2(hidden)))
+
+
+class DisparityTransformer(nn.Module):
+    """Volume (B, C, D, h, w) -> the same shape; each pixel's bins are a sequence of their own."""
+
+    def __init__(self, dim: int, heads: int, form: str):
+        super().__init__()
+        self.sa = nn.ModuleList(TransformerLayer(dim, heads, form) for _ in range(LAYERS))
+
+    def forward(self, x_BCDhw: Tensor) -> Tensor:
+        B, C, D, h, w = x_BCDhw.shape
+        x_NLC = x_BCDhw.permute(0, 3, 4, 2, 1).reshape(B * h * w, D, C)
+        x_NLC = x_NLC + sinusoids(D, C, x_NLC.device).to(x_NLC.dtype)
+        parts = x_NLC.split(COLUMNS) if h * w > COLUMNS else [x_NLC]
+        y_NLC = torch.cat([self.encode(part) for part in parts])
+        return y_NLC.reshape(B, h, w, D, C).permute(0, 4, 3, 1, 2)
+
+    def encode(self, x_NLC: Tensor) -> Tensor:
+        for layer in self.sa:
+            x_NLC = layer(x_NLC)
+        return x_NLC
+
+
+def sinusoids(length: int, dim: int, device: torch.device) -> Tensor:
+    """Position table (length, dim) in float32: even channels sine, odd channels cosine."""
+    position = torch.arange(length, device=device, dtype=torch.float32)
+    channel = torch.arange(0, dim, 2, device=device, dtype=torch.float32)
+    angle = position[:, None] * (channel * (-math.log(10000.0) / dim)).exp()
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+class CostAggregation(nn.Module):
+    """Cost volume (B, C, D, h, w) and the left image's features at 1/8, 1/16, 1/32 -> filtered volume, same shape."""
+
+    def __init__(self, config: FoundationStereoConfig):
+        super().__init__()
+        tao = config.variant == "tao"
+        self.transformer_first = not tao
+        c = config.widths.volume
+        _, f8, f16, f32 = config.feature_dims
+        self.conv1 = _down(c, 2 * c)
+        self.conv2 = _down(2 * c, 4 * c)
+        self.conv3 = _down(4 * c, 6 * c)
+        self.conv3_up = _up(6 * c, 4 * c)
+        self.conv2_up = _up(4 * c, 2 * c)
+        self.conv1_up = _up(2 * c, c)
+        self.conv_out = nn.Sequential(AxialPlanarConv(c), AxialPlanarConv(c))
+        self.agg_0 = _merge(8 * c, 4 * c, nn.Conv3d)
+        self.agg_1 = _merge(4 * c, 2 * c, nn.ConvTranspose3d if tao else nn.Conv3d)
+        transformer = DisparityTransformer(c, config.widths.volume_heads, config.disparity_attention)
+        self.atts = nn.ModuleDict({"4": transformer})
+        padding = (1, 1, 0) if tao else 0
+        self.conv_patch = nn.Sequential(nn.Conv3d(c, c, 4, 4, padding, groups=c), nn.BatchNorm3d(c))
+        self.feature_att_8 = FeatureAttention(f8, 2 * c, not tao)
+        self.feature_att_16 = FeatureAttention(f16, 4 * c, not tao)
+        self.feature_att_32 = FeatureAttention(f32, 6 * c, not tao)
+        self.feature_att_up_16 = FeatureAttention(f16, 4 * c, not tao)
+        self.feature_att_up_8 = FeatureAttention(f8, 2 * c, not tao)
+
+    def forward(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor) -> Tensor:
+        return self.conv_out(self.hourglass(volume, x8, x16, x32) + self.along_disparity(volume))
+
+    def hourglass(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor) -> Tensor:
+        v8 = self.feature_att_8(self.conv1(volume), x8)
+        v16 = self.feature_att_16(self.conv2(v8), x16)
+        v32 = self.feature_att_32(self.conv3(v16), x32)
+        v16 = self.agg_0(torch.cat([self.conv3_up(v32), v16], dim=1))
+        v16 = self.feature_att_up_16(v16, x16)
+        v8 = self.agg_1(torch.cat([self.conv2_up(v16), v8], dim=1))
+        v8 = self.feature_att_up_8(v8, x8)
+        return self.conv1_up(v8)
+
+    def along_disparity(self, volume: Tensor) -> Tensor:
+        patches = self.conv_patch(volume)
+        if self.transformer_first:
+            return _enlarge(self.atts["4"](patches))
+        return self.atts["4"](_enlarge(patches))
+
+
+def _enlarge(volume: Tensor) -> Tensor:
+    return F.interpolate(volume, scale_factor=4, mode="trilinear", align_corners=False)
+
+
+def _down(in_dim: int, dim: int) -> nn.Sequential:
+    conv = nn.Conv3d(in_dim, dim, 3, 2, 1, bias=False)
+    return nn.Sequential(ConvNorm(conv, nn.BatchNorm3d(dim)), AxialPlanarConv(dim))
+
+
+def _up(in_dim: int, dim: int) -> ConvNorm:
+    return ConvNorm(nn.ConvTranspose3d(in_dim, dim, 4, 2, 1, bias=False), nn.BatchNorm3d(dim))
+
+
+def _merge(in_dim: int, dim: int, conv: type[nn.Module]) -> nn.Sequential:
+    first = ConvNorm(conv(in_dim, dim, 1, bias=False), nn.BatchNorm3d(dim))
+    return nn.Sequential(first, AxialPlanarConv(dim), AxialPlanarConv(dim))

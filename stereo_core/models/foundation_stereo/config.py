@@ -1,0 +1,167 @@
+"""Settings and widths of the network. The published network is the default of every field."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from stereo_core.errors import ModelError
+
+VARIANTS = ("nvlabs", "tao")
+ATTENTIONS = ("disparity", "heads", "tao")
+ENCODERS = ("vits", "vitb", "vitl", "vitg", "vitt")
+PRESETS = ("tiny",)
+
+
+@dataclass(frozen=True)
+class VitWidths:
+    """A DINOv2 vision transformer and the Depth Anything V2 head on it."""
+
+    dim: int
+    depth: int
+    heads: int
+    taken: tuple[int, int, int, int]  # blocks whose output the head reads
+    features: int  # channels of the head's fusion
+    reassemble: tuple[int, int, int, int]  # channels of the head's four scales
+    swiglu_dim: int | None = None  # hidden width of the gated feed-forward; None: plain MLP of ratio 4
+
+
+VIT = {
+    "vitt": VitWidths(64, 4, 2, (0, 1, 2, 3), 16, (8, 16, 32, 64)),
+    "vits": VitWidths(384, 12, 6, (2, 5, 8, 11), 64, (48, 96, 192, 384)),
+    "vitb": VitWidths(768, 12, 12, (2, 5, 8, 11), 128, (96, 192, 384, 768)),
+    "vitl": VitWidths(1024, 24, 16, (4, 11, 17, 23), 256, (256, 512, 1024, 1024)),
+    "vitg": VitWidths(1536, 40, 24, (9, 19, 29, 39), 384, (1536, 1536, 1536, 1536), swiglu_dim=4096),
+}
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Every width that is not the ViT's."""
+
+    edgenext_dims: tuple[int, int, int, int] = (48, 96, 160, 304)
+    edgenext_depths: tuple[int, int, int, int] = (3, 3, 9, 3)
+    edgenext_heads: int = 8
+    correlation_groups: int = 8
+    concat: int = 12  # channels an image of the concatenation volume
+    volume: int = 28  # channels of the filtered cost volume
+    volume_heads: int = 4  # heads of the disparity transformer
+    context: tuple[int, int, int] = (64, 96, 128)  # context network at 1/1, 1/2, 1/4
+    hidden: int = 128  # GRU state, context and motion features
+    motion_lookup: int = 256  # motion encoder, branch of the looked-up costs
+    motion_disparity: int = 64  # motion encoder, branch of the disparity
+    mask: int = 64  # upsampling mask head
+    stem: int = 32  # half-resolution image features, also the output of the mask head
+
+
+WIDTHS = {
+    None: Widths(),
+    "tiny": Widths(
+        edgenext_dims=(24, 48, 88, 168),
+        edgenext_depths=(2, 2, 6, 2),
+        edgenext_heads=4,
+        concat=4,
+        volume=8,
+        context=(16, 24, 32),
+        hidden=32,
+        motion_lookup=64,
+        motion_disparity=16,
+        mask=16,
+        stem=8,
+    ),
+}
+
+# What a preset says about the settings where the caller says nothing.
+PRESET_SETTINGS = {
+    None: {"encoder": "vitl", "max_disparity": 416, "train_iters": 22, "valid_iters": 22},
+    "tiny": {"encoder": "vitt", "max_disparity": 64, "train_iters": 4, "valid_iters": 8},
+}
+
+
+@dataclass(frozen=True)
+class FoundationStereoConfig:
+    """Everything that decides the network's graph. Sizes in pixels of the full image."""
+
+    encoder: str = "vitl"
+    max_disparity: int = 416  # range of the cost volume, px; a multiple of 32
+    variant: str = "nvlabs"
+    disparity_attention: str = "disparity"
+    preset: str | None = None
+    corr_levels: int = 2
+    corr_radius: int = 4
+    n_gru_layers: int = 3
+    train_iters: int = 22
+    valid_iters: int = 22
+    low_memory: int = 0
+    mixed_precision: bool = False
+    widths: Widths = field(default_factory=Widths)
+
+    @property
+    def vit(self) -> VitWidths:
+        return VIT[self.encoder]
+
+    @property
+    def bins(self) -> int:
+        """Disparity bins of the cost volume: one a pixel at quarter resolution."""
+        return self.max_disparity // 4
+
+    @property
+    def feature_dims(self) -> tuple[int, int, int, int]:
+        """Channels of the fused features at 1/4, 1/8, 1/16, 1/32."""
+        d4, d8, d16, d32 = self.widths.edgenext_dims
+        return 2 * d4 + self.vit.features // 2, 2 * d8, 2 * d16, d32
+
+
+SETTINGS = tuple(f.name for f in fields(FoundationStereoConfig) if f.name != "widths")
+
+
+def make_config(**settings) -> FoundationStereoConfig:
+    """A checked configuration. A setting that is None takes the preset's or the published value.
+
+    `disparity_attention=None` means "disparity" for variant nvlabs and "tao" for variant tao.
+
+    Raises:
+        ModelError: an unknown name, or a value the network can not be built with.
+    """
+    unknown = sorted(set(settings) - set(SETTINGS))
+    if unknown:
+        raise ModelError(f"unknown model setting {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+    given = {key: value for key, value in settings.items() if value is not None}
+    preset = given.get("preset")
+    _choice("preset", preset, (None, *PRESETS))
+    config = replace(FoundationStereoConfig(widths=WIDTHS[preset]), **{**PRESET_SETTINGS[preset], **given})
+    _choice("variant", config.variant, VARIANTS)
+    if "disparity_attention" not in given:
+        config = replace(config, disparity_attention="tao" if config.variant == "tao" else "disparity")
+    _choice("disparity_attention", config.disparity_attention, ATTENTIONS)
+    _choice("encoder", config.encoder, ENCODERS)
+    if preset == "tiny" and config.encoder != "vitt":
+        raise ModelError(f"encoder {config.encoder!r} with preset 'tiny': the preset's encoder is 'vitt'; leave it out")
+    if config.max_disparity < 32 or config.max_disparity % 32:
+        low = max(32, config.max_disparity // 32 * 32)
+        raise ModelError(
+            f"max_disparity {config.max_disparity} is not a multiple of 32 (three stride-2 stages on a quarter-"
+            f"resolution volume): use {low} or {low + 32}"
+        )
+    _range("corr_levels", config.corr_levels, 1, 2)
+    _range("corr_radius", config.corr_radius, 2, 8)
+    _range("n_gru_layers", config.n_gru_layers, 1, 3)
+    _range("low_memory", config.low_memory, 0, 4)
+    _range("train_iters", config.train_iters, 1, None)
+    _range("valid_iters", config.valid_iters, 1, None)
+    return config
+
+
+def settings_of(config: FoundationStereoConfig | dict) -> dict:
+    """The settings of a configuration, or of its `asdict`, without the widths: what `make_config` takes."""
+    values = config if isinstance(config, dict) else asdict(config)
+    return {key: values[key] for key in SETTINGS if key in values}
+
+
+def _choice(name: str, value, choices: tuple) -> None:
+    if value not in choices:
+        raise ModelError(f"{name} {value!r} is unknown; there are {', '.join(str(c) for c in choices)}")
+
+
+def _range(name: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        raise ModelError(f"{name} {value} is out of range {low}..{'' if high is None else high}")

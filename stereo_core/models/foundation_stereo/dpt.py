@@ -1,0 +1,112 @@
+"""Depth Anything V2 (Yang et al. 2024) as a frozen feature extractor: DPT head (Ranftl et al. 2021) on a ViT.
+
+The depth prediction after the head's last feature map is not computed: FoundationStereo reads the feature. Its weights
+are kept, for the checkpoints hold them. B images, P = r * c patches, C channels, F fusion channels, H, W image size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stereo_core.models.foundation_stereo.config import VitWidths
+from stereo_core.models.foundation_stereo.layers import resize
+from stereo_core.models.foundation_stereo.vit import PATCH, VisionTransformer
+
+MULTIPLE = 112  # least common multiple of the ViT's patch 14 and the network's 16
+LARGEST = 1344  # px; longer sides are scaled down
+
+
+class ResidualConvUnit(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.conv1(torch.relu(x))))
+
+
+class FusionBlock(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.out_conv = nn.Conv2d(dim, dim, 1)
+        self.resConfUnit1 = ResidualConvUnit(dim)
+        self.resConfUnit2 = ResidualConvUnit(dim)
+
+    def forward(self, path: Tensor | None, skip: Tensor, size: tuple[int, int]) -> Tensor:
+        x = skip if path is None else path + self.resConfUnit1(skip)
+        return self.out_conv(resize(self.resConfUnit2(x), size))
+
+
+class DptHead(nn.Module):
+    """Four maps of patch tokens (B, r c, C) -> feature (B, F/2, 14 r, 14 c)."""
+
+    def __init__(self, widths: VitWidths):
+        super().__init__()
+        dim, F_ = widths.dim, widths.features
+        d1, d2, d3, d4 = widths.reassemble
+        self.projects = nn.ModuleList(nn.Conv2d(dim, d, 1) for d in widths.reassemble)
+        self.resize_layers = nn.ModuleList()
+        self.resize_layers.extend([nn.ConvTranspose2d(d1, d1, 4, 4), nn.ConvTranspose2d(d2, d2, 2, 2)])
+        self.resize_layers.extend([nn.Identity(), nn.Conv2d(d4, d4, 3, 2, 1)])
+        self.scratch = nn.Module()
+        for i, d in enumerate((d1, d2, d3, d4), start=1):
+            self.scratch.add_module(f"layer{i}_rn", nn.Conv2d(d, F_, 3, padding=1, bias=False))
+            self.scratch.add_module(f"refinenet{i}", FusionBlock(F_))
+        self.scratch.output_conv1 = nn.Conv2d(F_, F_ // 2, 3, padding=1)
+        self.scratch.output_conv2 = nn.Sequential(
+            nn.Conv2d(F_ // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1), nn.ReLU(), nn.Identity()
+        )
+
+    def reassemble(self, tokens_BPC: Tensor, i: int, rows: int, cols: int) -> Tensor:
+        """Map of scale i (0 finest) with F channels."""
+        B, _, C = tokens_BPC.shape
+        x_BCrc = tokens_BPC.transpose(1, 2).reshape(B, C, rows, cols)
+        x_BCrc = self.resize_layers[i](self.projects[i](x_BCrc))
+        return getattr(self.scratch, f"layer{i + 1}_rn")(x_BCrc)
+
+    def forward(self, maps: list[Tensor], rows: int, cols: int) -> Tensor:
+        sizes = [(8 * rows, 8 * cols), (4 * rows, 4 * cols), (2 * rows, 2 * cols), (rows, cols)]
+        path = None
+        for i in (3, 2, 1, 0):  # coarse to fine, each scale made when it is needed
+            skip = self.reassemble(maps[i], i, rows, cols)
+            path = getattr(self.scratch, f"refinenet{i + 1}")(path, skip, sizes[i])
+        return resize(self.scratch.output_conv1(path), (PATCH * rows, PATCH * cols))
+
+
+def vit_input_size(height: int, width: int) -> tuple[int, int]:
+    """Size at which the ViT sees the image: each side rounded up to a multiple of 112, the longer one at most 1344."""
+    h, w = (MULTIPLE * math.ceil(side / MULTIPLE) for side in (height, width))
+    longest = max(h, w)
+    if longest > LARGEST:
+        h, w = (MULTIPLE * math.ceil(side * LARGEST / longest / MULTIPLE) for side in (h, w))
+    return h, w
+
+
+class FrozenDepthAnything(nn.Module):
+    """Depth Anything V2 as a frozen feature extractor: always in eval mode, never with gradients.
+
+    Image (B, 3, H, W), ImageNet-normalised -> feature (B, F/2, H/4, W/4).
+    """
+
+    def __init__(self, widths: VitWidths):
+        super().__init__()
+        self.depth_anything = nn.Module()
+        self.depth_anything.pretrained = VisionTransformer(widths)
+        self.depth_anything.depth_head = DptHead(widths)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrozenDepthAnything:
+        return super().train(False)
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        H, W = image_B3HW.shape[-2:]
+        height, width = vit_input_size(H, W)
+        image = F.interpolate(image_B3HW.detach(), size=(height, width), mode="bicubic", align_corners=False)
+        maps = self.depth_anything.pretrained(image)
+        feature = self.depth_anything.depth_head(maps, height // PATCH, width // PATCH)
+        return resize(feature, (H // 4, W // 4))

@@ -1,0 +1,195 @@
+"""FoundationStereo (Wen et al., CVPR 2025): a rectified stereo pair -> disparity of the left view.
+
+B images, C channels, H, W image size, h = H/4, w = W/4, D disparity bins. Sizes inside are multiples of 32.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stereo_core.models.foundation_stereo.aggregation import CostAggregation
+from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
+from stereo_core.models.foundation_stereo.context import ChannelAttention, ContextNetwork, SpatialAttention
+from stereo_core.models.foundation_stereo.cost_volume import (
+    FeatureAttention,
+    concatenation,
+    expected_disparity,
+    group_correlation,
+    make_classifier,
+    make_stem,
+)
+from stereo_core.models.foundation_stereo.features import Features
+from stereo_core.models.foundation_stereo.geometry import GeometryLookup
+from stereo_core.models.foundation_stereo.layers import ConvNorm
+from stereo_core.models.foundation_stereo.refinement import UpdateBlock, convex_upsample, make_upsampling
+
+MULTIPLE = 32
+# ImageNet statistics as Python floats: exact in whatever type the image has, and no key of the state dict.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalise(image_B3HW: Tensor) -> Tensor:
+    """RGB 0..255 -> ImageNet-normalised."""
+    return torch.stack([(image_B3HW[:, c] / 255 - MEAN[c]) / STD[c] for c in range(3)], dim=1)
+
+
+def padding_to_multiple(height: int, width: int, multiple: int = MULTIPLE) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) pixels that make both sides multiples; the smaller half goes left and top."""
+    y, x = -height % multiple, -width % multiple
+    return x // 2, x - x // 2, y // 2, y - y // 2
+
+
+def unpad(image_BCHW: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    left, right, top, bottom = padding
+    H, W = image_BCHW.shape[-2:]
+    return image_BCHW[..., top : H - bottom, left : W - right]
+
+
+class FoundationStereo(nn.Module):
+    """Left and right image (B, 3, H, W), RGB, float, 0..255 -> disparity in px of the left view.
+
+    eval: (B, 1, H, W), float32 or wider, any H and W: the images are padded to multiples of 32 by repeating their edge,
+    and the disparity is cut back. train: (start disparity (B, 1, H/4, W/4) in quarter-resolution px, list of the
+    disparities (B, 1, H, W) in px, one an iteration); H and W must be multiples of 32, else ValueError.
+
+    The Depth Anything V2 branch stays in eval mode and without gradients. With `config.mixed_precision` the network
+    runs under float16 autocast on CUDA; norms, cost volume products, softmax over disparity and the disparity itself
+    stay in float32. `model.double()` computes everything in float64.
+    """
+
+    def __init__(self, config: FoundationStereoConfig):
+        super().__init__()
+        self.config = config
+        widths, tao = config.widths, config.variant == "tao"
+        c4 = config.feature_dims[0]
+        hidden, stem = widths.hidden, widths.stem
+        self.cnet = ContextNetwork(config)
+        self.update_block = UpdateBlock(config)
+        self.sam = SpatialAttention()
+        self.cam = ChannelAttention(hidden)
+        self.feature = Features(config)
+        self.proj_cmb = nn.Conv2d(c4, widths.concat, 1)
+        self.stem_2 = _image_stem(3, stem)
+        self.spx_2_gru, self.spx_gru = make_upsampling(stem, tao)
+        self.corr_stem = make_stem(widths.correlation_groups + 2 * widths.concat, widths.volume, not tao)
+        self.corr_feature_att = FeatureAttention(c4, widths.volume, not tao)
+        self.cost_agg = CostAggregation(config)
+        self.classifier = make_classifier(widths.volume, not tao)
+        # In the checkpoints, not used by the network:
+        self.context_zqr_convs = nn.ModuleList(
+            nn.Conv2d(hidden, 3 * hidden, 3, padding=1) for _ in range(config.n_gru_layers)
+        )
+        self.stem_4 = _image_stem(stem, stem * 3 // 2)
+
+    def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None):
+        H, W = left_B3HW.shape[-2:]
+        if self.training:
+            if H % MULTIPLE or W % MULTIPLE:
+                raise ValueError(f"training images of {H} x {W}: height and width must be multiples of {MULTIPLE}")
+            left, right = normalise(left_B3HW), normalise(right_B3HW)
+            return self.predict(left, right, iters or self.config.train_iters, every=True)
+        return self._padded(left_B3HW, right_B3HW, iters)
+
+    def core(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None) -> Tensor:
+        """The graph that is exported: ImageNet-normalised images whose H and W are multiples of 32 -> (B, 1, H, W) in
+        px, the last iteration only."""
+        _, disparities = self.predict(left_B3HW, right_B3HW, iters or self.config.valid_iters)
+        return disparities[-1]
+
+    def hierarchical(
+        self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None, small_ratio: float = 0.5
+    ) -> Tensor:
+        """Two passes: the disparity of the reduced pair, enlarged, is the start of the full-size pass.
+
+        Shapes and units as in eval mode. Finds disparities up to max_disparity / small_ratio.
+        """
+        H, W = left_B3HW.shape[-2:]
+        small = [
+            F.interpolate(image, scale_factor=small_ratio, mode="bilinear", align_corners=False)
+            for image in (left_B3HW, right_B3HW)
+        ]
+        disp = self._padded(*small, iters)
+        disp = F.interpolate(disp, size=(H, W), mode="bilinear", align_corners=True) / small_ratio
+        padding = padding_to_multiple(H, W)
+        # The left padding is added to the disparity as the original code does, though both images shift alike.
+        disp = F.pad(disp.clamp(min=0), padding, mode="replicate") + padding[0]
+        size = (disp.shape[-2] // 4, disp.shape[-1] // 4)
+        start = F.interpolate(disp, size=size, mode="bilinear", align_corners=True) / 4
+        return self._padded(left_B3HW, right_B3HW, iters, start)
+
+    def predict(
+        self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int, start_B1hw: Tensor | None = None, every: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Normalised images, multiples of 32 -> start disparity and the upsampled last (or every) iteration's."""
+        with self._autocast(left_B3HW):
+            B = left_B3HW.shape[0]
+            features, vit_BChw = self.feature(torch.cat([left_B3HW, right_B3HW]))
+            left4, right4 = features[0][:B], features[0][B:]
+            volume = self.filtered_volume(left4, right4, [x[:B] for x in features[1:]])
+            disp_B1hw = expected_disparity(self.classifier(volume)) if start_B1hw is None else start_B1hw
+            start_B1hw = disp_B1hw
+            states, contexts, attentions = self.context(left_B3HW, vit_BChw[:B])
+            stem_2x = self.stem_2(left_B3HW)
+            config = self.config
+            lookup = GeometryLookup(
+                volume, left4, right4, config.corr_levels, config.corr_radius, bool(config.low_memory)
+            )
+            disparities = []
+            for i in range(iters):
+                disp_B1hw = disp_B1hw.detach()
+                costs = lookup(disp_B1hw).to(states[0].dtype)
+                states, step, mask = self.update_block(states, contexts, attentions, costs, disp_B1hw)
+                disp_B1hw = disp_B1hw + step
+                if every or i == iters - 1:
+                    disparities.append(self.upsample(disp_B1hw, mask, stem_2x))
+        return start_B1hw, disparities
+
+    def filtered_volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> Tensor:
+        """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> (B, C, D, h, w)."""
+        bins = self.config.bins
+        correlation = group_correlation(left4, right4, bins, self.config.widths.correlation_groups)
+        pair = concatenation(self.proj_cmb(left4), self.proj_cmb(right4), bins)
+        volume = self.corr_stem(torch.cat([correlation.to(pair.dtype), pair], dim=1))
+        volume = self.corr_feature_att(volume, left4)
+        return self.cost_agg(volume, *left_features)
+
+    def context(self, left_B3HW: Tensor, vit_BChw: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """States, contexts and spatial attentions at 1/4, 1/8, 1/16."""
+        states, contexts, attentions = [], [], []
+        for state, context in self.cnet(left_B3HW, vit_BChw):
+            context = torch.relu(context)
+            context = self.cam(context) * context
+            states.append(torch.tanh(state))
+            contexts.append(context)
+            attentions.append(self.sam(context))
+        return states, contexts, attentions
+
+    def upsample(self, disp_B1hw: Tensor, mask_BChw: Tensor, stem_2x: Tensor) -> Tensor:
+        return convex_upsample(disp_B1hw, self.spx_gru(self.spx_2_gru(mask_BChw, stem_2x)))
+
+    def _padded(
+        self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None, start_B1hw: Tensor | None = None
+    ) -> Tensor:
+        padding = padding_to_multiple(*left_B3HW.shape[-2:])
+        left, right = (normalise(F.pad(image, padding, mode="replicate")) for image in (left_B3HW, right_B3HW))
+        _, disparities = self.predict(left, right, iters or self.config.valid_iters, start_B1hw)
+        return unpad(disparities[-1], padding)
+
+    def _autocast(self, image: Tensor):
+        if self.config.mixed_precision and image.device.type == "cuda":
+            return torch.autocast("cuda", torch.float16)
+        return nullcontext()
+
+
+def _image_stem(in_dim: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNorm(nn.Conv2d(in_dim, dim, 3, 2, 1, bias=False), nn.InstanceNorm2d(dim)),
+        nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+        nn.InstanceNorm2d(dim),
+        nn.ReLU(),
+    )

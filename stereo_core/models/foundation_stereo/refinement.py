@@ -1,0 +1,165 @@
+"""Recurrent refinement of the disparity at quarter resolution, and its upsampling.
+
+B images, C channels, H, W image size, h = H/4, w = W/4. States and contexts are lists: 1/4, 1/8, 1/16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
+from stereo_core.models.foundation_stereo.layers import ConvNorm, at_least_float32, resize
+
+LAYER_SCALE = 1e-6
+SCALES = ("04", "08", "16")
+
+
+class MotionEncoder(nn.Module):
+    """Looked-up costs and disparity -> motion features, the raw disparity as their last channel."""
+
+    def __init__(self, config: FoundationStereoConfig):
+        super().__init__()
+        widths = config.widths
+        lookup = config.corr_levels * (2 * config.corr_radius + 1) * (widths.volume + 1)
+        c, d = widths.motion_lookup, widths.motion_disparity
+        self.convc1 = nn.Conv2d(lookup, c, 1)
+        self.convc2 = nn.Conv2d(c, c, 3, padding=1)
+        self.convd1 = nn.Conv2d(1, d, 7, padding=3)
+        self.convd2 = nn.Conv2d(d, d, 3, padding=1)
+        self.conv = nn.Conv2d(c + d, widths.hidden - 1, 3, padding=1)
+
+    def forward(self, disp_B1hw: Tensor, lookup_BChw: Tensor) -> Tensor:
+        costs = torch.relu(self.convc2(torch.relu(self.convc1(lookup_BChw))))
+        shape = torch.relu(self.convd2(torch.relu(self.convd1(disp_B1hw))))
+        motion = torch.relu(self.conv(torch.cat([costs, shape], dim=1)))
+        return torch.cat([motion, disp_B1hw.to(motion.dtype)], dim=1)
+
+
+class ConvGRU(nn.Module):
+    def __init__(self, hidden: int, in_dim: int, kernel: int):
+        super().__init__()
+        self.convz, self.convr, self.convq = (
+            nn.Conv2d(hidden + in_dim, hidden, kernel, padding=kernel // 2) for _ in range(3)
+        )
+
+    def forward(self, h: Tensor, x: Tensor, hx: Tensor) -> Tensor:
+        z = self.convz(hx).sigmoid()
+        r = self.convr(hx).sigmoid()
+        q = self.convq(torch.cat([r * h, x], dim=1)).tanh()
+        return (1 - z) * h + z * q
+
+
+class SelectiveGRU(nn.Module):
+    """Two GRUs of different kernel, mixed by the context's attention (Selective-Stereo: Wang et al. 2024)."""
+
+    def __init__(self, hidden: int, in_dim: int):
+        super().__init__()
+        self.conv0 = nn.Sequential(nn.Conv2d(in_dim, in_dim, 3, padding=1), nn.ReLU())
+        both = in_dim + hidden
+        self.conv1 = nn.Sequential(nn.Conv2d(both, both, 3, padding=1), nn.ReLU())
+        self.small_gru = ConvGRU(hidden, in_dim, 1)
+        self.large_gru = ConvGRU(hidden, in_dim, 3)
+
+    def forward(self, attention_B1hw: Tensor, h: Tensor, *inputs: Tensor) -> Tensor:
+        x = self.conv0(torch.cat(inputs, dim=1))
+        hx = self.conv1(torch.cat([x, h], dim=1))
+        small, large = self.small_gru(h, x, hx), self.large_gru(h, x, hx)
+        return attention_B1hw * small + (1 - attention_B1hw) * large
+
+
+class HeadBlock(nn.Module):
+    """ConvNeXt block without its norm."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE))
+        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        y_BhwC = self.dwconv(x_BChw).permute(0, 2, 3, 1)
+        y_BhwC = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y_BhwC)))
+        return x_BChw + y_BhwC.permute(0, 3, 1, 2)
+
+
+class DisparityHead(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        first, last = nn.Conv2d(dim, dim, 3, padding=1), nn.Conv2d(dim, 1, 3, padding=1)
+        self.conv = nn.Sequential(first, nn.ReLU(), HeadBlock(dim), HeadBlock(dim), last)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        return self.conv(x_BChw)
+
+
+class UpdateBlock(nn.Module):
+    """One iteration: new states, the disparity's step in quarter-resolution px, and the upsampling feature."""
+
+    def __init__(self, config: FoundationStereoConfig):
+        super().__init__()
+        widths = config.widths
+        hidden = widths.hidden
+        self.levels = config.n_gru_layers
+        self.encoder = MotionEncoder(config)
+        # 1/4 takes its context and the motion features; each level also takes its neighbours' states.
+        self.gru04 = SelectiveGRU(hidden, hidden * (2 + (self.levels > 1)))
+        if self.levels > 1:
+            self.gru08 = SelectiveGRU(hidden, hidden * (2 + (self.levels > 2)))
+        if self.levels > 2:
+            self.gru16 = SelectiveGRU(hidden, hidden * 2)
+        self.disp_head = DisparityHead(hidden)
+        self.mask = nn.Sequential(
+            nn.Conv2d(hidden, widths.mask, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(widths.mask, widths.stem, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(
+        self, states: list[Tensor], contexts: list[Tensor], attentions: list[Tensor], lookup: Tensor, disp: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        states = list(states)
+        for i in reversed(range(self.levels)):  # coarse to fine, each with its neighbours as they are at that moment
+            inputs = [contexts[i]]
+            inputs.append(self.encoder(disp, lookup) if i == 0 else _halve(states[i - 1]))
+            if i + 1 < self.levels:
+                inputs.append(resize(states[i + 1], states[i].shape[-2:]))
+            gru = getattr(self, f"gru{SCALES[i]}")
+            states[i] = gru(attentions[i], states[i], *inputs)
+        step = at_least_float32(self.disp_head(states[0]))
+        return states, step, 0.25 * self.mask(states[0])
+
+
+def _halve(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, stride=2, padding=1)  # the padded zeros count
+
+
+def make_upsampling(dim: int, tao: bool) -> tuple[nn.Module, nn.Module]:
+    """(`spx_2_gru`, `spx_gru`): upsampling feature and half-resolution stem -> 9 logits a pixel."""
+    return UpsamplingFuse(dim, tao), nn.Sequential(nn.ConvTranspose2d(2 * dim, 9, 4, 2, 1))
+
+
+class UpsamplingFuse(nn.Module):
+    def __init__(self, dim: int, tao: bool):
+        super().__init__()
+        self.conv1 = ConvNorm(nn.ConvTranspose2d(dim, dim, 4, 2, 1, bias=False))
+        both = 2 * dim
+        if tao:
+            self.conv2 = ConvNorm(nn.ConvTranspose2d(both, both, 3, 1, 1, bias=False), activation=False)
+        else:
+            self.conv2 = ConvNorm(nn.Conv2d(both, both, 3, padding=1, bias=False))
+
+    def forward(self, x: Tensor, stem: Tensor) -> Tensor:
+        return self.conv2(torch.cat([self.conv1(x), stem], dim=1))
+
+
+def convex_upsample(disp_B1hw: Tensor, logits_B9HW: Tensor) -> Tensor:
+    """Quarter-resolution disparity -> (B, 1, H, W) in px: each pixel is a convex mix of its 3 x 3 neighbours, row by
+    row; outside the image they are zero."""
+    B, _, h, w = disp_B1hw.shape
+    weight_B9h4w4 = at_least_float32(logits_B9HW).softmax(dim=1).reshape(B, 9, h, 4, w, 4)
+    padded = F.pad(4 * disp_B1hw, (1, 1, 1, 1))
+    neighbours = [padded[:, :, y : y + h, x : x + w] for y in range(3) for x in range(3)]
+    neighbours_B9h1w1 = torch.cat(neighbours, dim=1)[:, :, :, None, :, None]
+    return (weight_B9h4w4 * neighbours_B9h1w1).sum(1).reshape(B, 1, 4 * h, 4 * w)
