@@ -98,7 +98,7 @@ for _verb in _EXAMPLES:
     _spec_verb(_verb)
 
 
-@main.command(epilog="\b\nExample:\n  depth_net default_specs train > train.yaml")
+@main.command("default_specs", epilog="\b\nExample:\n  depth_net default_specs train > train.yaml")
 @click.argument("verb")
 def default_specs(verb: str) -> None:
     """Print every key of VERB with its default and meaning, as YAML."""
@@ -134,7 +134,10 @@ def describe(file: Path) -> None:
     _guarded(lambda: click.echo(json.dumps(plain(describe_file(file)), indent=2, ensure_ascii=False)))
 
 
-@main.command(epilog="\b\nExample:\n  depth_net convert_checkpoint dn_model_latest.pth model_nvlabs.pth --to nvlabs")
+@main.command(
+    "convert_checkpoint",
+    epilog="\b\nExample:\n  depth_net convert_checkpoint dn_model_latest.pth model_nvlabs.pth --to nvlabs",
+)
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--to", "layout", type=click.Choice(["nvlabs", "tao"]), required=True, help="Layout to write.")

@@ -141,9 +141,9 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, Terminated)
 _PREFIXES: tuple[tuple[type[BaseException] | tuple, str], ...] = (
     (SpecError, "Configuration error"),
-    ((KeyboardInterrupt, SystemExit, Terminated), "User/System interruption"),
     (NotImplementedError, "Feature not implemented"),
     (ValidationError, "Schema validation error"),
     ((ValueError, TypeError), "Parameter validation error"),
@@ -154,12 +154,14 @@ _PREFIXES: tuple[tuple[type[BaseException] | tuple, str], ...] = (
 
 def reason(error: BaseException) -> str:
     """One line that says what ended a run: TAO's prefix for the classes it knows, the class name for all others."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    name, text = type(error).__name__, " ".join(str(error).split())
+    named = f"{name}: {text}" if text else name
+    if isinstance(error, _INTERRUPTIONS):
+        return f"User/System interruption: {named}"
     for classes, prefix in _PREFIXES:
         if isinstance(error, classes):
-            text = text if type(error).__name__ in text or prefix[0] not in "U" else f"{type(error).__name__} {text}"
-            return f"{prefix}: {text}"
-    return f"{type(error).__name__}: {text}"
+            return f"{prefix}: {text or name}"
+    return named
 
 
 def exit_code(error: BaseException) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -73,26 +74,26 @@ class StatusLog:
             os.close(handle)
 
 
-def both_spellings(kpi: dict[str, float]) -> dict[str, float]:
-    """Metrics under the names of TAO's containers: `epe` and `val/epe`, `val_loss` and `val/loss`.
+_METRIC = re.compile(r"(epe|bp\d|d1|rmse)(_pixel)?")
 
-    Names of training (`train_loss`) stay alone.
-    """
+
+def both_spellings(kpi: dict[str, float]) -> dict[str, float]:
+    """Metrics under the names of both TAO containers: `epe` and `val/epe`; `val_loss` and `val/loss`."""
     result = dict(kpi)
     for name, value in kpi.items():
-        if name.startswith("val_"):
-            result.setdefault(f"val/{name.removeprefix('val_')}", value)
-        elif name == "val/loss":
-            result.setdefault("val_loss", value)
-        elif name.startswith("val/"):
-            result.setdefault(name.removeprefix("val/"), value)
-        elif "/" not in name and not name.startswith("train_"):
-            result.setdefault(f"val/{name}", value)
+        other = name
+        if _METRIC.fullmatch(name):
+            other = f"val/{name}"
+        elif _METRIC.fullmatch(name.removeprefix("val/")):
+            other = name.removeprefix("val/")
+        elif name in ("val_loss", "val/loss"):
+            other = "val/loss" if name == "val_loss" else "val_loss"
+        result.setdefault(other, value)
     return result
 
 
 def plain(value: Any) -> Any:
-    """A value as strict JSON has it: numbers of NumPy and torch as Python's, NaN and infinity as None, others as text."""
+    """A value as strict JSON has it: NumPy's and torch's numbers as Python's, NaN and infinity as None, else text."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | set):

@@ -8,17 +8,136 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
-from stereo_core.spec.fields import Section
+from stereo_core.spec.dataset import Augmentation
 from stereo_core.spec.experiment import ExperimentSpec, section_name
+from stereo_core.spec.fields import Section
+from stereo_core.spec.paths import dotted, group_of
+from stereo_core.spec.train import Wandb
+
+_MONO = "it belongs to mono depth; this product is for stereo"
+_FAST = "it belongs to FastFoundationStereo, which is not available here"
+_WHOLE = "images are taken whole, without augmentation"
+_AUGMENT = "training crops at random and augments in no other way"
+_TILES = "training and validation do not tile"
+_WANDB = "nothing is sent to W&B; TensorBoard files are in lightning_logs"
+
+_AUGMENTATIONS = [name for name in Augmentation.model_fields if name not in ("crop_size", "input_mean", "input_std")]
 
 WITHOUT_EFFECT: dict[str, str] = {
-    "encryption_key": "encrypted checkpoints are not read or written",
+    "encryption_key": "checkpoints are neither encrypted nor decrypted",
     "model_name": "only TAO's launcher reads it",
+    "nocc_mask_dir_name": "nocc_dir_pattern says where the masks are",
+    "dataset.normalize_depth": _MONO,
+    "dataset.max_depth": _MONO,
+    "dataset.min_depth": _MONO,
+    "dataset.on_error": "an unreadable pair always fails the run",
+    "dataset.quant_calibration_dataset.*": "only quantize would read it",
+    "dataset.*_dataset.augmentation.input_mean": "the network normalises by ImageNet's mean itself",
+    "dataset.*_dataset.augmentation.input_std": "the network normalises by ImageNet's standard deviation itself",
+    "dataset.val_dataset.augmentation.crop_size": _WHOLE,
+    **{f"dataset.train_dataset.augmentation.{name}": _AUGMENT for name in _AUGMENTATIONS},
+    **{f"dataset.*_dataset.augmentation.{name}": _WHOLE for name in _AUGMENTATIONS},
+    "model.mono_backbone.*": _MONO,
+    "model.low_memory": "the lookup takes little memory as it is",
+    "model.gwc_feature_normalize": _FAST,
+    "model.motion_encoder_*": _FAST,
+    "model.gru_*": _FAST,
+    "model.disp_head_*": _FAST,
+    "model.mask_widths": _FAST,
+    "model.stem_2_widths": _FAST,
+    "model.spx_*": _FAST,
+    "model.classifier_mid": _FAST,
+    "model.cnet_conv04_widths": _FAST,
+    "model.cam_mid_channels": _FAST,
+    "model.cost_agg_conv_patch_padding": _FAST,
+    "train.checkpoint_interval_steps": "use checkpoint_interval with checkpoint_interval_unit: step",
+    "train.keep_checkpoints": "every checkpoint is kept",
+    "train.monitor": "every checkpoint is kept",
+    "train.distributed_strategy": "training runs on one device",
+    "train.activation_checkpoint": "activations are always kept",
+    "train.nonfinite": "a loss that is NaN or infinite always fails the run",
+    "train.ema_decay": "weights are not averaged",
+    "train.backbone_lr_factor": "all trained weights have the learning rate train.optim.lr",
+    "train.compile": "training runs eagerly",
+    "train.optim.monitor_name": "no schedule here watches a metric",
+    "train.vis_step_interval": "training logs no pictures",
+    "train.dataloader_visualize": "training logs no pictures",
+    "train.inference_tile": _TILES,
+    "train.tile_wtype": _TILES,
+    "train.tile_min_overlap": _TILES,
+    "evaluate.batch_size": "dataset.test_dataset.batch_size says it",
+    "evaluate.input_*": "images keep their size, or take the engine's; see evaluate.resize",
+    "evaluate.native_padded": _FAST,
+    "inference.batch_size": "dataset.infer_dataset.batch_size says it",
+    "inference.input_*": "images keep their size, or take the engine's",
+    "inference.conf_threshold": "disparities have no confidence here",
+    "inference.tile*": "images are predicted whole",
+    "export.dynamic_hw": "height and width are fixed in the file",
+    "gen_trt_engine.batch_size": "the ONNX file and tensorrt.min_, opt_ and max_batch_size say it",
+    "gen_trt_engine.gpu_id": "onnxruntime builds on the CPU",
+    "gen_trt_engine.timing_cache": "only TensorRT has one",
+    "gen_trt_engine.compute_capabilities": "only TensorRT-RTX builds for other GPUs",
+    "gen_trt_engine.*_height": _FAST,
+    "gen_trt_engine.*_width": _FAST,
+    **{f"wandb.{name}": _WANDB for name in Wandb.model_fields if name != "enable"},
 }
-"""Pattern of dotted paths -> reason."""
+"""Pattern of dotted paths -> reason. The first that fits counts."""
+
+_SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",), "export": ("test", "infer")}
+
+
+def reason(path: str) -> str | None:
+    """Why a key has no effect, or None where it has one."""
+    return next((why for pattern, why in WITHOUT_EFFECT.items() if fnmatchcase(path, pattern)), None)
 
 
 def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
     """Keys that a user of this verb set away from their default in vain, with the reason."""
-    return iter(())
+    for path in _changed(spec, ()):
+        why = reason(path) if _concerns(verb, path) else None
+        if why:
+            yield path, why
+    if isinstance(spec, ExperimentSpec):
+        yield from _crop_sizes(verb, spec)
+
+
+def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """The crop sizes that count only where images are brought to a size."""
+    why = "images keep their size"
+    split = {"evaluate": "test", "inference": "infer"}.get(verb)
+    if split is None or getattr(spec, verb).trt_engine:
+        return
+    path = f"dataset.{split}_dataset.augmentation.crop_size"
+    if path in _changed(spec, ()) and (verb == "inference" or spec.evaluate.resize == "none"):
+        yield path, why + ("" if verb == "inference" else "; evaluate.resize pad or stretch brings them to this one")
+
+
+def _concerns(verb: str, path: str) -> bool:
+    """Whether a verb reads the section a key stands in; keys for other verbs are no mistake."""
+    head, _, rest = path.partition(".")
+    name = section_name(verb)
+    if not rest:
+        return True
+    if head == "dataset":
+        split = rest.partition("_dataset.")[0] if "_dataset." in rest else ""
+        return name in _SPLITS and (not split or split in _SPLITS[name])
+    if head == "model":
+        return name in _SPLITS
+    return head == name or (head == "wandb" and name == "train")
+
+
+def _changed(group: Section, path: tuple) -> Iterator[str]:
+    """Dotted paths of all keys that differ from their default."""
+    for name, field in type(group).model_fields.items():
+        value: Any = getattr(group, name)
+        where = (*path, name)
+        inner, is_list = group_of(field)
+        if inner and is_list:
+            for index, entry in enumerate(value):
+                yield from _changed(entry, (*where, index))
+        elif inner:
+            yield from _changed(value, where)
+        elif value != field.default:
+            yield dotted(where)

@@ -38,11 +38,7 @@ def key(
     """
     rules["repr"] = not secret
     marks = {"automl": automl} | ({"mandatory": True} if mandatory else {}) | ({"secret": True} if secret else {})
-    if isinstance(default, list | dict):
-        rules["default_factory"] = default.copy
-    else:
-        rules["default"] = default
-    return Field(description=description, json_schema_extra=marks, **rules)
+    return Field(default=default, description=description, json_schema_extra=marks, **rules)
 
 
 def section(group: type[Section], description: str) -> Any:

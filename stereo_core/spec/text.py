@@ -61,7 +61,7 @@ def parse(text: str, source: str) -> Any:
         SpecError: not YAML; names the source, the line and what is wrong there.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
