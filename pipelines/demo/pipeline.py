@@ -5,11 +5,11 @@ from kfp import dsl
 
 from ..steps import policy, train_to_engine_steps
 
-CONVERT = {
-    "image_dir_pattern": ["left"],
-    "right_dir_pattern": ["right"],
-    "depth_dir_pattern": ["disparity"],
-    "nocc_dir_pattern": ["mask"],
+CONVERT = {  # where synthesize puts things
+    "image_dir_pattern": ["left/rgb"],
+    "right_dir_pattern": ["right/rgb"],
+    "depth_dir_pattern": ["left/disparity"],
+    "nocc_dir_pattern": ["left/nocc"],
     "image_extension": ".png",
     "depth_extension": ".png",
     "nocc_extension": ".png",

@@ -1,0 +1,376 @@
+"""The actions behind KFP's executor protocol: `depth_net-launch ACTION EXECUTOR_INPUT_JSON`.
+
+ExecutorInput (JSON) comes in, the action runs, executor_output.json goes out. Standard library only around the action,
+so that an image needs no kfp. Kubeflow, Argo and the local engine all start this same command.
+
+Ports: artifacts have standard types; their metadata says what they are (kind, format, sha256) and is checked here
+before any work. A Model artifact is a folder that holds the model file under its own name (metadata `file`) and what
+lies beside it (an engine's side-car, an ONNX file's external data); a plain file is accepted too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stereo_core import __version__
+from stereo_core.actions import Outcome
+from stereo_core.errors import DataError, ModelError, UserError
+from stereo_core.files import atomic_path, sha256_of
+
+ACTIONS = (
+    "convert",
+    "synthesize",
+    "train",
+    "evaluate",
+    "inference",
+    "export",
+    "gen_trt_engine",
+    "trt_evaluate",
+    "trt_inference",
+)
+MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
+
+# port -> the kind of artifact it takes or gives; kind -> the formats a consumer here reads
+KINDS = {"pretrained": "checkpoint"}
+FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
+ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
+FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
+
+# action -> input port -> spec key that names the model file
+MODEL_KEYS = {
+    "train": {"pretrained": "train.pretrained_model_path"},
+    "evaluate": {"checkpoint": "evaluate.checkpoint"},
+    "trt_evaluate": {"engine": "evaluate.trt_engine"},
+    "inference": {"checkpoint": "inference.checkpoint"},
+    "trt_inference": {"engine": "inference.trt_engine"},
+    "export": {"checkpoint": "export.checkpoint"},
+    "gen_trt_engine": {"onnx": "gen_trt_engine.onnx_file"},
+}
+# action -> spec key of the model file it writes, and its name in the results folder ("" leaves it to the backend)
+OUTPUT_FILES = {"export": ("export.onnx_file", "model.onnx"), "gen_trt_engine": ("gen_trt_engine.trt_engine", "")}
+# action -> data set section -> annotation files to take, the first that exists; a section without one is left out
+SPLITS = {
+    "train": {"train_dataset": ("train.txt",), "val_dataset": ("val.txt",)},
+    "evaluate": {"test_dataset": ("test.txt", "val.txt")},
+    "inference": {"infer_dataset": ("test.txt", "val.txt")},
+}
+# typed parameter -> spec key; an empty value ("" or 0) leaves the key to the spec
+TYPED = {
+    "train": {"num_epochs": "train.num_epochs"},
+    "gen_trt_engine": {"backend": "gen_trt_engine.backend"},
+}
+RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact of the ExecutorInput; `path` is where it lies on this machine."""
+
+    port: str
+    name: str
+    type: dict
+    uri: str
+    path: Path
+    metadata: dict = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return KINDS.get(self.port, self.port)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one action; returns the exit code (0 done, 1 failed, 2 the user's input is wrong)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if len(argv) != 2 or argv[0] not in ACTIONS:
+            raise UserError(f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON, ACTION one of {', '.join(ACTIONS)}")
+        return launch(argv[0], argv[1])
+    except UserError as error:
+        print(f"depth_net-launch: error: {error}", file=sys.stderr)
+        return 2
+
+
+def launch(action: str, executor_input: str) -> int:
+    """Check the inputs, build the spec, perform the action, publish its outputs."""
+    try:
+        message = json.loads(executor_input)
+        outputs = message["outputs"]
+        output_file = Path(outputs["outputFile"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"EXECUTOR_INPUT_JSON is no ExecutorInput message: {type(error).__name__}: {error}") from None
+
+    inputs = {port: check_artifact(artifact) for port, artifact in _artifacts(message.get("inputs", {})).items()}
+    parameters = plain(message.get("inputs", {}).get("parameterValues", {}))
+    results = output_file.parent / "results"
+
+    tree = user_spec(action, parameters, inputs)
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    wire(action, tree, parameters.get("dataset_name", ""), inputs, results)
+
+    from stereo_core.actions.perform import perform
+    from stereo_core.spec import spec_from_dict
+
+    def publish_all(outcome: Outcome) -> None:
+        published = publish(action, outcome, _artifacts(outputs), results, digest)
+        with atomic_path(output_file) as temporary:
+            temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
+
+    return perform(action, spec_from_dict(action, tree), on_outcome=publish_all)
+
+
+# ---- inputs
+
+
+def local_path(uri: str) -> Path:
+    """Where an artifact's URI lies on this machine: s3://, gs:// and minio:// under /s3, /gcs and /minio."""
+    for scheme, mount in MOUNTS.items():
+        if uri.startswith(scheme):
+            return Path(mount) / uri.removeprefix(scheme)
+    if "://" in uri and not uri.startswith("file://"):
+        raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)} or file://")
+    return Path(uri.removeprefix("file://"))
+
+
+def plain(value):
+    """Undo what protobuf does to JSON numbers: whole floats are integers again, at any depth."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _artifacts(section: dict) -> dict[str, Artifact]:
+    """The first artifact of each port; ports without one (optional inputs) are left out."""
+    found = {}
+    for port, entry in section.get("artifacts", {}).items():
+        if not entry.get("artifacts"):
+            continue
+        item = entry["artifacts"][0]
+        uri = item.get("uri", "")
+        path = Path(item["customPath"]) if item.get("customPath") else local_path(uri)
+        found[port] = Artifact(port, item.get("name", port), item.get("type", {}), uri, path, item.get("metadata", {}))
+    return found
+
+
+def check_artifact(artifact: Artifact) -> Artifact:
+    """Refuse an input that is absent, of another kind or format, or changed since it was made.
+
+    Metadata that a foreign producer did not write is not asked for.
+
+    Raises:
+        DataError, ModelError: the artifact can not be used here.
+    """
+    error = ModelError if artifact.kind in FORMATS else DataError
+    if not artifact.path.exists():
+        raise error(f"input {artifact.port}: {artifact.uri} is not at {artifact.path}")
+    kind, form = artifact.metadata.get("kind"), artifact.metadata.get("format")
+    if artifact.port != "spec_file" and kind and kind != artifact.kind:
+        raise error(f"input {artifact.port}: {artifact.uri} is of kind {kind!r}; {artifact.kind!r} is wanted here")
+    if form and form not in FORMATS.get(artifact.kind, (form,)):
+        wanted = " or ".join(FORMATS[artifact.kind])
+        raise error(f"input {artifact.port}: {artifact.uri} has format {form!r}; {wanted} is wanted here")
+    digest = artifact.metadata.get("sha256")
+    if digest and digest != sha256_of(content(artifact)):
+        raise error(f"input {artifact.port}: {artifact.uri} changed since it was made (sha256 differs); make it again")
+    return artifact
+
+
+def content(artifact: Artifact) -> Path:
+    """The model file inside a Model artifact's folder, or the artifact's own path."""
+    if artifact.kind not in FORMATS or artifact.path.is_file():
+        return artifact.path
+    if artifact.metadata.get("file"):
+        file = artifact.path / Path(artifact.metadata["file"]).name
+        if not file.is_file():
+            raise ModelError(f"input {artifact.port}: {artifact.uri} holds no {file.name}")
+        return file
+    files = [p for p in sorted(artifact.path.iterdir()) if p.suffix in (".pth", ".pt", ".safetensors", ".onnx")]
+    if len(files) != 1:
+        names = ", ".join(p.name for p in files) or "none"
+        raise ModelError(f"input {artifact.port}: {artifact.uri} must hold one model file; found: {names}")
+    return files[0]
+
+
+# ---- spec
+
+
+def user_spec(action: str, parameters: dict, inputs: dict[str, Artifact]) -> dict:
+    """What the user said: spec_file < spec parameter < typed parameters. Defaults are the spec's own business."""
+    if action == "synthesize":
+        return dict(parameters)
+    tree = merge(_read_spec_file(inputs.get("spec_file")), parameters.get("spec") or {})
+    for name, key in TYPED.get(action, {}).items():
+        if parameters.get(name):
+            put(tree, key, parameters[name])
+    return tree
+
+
+def _read_spec_file(artifact: Artifact | None) -> dict:
+    if artifact is None:
+        return {}
+    from stereo_core.spec.loading import read_tree
+
+    return read_tree(artifact.path)
+
+
+def merge(below: dict, above: dict) -> dict:
+    """`above` over `below`, mapping by mapping; lists and scalars are replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def put(tree: dict, key: str, value: object) -> None:
+    """Set a dotted key, making the sections on the way."""
+    *sections, last = key.split(".")
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            tree[section] = {}
+        tree = tree[section]
+    tree[last] = value
+
+
+def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact], results: Path) -> None:
+    """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said."""
+    verb = action.removeprefix("trt_")
+    if action in ("convert", "synthesize"):
+        tree["results_dir"] = str(results)
+        if action == "convert":
+            tree |= {"data_root": str(inputs["images"].path), "relative_paths": True}
+        return
+    put(tree, f"{verb}.results_dir", str(results))
+    if verb in ("evaluate", "inference"):  # exactly one of the two is set, by the port
+        put(tree, f"{verb}.checkpoint", "")
+        put(tree, f"{verb}.trt_engine", "")
+    for port, key in MODEL_KEYS[action].items():
+        if port in inputs:
+            put(tree, key, str(content(inputs[port])))
+    if action in OUTPUT_FILES:
+        key, name = OUTPUT_FILES[action]
+        put(tree, key, str(results / name) if name else "")
+    for section, names in SPLITS.get(verb, {}).items():
+        _wire_sources(tree, section, names, dataset_name, inputs["images"].path, inputs["annotations"].path)
+
+
+def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, images: Path, annotations: Path) -> None:
+    """Give a data set section its sources: the user's with paths resolved, else the first of `names` there is."""
+    dataset = tree.get("dataset") if isinstance(tree.get("dataset"), dict) else {}
+    given = (dataset.get(section) or {}).get("data_sources") or []
+    sources = [dict(source) for source in given if isinstance(source, dict) and source.get("data_file")]
+    if not sources:
+        lists = [annotations] if annotations.is_file() else [annotations / name for name in names]
+        data_file = next((path for path in lists if path.is_file()), None)
+        if data_file is None and section == "val_dataset":
+            return
+        if data_file is None:
+            found = ", ".join(sorted(p.name for p in annotations.glob("*.txt"))) or "no .txt file"
+            raise DataError(
+                f"input annotations: {annotations} holds no {' or '.join(names)} (found: {found});"
+                " choose convert's split_ratio accordingly or name data_sources in the spec"
+            )
+        sources = [{"data_file": str(data_file), "dataset_name": dataset_name or "GenericDataset"}]
+    for source in sources:  # joining keeps an absolute path as it is
+        source["data_file"] = str(annotations / source["data_file"])
+        source["data_root"] = str(images / (source.get("data_root") or ""))
+    put(tree, f"dataset.{section}.data_sources", sources)
+
+
+# ---- outputs
+
+
+def publish(action: str, outcome: Outcome, outputs: dict[str, Artifact], results: Path, spec_sha256: str) -> dict:
+    """Put the results where the ports want them; returns the `artifacts` part of executor_output.json."""
+    published = {}
+    for port, artifact in outputs.items():
+        if port == "metrics":
+            metadata = _json(outcome.kpi)
+            with atomic_path(artifact.path) as temporary:
+                temporary.write_text(json.dumps(metadata, indent=2) + "\n")
+            metadata |= {"format": "json"}
+        elif port == "report":
+            from stereo_core.report.html import action_report
+
+            with atomic_path(artifact.path) as temporary:
+                temporary.write_text(action_report(results, outcome, action), encoding="utf-8")
+            metadata = {"format": "html"}
+        else:
+            metadata = _publish_result(artifact, Path(outcome.artifacts[port]))
+        metadata |= _json(outcome.metadata.get(port, {}))
+        digest_of = artifact.path / metadata["file"] if "file" in metadata else artifact.path
+        metadata |= {
+            "kind": artifact.kind,
+            "sha256": sha256_of(digest_of),
+            "bytes": size_of(artifact.path),
+            "producer": f"stereo-pipelines {__version__} {action}",
+            "spec_sha256": spec_sha256,
+        }
+        item = {"name": artifact.name, "type": artifact.type, "uri": artifact.uri, "metadata": metadata}
+        published[port] = {"artifacts": [item]}
+    return published
+
+
+def _publish_result(artifact: Artifact, source: Path) -> dict:
+    """Put a model file (with what lies beside it) or a folder at the artifact's path; returns format and file name."""
+    model = artifact.kind in FORMATS
+    temporary = artifact.path.with_name(f".{artifact.path.name}.{os.getpid()}")
+    if model:
+        temporary.mkdir(parents=True)
+        for file in source.parent.iterdir():
+            if file.name == source.name or file.name.startswith(source.name + "."):
+                _place(file.resolve(), temporary / file.name)
+    else:
+        shutil.copytree(source, temporary, copy_function=_place, ignore=shutil.ignore_patterns(*RUN_NOTES))
+    if artifact.path.is_dir():
+        shutil.rmtree(artifact.path)
+    artifact.path.unlink(missing_ok=True)
+    os.replace(temporary, artifact.path)
+    if not model:
+        return {"format": FOLDER_FORMATS[artifact.kind]}
+    return {"format": _model_format(artifact.path / source.name), "file": source.name}
+
+
+def _model_format(file: Path) -> str:
+    """pth, safetensors, onnx; for an engine trt, rtx or ort, as its side-car says."""
+    side_car = file.with_name(file.name + ".json")
+    if not side_car.is_file():
+        return file.suffix.removeprefix(".")
+    return ENGINE_FORMATS.get(json.loads(side_car.read_text()).get("backend"), file.suffix.removeprefix("."))
+
+
+def _place(source: str | Path, target: str | Path) -> None:
+    """A hard link where the file system allows it, a copy elsewhere."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _json(value):
+    """What strict JSON can hold: NaN and infinities become their names, keys without a value go."""
+    if isinstance(value, dict):
+        return {str(key): _json(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

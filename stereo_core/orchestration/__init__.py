@@ -1,0 +1,1 @@
+"""The compiled pipeline, run elsewhere than on Kubeflow."""

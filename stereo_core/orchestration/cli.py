@@ -1,0 +1,142 @@
+"""`stereo-pipelines list|compile|run`: the pipelines of this library, compiled and run on this machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import click
+import yaml
+
+from stereo_core import __version__
+from stereo_core.errors import UserError
+from stereo_core.orchestration.graph import GraphError, Pipeline, load_pipeline, parse
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: stop as on Ctrl-C, but say so in the exit code."""
+
+
+def main() -> None:
+    """Entry point; exit codes: 0 done, 1 a step failed, 2 wrong input, 130 Ctrl-C, 143 SIGTERM."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except UserError as error:
+        click.echo(f"stereo-pipelines: error: {error}", err=True)
+        code = 2
+    except Terminated:
+        code = 143
+    except (KeyboardInterrupt, click.Abort):
+        code = 130
+    sys.exit(code)
+
+
+def _terminate(signum, frame) -> None:
+    raise Terminated
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stereo-pipelines")
+def cli() -> None:
+    """Pipelines from raw stereo pairs to a running FoundationStereo engine."""
+
+
+@cli.command("list")
+def list_command() -> None:
+    """List pipelines and components with their parameters."""
+    from stereo_core.orchestration.compile import compiled_path, component_folders, description_of, pipeline_folders
+
+    for title, folders in (("Pipelines", pipeline_folders()), ("Components", component_folders())):
+        click.echo(f"{title}:")
+        for folder in folders:
+            path = compiled_path(folder)
+            text = path.read_text()
+            inputs = next(yaml.safe_load_all(text))["root"].get("inputDefinitions", {})
+            click.echo(f"  {folder.name:18}{description_of(text)}")
+            click.echo(f"  {'':18}{_relative(path)}")
+            for kind in ("artifacts", "parameters"):
+                if inputs.get(kind):
+                    click.echo(f"  {'':18}{kind}: {', '.join(inputs[kind])}")
+
+
+@cli.command("compile")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 when a committed file differs.")
+def compile_command(check: bool) -> int:
+    """Regenerate component.yaml, compiled pipelines and README tables."""
+    from stereo_core.orchestration.compile import write
+
+    changed = write(check)
+    for path in changed:
+        click.echo(f"{'differs' if check else 'written'}: {_relative(path)}")
+    if check and changed:
+        click.echo("run `stereo-pipelines compile` and commit the files", err=True)
+        return 1
+    if not changed:
+        click.echo("everything is up to date")
+    return 0
+
+
+@cli.command("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, or YAML/JSON; @FILE reads one."
+)
+@click.option("--output-dir", "-o", required=True, type=click.Path(path_type=Path), help="The run folder.")
+@click.option("--workers", type=click.IntRange(min=1), help="Steps at a time [default: CPU cores].")
+@click.option("--fresh", is_flag=True, help="Run every step, also those whose inputs did not change.")
+def run_command(file: Path, params: tuple[str, ...], output_dir: Path, workers: int | None, fresh: bool) -> int:
+    """Run a compiled pipeline on this machine.
+
+    Started again in the same folder, it takes over every step whose inputs did not change.
+    """
+    from stereo_core.orchestration.local import LocalRun
+    from stereo_core.orchestration.progress import Progress, summary
+
+    pipeline = load_pipeline(file)
+    arguments = read_params(pipeline, params)
+    with Progress() as progress:
+        run = LocalRun(pipeline, arguments, output_dir, workers=workers, fresh=fresh, on_change=progress.show)
+        try:
+            code = run.execute()
+        except KeyboardInterrupt:
+            progress.close()
+            click.echo(f"stopped; the same command goes on where it was cut off ({_relative(run.folder)})", err=True)
+            raise
+    summary(run)
+    return code
+
+
+def read_params(pipeline: Pipeline, params: tuple[str, ...]) -> dict[str, object]:
+    """`key=value` texts -> values of the parameters' types; `@FILE` stands for the file's text.
+
+    Raises:
+        GraphError: no `=`, an unknown name, a value of another type, an unreadable file.
+    """
+    values = {}
+    for text in params:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise GraphError(f"--param {text}: KEY=VALUE is wanted")
+        if name not in pipeline.parameters:
+            values[name] = value  # refused below, with the nearest name
+            continue
+        if value.startswith("@"):
+            try:
+                value = Path(value[1:]).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise GraphError(f"--param {name}: {value[1:]}: {error}") from None
+        values[name] = parse(pipeline.parameters[name], value)
+    pipeline.arguments(values)
+    return values
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,115 @@
+"""What a run looks like on a console: a live table on a terminal, a line a change elsewhere; tables at the end."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from stereo_core.orchestration.local import ENDED, LocalRun, TaskRun
+
+COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
+TAIL = 15  # lines of a failed step's log
+
+
+class Progress:
+    """Shows each change of a run; `show` is the run's `on_change`."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+        self._run: LocalRun | None = None
+        self._seen: dict[str, str] = {}
+        self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def show(self, run: LocalRun) -> None:
+        self._run = run
+        if self.console.is_terminal:
+            self._live.start()
+            return
+        for name, task in run.tasks.items():
+            if task.state != self._seen.get(name, "waiting"):
+                took = f" after {task.seconds:.1f} s" if task.state in ENDED and task.seconds else ""
+                note = f": {task.message}" if task.message else ""
+                self.console.print(f"{datetime.now():%H:%M:%S} {name} {task.state}{took}{note}", highlight=False)
+            self._seen[name] = task.state
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _table(self) -> Table:
+        table = Table("step", "state", "time")
+        for name, task in self._run.tasks.items() if self._run else ():
+            table.add_row(name, _state(task), _seconds(task))
+        return table
+
+
+def _state(task: TaskRun) -> str:
+    colour = COLOURS.get(task.state)
+    return f"[{colour}]{task.state}[/]" if colour else task.state
+
+
+def _seconds(task: TaskRun) -> str:
+    if task.state == "running" and task.started:
+        return f"{time.time() - datetime.fromisoformat(task.started).astimezone(UTC).timestamp():.0f} s"
+    return f"{task.seconds:.1f} s" if task.seconds else ""
+
+
+def size(count: int) -> str:
+    """Bytes for a reader: 512 B, 3.4 KB, 12.0 MB."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def metrics(run: LocalRun) -> dict[str, dict[str, float]]:
+    """Step -> its metrics, of every step with a Metrics artifact; numbers about the artifact itself are left out."""
+    found = {}
+    for name, task in run.tasks.items():
+        for made in task.artifacts.values():
+            if made.type.get("schemaTitle") == "system.Metrics":
+                values = {k: v for k, v in made.metadata.items() if isinstance(v, int | float) and k != "bytes"}
+                found.setdefault(name, {}).update(values)
+    return found
+
+
+def summary(run: LocalRun, console: Console | None = None) -> None:
+    """Print the steps (state, time, artifacts, size), the metrics, and the end of each failed step's log."""
+    console = console or Console()
+    table = Table("step", "state", "time", "artifact", "size", title=f"{run.pipeline.name} in {run.folder}")
+    for name, task in run.tasks.items():
+        ports = [(port, made) for port, made in task.artifacts.items() if made.bytes] or [("", None)]
+        for i, (port, made) in enumerate(ports):
+            head = (name, _state(task), _seconds(task)) if i == 0 else ("", "", "")
+            table.add_row(*head, port, size(made.bytes) if made else "")
+    console.print(table)
+    measured = metrics(run)
+    if measured:
+        table = Table("step", "metric", "value", title="Metrics")
+        for name, values in measured.items():
+            for i, (key, value) in enumerate(sorted(values.items())):
+                table.add_row(name if i == 0 else "", key, f"{value:.6g}")
+        console.print(table)
+    for name, task in run.tasks.items():
+        if task.state == "failed":
+            log = run.folder / "tasks" / name / "log.txt"
+            console.print(f"{name} failed: {task.message}; its log: {log}", style="red", highlight=False, markup=False)
+            console.print(_tail(log), highlight=False, markup=False)
+
+
+def _tail(log: Path) -> str:
+    if not log.is_file():
+        return ""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
