@@ -1,0 +1,63 @@
+"""Disparity -> depth -> point cloud, and their files. NumPy only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stereo_core.data.images import write_png
+from stereo_core.files import atomic_path
+
+_VERTEX = np.dtype([(n, "<f4") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")])
+
+
+def depth_from_disparity(disparity_HW: np.ndarray, focal: float, baseline: float, doffs: float = 0.0) -> np.ndarray:
+    """Depth along the optical axis.
+
+    Args:
+        disparity_HW: px; values that are not finite or not above 0 are unknown.
+        focal: focal length in px.
+        baseline: metres.
+        doffs: px, x of the right principal point minus x of the left one (Middlebury's convention).
+
+    Returns:
+        float32 (H, W) in metres: focal * baseline / (disparity + doffs), 0 where unknown or not in front of the camera.
+    """
+    shift = disparity_HW.astype(np.float64) + doffs
+    known = np.isfinite(disparity_HW) & (disparity_HW > 0) & (shift > 0)
+    return np.where(known, focal * baseline / np.where(known, shift, 1), 0).astype(np.float32)
+
+
+def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> None:
+    """16-bit PNG in millimetres, 0 = unknown or beyond 65.535 m."""
+    millimetres = np.rint(depth_HW.astype(np.float64) * 1000)
+    millimetres[millimetres > 65535] = 0
+    write_png(path, millimetres.astype(np.uint16))
+
+
+def write_point_cloud(
+    path: str | Path, depth_HW: np.ndarray, colour_HW3: np.ndarray, focal: float, centre: tuple[float, float]
+) -> None:
+    """Binary little-endian PLY of the pixels with a depth, in the left camera's frame: x right, y down, z ahead, m.
+
+    Args:
+        depth_HW: metres, 0 = no point.
+        colour_HW3: uint8 RGB.
+        focal: px, the same in x and y.
+        centre: (cx, cy) of the principal point in px, (0, 0) at the centre of the top left pixel.
+    """
+    rows, columns = np.nonzero(depth_HW > 0)
+    z = depth_HW[rows, columns].astype(np.float64)
+    points = np.empty(len(z), _VERTEX)
+    points["x"] = (columns - centre[0]) * z / focal
+    points["y"] = (rows - centre[1]) * z / focal
+    points["z"] = z
+    for channel, name in enumerate(("red", "green", "blue")):
+        points[name] = colour_HW3[rows, columns, channel]
+    types = {"f": "float", "u": "uchar"}
+    fields = "".join(f"property {types[_VERTEX[name].kind]} {name}\n" for name in _VERTEX.names)
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{fields}end_header\n"
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(header.encode("ascii"))
+        points.tofile(file)

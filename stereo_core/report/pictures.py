@@ -1,0 +1,54 @@
+"""Disparities and errors as 8-bit RGB pictures. NumPy and OpenCV only."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+ERROR_SCALE_PX = 8.0
+
+
+def colour_disparity(disparity_HW: np.ndarray, maximum: float) -> np.ndarray:
+    """Disparity in px -> uint8 RGB (H, W, 3) in OpenCV's turbo: dark blue at 0, dark red at `maximum` and above.
+
+    Pixels that are not finite or not above 0 are black. Give one `maximum` to pictures that are to be compared.
+    """
+    known = np.isfinite(disparity_HW) & (disparity_HW > 0)
+    return _turbo(np.where(known, disparity_HW, 0), known, maximum)
+
+
+def error_map(
+    prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray, maximum: float = ERROR_SCALE_PX
+) -> np.ndarray:
+    """|prediction - gt| in px -> uint8 RGB (H, W, 3) in turbo, saturated at `maximum`; invalid pixels are black."""
+    error = np.abs(prediction_HW.astype(np.float64) - gt_HW)
+    return _turbo(np.where(valid_HW, np.nan_to_num(error, nan=maximum), 0), valid_HW, maximum)
+
+
+def panel(left_HW3: np.ndarray, prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
+    """Left image | ground truth | prediction | error side by side, uint8 RGB (H, 4W, 3).
+
+    Ground truth and prediction share one colour scale, from 0 to the largest valid ground truth.
+    """
+    maximum = float(gt_HW[valid_HW].max()) if valid_HW.any() else disparity_range(prediction_HW)
+    shown_gt = np.where(valid_HW, gt_HW, 0)
+    return np.hstack(
+        [
+            left_HW3,
+            colour_disparity(shown_gt, maximum),
+            colour_disparity(prediction_HW, maximum),
+            error_map(prediction_HW, gt_HW, valid_HW),
+        ]
+    )
+
+
+def disparity_range(disparity_HW: np.ndarray) -> float:
+    """The largest finite disparity of a map in px, at least 1: a colour scale where no ground truth gives one."""
+    return float(max(1.0, np.max(disparity_HW, where=np.isfinite(disparity_HW), initial=0.0)))
+
+
+def _turbo(values_HW: np.ndarray, shown_HW: np.ndarray, maximum: float) -> np.ndarray:
+    levels = np.rint(np.clip(values_HW * (255.0 / maximum), 0, 255)).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    colours[~shown_HW] = 0
+    return colours
