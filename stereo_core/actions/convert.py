@@ -19,7 +19,8 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ from stereo_core.spec import results_dir
 
 logger = logging.getLogger(__name__)
 
-Derive = Callable[[str], str]
+CHUNK = 4096
+"""Samples whose derived paths are held at once."""
+
+Rule = Callable[[list[str]], list[str]]
+"""Left paths -> the paths of another column. All paths in this file begin with `/`, which stands for data_root."""
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -40,8 +45,8 @@ def run(spec: Any, status: Any) -> Outcome:
         SpecError: patterns that can not pair anything.
         DataError: no sample found, an unreadable folder, or with `strict` a missing file.
     """
-    folder, root = results_dir(spec, "convert"), os.path.abspath(spec.data_root)
-    derives = _derives(spec)
+    folder, root = results_dir(spec, "convert"), os.path.abspath(spec.data_root).rstrip("/")
+    rules = _rules(spec)
     tree = Tree(root)
     lefts = sorted(tree.find(spec.image_dir_pattern, _suffix(spec.image_extension)))
     if not lefts:
@@ -49,18 +54,16 @@ def run(spec: Any, status: Any) -> Outcome:
             f"data_root {root}: none of {tree.files} files has image_dir_pattern {list(spec.image_dir_pattern)}"
             f" in its path below data_root and ends in image_extension '{spec.image_extension}'"
         )
-    samples, respelled, missing = _check(tree, lefts, derives)
-    _report_missing(spec, folder, root, missing, samples)
+    samples, respelled, missing = _check(tree, lefts, rules)
+    _report_missing(spec, folder, root, missing, bool(samples))
 
-    prefix = "" if spec.relative_paths else os.path.join(root, "")
-    counts = {}
-    for name, chosen in split(samples, spec.split_ratio, spec.seed, spec.split_by_scene).items():
-        rows = (_row(left, derives, respelled, prefix) for left in chosen)
-        write_annotations(folder / f"{name}.txt", rows)
-        counts[name] = len(chosen)
-        if not chosen:
+    prefix = None if spec.relative_paths else root
+    parts = split(samples, spec.split_ratio, spec.seed, spec.split_by_scene)
+    for name, part in parts.items():
+        write_annotations(folder / f"{name}.txt", _rows(part, rules, respelled, prefix))
+        if not part:
             logger.warning("%s.txt is empty: split_ratio %s of %d samples", name, spec.split_ratio, len(samples))
-    shares = ", ".join(f"{name} {count}" for name, count in counts.items())
+    shares = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
     message = f"{len(samples)} samples ({shares}), {len(missing)} left out because a file is missing"
     return Outcome(message, artifacts={"annotations": folder})
 
@@ -68,59 +71,54 @@ def run(spec: Any, status: Any) -> Outcome:
 class Tree:
     """The files below a root. Each folder is read once; its names are kept as one string, the cheapest way.
 
-    Folders are written relative to the root with a `/` at the end; the root itself is ''.
+    Folders are written from the root on, with a `/` at either end; the root itself is `/`.
     """
 
     def __init__(self, root: str) -> None:
         self.root, self.files = root, 0
         self._listings: dict[str, str] = {}
-        self._names = functools.lru_cache(maxsize=32)(self._split_listing)
+        self.names = functools.lru_cache(maxsize=32)(self._names)
 
-    def find(self, patterns: list[str], suffix: str) -> Iterator[str]:
-        """Walk the tree, of any depth; yield the paths that hold all patterns and end in `suffix` (lower case)."""
+    def find(self, patterns: Sequence[str], suffix: str) -> list[str]:
+        """Walk the tree, of any depth: the paths that hold all patterns and end in `suffix` (given in lower case)."""
+        found = []
         for folder, names in self._walk():
             self._listings[folder] = "/".join(names)
             self.files += len(names)
-            open_patterns = [pattern for pattern in patterns if pattern not in folder]
-            for name in names:
-                if name.endswith(suffix) or name.lower().endswith(suffix):
-                    path = folder + name
-                    if not open_patterns or all(pattern in path for pattern in open_patterns):
-                        yield path
+            names = _holding(folder, names, patterns)
+            found += [folder + name for name in names if name.endswith(suffix) or name.lower().endswith(suffix)]
+        return found
 
-    def spelling(self, path: str) -> str | None:
-        """The path as it stands in the tree (its suffix may be in another case), or None when there is no such file."""
-        folder, slash, name = path.rpartition("/")
-        names = self._names(folder + slash)
-        if name in names:
-            return path
+    def respelling(self, path: str) -> str | None:
+        """The path with its suffix in the case in which the tree has such a file, or None."""
+        folder, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
         stem, suffix = os.path.splitext(name)
-        spellings = (stem + suffix.lower(), stem + suffix.upper())
-        return next((folder + slash + spelling for spelling in spellings if spelling in names), None)
+        names = (stem + suffix.lower(), stem + suffix.upper())
+        return next((folder + name for name in names if name in self.names(folder)), None)
 
-    def _split_listing(self, folder: str) -> frozenset[str]:
+    def _names(self, folder: str) -> frozenset[str]:
+        """The names of the files in a folder (`names` is this with the last few folders cached)."""
         listing = self._listings.get(folder)
         if listing is not None:
             return frozenset(listing.split("/"))
         try:  # a replacement may lead out of the tree that was walked, as '../' does
-            return frozenset(os.listdir(os.path.join(self.root, folder)))
+            return frozenset(os.listdir(self.root + folder))
         except OSError:
             return frozenset()
 
     def _walk(self) -> Iterator[tuple[str, list[str]]]:
-        pending = [""]
+        pending = ["/"]
         while pending:
             folder, names = pending.pop(), []
             try:
-                with os.scandir(os.path.join(self.root, folder)) as entries:
+                with os.scandir(self.root + folder) as entries:
                     for entry in entries:
                         if not entry.is_dir():
                             names.append(entry.name)
                         elif not (entry.is_symlink() and _leads_back(entry.path)):
                             pending.append(f"{folder}{entry.name}/")
             except OSError as error:
-                where = os.path.join(self.root, folder)
-                raise DataError(f"data_root: can not list the folder {where}: {error.strerror}") from error
+                raise DataError(f"data_root: can not list the folder {self.root}{folder}: {error.strerror}") from error
             yield folder, names
 
 
@@ -129,98 +127,140 @@ def _leads_back(link: str) -> bool:
     return (os.path.realpath(os.path.dirname(link)) + os.sep).startswith(os.path.realpath(link) + os.sep)
 
 
+def _holding(folder: str, names: list[str], patterns: Sequence[str]) -> list[str]:
+    """The names whose path, folder + name, holds every pattern; only what the folder can not tell is looked at."""
+    for pattern in patterns:
+        if pattern in folder:
+            continue
+        head, slash, tail = pattern.rpartition("/")
+        if not slash:
+            names = [name for name in names if pattern in name]
+        elif folder.endswith(head + slash):
+            names = [name for name in names if name.startswith(tail)]
+        else:
+            return []
+    return names
+
+
 def _suffix(extension: str) -> str:
     """An extension as a lower-case suffix: 'png' means '.png'; '_10.png' stays; one character or none is any suffix."""
-    if len(extension) <= 1:
-        return ""
-    return (f".{extension}" if extension.isalnum() else extension).lower()
+    return _dotted(extension).lower() if len(extension) > 1 else ""
 
 
-def _derives(spec: Any) -> list[Derive]:
-    """The rules left path -> right, disparity and mask path, as many as the spec asks for."""
+def _dotted(extension: str) -> str:
+    return f".{extension}" if extension.isalnum() else extension
+
+
+def _rules(spec: Any) -> list[Rule]:
+    """How the right image, the disparity and the mask follow from the left path; as many as the spec asks for."""
     if not spec.right_dir_pattern:
         raise SpecError("right_dir_pattern: empty; a stereo list needs the right image")
     if spec.nocc_dir_pattern and not spec.depth_dir_pattern:
         raise SpecError("nocc_dir_pattern: a mask needs a disparity; set depth_dir_pattern too")
-    old = spec.image_extension
-    rules = [("right_dir_pattern", spec.right_dir_pattern, None)]
+    sources, suffix = spec.image_dir_pattern, _suffix(spec.image_extension)
+    right = dict(zip(sources, spec.right_dir_pattern, strict=False))
+    if all(source == target for source, target in right.items()):
+        raise SpecError(
+            f"right_dir_pattern: {list(spec.right_dir_pattern)} replaces nothing of image_dir_pattern {list(sources)}"
+        )
+    rules = [_rule(right)]
     if spec.depth_dir_pattern:
-        rules.append(("depth_dir_pattern", spec.depth_dir_pattern, spec.depth_extension))
+        rules.append(_rule(dict(zip(sources, spec.depth_dir_pattern, strict=False)), suffix, spec.depth_extension))
     if spec.nocc_dir_pattern:
-        rules.append(("nocc_dir_pattern", spec.nocc_dir_pattern, spec.nocc_extension))
-    return [_derive(key, spec.image_dir_pattern, patterns, old, new) for key, patterns, new in rules]
+        rules.append(_rule(dict(zip(sources, spec.nocc_dir_pattern, strict=False)), suffix, spec.nocc_extension))
+    return rules
 
 
-def _derive(key: str, sources: list[str], targets: list[str], old: str, new: str | None) -> Derive:
-    pairs = {source: target for source, target in zip(sources, targets, strict=False) if source}
-    if all(source == target for source, target in pairs.items()) and new is None:
-        raise SpecError(f"{key}: {list(targets)} replaces nothing of image_dir_pattern {list(sources)}")
-    replace = _replacement(pairs)
-    if not new:
-        return replace
-    old_suffix, new_suffix = _suffix(old), f".{new}" if new.isalnum() else new
+def _rule(pairs: dict[str, str], suffix: str = "", extension: str = "") -> Rule:
+    """Replace the patterns, then the suffix by the extension (where a pattern has not replaced that already).
 
-    def derive(left: str) -> str:
-        path = replace(left)
-        if not old_suffix:
-            return os.path.splitext(path)[0] + new_suffix
-        if path.lower().endswith(old_suffix):
-            return path[: -len(old_suffix)] + new_suffix
-        return path  # a pattern has replaced the suffix already
+    It works on the text of many paths at once, a zero byte after each: some ten times faster than path by path.
+    """
 
-    return derive
+    def rule(lefts: list[str]) -> list[str]:
+        text = _replace_all("\0".join(lefts) + "\0", pairs)
+        if extension and suffix:
+            spellings = {left[-len(suffix) :] for left in lefts}
+            text = _replace_all(text, {f"{spelling}\0": f"{_dotted(extension)}\0" for spelling in spellings})
+        paths = text[:-1].split("\0")
+        if extension and not suffix:
+            paths = [os.path.splitext(path)[0] + _dotted(extension) for path in paths]
+        return paths
+
+    return rule
 
 
-def _replacement(pairs: dict[str, str]) -> Derive:
-    """Replace all pairs at once, so that no pair replaces what another has written; the longest pattern first."""
+def _replace_all(text: str, pairs: dict[str, str]) -> str:
+    """Replace all pairs at once, so that none replaces what another has written; the longest pattern goes first."""
+    pairs = {source: target for source, target in pairs.items() if source}
     if len(pairs) == 1:
-        [(source, target)] = pairs.items()
-        return lambda path: path.replace(source, target)
-    if not pairs:
-        return lambda path: path
-    pattern = re.compile("|".join(map(re.escape, sorted(pairs, key=len, reverse=True))))
-    return lambda path: pattern.sub(lambda match: pairs[match[0]], path)
+        return text.replace(*next(iter(pairs.items())))
+    pattern = "|".join(map(re.escape, sorted(pairs, key=len, reverse=True)))
+    return re.sub(pattern, lambda match: pairs[match[0]], text) if pairs else text
 
 
 def _check(
-    tree: Tree, lefts: list[str], derives: list[Derive]
-) -> tuple[list[str], dict[tuple[str, int], str], list[tuple[str, str]]]:
-    """Look up every derived file.
+    tree: Tree, lefts: list[str], rules: list[Rule]
+) -> tuple[list[str], dict[tuple[str, int], str], dict[str, str]]:
+    """Look up every derived file in the listings.
 
     Returns:
         the left paths of whole samples; (left, column) -> path where the tree spells a suffix in another case;
-        (missing path, left path) of the others.
+        left -> missing path of the others.
     """
-    samples, respelled, missing = [], {}, []
-    for left in lefts:
-        for column, derive in enumerate(derives):
-            path = derive(left)
-            spelling = tree.spelling(path)
-            if spelling is None or spelling == left:
-                missing.append((path, left))
-                break
-            if spelling != path:
-                respelled[left, column] = spelling
-        else:
-            samples.append(left)
+    samples, respelled, missing = [], {}, {}
+    for chunk in _chunks(lefts):
+        for column, rule in enumerate(rules):
+            folder, names = "", frozenset()
+            for left, path in zip(chunk, rule(chunk), strict=True):
+                cut = path.rfind("/") + 1
+                if path[:cut] != folder:
+                    folder = path[:cut]
+                    names = tree.names(folder)
+                if path[cut:] in names and path != left:
+                    continue
+                spelling = tree.respelling(path)
+                if spelling is None or spelling == left:
+                    missing.setdefault(left, path)
+                else:
+                    respelled[left, column] = spelling
+        samples += [left for left in chunk if left not in missing]
     return samples, respelled, missing
 
 
-def _report_missing(spec: Any, folder: Path, root: str, missing: list[tuple[str, str]], samples: list[str]) -> None:
+def _chunks(paths: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(paths), CHUNK):
+        yield paths[start : start + CHUNK]
+
+
+def _report_missing(spec: Any, folder: Path, root: str, missing: dict[str, str], any_sample: bool) -> None:
     (folder / "missing.txt").unlink(missing_ok=True)
     if not missing:
         return
-    examples = "\n".join(f"  {path} (for {left})" for path, left in missing[:5])
+    examples = "\n".join(f"  {path[1:]} (for {left[1:]})" for left, path in islice(missing.items(), 5))
     text = f"data_root {root}: {len(missing)} left images lack a derived file, among them\n{examples}"
-    if spec.strict or not samples:
+    if spec.strict or not any_sample:
         mend = (
             f"check right_dir_pattern {list(spec.right_dir_pattern)}, depth_dir_pattern {list(spec.depth_dir_pattern)},"
             f" depth_extension '{spec.depth_extension}', nocc_dir_pattern {list(spec.nocc_dir_pattern)},"
             f" nocc_extension '{spec.nocc_extension}'"
         )
-        raise DataError(f"{text}\n{mend}" + (" or set strict=false to leave them out" if samples else ""))
-    write_annotations(folder / "missing.txt", missing)
+        raise DataError(f"{text}\n{mend}" + (" or set strict=false to leave them out" if any_sample else ""))
+    write_annotations(folder / "missing.txt", ((root + path, root + left) for left, path in missing.items()))
     logger.warning("%s\nthey are left out; all of them are in %s", text, folder / "missing.txt")
+
+
+def _rows(
+    lefts: list[str], rules: list[Rule], respelled: dict[tuple[str, int], str], prefix: str | None
+) -> Iterator[list[str]]:
+    """The columns of each sample; relative to data_root when `prefix` is None."""
+    for chunk in _chunks(lefts):
+        columns = [chunk, *(rule(chunk) for rule in rules)]
+        if respelled:
+            for column, paths in enumerate(columns[1:]):
+                paths[:] = [respelled.get((left, column), path) for left, path in zip(chunk, paths, strict=True)]
+        for row in zip(*columns, strict=True):
+            yield [path[1:] for path in row] if prefix is None else [prefix + path for path in row]
 
 
 def split(samples: list[str], ratio: float, seed: int, by_scene: bool) -> dict[str, list[str]]:
@@ -238,8 +278,9 @@ def split(samples: list[str], ratio: float, seed: int, by_scene: bool) -> dict[s
         return {"test": samples}
     chooser = random.Random(seed)
     if not by_scene:
-        train = set(chooser.sample(range(len(samples)), int(len(samples) * ratio)))
-        chosen = [index in train for index in range(len(samples))]
+        count = int(len(samples) * ratio)
+        chosen = bytearray(b"\1" * count + b"\0" * (len(samples) - count))
+        chooser.shuffle(chosen)
     else:
         scenes = sorted({_scene(left) for left in samples})
         if len(scenes) < 2:
@@ -249,21 +290,14 @@ def split(samples: list[str], ratio: float, seed: int, by_scene: bool) -> dict[s
             )
         count = min(max(int(len(scenes) * ratio), 1), len(scenes) - 1)
         train_scenes = set(chooser.sample(scenes, count))
-        chosen = [_scene(left) in train_scenes for left in samples]
-    parts = {"train": True, "val": False}
+        chosen = bytearray(_scene(left) in train_scenes for left in samples)
     return {
-        name: [left for left, in_train in zip(samples, chosen, strict=True) if in_train is part]
-        for name, part in parts.items()
+        name: [left for left, in_train in zip(samples, chosen, strict=True) if in_train == wanted]
+        for name, wanted in (("train", 1), ("val", 0))
     }
 
 
 def _scene(left: str) -> str:
-    return left.partition("/")[0] if "/" in left else ""
-
-
-def _row(left: str, derives: list[Derive], respelled: dict[tuple[str, int], str], prefix: str) -> list[str]:
-    if respelled:
-        derived = [respelled.get((left, column)) or derive(left) for column, derive in enumerate(derives)]
-    else:
-        derived = [derive(left) for derive in derives]
-    return [prefix + path for path in (left, *derived)]
+    """The first folder below data_root; '' for a file directly below it."""
+    folder, _, rest = left[1:].partition("/")
+    return folder if rest else ""

@@ -107,7 +107,14 @@ def quote(path: str) -> str:
 def write_annotations(path: str | Path, rows: Iterable[Sequence[str]]) -> None:
     """Write one line a row (2 to 4 paths), replacing the file as a whole."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(" ".join(map(quote, row)) + "\n" for row in rows)
+        file.writelines(_line(row) for row in rows)
+
+
+def _line(row: Sequence[str]) -> str:
+    line = " ".join(row)
+    if '"' in line or "#" in line or line.split() != list(row):
+        line = " ".join(map(quote, row))
+    return line + "\n"
 
 
 def check_files(samples: Sequence[Sample]) -> None:
