@@ -35,9 +35,12 @@ footer{margin-top:3rem;color:#57606a}
 <td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else '%.6g' % cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
-{% if pictures %}<h2>Pictures</h2>{% if caption %}<p>{{ caption }}</p>{% endif %}{% endif %}
+{% for title, caption, pictures in galleries %}
+<h2>{{ title }}</h2>
+<p>{{ caption }}</p>
 {% for name, data in pictures %}
 <figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}"><figcaption>{{ name }}</figcaption></figure>
+{% endfor %}
 {% endfor %}
 <footer>stereo-pipelines {{ version }}</footer>
 </body></html>
@@ -58,14 +61,18 @@ class Table:
     rows: Sequence[Sequence[str | float]] = field(default_factory=list)
 
 
-def page(
-    title: str, tables: Iterable[Table], pictures: Iterable[Path] = (), *, caption: str = "", note: str = ""
-) -> str:
-    """HTML text with `tables` and the PNG files `pictures` embedded."""
-    embedded = [(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in pictures]
-    return _PAGE.render(
-        title=title, note=note, tables=list(tables), pictures=embedded, caption=caption, version=__version__
-    )
+Gallery = tuple[str, str, Sequence[Path]]
+"""Title, caption, PNG files."""
+
+
+def page(title: str, tables: Iterable[Table], galleries: Iterable[Gallery] = (), *, note: str = "") -> str:
+    """HTML text with `tables` and the PNG files of `galleries` embedded."""
+    embedded = [(name, caption, [(p.stem, _base64(p)) for p in pictures]) for name, caption, pictures in galleries]
+    return _PAGE.render(title=title, note=note, tables=list(tables), galleries=embedded, version=__version__)
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
@@ -85,4 +92,5 @@ def pictures_of(results_dir: Path) -> tuple[list[Path], str]:
 def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     """The page of one action: its message, its metrics and the pictures in `results_dir`."""
     pictures, caption = pictures_of(results_dir)
-    return page(verb, [metrics_table("Metrics", outcome.kpi)], pictures, caption=caption, note=outcome.message)
+    galleries = [("Pictures", caption, pictures)] if pictures else []
+    return page(verb, [metrics_table("Metrics", outcome.kpi)], galleries, note=outcome.message)

@@ -1,0 +1,54 @@
+"""What a run measured, side by side: a table for the console and report.html for a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stereo_core.files import atomic_path
+from stereo_core.orchestration.local import LocalRun
+from stereo_core.report.html import Table, page, pictures_of
+
+COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
+INITIAL = "initial_"  # the metrics of a network before its training
+
+
+def measured(run: LocalRun) -> list[tuple[str, dict[str, float]]]:
+    """(what was measured, its metrics by name) in the pipeline's order; train gives a row before and a row after."""
+    rows = []
+    for name, task in run.tasks.items():
+        for made in task.artifacts.values():
+            if made.type.get("schemaTitle") != "system.Metrics":
+                continue
+            values = {key: value for key, value in made.metadata.items() if isinstance(value, int | float)}
+            before = {key.removeprefix(INITIAL): value for key, value in values.items() if key.startswith(INITIAL)}
+            rows += [(f"{name}, untrained", before)] if before else []
+            rows.append((name, values))
+    return rows
+
+
+def metrics_table(run: LocalRun) -> Table | None:
+    """A row a measured step and a column a metric; None where nothing was measured."""
+    rows = measured(run)
+    columns = [name for name in COLUMNS if any(name in values for _, values in rows)]
+    if not columns:
+        return None
+    cells = [(name, *(values.get(column, "") for column in columns)) for name, values in rows]
+    return Table("Metrics", ("step", *columns), cells)
+
+
+def write_page(run: LocalRun) -> Path:
+    """Write report.html into the run folder: steps, metrics and the pictures of every step that left some."""
+    steps = Table("Steps", ("step", "state", "seconds", "artifacts", "bytes"))
+    for name, task in run.tasks.items():
+        artifacts, size = ", ".join(task.artifacts), sum(made.bytes for made in task.artifacts.values())
+        steps.rows.append((name, task.state, round(task.seconds, 1), artifacts, size))
+    tables = [table for table in (metrics_table(run), steps) if table]
+    galleries = []
+    for name in run.tasks:
+        pictures, caption = pictures_of(run.folder / "tasks" / name / "results")
+        if pictures:
+            galleries.append((name, caption, pictures))
+    path = run.folder / "report.html"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(f"{run.pipeline.name}: {run.state}", tables, galleries), encoding="utf-8")
+    return path
