@@ -9,7 +9,7 @@ A stored value becomes px by dividing by the format's scale; `disparity_scale` o
 | png_u16_256 | 16-bit grey (KITTI) | 256 |
 | png_u16_32 | 16-bit grey (CREStereo) | 32 |
 | png_u8 | 8-bit grey (Middlebury 2003: 4) | none: disparity_scale must say |
-| tiff, npy, npz | float as is; integer TIFF needs disparity_scale | 1 |
+| tiff, npy, npz | float | 1; integers: disparity_scale must say |
 
 A pixel is valid where its value is finite and above 0; 0, negative values, infinity and NaN mark what was not measured.
 """
@@ -46,7 +46,7 @@ def read_disparity(
     Args:
         path: the file.
         format: one of FORMATS; `auto` goes by the suffix and, for PNG, by the data set's name and the file's layout.
-        scale: stored value / disparity in px; None takes the format's own.
+        scale: the stored value of 1 px (disparity = stored / scale); None takes the format's own.
         dataset_name: `data_sources[*].dataset_name`, in any case.
 
     Returns:
@@ -67,6 +67,11 @@ def read_disparity(
         raise DataError(
             f"{path}: R, G and B are equal everywhere; this may be {_readings((8, 'rgb'))}:"
             " set data_sources[*].disparity_format (png_u8 with disparity_scale, or png_rgb)"
+        )
+    if scale is not None and scale < 1 and stored.dtype.kind in "iu":
+        raise DataError(
+            f"{path}: disparity_scale {scale} would multiply whole numbers; it is the stored value of 1 px"
+            f" (disparity = stored / scale): {1 / scale:g}?"
         )
     return _finish(path, stored, scale or _SCALES.get(format, 1.0))
 
@@ -168,12 +173,7 @@ def _read_png(path: str | Path, data: bytes, format: str, scale: float | None) -
 
 
 def _read_tiff(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
-    stored = decode(path, data)
-    if stored.dtype.kind != "f" and scale is None:
-        raise DataError(
-            f"{path}: an integer TIFF, which may be px or px times a scale: set data_sources[*].disparity_scale"
-        )
-    return stored
+    return _scaled(path, decode(path, data), scale)
 
 
 def _read_numpy(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
@@ -190,6 +190,15 @@ def _read_numpy(path: str | Path, data: bytes, format: str, scale: float | None)
         raise DataError(f"{path}: not a NumPy file, a truncated one, or one with pickled objects: {error}") from error
     if stored.dtype.kind not in "fiu":
         raise DataError(f"{path}: an array of {stored.dtype}; a disparity map holds numbers")
+    return _scaled(path, stored, scale)
+
+
+def _scaled(path: str | Path, stored: np.ndarray, scale: float | None) -> np.ndarray:
+    if stored.dtype.kind != "f" and scale is None:
+        raise DataError(
+            f"{path}: {stored.dtype} values, which may be px or px times a scale (16, 256, ...):"
+            " set data_sources[*].disparity_scale (1 for px)"
+        )
     return stored
 
 
