@@ -95,6 +95,7 @@ def run_command(file: Path, params: tuple[str, ...], output_dir: Path, workers: 
     Started again in the same folder, it takes over every step whose inputs did not change.
     """
     from stereo_core.orchestration.local import LocalRun
+    from stereo_core.orchestration.page import write_page
     from stereo_core.orchestration.progress import Progress, summary
 
     pipeline = load_pipeline(file)
@@ -108,6 +109,7 @@ def run_command(file: Path, params: tuple[str, ...], output_dir: Path, workers: 
             click.echo(f"stopped; the same command goes on where it was cut off ({_relative(run.folder)})", err=True)
             raise
     summary(run)
+    click.echo(f"report: {_relative(write_page(run))}")
     return code
 
 

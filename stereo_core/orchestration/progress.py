@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stereo_core.orchestration.local import ENDED, LocalRun, TaskRun
+from stereo_core.orchestration.page import metrics_table, size
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 TAIL = 15  # lines of a failed step's log
@@ -64,27 +65,6 @@ def _seconds(task: TaskRun) -> str:
     return f"{task.seconds:.1f} s" if task.seconds else ""
 
 
-def size(count: int) -> str:
-    """Bytes for a reader: 512 B, 3.4 KB, 12.0 MB."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def metrics(run: LocalRun) -> dict[str, dict[str, float]]:
-    """Step -> its metrics, of every step with a Metrics artifact; numbers about the artifact itself are left out."""
-    found = {}
-    for name, task in run.tasks.items():
-        for made in task.artifacts.values():
-            if made.type.get("schemaTitle") == "system.Metrics":
-                values = {k: v for k, v in made.metadata.items() if isinstance(v, int | float) and k != "bytes"}
-                found.setdefault(name, {}).update(values)
-    return found
-
-
 def summary(run: LocalRun, console: Console | None = None) -> None:
     """Print the steps (state, time, artifacts, size), the metrics, and the end of each failed step's log."""
     console = console or Console()
@@ -95,12 +75,11 @@ def summary(run: LocalRun, console: Console | None = None) -> None:
             head = (name, _state(task), _seconds(task)) if i == 0 else ("", "", "")
             table.add_row(*head, port, size(made.bytes) if made else "")
     console.print(table)
-    measured = metrics(run)
-    if measured:
-        table = Table("step", "metric", "value", title="Metrics")
-        for name, values in measured.items():
-            for i, (key, value) in enumerate(sorted(values.items())):
-                table.add_row(name if i == 0 else "", key, f"{value:.6g}")
+    columns, rows = metrics_table(run)
+    if rows:
+        table = Table(*columns, title="Metrics")
+        for name, *values in rows:
+            table.add_row(name, *(f"{value:.4g}" if value is not None else "" for value in values))
         console.print(table)
     for name, task in run.tasks.items():
         if task.state == "failed":

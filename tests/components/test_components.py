@@ -1,0 +1,144 @@
+"""The component library: what is committed is what the DSL says, and others can wire it."""
+
+import ast
+import importlib
+import inspect
+
+import pytest
+import yaml
+from kfp import components, dsl
+
+import stereo_components
+from stereo_core import launcher
+from stereo_core.orchestration.compile import BEGIN, END, compiled_path, component_folders, write
+
+FOLDERS = {folder.name: folder for folder in component_folders()}
+
+# The ports of INTERFACES.md: artifact inputs ("?" = optional), parameters, outputs.
+DATA = {"images": "Dataset", "annotations": "Dataset"}
+REPORT = {"metrics": "Metrics", "report": "HTML"}
+PORTS = {
+    "convert": ({"images": "Dataset"}, {"annotations": "Dataset"}),
+    "synthesize": ({}, {"images": "Dataset"}),
+    "train": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model"} | REPORT),
+    "evaluate": (DATA | {"checkpoint": "Model"}, REPORT),
+    "trt_evaluate": (DATA | {"engine": "Model"}, REPORT),
+    "inference": (DATA | {"checkpoint": "Model"}, {"disparity": "Dataset", "report": "HTML"}),
+    "trt_inference": (DATA | {"engine": "Model"}, {"disparity": "Dataset", "report": "HTML"}),
+    "export": ({"checkpoint": "Model"}, {"onnx": "Model"}),
+    "gen_trt_engine": ({"onnx": "Model"}, {"engine": "Model"}),
+}
+
+
+def ports(section: dict) -> dict[str, str]:
+    return {
+        name + ("?" if item.get("isOptional") else ""): item["artifactType"]["schemaTitle"].removeprefix("system.")
+        for name, item in section.get("artifacts", {}).items()
+    }
+
+
+def test_committed_files_are_what_the_dsl_says():
+    assert write(check=True) == [], "run `make compile` and commit"
+
+
+def test_every_component_is_there():
+    assert set(FOLDERS) == set(PORTS) == set(stereo_components.__all__)
+    assert set(FOLDERS) == set(launcher.ACTIONS)
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_ports(name):
+    spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
+    component = next(iter(spec["components"].values()))
+    inputs, outputs = PORTS[name]
+    spec_file = {} if name == "synthesize" else {"spec_file?": "Artifact"}
+    assert ports(component.get("inputDefinitions", {})) == inputs | spec_file
+    assert ports(component["outputDefinitions"]) == outputs
+    parameters = component["inputDefinitions"]["parameters"]
+    assert name == "synthesize" or parameters["spec"]["parameterType"] == "STRUCT"
+    assert all(item.get("isOptional") for item in parameters.values()), "every parameter has a default"
+    documented = [*component["inputDefinitions"].get("artifacts", {}).values(), *parameters.values()]
+    documented += component["outputDefinitions"]["artifacts"].values()
+    assert all(item.get("description") for item in documented), "Args and Returns name every port"
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_reloads_and_starts_its_own_action(name):
+    component = components.load_component_from_file(str(compiled_path(FOLDERS[name])))
+    container = component.component_spec.implementation.container
+    assert component.component_spec.name == name.replace("_", "-")
+    assert container.command == ["depth_net-launch"] and container.args == [name, "{{$}}"]
+    assert component.component_spec.description
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_typed_parameters_reach_a_spec_key(name):
+    """A parameter that is neither the spec nor known to the launcher would be silently ignored."""
+    spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
+    parameters = set(next(iter(spec["components"].values()))["inputDefinitions"]["parameters"])
+    if name == "synthesize":
+        from stereo_core.spec import SynthesizeSpec
+
+        assert parameters <= set(SynthesizeSpec.model_fields)
+        defaults = {key: item["defaultValue"] for key, item in spec["root"]["inputDefinitions"]["parameters"].items()}
+        assert defaults == {key: SynthesizeSpec.model_fields[key].default for key in parameters}
+        return
+    known = {"spec", *launcher.TYPED.get(name, {})}
+    known |= {"dataset_name"} if name.removeprefix("trt_") in launcher.SPLITS else set()
+    assert parameters == known
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_metadata_and_readme(name):
+    metadata = yaml.safe_load((FOLDERS[name] / "metadata.yaml").read_text())
+    assert metadata["name"] == name
+    assert {"stability", "tags", "dependencies", "lastVerified", "links"} <= set(metadata)
+    assert (FOLDERS[name] / metadata["links"]["documentation"]).is_file()
+    text = (FOLDERS[name] / "README.md").read_text()
+    assert text.index(BEGIN) < text.index(END)
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_components_know_only_kfp(name):
+    source = inspect.getsource(importlib.import_module(f"stereo_components.{name}.component"))
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add("." * node.level + (node.module or ""))
+    assert imported <= {"kfp", "..image"}
+
+
+def test_wiring_with_a_foreign_component():
+    """Standard types connect with other people's steps; a Dataset where a Model is wanted does not compile."""
+
+    @dsl.container_component
+    def download(url: str, pairs: dsl.Output[dsl.Dataset]):
+        return dsl.ContainerSpec(image="curl", command=["curl"], args=[url, pairs.path])
+
+    convert = components.load_component_from_file(str(compiled_path(FOLDERS["convert"])))
+
+    @dsl.pipeline(name="foreign")
+    def good():
+        pairs = download(url="http://x").outputs["pairs"]
+        lists = convert(images=pairs).outputs["annotations"]
+        stereo_components.train(images=pairs, annotations=lists)
+
+    assert set(good.pipeline_spec.root.dag.tasks) == {"download", "convert", "train"}
+    with pytest.raises(Exception, match=r"system\.Dataset.*system\.Model|[Ii]ncompatible"):
+
+        @dsl.pipeline(name="wrong")
+        def bad():
+            stereo_components.export(checkpoint=download(url="http://x").outputs["pairs"])
+
+
+def test_image_can_be_chosen_when_compiling(monkeypatch):
+    from stereo_components import image
+
+    monkeypatch.setenv("STEREO_PIPELINES_IMAGE", "registry/x@sha256:1")
+    try:
+        assert importlib.reload(image).launch("train").image == "registry/x@sha256:1"
+    finally:
+        monkeypatch.undo()
+        importlib.reload(image)

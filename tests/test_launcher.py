@@ -1,0 +1,255 @@
+"""The executor protocol: what goes in is checked, what comes out is complete, and the ports win."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stereo_core.actions import Outcome
+from stereo_core.errors import DataError, UserError
+from stereo_core.files import sha256_of
+from stereo_core.launcher import Artifact, local_path, main, merge, plain, publish, user_spec, wire
+
+PATTERNS = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
+
+
+def item(path: Path, **metadata) -> dict:
+    return {"artifacts": [{"name": path.name, "type": {"schemaTitle": "x"}, "uri": str(path), "metadata": metadata}]}
+
+
+def executor_input(folder: Path, inputs: dict, outputs: tuple, parameters: dict | None = None) -> str:
+    """What a KFP engine hands over for a task that writes into `folder`."""
+    return json.dumps(
+        {
+            "inputs": {"parameterValues": parameters or {}, "artifacts": inputs},
+            "outputs": {
+                "artifacts": {port: item(folder / port) for port in outputs},
+                "outputFile": str(folder / "executor_output.json"),
+            },
+        }
+    )
+
+
+def output_of(folder: Path, port: str) -> dict:
+    return json.loads((folder / "executor_output.json").read_text())["artifacts"][port]["artifacts"][0]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> dict:
+    """The images artifact of a real synthesize task."""
+    folder = tmp_path_factory.mktemp("synthesize")
+    small = {"num_scenes": 3.0, "height": 64.0, "width": 96.0, "max_disparity": 24.0}
+    command = [str(Path(sys.executable).parent / "depth_net-launch"), "synthesize"]
+    subprocess.run([*command, executor_input(folder, {}, ("images",), small)], check=True)
+    return output_of(folder, "images")
+
+
+def test_synthesize_then_convert(images, tmp_path):
+    assert images["metadata"]["kind"] == "images"
+    assert images["metadata"]["sha256"] == sha256_of(images["uri"])
+    assert not list(Path(images["uri"]).glob("*.json")), "status.json is about the run, not part of the data"
+
+    spec = PATTERNS | {"split_ratio": 0.67}
+    text = executor_input(tmp_path, {"images": {"artifacts": [images]}}, ("annotations",), {"spec": spec})
+    assert main(["convert", text]) == 0
+    annotations = output_of(tmp_path, "annotations")
+    assert sorted(p.name for p in Path(annotations["uri"]).iterdir()) == ["train.txt", "val.txt"]
+    lines = [line for p in Path(annotations["uri"]).iterdir() for line in p.read_text().splitlines()]
+    assert len(lines) == 3
+    for name in (name for line in lines for name in line.split()):
+        assert not name.startswith("/") and (Path(images["uri"]) / name).is_file()
+    metadata = annotations["metadata"]
+    assert (metadata["kind"], metadata["format"]) == ("annotations", "txt")
+    assert metadata["sha256"] == sha256_of(annotations["uri"])
+    assert metadata["bytes"] == sum(p.stat().st_size for p in Path(annotations["uri"]).iterdir())
+    assert metadata["producer"].startswith("stereo-pipelines ") and metadata["producer"].endswith(" convert")
+    assert json.loads((tmp_path / "results" / "status.json").read_text().splitlines()[-1])["status"] == "SUCCESS"
+
+
+def test_same_spec_same_digest_elsewhere(images, tmp_path):
+    """spec_sha256 is about what the user said, not about where the task ran."""
+    digests = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        text = executor_input(folder, {"images": {"artifacts": [images]}}, ("annotations",), {"spec": PATTERNS})
+        assert main(["convert", text]) == 0
+        digests.append(output_of(folder, "annotations")["metadata"])
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("action", "port", "metadata", "message"),
+    [
+        ("gen_trt_engine", "onnx", {"kind": "engine"}, "'onnx' is wanted"),
+        ("trt_evaluate", "engine", {"kind": "onnx", "format": "onnx"}, "'engine' is wanted"),
+        ("export", "checkpoint", {"kind": "checkpoint", "format": "tlt"}, "pth or safetensors is wanted"),
+        ("convert", "images", {"kind": "annotations"}, "'images' is wanted"),
+        ("export", "checkpoint", {"kind": "checkpoint", "sha256": "0" * 64}, "changed since it was made"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(tmp_path, capsys, action, port, metadata, message):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "model.pth").write_bytes(b"x")
+    text = executor_input(tmp_path, {port: item(tmp_path / "in", **metadata)}, ())
+    assert main([action, text]) == 2
+    error = capsys.readouterr().err
+    assert message in error and f"input {port}" in error
+    assert not (tmp_path / "results").exists() and not (tmp_path / "executor_output.json").exists()
+
+
+def test_absent_input_and_bad_command_lines(tmp_path, capsys):
+    assert main(["convert", executor_input(tmp_path, {"images": item(tmp_path / "gone")}, ())]) == 2
+    assert "gone" in capsys.readouterr().err
+    for argv in ([], ["convert"], ["nonsense", "{}"], ["convert", "{"], ["convert", "{}"]):
+        assert main(argv) == 2
+        assert "error" in capsys.readouterr().err
+
+
+def test_unknown_spec_key_exits_2(images, tmp_path, capsys):
+    parameters = {"spec": {"image_dir_patern": ["left"]}}
+    text = executor_input(tmp_path, {"images": {"artifacts": [images]}}, ("annotations",), parameters)
+    assert main(["convert", text]) == 2
+    assert "image_dir_pattern" in capsys.readouterr().err
+
+
+def test_results_that_can_not_be_published_fail_the_run(images, tmp_path):
+    """An output the action does not have: exit 1, a FAILURE line, no executor_output.json."""
+    text = executor_input(tmp_path, {"images": {"artifacts": [images]}}, ("annotations", "onnx"), {"spec": PATTERNS})
+    assert main(["convert", text]) == 1
+    assert not (tmp_path / "executor_output.json").exists()
+    assert json.loads((tmp_path / "results" / "status.json").read_text().splitlines()[-1])["status"] == "FAILURE"
+
+
+def test_remote_artifacts_are_where_kfp_puts_them():
+    assert local_path("s3://bucket/a/b") == Path("/s3/bucket/a/b")
+    assert local_path("gs://bucket/a") == Path("/gcs/bucket/a")
+    assert local_path("minio://mlpipeline/v2/x") == Path("/minio/mlpipeline/v2/x")
+    assert local_path("/data/x") == Path("/data/x")
+    with pytest.raises(DataError, match="ftp"):
+        local_path("ftp://host/x")
+
+
+def test_whole_floats_are_integers_again():
+    assert plain({"a": [1.0, 0.5, True], "b": {"c": 3.0}}) == {"a": [1, 0.5, True], "b": {"c": 3}}
+    assert [type(x) for x in plain([1.0, 0.5, True])] == [int, float, bool]
+
+
+def artifact(port: str, path: Path, **metadata) -> Artifact:
+    return Artifact(port, port, {}, str(path), path, metadata)
+
+
+def test_spec_precedence(tmp_path):
+    """spec_file < spec parameter < typed parameters < ports."""
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump({"train": {"num_epochs": 1, "precision": "bf16", "seed": 1, "results_dir": "/x"}}))
+    said = {"train": {"seed": 2, "num_epochs": 2}}
+    tree = user_spec("train", {"spec": said, "num_epochs": 3}, {"spec_file": artifact("spec_file", file)})
+    assert tree["train"] == {"num_epochs": 3, "precision": "bf16", "seed": 2, "results_dir": "/x"}
+    assert user_spec("train", {"spec": said, "num_epochs": 0}, {})["train"]["num_epochs"] == 2
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").touch()
+    data = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    wire("train", tree, "", data, tmp_path / "results")
+    assert tree["train"]["results_dir"] == str(tmp_path / "results")
+
+
+def test_merge_replaces_lists_and_keeps_siblings():
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+
+
+@pytest.mark.parametrize(("lists", "taken"), [(("test.txt", "val.txt"), "test.txt"), (("val.txt",), "val.txt")])
+def test_evaluate_takes_the_test_list_else_the_validation_list(tmp_path, lists, taken):
+    (tmp_path / "annotations").mkdir()
+    for name in lists:
+        (tmp_path / "annotations" / name).touch()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "model.pth").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations", "checkpoint")}
+    tree = {"evaluate": {"trt_engine": "/old.engine"}}
+    wire("evaluate", tree, "Kitti", inputs, tmp_path / "results")
+    assert tree["dataset"]["test_dataset"]["data_sources"] == [
+        {
+            "data_file": str(tmp_path / "annotations" / taken),
+            "dataset_name": "Kitti",
+            "data_root": str(tmp_path / "images"),
+        }
+    ]
+    assert tree["evaluate"]["checkpoint"] == str(tmp_path / "checkpoint" / "model.pth")
+    assert tree["evaluate"]["trt_engine"] == "", "exactly one of checkpoint and trt_engine is set"
+
+
+def test_the_users_data_sources_resolve_in_the_ports(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    source = {"data_file": "easy.txt", "dataset_name": "FSD", "disparity_format": "pfm"}
+    other = {"data_file": "/abs/hard.txt", "dataset_name": "FSD", "data_root": "night"}
+    tree = {"dataset": {"train_dataset": {"batch_size": 4, "data_sources": [source, other]}}}
+    wire("train", tree, "", inputs, tmp_path / "results")
+    train = tree["dataset"]["train_dataset"]
+    assert train["batch_size"] == 4
+    assert train["data_sources"] == [
+        source | {"data_file": str(tmp_path / "annotations" / "easy.txt"), "data_root": str(tmp_path / "images")},
+        other | {"data_root": str(tmp_path / "images" / "night")},
+    ]
+    assert "val_dataset" not in tree["dataset"], "no val.txt, no validation"
+
+
+def test_missing_training_list_names_what_is_there(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "test.txt").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    with pytest.raises(UserError, match=r"no train\.txt \(found: test\.txt\).*split_ratio"):
+        wire("train", {}, "", inputs, tmp_path)
+
+
+def test_an_engine_travels_with_its_side_car(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    engine = results / "model.ort.onnx"
+    engine.write_bytes(b"engine")
+    side_car = results / "model.ort.onnx.json"
+    side_car.write_text(json.dumps({"kind": "engine", "backend": "onnxruntime"}))
+    (results / "status.json").touch()
+    info = {"input_height": 128, "max_batch": None}
+    outcome = Outcome("done", artifacts={"engine": engine}, metadata={"engine": info})
+    for _ in range(2):  # the second time over what is there: a retry
+        published = publish(
+            "gen_trt_engine", outcome, {"engine": artifact("engine", tmp_path / "engine")}, results, "s"
+        )
+    assert sorted(p.name for p in (tmp_path / "engine").iterdir()) == ["model.ort.onnx", "model.ort.onnx.json"]
+    metadata = published["engine"]["artifacts"][0]["metadata"]
+    assert metadata["format"] == "ort" and metadata["file"] == "model.ort.onnx" and metadata["input_height"] == 128
+    assert metadata["sha256"] == sha256_of(engine) and "max_batch" not in metadata
+    assert engine.is_file(), "the action's own files stay where they are"
+
+
+def test_checkpoint_behind_a_symbolic_link_becomes_a_file(tmp_path):
+    (tmp_path / "model_epoch_001_step_00010.pth").write_bytes(b"weights")
+    latest = tmp_path / "dn_model_latest.pth"
+    latest.symlink_to("model_epoch_001_step_00010.pth")
+    outputs = {"checkpoint": artifact("checkpoint", tmp_path / "out" / "checkpoint")}
+    publish("train", Outcome("done", artifacts={"checkpoint": latest}), outputs, tmp_path, "s")
+    file = tmp_path / "out" / "checkpoint" / "dn_model_latest.pth"
+    assert file.is_file() and not file.is_symlink() and file.read_bytes() == b"weights"
+
+
+def test_metrics_metadata_is_strict_json(tmp_path):
+    outputs = {"metrics": artifact("metrics", tmp_path / "metrics")}
+    published = publish("evaluate", Outcome("done", kpi={"epe": 1.5, "d1": float("nan")}), outputs, tmp_path, "s")
+    metadata = published["metrics"]["artifacts"][0]["metadata"]
+    assert metadata["epe"] == 1.5 and metadata["d1"] == "nan"
+    json.dumps(published, allow_nan=False)
+    assert json.loads((tmp_path / "metrics").read_text()) == {"epe": 1.5, "d1": "nan"}
+
+
+def test_import_is_light():
+    """The launcher alone needs neither kfp nor torch nor yaml: it starts in an image without kfp, at once."""
+    code = (
+        "import sys, stereo_core.launcher; print([m for m in ('kfp', 'torch', 'yaml', 'pydantic') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
