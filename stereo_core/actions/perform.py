@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,19 +178,24 @@ def exit_code(error: BaseException) -> int:
 
 
 def _failed(error: BaseException, status: StatusLog, secrets: list[str]) -> int:
-    message, code = reason(error), exit_code(error)
+    def clear(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    message = clear(reason(error))
     try:
         status.failure(message)
     except OSError as second:
         log.error("status.json can not be written: %s", second)
+    if isinstance(error, UserError):
+        message = clear(str(error))
+    elif isinstance(error, Exception):
+        log.error("The run failed.\n%s", clear("".join(traceback.format_exception(error))))
     sys.stdout.flush()
-    if isinstance(error, Exception) and not isinstance(error, UserError):
-        log.error("The run failed.", exc_info=error)
-    for secret in secrets:
-        message = message.replace(secret, "***")
-    _say(str(error) if isinstance(error, UserError) else message, error=True)
+    print(message, file=sys.stderr, flush=True)
     _say("Execution status: FAIL")
-    return code
+    return exit_code(error)
 
 
 def _print_kpi(kpi: dict[str, float]) -> None:
@@ -204,6 +210,5 @@ def _print_kpi(kpi: dict[str, float]) -> None:
     Console(file=sys.stdout).print(table)
 
 
-def _say(text: str, *, error: bool = False) -> None:
-    stream = sys.stderr if error else sys.stdout
-    print(text, file=stream, flush=True)
+def _say(text: str) -> None:
+    print(text, flush=True)

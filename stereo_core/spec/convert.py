@@ -9,7 +9,7 @@ class ConvertSpec(Section):
     """Folders of images -> annotation files. Patterns are plain substrings of the path below data_root."""
 
     results_dir: Text = key("", "Folder for train.txt and val.txt, or test.txt", mandatory=True)
-    data_root: Text = key("", "Folder to walk")
+    data_root: Text = key("", "Folder to walk; needed")
     image_dir_pattern: Texts = key([], "Substrings that all occur in a left image's path")
     right_dir_pattern: Texts = key([], "What replaces them in the right image's path")
     depth_dir_pattern: Texts = key([], "What replaces them in the disparity's path")

@@ -29,7 +29,9 @@ class DataSource(Section):
     data_file: Text = key("", "Annotation file: a line a pair, `left right [disparity [mask]]`")
     dataset_name: DatasetName = key("", "Data set, any case; says how disparities are coded. Empty: GenericDataset")
     disparity_format: DisparityFormat = key("auto", "Coding of the disparities; auto: by data set and file (ours)")
-    disparity_scale: Float | None = key(None, "Stored value of 1 px: disparity = stored / scale; Middlebury 2003: 4 (ours)", gt=0)
+    disparity_scale: Float | None = key(
+        None, "Stored value of 1 px: disparity = stored / scale; Middlebury 2003: 4 (ours)", gt=0
+    )
     data_root: Text = key("", "Folder that relative paths start from; empty: the annotation file's folder (ours)")
 
 

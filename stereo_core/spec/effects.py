@@ -40,7 +40,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     **{f"dataset.train_dataset.augmentation.{name}": _AUGMENT for name in _AUGMENTATIONS},
     **{f"dataset.*_dataset.augmentation.{name}": _WHOLE for name in _AUGMENTATIONS},
     "model.mono_backbone.*": _MONO,
-    "model.low_memory": "the lookup takes little memory as it is",
     "model.gwc_feature_normalize": _FAST,
     "model.motion_encoder_*": _FAST,
     "model.gru_*": _FAST,

@@ -171,7 +171,8 @@ def _complaint(group: type[Section], detail: dict, source: _Source) -> str:
         return f"{where}: unknown" + (f"; did you mean {guess}?" if guess else "")
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}"
-    values = {"value": "the value" if path == "encryption_key" else repr(detail["input"])} | detail.get("ctx", {})
+    values = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}
+    values["value"] = "the value" if path == "encryption_key" else repr(detail["input"])
     return (
         f"{where}: {_RULES[detail['type']].format(**values)}"
         if detail["type"] in _RULES

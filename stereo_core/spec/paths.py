@@ -51,7 +51,7 @@ def nearest(path: str, group: type[Section]) -> str | None:
         return 2 * _ratio(leaf, tail) + _ratio(parent, head)
 
     best = max((candidate for candidate, _ in walk(group)), key=likeness)
-    return best if _ratio(leaf, best.rpartition(".")[2]) >= 0.6 else None
+    return best if _ratio(leaf, best.rpartition(".")[2]) >= 0.5 else None
 
 
 def _ratio(first: str, second: str) -> float:

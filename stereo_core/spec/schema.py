@@ -14,7 +14,7 @@ from stereo_core.errors import SpecError
 from stereo_core.spec import effects
 from stereo_core.spec.experiment import SPECS, ExperimentSpec, section_name
 from stereo_core.spec.fields import Section
-from stereo_core.spec.paths import group_of
+from stereo_core.spec.paths import dotted, group_of
 
 _SHARED = ("results_dir", "encryption_key", "model_name", "dataset", "model")
 
@@ -91,19 +91,22 @@ def default_specs(verb: str) -> str:
         wanted = {*_SHARED, section_name(verb), *(["wandb"] if verb == "train" else [])}
         names = [name for name in names if name in wanted]
     head = f"# depth_net {verb}: every key with its default. ??? stands where a value is needed.\n"
-    return head + "\n".join(_lines(group, names, schema, 0)) + "\n"
+    return head + "\n".join(_lines(group, names, schema, ())) + "\n"
 
 
-def _lines(group: type[Section], names: list[str], schema: dict[str, Any], depth: int) -> Iterator[str]:
-    indent = "  " * depth
+def _lines(group: type[Section], names: list[str], schema: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    indent = "  " * len(path)
     for name in names:
         field, node = group.model_fields[name], schema["properties"][name]
-        comment = " ".join(part for part in (node["description"], _rules(node)) if part)
+        comment = f"{field.description} {_rules(node)}".strip()
+        why = effects.reason(dotted((*path, name)))
+        if why:
+            comment += f". No effect here: {why}"
         yield from textwrap.wrap(comment, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         inner, is_list = group_of(field)
         if inner and not is_list:
             yield f"{indent}{name}:"
-            yield from _lines(inner, list(inner.model_fields), node, depth + 1)
+            yield from _lines(inner, list(inner.model_fields), node, (*path, name))
         else:
             yield f"{indent}{name}: {_value(field)}"
             if inner:

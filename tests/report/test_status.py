@@ -1,0 +1,205 @@
+"""status.json as TAO's tools read it, in strict JSON, with an end for every way a run can end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stereo_core.actions.perform as performing
+from stereo_core.actions import Outcome
+from stereo_core.errors import DataError, ModelError, SpecError
+from stereo_core.report.status import StatusLog, both_spellings
+from stereo_core.spec.loading import build
+
+
+def lines(folder: Path) -> list[dict]:
+    def refuse(token: str):
+        raise AssertionError(f"{token} is no JSON")
+
+    text = (folder / "status.json").read_text(encoding="utf-8")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_the_fields_of_a_line(tmp_path):
+    status = StatusLog(tmp_path)
+    status.started("Starting Training Loop.")
+    status.running("Training loop in progress", epoch=0, step=4, max_epoch=2, eta="0:00:01", kpi={"val_loss": 1.5})
+    status.running("again")
+    status.success("done", kpi={"epe": 0.5})
+    first, second, third, last = lines(tmp_path)
+    assert re.fullmatch(r"[1-9]\d?/[1-9]\d?/20\d\d", first["date"]) and re.fullmatch(
+        r"(0|[1-9]\d?):(0|[1-9]\d?):(0|[1-9]\d?)", first["time"]
+    )
+    assert (first["status"], first["verbosity"], first["message"]) == ("STARTED", "INFO", "Starting Training Loop.")
+    assert (second["status"], second["epoch"], second["max_epoch"], second["eta"]) == ("RUNNING", 0, 2, "0:00:01")
+    assert second["kpi"] == {"val_loss": 1.5, "val/loss": 1.5}
+    assert "kpi" not in third and "kpi" not in first
+    assert last["status"] == "SUCCESS" and last["kpi"] == {"epe": 0.5, "val/epe": 0.5}
+
+
+def test_numbers_that_json_does_not_know(tmp_path):
+    kpi = {"epe": float("nan"), "d1": float("inf"), "bp1": np.float32(0.25), "bp2": torch.tensor(0.5), "n": np.int64(3)}
+    StatusLog(tmp_path).running("x", kpi=kpi, folder=Path("a/b"), sizes=np.array([1.0, np.nan]))
+    [line] = lines(tmp_path)
+    assert line["kpi"] == {
+        "epe": None, "val/epe": None, "d1": None, "val/d1": None, "bp1": 0.25, "val/bp1": 0.25, "bp2": 0.5,
+        "val/bp2": 0.5, "n": 3,
+    }  # fmt: skip
+    assert line["folder"] == "a/b" and line["sizes"] == [1.0, None]
+
+
+def test_metrics_go_by_both_names_and_other_figures_by_their_own():
+    kpi = {"val/epe_pixel": 1.0, "train_loss": 2.0, "latency_ms": 3.0, "epe": 4.0, "val/epe": 5.0}
+    assert both_spellings(kpi) == kpi | {"epe_pixel": 1.0}
+
+
+def test_runs_append_and_text_of_any_script_survives(tmp_path):
+    StatusLog(tmp_path).started("eins")
+    StatusLog(tmp_path).failure("kaputt: Größe\n日本 \udcff")
+    assert [line["message"] for line in lines(tmp_path)] == ["eins", "kaputt: Größe\n日本 \udcff"]
+
+
+def test_secrets_do_not_reach_the_file(tmp_path):
+    status = StatusLog(tmp_path, secrets=['p"w', ""])
+    status.failure('can not decrypt with p"w')
+    assert lines(tmp_path)[0]["message"] == "can not decrypt with ***"
+
+
+def test_no_folder_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    StatusLog(None).failure("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- perform ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def act(tmp_path, monkeypatch, capfd, caplog) -> Callable:
+    """Perform an export whose action is the given function; returns (exit code, last status line, stdout, stderr)."""
+
+    def run(action: Callable, key: str = "", on_outcome: Callable | None = None) -> tuple[int, dict, str, str]:
+        monkeypatch.setattr(performing, "_action", lambda verb: action)
+        spec = build("export", {"results_dir": str(tmp_path), "encryption_key": key})
+        code = performing.perform("export", spec, on_outcome)
+        captured = capfd.readouterr()
+        return code, lines(tmp_path / "export")[-1], captured.out, captured.err + caplog.text
+
+    return run
+
+
+def raising(error: BaseException) -> Callable:
+    def action(spec, status):
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (SpecError("a.b: wrong"), 2, "Configuration error: a.b: wrong"),
+        (DataError("x.png: broken"), 2, "DataError: x.png: broken"),
+        (ModelError("m.pth: of another encoder"), 2, "ModelError: m.pth: of another encoder"),
+        (NotImplementedError("bf8"), 1, "Feature not implemented: bf8"),
+        (ValueError("odd"), 1, "Parameter validation error: odd"),
+        (TypeError("odd"), 1, "Parameter validation error: odd"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "File system error: [Errno 2] No such file: 'x'"),
+        (OSError(28, "No space left on device"), 1, "File system error: [Errno 28] No space left on device"),
+        (RuntimeError("CUDA out of memory"), 1, "RuntimeError: CUDA out of memory"),
+        (MemoryError(), 1, "MemoryError"),
+        (AssertionError(), 1, "AssertionError"),
+        (KeyError("disparity"), 1, "KeyError: 'disparity'"),
+        (IndexError("list index out of range"), 1, "IndexError: list index out of range"),
+        (FloatingPointError("two\nlines"), 1, "FloatingPointError: two lines"),
+        (KeyboardInterrupt(), 130, "User/System interruption: KeyboardInterrupt"),
+        (SystemExit(3), 3, "User/System interruption: SystemExit: 3"),
+        (SystemExit(0), 1, "User/System interruption: SystemExit: 0"),
+        (SystemExit("text"), 1, "User/System interruption: SystemExit: text"),
+    ],
+)
+def test_every_exception_leaves_a_failure_line_and_its_exit_code(act, error, code, message):
+    found, last, out, err = act(raising(error))
+    assert found == code
+    assert (last["status"], last["verbosity"], last["message"]) == ("FAILURE", "ERROR", message)
+    assert out.splitlines()[-1] == "Execution status: FAIL"
+    assert ("Traceback" in err) == (code == 1 and not isinstance(error, SystemExit))
+
+
+def test_a_users_mistake_is_told_without_a_traceback(act):
+    _, _, _, err = act(raising(DataError("list.txt:3: 5 columns")))
+    assert err.strip() == "list.txt:3: 5 columns"
+
+
+def test_success(act):
+    outcome = Outcome("Wrote model.onnx", kpi={"epe": 0.25, "check_px": float("nan")})
+    seen = []
+    code, last, out, _ = act(lambda spec, status: outcome, on_outcome=seen.append)
+    assert code == 0 and seen == [outcome]
+    assert (last["status"], last["message"]) == ("SUCCESS", "Wrote model.onnx")
+    assert last["kpi"] == {"epe": 0.25, "val/epe": 0.25, "check_px": None}
+    assert re.search(r"epe .*0\.2500", out) and out.splitlines()[-1] == "Execution status: PASS"
+
+
+def test_an_outcome_that_can_not_be_published_is_a_failure(act):
+    code, last, _, _ = act(lambda spec, status: Outcome("done"), on_outcome=lambda outcome: 1 / 0)
+    assert code == 1 and last["message"] == "ZeroDivisionError: division by zero"
+
+
+def test_the_secret_stays_out_of_every_file_and_message(act, tmp_path):
+    _, last, out, err = act(raising(RuntimeError("bad key geheim!")), key="geheim!")
+    text = (tmp_path / "export" / "experiment.yaml").read_text() + (tmp_path / "export" / "status.json").read_text()
+    assert "geheim" not in text and last["message"] == "RuntimeError: bad key ***"
+    assert "encryption_key" not in text and "geheim" not in out + err
+
+
+def test_experiment_yaml_is_the_resolved_spec_and_runs_again(act, tmp_path):
+    from stereo_core.spec.loading import read_tree
+
+    act(lambda spec, status: Outcome("done"))
+    tree = read_tree(tmp_path / "export" / "experiment.yaml")
+    assert tree["export"]["opset_version"] == 17 and tree["model"]["encoder"] == "vitl"
+    assert build("export", tree) == build("export", {"results_dir": str(tmp_path)})
+
+
+def test_a_results_folder_that_can_not_be_written_is_the_users_to_mend(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    spec = build("export", {"results_dir": str(tmp_path / "file" / "below")})
+    assert performing.perform("export", spec) == 2
+    captured = capfd.readouterr()
+    assert captured.err.startswith(f"results_dir: {tmp_path}/file/below/export can not be written: Not a directory")
+    assert captured.out.splitlines()[-1] == "Execution status: FAIL"
+
+
+def test_sigterm_ends_in_a_failure_line_and_143(tmp_path):
+    code = """
+import sys, time
+import stereo_core.actions.perform as performing
+from stereo_core.spec.loading import build
+def action(spec, status):
+    status.running("waiting")
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except Exception:
+        pass  # what swallows ordinary errors does not swallow this
+performing._action = lambda verb: action
+sys.exit(performing.perform("export", build("export", {"results_dir": sys.argv[1]})))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143 and out.splitlines()[-1] == "Execution status: FAIL"
+    last = lines(tmp_path / "export")[-1]
+    assert (last["status"], last["message"]) == ("FAILURE", "User/System interruption: Terminated: SIGTERM")

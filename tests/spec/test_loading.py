@@ -1,0 +1,292 @@
+"""What is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stereo_core.errors import SpecError
+from stereo_core.spec import load_spec, results_dir, spec_from_dict
+from stereo_core.spec.loading import build, read_tree
+
+TRAIN = {"results_dir": "r", "dataset": {"train_dataset": {"data_sources": [{"data_file": "data/train.txt"}]}}}
+
+
+def refusal(verb: str, text: str | None, *overrides: str) -> list[str]:
+    """The lines of complaint about `spec.yaml` with this text, or about overrides alone."""
+    path = None
+    if text is not None:
+        path = Path("spec.yaml")
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as error:
+        load_spec(verb, path, list(overrides))
+    return str(error.value).splitlines()
+
+
+def test_an_unknown_key_names_the_file_the_path_and_the_nearest_key(workspace):
+    lines = refusal(
+        "convert",
+        "data_root: data\nresults_dir: r\nimage_extention: .png\n",
+    )
+    assert lines == ["spec.yaml: image_extention: unknown; did you mean image_extension?"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("model.stereo_backbone.encoder", "model.encoder"),
+        ("train.lr", "train.optim.lr"),
+        ("num_epochs", "train.num_epochs"),
+        ("gen_trt_engine.workspace_size", "gen_trt_engine.tensorrt.workspace_size"),
+        ("trian", "train"),
+        ("dataset.val_dataset.augmentation.cropsize", "dataset.val_dataset.augmentation.crop_size"),
+        ("evaluate.trt_engin", "evaluate.trt_engine"),
+    ],
+)
+def test_the_nearest_key_is_the_one_meant(workspace, written, meant):
+    assert f"command line: {written}: unknown; did you mean {meant}?" in refusal("train", None, f"{written}=1")
+
+
+def test_a_key_like_no_other_gets_no_guess(workspace):
+    assert "command line: qqqq: unknown" in refusal("train", None, "qqqq=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("train.optim.lr=0.1", "train.optim.lr: 0.1 is more than the largest value 0.01"),
+        ("train.optim.lr=1e-9", "train.optim.lr: '1e-9' is less than the smallest value 1e-06"),
+        ("train.optim.lr_decay=0", "train.optim.lr_decay: 0 is not greater than 0"),
+        ("train.optim.lr=fast", "train.optim.lr: 'fast' is not a number"),
+        ("train.optim.lr=.nan", "train.optim.lr: '.nan' is not a number"),
+        ("train.optim.lr=nan", "train.optim.lr: 'nan' is not a finite number"),
+        ("train.num_epochs=2.5", "train.num_epochs: 2.5 is not a whole number"),
+        ("train.num_epochs=true", "train.num_epochs: expected a number, got true or false"),
+        ("train.num_epochs=null", "train.num_epochs: None is not a whole number"),
+        ("train.is_dry_run=maybe", "train.is_dry_run: 'maybe' is not true or false"),
+        ("train.precision=fp8", "train.precision: 'fp8' is not one of 'bf16', 'fp32' or 'fp16'"),
+        ("model.max_disparity=100", "model.max_disparity: 100 is not a multiple of 32"),
+        ("dataset.max_disparity=417", "dataset.max_disparity: 417 is more than the largest value 416"),
+        ("train.gpu_ids=0", "train.gpu_ids: 0 is not a list"),
+        ("train.gpu_ids=[0,-1]", "train.gpu_ids[1]: -1 is less than the smallest value 0"),
+        ("model=vits", "model: 'vits' is not a group of keys"),
+        ("model_name=[a]", "model_name: ['a'] is not a text; put it in quotes"),
+        ("quantize.device=tpu", "quantize.device: 'tpu' does not match ^(cuda|cpu|trt|cuda:[0-9]+)$"),
+        (
+            "dataset.train_dataset.augmentation.crop_size=[128]",
+            "dataset.train_dataset.augmentation.crop_size: 1 entries; at least 2 are needed",
+        ),
+        (
+            "dataset.train_dataset.data_sources=[{data_file:x,format:pfm}]",
+            "dataset.train_dataset.data_sources[0].format: unknown; "
+            "did you mean dataset.train_dataset.data_sources[].disparity_format?",
+        ),
+    ],
+)
+def test_types_ranges_and_choices(workspace, override, rule):
+    assert refusal("train", None, override)[0] == f"command line: {rule}"
+
+
+def test_all_complaints_come_at_once_each_with_its_source(workspace):
+    lines = refusal("train", "train:\n  num_epochs: 0\n  optim: {lr: 1}\nmodell: {}\n", "train.precision=int8")
+    assert lines == [
+        "spec.yaml: train.num_epochs: 0 is less than the smallest value 1",
+        "command line: train.precision: 'int8' is not one of 'bf16', 'fp32' or 'fp16'",
+        "spec.yaml: train.optim.lr: 1 is more than the largest value 0.01",
+        "spec.yaml: modell: unknown; did you mean model?",
+    ]
+
+
+def test_numbers_in_all_spellings():
+    spec = build("train", {"train": {"optim": {"lr": "1e-4", "min_lr": 1e-7}, "num_epochs": "3", "clip_grad_norm": 1}})
+    assert (spec.train.optim.lr, spec.train.num_epochs, spec.train.clip_grad_norm) == (1e-4, 3, 1.0)
+    assert type(spec.train.clip_grad_norm) is float and type(spec.train.num_epochs) is int
+
+
+def test_yaml_words_keep_their_meaning(workspace):
+    Path("any name.yml").write_text(
+        "results_dir: 2024_01\nmodel_name: 007\ntrain:\n  optim: {lr: 1e-4}\n  compile: on\n  is_dry_run: yes\n"
+        "wandb: {name: 12:30, run_id: 17, project: 2024-01-01}\n",
+        encoding="utf-8",
+    )
+    spec = build("train", read_tree(Path("any name.yml")))
+    assert (spec.results_dir, spec.model_name, spec.wandb.name) == ("2024_01", "007", "12:30")
+    assert (spec.wandb.run_id, spec.wandb.project) == ("17", "2024-01-01")
+    assert (spec.train.optim.lr, spec.train.compile, spec.train.is_dry_run) == (1e-4, "on", True)
+
+
+def test_anchors_and_merges_work(workspace):
+    Path("s.yaml").write_text("a: &a {num_epochs: 3}\ntrain: {<<: *a, seed: 7}\n")
+    tree = read_tree(Path("s.yaml"))
+    assert tree["train"] == {"num_epochs": 3, "seed": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  seed: 1\n  seed: 2\n", "spec.yaml:3: not valid YAML: the key 'seed' stands twice, first in line 2"),
+        ("train: {seed: 1\n", "spec.yaml:2: not valid YAML: expected ',' or '}', but got '<stream end>'"),
+        ("- a\n- b\n", "spec.yaml: a spec is a mapping of keys to values, this is a list"),
+        (
+            "a: !!python/object/apply:os.system ['true']\n",
+            "spec.yaml:1: not valid YAML: could not determine a constructor",
+        ),
+    ],
+)
+def test_files_that_are_no_spec(workspace, text, message):
+    [line] = refusal("train", text)
+    assert line.startswith(message)
+
+
+def test_a_missing_file_and_bytes_that_are_no_text(workspace):
+    with pytest.raises(SpecError, match=r"^nowhere.yaml: no such spec file$"):
+        load_spec("train", Path("nowhere.yaml"))
+    Path("binary.yaml").write_bytes(b"\x80\x04\x95")
+    with pytest.raises(SpecError, match=r"^binary.yaml: not UTF-8 text"):
+        load_spec("train", Path("binary.yaml"))
+
+
+def test_an_unknown_verb_names_the_nearest():
+    with pytest.raises(SpecError, match=r"evalute: unknown verb; did you mean evaluate\?"):
+        load_spec("evalute", None)
+
+
+def test_references_take_other_keys_and_their_defaults(workspace):
+    tree = {
+        "results_dir": "out",
+        "train": {"results_dir": "${results_dir}/run ${train.seed}", "num_epochs": "${model.corr_levels}"},
+        "wandb": {"name": "${dataset.dataset_name}"},
+    }
+    spec = build("train", tree)
+    assert (spec.train.results_dir, spec.train.num_epochs, spec.wandb.name) == ("out/run 1234", 2, "StereoDataset")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("${eval:'__import__(\"os\").getcwd()'}", "model_name: ${eval:...} would run code or read the environment"),
+        ("${oc.env:HOME}", "model_name: ${oc.env:...} would run code or read the environment"),
+        ("${result_dir}", "model_name: ${result_dir} is no key; did you mean ${results_dir}?"),
+        ("${model_name}", "model_name: ${model_name} refers to itself"),
+    ],
+)
+def test_references_that_are_refused(value, message):
+    with pytest.raises(SpecError) as error:
+        spec_from_dict("train", {"model_name": value})
+    assert f"spec: {message}" in str(error.value)
+
+
+def test_what_each_verb_needs(workspace):
+    assert refusal("convert", "") == ["spec.yaml: results_dir: is needed", "spec.yaml: data_root: is needed"]
+    assert refusal("evaluate", None) == [
+        "command line: results_dir: is needed (or evaluate.results_dir)",
+        "command line: dataset.test_dataset.data_sources: at least one entry with a data_file is needed",
+        "command line: evaluate.checkpoint: evaluate needs either this or evaluate.trt_engine",
+    ]
+    assert refusal("export", "results_dir: r\nexport:\n  checkpoint: ???\n  input_width: 500\n  opset_version: 12") == [
+        "spec.yaml: export.checkpoint: is needed",
+        "spec.yaml: export.onnx_file: is needed",
+        "spec.yaml: export.input_width: 500 is not a multiple of 32; the nearest is 512",
+        "spec.yaml: export.opset_version: 12 is not one of 16 to 20",
+    ]
+    assert refusal("gen_trt_engine", "results_dir: r\ngen_trt_engine: {onnx_file: gone.onnx}") == [
+        "spec.yaml: gen_trt_engine.onnx_file: no such file: gone.onnx"
+    ]
+
+
+def test_checkpoint_and_engine_exclude_each_other(workspace):
+    data = "dataset.infer_dataset.data_sources=[{data_file: data/infer.txt}]"
+    both = refusal("inference", None, "results_dir=r", data, "inference.checkpoint=gone.pth", "inference.trt_engine=x")
+    assert both == [
+        "command line: inference.checkpoint: inference.trt_engine is set too; exactly one of the two is possible",
+        "command line: inference.checkpoint: no such file: gone.pth",
+        "command line: inference.trt_engine: no such file: x",
+    ]
+    only = refusal("trt_inference", None, "results_dir=r", data, "inference.checkpoint=dn_model_latest.pth")
+    assert only == ["command line: inference.trt_engine: is needed by trt_inference"]
+
+
+def test_input_files_must_be_there(workspace):
+    lines = refusal(
+        "train",
+        None,
+        "results_dir=r",
+        "dataset.train_dataset.data_sources=[{data_file: data/train.txt, data_root: nowhere}, {dataset_name: Kitti}]",
+        "train.pretrained_model_path=gone.pth",
+        "model.stereo_backbone.edgenext_pretrained_path=gone2.pth",
+    )
+    assert lines == [
+        "command line: dataset.train_dataset.data_sources[0].data_root: no such folder: nowhere",
+        "command line: dataset.train_dataset.data_sources[1].data_file: is needed",
+        "command line: train.pretrained_model_path: no such file: gone.pth",
+        "command line: model.stereo_backbone.edgenext_pretrained_path: no such file: gone2.pth",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("model.hidden_dims=[64,64,64]", "model.hidden_dims: [64, 64, 64]: the network has 128 in every GRU level"),
+        ("model.volume_dim=24", "model.volume_dim: 24: the network has 28 cost volume channels"),
+        ("model.cv_group=4", "model.cv_group: 4: the network has 8 correlation groups"),
+        ("model.n_downsample=1", "model.n_downsample: the network works at a quarter of the resolution: 2"),
+        ("model.encoder=vitt", "model.encoder: vitt exists in the tiny preset only: model.preset=tiny"),
+        ("train.checkpoint_interval=11", "train.checkpoint_interval: 11 is more than train.num_epochs 10"),
+        ("dataset.dataset_name=MonoDataset", "dataset.dataset_name: MonoDataset: this product is for stereo only"),
+        (
+            "dataset.train_dataset.augmentation.min_scale=0.5",
+            "dataset.train_dataset.augmentation.min_scale: the range begins at 0.5 and ends at 0.4",
+        ),
+    ],
+)
+def test_settings_that_do_not_exist_or_disagree(workspace, override, rule):
+    data = "dataset.train_dataset.data_sources=[{data_file: data/train.txt}]"
+    assert refusal("train", None, "results_dir=r", data, override) == [f"command line: {rule}"]
+
+
+def test_tao_s_volume_dim_and_28_are_the_same(workspace):
+    for value in (28, 32):
+        spec_from_dict("train", TRAIN | {"model": {"volume_dim": value}})
+
+
+def test_results_dir_rules(workspace):
+    spec = build("train", {"results_dir": "r", "train": {"results_dir": "x/train"}})
+    assert results_dir(spec, "train") == Path("x/train")
+    assert results_dir(spec, "export") == Path("r/export")
+    assert results_dir(spec, "evaluate") == Path("r/evaluate")
+    engine = build("train", {"results_dir": "r", "evaluate": {"trt_engine": "m"}, "inference": {"trt_engine": "m"}})
+    assert results_dir(engine, "evaluate") == results_dir(engine, "trt_evaluate") == Path("r/trt_evaluate")
+    assert results_dir(engine, "trt_inference") == Path("r/trt_inference")
+    assert results_dir(build("convert", {"results_dir": "lists"}), "convert") == Path("lists")
+
+
+def test_the_tiny_preset_fills_what_the_user_leaves_open(workspace):
+    spec = spec_from_dict("train", TRAIN | {"model": {"preset": "tiny", "train_iters": 2}})
+    model = spec.model
+    assert (model.encoder, model.max_disparity, model.train_iters, model.valid_iters) == ("vitt", 64, 2, 8)
+
+
+def test_the_preset_says_what_the_network_s_own_preset_says():
+    from stereo_core.models.foundation_stereo.config import make_config
+    from stereo_core.spec.model import PRESETS
+
+    config = make_config(preset="tiny")
+    assert PRESETS["tiny"] == {name: getattr(config, name) for name in PRESETS["tiny"]}
+
+
+def test_the_callers_dict_is_left_alone(workspace):
+    tree = {**TRAIN, "model": {"preset": "tiny"}}
+    spec_from_dict("train", tree)
+    assert tree["model"] == {"preset": "tiny"}
+
+
+def test_secrets_are_neither_shown_nor_complained_about_in_clear(workspace):
+    assert "geheim" not in repr(build("train", {"encryption_key": "geheim"}))
+    assert "geheim" not in "".join(refusal("train", None, "encryption_key=[geheim]"))
+
+
+def test_assignment_is_checked_too():
+    spec = build("train", {})
+    with pytest.raises(ValueError):
+        spec.train.num_epochs = 0

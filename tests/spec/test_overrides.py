@@ -1,0 +1,96 @@
+"""key=value: what arrives."""
+
+from __future__ import annotations
+
+import pytest
+
+from stereo_core.errors import SpecError
+from stereo_core.spec.overrides import apply_override, parse_override
+
+
+@pytest.mark.parametrize(
+    ("token", "value"),
+    [
+        ("a.b=3", 3),
+        ("a.b=-1", -1),
+        ("a.b=0.5", 0.5),
+        ("a.b=true", True),
+        ("a.b=null", None),
+        ("a.b=", ""),
+        ("a.b=my run #3: best", "my run #3: best"),
+        ("a.b='quoted text'", "quoted text"),
+        ('a.b="say \\"hi\\""', 'say "hi"'),
+        ("a.b='a' and 'b'", "'a' and 'b'"),
+        ("a.b=it's", "it's"),
+        ("a.b=x=y", "x=y"),
+        ("a.b=C:\\data\\x", "C:\\data\\x"),
+        ("a.b=Zürich/日本", "Zürich/日本"),
+        ("a.b='17'", "17"),
+        ("a.b=[320,736]", [320, 736]),
+        ("a.b=[im0, 'a b', ü]", ["im0", "a b", "ü"]),
+        ("a.b={x: 1, y: [2]}", {"x": 1, "y": [2]}),
+        ("a.b=[{dataset_name:Kitti,data_file:/d/t.txt}]", [{"dataset_name": "Kitti", "data_file": "/d/t.txt"}]),
+        ("a.b=on", "on"),
+        ("a.b=12:30", "12:30"),
+        ("a.b= padded ", "padded"),
+    ],
+)
+def test_values_survive(token, value):
+    path, found = parse_override(token)
+    assert path == ("a", "b") and found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("+a.b=1", "+a.b=1: keys can not be added; write a.b=1"),
+        ("++a.b=1", "++a.b=1: keys can not be added; write a.b=1"),
+        ("~a.b", "~a.b: keys can not be deleted; set a.b to another value instead"),
+        ("train", "train: not of the form key=value"),
+        ("=3", "=3: not of the form key=value"),
+        ("a..b=3", "a..b=3: not of the form key=value"),
+        ("a b=3", "a b=3: not of the form key=value"),
+    ],
+)
+def test_other_forms_are_refused(token, message):
+    with pytest.raises(SpecError) as error:
+        parse_override(token)
+    assert str(error.value) == message
+
+
+def test_an_open_bracket_says_what_to_do():
+    with pytest.raises(SpecError, match=r"^a\.b: value:1: not valid YAML: .*; put a text that starts with a bracket"):
+        parse_override("a.b=[1,2")
+
+
+def applied(tree: dict, *tokens: str) -> dict:
+    for token in tokens:
+        apply_override(tree, *parse_override(token))
+    return tree
+
+
+def test_both_spellings_of_an_index():
+    assert applied({"a": [{"x": 1}]}, "a[0].x=2", "a.0.y=3") == {"a": [{"x": 2, "y": 3}]}
+
+
+def test_one_past_the_end_is_a_new_entry_and_further_is_an_error():
+    tree = applied({}, "a.b[0].c=x", "a.b[1].c=y")
+    assert tree == {"a": {"b": [{"c": "x"}, {"c": "y"}]}}
+    with pytest.raises(SpecError, match=r"a\.b\[3\]: a\.b has 2 entries"):
+        applied(tree, "a.b[3].c=z")
+
+
+def test_dicts_merge_and_lists_are_replaced():
+    tree = {"a": {"x": 1, "y": {"p": 1, "q": 2}, "z": [1, 2]}}
+    assert applied(tree, "a={y: {q: 3}, z: [4]}") == {"a": {"x": 1, "y": {"p": 1, "q": 3}, "z": [4]}}
+
+
+def test_a_path_through_a_value_is_an_error():
+    with pytest.raises(SpecError, match=r"a\.b: a is a value, not a group of keys"):
+        applied({"a": 3}, "a.b=4")
+    with pytest.raises(SpecError, match=r"a\[0\]: a is not a list"):
+        applied({"a": {"b": 3}}, "a[0]=4")
+
+
+def test_unset_and_null_sections_are_filled():
+    assert applied({"a": None, "b": "???"}, "a.x=1", "b.y=2") == {"a": {"x": 1}, "b": {"y": 2}}

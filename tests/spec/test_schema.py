@@ -1,0 +1,103 @@
+"""The printed schema and the printed defaults say what loading does."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+
+import pytest
+
+from stereo_core.errors import SpecError
+from stereo_core.spec import SPECS
+from stereo_core.spec.loading import build
+from stereo_core.spec.paths import group_of, walk
+from stereo_core.spec.schema import default_specs, json_schema
+from stereo_core.spec.text import parse
+
+KEYWORDS = {
+    "$schema", "type", "title", "description", "default", "enum", "const", "anyOf", "items", "properties", "pattern",
+    "additionalProperties", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems",
+    "maxItems", "automl", "mandatory", "secret",
+}  # fmt: skip
+
+
+schema_of = functools.cache(json_schema)
+
+
+def nodes(schema: dict):
+    yield schema
+    for child in schema.get("properties", {}).values():
+        yield from nodes(child)
+    for child in [schema["items"]] if isinstance(schema.get("items"), dict) else []:
+        yield from nodes(child)
+    for child in schema.get("anyOf", []):
+        yield from nodes(child)
+
+
+@pytest.mark.parametrize("verb", SPECS)
+def test_the_schema_is_strict_json_of_known_keywords(verb):
+    schema = json_schema(verb)
+    text = json.dumps(schema, allow_nan=False)
+    assert json.loads(text) == schema and "$ref" not in text
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["additionalProperties"] is False
+    for node in nodes(schema):
+        assert set(node) <= KEYWORDS
+
+
+@pytest.mark.parametrize("verb", ["convert", "synthesize", "train"])
+def test_every_key_has_a_default_a_meaning_and_a_mark(verb):
+    for path, field in walk(SPECS[verb]):
+        node = json_schema_node(verb, path)
+        assert node["description"], path
+        if group_of(field)[0] is None:
+            assert isinstance(node["automl"], bool), path
+            assert "default" in node, path
+
+
+def json_schema_node(verb: str, path: str) -> dict:
+    node = schema_of(verb)
+    for part in path.split("."):
+        node = node["properties"][part.removesuffix("[]")]
+        node = node["items"] if part.endswith("[]") else node
+    return node
+
+
+def test_a_range_stands_in_the_schema():
+    node = json_schema_node("train", "train.optim.lr")
+    assert (node["minimum"], node["maximum"], node["automl"]) == (1e-6, 1e-2, True)
+    assert json_schema_node("train", "model.max_disparity")["multipleOf"] == 32
+    assert json_schema_node("train", "train.gpu_ids")["items"]["minimum"] == 0
+    assert json_schema_node("train", "train.ema_decay")["anyOf"][0]["exclusiveMaximum"] == 1
+
+
+def test_a_key_without_effect_is_no_tunable_and_says_why():
+    node = json_schema_node("train", "dataset.val_dataset.augmentation.stretch_prob")
+    assert node["automl"] is False and "No effect here:" in node["description"]
+
+
+@pytest.mark.parametrize("verb", SPECS)
+def test_the_printed_defaults_load_back_to_the_defaults(verb):
+    text = default_specs(verb)
+    assert build(verb, parse(text, "defaults")) == build(verb, {})
+
+
+@pytest.mark.parametrize("verb", ["convert", "evaluate"])
+def test_every_key_of_the_verb_is_printed_below_a_comment(verb):
+    lines = default_specs(verb).splitlines()
+    printed = {line.strip().partition(":")[0] for line in lines if not line.strip().startswith("#")}
+    for path, _ in walk(SPECS[verb]):
+        head = path.split(".")[0]
+        if "[]" not in path and head in ("results_dir", "dataset", "model", verb, "data_root", "image_extension"):
+            assert path.rpartition(".")[2] in printed, path
+    for before, line in itertools.pairwise(lines):
+        if line.strip() and not line.strip().startswith("#"):
+            assert before.strip().startswith("#"), line
+
+
+def test_mandatory_keys_read_as_tao_s_question_marks():
+    text = default_specs("export")
+    assert "  checkpoint: ???\n" in text and "  onnx_file: ???\n" in text
+    with pytest.raises(SpecError, match="ferdinand: unknown verb"):
+        default_specs("ferdinand")

@@ -1,0 +1,104 @@
+"""Spec files as TAO's users have them load unchanged, and mean what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stereo_core.errors import SpecError
+from stereo_core.spec import load_spec, results_dir
+from stereo_core.spec.text import parse
+
+TEMPLATES = Path(__file__).parent / "tao"
+CASES = [
+    ("convert_middlebury", "convert"),
+    ("convert_kitti", "convert"),
+    ("train", "train"),
+    ("evaluate", "evaluate"),
+    ("inference", "inference"),
+    ("export", "export"),
+    ("quantize", "quantize"),
+    ("gen_trt_engine", "gen_trt_engine"),
+    ("deploy", "gen_trt_engine"),
+    ("deploy", "trt_evaluate"),
+    ("deploy", "trt_inference"),
+    ("deploy", "evaluate"),
+]
+
+
+def leaves(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    if isinstance(tree, dict) and tree:
+        for name, value in tree.items():
+            yield from leaves(value, (*path, name))
+    elif isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        for index, value in enumerate(tree):
+            yield from leaves(value, (*path, index))
+    else:
+        yield path, tree
+
+
+def look_up(spec: Any, path: tuple) -> Any:
+    for part in path:
+        spec = spec[part] if isinstance(part, int) else getattr(spec, part)
+    return spec
+
+
+def same(value: Any, written: Any) -> bool:
+    if written is None or written == "???":
+        return value in ("", None)
+    if isinstance(value, float) and isinstance(written, str):
+        return value == float(written)
+    if isinstance(value, str):
+        return value.lower() == str(written).lower()
+    return value == written
+
+
+@pytest.mark.parametrize(("template", "verb"), CASES)
+def test_a_template_loads_and_every_value_arrives(workspace, template, verb):
+    path = TEMPLATES / f"{template}.yaml"
+    tree = parse(path.read_text(), "template")
+    spec = load_spec(verb, path)
+    checked = 0
+    for keys, written in leaves(tree):
+        if "data_sources" in keys and not _has_file(tree, keys):
+            continue
+        assert same(look_up(spec, keys), written), keys
+        checked += 1
+    assert checked >= 9
+
+
+def _has_file(tree: Any, keys: tuple) -> bool:
+    for part in keys[: keys.index("data_sources") + 2]:
+        tree = tree[part]
+    return bool(tree["data_file"])
+
+
+def test_entries_without_a_file_are_no_data_source(workspace):
+    spec = load_spec("train", TEMPLATES / "train.yaml")
+    assert [source.data_file for source in spec.dataset.train_dataset.data_sources] == ["data/train.txt"]
+    assert spec.dataset.test_dataset.data_sources == []
+
+
+def test_fast_foundation_stereo_is_refused_with_the_reason(workspace):
+    with pytest.raises(SpecError) as error:
+        load_spec("train", TEMPLATES / "fast_train.yaml")
+    lines = str(error.value).splitlines()
+    assert lines == [
+        f"{TEMPLATES / 'fast_train.yaml'}: model.model_type: FastFoundationStereo is not available here; "
+        "FoundationStereo is"
+    ]
+
+
+def test_mono_is_refused_where_a_network_is_built_and_ignored_for_engines(workspace):
+    load_spec("gen_trt_engine", TEMPLATES / "gen_trt_engine.yaml")
+    with pytest.raises(SpecError, match=r"model\.model_type: MetricDepthAnything is a mono network"):
+        load_spec("train", TEMPLATES / "train.yaml", ["model.model_type=metricdepthanything"])
+
+
+def test_with_an_engine_the_network_section_is_not_judged(workspace):
+    spec = load_spec("evaluate", TEMPLATES / "deploy.yaml", ["model.model_type=MetricDepthAnything"])
+    assert results_dir(spec, "evaluate") == Path("results/trt_evaluate")
+    assert spec.evaluate.resize == "pad"

@@ -1,0 +1,163 @@
+"""The command line as a user meets it: real processes, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from stereo_core.cli import main
+
+VERBS = (
+    "convert",
+    "synthesize",
+    "train",
+    "evaluate",
+    "inference",
+    "trt_evaluate",
+    "trt_inference",
+    "export",
+    "gen_trt_engine",
+)
+OTHERS = ("default_specs", "schema", "describe", "convert_checkpoint")
+HEAVY = ("torch", "pytorch_lightning", "lightning", "torchmetrics", "onnx", "onnxruntime", "kfp", "matplotlib")
+
+
+def depth_net(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "stereo_core.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, check=False)
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Heavy modules that a command imports."""
+    code = (
+        "import sys, atexit; from stereo_core.cli import main;"
+        f"atexit.register(lambda: print('IMPORTED', *sorted(set({HEAVY!r}) & set(sys.modules))));"
+        f"main({list(arguments)!r}, prog_name='depth_net')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.splitlines()[-1].split()[1:])
+
+
+def test_help_names_every_verb():
+    result = depth_net("--help")
+    assert result.returncode == 0
+    for verb in (*VERBS, *OTHERS):
+        assert f"\n  {verb} " in result.stdout
+
+
+@pytest.mark.parametrize("verb", (*VERBS, *OTHERS))
+def test_the_help_of_every_verb_shows_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"], prog_name="depth_net")
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and f"  Example:\n    depth_net {verb} " in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_keys_of_an_example_exist(verb, capsys):
+    from stereo_core.cli import _EXAMPLES
+    from stereo_core.spec import SPECS
+    from stereo_core.spec.overrides import parse_override
+    from stereo_core.spec.paths import dotted, walk
+
+    known = {path for path, _ in walk(SPECS[verb])}
+    tokens = [token for token in _EXAMPLES[verb][1].split() if "=" in token]
+    assert tokens and {dotted(parse_override(token)[0]) for token in tokens} <= known
+
+
+def test_version():
+    assert depth_net("--version").stdout.strip() == f"stereo-pipelines {version('stereo-pipelines')}"
+
+
+def test_an_unknown_verb_names_the_nearest():
+    result = depth_net("evalute", "-e", "x.yaml")
+    assert result.returncode == 2 and "unknown verb evalute; did you mean evaluate?" in result.stderr
+    assert "did you mean" not in depth_net("xyz").stderr
+
+
+def test_an_unknown_option_exits_2():
+    assert depth_net("train", "--gpus", "2").returncode == 2
+
+
+def test_a_bad_spec_exits_2_with_the_message_alone(tmp_path):
+    (tmp_path / "my spec.yaml").write_text("results_dir: r\nimage_ext: .png\n")
+    result = depth_net("convert", "-e", "my spec.yaml", "split_ratio=2", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "command line: split_ratio: 2 is more than the largest value 1",
+        "my spec.yaml: image_ext: unknown; did you mean image_extension?",
+    ]
+    assert result.stdout == "" and list(tmp_path.iterdir()) == [tmp_path / "my spec.yaml"]
+
+
+def test_convert_runs_without_a_spec_file_and_paths_with_blanks_and_quotes_survive(tmp_path):
+    scene = tmp_path / "it's my data" / "scene 1"
+    scene.mkdir(parents=True)
+    for name in ("im0.png", "im1.png"):
+        (scene / name).touch()
+    result = depth_net(
+        "convert",
+        "data_root=it's my data",
+        "results_dir=my 'lists'",
+        "image_dir_pattern=[im0]",
+        "right_dir_pattern=[im1]",
+        "image_extension=.png",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "Execution status: PASS"
+    folder = tmp_path / "my 'lists'"
+    assert "scene 1/im0.png" in (folder / "test.txt").read_text()
+    last = json.loads((folder / "status.json").read_text().splitlines()[-1])
+    assert last["status"] == "SUCCESS" and not (folder / "experiment.yaml").exists()
+
+
+def test_a_failed_run_exits_1_or_2_and_says_fail(tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = depth_net("convert", "data_root=empty", "results_dir=r", "right_dir_pattern=[im1]", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stdout.splitlines()[-1] == "Execution status: FAIL"
+    assert json.loads((tmp_path / "r" / "status.json").read_text().splitlines()[-1])["status"] == "FAILURE"
+
+
+def test_schema_and_default_specs(tmp_path):
+    schema = json.loads(depth_net("schema", "train").stdout)
+    assert schema["properties"]["train"]["properties"]["optim"]["properties"]["lr"]["maximum"] == 0.01
+    (tmp_path / "convert.yaml").write_text(depth_net("default_specs", "convert").stdout)
+    result = depth_net("convert", "-e", "convert.yaml", cwd=tmp_path)
+    assert result.stderr.splitlines() == [
+        "convert.yaml: results_dir: is needed",
+        "convert.yaml: data_root: is needed",
+    ]
+    wrong = depth_net("schema", "trains")
+    assert wrong.returncode == 2 and wrong.stderr.strip() == "trains: unknown verb; did you mean train?"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("train", "--help"), ("schema", "train"), ("default_specs", "train")]
+)
+def test_nothing_heavy_is_imported_to_print(arguments):
+    assert imported_by(*arguments) == set()
+
+
+def test_convert_does_not_import_torch(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("l.png", "r.png"):
+        (tmp_path / "d" / name).touch()
+    paths = [f"data_root={tmp_path}/d", f"results_dir={tmp_path}/r"]
+    patterns = ["image_dir_pattern=[l.png]", "right_dir_pattern=[r.png]", "image_extension=png"]
+    assert imported_by("convert", *paths, *patterns) == set()
+
+
+def test_describe_and_convert_checkpoint_refuse_what_is_no_model(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"no checkpoint")
+    for arguments in (("describe", "x.pth"), ("convert_checkpoint", "x.pth", "y.pth", "--to", "nvlabs")):
+        result = depth_net(*arguments, cwd=tmp_path)
+        assert result.returncode == 2 and "x.pth" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "y.pth").exists()
