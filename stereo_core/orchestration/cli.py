@@ -29,10 +29,8 @@ def main() -> None:
     except UserError as error:
         click.echo(f"stereo-pipelines: error: {error}", err=True)
         code = 2
-    except Terminated:
-        code = 143
-    except (KeyboardInterrupt, click.Abort):
-        code = 130
+    except (KeyboardInterrupt, click.Abort) as error:  # click turns the one into the other
+        code = 143 if isinstance(error.__cause__ or error, Terminated) else 130
     sys.exit(code)
 
 

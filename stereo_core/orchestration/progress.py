@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stereo_core.orchestration.local import ENDED, LocalRun, TaskRun
-from stereo_core.orchestration.page import metrics_table, size
+from stereo_core.orchestration.page import metrics_table
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 TAIL = 15  # lines of a failed step's log
@@ -65,6 +65,16 @@ def _seconds(task: TaskRun) -> str:
     return f"{task.seconds:.1f} s" if task.seconds else ""
 
 
+def size(count: int) -> str:
+    """Bytes for a reader: 512 B, 3.4 KB, 12.0 MB."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
 def summary(run: LocalRun, console: Console | None = None) -> None:
     """Print the steps (state, time, artifacts, size), the metrics, and the end of each failed step's log."""
     console = console or Console()
@@ -75,16 +85,17 @@ def summary(run: LocalRun, console: Console | None = None) -> None:
             head = (name, _state(task), _seconds(task)) if i == 0 else ("", "", "")
             table.add_row(*head, port, size(made.bytes) if made else "")
     console.print(table)
-    columns, rows = metrics_table(run)
-    if rows:
-        table = Table(*columns, title="Metrics")
-        for name, *values in rows:
-            table.add_row(name, *(f"{value:.4g}" if value is not None else "" for value in values))
+    measured = metrics_table(run)
+    if measured:
+        table = Table(*measured.columns, title=measured.title)
+        for row in measured.rows:
+            table.add_row(*(cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row))
         console.print(table)
     for name, task in run.tasks.items():
         if task.state == "failed":
             log = run.folder / "tasks" / name / "log.txt"
-            console.print(f"{name} failed: {task.message}; its log: {log}", style="red", highlight=False, markup=False)
+            where = f"; its log: {log}" if log.is_file() else ""
+            console.print(f"{name} failed: {task.message}{where}", style="red", highlight=False, markup=False)
             console.print(_tail(log), highlight=False, markup=False)
 
 

@@ -5,10 +5,10 @@ import importlib
 import inspect
 
 import pytest
+import stereo_components
 import yaml
 from kfp import components, dsl
 
-import stereo_components
 from stereo_core import launcher
 from stereo_core.orchestration.compile import BEGIN, END, compiled_path, component_folders, write
 

@@ -1,0 +1,298 @@
+"""The local engine: order, side-by-side tasks, failures, retries, limits, cancellation, resume by content."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kfp import compiler, dsl
+from small_ir import container, pipeline
+from stereo_components import convert, synthesize
+
+from stereo_core.errors import UserError
+from stereo_core.files import sha256_of
+from stereo_core.orchestration.graph import GraphError, load_pipeline
+from stereo_core.orchestration.local import LocalRun
+
+WRITE = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text('{}')"
+APPEND = "import sys, pathlib; *i, o = sys.argv[1:]; pathlib.Path(o).write_text(''.join(map(open_, i)) + '{}')"
+APPEND = "open_ = lambda p: __import__('pathlib').Path(p).read_text()\n" + APPEND
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def states(run: LocalRun) -> dict[str, str]:
+    return {name: task.state for name, task in run.tasks.items()}
+
+
+@pytest.fixture(scope="module")
+def data_pipeline(tmp_path_factory):
+    """synthesize -> convert, the real steps, compiled by kfp."""
+
+    @dsl.pipeline(name="data")
+    def data(scenes: int = 2, split_ratio: float = 0.5, spec: dict = {"image_dir_pattern": ["left/rgb"]}):  # noqa: B006
+        images = synthesize(num_scenes=scenes, height=64, width=96, max_disparity=16)
+        convert(images=images.outputs["images"], spec=spec)
+
+    path = tmp_path_factory.mktemp("compiled") / "data.yaml"
+    compiler.Compiler().compile(data, str(path))
+    return path
+
+
+SPEC = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
+
+
+def test_real_steps_and_resume_by_content(data_pipeline, tmp_path):
+    graph = load_pipeline(data_pipeline)
+    first = LocalRun(graph, {"spec": SPEC}, tmp_path)
+    assert first.execute() == 0
+    assert states(first) == {"synthesize": "succeeded", "convert": "succeeded"}
+    saved = record(tmp_path)
+    assert saved["state"] == "succeeded" and saved["tasks"]["convert"]["exit_code"] == 0
+    annotations = saved["tasks"]["convert"]["artifacts"]["annotations"]
+    assert annotations["path"] == "tasks/convert/annotations", "relative, so that the folder can be moved"
+    assert annotations["sha256"] == sha256_of(tmp_path / annotations["path"])
+    assert annotations["metadata"]["kind"] == "annotations"
+    assert "PASS" in (tmp_path / "tasks/convert/log.txt").read_text()
+    lines = (tmp_path / "tasks/convert/annotations/test.txt").read_text().splitlines()
+    assert len(lines) == 2 and all(len(line.split()) == 2 for line in lines)
+
+    assert LocalRun(graph, {"spec": SPEC}, tmp_path).execute() == 0
+    again = record(tmp_path)["tasks"]
+    assert {task["state"] for task in again.values()} == {"reused"}
+    assert again["convert"]["artifacts"]["annotations"] == annotations
+
+    other = LocalRun(graph, {"spec": SPEC | {"split_ratio": 0.5}}, tmp_path)
+    assert other.execute() == 0
+    assert states(other) == {"synthesize": "reused", "convert": "succeeded"}, "its parameter changed"
+    assert not (tmp_path / "tasks/convert/annotations/test.txt").exists(), "nothing of the old result is left"
+
+    left = next((tmp_path / "tasks/synthesize/images").rglob("left/rgb/*.png"))
+    left.write_bytes(left.read_bytes() + b"x")
+    damaged = LocalRun(graph, {"spec": SPEC | {"split_ratio": 0.5}}, tmp_path)
+    assert damaged.execute() == 0
+    assert states(damaged) == {"synthesize": "succeeded", "convert": "reused"}, "made again, with the same content"
+
+    fresh = LocalRun(graph, {"spec": SPEC}, tmp_path, fresh=True)
+    assert fresh.execute() == 0
+    assert set(states(fresh).values()) == {"succeeded"}
+
+
+def test_imported_images_are_known_by_content(tmp_path):
+    @dsl.pipeline(name="imported")
+    def imported(uri: str):
+        images = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, metadata={"kind": "images"})
+        spec = {"image_extension": ".png", "image_dir_pattern": ["left"], "right_dir_pattern": ["right"]}
+        convert(images=images.output, spec=spec)
+
+    compiler.Compiler().compile(imported, str(tmp_path / "p.yaml"))
+    graph = load_pipeline(tmp_path / "p.yaml")
+
+    def add(name: str) -> None:
+        for side in ("left", "right"):
+            (tmp_path / "images" / side).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "images" / side / name).write_bytes(name.encode())
+
+    add("0.png")
+    arguments = {"uri": str(tmp_path / "images")}
+    assert LocalRun(graph, arguments, tmp_path / "run").execute() == 0
+    again = LocalRun(graph, arguments, tmp_path / "run")
+    assert again.execute() == 0 and states(again)["convert"] == "reused"
+    add("1.png")
+    changed = LocalRun(graph, arguments, tmp_path / "run")
+    assert changed.execute() == 0 and states(changed)["convert"] == "succeeded"
+    lines = (tmp_path / "run/tasks/convert/annotations/test.txt").read_text().splitlines()
+    assert sorted(lines) == ["left/0.png right/0.png", "left/1.png right/1.png"]
+
+    missing = LocalRun(graph, {"uri": "s3://bucket/images"}, tmp_path / "other")
+    assert missing.execute() == 2
+    assert "/s3/bucket/images" in missing.tasks["importer"].message and states(missing)["convert"] == "skipped"
+
+
+def test_artifacts_flow_and_independent_tasks_run_side_by_side(compiled, tmp_path):
+    """b and c each wait until they see the other: one after the other they would never end."""
+    meet = (
+        "import sys, pathlib, time; i, o = map(pathlib.Path, sys.argv[1:]); me, other = '{}', '{}'\n"
+        "(i.parents[2] / me).touch(); end = time.time() + 20\n"
+        "while not (i.parents[2] / other).exists():\n"
+        "    assert time.time() < end, 'alone'\n"
+        "    time.sleep(0.02)\n"
+        "o.write_text(i.read_text() + me)"
+    )
+    steps = {
+        "a": container(WRITE.format("a"), ("out",)),
+        "b": container(meet.format("b", "c"), ("out",), ("in",)),
+        "c": container(meet.format("c", "b"), ("out",), ("in",)),
+        "d": container(APPEND.format("d"), ("out",), ("left", "right")),
+    }
+    wires = {"b": {"in": ("a", "out")}, "c": {"in": ("a", "out")}, "d": {"left": ("b", "out"), "right": ("c", "out")}}
+    run = LocalRun(load_pipeline(compiled(pipeline(steps, wires))), {}, tmp_path / "run", workers=2)
+    assert run.execute() == 0
+    assert (tmp_path / "run/tasks/d/out").read_text() == "abacd"
+
+
+def test_a_failure_skips_what_depends_on_it_only(compiled, tmp_path):
+    steps = {
+        "bad": container("print('why it failed'); raise SystemExit(3)", ("out",)),
+        "after": container(WRITE.format("x"), ("out",), ("in",)),
+        "last": container(WRITE.format("x"), ("out",), ("in",)),
+        "other": container(WRITE.format("x"), ("out",)),
+    }
+    wires = {"after": {"in": ("bad", "out")}, "last": {"in": ("after", "out")}}
+    run = LocalRun(load_pipeline(compiled(pipeline(steps, wires))), {}, tmp_path / "run")
+    assert run.execute() == 1
+    assert states(run) == {"bad": "failed", "after": "skipped", "last": "skipped", "other": "succeeded"}
+    assert run.tasks["bad"].exit_code == 3 and run.tasks["after"].message == "needs bad"
+    assert "why it failed" in (tmp_path / "run/tasks/bad/log.txt").read_text()
+    assert record(tmp_path / "run")["state"] == "failed"
+
+
+COUNT = (
+    "import sys, pathlib; o = pathlib.Path(sys.argv[1]); c = o.with_name('count')\n"
+    "n = int(c.read_text()) + 1 if c.exists() else 1\n"
+    "c.write_text(str(n))\n"
+    "{}"
+)
+RETRY = {"retryPolicy": {"maxRetryCount": 2, "backoffDuration": "0.1s", "backoffFactor": 2.0}}
+
+
+def test_retries_keep_the_task_folder(compiled, tmp_path):
+    """Third time lucky: the two failed attempts left their count behind, as training leaves a checkpoint."""
+    step = container(COUNT.format("sys.exit(1) if n < 3 else o.write_text('done')"), ("out",), **RETRY)
+    run = LocalRun(load_pipeline(compiled(pipeline({"flaky": step}))), {}, tmp_path / "run")
+    begin = time.monotonic()
+    assert run.execute() == 0
+    assert time.monotonic() - begin >= 0.1 + 0.2, "it waited before each retry, longer the second time"
+    assert run.tasks["flaky"].attempts == 3 and (tmp_path / "run/tasks/flaky/count").read_text() == "3"
+
+
+def test_wrong_input_is_not_retried(compiled, tmp_path):
+    step = container(COUNT.format("sys.exit(2)"), ("out",), **RETRY)
+    run = LocalRun(load_pipeline(compiled(pipeline({"wrong": step}))), {}, tmp_path / "run")
+    assert run.execute() == 2
+    assert run.tasks["wrong"].attempts == 1
+
+
+def test_retries_end(compiled, tmp_path):
+    step = container(COUNT.format("sys.exit(1)"), ("out",), **RETRY)
+    run = LocalRun(load_pipeline(compiled(pipeline({"bad": step}))), {}, tmp_path / "run")
+    assert run.execute() == 1
+    assert run.tasks["bad"].attempts == 3
+
+
+def test_time_limit(compiled, tmp_path):
+    step = container("import time; time.sleep(60)", ("out",))
+    platform = {
+        "platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-slow": {"activeDeadlineSeconds": 1}}}}}
+    }
+    run = LocalRun(load_pipeline(compiled(pipeline({"slow": step}), platform)), {}, tmp_path / "run")
+    begin = time.monotonic()
+    assert run.execute() == 1
+    assert time.monotonic() - begin < 10
+    assert "time limit" in run.tasks["slow"].message
+
+
+def test_an_interrupted_task_goes_on_in_its_folder(compiled, tmp_path):
+    """A task that failed is run again with what it left; one whose arguments changed starts from nothing."""
+    first = pipeline({"a": container(COUNT.format("sys.exit(1)"), ("out",))})
+    assert LocalRun(load_pipeline(compiled(first)), {}, tmp_path / "run").execute() == 1
+    assert LocalRun(load_pipeline(compiled(first)), {}, tmp_path / "run").execute() == 1
+    assert (tmp_path / "run/tasks/a/count").read_text() == "2"
+    second = pipeline({"a": container(COUNT.format("o.write_text('done')"), ("out",))})
+    assert LocalRun(load_pipeline(compiled(second)), {}, tmp_path / "run").execute() == 0
+    assert (tmp_path / "run/tasks/a/count").read_text() == "1"
+
+
+def test_output_parameters_and_placeholders(compiled, tmp_path):
+    number = {"parameterType": "NUMBER_INTEGER"}
+    spec = pipeline({"make": container("", ()), "use": container("", ("out",))}, n={**number, "defaultValue": 20.0})
+    make, use = spec["components"]["comp-make"], spec["components"]["comp-use"]
+    make["outputDefinitions"] = {"parameters": {"sum": number}}
+    make["inputDefinitions"] = {"parameters": {"n": number}}
+    use["inputDefinitions"] = {"parameters": {"text": {"parameterType": "STRING"}, "sum": number}}
+    spec["deploymentSpec"]["executors"]["exec-make"]["container"]["args"] = [
+        "{{$.inputs.parameters['n']}}",
+        "{{$.outputs.parameters['sum'].output_file}}",
+    ]
+    spec["deploymentSpec"]["executors"]["exec-make"]["container"]["command"][2] = (
+        "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(str(int(sys.argv[1]) + 1))"
+    )
+    spec["deploymentSpec"]["executors"]["exec-use"]["container"]["command"][2] = WRITE.replace("'{}'", "sys.argv[1]")
+    spec["deploymentSpec"]["executors"]["exec-use"]["container"]["args"] = [
+        "{{$.inputs.parameters['text']}}",
+        "{{$.outputs.artifacts['out'].path}}",
+    ]
+    tasks = spec["root"]["dag"]["tasks"]
+    tasks["make"]["inputs"] = {"parameters": {"n": {"componentInputParameter": "n"}}}
+    tasks["use"]["inputs"] = {
+        "parameters": {
+            "sum": {"taskOutputParameter": {"producerTask": "make", "outputParameterKey": "sum"}},
+            "text": {"runtimeValue": {"constant": "it's {{$.inputs.parameters['sum']}}"}},
+        }
+    }
+    run = LocalRun(load_pipeline(compiled(spec)), {}, tmp_path / "run")
+    assert run.execute() == 0, (tmp_path / "run/tasks/use/log.txt").read_text()
+    assert run.tasks["make"].parameters == {"sum": 21}
+    assert (tmp_path / "run/tasks/use/out").read_text() == "it's 21"
+
+
+def test_a_command_this_environment_lacks_is_refused_before_any_task(compiled, tmp_path):
+    steps = {"a": container(WRITE.format("a"), ("out",)), "b": container("", ())}
+    spec = pipeline(steps)
+    spec["deploymentSpec"]["executors"]["exec-b"]["container"] = {"image": "org/x:1", "command": ["no-such-command"]}
+    with pytest.raises(GraphError, match=r"task b: .*no-such-command.*org/x:1"):
+        LocalRun(load_pipeline(compiled(spec)), {}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_pipeline_is_left_alone(compiled, tmp_path):
+    spec = pipeline({"a": container(WRITE.format("a"), ("out",))})
+    assert LocalRun(load_pipeline(compiled(spec)), {}, tmp_path / "run").execute() == 0
+    spec["pipelineInfo"]["name"] = "other"
+    with pytest.raises(UserError, match="holds a run of pipeline test"):
+        LocalRun(load_pipeline(compiled(spec)), {}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
+    """The step's own child too, which is in its process group."""
+    step = container(
+        "import subprocess, sys, pathlib, time; out = pathlib.Path(sys.argv[1])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "out.with_name('pid').write_text(str(child.pid)); time.sleep(60)",
+        ("out",),
+    )
+    path = compiled(
+        pipeline(
+            {"long": step, "after": container(WRITE.format("x"), ("out",), ("in",))}, {"after": {"in": ("long", "out")}}
+        )
+    )
+    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(tmp_path / "run")]
+    engine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    pid = tmp_path / "run/tasks/long/pid"
+    deadline = time.monotonic() + 30
+    while not (pid.is_file() and pid.read_text()):
+        assert time.monotonic() < deadline and engine.poll() is None, engine.communicate()[0].decode()
+        time.sleep(0.05)
+    engine.send_signal(signum)
+    output = engine.communicate(timeout=30)[0].decode()
+    assert engine.returncode == code, output
+    saved = record(tmp_path / "run")
+    assert saved["state"] == "stopped"
+    assert {name: task["state"] for name, task in saved["tasks"].items()} == {"long": "stopped", "after": "stopped"}
+    time.sleep(0.2)
+    assert not _runs(int(pid.read_text()))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"  # a zombie has ended; nobody here may reap it

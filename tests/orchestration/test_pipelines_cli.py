@@ -1,0 +1,102 @@
+"""`stereo-pipelines`: exit codes, messages, what a console and a file get to see."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from small_ir import container, pipeline
+
+from stereo_core.orchestration.cli import read_params
+from stereo_core.orchestration.graph import GraphError, load_pipeline
+from stereo_core.orchestration.local import LocalRun
+from stereo_core.orchestration.progress import Progress, size, summary
+
+WRITE = container("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('x' * 2500)", ("out",))
+
+
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    program = str(Path(sys.executable).parent / "stereo-pipelines")
+    return subprocess.run([program, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_run_prints_steps_and_ends_with_a_table(compiled, tmp_path):
+    path = compiled(pipeline({"first-step": WRITE}))
+    done = command("run", str(path), "-o", "runs/x", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "first-step running" in done.stdout and "first-step succeeded after" in done.stdout
+    assert "2.5 KB" in done.stdout and "\x1b" not in done.stdout, "no colours in a pipe"
+    assert (tmp_path / "runs/x/report.html").is_file() and "runs/x/report.html" in done.stdout
+
+
+def test_run_shows_the_end_of_a_failed_log(compiled, tmp_path):
+    path = compiled(pipeline({"bad": container("print('the reason'); raise SystemExit(1)")}))
+    done = command("run", str(path), "-o", str(tmp_path / "run"))
+    assert done.returncode == 1
+    assert "the reason" in done.stdout and "bad failed: exit code 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-p", "nam=1"), "unknown parameter nam; did you mean name?"),
+        (("-p", "name"), "KEY=VALUE is wanted"),
+        ((), "without a value: name"),
+        (("-p", "name=x", "-p", "n=two"), "parameter n: an integer is wanted, not 'two'"),
+        (("-p", "name=x", "--workers", "0"), "--workers"),
+    ],
+)
+def test_wrong_input_exits_2(compiled, tmp_path, arguments, message):
+    parameters = {"name": {"parameterType": "STRING"}, "n": {"parameterType": "NUMBER_INTEGER", "defaultValue": 1.0}}
+    path = compiled(pipeline({"a": WRITE}, **parameters))
+    done = command("run", str(path), "-o", str(tmp_path / "run"), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_such_file_and_no_output_dir(tmp_path):
+    done = command("run", str(tmp_path / "gone.yaml"), "-o", str(tmp_path))
+    assert done.returncode == 2 and "gone.yaml" in done.stderr
+    done = command("run", "x.yaml")
+    assert done.returncode == 2 and "--output-dir" in done.stderr
+
+
+def test_params_from_files_and_with_equals_signs(compiled, tmp_path):
+    struct, text = {"parameterType": "STRUCT"}, {"parameterType": "STRING"}
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec=struct, name=text)))
+    (tmp_path / "train.yaml").write_text("train:\n  num_epochs: 3\n")
+    values = read_params(graph, (f"spec=@{tmp_path}/train.yaml", "name=a=b c"))
+    assert values == {"spec": {"train": {"num_epochs": 3}}, "name": "a=b c"}
+    with pytest.raises(GraphError, match=r"gone\.yaml"):
+        read_params(graph, ("spec=@gone.yaml", "name=x"))
+
+
+def test_list_names_pipelines_and_components():
+    done = command("list")
+    assert done.returncode == 0
+    for name in ("train_to_engine", "demo", "gen_trt_engine", "trt_inference"):
+        assert name in done.stdout
+    assert "images_uri" in done.stdout and "compiled/train_to_engine.yaml" in done.stdout
+
+
+def test_compile_check_finds_the_committed_files_right():
+    done = command("compile", "--check")
+    assert done.returncode == 0, done.stdout
+
+
+def test_terminal_shows_one_live_table(compiled, tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Progress(console) as progress:
+        run = LocalRun(load_pipeline(compiled(pipeline({"a": WRITE}))), {}, tmp_path / "run", on_change=progress.show)
+        run.execute()
+    summary(run, console)
+    shown = console.file.getvalue()
+    assert "succeeded" in shown and "\x1b[" in shown
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (12_000_000, "12.0 MB")])
+def test_sizes(count, text):
+    assert size(count) == text

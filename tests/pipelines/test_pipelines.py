@@ -1,0 +1,75 @@
+"""The pipelines of the library: they load everywhere, and each step gets what it needs."""
+
+import pytest
+import yaml
+from kfp import components
+
+from stereo_core.orchestration.compile import compiled_path, pipeline_folders
+from stereo_core.orchestration.graph import Importer, Output, load_pipeline
+
+FOLDERS = {folder.name: folder for folder in pipeline_folders()}
+STEPS = {
+    "convert": {"images"},
+    "train": {"images", "annotations"},
+    "evaluate": {"images", "annotations", "checkpoint"},
+    "inference": {"images", "annotations", "checkpoint"},
+    "export": {"checkpoint"},
+    "gen-trt-engine": {"onnx"},
+    "trt-evaluate": {"images", "annotations", "engine"},
+    "trt-inference": {"images", "annotations", "engine"},
+}
+
+
+@pytest.mark.parametrize(("name", "first"), [("train_to_engine", "importer"), ("demo", "synthesize")])
+def test_graph(name, first):
+    graph = load_pipeline(compiled_path(FOLDERS[name]))
+    assert set(graph.tasks) == {first, *STEPS}
+    for step, inputs in STEPS.items():
+        task = graph.tasks[step]
+        assert set(task.artifacts) == inputs
+        assert task.retry.count == 1
+        assert task.cache == (step != "convert"), "the step that reads a location others may change always runs"
+    assert graph.tasks["evaluate"].artifacts["checkpoint"] == Output("train", "checkpoint")
+    assert graph.tasks["trt-evaluate"].artifacts["engine"] == Output("gen-trt-engine", "engine")
+    same = [graph.tasks[step].parameters["spec"] for step in ("evaluate", "trt-evaluate")]
+    assert same[0] == same[1], "checkpoint and engine are measured alike"
+
+
+def test_users_images_are_imported_as_images():
+    graph = load_pipeline(compiled_path(FOLDERS["train_to_engine"]))
+    executor = graph.tasks["importer"].component.executor
+    assert isinstance(executor, Importer) and executor.metadata == {"kind": "images"}
+    assert [p.name for p in graph.parameters.values() if p.required] == ["images_uri"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_reloads_with_kfp(name):
+    component = components.load_component_from_file(str(compiled_path(FOLDERS[name])))
+    graph = load_pipeline(compiled_path(FOLDERS[name]))
+    assert set(component.component_spec.inputs) == set(graph.parameters)
+    assert component.component_spec.description == graph.description
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_parameter_is_documented_and_used(name):
+    spec = next(yaml.safe_load_all(compiled_path(FOLDERS[name]).read_text()))
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert all(item.get("description") for item in parameters.values())
+    used = {
+        source["componentInputParameter"]
+        for task in spec["root"]["dag"]["tasks"].values()
+        for source in task.get("inputs", {}).get("parameters", {}).values()
+        if "componentInputParameter" in source
+    }
+    assert used == set(parameters)
+
+
+def test_demo_specs_are_accepted_by_the_actions(tmp_path):
+    """Typing errors in the demo's spec dicts are found without running it."""
+    from stereo_core.spec.experiment import SPECS
+
+    graph = load_pipeline(compiled_path(FOLDERS["demo"]))
+    for step in STEPS:
+        verb = step.replace("-", "_")
+        parameter = graph.tasks[step].parameters["spec"].name
+        SPECS[verb].model_validate(graph.parameters[parameter].default)
