@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from stereo_core.errors import ModelError
-from stereo_core.models.foundation_stereo.config import make_config
+from stereo_core.errors import ModelError, SpecError
+from stereo_core.models.checkpoints import load_depth_anything, load_edgenext, load_model, save_checkpoint
+from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, make_config
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 
-__all__ = ["create_model"]
+__all__ = ["create_model", "from_spec", "load_model", "save_checkpoint"]
 
 
 def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
@@ -24,3 +25,45 @@ def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
     if name.lower() != "foundationstereo":
         raise ModelError(f"model {name!r} is not available; there is FoundationStereo")
     return FoundationStereo(make_config(**settings))
+
+
+def from_spec(spec, checkpoint: str | None = None) -> nn.Module:
+    """The network that a spec's `model` section asks for.
+
+    With a checkpoint its weights are loaded, and it decides whatever the spec leaves unsaid; `model.stereo_backbone`
+    is not read then. Without one the network starts from scratch: random weights, and the backbone files named there.
+
+    Raises:
+        SpecError: the frozen ViT would keep random weights, and `allow_random_backbone` is not set.
+        ModelError: a checkpoint or backbone file that can not be used.
+    """
+    section = spec.model
+    if checkpoint:
+        return load_model(checkpoint, **_said(section))
+    backbone = section.stereo_backbone
+    if not backbone.depth_anything_v2_pretrained_path and not backbone.allow_random_backbone:
+        raise SpecError(
+            "model.stereo_backbone.depth_anything_v2_pretrained_path is empty: the frozen ViT would keep random "
+            "weights; name a Depth Anything V2 file, or set model.stereo_backbone.allow_random_backbone=true"
+        )
+    model = create_model(**_settings(section))
+    if backbone.depth_anything_v2_pretrained_path:
+        load_depth_anything(model, backbone.depth_anything_v2_pretrained_path)
+    if backbone.edgenext_pretrained_path:
+        load_edgenext(model, backbone.edgenext_pretrained_path)
+    return model
+
+
+def _settings(section) -> dict:
+    values = {name: getattr(section, name) for name in SETTINGS}
+    return {name: None if value == "auto" else value for name, value in values.items()}
+
+
+def _said(section) -> dict:
+    """Settings that the user wrote; what only repeats the preset's value does not count."""
+    preset = PRESET_SETTINGS[section.preset] if section.preset else {}
+    return {
+        name: value
+        for name, value in _settings(section).items()
+        if name in section.model_fields_set and (name not in preset or value != preset[name])
+    }

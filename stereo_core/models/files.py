@@ -1,0 +1,145 @@
+"""Weight files of any origin, read without running code from them."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stereo_core.errors import ModelError
+
+PREFIXES = ("model.", "module.", "_orig_mod.")
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt", ".rtx")
+ENCRYPTED_SUFFIXES = (".tlt", ".etlt")
+# Plain numbers that trainers leave beside the weights (best metric and the like).
+_scalar = np.float64(0).__reduce__()[0]
+HARMLESS = [np.dtype, *(type(np.dtype(name)) for name in ("float64", "float32", "int64"))]
+HARMLESS += [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+
+
+@dataclass
+class WeightFile:
+    """The tensors of a file under their bare names, and what stood around them."""
+
+    path: Path
+    state: dict[str, Tensor]
+    layout: str  # nvlabs, lightning, plain, safetensors
+    prefix: str = ""  # what stood before every name, e.g. "module."
+    extra: dict = field(default_factory=dict)  # epoch, global_step, hyper_parameters ...
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Read a PyTorch or safetensors file.
+
+    Layouts: {"model": ...} (NVlabs), {"state_dict": ...} (Lightning, TAO), the bare state dict, safetensors; each with
+    or without the prefixes of Lightning, DataParallel and torch.compile.
+
+    Raises:
+        ModelError: no such file; an engine, an ONNX graph, an encrypted file or anything else that is no checkpoint; a
+            truncated file; a file that holds pickled objects rather than weights.
+    """
+    path = Path(path)
+    content = _read_safetensors(path) if _kind(path) == "safetensors" else _read_torch(path)
+    layout, state, extra = _open_envelope(path, content)
+    if _kind(path) == "safetensors":
+        layout = "safetensors"
+    state, prefix = _strip_prefixes(state)
+    return WeightFile(path, state, layout, prefix, extra)
+
+
+def _kind(path: Path) -> str:
+    """ "torch" or "safetensors", by the first bytes; anything else is refused with what it looks like."""
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise ModelError(f"{path}: a folder; name the checkpoint file in it")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+    suffix = path.suffix.lower()
+    if suffix in ENCRYPTED_SUFFIXES:
+        raise ModelError(
+            f"{path}: an encrypted TAO file; export it unencrypted (.pth) with the container that wrote it"
+        )
+    if not head:
+        raise ModelError(f"{path}: the file is empty")
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "torch"
+    if head[8:9] == b"{":
+        if int.from_bytes(head[:8], "little") + 8 > size:
+            raise ModelError(f"{path}: the file is truncated or damaged (safetensors header); copy it again")
+        return "safetensors"
+    if suffix in ENGINE_SUFFIXES or head[:4] in (b"ftrt", b"ptrt"):
+        raise ModelError(
+            f"{path}: an engine, not a checkpoint; it belongs in evaluate.trt_engine or inference.trt_engine"
+        )
+    if suffix == ".onnx" or head[:1] == b"\x08":
+        raise ModelError(f"{path}: an ONNX file, not a checkpoint; name the checkpoint that it was exported from")
+    raise ModelError(f"{path}: not a checkpoint (neither a PyTorch nor a safetensors file)")
+
+
+def _read_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
+
+
+def _read_torch(path: Path) -> dict:
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "truncated" in str(error):
+            raise ModelError(f"{path}: the file is truncated or damaged; copy it again") from error
+        raise ModelError(
+            f"{path}: holds pickled Python objects, and loading them would run code from the file. Where it was "
+            "written, save the weights alone: torch.save({'state_dict': model.state_dict()}, path)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise ModelError(f"{path}: a TorchScript program, not a checkpoint") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path}: the file is truncated or damaged ({reason}); copy it again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def _open_envelope(path: Path, content: dict) -> tuple[str, dict[str, Tensor], dict]:
+    if content.get("state_dict_encrypted"):
+        raise ModelError(f"{path}: its weights are encrypted; export them unencrypted with the container that wrote it")
+    layouts = {"state_dict": "lightning", "model": "nvlabs"}
+    key = next((key for key in layouts if isinstance(content.get(key), dict)), None)
+    state = content if key is None else content[key]
+    layout = layouts.get(key, "plain")
+    extra = {} if key is None else {name: value for name, value in content.items() if name != key}
+    if layout == "lightning":  # beside the network a module may hold its loss, an average of the weights ...
+        state = {name: value for name, value in state.items() if name.startswith("model.")} or state
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ModelError(f"{path}: holds no weights; its top-level keys are {first_names(content)}")
+    return layout, state, extra
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    found = ""
+    while True:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            return state, found
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        found += prefix
+
+
+def first_names(names, count: int = 5) -> str:
+    """The first few names of a collection, for a message."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
