@@ -50,7 +50,7 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
         with _sigterm_raises():
             folder = _results_folder(verb, spec)
             status = _open_status(folder, spec)
-            status.started(f"Starting Depth Net {verb}.")
+            status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
             outcome = _action(verb)(spec, status)
             if on_outcome is not None:
                 on_outcome(outcome)
@@ -202,12 +202,18 @@ def _print_kpi(kpi: dict[str, float]) -> None:
     if not kpi:
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("metric", "value")
+    table = Table("metric", Column("value", justify="right"))
     for name, value in kpi.items():
-        table.add_row(name, f"{float(value):.4f}")
+        table.add_row(name, _figure(value))
     Console(file=sys.stdout).print(table)
+
+
+def _figure(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2g}"
 
 
 def _say(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from stereo_core.spec.dataset import Augmentation, Split
+from stereo_core.spec.dataset import Augmentation, Dataset, Split
 from stereo_core.spec.experiment import ExperimentSpec, section_name
 from stereo_core.spec.fields import Section
 
@@ -33,9 +33,15 @@ def check(verb: str, spec: Section) -> list[Complaint]:
 
 
 def settle(verb: str, spec: Section) -> None:
-    """Fill in what follows from the rest: entries of data_sources without a file go, evaluate.resize is decided."""
+    """Fill in what follows from the rest: entries of data_sources without a file go, evaluate.resize is decided.
+
+    Baseline and focal length at TAO's defaults, which its templates write out, belong to nobody's camera: not set.
+    """
     if not isinstance(spec, ExperimentSpec):
         return
+    for name in ("baseline", "focal_x"):
+        if getattr(spec.dataset, name) == Dataset.model_fields[name].default:
+            spec.dataset.model_fields_set.discard(name)
     for name in ("train", "val", "test", "infer"):
         split: Split = getattr(spec.dataset, f"{name}_dataset")
         split.data_sources = [source for source in split.data_sources if source.data_file]

@@ -82,6 +82,11 @@ def test_entries_without_a_file_are_no_data_source(workspace):
     assert spec.dataset.test_dataset.data_sources == []
 
 
+def test_tao_s_default_camera_counts_as_none(workspace):
+    spec = load_spec("inference", TEMPLATES / "inference.yaml", ["dataset.baseline=0.54"])
+    assert {"baseline", "focal_x"} & spec.dataset.model_fields_set == {"baseline"}
+
+
 def test_fast_foundation_stereo_is_refused_with_the_reason(workspace):
     with pytest.raises(SpecError) as error:
         load_spec("train", TEMPLATES / "fast_train.yaml")
