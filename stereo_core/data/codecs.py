@@ -78,7 +78,7 @@ def read_disparity(
 
 def _finish(path: str | Path, stored: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     if stored.ndim == 3 and 1 in (stored.shape[0], stored.shape[2]):
-        stored = stored.squeeze(0 if stored.shape[0] == 1 else 2)
+        stored = stored.squeeze(2 if stored.shape[2] == 1 else 0)
     if stored.ndim != 2 or stored.size == 0:
         raise DataError(f"{path}: an array of shape {stored.shape}; a disparity map is (H, W)")
     if np.isnan(stored).all():

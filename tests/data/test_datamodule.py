@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from samples import make_spec
+
+from stereo_core.data.datamodule import EpochSampler, OrderedSampler, StereoDataModule
+from stereo_core.errors import DataError
+
+
+def module(folder, split="train", **section):
+    section = {"augmentation": {"crop_size": [32, 64]}, **section}
+    spec = make_spec(split, [{"data_file": str(folder / "list.txt"), "dataset_name": "Kitti"}], **section)
+    loaded = StereoDataModule(spec)
+    loaded.setup({"train": "fit", "val": "validate", "test": "test", "infer": "predict"}[split])
+    return loaded
+
+
+def epoch(loader, number=0):
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_batches_do_not_depend_on_workers(pairs, workers):
+    loader = module(pairs, batch_size=2, workers=workers).train_dataloader()
+    reference = module(pairs, batch_size=2).train_dataloader()
+    for number in (0, 1):
+        batches = epoch(loader, number)
+        assert len(batches) == 2  # five samples: the incomplete batch is dropped
+        assert batches[0]["left"].shape == (2, 3, 32, 64) and batches[0]["valid"].dtype == torch.bool
+        for batch, expected in zip(batches, epoch(reference, number), strict=True):
+            assert batch["index"].tolist() == expected["index"].tolist()
+            assert torch.equal(batch["left"], expected["left"])
+
+
+def test_training_order_follows_the_seed_and_changes_with_the_epoch(pairs):
+    def order(loader, number):
+        return torch.cat([batch["index"] for batch in epoch(loader, number)]).tolist()
+
+    loader = module(pairs).train_dataloader()
+    orders = [order(loader, number) for number in range(6)]
+    assert all(sorted(one) == [0, 1, 2, 3, 4] for one in orders)
+    assert len(set(map(tuple, orders))) > 3
+    assert order(module(pairs).train_dataloader(), 3) == orders[3]
+
+
+def test_too_few_samples_for_a_batch(pairs):
+    with pytest.raises(DataError, match=r"train_dataset: 5 samples, but a batch takes 6 .*batch_size"):
+        module(pairs, batch_size=6).train_dataloader()
+
+
+@pytest.mark.parametrize(("split", "loader"), [("val", "val"), ("test", "test"), ("infer", "predict")])
+def test_other_batches_are_whole_images_in_order(pairs, split, loader):
+    batches = list(getattr(module(pairs, split, batch_size=2), f"{loader}_dataloader")())
+    assert [[item["index"] for item in batch] for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert batches[0][0]["left"].shape == (3, 40, 70)
+
+
+def test_validation_is_optional_in_training(pairs):
+    assert module(pairs).val_dataloader() == []
+
+
+def test_every_sample_once_on_any_number_of_ranks():
+    for ranks in (1, 2, 3, 7):
+        shares = [OrderedSampler(range(5), ranks, rank) for rank in range(ranks)]
+        assert sorted(index for share in shares for index in share) == [0, 1, 2, 3, 4]
+        assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+    parts = [list(EpochSampler(range(5), 2, rank, shuffle=True, seed=3, drop_last=True)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [2, 2]
+    assert len({index for part in parts for index, _ in part}) == 4
+
+
+def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):
+    path = pairs / "left/002.png"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError) as error:
+        list(module(pairs, "test", workers=1).test_dataloader())
+    assert str(error.value).startswith(f"{pairs / 'list.txt'}:3: {path}: a truncated or damaged image")
+    assert "Traceback" not in str(error.value)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from samples import make_pair, make_spec
+
+from stereo_core.data.annotations import Sample, write_annotations
+from stereo_core.data.codecs import write_pfm
+from stereo_core.data.datasets import DATASETS, build_dataset, collate, group_by_size, relative_names
+from stereo_core.errors import DataError
+
+
+def kitti(folder, **more):
+    return {"data_file": str(folder / "list.txt"), "dataset_name": "kItTi", **more}
+
+
+def test_an_item(pairs):
+    dataset = build_dataset(make_spec("test", [kitti(pairs)]), "test")
+    assert len(dataset) == 5
+    item = dataset[3]
+    left = cv2.imread(str(pairs / "left/003.png"))[..., ::-1]
+    assert item["left"].dtype == torch.float32 and item["left"].shape == (3, 40, 70)
+    assert np.array_equal(item["left"].numpy(), left.transpose(2, 0, 1))
+    assert np.array_equal(item["right"].numpy()[2], cv2.imread(str(pairs / "right/003.png"))[..., 0])
+    disparity, valid = item["disparity"], item["valid"]
+    assert disparity.shape == valid.shape == (1, 40, 70) and valid.dtype == torch.bool
+    assert disparity[0, 5, 32] == 3.0
+    assert not valid[0, 0].any()  # the mask is 128 there
+    assert not valid[0, 2, 3] and int((~valid).sum()) == 70 + 1
+    assert (disparity[~valid] == 0).all() and (disparity[valid] >= 1).all()
+    assert (item["has_gt"], item["index"], item["rel"]) == (True, 3, "003")
+    assert item["path"] == str(pairs / "left/003.png")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_every_data_set_takes_two_three_and_four_columns(tmp_path, name, columns):
+    paths = make_pair(tmp_path, "000")
+    write_pfm(tmp_path / "gt.pfm", np.full((40, 70), 7.0))
+    write_annotations(tmp_path / "list.txt", [[paths[0], paths[1], str(tmp_path / "gt.pfm"), paths[3]][:columns]])
+    item = build_dataset(make_spec("infer", [kitti(tmp_path, dataset_name=name)]), "infer")[0]
+    assert item["has_gt"] == (columns > 2)
+    assert int(item["valid"].sum()) == {2: 0, 3: 40 * 70, 4: 39 * 70}[columns]
+
+
+def test_several_sources_keep_their_own_format_and_root(pairs, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    make_pair(other / "a", "x", 20, 30)
+    write_annotations(other / "list.txt", [[f"a/{side}/x.png" for side in ("left", "right", "disparity")]])
+    sources = [
+        kitti(pairs),
+        kitti(other, dataset_name="GenericDataset", disparity_format="png_u16_32", data_root=str(other)),
+    ]
+    dataset = build_dataset(make_spec("test", sources), "test")
+    assert len(dataset) == 6
+    assert dataset[5]["disparity"][0, 0, 16] == 2.0 * 256 / 32
+    assert dataset[0]["disparity"][0, 1, 16] == 2.0
+    assert dataset[5]["rel"] == "a/left/x"
+
+
+@pytest.mark.parametrize(
+    ("column", "complaint"),
+    [(1, "is 33x40 px, but the left image .* is 70x40 px"), (2, "is 33x40 px"), (3, "is 33x40 px")],
+)
+def test_files_of_different_size_are_named_with_the_line(tmp_path, column, complaint):
+    good, bad = make_pair(tmp_path, "good"), make_pair(tmp_path, "bad", width=33)
+    write_annotations(tmp_path / "list.txt", [good, [*good[:column], bad[column], *good[column + 1 :]]])
+    dataset = build_dataset(make_spec("test", [kitti(tmp_path)]), "test")
+    dataset[0]
+    with pytest.raises(DataError, match=rf"list\.txt:2: .*bad\.png {complaint}"):
+        dataset[1]
+
+
+def test_a_truncated_image_is_named_with_the_line(pairs):
+    path = pairs / "right/001.png"
+    path.write_bytes(path.read_bytes()[:-100])
+    dataset = build_dataset(make_spec("test", [kitti(pairs)]), "test")
+    with pytest.raises(DataError, match=r"list\.txt:2: .*right/001\.png: a truncated"):
+        dataset[1]
+
+
+def test_a_missing_file_is_found_before_any_work(pairs):
+    (pairs / "mask/004.png").unlink()
+    with pytest.raises(DataError, match=r"list\.txt:5: no such mask file: .*004\.png"):
+        build_dataset(make_spec("test", [kitti(pairs)]), "test")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_training_and_validation_need_ground_truth(tmp_path, split):
+    write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, "a"), make_pair(tmp_path, "b")[:2]])
+    with pytest.raises(DataError, match=rf"list\.txt:2: 2 columns, but dataset\.{split}_dataset"):
+        build_dataset(make_spec(split, [kitti(tmp_path)]), split)
+
+
+def test_a_split_without_a_source(pairs):
+    with pytest.raises(DataError, match=r"dataset\.val_dataset\.data_sources"):
+        build_dataset(make_spec("test", [kitti(pairs)]), "val")
+
+
+# -- training crops ---------------------------------------------------------------------------------------------------
+
+
+def train_set(folder, size):
+    return build_dataset(make_spec("train", [kitti(folder)], augmentation={"crop_size": size}), "train")
+
+
+def test_a_crop_is_one_window_of_all_maps(pairs):
+    whole, dataset = build_dataset(make_spec("test", [kitti(pairs)]), "test")[1], train_set(pairs, [32, 64])
+    places = set()
+    for epoch in range(20):
+        item = dataset[1, epoch]
+        assert item["left"].shape == (3, 32, 64) and item["disparity"].shape == item["valid"].shape == (1, 32, 64)
+        [(top, start)] = [
+            (y, x)
+            for y in range(40 - 32 + 1)
+            for x in range(70 - 64 + 1)
+            if torch.equal(whole["left"][:, y : y + 32, x : x + 64], item["left"])
+        ]
+        for name in ("right", "disparity", "valid"):
+            assert torch.equal(whole[name][:, top : top + 32, start : start + 64], item[name])
+        places.add((top, start))
+    assert len(places) > 8
+    assert {y for y, _ in places} & {0, 8} and {x for _, x in places} & {0, 6}  # up to the border
+
+
+def test_a_crop_depends_on_seed_epoch_and_index_alone(pairs):
+    first, again = train_set(pairs, [32, 32]), train_set(pairs, [32, 32])
+    again[0, 0], again[4, 2]
+    assert torch.equal(first[2, 1]["left"], again[2, 1]["left"])
+    assert not torch.equal(first[2, 1]["left"], first[2, 2]["left"])
+    again.seed = 99
+    assert not torch.equal(first[2, 1]["left"], again[2, 1]["left"])
+
+
+def test_padding_to_multiples_of_32_is_invalid(pairs):
+    item = train_set(pairs, [30, 50])[0, 0]
+    assert item["left"].shape == (3, 32, 64)
+    assert not item["valid"][0, 30:].any() and not item["valid"][0, :, 50:].any()
+    assert not item["disparity"][0, 30:].any() and not item["disparity"][0, :, 50:].any()
+    assert item["valid"][0, 3:30, :50].all()
+    assert torch.equal(item["left"][:, 31, :50], item["left"][:, 29, :50])
+    assert torch.equal(item["right"][:, :, 63], item["right"][:, :, 49])
+
+
+@pytest.mark.parametrize("size", [[41, 32], [32, 71]])
+def test_a_crop_larger_than_the_image(pairs, size):
+    with pytest.raises(DataError, match=rf"list\.txt:3: .*crop_size \[{size[0]}, {size[1]}\] is larger .*\[40, 70\]"):
+        train_set(pairs, size)[2]
+
+
+# -- names and batches ------------------------------------------------------------------------------------------------
+
+
+def names(lefts, roots=None):
+    samples = [Sample(left, "r", None, None, "list", n) for n, left in enumerate(lefts)]
+    return relative_names(samples, roots or [""] * len(lefts))
+
+
+def test_relative_names():
+    assert names(["/d/a/im0.png", "/d/b/c/im0.png"], ["/d", "/d"]) == ["a/im0", "b/c/im0"]
+    assert names(["/d/a/im0.png", "/d/b/c/im0.png"]) == ["a/im0", "b/c/im0"]
+    assert names(["/d/a/im0.png"]) == ["im0"]
+    assert names(["/d/a/im0.png"], ["/d"]) == ["a/im0"]
+    # two roots with the same files below: the common folder keeps them apart
+    assert names(["/d/a/im0.png", "/d/b/im0.png"], ["/d/a", "/d/b"]) == ["a/im0", "b/im0"]
+    # a file outside its root never leads out of the results folder
+    assert names(["/d/x/a.png", "/e/b.png"], ["/d", "/d"]) == ["d/x/a", "e/b"]
+    assert names(["/d/a.v1.png", "/d/a.v2.png"]) == ["a.v1", "a.v2"]
+    assert names(["/d/a.png", "/d/a.jpg", "/d/b.png"]) == ["a_png", "a_jpg", "b_png"]
+    assert names(["/d/a.png", "/d/a.png"]) == ["a", "a"]
+
+
+def test_grouping_by_size_keeps_every_item(tmp_path):
+    sizes = [(32, 40), (40, 32), (32, 40)]
+    rows = [make_pair(tmp_path, str(n), *size, seed=n) for n, size in enumerate(sizes)]
+    write_annotations(tmp_path / "list.txt", rows)
+    dataset = build_dataset(make_spec("test", [kitti(tmp_path)]), "test")
+    items = collate([dataset[n] for n in range(3)])
+    groups = group_by_size(items)
+    assert [group["index"].tolist() for group in groups] == [[0, 2], [1]]
+    assert groups[0]["left"].shape == (2, 3, 32, 40) and groups[0]["rel"] == ["0", "2"]
+    assert torch.equal(groups[0]["right"][1], items[2]["right"])
