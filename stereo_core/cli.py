@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -143,12 +143,15 @@ def describe(file: Path) -> None:
 @click.option("--to", "layout", type=click.Choice(["nvlabs", "tao"]), required=True, help="Layout to write.")
 def convert_checkpoint(source: Path, target: Path, layout: str) -> None:
     """Write the checkpoint IN to OUT in another layout, bit for bit."""
+    from stereo_core.actions.perform import set_up_logging
     from stereo_core.models.checkpoints import convert_checkpoint as convert
 
+    set_up_logging()
     _guarded(lambda: convert(source, target, layout))
+    click.echo(f"{target} written in the {layout} layout")
 
 
-def _guarded(work: Any) -> None:
+def _guarded(work: Callable[[], object]) -> None:
     try:
         work()
     except UserError as error:

@@ -81,7 +81,9 @@ def _results_folder(verb: str, spec: Section) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(spec, ExperimentSpec) and _is_main_process():
             with atomic_path(folder / "experiment.yaml") as path:
-                path.write_text(yaml.safe_dump(public(spec), sort_keys=False, allow_unicode=True), encoding="utf-8")
+                path.write_text(
+                    yaml.safe_dump(public(spec, verb), sort_keys=False, allow_unicode=True), encoding="utf-8"
+                )
     except OSError as error:
         raise SpecError(f"results_dir: {folder} can not be written: {error.strerror}; choose another folder") from None
     return folder
@@ -99,9 +101,18 @@ def _is_main_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def public(spec: Section) -> dict[str, Any]:
-    """The resolved spec without its secrets, as plain values."""
+_WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "resume_training_checkpoint_path")
+
+
+def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
+    """The resolved spec without its secrets, as plain values: the same verb does the same work with it.
+
+    Where a weight file says what the network is, `model` holds only what the user said about it.
+    """
     tree = spec.model_dump()
+    own = getattr(spec, section_name(verb))
+    if any(getattr(own, name, "") for name in _WEIGHTS):
+        tree["model"] = spec.model.model_dump(exclude_unset=True)
     for path in _secret_paths(spec):
         *sections, name = path.split(".")
         node = tree

@@ -12,18 +12,27 @@ from stereo_core.spec.fields import Section
 Complaint = tuple[str, str]
 """A dotted path and the rule it breaks."""
 
+_NEEDED = "is needed"
+
 _MODEL_VERBS = ("train", "evaluate", "inference", "export")
 
 
 def check(verb: str, spec: Section) -> list[Complaint]:
     """Everything that stops a verb from running on a spec."""
+    needed = f"is needed by {verb}"
+    return [(path, needed if rule == _NEEDED else rule) for path, rule in _complaints(verb, spec)]
+
+
+def _complaints(verb: str, spec: Section) -> list[Complaint]:
     if verb == "convert":
         return [*_is_set("results_dir", spec.results_dir), *_folder("data_root", spec.data_root)]
     if verb == "synthesize":
         return list(_is_set("results_dir", spec.results_dir))
     name = section_name(verb)
     own = getattr(spec, name)
-    complaints = [] if own.results_dir or spec.results_dir else [("results_dir", f"is needed (or {name}.results_dir)")]
+    complaints = (
+        [] if own.results_dir or spec.results_dir else [("results_dir", f"is needed by {verb}, or {name}.results_dir")]
+    )
     complaints += _RULES[name](spec, verb)
     if name in _MODEL_VERBS and not getattr(own, "trt_engine", ""):
         complaints += _model(spec)
@@ -78,7 +87,7 @@ def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     own = getattr(spec, name)
     yield from _sources(spec, "test" if name == "evaluate" else "infer", needed=True)
     if verb.startswith("trt_") and not own.trt_engine:
-        yield f"{name}.trt_engine", f"is needed by {verb}"
+        yield f"{name}.trt_engine", _NEEDED
     elif own.checkpoint and own.trt_engine:
         yield f"{name}.checkpoint", f"{name}.trt_engine is set too; exactly one of the two is possible"
     elif not own.checkpoint and not own.trt_engine:
@@ -181,7 +190,7 @@ def _sources(spec: ExperimentSpec, split: str, *, needed: bool) -> Iterator[Comp
 
 def _is_set(path: str, value: str) -> Iterator[Complaint]:
     if not value:
-        yield path, "is needed"
+        yield path, _NEEDED
 
 
 def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:

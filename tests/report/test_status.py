@@ -172,6 +172,13 @@ def test_experiment_yaml_is_the_resolved_spec_and_runs_again(act, tmp_path):
     assert build("export", tree) == build("export", {"results_dir": str(tmp_path)})
 
 
+def test_experiment_yaml_leaves_to_a_checkpoint_what_the_user_left_to_it(tmp_path):
+    tree = {"evaluate": {"checkpoint": "m.pth"}, "model": {"valid_iters": 5}, "results_dir": "r"}
+    spec = build("evaluate", tree)
+    assert performing.public(spec, "evaluate")["model"] == {"valid_iters": 5}
+    assert performing.public(spec, "export")["model"]["encoder"] == "vitl"
+
+
 def test_a_results_folder_that_can_not_be_written_is_the_users_to_mend(tmp_path, capfd):
     (tmp_path / "file").touch()
     spec = build("export", {"results_dir": str(tmp_path / "file" / "below")})

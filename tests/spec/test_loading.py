@@ -178,15 +178,18 @@ def test_references_that_are_refused(value, message):
 
 
 def test_what_each_verb_needs(workspace):
-    assert refusal("convert", "") == ["spec.yaml: results_dir: is needed", "spec.yaml: data_root: is needed"]
+    assert refusal("convert", "") == [
+        "spec.yaml: results_dir: is needed by convert",
+        "spec.yaml: data_root: is needed by convert",
+    ]
     assert refusal("evaluate", None) == [
-        "command line: results_dir: is needed (or evaluate.results_dir)",
+        "command line: results_dir: is needed by evaluate, or evaluate.results_dir",
         "command line: dataset.test_dataset.data_sources: at least one entry with a data_file is needed",
         "command line: evaluate.checkpoint: evaluate needs either this or evaluate.trt_engine",
     ]
     assert refusal("export", "results_dir: r\nexport:\n  checkpoint: ???\n  input_width: 500\n  opset_version: 12") == [
-        "spec.yaml: export.checkpoint: is needed",
-        "spec.yaml: export.onnx_file: is needed",
+        "spec.yaml: export.checkpoint: is needed by export",
+        "spec.yaml: export.onnx_file: is needed by export",
         "spec.yaml: export.input_width: 500 is not a multiple of 32; the nearest is 512",
         "spec.yaml: export.opset_version: 12 is not one of 16 to 20",
     ]
@@ -218,7 +221,7 @@ def test_input_files_must_be_there(workspace):
     )
     assert lines == [
         "command line: dataset.train_dataset.data_sources[0].data_root: no such folder: nowhere",
-        "command line: dataset.train_dataset.data_sources[1].data_file: is needed",
+        "command line: dataset.train_dataset.data_sources[1].data_file: is needed by train",
         "command line: train.pretrained_model_path: no such file: gone.pth",
         "command line: model.stereo_backbone.edgenext_pretrained_path: no such file: gone2.pth",
     ]
