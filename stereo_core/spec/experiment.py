@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
+from stereo_core.errors import SpecError
 from stereo_core.spec.convert import ConvertSpec, SynthesizeSpec
 from stereo_core.spec.dataset import Dataset
 from stereo_core.spec.deploy import Export, GenTrtEngine
@@ -44,6 +46,18 @@ SPECS: dict[str, type[Section]] = {
     "quantize": ExperimentSpec,
 }
 """Verb -> the class of its spec."""
+
+
+def spec_class(verb: str) -> type[Section]:
+    """The class of a verb's spec.
+
+    Raises:
+        SpecError: no such verb; names the nearest.
+    """
+    if verb in SPECS:
+        return SPECS[verb]
+    guess = difflib.get_close_matches(verb, SPECS, 1)
+    raise SpecError(f"{verb}: unknown verb" + (f"; did you mean {guess[0]}?" if guess else ""))
 
 
 def section_name(verb: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import effects, paths, requirements
-from stereo_core.spec.experiment import SPECS, ExperimentSpec
+from stereo_core.spec.experiment import SPECS, ExperimentSpec, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.interpolation import resolve
 from stereo_core.spec.model import PRESETS
@@ -94,10 +93,7 @@ def build(verb: str, tree: dict[str, Any]) -> Section:
         SpecError: unknown verb, or a reference that can not be resolved.
         ValidationError: keys, types, ranges, choices.
     """
-    if verb not in SPECS:
-        guess = difflib.get_close_matches(verb, SPECS, 1)
-        raise SpecError(f"{verb}: unknown verb" + (f"; did you mean {guess[0]}?" if guess else ""))
-    group = SPECS[verb]
+    group = spec_class(verb)
     tree = resolve(_without_unset(tree), group)
     if group is ExperimentSpec:
         _apply_preset(tree)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -10,25 +9,12 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from stereo_core.errors import SpecError
 from stereo_core.spec import effects
-from stereo_core.spec.experiment import SPECS, ExperimentSpec, section_name
+from stereo_core.spec.experiment import ExperimentSpec, section_name, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import dotted, group_of
 
 _SHARED = ("results_dir", "encryption_key", "model_name", "dataset", "model")
-
-
-def spec_class(verb: str) -> type[Section]:
-    """The class of a verb's spec.
-
-    Raises:
-        SpecError: no such verb; names the nearest.
-    """
-    if verb in SPECS:
-        return SPECS[verb]
-    guess = difflib.get_close_matches(verb, SPECS, 1)
-    raise SpecError(f"{verb}: unknown verb" + (f"; did you mean {guess[0]}?" if guess else ""))
 
 
 def json_schema(verb: str) -> dict[str, Any]:

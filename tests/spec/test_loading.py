@@ -116,6 +116,16 @@ def test_yaml_words_keep_their_meaning(workspace):
     assert (spec.train.optim.lr, spec.train.compile, spec.train.is_dry_run) == (1e-4, "on", True)
 
 
+def test_a_section_without_keys_is_at_its_defaults(workspace):
+    Path("s.yaml").write_text("wandb:\ntrain:\n  optim:\n")
+    assert build("train", read_tree(Path("s.yaml"))) == build("train", {})
+
+
+def test_a_recursive_file_is_refused(workspace):
+    [line] = refusal("train", "a: &a {b: *a}\n")
+    assert line.startswith("spec.yaml:1: not valid YAML: found unconstructable recursive node")
+
+
 def test_anchors_and_merges_work(workspace):
     Path("s.yaml").write_text("a: &a {num_epochs: 3}\ntrain: {<<: *a, seed: 7}\n")
     tree = read_tree(Path("s.yaml"))
