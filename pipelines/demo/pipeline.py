@@ -15,14 +15,18 @@ CONVERT = {  # where synthesize puts things
     "nocc_extension": ".png",
     "split_ratio": 0.75,
 }
-DATASET = {"batch_size": 2, "workers": 1, "augmentation": {"crop_size": [128, 160]}}
+LOADER = {"batch_size": 2, "workers": 1}
 TRAIN = {
     "model": {"preset": "tiny", "stereo_backbone": {"allow_random_backbone": True}},
-    "dataset": {"max_disparity": 64, "train_dataset": DATASET, "val_dataset": DATASET},
+    "dataset": {
+        "max_disparity": 64,
+        "train_dataset": {**LOADER, "augmentation": {"crop_size": [128, 160]}},
+        "val_dataset": LOADER,
+    },
     "train": {"optim": {"lr": 0.001}},
 }
-EVALUATE = {"dataset": {"max_disparity": 64, "test_dataset": {"batch_size": 1, "workers": 1}}}
-INFERENCE = {"dataset": {"infer_dataset": {"batch_size": 1, "workers": 1}}}
+EVALUATE = {"dataset": {"max_disparity": 64, "test_dataset": LOADER}}
+INFERENCE = {"dataset": {"infer_dataset": LOADER}}
 EXPORT = {"export": {"input_height": 128, "input_width": 160, "batch_size": 1, "on_cpu": True}}
 
 

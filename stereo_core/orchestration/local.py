@@ -9,8 +9,8 @@ Independent tasks run side by side. A run folder holds
     tasks/<task>/<port>      its output artifacts
 
 A run started again in the same folder takes over every task that succeeded and whose image, command, parameters and
-input contents (sha256) are the same, provided its outputs are unchanged. A task that was cut off goes on in its folder,
-so that training resumes from its last checkpoint.
+input contents (sha256) are the same, provided its outputs are unchanged. A task that failed or was cut off finds what
+its last attempt left in its folder; one whose inputs changed starts in an empty folder.
 """
 
 from __future__ import annotations

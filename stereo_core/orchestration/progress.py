@@ -41,7 +41,8 @@ class Progress:
             if task.state != self._seen.get(name, "waiting"):
                 took = f" after {task.seconds:.1f} s" if task.state in ENDED and task.seconds else ""
                 note = f": {task.message}" if task.message else ""
-                self.console.print(f"{datetime.now():%H:%M:%S} {name} {task.state}{took}{note}", highlight=False)
+                line = f"{datetime.now():%H:%M:%S} {name} {task.state}{took}{note}"
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             self._seen[name] = task.state
 
     def close(self) -> None:
@@ -95,8 +96,10 @@ def summary(run: LocalRun, console: Console | None = None) -> None:
         if task.state == "failed":
             log = run.folder / "tasks" / name / "log.txt"
             where = f"; its log: {log}" if log.is_file() else ""
-            console.print(f"{name} failed: {task.message}{where}", style="red", highlight=False, markup=False)
-            console.print(_tail(log), highlight=False, markup=False)
+            console.print(
+                f"{name} failed: {task.message}{where}", style="red", highlight=False, markup=False, soft_wrap=True
+            )
+            console.print(_tail(log), highlight=False, markup=False, soft_wrap=True)
 
 
 def _tail(log: Path) -> str:
