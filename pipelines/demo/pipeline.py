@@ -27,7 +27,7 @@ TRAIN = {
 }
 EVALUATE = {"dataset": {"max_disparity": 64, "test_dataset": LOADER}}
 INFERENCE = {"dataset": {"infer_dataset": LOADER}}
-EXPORT = {"export": {"input_height": 128, "input_width": 160, "batch_size": 1, "on_cpu": True}}
+EXPORT = {"export": {"input_height": 128, "input_width": 160, "batch_size": 1, "valid_iters": 8, "on_cpu": True}}
 
 
 @dsl.pipeline(
