@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from stereo_core.orchestration.local import ENDED, LocalRun, TaskRun
 from stereo_core.orchestration.page import metrics_table
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
+WIDTH = 120  # columns of the tables in a file or a pipe
 TAIL = 15  # lines of a failed step's log
 
 
@@ -78,7 +80,7 @@ def size(count: int) -> str:
 
 def summary(run: LocalRun, console: Console | None = None) -> None:
     """Print the steps (state, time, artifacts, size), the metrics, and the end of each failed step's log."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table("step", "state", "time", "artifact", "size", title=f"{run.pipeline.name} in {run.folder}")
     for name, task in run.tasks.items():
         ports = [(port, made) for port, made in task.artifacts.items() if made.bytes] or [("", None)]
