@@ -155,11 +155,11 @@ _NOT_ONNX = {
 }
 
 
-def add_metadata(model, info: dict, **more: str) -> None:
+def add_metadata(proto, info: dict, **more: str) -> None:
     """Write ONNX_KEYS of `info` (where not None) and `more` to the metadata_props of an `onnx.ModelProto`."""
     said = {key: info[key] for key in ONNX_KEYS if info.get(key) is not None} | more
     for key, value in said.items():
-        model.metadata_props.add(key=PREFIX + key, value=str(value))
+        proto.metadata_props.add(key=PREFIX + key, value=str(value))
 
 
 def _parse_onnx(path: Path):

@@ -1,0 +1,174 @@
+"""export: a checkpoint becomes one ONNX file, checked against PyTorch before it gets its name."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stereo_core import __version__
+from stereo_core.actions import Outcome
+from stereo_core.data.datasets import build_dataset
+from stereo_core.engines.base import normalise
+from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, add_metadata, file_kind
+from stereo_core.engines.fit import fit
+from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
+from stereo_core.errors import ModelError
+from stereo_core.files import atomic_path
+from stereo_core.models import from_spec
+
+MOST_BYTES = 2**31 - 2**20  # a protobuf message, and so an ONNX file in one piece, ends at 2 GiB
+
+
+class ExportGraph(torch.nn.Module):
+    """The network as the ONNX file holds it: normalised images (B, 3, H, W) -> disparity (B, 1, H, W) px."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, left_image: torch.Tensor, right_image: torch.Tensor) -> torch.Tensor:
+        return self.model.core(left_image, right_image)
+
+
+def run(spec: Any, status: Any) -> Outcome:
+    """Write `export.onnx_file`.
+
+    Raises:
+        UserError: a file that is no checkpoint, a network too large for one file. (Sizes and opset were checked when
+            the spec was loaded.)
+        RuntimeError: ONNX Runtime's disparity is not PyTorch's (`export.check`); no file is left then.
+    """
+    section = spec.export
+    _refuse_other_files(section.checkpoint)
+    out = Path(section.onnx_file)
+    device = _device(section)
+    status.running(f"Loading checkpoint: {section.checkpoint}")
+    model = from_spec(spec, section.checkpoint).eval().to(device)
+    _check_weights(model)
+    # The file is float32 for every batch; lower precision and memory for speed are the engine's business.
+    model.config = replace(model.config, mixed_precision=False, low_memory=0, valid_iters=section.valid_iters)
+    graph = ExportGraph(model).eval()
+    info = _info(model.config, section)
+    with atomic_path(out) as temporary:
+        status.running(f"Tracing on {device}")
+        _trace(graph, temporary, section, device)
+        nodes = _finish(temporary, info, model.config)
+        kpi = _compare(graph, temporary, spec, device, status) if section.check else {}
+    size = out.stat().st_size
+    kpi |= {"onnx_nodes": nodes, "onnx_bytes": size}
+    checked = f"{kpi['check_mean_abs_difference_px']:.2g} px from PyTorch" if section.check else "not checked"
+    metadata = {key: value for key, value in info.items() if key != "kind" and value is not None}
+    return Outcome(
+        message=f"ONNX file {out} written: {nodes} nodes, {size / 1e6:.1f} MB, {checked}.",
+        kpi=kpi,
+        artifacts={"onnx": out},
+        metadata={"onnx": metadata},
+    )
+
+
+def _refuse_other_files(checkpoint: str) -> None:
+    kind = file_kind(checkpoint)
+    if kind in ("onnx", "engine", "tensorrt"):
+        word = {"onnx": "an ONNX file", "engine": "an engine", "tensorrt": "a TensorRT engine"}[kind]
+        raise ModelError(f"{checkpoint}: {word}, not a checkpoint; set export.checkpoint to a checkpoint")
+
+
+def _device(section: Any) -> torch.device:
+    if section.on_cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", section.gpu_id)
+
+
+def _check_weights(model: torch.nn.Module) -> None:
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if size > MOST_BYTES:
+        raise ModelError(
+            f"encoder {model.config.encoder}: {size / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB); "
+            "export vitl or a smaller encoder"
+        )
+
+
+def _info(config: Any, section: Any) -> dict:
+    static = section.batch_size if section.batch_size > 0 else None
+    return {
+        "kind": "onnx",
+        "precision": "fp32",
+        "input_height": section.input_height,
+        "input_width": section.input_width,
+        "min_batch": static or 1,
+        "opt_batch": static or 1,
+        "max_batch": static,
+        "normalisation": "imagenet",
+        "max_disparity": config.max_disparity,
+        "valid_iters": config.valid_iters,
+        "encoder": config.encoder,
+        "variant": config.variant,
+    }
+
+
+def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) -> None:
+    """Trace with batch N, or 1 where the batch stays open; PyTorch's own notes about tracing are not the user's."""
+    shape = (max(1, section.batch_size), 3, section.input_height, section.input_width)
+    generator = torch.Generator().manual_seed(0)
+    images = tuple(torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    dynamic = {name: {0: "batch_size"} for name in (LEFT, RIGHT, DISPARITY)} if section.batch_size < 0 else None
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            images,
+            out,
+            dynamo=False,
+            opset_version=section.opset_version,
+            input_names=[LEFT, RIGHT],
+            output_names=[DISPARITY],
+            dynamic_axes=dynamic,
+            verbose=section.verbose,
+        )
+
+
+def _finish(path: Path, info: dict, config: Any) -> int:
+    """Write down the output's shape, which the exporter loses, and the metadata; returns the number of nodes."""
+    import onnx
+
+    model = onnx.load(path)
+    dims = model.graph.output[0].type.tensor_type.shape.dim
+    for dim, size in zip(dims[1:], (1, info["input_height"], info["input_width"]), strict=True):
+        dim.dim_value = size
+    settings = json.dumps(asdict(config), default=str)
+    add_metadata(model, info, producer=f"stereo-pipelines {__version__} export", model=settings)
+    onnx.save(model, path)
+    onnx.checker.check_model(path)
+    return len(model.graph.node)
+
+
+def _compare(graph: ExportGraph, onnx: Path, spec: Any, device: torch.device, status: Any) -> dict[str, float]:
+    """Run the file and the network on one batch; with an open batch on two pairs, which the trace has not seen."""
+    section = spec.export
+    batch = section.batch_size if section.batch_size > 0 else 2
+    left, right, source = _pair(spec, section.input_height, section.input_width, batch)
+    status.running(f"Checking the ONNX file against PyTorch on {source}")
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = graph(*(torch.from_numpy(x).to(device) for x in (left, right)))[:, 0].float().cpu().numpy()
+    found = difference(reference_disparity(onnx, left, right), expected)
+    return {f"check_{key}": value for key, value in found.items()}
+
+
+def _pair(spec: Any, height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Different normalised pairs (B, 3, H, W), the first a real one where the spec names data; and where it is from."""
+    left, right = synthetic_pair(height, width, batch)
+    for split in ("infer", "test"):
+        if not getattr(spec.dataset, f"{split}_dataset").data_sources:
+            continue
+        item = build_dataset(spec, split)[0]
+        for images, side in ((left, "left"), (right, "right")):
+            image = item[side].permute(1, 2, 0).numpy()[None]
+            images[:1] = normalise(fit(image.shape[1:3], (height, width), "pad").place(image))
+        return left, right, item["path"]
+    return left, right, "a synthetic pair"

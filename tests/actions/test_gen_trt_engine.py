@@ -1,0 +1,116 @@
+"""From a checkpoint to an engine: the file asked for, its side-car, and the checkpoint's own disparity out of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from stereo_core.actions import export, gen_trt_engine
+from stereo_core.data.synthetic import make_scene
+from stereo_core.engines import load_engine
+from stereo_core.errors import ModelError, SpecError
+from stereo_core.files import sha256_of
+from stereo_core.models import create_model, save_checkpoint
+from stereo_core.spec import spec_from_dict
+
+HEIGHT, WIDTH = 64, 96
+MODEL = {"model_type": "FoundationStereo", "preset": "tiny"}
+
+
+class Status:
+    def __init__(self):
+        self.lines = []
+
+    def running(self, message, **_):
+        self.lines.append(message)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    return create_model(preset="tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def onnx(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    save_checkpoint(model, folder / "tiny.pth")
+    section = {"checkpoint": str(folder / "tiny.pth"), "onnx_file": str(folder / "tiny.onnx"), "valid_iters": 2}
+    section |= {"input_height": HEIGHT, "input_width": WIDTH, "batch_size": -1, "on_cpu": True}
+    export.run(spec_from_dict("export", {"results_dir": str(folder), "model": MODEL, "export": section}), Status())
+    return folder / "tiny.onnx"
+
+
+def build(onnx, folder, tensorrt=None, **keys):
+    section = {"onnx_file": str(onnx), "trt_engine": str(folder / "out" / "net.engine"), "tensorrt": tensorrt or {}}
+    tree = {"results_dir": str(folder / "results"), "gen_trt_engine": section | keys}
+    status = Status()
+    return gen_trt_engine.run(spec_from_dict("gen_trt_engine", tree), status), status
+
+
+def test_engine_gives_the_checkpoints_disparity_for_another_image_size(model, onnx, tmp_path):
+    """45 x 82 px in an engine of 64 x 96: the network's own padding, then the same graph."""
+    outcome, _ = build(onnx, tmp_path, {"max_batch_size": 2})
+    engine = load_engine(outcome.artifacts["engine"])
+    scenes = [make_scene(60, 90, 12, seed) for seed in range(3)]
+    left, right = (np.stack([scene[side] for scene in scenes]) for side in ("left", "right"))
+    with torch.no_grad():
+        tensors = [torch.from_numpy(x).permute(0, 3, 1, 2).float() for x in (left, right)]
+        expected = model(*tensors, iters=2)[:, 0].numpy()
+    np.testing.assert_allclose(engine.infer(left, right), expected, atol=2e-3)
+    assert len(engine.latencies_ms) == 2
+
+
+def test_engine_lies_exactly_where_it_was_asked_for(onnx, tmp_path):
+    outcome, status = build(onnx, tmp_path, {"min_batch_size": 1, "opt_batch_size": 2, "max_batch_size": 4})
+    engine = tmp_path / "out" / "net.engine"
+    assert outcome.artifacts == {"engine": engine}
+    assert sorted(p.name for p in engine.parent.iterdir()) == ["net.engine", "net.engine.json"]
+    info = json.loads((tmp_path / "out" / "net.engine.json").read_text())
+    assert info["sha256"] == sha256_of(engine) and info["onnx_sha256"] == sha256_of(onnx)
+    assert (info["min_batch"], info["opt_batch"], info["max_batch"]) == (1, 2, 4)
+    assert (info["encoder"], info["variant"], info["max_disparity"], info["valid_iters"]) == ("vitt", "nvlabs", 64, 2)
+    assert outcome.metadata["engine"].items() <= info.items()
+    assert 0 <= outcome.kpi["verify_mean_abs_difference_px"] < 0.01
+    for text in (outcome.message, *status.lines):
+        assert "onnxruntime (TensorRT is not available here)" in text
+
+
+def test_without_a_name_the_engine_is_called_after_the_onnx_file(onnx, tmp_path):
+    outcome, _ = build(onnx, tmp_path, trt_engine="", verify=False)
+    assert outcome.artifacts["engine"] == tmp_path / "results" / "gen_trt_engine" / "tiny.ort.onnx"
+    assert outcome.kpi == {} and "not verified" in outcome.message
+
+
+@pytest.mark.parametrize("asked", ["tensorrt", "tensorrt_rtx"])
+def test_an_absent_backend_is_refused(onnx, tmp_path, asked):
+    with pytest.raises(SpecError, match=f"gen_trt_engine.backend: {asked} is not available"):
+        build(onnx, tmp_path, backend=asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_precision_is_refused_not_built_as_fp32(onnx, tmp_path):
+    with pytest.raises(SpecError, match="does not build fp16"):
+        build(onnx, tmp_path, {"data_type": "FP16"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_for_tensorrt_only_draws_a_warning(onnx, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        build(onnx, tmp_path, {"workspace_size": 1024}, verify=False)
+        assert "no effect" not in caplog.text
+        build(onnx, tmp_path, {"layers_precision": ["*:fp32"]}, verify=False)
+    assert "gen_trt_engine.tensorrt.layers_precision has no effect with the onnxruntime backend" in caplog.text
+
+
+def test_an_engine_or_a_checkpoint_is_no_onnx_file(onnx, tmp_path):
+    outcome, _ = build(onnx, tmp_path, verify=False)
+    with pytest.raises(ModelError, match=r"net.engine: an engine, not an ONNX file"):
+        build(outcome.artifacts["engine"], tmp_path / "second")
+    with pytest.raises(ModelError, match=r"tiny.pth: a checkpoint, not an ONNX file"):
+        build(onnx.with_suffix(".pth"), tmp_path / "second")
+    assert not (tmp_path / "second" / "out").exists()
