@@ -17,6 +17,14 @@ def fill(shared: Path):
 
 
 @pytest.fixture(scope="session")
+def weights(fill) -> dict:
+    """The deterministic state dict of vits, variant nvlabs: a pure function of its names and shapes."""
+    with torch.device("meta"):
+        model = create_model(encoder="vits")
+    return fill.deterministic_state_dict(model, 0)
+
+
+@pytest.fixture(scope="session")
 def pair(shared: Path):
     return parity.load(shared, "pair")
 

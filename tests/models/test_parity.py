@@ -14,9 +14,9 @@ from stereo_core.models.checkpoints import to_tao
 from stereo_core.models.foundation_stereo.model import normalise
 
 
-def filled(fill, **settings):
+def filled(weights, **settings):
     model = create_model(encoder="vits", max_disparity=128, **settings).eval()
-    model.load_state_dict(fill.deterministic_state_dict(model, 0))
+    model.load_state_dict(weights)
     return model
 
 
@@ -34,15 +34,15 @@ def check_in_order(golden, seen: dict) -> None:
         assert fault is None, f"stage {number} of {len(golden.names())}, after {golden.names()[number - 1]}: {fault}"
 
 
-def test_all_intermediates_of_a_forward(golden, fill, pair, monkeypatch):
+def test_all_intermediates_of_a_forward(golden, weights, pair, monkeypatch):
     reference = golden("shared_vits_128x160_d128_it4")
     assert len(reference.names()) == 81
-    check_in_order(reference, stages(reference, filled(fill), pair, monkeypatch))
+    check_in_order(reference, stages(reference, filled(weights), pair, monkeypatch))
 
 
-def test_attention_over_heads(golden, fill, pair, monkeypatch):
+def test_attention_over_heads(golden, weights, pair, monkeypatch):
     reference = golden("shared_vits_128x160_d128_it4_attheads")
-    check_in_order(reference, stages(reference, filled(fill, disparity_attention="heads"), pair, monkeypatch))
+    check_in_order(reference, stages(reference, filled(weights, disparity_attention="heads"), pair, monkeypatch))
 
 
 def test_tao_variant(golden, fill, pair, monkeypatch):
@@ -57,17 +57,17 @@ def test_tao_variant(golden, fill, pair, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["disparity", "heads"])
-def test_22_iterations(golden, fill, pair, monkeypatch, attention):
+def test_22_iterations(golden, weights, pair, monkeypatch, attention):
     suffix = "_attheads" if attention == "heads" else ""
     reference = golden(f"shared_vits_192x320_d128_it22{suffix}")
-    check_in_order(reference, stages(reference, filled(fill, disparity_attention=attention), pair, monkeypatch))
+    check_in_order(reference, stages(reference, filled(weights, disparity_attention=attention), pair, monkeypatch))
 
 
-def test_public_forward_is_the_golden(golden, fill, pair):
+def test_public_forward_is_the_golden(golden, weights, pair):
     """`model(left, right)` from 0..255 images, and `core` from normalised ones."""
     reference = golden("shared_vits_128x160_d128_it4")
     left, right, _ = map(torch.from_numpy, pair.make_pair(128, 160, 40.0, reference.info["image_seed"]))
-    model = filled(fill)
+    model = filled(weights)
     with torch.no_grad():
         disp = model(left, right, iters=4)
         assert parity.misses(reference, "disp", disp) is None

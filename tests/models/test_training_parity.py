@@ -16,14 +16,14 @@ from stereo_core.training.losses import stereo_loss
 pytestmark = pytest.mark.slow
 
 
-def train_step(info: dict, fill, pair, dtype: torch.dtype, iters: int):
+def train_step(info: dict, weights, pair, dtype: torch.dtype, iters: int):
     model = create_model(encoder="vits", max_disparity=128).train()
-    model.load_state_dict(fill.deterministic_state_dict(model, info["fill_seed"]))
+    model.load_state_dict(weights)
     model.to(dtype)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if "frozen" in info["batchnorm"] and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if info["batchnorm"].startswith("frozen") and isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
     left, right, gt = pair.make_pair(info["H"], info["W"], 40.0, info["image_seed"], info["batch"])
     gt[:, :, :16, :16] = info["max_disp"] + 10
@@ -37,10 +37,10 @@ def train_step(info: dict, fill, pair, dtype: torch.dtype, iters: int):
 
 
 @pytest.mark.parametrize("frozen", ["", "_frozenbn"])
-def test_float64_gradients(golden, fill, pair, frozen):
+def test_float64_gradients(golden, weights, pair, frozen):
     reference = golden(f"shared_train_f64{frozen}_vits_96x128_d128_it3")
     info = reference.info
-    model, init, disparities, loss = train_step(info, fill, pair, torch.float64, 3)
+    model, init, disparities, loss = train_step(info, weights, pair, torch.float64, 3)
     assert loss == pytest.approx(info["loss"], rel=1e-8)
     assert reference.compare("init_disp", init)["rel_l2"] < 1e-6  # stored as float32
     for i, disparity in enumerate(disparities, start=1):
@@ -60,10 +60,10 @@ def test_float64_gradients(golden, fill, pair, frozen):
         assert norms[name] == pytest.approx(wanted, rel=1e-6, abs=1e-9), name
 
 
-def test_float32_loss_and_statistics(golden, fill, pair):
+def test_float32_loss_and_statistics(golden, weights, pair):
     reference = golden("shared_train_vits_128x160_d128_it4")
     info = reference.info
-    model, _, _, loss = train_step(info, fill, pair, torch.float32, 4)
+    model, _, _, loss = train_step(info, weights, pair, torch.float32, 4)
     assert loss == pytest.approx(info["loss"], rel=1e-4)
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert sorted(unused) == sorted(info["no_grad_params"])
