@@ -158,16 +158,20 @@ def _rules(spec: Any) -> list[Rule]:
     if spec.nocc_dir_pattern and not spec.depth_dir_pattern:
         raise SpecError("nocc_dir_pattern: a mask needs a disparity; set depth_dir_pattern too")
     sources, suffix = spec.image_dir_pattern, _suffix(spec.image_extension)
-    right = dict(zip(sources, spec.right_dir_pattern, strict=False))
-    if all(source == target for source, target in right.items()):
-        raise SpecError(
-            f"right_dir_pattern: {list(spec.right_dir_pattern)} replaces nothing of image_dir_pattern {list(sources)}"
-        )
-    rules = [_rule(right)]
-    if spec.depth_dir_pattern:
-        rules.append(_rule(dict(zip(sources, spec.depth_dir_pattern, strict=False)), suffix, spec.depth_extension))
-    if spec.nocc_dir_pattern:
-        rules.append(_rule(dict(zip(sources, spec.nocc_dir_pattern, strict=False)), suffix, spec.nocc_extension))
+    columns = (
+        ("right_dir_pattern", spec.right_dir_pattern, ""),
+        ("depth_dir_pattern", spec.depth_dir_pattern, spec.depth_extension),
+        ("nocc_dir_pattern", spec.nocc_dir_pattern, spec.nocc_extension),
+    )
+    rules = []
+    for key, targets, extension in columns:
+        if not targets:
+            continue
+        pairs = dict(zip(sources, targets, strict=False))
+        same_suffix = not extension or _suffix(extension) == suffix
+        if same_suffix and all(source == target for source, target in pairs.items()):
+            raise SpecError(f"{key}: {list(targets)} replaces nothing of image_dir_pattern {list(sources)}")
+        rules.append(_rule(pairs, suffix, extension))
     return rules
 
 
@@ -180,7 +184,8 @@ def _rule(pairs: dict[str, str], suffix: str = "", extension: str = "") -> Rule:
     def rule(lefts: list[str]) -> list[str]:
         text = _replace_all("\0".join(lefts) + "\0", pairs)
         if extension and suffix:
-            spellings = {left[-len(suffix) :] for left in lefts}
+            plain = text.count(f"{suffix}\0") == len(lefts)
+            spellings = {suffix} if plain else {left[-len(suffix) :] for left in lefts}
             text = _replace_all(text, {f"{spelling}\0": f"{_dotted(extension)}\0" for spelling in spellings})
         paths = text[:-1].split("\0")
         if extension and not suffix:
@@ -211,16 +216,16 @@ def _check(
     samples, respelled, missing = [], {}, {}
     for chunk in _chunks(lefts):
         for column, rule in enumerate(rules):
-            folder, names = "", frozenset()
+            folder, names = "/", tree.names("/")
             for left, path in zip(chunk, rule(chunk), strict=True):
-                cut = path.rfind("/") + 1
-                if path[:cut] != folder:
-                    folder = path[:cut]
-                    names = tree.names(folder)
-                if path[cut:] in names and path != left:
+                if path.startswith(folder) and path[len(folder) :] in names:
+                    continue
+                folder = path[: path.rfind("/") + 1]
+                names = tree.names(folder)
+                if path[len(folder) :] in names:
                     continue
                 spelling = tree.respelling(path)
-                if spelling is None or spelling == left:
+                if spelling is None:
                     missing.setdefault(left, path)
                 else:
                     respelled[left, column] = spelling
@@ -252,15 +257,18 @@ def _report_missing(spec: Any, folder: Path, root: str, missing: dict[str, str],
 
 def _rows(
     lefts: list[str], rules: list[Rule], respelled: dict[tuple[str, int], str], prefix: str | None
-) -> Iterator[list[str]]:
+) -> Iterator[tuple[str, ...]]:
     """The columns of each sample; relative to data_root when `prefix` is None."""
     for chunk in _chunks(lefts):
         columns = [chunk, *(rule(chunk) for rule in rules)]
         if respelled:
             for column, paths in enumerate(columns[1:]):
                 paths[:] = [respelled.get((left, column), path) for left, path in zip(chunk, paths, strict=True)]
-        for row in zip(*columns, strict=True):
-            yield [path[1:] for path in row] if prefix is None else [prefix + path for path in row]
+        if prefix is None:
+            columns = [[path[1:] for path in paths] for paths in columns]
+        else:
+            columns = [[prefix + path for path in paths] for paths in columns]
+        yield from zip(*columns, strict=True)
 
 
 def split(samples: list[str], ratio: float, seed: int, by_scene: bool) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from stereo_core.errors import DataError
@@ -106,15 +107,16 @@ def quote(path: str) -> str:
 
 def write_annotations(path: str | Path, rows: Iterable[Sequence[str]]) -> None:
     """Write one line a row (2 to 4 paths), replacing the file as a whole."""
+    rows = iter(rows)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(_line(row) for row in rows)
+        while batch := list(islice(rows, 4096)):
+            file.write(_lines(batch))
 
 
-def _line(row: Sequence[str]) -> str:
-    line = " ".join(row)
-    if '"' in line or "#" in line or line.split() != list(row):
-        line = " ".join(map(quote, row))
-    return line + "\n"
+def _lines(rows: Sequence[Sequence[str]]) -> str:
+    text = "\n".join(map(" ".join, rows))
+    plain = '"' not in text and "#" not in text and text.split() == list(chain.from_iterable(rows))
+    return (text if plain else "\n".join(" ".join(map(quote, row)) for row in rows)) + "\n"
 
 
 def check_files(samples: Sequence[Sample]) -> None:
