@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # parallel tests share the cores; spinning threads starve them
 
 ROOT = Path(__file__).parents[1]
 
