@@ -15,6 +15,8 @@ its last attempt left in its folder; one whose inputs changed starts in an empty
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -126,8 +128,24 @@ class LocalRun:
         A failed task skips what depends on it; the rest goes on.
 
         Raises:
+            GraphError: another run is going on in the same folder.
             KeyboardInterrupt: after all tasks were stopped and the record was written.
         """
+        with self._alone():
+            return self._execute()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder's lock; the system lets go of it when this process ends, however it ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GraphError(f"{self.folder}: another run is going on there; wait, or choose another") from None
+            yield
+
+    def _execute(self) -> int:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="task")
         running: dict[Future, str] = {}
         try:

@@ -259,6 +259,24 @@ def test_a_folder_of_another_pipeline_is_left_alone(compiled, tmp_path):
         LocalRun(load_pipeline(compiled(spec)), {}, tmp_path / "run")
 
 
+def test_two_runs_in_one_folder_do_not_mix(compiled, tmp_path):
+    step = container("import sys, pathlib, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(60)", ("out",))
+    graph = load_pipeline(compiled(pipeline({"long": step})))
+    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(tmp_path / "pipeline.yaml")]
+    first = subprocess.Popen([*command, "-o", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "run/tasks/long/out").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(GraphError, match="another run"):
+            LocalRun(graph, {}, tmp_path / "run").execute()
+        assert record(tmp_path / "run")["tasks"]["long"]["state"] == "running"
+    finally:
+        first.terminate()
+        assert first.wait(30) == 143
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
     """The step's own child too, which is in its process group."""
