@@ -45,6 +45,9 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
         0 done; 1 the run failed; 2 the user's input is wrong; 130 Ctrl-C; 143 SIGTERM.
     """
     set_up_logging()
+    # Read when torch is imported, which is later. Spinning threads are fast on an idle machine and ten times slower
+    # where actions, data loaders or other pods share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     status = StatusLog(None)
     try:
         with _sigterm_raises():
