@@ -75,12 +75,12 @@ class StereoMetrics(Metric):
         for row in rows:
             pixels = row["pixels"]
             if pixels == 0:
-                self.counts += self.counts.new_tensor([0, 0, 1])
+                self.counts = self.counts + self.counts.new_tensor([0, 0, 1])
                 continue
             values = self.image_sums.new_tensor([row[name] for name in METRICS])
-            self.image_sums += values
-            self.pixel_sums += _square_rmse(values) * pixels
-            self.counts += self.counts.new_tensor([1, pixels, 0])
+            self.image_sums = self.image_sums + values
+            self.pixel_sums = self.pixel_sums + _square_rmse(values) * pixels
+            self.counts = self.counts + self.counts.new_tensor([1, pixels, 0])
 
     def compute(self) -> dict[str, float]:
         """`epe`, ..., `epe_pixel`, ..., and the counts `images`, `pixels`, `empty`. NaN where nothing was valid."""

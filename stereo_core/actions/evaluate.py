@@ -1,0 +1,94 @@
+"""evaluate: a checkpoint or an engine against ground truth."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stereo_core.actions import Outcome
+from stereo_core.actions.predictor import UniqueNames, load_predictor, predictions
+from stereo_core.data.datamodule import StereoDataModule
+from stereo_core.data.images import write_png
+from stereo_core.errors import DataError
+from stereo_core.files import atomic_path
+from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
+from stereo_core.report.pictures import panel
+from stereo_core.report.status import StatusLog
+from stereo_core.spec import results_dir
+
+LOG = logging.getLogger(__name__)
+
+PANELS = 8
+COLUMNS = ("path", *METRICS, "pixels", "valid")
+
+
+def run(spec, status: StatusLog) -> Outcome:
+    """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
+
+    results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
+    a valid pixel, which count nowhere), for engines latency and throughput, and `settings`.
+
+    Raises:
+        DataError: an image has no ground truth, or none of them has a valid pixel.
+        FloatingPointError: a prediction is not finite.
+    """
+    engine = spec.evaluate.trt_engine
+    folder = results_dir(spec, "evaluate")
+    status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
+    predictor = load_predictor(spec, "evaluate")
+    data = StereoDataModule(spec)
+    data.setup("test")
+    loader = data.test_dataloader()
+    metrics = StereoMetrics()
+    with atomic_path(folder / "metrics.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        for row in _evaluated(predictions(predictor, loader, len(loader)), folder, spec.dataset.max_disparity):
+            metrics.update([row])
+            table.writerow(row)
+    totals = metrics.compute()
+    _check(totals)
+    kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | predictor.latency()
+    results = kpi | {name: totals[name] for name in ("images", "pixels", "empty")}
+    results["settings"] = predictor.settings | {"max_disparity": spec.dataset.max_disparity}
+    with atomic_path(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=4) + "\n", encoding="utf-8")
+    status.running("Test metrics generated.", kpi=kpi)
+    return Outcome(
+        f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",
+        kpi=kpi,
+        artifacts={"metrics": folder / "results.json"},
+    )
+
+
+def _evaluated(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float) -> Iterator[dict]:
+    """A row of metrics.csv for every image; the first images also leave a panel."""
+    names = UniqueNames()
+    for count, (sample, prediction_HW) in enumerate(pairs):
+        if not sample["has_gt"]:
+            raise DataError(
+                f"{sample['path']}: has no ground truth in its annotation line, so there is nothing to evaluate against"
+            )
+        gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
+        row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
+        if count < PANELS:
+            counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
+            left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+            picture = panel(left_HW3, prediction_HW, gt_HW, counts_HW)
+            write_png(folder / "panels" / f"{names(sample['rel'].replace('/', '_'))}.png", picture)
+        yield {"path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
+
+
+def _check(totals: dict) -> None:
+    if not totals["images"]:
+        raise DataError(
+            f"none of the {totals['empty']} images has a valid ground-truth pixel (mask, 0 < disparity < "
+            "dataset.max_disparity); check dataset_name, disparity_format and dataset.max_disparity"
+        )
+    if totals["empty"]:
+        LOG.warning("%d images have no valid ground-truth pixel and count nowhere; see metrics.csv", totals["empty"])

@@ -1,0 +1,165 @@
+"""What evaluate and inference share: one predict function for checkpoints and engines, and the walk over a data set."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from stereo_core.data.datasets import group_by_size
+from stereo_core.engines import load_engine
+from stereo_core.errors import SpecError
+from stereo_core.models import from_spec
+
+LOG = logging.getLogger(__name__)
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""left, right (B, 3, H, W) RGB 0..255 -> disparity (B, H, W) in px of the images given."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network ready to be asked.
+
+    Attributes:
+        predict: see Predict.
+        device: where its inputs have to be.
+        settings: what it is and how it runs, for reports.
+        latency: figures of the calls so far (engines), else empty.
+    """
+
+    predict: Predict
+    device: str = "cpu"
+    settings: dict[str, Any] = field(default_factory=dict)
+    latency: Callable[[], dict] = dict
+
+
+def load_predictor(spec, verb: str) -> Predictor:
+    """Load what `<verb>.checkpoint` or `<verb>.trt_engine` names, whichever is set.
+
+    Args:
+        verb: "evaluate" or "inference".
+
+    Raises:
+        SpecError: a key asks for what an engine can not do.
+        ModelError: the file can not be used.
+    """
+    section = getattr(spec, verb)
+    if section.trt_engine:
+        return _engine_predictor(spec, verb)
+    device = f"cuda:{section.gpu_ids[0]}" if torch.cuda.is_available() else "cpu"
+    return _checkpoint_predictor(spec, verb, device)
+
+
+def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
+    section = getattr(spec, verb)
+    model = from_spec(spec, section.checkpoint).eval().to(device)
+    hierarchical = verb == "inference" and section.hierarchical
+    call = model.hierarchical if hierarchical else model
+    predict: Predict = lambda left, right: call(left, right)[:, 0]  # noqa: E731
+    resize = section.resize if verb == "evaluate" else "none"
+    if resize != "none":
+        predict = _RESIZES[resize](predict, tuple(spec.dataset.test_dataset.augmentation.crop_size))
+    settings = {
+        "checkpoint": section.checkpoint,
+        "resize": resize,
+        "hierarchical": hierarchical,
+        "encoder": model.config.encoder,
+        "variant": model.config.variant,
+        "valid_iters": model.config.valid_iters,
+        "device": device,
+    }
+    return Predictor(predict, device, settings)
+
+
+def _engine_predictor(spec, verb: str) -> Predictor:
+    section = getattr(spec, verb)
+    if verb == "inference" and section.hierarchical:
+        raise SpecError("inference.hierarchical: an engine has one size; use a checkpoint, or set it to false")
+    engine = load_engine(section.trt_engine)
+    resize = section.resize if verb == "evaluate" else "pad"
+    size = (engine.info["input_height"], engine.info["input_width"])
+    augmentation = (spec.dataset.test_dataset if verb == "evaluate" else spec.dataset.infer_dataset).augmentation
+    if "crop_size" in augmentation.model_fields_set and tuple(augmentation.crop_size) != size:
+        LOG.warning("crop_size is %s, but the engine's own size %s holds", list(augmentation.crop_size), list(size))
+    settings = {"engine": section.trt_engine, "resize": resize, **engine.info}
+    predict: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
+    return Predictor(predict, settings=settings, latency=engine.latency)
+
+
+def stretched(predict: Predict, size: tuple[int, int]) -> Predict:
+    """Predict at exactly `size` (height, width), the aspect ratio not kept; disparity comes back in the images' px."""
+
+    def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        height, width = left_B3HW.shape[-2:]
+        images = [interpolate(x, size, mode="bilinear", antialias=True) for x in (left_B3HW, right_B3HW)]
+        disparity_B1HW = interpolate(predict(*images)[:, None], (height, width), mode="bilinear")
+        return disparity_B1HW[:, 0] * (width / size[1])
+
+    return run
+
+
+def padded(predict: Predict, size: tuple[int, int]) -> Predict:
+    """Predict with images padded up to `size` (height, width) by replication; a side that is longer stays as it is."""
+
+    def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        height, width = left_B3HW.shape[-2:]
+        more_rows, more_columns = max(0, size[0] - height), max(0, size[1] - width)
+        top, left = more_rows // 2, more_columns // 2
+        borders = (left, more_columns - left, top, more_rows - top)
+        images = [pad(x, borders, mode="replicate") for x in (left_B3HW, right_B3HW)]
+        return predict(*images)[:, top : top + height, left : left + width]
+
+    return run
+
+
+_RESIZES = {"stretch": stretched, "pad": padded}
+
+
+@torch.inference_mode()
+def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int) -> Iterator[tuple[dict, np.ndarray]]:
+    """(sample, disparity) for every sample, in order; at most one batch is held in memory.
+
+    Args:
+        batches: lists of samples of any sizes (see `stereo_core.data.datasets`).
+        total: the number of batches, for the progress bar.
+
+    Yields:
+        the sample and its disparity, float32 NumPy (H, W) in px.
+
+    Raises:
+        FloatingPointError: a prediction is NaN or infinite somewhere; names the image.
+    """
+    for samples in track(batches, "predicting", total, disable=not sys.stderr.isatty()):
+        found = {}
+        for batch in group_by_size(samples):
+            disparity_BHW = predictor.predict(batch["left"].to(predictor.device), batch["right"].to(predictor.device))
+            found |= dict(zip(batch["index"].tolist(), disparity_BHW.float().cpu().numpy(), strict=True))
+        for sample in samples:
+            disparity_HW = found.pop(sample["index"])
+            if not np.isfinite(disparity_HW).all():
+                raise FloatingPointError(f"{sample['path']}: the predicted disparity is not finite everywhere")
+            yield sample, disparity_HW
+
+
+class UniqueNames:
+    """File names that never collide: the second `a` becomes `a-2`, the third `a-3`."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._used:
+            count += 1
+            candidate = f"{name}-{count}"
+        self._used.add(candidate)
+        return candidate

@@ -1,0 +1,61 @@
+"""What a training run says while it goes: the lines of status.json."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from stereo_core.report.status import StatusLog
+
+
+class StatusLines(pl.Callback):
+    """TAO's line sequence: loop started, then for each epoch eval metrics, progress, train metrics."""
+
+    def __init__(self, status: StatusLog) -> None:
+        self.status = status
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.loop_start = time.monotonic()
+        self.first_epoch = trainer.current_epoch
+        self.status.started("Starting Training Loop.")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.epoch_start = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        when = " before training" if trainer.state.fn == TrainerFn.VALIDATING else ""
+        self.status.running(f"Eval metrics generated{when}.", kpi=validation_kpi(trainer))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        now = time.monotonic()
+        epoch, steps = trainer.current_epoch, max(1, int(trainer.num_training_batches))
+        done = epoch + 1 - self.first_epoch
+        seconds_left = (now - self.loop_start) / done * (trainer.max_epochs - epoch - 1)
+        self.status.running(
+            "Training loop in progress",
+            epoch=epoch,
+            step=trainer.global_step,
+            max_epoch=trainer.max_epochs - 1,
+            max_step=int(trainer.estimated_stepping_batches),
+            time_per_epoch=str(timedelta(seconds=now - self.epoch_start)),
+            time_per_step=str(timedelta(seconds=(now - self.epoch_start) / steps)),
+            eta=str(timedelta(seconds=seconds_left)),
+        )
+        self.status.running("Train metrics generated.", kpi=train_kpi(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.status.running("Training loop complete.")
+
+
+def train_kpi(trainer: pl.Trainer) -> dict[str, float]:
+    """`train_loss`, the mean over the last epoch."""
+    return {"train_loss": float(trainer.callback_metrics["train_loss_epoch"])}
+
+
+def validation_kpi(trainer: pl.Trainer) -> dict[str, float]:
+    """The last validation by plain names: `val_loss`, `epe`, `bp1`, ...; empty where there was none."""
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
+    return {name.removeprefix("val/"): value for name, value in logged.items() if name != "val/loss"}

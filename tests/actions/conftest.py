@@ -1,0 +1,60 @@
+"""A small data set and a tiny network for tests of whole actions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stereo_core.data.codecs import write_pfm
+from stereo_core.data.images import write_png
+from stereo_core.data.synthetic import make_scene
+from stereo_core.models import create_model, save_checkpoint
+
+SIZES = ((64, 96), (64, 96), (64, 96), (48, 80))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A folder with four synthetic pairs (SIZES, below 30 px) and the list `list.txt` with masks."""
+    folder = tmp_path_factory.mktemp("scenes")
+    lines = []
+    for number, size in enumerate(SIZES):
+        scene = make_scene(*size, 30, seed=number)
+        (folder / f"scene{number}").mkdir()
+        write_png(folder / f"scene{number}" / "left.png", scene["left"])
+        write_png(folder / f"scene{number}" / "right.png", scene["right"])
+        write_pfm(folder / f"scene{number}" / "gt.pfm", scene["disparity"])
+        write_png(folder / f"scene{number}" / "mask.png", scene["visible"].astype(np.uint8) * 255)
+        lines.append(" ".join(f"scene{number}/{name}" for name in ("left.png", "right.png", "gt.pfm", "mask.png")))
+    (folder / "list.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A tiny network with random weights, in the NVlabs layout."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("model") / "tiny.pth"
+    save_checkpoint(create_model(preset="tiny", valid_iters=3), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def split():
+    """(annotation list, batch size) -> one entry of the spec's `dataset`, read in the test's own process."""
+
+    def section(data_file: Path, batch_size: int = 2, name: str = "GenericDataset", **source) -> dict:
+        sources = [{"data_file": str(data_file), "dataset_name": name, **source}]
+        return {"data_sources": sources, "batch_size": batch_size, "workers": 0}
+
+    return section
+
+
+@pytest.fixture(scope="session")
+def status_lines():
+    """results folder -> the objects of its status.json."""
+    return lambda folder: [json.loads(line) for line in (folder / "status.json").read_text().splitlines()]

@@ -1,0 +1,280 @@
+"""Metrics of whole data sets: real ones against a script, and the same whatever the batch size or the backend."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from stereo_core.actions.perform import perform
+from stereo_core.models import create_model, save_checkpoint
+from stereo_core.spec import spec_from_dict
+
+METRICS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse")
+MODEL = {"preset": "tiny", "valid_iters": 3}
+
+
+@pytest.fixture(scope="session")
+def run_evaluate(tiny_checkpoint):
+    """Evaluate on one section of `dataset`; returns (exit code, Outcome or None)."""
+
+    def start(folder, section, max_disparity=64, **keys):
+        keys = {"checkpoint": str(tiny_checkpoint), "results_dir": str(folder)} | keys
+        tree = {"dataset": {"test_dataset": section, "max_disparity": max_disparity}, "model": MODEL, "evaluate": keys}
+        outcomes = []
+        code = perform("evaluate", spec_from_dict("evaluate", tree), on_outcome=outcomes.append)
+        return code, *(outcomes or [None])
+
+    return start
+
+
+def read_rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- real data, against an independent reading of the files -----------------------------------------------------------
+
+
+def read_pfm(path):
+    """A second reader, for little-endian grey files only."""
+    kind, size, scale, body = path.read_bytes().split(b"\n", 3)
+    assert kind == b"Pf" and float(scale) < 0
+    width, height = map(int, size.split())
+    return np.frombuffer(body, "<f4").reshape(height, width)[::-1]
+
+
+def kitti(shared):
+    folder = shared / "data" / "KITTI_2015" / "training"
+    for name in ("000000_10.png", "000046_10.png"):
+        gt = cv2.imread(str(folder / "disp_occ_0" / name), cv2.IMREAD_UNCHANGED) / 256
+        yield (folder / "image_2" / name, folder / "image_3" / name, folder / "disp_occ_0" / name), gt, gt > 0
+
+
+def middlebury(shared):
+    folder = shared / "data" / "Middlebury" / "MiddEval3" / "trainingQ" / "Motorcycle"
+    gt = read_pfm(folder / "disp0GT.pfm")
+    mask = cv2.imread(str(folder / "mask0nocc.png"), cv2.IMREAD_GRAYSCALE) == 255
+    files = tuple(folder / name for name in ("im0.png", "im1.png", "disp0GT.pfm", "mask0nocc.png"))
+    yield files, gt, np.isfinite(gt) & mask
+
+
+def eth3d(shared):
+    folder = shared / "data" / "ETH3D"
+    images, gt_file = (
+        folder / "two_view_training" / "playground_1l",
+        folder / "two_view_training_gt" / "playground_1l" / "disp0GT.pfm",
+    )
+    gt = read_pfm(gt_file)
+    yield (images / "im0.png", images / "im1.png", gt_file), gt, np.isfinite(gt)
+
+
+def flying_things(shared):
+    folder = shared / "data" / "SceneFlow" / "FlyingThings3D"
+    for gt_file in sorted(folder.rglob("*.pfm")):
+        below = gt_file.relative_to(folder / "disparity").with_suffix(".png")
+        left = folder / "frames_cleanpass" / below
+        right = left.parent.parent / "right" / left.name
+        gt = read_pfm(gt_file)
+        yield (left, right, gt_file), gt, np.isfinite(gt)
+
+
+def script(prediction, gt, valid, max_disparity):
+    """The definitions of INTERFACES in NumPy."""
+    ok = valid & (gt > 0) & (gt < max_disparity)
+    error = np.abs(prediction[ok].astype(np.float64) - gt[ok])
+    return {
+        "epe": error.mean(),
+        "bp1": (error > 1).mean(),
+        "bp2": (error > 2).mean(),
+        "bp3": (error > 3).mean(),
+        "d1": ((error > 3) & (error > 0.05 * gt[ok])).mean(),
+        "rmse": np.sqrt((error**2).mean()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "max_disparity"),
+    [("Kitti", kitti, 192), ("Middlebury", middlebury, 416), ("Eth3d", eth3d, 416), ("FSD", flying_things, 100)],
+)
+def test_real_data(shared, name, pairs, max_disparity, split, run_evaluate, tiny_checkpoint, tmp_path):
+    """evaluate's numbers are those of a NumPy script on the PFM files that inference writes."""
+    pairs = list(pairs(shared))
+    lines = [" ".join(f'"{path}"' for path in files) for files, _, _ in pairs]
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    section = split(tmp_path / "list.txt", name=name)
+    code, outcome = run_evaluate(tmp_path / "evaluate", section, max_disparity)
+    assert code == 0
+
+    keys = {"checkpoint": str(tiny_checkpoint), "results_dir": str(tmp_path / "inference"), "save_raw_pfm": True}
+    tree = {"dataset": {"infer_dataset": section}, "model": MODEL, "inference": keys}
+    assert perform("inference", spec_from_dict("inference", tree)) == 0
+    maps = sorted((tmp_path / "inference" / "disparity_pfm").rglob("*.pfm"))
+    assert len(maps) == len(pairs)
+    expected = [
+        script(read_pfm(path), gt, valid, max_disparity) for path, (_, gt, valid) in zip(maps, pairs, strict=True)
+    ]
+    for metric in METRICS:
+        assert outcome.kpi[metric] == pytest.approx(np.mean([e[metric] for e in expected]), abs=1e-4), metric
+    for row, each in zip(read_rows(tmp_path / "evaluate"), expected, strict=True):
+        assert {m: float(row[m]) for m in METRICS} == pytest.approx(each, abs=1e-4)
+
+
+# -- files and settings ------------------------------------------------------------------------------------------------
+
+
+def test_files(scenes, split, run_evaluate, tmp_path):
+    code, outcome = run_evaluate(tmp_path, split(scenes / "list.txt"))
+    assert code == 0
+    rows = read_rows(tmp_path)
+    assert [row["path"] for row in rows] == [str(scenes / f"scene{n}" / "left.png") for n in range(4)]
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name in METRICS:
+        assert results[name] == outcome.kpi[name] == pytest.approx(np.mean([float(row[name]) for row in rows]))
+        assert f"{name}_pixel" in outcome.kpi
+    mask = cv2.imread(str(scenes / "scene3" / "mask.png"), cv2.IMREAD_GRAYSCALE) == 255
+    assert int(rows[3]["pixels"]) == mask.sum()
+    assert float(rows[3]["valid"]) == pytest.approx(mask.mean())
+    assert results["images"] == 4 and results["pixels"] == sum(int(row["pixels"]) for row in rows)
+    assert results["settings"]["resize"] == "none" and results["settings"]["max_disparity"] == 64
+    panels = sorted((tmp_path / "panels").iterdir())
+    assert [path.name for path in panels] == [f"scene{n}_left.png" for n in range(4)]
+    assert cv2.imread(str(panels[3])).shape == (48, 4 * 80, 3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batch_size_does_not_matter(scenes, split, run_evaluate, tmp_path, batch_size):
+    """Mixed sizes in one batch, masks and all: the same to the last bits of float32 convolutions."""
+    _, whole = run_evaluate(tmp_path / "four", split(scenes / "list.txt", 4))
+    code, parts = run_evaluate(tmp_path / "parts", split(scenes / "list.txt", batch_size))
+    assert code == 0
+    assert parts.kpi == pytest.approx(whole.kpi, rel=1e-4)
+
+
+def test_max_disparity_leaves_pixels_out(scenes, split, run_evaluate, tmp_path):
+    run_evaluate(tmp_path, split(scenes / "list.txt"), max_disparity=8)
+    from stereo_core.data.codecs import read_disparity
+
+    gt, _ = read_disparity(scenes / "scene0" / "gt.pfm")
+    mask = cv2.imread(str(scenes / "scene0" / "mask.png"), cv2.IMREAD_GRAYSCALE) == 255
+    assert int(read_rows(tmp_path)[0]["pixels"]) == ((gt < 8) & mask).sum()
+
+
+@pytest.mark.parametrize("resize", ["pad", "stretch"])
+def test_resize_uses_the_crop_size(scenes, split, run_evaluate, tmp_path, resize):
+    section = split(scenes / "list.txt") | {"augmentation": {"crop_size": [96, 160]}}
+    code, resized = run_evaluate(tmp_path / "resized", section, resize=resize)
+    assert code == 0
+    assert json.loads((tmp_path / "resized" / "results.json").read_text())["settings"]["resize"] == resize
+    _, native = run_evaluate(tmp_path / "native", split(scenes / "list.txt"))
+    assert resized.kpi["epe"] != native.kpi["epe"] and math.isfinite(resized.kpi["epe"])
+
+
+# -- engines -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_checkpoint, tmp_path_factory):
+    """An onnxruntime engine of 64x96 px with a dynamic batch, from the tiny checkpoint."""
+    folder = tmp_path_factory.mktemp("engine")
+    export = {
+        "checkpoint": str(tiny_checkpoint),
+        "onnx_file": str(folder / "tiny.onnx"),
+        "input_height": 64,
+        "input_width": 96,
+        "valid_iters": 3,
+        "on_cpu": True,
+        "results_dir": str(folder / "export"),
+    }
+    assert perform("export", spec_from_dict("export", {"model": MODEL, "export": export})) == 0
+    build = {"onnx_file": export["onnx_file"], "trt_engine": str(folder / "tiny.ort.onnx"), "backend": "onnxruntime"}
+    build |= {"results_dir": str(folder / "build"), "tensorrt": {"max_batch_size": 2}}
+    assert perform("gen_trt_engine", spec_from_dict("gen_trt_engine", {"gen_trt_engine": build})) == 0
+    return folder / "tiny.ort.onnx"
+
+
+def test_engine_agrees_with_the_checkpoint(engine, scenes, split, run_evaluate, tmp_path):
+    """Batches of three against a profile of two, and one smaller image, which is padded in both."""
+    _, eager = run_evaluate(tmp_path / "eager", split(scenes / "list.txt", 3))
+    code, built = run_evaluate(
+        tmp_path / "engine", split(scenes / "list.txt", 3), checkpoint="", trt_engine=str(engine)
+    )
+    assert code == 0
+    for name in ("epe", "epe_pixel", "rmse"):
+        assert built.kpi[name] == pytest.approx(eager.kpi[name], abs=1e-2), name
+    results = json.loads((tmp_path / "engine" / "results.json").read_text())
+    assert 0 < results["latency_median_ms"] <= results["latency_p95_ms"] and results["images_per_second"] > 0
+    assert results["settings"]["backend"] == "onnxruntime" and results["settings"]["resize"] == "pad"
+    assert "latency_median_ms" in built.kpi and "latency_median_ms" not in eager.kpi
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def bad_list(folder, scenes, *names):
+    path = folder / "bad.txt"
+    path.write_text(" ".join(f'"{scenes / name}"' for name in names) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("scene0/left.png", "scene3/right.png", "scene0/gt.pfm"), "right.png is 80x48 px, but the left image"),
+        (("scene0/left.png", "scene0/right.png", "scene3/gt.pfm"), "gt.pfm is 80x48 px, but the left image"),
+        (("scene0/left.png", "scene0/right.png", "scene0/gt.pfm", "scene3/mask.png"), "mask.png is 80x48 px"),
+        (("scene0/left.png", "scene0/right.png"), "has no ground truth"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_lines(names, says, workers, scenes, split, run_evaluate, status_lines, tmp_path, capsys):
+    """The message is the same from a loader process, and no half-written table stays behind."""
+    section = split(bad_list(tmp_path, scenes, *names)) | {"workers": workers}
+    code, _ = run_evaluate(tmp_path / "out", section)
+    assert code == 2
+    last = status_lines(tmp_path / "out")[-1]
+    assert last["status"] == "FAILURE" and says in last["message"]
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+
+
+def test_no_valid_pixel_anywhere(scenes, split, run_evaluate, status_lines, tmp_path):
+    assert run_evaluate(tmp_path, split(scenes / "list.txt"), max_disparity=1)[0] == 2
+    assert "none of the 4 images has a valid ground-truth pixel" in status_lines(tmp_path)[-1]["message"]
+
+
+def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_evaluate, tmp_path, caplog):
+    from stereo_core.data.images import write_png
+
+    write_png(tmp_path / "nothing.png", np.zeros((64, 96), np.uint8))
+    lines = (scenes / "list.txt").read_text().splitlines()
+    folder, rows = scenes / "scene0", []
+    rows.append(
+        " ".join(str(folder / name) for name in ("left.png", "right.png", "gt.pfm")) + f" {tmp_path}/nothing.png"
+    )
+    rows += [" ".join(str(scenes / name) for name in line.split()) for line in lines[1:3]]
+    (tmp_path / "list.txt").write_text("\n".join(rows) + "\n")
+    code, outcome = run_evaluate(tmp_path / "out", split(tmp_path / "list.txt"))
+    assert code == 0
+    table = read_rows(tmp_path / "out")
+    assert table[0]["pixels"] == "0" and table[0]["epe"] == "nan"
+    assert outcome.kpi["epe"] == pytest.approx(np.mean([float(row["epe"]) for row in table[1:]]))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["empty"] == 1
+    assert "1 images have no valid ground-truth pixel" in caplog.text
+
+
+def test_a_broken_network_fails_and_names_the_image(scenes, split, run_evaluate, status_lines, tmp_path):
+    model = create_model(preset="tiny")
+    with torch.no_grad():
+        model.proj_cmb.weight.fill_(math.nan)
+    save_checkpoint(model, tmp_path / "nan.pth")
+    code, _ = run_evaluate(tmp_path / "out", split(scenes / "list.txt"), checkpoint=str(tmp_path / "nan.pth"))
+    assert code == 1
+    message = status_lines(tmp_path / "out")[-1]["message"]
+    assert "scene0/left.png" in message and "not finite" in message

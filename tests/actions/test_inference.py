@@ -1,0 +1,166 @@
+"""Inference's files: their names, their values, and that nothing but the two images decides them."""
+
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from stereo_core.actions.perform import perform
+from stereo_core.data.codecs import read_disparity
+from stereo_core.spec import spec_from_dict
+
+MODEL = {"preset": "tiny", "valid_iters": 3}
+
+
+@pytest.fixture(scope="session")
+def infer(tiny_checkpoint, split):
+    """Run inference on an annotation list; returns the exit code."""
+
+    def start(folder, data_file, dataset=None, batch_size=2, **keys):
+        keys = {"checkpoint": str(tiny_checkpoint), "results_dir": str(folder)} | keys
+        tree = {"dataset": {"infer_dataset": split(data_file, batch_size)} | (dataset or {}), "model": MODEL}
+        return perform("inference", spec_from_dict("inference", tree | {"inference": keys}))
+
+    return start
+
+
+def files(folder):
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return found - {"status.json", "experiment.yaml"}
+
+
+@pytest.fixture(scope="session")
+def all_files(infer, scenes, tmp_path_factory):
+    """The results folder of a run that writes everything, with a calibration of its own."""
+    folder = tmp_path_factory.mktemp("inference")
+    (folder / "K.txt").write_text("90.0 0 47.5 0 90.0 31.5 0 0 1\n0.25\n")
+    everything = dict.fromkeys(("save_raw_pfm", "save_depth", "save_point_cloud"), True)
+    assert infer(folder / "out", scenes / "list.txt", calibration=str(folder / "K.txt"), **everything) == 0
+    return folder / "out"
+
+
+def test_names(all_files):
+    assert files(all_files) == {
+        name
+        for n in range(4)
+        for name in (
+            f"disparity_png16/scene{n}/left.png",
+            f"disparity_pfm/scene{n}/left.pfm",
+            f"predicted_depth/scene{n}_left.png",
+            f"depth/scene{n}/left.png",
+            f"cloud/scene{n}/left.ply",
+        )
+    }
+
+
+def test_values_agree(all_files):
+    disparity, _ = read_disparity(all_files / "disparity_pfm" / "scene3" / "left.pfm")
+    assert disparity.shape == (48, 80) and (disparity > 0).mean() > 0.5
+    png = cv2.imread(str(all_files / "disparity_png16" / "scene3" / "left.png"), cv2.IMREAD_UNCHANGED)
+    assert png.dtype == np.uint16
+    np.testing.assert_allclose(png[disparity > 0] / 256, disparity[disparity > 0], atol=0.5 / 256 + 1e-6)
+    depth = cv2.imread(str(all_files / "depth" / "scene3" / "left.png"), cv2.IMREAD_UNCHANGED)
+    near = (disparity > 1) & (disparity < 64)
+    np.testing.assert_allclose(depth[near], 90 * 0.25 * 1000 / disparity[near], atol=0.51)
+    colour = cv2.imread(str(all_files / "predicted_depth" / "scene3_left.png"))
+    brightest = cv2.applyColorMap(np.full((1, 1), 255, np.uint8), cv2.COLORMAP_TURBO)[0, 0]
+    assert (colour[np.unravel_index(disparity.argmax(), disparity.shape)] == brightest).all()
+
+
+def test_point_cloud(all_files, scenes):
+    header, _, body = (all_files / "cloud" / "scene0" / "left.ply").read_bytes().partition(b"end_header\n")
+    points = np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))
+    assert f"element vertex {len(points)}\n".encode() in header
+    disparity, valid = read_disparity(all_files / "disparity_pfm" / "scene0" / "left.pfm")
+    assert len(points) == valid.sum()
+    rows, columns = np.nonzero(valid)
+    z = 90 * 0.25 / disparity[rows, columns]
+    expected = np.stack([(columns - 47.5) * z / 90, (rows - 31.5) * z / 90, z], axis=1)
+    np.testing.assert_allclose(points["xyz"], expected, rtol=1e-4, atol=1e-5)
+    left = cv2.imread(str(scenes / "scene0" / "left.png"))[..., ::-1]
+    assert (points["rgb"] == left[rows, columns]).all()
+
+
+def test_defaults_write_png16_and_colour_only(infer, scenes, tmp_path):
+    assert infer(tmp_path, scenes / "list.txt") == 0
+    assert {name.split("/")[0] for name in files(tmp_path)} == {"disparity_png16", "predicted_depth"}
+
+
+def test_ground_truth_changes_nothing(infer, all_files, scenes, tmp_path):
+    """TAO's item 25: there, pixels without ground truth are predicted 0. And two columns work."""
+    lines = [" ".join(line.split()[:2]) for line in (scenes / "list.txt").read_text().splitlines()]
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    shutil.copytree(scenes, tmp_path / "data")
+    shutil.move(tmp_path / "list.txt", tmp_path / "data" / "two.txt")
+    for gt in tmp_path.rglob("gt.pfm"):
+        gt.unlink()
+    assert infer(tmp_path / "out", tmp_path / "data" / "two.txt", save_raw_pfm=True) == 0
+    for name in (f"disparity_pfm/scene{n}/left.pfm" for n in range(4)):
+        assert (tmp_path / "out" / name).read_bytes() == (all_files / name).read_bytes()
+
+
+def test_equal_base_names_do_not_collide(infer, scenes, tmp_path):
+    """`a/b` and `a_b` flatten to one name, a pair listed twice has one path; every line still has its own files."""
+    for name in ("a/b", "a_b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(scenes / "scene0" / "left.png", tmp_path / f"{name}.png")
+    right = scenes / "scene0" / "right.png"
+    (tmp_path / "list.txt").write_text(f"a/b.png {right}\na_b.png {right}\na_b.png {right}\n")
+    assert infer(tmp_path / "out", tmp_path / "list.txt", batch_size=1) == 0
+    assert files(tmp_path / "out") == {
+        "disparity_png16/a/b.png",
+        "disparity_png16/a_b.png",
+        "disparity_png16/a_b-2.png",
+        "predicted_depth/a_b.png",
+        "predicted_depth/a_b-2.png",
+        "predicted_depth/a_b-3.png",
+    }
+
+
+def test_hierarchical(infer, all_files, scenes, tmp_path):
+    assert infer(tmp_path, scenes / "list.txt", hierarchical=True, save_raw_pfm=True) == 0
+    two_passes, _ = read_disparity(tmp_path / "disparity_pfm" / "scene3" / "left.pfm")
+    one_pass, _ = read_disparity(all_files / "disparity_pfm" / "scene3" / "left.pfm")
+    assert two_passes.shape == one_pass.shape and not np.allclose(two_passes, one_pass, atol=0.1)
+
+
+def test_middlebury_calibration(shared, infer, tmp_path):
+    """doffs shifts the disparity, and the principal point is the file's."""
+    folder = shared / "data" / "Middlebury" / "MiddEval3" / "trainingQ" / "Motorcycle"
+    (tmp_path / "list.txt").write_text(f"{folder}/im0.png {folder}/im1.png\n")
+    keys = {"save_raw_pfm": True, "save_point_cloud": True, "calibration": str(folder / "calib.txt")}
+    assert infer(tmp_path / "out", tmp_path / "list.txt", **keys) == 0
+    calib = dict(line.split("=", 1) for line in (folder / "calib.txt").read_text().splitlines())
+    focal, _, cx = map(float, calib["cam0"].strip("[]").split(";")[0].split())
+    disparity, valid = read_disparity(next((tmp_path / "out" / "disparity_pfm").rglob("*.pfm")))
+    body = next((tmp_path / "out" / "cloud").rglob("*.ply")).read_bytes().partition(b"end_header\n")[2]
+    points = np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))
+    rows, columns = np.nonzero(valid)
+    z = focal * float(calib["baseline"]) / 1000 / (disparity[rows, columns] + float(calib["doffs"]))
+    np.testing.assert_allclose(points["xyz"][:, 2], z, rtol=1e-5)
+    np.testing.assert_allclose(points["xyz"][:, 0], (columns - cx) * z / focal, rtol=1e-4, atol=1e-5)
+
+
+# -- the camera --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", [{}, {"baseline": 0.1}, {"focal_x": 500.0}])
+@pytest.mark.parametrize("key", ["save_depth", "save_point_cloud"])
+def test_depth_needs_a_camera(infer, scenes, status_lines, tmp_path, dataset, key):
+    """The schema's defaults of baseline and focal_x belong to no camera of the user's."""
+    assert infer(tmp_path, scenes / "list.txt", dataset, **{key: True}) == 2
+    assert "set inference.calibration" in status_lines(tmp_path)[-1]["message"]
+    assert files(tmp_path) == set()
+
+
+def test_depth_from_the_users_numbers(infer, all_files, scenes, tmp_path):
+    """Both set by hand; without a file the principal point does not matter to depth."""
+    camera = {"baseline": 0.2, "focal_x": 500.0}
+    assert infer(tmp_path, scenes / "list.txt", camera, save_depth=True) == 0
+    disparity, _ = read_disparity(all_files / "disparity_pfm" / "scene0" / "left.pfm")
+    depth = cv2.imread(str(tmp_path / "depth" / "scene0" / "left.png"), cv2.IMREAD_UNCHANGED)
+    known = disparity > 10
+    np.testing.assert_allclose(depth[known], 500 * 200 / disparity[known], atol=0.51)

@@ -1,0 +1,256 @@
+"""Training runs as a user starts them: what they leave behind, how they go on, and how they end when they can not."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from stereo_core.actions.perform import perform
+from stereo_core.models import create_model, load_model, save_checkpoint
+from stereo_core.spec import spec_from_dict
+
+MODEL = {"preset": "tiny", "train_iters": 2, "valid_iters": 2, "stereo_backbone": {"allow_random_backbone": True}}
+
+
+@pytest.fixture(scope="session")
+def train(scenes, split):
+    """Start a training run; returns (exit code, Outcome or None)."""
+
+    def start(folder, *, batch_size=2, optim=None, **keys):
+        dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", batch_size)}
+        dataset["train_dataset"]["augmentation"] = {"crop_size": [48, 80]}
+        dataset["val_dataset"] = split(scenes / "list.txt", 3)
+        settings = {"results_dir": str(folder), "optim": {"lr": 1e-3, "warmup_steps": 0} | (optim or {})}
+        outcomes = []
+        spec = spec_from_dict("train", {"dataset": dataset, "model": MODEL, "train": settings | keys})
+        return perform("train", spec, on_outcome=outcomes.append), *(outcomes or [None])
+
+    return start
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("model_epoch_*"))
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def finished(train, tmp_path_factory):
+    """(folder, outcome) of a run of two epochs, two steps each; for looking at only."""
+    folder = tmp_path_factory.mktemp("train")
+    code, outcome = train(folder, num_epochs=2)
+    assert code == 0
+    return folder, outcome
+
+
+def test_files(finished):
+    folder, outcome = finished
+    assert checkpoints(folder) == ["model_epoch_000_step_00002.pth", "model_epoch_001_step_00004.pth"]
+    assert os.readlink(folder / "dn_model_latest.pth") == "model_epoch_001_step_00004.pth"
+    assert outcome.artifacts["checkpoint"] == folder / "model_epoch_001_step_00004.pth"
+    others = {path.name for path in folder.iterdir()} - set(checkpoints(folder))
+    assert others == {"dn_model_latest.pth", "experiment.yaml", "status.json", "lightning_logs"}
+    assert list((folder / "lightning_logs" / "version_1").glob("events.*"))
+
+
+def test_checkpoint_is_a_lightning_dict_that_load_model_reads(finished):
+    folder, _ = finished
+    saved = load(folder / "dn_model_latest.pth")
+    assert saved["epoch"] == 1 and saved["global_step"] == 4
+    assert {"pytorch-lightning_version", "optimizer_states", "lr_schedulers", "loops"} <= saved.keys()
+    assert all(name.startswith("model.") for name in saved["state_dict"])
+    assert saved["hyper_parameters"]["model"]["preset"] == "tiny"
+    model = load_model(folder / "dn_model_latest.pth")
+    assert model.config.train_iters == 2
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved["state_dict"][f"model.{name}"]), name
+
+
+def test_status_lines(finished, status_lines):
+    folder, _ = finished
+    lines = status_lines(folder)
+    messages = [line["message"] for line in lines]
+    epoch = ["Eval metrics generated.", "Training loop in progress", "Train metrics generated."]
+    start = messages.index("Starting Training Loop.")
+    assert messages[start + 1 :][:7] == [*epoch, *epoch, "Training loop complete."]
+    assert lines[start]["status"] == "STARTED" and lines[-1]["status"] == "SUCCESS"
+    progress = [line for line in lines if line["message"] == "Training loop in progress"]
+    assert [(line["epoch"], line["step"], line["max_epoch"], line["max_step"]) for line in progress] == [
+        (0, 2, 1, 4),
+        (1, 4, 1, 4),
+    ]
+    assert all({"time_per_epoch", "time_per_step", "eta"} <= line.keys() for line in progress)
+    evaluated = lines[start + 1]["kpi"]
+    assert {"val_loss", "val/loss", "val/epe", "epe", "val/bp1", "val/d1", "val/rmse"} <= evaluated.keys()
+    assert math.isfinite(lines[start + 3]["kpi"]["train_loss"])
+
+
+def test_validation_is_what_evaluate_says(finished, scenes, split, tmp_path):
+    """Whole images, no augmentation, the same metrics: the last validation equals evaluate on the last checkpoint."""
+    folder, outcome = finished
+    evaluate = {"checkpoint": str(folder / "dn_model_latest.pth"), "results_dir": str(tmp_path)}
+    dataset = {"max_disparity": 64, "test_dataset": split(scenes / "list.txt", 4)}
+    found = []
+    spec = spec_from_dict("evaluate", {"dataset": dataset, "model": MODEL, "evaluate": evaluate})
+    assert perform("evaluate", spec, on_outcome=found.append) == 0
+    for name in ("epe", "bp3", "d1", "rmse", "epe_pixel"):
+        assert outcome.kpi[name] == pytest.approx(found[0].kpi[name], rel=1e-5), name
+
+
+def test_loss_and_epe_fall(train, tmp_path):
+    code, outcome = train(tmp_path, num_epochs=12, checkpoint_interval=12, validation_interval=12)
+    assert code == 0
+    assert outcome.kpi["epe"] < 0.7 * outcome.kpi["initial_epe"]
+    assert checkpoints(tmp_path) == ["model_epoch_011_step_00024.pth"]
+
+
+def test_only_trained_weights_move(finished, scenes):
+    """The ViT stays what it was; what is trained has moved."""
+    folder, _ = finished
+    saved = load(folder / "model_epoch_000_step_00002.pth")["state_dict"]
+    after = load(folder / "model_epoch_001_step_00004.pth")["state_dict"]
+    moved = {name for name in saved if not torch.equal(saved[name], after[name])}
+    frozen = {name for name in saved if ".depth_anything." in name}
+    assert frozen and not moved & frozen
+    assert any(".update_block." in name for name in moved)
+
+
+def test_resume_goes_on(finished, train, tmp_path):
+    folder, _ = finished
+    first = str(folder / "model_epoch_001_step_00004.pth")
+    code, outcome = train(tmp_path, num_epochs=4, resume_training_checkpoint_path=first)
+    assert code == 0
+    assert checkpoints(tmp_path) == ["model_epoch_002_step_00006.pth", "model_epoch_003_step_00008.pth"]
+    saved = load(tmp_path / "dn_model_latest.pth")
+    assert (saved["epoch"], saved["global_step"]) == (3, 8)
+    assert saved["optimizer_states"][0]["state"][0]["step"] == 8
+    assert "initial_epe" not in outcome.kpi
+
+
+def test_resume_equals_an_undisturbed_run(train, tmp_path):
+    """At an epoch's end: same samples, same crops, same rates, so the same weights."""
+    rates = {"lr_steps": [3], "lr_decay": 0.1}
+    assert train(tmp_path / "whole", num_epochs=2, optim=rates)[0] == 0
+    first = str(tmp_path / "whole" / "model_epoch_000_step_00002.pth")
+    assert train(tmp_path / "part", num_epochs=2, optim=rates, resume_training_checkpoint_path=first)[0] == 0
+    whole, part = (load(tmp_path / name / "model_epoch_001_step_00004.pth") for name in ("whole", "part"))
+    assert whole["lr_schedulers"][0]["_last_lr"] == part["lr_schedulers"][0]["_last_lr"] == pytest.approx([1e-4])
+    for name, tensor in whole["state_dict"].items():
+        torch.testing.assert_close(part["state_dict"][name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_pretrained_weights_are_the_start(finished, train, tmp_path):
+    folder, before = finished
+    code, outcome = train(tmp_path, num_epochs=1, pretrained_model_path=str(folder / "dn_model_latest.pth"))
+    assert code == 0
+    assert outcome.kpi["initial_epe"] == pytest.approx(before.kpi["epe"], rel=1e-5)
+    assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]
+
+
+def test_step_interval(train, tmp_path):
+    keys = {"checkpoint_interval": 3, "checkpoint_interval_unit": "step", "num_epochs": 2}
+    assert train(tmp_path, batch_size=1, **keys)[0] == 0
+    assert checkpoints(tmp_path) == [
+        "model_epoch_000_step_00003.pth",
+        "model_epoch_001_step_00006.pth",
+        "model_epoch_001_step_00008.pth",  # the end always counts
+    ]
+
+
+def test_bf16_runs(train, tmp_path):
+    code, outcome = train(tmp_path, num_epochs=1, precision="bf16")
+    assert code == 0 and math.isfinite(outcome.kpi["train_loss"]) and math.isfinite(outcome.kpi["epe"])
+    assert load(tmp_path / "dn_model_latest.pth")["state_dict"]["model.classifier.weight"].dtype == torch.float32
+
+
+def test_sgd_with_accumulation_and_clipping_by_value(train, tmp_path):
+    keys = {"num_epochs": 1, "accumulate": 2, "clip_grad_value": 1e-4}
+    code, _ = train(tmp_path, batch_size=1, optim={"optimizer": "SGD", "momentum": 0.8, "lr": 1e-2}, **keys)
+    assert code == 0
+    saved = load(tmp_path / "dn_model_latest.pth")
+    assert saved["global_step"] == 2  # four batches
+    group = saved["optimizer_states"][0]["param_groups"][0]
+    assert group["momentum"] == 0.8
+    largest = max(
+        float(state["momentum_buffer"].abs().max()) for state in saved["optimizer_states"][0]["state"].values()
+    )
+    # Two clipped steps: at most 1.8 * 1e-4, and weight decay (1e-4) times a weight on top.
+    assert largest < 1e-3
+
+
+def test_non_finite_loss_ends_the_run(train, tmp_path, status_lines, scenes):
+    """TAO's item 1: a NaN loss ends in PASS there."""
+    model = create_model(preset="tiny")
+    with torch.no_grad():
+        model.proj_cmb.weight.fill_(math.nan)
+    save_checkpoint(model, tmp_path / "nan.pth")
+    code, _ = train(tmp_path / "run", num_epochs=2, pretrained_model_path=str(tmp_path / "nan.pth"))
+    assert code == 1
+    last = status_lines(tmp_path / "run")[-1]
+    assert last["status"] == "FAILURE"
+    assert "step 0" in last["message"] and str(scenes) in last["message"] and "left.png" in last["message"]
+    assert checkpoints(tmp_path / "run") == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")
+def test_fp16_needs_a_gpu(train, tmp_path, status_lines):
+    assert train(tmp_path, precision="fp16")[0] == 2
+    assert "train.precision: fp16 needs a GPU" in status_lines(tmp_path)[-1]["message"]
+
+
+def test_a_batch_larger_than_the_data_set(train, tmp_path, status_lines):
+    assert train(tmp_path, batch_size=5)[0] == 2
+    assert "4 samples, but a batch takes 5" in status_lines(tmp_path)[-1]["message"]
+
+
+def test_dry_run_leaves_no_checkpoint(train, tmp_path):
+    code, outcome = train(tmp_path, num_epochs=2, is_dry_run=True)
+    assert code == 0 and outcome.artifacts == {}
+    assert checkpoints(tmp_path) == [] and not (tmp_path / "dn_model_latest.pth").is_symlink()
+
+
+def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
+    """A file-size limit stands for the full disk: the write fails in the middle of the file."""
+    assert train(tmp_path, num_epochs=1)[0] == 0
+    first = tmp_path / "model_epoch_000_step_00002.pth"
+    before = first.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        code, _ = train(tmp_path, num_epochs=2, resume_training_checkpoint_path=str(first))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    last = status_lines(tmp_path)[-1]
+    assert last["status"] == "FAILURE" and "could not be written" in last["message"] and "are intact" in last["message"]
+    assert checkpoints(tmp_path) == [first.name] and first.read_bytes() == before
+    assert os.readlink(tmp_path / "dn_model_latest.pth") == first.name
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, status_lines):
+    def stop_once_it_runs():
+        while "Train metrics" not in (tmp_path / "status.json").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "status.json").touch()
+    killer = threading.Thread(target=stop_once_it_runs, daemon=True)
+    killer.start()
+    before = signal.getsignal(signal.SIGTERM)
+    code, _ = train(tmp_path, num_epochs=1000, checkpoint_interval=1000, validation_interval=1000)
+    assert code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert status_lines(tmp_path)[-1]["status"] == "FAILURE"
+    (name,) = checkpoints(tmp_path)
+    saved = load(tmp_path / "dn_model_latest.pth")
+    assert saved["global_step"] >= 2 and name.endswith(f"step_{saved['global_step']:05d}.pth")
