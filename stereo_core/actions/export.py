@@ -18,7 +18,7 @@ from stereo_core.engines.base import normalise
 from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, add_metadata, file_kind
 from stereo_core.engines.fit import fit
 from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
-from stereo_core.errors import ModelError
+from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 
@@ -47,6 +47,8 @@ def run(spec: Any, status: Any) -> Outcome:
     section = spec.export
     _refuse_other_files(section.checkpoint)
     out = Path(section.onnx_file)
+    if out.exists() and out.samefile(section.checkpoint):
+        raise SpecError(f"export.onnx_file: {out} is the checkpoint itself; give the ONNX file another name")
     device = _device(section)
     status.running(f"Loading checkpoint: {section.checkpoint}")
     model = from_spec(spec, section.checkpoint).eval().to(device)

@@ -77,6 +77,8 @@ def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> 
     """
     onnx, out = Path(onnx), Path(out)
     graph = read_onnx(onnx)
+    if out.exists() and out.samefile(onnx):
+        raise SpecError(f"gen_trt_engine.trt_engine: {out} is the ONNX file itself; give the engine another name")
     name, choice = choose_backend(settings.backend)
     LOG.info("engine backend: %s", choice)
     backend = _module(name)

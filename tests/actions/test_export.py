@@ -199,3 +199,10 @@ def test_an_onnx_file_is_no_checkpoint(exported, tmp_path):
     with pytest.raises(ModelError, match=r"model.onnx: an ONNX file, not a checkpoint"):
         export.run(spec_of(exported[0], tmp_path / "again.onnx"), Status())
     assert not (tmp_path / "again.onnx").exists()
+
+
+def test_the_checkpoint_is_not_overwritten_by_its_onnx_file(checkpoint):
+    before = checkpoint.read_bytes()
+    with pytest.raises(SpecError, match=r"export.onnx_file: .*tiny.pth is the checkpoint itself"):
+        export.run(spec_of(checkpoint, checkpoint), Status())
+    assert checkpoint.read_bytes() == before

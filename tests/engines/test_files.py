@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -241,3 +243,34 @@ def test_describe(engine, colour_onnx):
     assert (said["kind"], said["backend"], said["bytes"]) == ("engine", "onnxruntime", engine.stat().st_size)
     said = describe(colour_onnx())
     assert (said["kind"], said["opset"], said["nodes"], said["input_width"]) == ("onnx", 17, 3, 96)
+
+
+def test_describe_a_checkpoint(tmp_path):
+    from stereo_core.models import create_model, save_checkpoint
+
+    save_checkpoint(create_model(preset="tiny"), tmp_path / "tiny.pth")
+    said = describe(tmp_path / "tiny.pth")
+    assert (said["kind"], said["encoder"], said["variant"]) == ("checkpoint", "vitt", "nvlabs")
+
+
+def test_engines_run_and_describe_without_pytorch(engine):
+    """A deployment image has no PyTorch."""
+    code = f"""
+import sys
+import numpy as np
+from stereo_core.engines import load_engine
+from stereo_core.report.describe import describe
+describe({str(engine)!r})
+image = np.zeros((40, 50, 3), np.uint8)
+assert load_engine({str(engine)!r}).infer(image, image).shape == (40, 50)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_onnx_file_is_not_overwritten_by_its_engine(colour_onnx):
+    path = colour_onnx()
+    before = path.read_bytes()
+    with pytest.raises(SpecError, match=r"trt_engine: .*colours.onnx is the ONNX file itself"):
+        build_engine(path, path, SETTINGS)
+    assert path.read_bytes() == before
