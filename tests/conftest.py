@@ -10,7 +10,6 @@ import pytest
 # Test processes run side by side: threads that wait for each other while spinning would slow all of them tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # parallel tests share the cores; spinning threads starve them
 
 ROOT = Path(__file__).parents[1]
 
