@@ -62,6 +62,7 @@ SPLITS = {
     "evaluate": {"test_dataset": ("test.txt", "val.txt")},
     "inference": {"infer_dataset": ("test.txt", "val.txt")},
 }
+DATA_PORTS = ("images", "annotations")
 # typed parameter -> spec key; an empty value ("" or 0) leaves the key to the spec
 TYPED = {
     "train": {"num_epochs": "train.num_epochs"},
@@ -244,6 +245,10 @@ def put(tree: dict, key: str, value: object) -> None:
 def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact], results: Path) -> None:
     """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said."""
     verb = action.removeprefix("trt_")
+    wanted = {"convert": {"images"}}.get(action, {*MODEL_KEYS.get(action, ()), *(DATA_PORTS if verb in SPLITS else ())})
+    missing = sorted(wanted - {"pretrained"} - set(inputs))
+    if missing:
+        raise UserError(f"{action}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(missing)}")
     if action in ("convert", "synthesize"):
         tree["results_dir"] = str(results)
         if action == "convert":

@@ -110,6 +110,15 @@ def test_absent_input_and_bad_command_lines(tmp_path, capsys):
         assert "error" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("action", "missing"),
+    [("convert", "images"), ("train", "annotations, images"), ("trt_evaluate", "annotations, engine, images")],
+)
+def test_a_port_without_an_artifact_is_named(tmp_path, capsys, action, missing):
+    assert main([action, executor_input(tmp_path, {}, ())]) == 2
+    assert capsys.readouterr().err.strip().endswith(f"input {missing}")
+
+
 def test_unknown_spec_key_exits_2(images, tmp_path, capsys):
     parameters = {"spec": {"image_dir_patern": ["left"]}}
     text = executor_input(tmp_path, {"images": {"artifacts": [images]}}, ("annotations",), parameters)
