@@ -23,7 +23,7 @@ TRAIN = {
         "train_dataset": {**LOADER, "augmentation": {"crop_size": [128, 160]}},
         "val_dataset": LOADER,
     },
-    "train": {"optim": {"lr": 0.001}},
+    "train": {"optim": {"lr": 0.001}, "validation_interval": 5},
 }
 EVALUATE = {"dataset": {"max_disparity": 64, "test_dataset": LOADER}}
 INFERENCE = {"dataset": {"infer_dataset": LOADER}}
@@ -34,12 +34,12 @@ EXPORT = {"export": {"input_height": 128, "input_width": 160, "batch_size": 1, "
     name="demo", description="The whole job on synthetic scenes with the tiny preset, in minutes on two CPU cores."
 )
 def demo(
-    num_scenes: int = 16,
+    num_scenes: int = 32,
     height: int = 128,
     width: int = 160,
     max_disparity: int = 48,
     dataset_name: str = "FSD",
-    num_epochs: int = 10,
+    num_epochs: int = 15,
     backend: str = "onnxruntime",
     convert_spec: dict = CONVERT,
     train_spec: dict = TRAIN,
