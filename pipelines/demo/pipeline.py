@@ -23,7 +23,7 @@ TRAIN = {
         "train_dataset": {**LOADER, "augmentation": {"crop_size": [128, 160]}},
         "val_dataset": LOADER,
     },
-    "train": {"optim": {"lr": 0.001}, "validation_interval": 5},
+    "train": {"optim": {"lr": 0.001}},
 }
 EVALUATE = {"dataset": {"max_disparity": 64, "test_dataset": LOADER}}
 INFERENCE = {"dataset": {"infer_dataset": LOADER}}
@@ -39,7 +39,7 @@ def demo(
     width: int = 160,
     max_disparity: int = 48,
     dataset_name: str = "FSD",
-    num_epochs: int = 15,
+    num_epochs: int = 12,
     backend: str = "onnxruntime",
     convert_spec: dict = CONVERT,
     train_spec: dict = TRAIN,
