@@ -233,6 +233,20 @@ def test_float64_is_float64_throughout(tiny, images):
     assert 0 < (nudged - found).abs().max() < 1e-9
 
 
+def test_weights_in_bfloat16_give_a_float32_disparity(tiny, images):
+    left, right = images(64, 64)
+    full = predict(tiny, left, right)
+    half = predict(tiny.bfloat16(), left.bfloat16(), right.bfloat16())
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().max() < 1.5
+
+
+@pytest.mark.parametrize("iters", [0, -1])
+def test_no_iterations_are_refused(tiny, images, iters):
+    with pytest.raises(ValueError, match="at least one iteration"):
+        predict(tiny, *images(64, 64), iters)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_keeps_the_disparity_in_float32(tiny, images, dtype):
     left, right = images(64, 64)

@@ -92,13 +92,13 @@ class FoundationStereo(nn.Module):
             if H % MULTIPLE or W % MULTIPLE:
                 raise ValueError(f"training images of {H} x {W}: height and width must be multiples of {MULTIPLE}")
             left, right = normalise(left_B3HW), normalise(right_B3HW)
-            return self.predict(left, right, iters or self.config.train_iters, every=True)
+            return self.predict(left, right, _or(iters, self.config.train_iters), every=True)
         return self._padded(left_B3HW, right_B3HW, iters)
 
     def core(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None) -> Tensor:
         """The graph that is exported: ImageNet-normalised images whose H and W are multiples of 32 -> (B, 1, H, W) in
         px, the last iteration only."""
-        _, disparities = self.predict(left_B3HW, right_B3HW, iters or self.config.valid_iters)
+        _, disparities = self.predict(left_B3HW, right_B3HW, _or(iters, self.config.valid_iters))
         return disparities[-1]
 
     def hierarchical(
@@ -126,6 +126,8 @@ class FoundationStereo(nn.Module):
         self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int, start_B1hw: Tensor | None = None, every: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """Normalised images, multiples of 32 -> start disparity and the upsampled last (or every) iteration's."""
+        if iters < 1:
+            raise ValueError(f"iters {iters}: at least one iteration is needed")
         with self._autocast(left_B3HW):
             B = left_B3HW.shape[0]
             features, vit_BChw = self.feature(torch.cat([left_B3HW, right_B3HW]))
@@ -177,13 +179,17 @@ class FoundationStereo(nn.Module):
     ) -> Tensor:
         padding = padding_to_multiple(*left_B3HW.shape[-2:])
         left, right = (normalise(F.pad(image, padding, mode="replicate")) for image in (left_B3HW, right_B3HW))
-        _, disparities = self.predict(left, right, iters or self.config.valid_iters, start_B1hw)
+        _, disparities = self.predict(left, right, _or(iters, self.config.valid_iters), start_B1hw)
         return unpad(disparities[-1], padding)
 
     def _autocast(self, image: Tensor):
         if self.config.mixed_precision and image.device.type == "cuda":
             return torch.autocast("cuda", torch.float16)
         return nullcontext()
+
+
+def _or(iters: int | None, default: int) -> int:
+    return default if iters is None else iters
 
 
 def _image_stem(in_dim: int, dim: int) -> nn.Sequential:

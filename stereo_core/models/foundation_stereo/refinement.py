@@ -31,10 +31,11 @@ class MotionEncoder(nn.Module):
         self.conv = nn.Conv2d(c + d, widths.hidden - 1, 3, padding=1)
 
     def forward(self, disp_B1hw: Tensor, lookup_BChw: Tensor) -> Tensor:
+        disp_B1hw = disp_B1hw.to(lookup_BChw.dtype)
         costs = torch.relu(self.convc2(torch.relu(self.convc1(lookup_BChw))))
         shape = torch.relu(self.convd2(torch.relu(self.convd1(disp_B1hw))))
         motion = torch.relu(self.conv(torch.cat([costs, shape], dim=1)))
-        return torch.cat([motion, disp_B1hw.to(motion.dtype)], dim=1)
+        return torch.cat([motion, disp_B1hw], dim=1)
 
 
 class ConvGRU(nn.Module):
