@@ -89,3 +89,12 @@ class StereoModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # What load_model can not tell from the weights alone.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
+        # The network has dropout: without the generators' state a resumed run would go another way.
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        rng = checkpoint.get("rng")
+        if rng:
+            torch.set_rng_state(rng["cpu"].cpu())
+        if rng and len(rng["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in rng["cuda"]])

@@ -44,7 +44,7 @@ def read_rows(folder):
 def read_pfm(path):
     """A second reader, for little-endian grey files only."""
     kind, size, scale, body = path.read_bytes().split(b"\n", 3)
-    assert kind == b"Pf" and float(scale) < 0
+    assert kind.strip() == b"Pf" and float(scale) < 0
     width, height = map(int, size.split())
     return np.frombuffer(body, "<f4").reshape(height, width)[::-1]
 

@@ -107,10 +107,10 @@ def test_validation_is_what_evaluate_says(finished, scenes, split, tmp_path):
 
 
 def test_loss_and_epe_fall(train, tmp_path):
-    code, outcome = train(tmp_path, num_epochs=12, checkpoint_interval=12, validation_interval=12)
+    code, outcome = train(tmp_path, num_epochs=25, checkpoint_interval=25, validation_interval=5)
     assert code == 0
     assert outcome.kpi["epe"] < 0.7 * outcome.kpi["initial_epe"]
-    assert checkpoints(tmp_path) == ["model_epoch_011_step_00024.pth"]
+    assert checkpoints(tmp_path) == ["model_epoch_024_step_00050.pth"]
 
 
 def test_only_trained_weights_move(finished, scenes):
