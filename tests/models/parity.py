@@ -88,7 +88,7 @@ class Recorder:
         self.after("cost_agg.s8_up", aggregation.feature_att_up_8)
         self.after("cost_agg.conv1_up", aggregation.conv1_up)
         self.after("cost_agg.conv_patch", aggregation.conv_patch)
-        self.after("cost_agg.disp_transformer.layer0", aggregation.atts["4"].sa[0])
+        aggregation.atts["4"].sa[0].register_forward_hook(self.columns)
         self.after("cost_agg.disp_transformer", aggregation.atts["4"])
         self.after("volume.filtered", aggregation)
         self.after("classifier.pre", model.classifier[1])
@@ -124,6 +124,9 @@ class Recorder:
     def tokens(self, module, args, out: Tensor) -> None:
         self.seen[f"dino.tokens{self.numbered}"], self.seen[f"dino.cls{self.numbered}"] = out[:, 1:], out[:, 0]
         self.numbered += 1
+
+    def columns(self, module, args, out: Tensor) -> None:
+        self.seen["cost_agg.disp_transformer.layer0"] = out.flatten(0, 1)
 
     def contexts(self, module, args, out) -> None:
         for scale, (state, context) in zip(("04", "08", "16"), out, strict=True):

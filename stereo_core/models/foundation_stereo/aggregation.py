@@ -1,6 +1,7 @@
 """Filtering of the cost volume: a 3-D hourglass of axial-planar convolutions beside a disparity transformer.
 
-B images, C channels, D disparity bins, h = H/4, w = W/4; L tokens (bins) of N columns (pixels), c heads' width.
+B images, C channels, D disparity bins, h = H/4, w = W/4; M = B * h rows of w columns (pixels) of L tokens (bins);
+H heads, c channels a head.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from stereo_core.models.foundation_stereo.layers import ConvNorm
 
 LAYERS = 4
 DROPOUT = 0.1
-COLUMNS = 32768  # CUDA's fused attention takes at most 65535 sequences
 
 
 class AxialPlanarConv(nn.Module):
@@ -48,19 +48,24 @@ class DisparityAttention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def split(self, x_NLC: Tensor) -> Tensor:
-        N, L, C = x_NLC.shape
+    def split(self, x_MwLC: Tensor) -> Tensor:
+        """Heads apart. Columns stand in the second place: CUDA's fused kernels take at most 65535 in each of the first
+        two, and an image has more columns than that."""
+        M, w, L, C = x_MwLC.shape
+        H, c = self.heads, C // self.heads
         if self.form == "tao":
-            return x_NLC.reshape(N, self.heads, L, C // self.heads)
-        x_NLHc = x_NLC.reshape(N, L, self.heads, C // self.heads)
-        return x_NLHc.transpose(1, 2) if self.form == "disparity" else x_NLHc
+            return x_MwLC.reshape(M, w * H, L, c)
+        if self.form == "heads":
+            return x_MwLC.reshape(M, w * L, H, c)
+        return x_MwLC.reshape(M, w, L, H, c).transpose(2, 3).reshape(M, w * H, L, c)
 
-    def forward(self, x_NLC: Tensor) -> Tensor:
-        q, k, v = (self.split(proj(x_NLC)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x_MwLC: Tensor) -> Tensor:
+        M, w, L, C = x_MwLC.shape
+        q, k, v = (self.split(proj(x_MwLC)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         y = F.scaled_dot_product_attention(q, k, v)
         if self.form == "disparity":
-            y = y.transpose(1, 2)
-        return self.out_proj(y.reshape(x_NLC.shape))
+            y = y.reshape(M, w, self.heads, L, C // self.heads).transpose(2, 3)
+        return self.out_proj(y.reshape(M, w, L, C))
 
 
 class TransformerLayer(nn.Module):
@@ -75,10 +80,10 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(DROPOUT)
 
-    def forward(self, x_NLC: Tensor) -> Tensor:
-        x_NLC = self.norm1(x_NLC + self.dropout(self.self_attn(x_NLC)))
-        hidden = self.dropout(F.gelu(self.linear1(x_NLC)))
-        return self.norm2(x_NLC + self.dropout(self.linear2(hidden)))
+    def forward(self, x_MwLC: Tensor) -> Tensor:
+        x_MwLC = self.norm1(x_MwLC + self.dropout(self.self_attn(x_MwLC)))
+        hidden = self.dropout(F.gelu(self.linear1(x_MwLC)))
+        return self.norm2(x_MwLC + self.dropout(self.linear2(hidden)))
 
 
 class DisparityTransformer(nn.Module):
@@ -90,16 +95,11 @@ class DisparityTransformer(nn.Module):
 
     def forward(self, x_BCDhw: Tensor) -> Tensor:
         B, C, D, h, w = x_BCDhw.shape
-        x_NLC = x_BCDhw.permute(0, 3, 4, 2, 1).reshape(B * h * w, D, C)
-        x_NLC = x_NLC + sinusoids(D, C, x_NLC.device).to(x_NLC.dtype)
-        parts = x_NLC.split(COLUMNS) if h * w > COLUMNS else [x_NLC]
-        y_NLC = torch.cat([self.encode(part) for part in parts])
-        return y_NLC.reshape(B, h, w, D, C).permute(0, 4, 3, 1, 2)
-
-    def encode(self, x_NLC: Tensor) -> Tensor:
+        x_MwLC = x_BCDhw.permute(0, 3, 4, 2, 1).reshape(B * h, w, D, C)
+        x_MwLC = x_MwLC + sinusoids(D, C, x_MwLC.device).to(x_MwLC.dtype)
         for layer in self.sa:
-            x_NLC = layer(x_NLC)
-        return x_NLC
+            x_MwLC = layer(x_MwLC)
+        return x_MwLC.reshape(B, h, w, D, C).permute(0, 4, 3, 1, 2)
 
 
 def sinusoids(length: int, dim: int, device: torch.device) -> Tensor:
