@@ -114,7 +114,7 @@ def describe(path: str | Path) -> dict:
     tensors = {"tensors": len(file.state), "parameters": _parameters(file.state)}
     tensors["dtypes"] = sorted({str(t.dtype).removeprefix("torch.") for t in file.state.values()})
     if known["network"] == "FoundationStereo":
-        checkpoint = read_checkpoint(path)
+        checkpoint = _recognise(file)
         settings = checkpoint.settings
         known |= {"names": checkpoint.names} | settings
         known["attention"] = settings.get("disparity_attention") or _usual_attention(settings["variant"])
@@ -130,14 +130,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         ModelError: no usable file, or not of a FoundationStereo network.
     """
-    file = read_weights(path)
+    return _recognise(read_weights(path))
+
+
+def _recognise(file: WeightFile) -> Checkpoint:
     network = _network(file)
     if network != "FoundationStereo":
-        raise ModelError(f"{path}: {OTHER_NETWORKS[network]}")
+        raise ModelError(f"{file.path}: {OTHER_NETWORKS[network]}")
     tao = any(key.startswith(("feature.downsample_layers.", "cost_agg.atts.cost_vol_disp.")) for key in file.state)
     state = {from_tao(key): value for key, value in file.state.items()} if tao else dict(file.state)
     _complete_aliases(state)
-    return Checkpoint(file, state, "tao" if tao else "nvlabs", _fixed_by_weights(state, path), _said(file))
+    return Checkpoint(file, state, "tao" if tao else "nvlabs", _fixed_by_weights(state, file.path), _said(file))
 
 
 # Names
