@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,9 @@ class Tree:
         """Walk the tree, of any depth: the paths that hold all patterns and end in `suffix` (given in lower case)."""
         found = []
         for folder, names in self._walk():
-            self._listings[folder] = "/".join(names)
+            listing = self._listings[folder] = "/".join(names)
             self.files += len(names)
-            names = _holding(folder, names, patterns)
+            names = _holding(folder, names, listing, patterns)
             found += [folder + name for name in names if name.endswith(suffix) or name.lower().endswith(suffix)]
         return found
 
@@ -127,14 +128,14 @@ def _leads_back(link: str) -> bool:
     return (os.path.realpath(os.path.dirname(link)) + os.sep).startswith(os.path.realpath(link) + os.sep)
 
 
-def _holding(folder: str, names: list[str], patterns: Sequence[str]) -> list[str]:
+def _holding(folder: str, names: list[str], listing: str, patterns: Sequence[str]) -> list[str]:
     """The names whose path, folder + name, holds every pattern; only what the folder can not tell is looked at."""
     for pattern in patterns:
         if pattern in folder:
             continue
         head, slash, tail = pattern.rpartition("/")
         if not slash:
-            names = [name for name in names if pattern in name]
+            names = [name for name in names if pattern in name] if pattern in listing else []
         elif folder.endswith(head + slash):
             names = [name for name in names if name.startswith(tail)]
         else:
@@ -299,10 +300,7 @@ def split(samples: list[str], ratio: float, seed: int, by_scene: bool) -> dict[s
         count = min(max(int(len(scenes) * ratio), 1), len(scenes) - 1)
         train_scenes = set(chooser.sample(scenes, count))
         chosen = bytearray(_scene(left) in train_scenes for left in samples)
-    return {
-        name: [left for left, in_train in zip(samples, chosen, strict=True) if in_train == wanted]
-        for name, wanted in (("train", 1), ("val", 0))
-    }
+    return {"train": list(compress(samples, chosen)), "val": list(compress(samples, map(operator.not_, chosen)))}
 
 
 def _scene(left: str) -> str:
