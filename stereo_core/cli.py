@@ -127,7 +127,7 @@ def _print_for(verb: str, what: str) -> None:
 @main.command(epilog="\b\nExample:\n  depth_net describe dn_model_latest.pth")
 @click.argument("file", type=click.Path(path_type=Path))
 def describe(file: Path) -> None:
-    """Say what FILE is: a checkpoint, an ONNX file, an engine, a disparity map ..."""
+    """Say what FILE is and what it tells of itself: a checkpoint, an ONNX file or an engine."""
     from stereo_core.report.describe import describe as describe_file
     from stereo_core.report.status import plain
 
