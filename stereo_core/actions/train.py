@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def run(spec, status: StatusLog) -> Outcome:
     settings = spec.train
     folder = results_dir(spec, "train")
     _check(spec)
+    _quieten()
     if settings.seed >= 0:
         pl.seed_everything(settings.seed, workers=True, verbose=False)
     torch.backends.cudnn.benchmark = settings.cudnn.benchmark
@@ -91,6 +93,20 @@ def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says of things that are meant so here."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"Found \d+ module\(s\) in eval mode",  # the frozen ViT
+        "The number of training batches",
+        r".*does not have many workers",
+        r"Checkpoint directory .* exists",
+        r".*isinstance\(treespec, LeafSpec\)",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _check(spec) -> None:

@@ -38,7 +38,7 @@ class StereoModule(pl.LightningModule):
         self.optim = spec.train.optim
         self.max_disparity = spec.dataset.max_disparity
         self.metrics = StereoMetrics()
-        self.val_loss = MeanMetric().set_dtype(torch.float64)
+        self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
 
     def training_step(self, batch: dict, batch_index: int) -> Tensor:
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""

@@ -29,7 +29,12 @@ class AxialPlanarConv(nn.Module):
         self.conv2 = nn.Sequential(nn.Conv3d(dim, dim, (17, 1, 1), padding=(8, 0, 0)), nn.BatchNorm3d(dim), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x))
+        x = self.conv1(x)
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            # torch 2.13's bfloat16 gradient of this convolution writes out of bounds where D is below the padding.
+            with torch.autocast("cpu", enabled=False):
+                return self.conv2(x.float())
+        return self.conv2(x)
 
 
 class DisparityAttention(nn.Module):
