@@ -48,7 +48,7 @@ class Train(Section):
     seed: Int = key(1234, "Random seed; -1: none", ge=-1)
     cudnn: Cudnn = section(Cudnn, "cuDNN switches")
     pretrained_model_path: Text = key("", "Checkpoint to start from, any layout")
-    resume_training_checkpoint_path: Text = key("", "Checkpoint to go on from; empty: the newest in the output folder")
+    resume_training_checkpoint_path: Text = key("", "Checkpoint to go on from; empty: a new run")
     checkpoint_interval: Int = key(1, "Checkpoint every so many epochs or steps", ge=1)
     checkpoint_interval_unit: Literal["epoch", "step"] = key("epoch", "Unit of checkpoint_interval")
     checkpoint_interval_steps: Int | None = key(None, "Steps between checkpoints", ge=1)

@@ -30,7 +30,7 @@ class AxialPlanarConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # torch 2.13's bfloat16 gradient of this convolution writes out of bounds where D is below the padding.
             with torch.autocast("cpu", enabled=False):
                 return self.conv2(x.float())
