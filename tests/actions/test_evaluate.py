@@ -223,16 +223,19 @@ def bad_list(folder, scenes, *names):
     return path
 
 
+SWAPPED = "scene0/left.png", "scene3/right.png", "scene0/gt.pfm"
+
+
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "says", "workers"),
     [
-        (("scene0/left.png", "scene3/right.png", "scene0/gt.pfm"), "right.png is 80x48 px, but the left image"),
-        (("scene0/left.png", "scene0/right.png", "scene3/gt.pfm"), "gt.pfm is 80x48 px, but the left image"),
-        (("scene0/left.png", "scene0/right.png", "scene0/gt.pfm", "scene3/mask.png"), "mask.png is 80x48 px"),
-        (("scene0/left.png", "scene0/right.png"), "has no ground truth"),
+        (SWAPPED, "right.png is 80x48 px, but the left image", 0),
+        (SWAPPED, "right.png is 80x48 px, but the left image", 1),
+        (("scene0/left.png", "scene0/right.png", "scene3/gt.pfm"), "gt.pfm is 80x48 px, but the left image", 0),
+        (("scene0/left.png", "scene0/right.png", "scene0/gt.pfm", "scene3/mask.png"), "mask.png is 80x48 px", 0),
+        (("scene0/left.png", "scene0/right.png"), "has no ground truth", 0),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 1])
 def test_bad_lines(names, says, workers, scenes, split, run_evaluate, status_lines, tmp_path, capsys):
     """The message is the same from a loader process, and no half-written table stays behind."""
     section = split(bad_list(tmp_path, scenes, *names)) | {"workers": workers}
