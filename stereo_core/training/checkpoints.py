@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 
 LATEST = "dn_model_latest.pth"
@@ -31,7 +32,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: object = "cpu", **_) -> dict:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        if not isinstance(checkpoint, dict) or not {"loops", "optimizer_states"} <= checkpoint.keys():
+            raise ModelError(
+                f"{path}: holds weights but no state of a training run, so there is nothing to resume; "
+                "give it as train.pretrained_model_path"
+            )
+        return checkpoint
 
 
 class Checkpoints(pl.callbacks.Checkpoint):

@@ -11,6 +11,7 @@ from torch.nn.functional import smooth_l1_loss
 from torchmetrics import MeanMetric
 
 from stereo_core.data.datasets import group_by_size
+from stereo_core.errors import SpecError
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.schedules import lr_factor
@@ -93,6 +94,11 @@ class StereoModule(pl.LightningModule):
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if done >= self.trainer.max_epochs:
+            raise SpecError(
+                f"train.num_epochs: {self.trainer.max_epochs}, but the checkpoint to resume has {done} already"
+            )
         rng = checkpoint.get("rng")
         if rng:
             torch.set_rng_state(rng["cpu"].cpu())

@@ -213,6 +213,14 @@ def test_non_finite_loss_ends_the_run(train, tmp_path, status_lines, scenes):
     assert checkpoints(tmp_path / "run") == []
 
 
+def test_what_can_not_be_resumed(finished, train, tiny_checkpoint, tmp_path, status_lines):
+    assert train(tmp_path, resume_training_checkpoint_path=str(tiny_checkpoint))[0] == 2
+    assert "no state of a training run" in status_lines(tmp_path)[-1]["message"]
+    latest = str(finished[0] / "dn_model_latest.pth")
+    assert train(tmp_path, num_epochs=2, resume_training_checkpoint_path=latest)[0] == 2
+    assert "the checkpoint to resume has 2 already" in status_lines(tmp_path)[-1]["message"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")
 def test_fp16_needs_a_gpu(train, tmp_path, status_lines):
     assert train(tmp_path, precision="fp16")[0] == 2
