@@ -100,7 +100,12 @@ def script(prediction, gt, valid, max_disparity):
 
 @pytest.mark.parametrize(
     ("name", "pairs", "max_disparity"),
-    [("Kitti", kitti, 192), ("Middlebury", middlebury, 416), ("Eth3d", eth3d, 416), ("FSD", flying_things, 100)],
+    [
+        ("Kitti", kitti, 192),
+        ("Middlebury", middlebury, 416),
+        pytest.param("Eth3d", eth3d, 416, marks=pytest.mark.slow),
+        pytest.param("FSD", flying_things, 100, marks=pytest.mark.slow),
+    ],
 )
 def test_real_data(shared, name, pairs, max_disparity, split, run_evaluate, tiny_checkpoint, tmp_path):
     """evaluate's numbers are those of a NumPy script on the PFM files that inference writes."""

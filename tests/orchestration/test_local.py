@@ -1,5 +1,6 @@
 """The local engine: order, side-by-side tasks, failures, retries, limits, cancellation, resume by content."""
 
+import functools
 import json
 import os
 import signal
@@ -292,7 +293,9 @@ def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
         )
     )
     command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(tmp_path / "run")]
-    engine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # A shell's background job ignores SIGINT and its children inherit that: the tests may run in one.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    engine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed)
     pid = tmp_path / "run/tasks/long/pid"
     deadline = time.monotonic() + 30
     while not (pid.is_file() and pid.read_text()):
