@@ -10,14 +10,13 @@ ACTIONS = ("convert", "synthesize", "train", "evaluate", "inference", "export", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an action leaves behind.
+    """What an action leaves behind. Output ports are those of the component of the same name.
 
     Attributes:
         message: one line for the console and the SUCCESS line of status.json.
         kpi: metrics by their plain names (`epe`, `bp1`, ...; shares in 0..1, errors in px).
-        artifacts: output port name (INTERFACES: annotations, images, checkpoint, onnx, engine, disparity, report) -> file
-            or folder.
-        metadata: output port name -> artifact metadata beyond kind, format, sha256, bytes and producer.
+        artifacts: output port -> file or folder.
+        metadata: output port -> artifact metadata beyond kind, format, sha256, bytes and producer.
     """
 
     message: str

@@ -326,8 +326,7 @@ class LocalRun:
         """One attempt: (exit code, what happened)."""
         container = task.component.executor
         command = [_fill(part, message, task.name) for part in (*container.command, *container.args)]
-        # Tasks share the cores: OpenMP threads that spin while they wait would slow all of them down many times over.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PATH": self._path, **container.env}
+        environment = {**os.environ, "PATH": self._path, **container.env}
         deadline = time.monotonic() + task.timeout if task.timeout else None
         (place / "executor_output.json").unlink(missing_ok=True)
         with (place / "log.txt").open("ab") as log:
