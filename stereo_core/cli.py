@@ -156,6 +156,9 @@ def _guarded(work: Callable[[], object]) -> None:
         work()
     except UserError as error:
         _refuse(error)
+    except OSError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
 
 
 def _refuse(error: UserError) -> None:

@@ -68,6 +68,7 @@ TYPED = {
     "train": {"num_epochs": "train.num_epochs"},
     "gen_trt_engine": {"backend": "gen_trt_engine.backend"},
 }
+LATEST = "dn_model_latest.pth"  # a training's results folder given as a model: its newest checkpoint
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
 
 
@@ -108,8 +109,9 @@ def launch(action: str, executor_input: str) -> int:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"EXECUTOR_INPUT_JSON is no ExecutorInput message: {type(error).__name__}: {error}") from None
 
-    inputs = {port: check_artifact(artifact) for port, artifact in _artifacts(message.get("inputs", {})).items()}
-    parameters = plain(message.get("inputs", {}).get("parameterValues", {}))
+    given = message.get("inputs") or {}
+    inputs = {port: check_artifact(artifact) for port, artifact in _artifacts(given).items()}
+    parameters = plain(given.get("parameterValues") or {})
     results = output_file.parent / "results"
 
     tree = user_spec(action, parameters, inputs)
@@ -152,7 +154,7 @@ def plain(value):
 def _artifacts(section: dict) -> dict[str, Artifact]:
     """The first artifact of each port; ports without one (optional inputs) are left out."""
     found = {}
-    for port, entry in section.get("artifacts", {}).items():
+    for port, entry in (section.get("artifacts") or {}).items():
         if not entry.get("artifacts"):
             continue
         item = entry["artifacts"][0]
@@ -194,6 +196,9 @@ def content(artifact: Artifact) -> Path:
         if not file.is_file():
             raise ModelError(f"input {artifact.port}: {artifact.uri} holds no {file.name}")
         return file
+    latest = artifact.path / LATEST
+    if latest.is_file():
+        return latest.resolve()
     files = [p for p in sorted(artifact.path.iterdir()) if p.suffix in (".pth", ".pt", ".safetensors", ".onnx")]
     if len(files) != 1:
         names = ", ".join(p.name for p in files) or "none"
@@ -329,6 +334,7 @@ def _publish_result(artifact: Artifact, source: Path) -> dict:
     """Put a model file (with what lies beside it) or a folder at the artifact's path; returns format and file name."""
     model = artifact.kind in FORMATS
     temporary = artifact.path.with_name(f".{artifact.path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was cut off
     if model:
         temporary.mkdir(parents=True)
         for file in source.parent.iterdir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 import yaml
 
 from stereo_core.actions import Outcome
-from stereo_core.errors import DataError, UserError
+from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import sha256_of
-from stereo_core.launcher import Artifact, local_path, main, merge, plain, publish, user_spec, wire
+from stereo_core.launcher import Artifact, content, local_path, main, merge, plain, publish, user_spec, wire
 
 PATTERNS = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
 
@@ -245,6 +246,26 @@ def test_checkpoint_behind_a_symbolic_link_becomes_a_file(tmp_path):
     publish("train", Outcome("done", artifacts={"checkpoint": latest}), outputs, tmp_path, "s")
     file = tmp_path / "out" / "checkpoint" / "dn_model_latest.pth"
     assert file.is_file() and not file.is_symlink() and file.read_bytes() == b"weights"
+
+
+def test_a_training_folder_given_as_a_model_is_its_newest_checkpoint(tmp_path):
+    for name in ("model_epoch_000_step_00001.pth", "model_epoch_001_step_00002.pth"):
+        (tmp_path / name).write_text(name)
+    folder = Artifact("checkpoint", "checkpoint", {}, str(tmp_path), tmp_path)
+    with pytest.raises(ModelError, match=r"one model file; found: model_epoch_000.*, model_epoch_001"):
+        content(folder)
+    (tmp_path / "dn_model_latest.pth").symlink_to("model_epoch_001_step_00002.pth")
+    assert content(folder) == tmp_path.resolve() / "model_epoch_001_step_00002.pth"
+
+
+def test_a_cut_off_publication_is_no_obstacle(tmp_path):
+    """Containers give every attempt the same process id."""
+    (tmp_path / f".images.{os.getpid()}").mkdir()
+    (tmp_path / "made").mkdir()
+    artifact = Artifact("images", "images", {}, str(tmp_path / "images"), tmp_path / "images")
+    outcome = Outcome("done", artifacts={"images": tmp_path / "made"})
+    publish("synthesize", outcome, {"images": artifact}, tmp_path / "made", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "made"]
 
 
 def test_metrics_metadata_is_strict_json(tmp_path):

@@ -31,7 +31,7 @@ def reference_disparity(onnx: Path, left_B3HW: np.ndarray, right_B3HW: np.ndarra
 
 
 def difference(disparity: np.ndarray, reference: np.ndarray, precision: str = "fp32") -> dict[str, float]:
-    """Mean and largest absolute difference in px.
+    """Mean and largest absolute difference and the tolerance of the mean, in px.
 
     Raises:
         ValueError: the shapes differ.
@@ -46,4 +46,8 @@ def difference(disparity: np.ndarray, reference: np.ndarray, precision: str = "f
             f"the disparity differs from its reference by {mean:.4g} px on average ({largest:.4g} px at most), above "
             f"the {TOLERANCE_PX[precision]} px that {precision} may cost; no file was written"
         )
-    return {"mean_abs_difference_px": mean, "max_abs_difference_px": largest}
+    return {
+        "mean_abs_difference_px": mean,
+        "max_abs_difference_px": largest,
+        "tolerance_px": TOLERANCE_PX[precision],
+    }

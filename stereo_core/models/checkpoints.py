@@ -89,8 +89,10 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     Epoch, step and settings are kept; optimizer states are not.
 
     Raises:
-        ModelError: the source is no FoundationStereo checkpoint, or `to` is unknown.
+        ModelError: the source is no FoundationStereo checkpoint, the target is the source, or `to` is unknown.
     """
+    if Path(target).exists() and Path(target).samefile(source):
+        raise ModelError(f"{target}: is the checkpoint to be converted; writing it would lose its training state")
     checkpoint = read_checkpoint(source)
     variant = checkpoint.found["variant"]
     if variant != to:

@@ -91,6 +91,7 @@ def test_disparity_is_the_checkpoints_for_any_batch(checkpoint, exported):
     assert_disparity_is_the_checkpoints(checkpoint, out, 3)
     assert outcome.artifacts == {"onnx": out}
     assert 0 <= outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_max_abs_difference_px"] < 1e-3
+    assert outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_tolerance_px"] <= 0.01
 
 
 @pytest.mark.parametrize(

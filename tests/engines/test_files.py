@@ -236,6 +236,7 @@ def test_a_failed_build_leaves_the_old_engine_whole(engine, colour_onnx, monkeyp
 def test_verify_reports_the_difference_to_the_onnx_file(colour_onnx, tmp_path):
     build = build_engine(colour_onnx(batch=2), tmp_path / "e", BuildSettings())
     assert 0 <= build.difference["mean_abs_difference_px"] <= build.difference["max_abs_difference_px"] < 0.5
+    assert build.difference["mean_abs_difference_px"] <= build.difference["tolerance_px"] <= 0.01
 
 
 def test_describe(engine, colour_onnx):

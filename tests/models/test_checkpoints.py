@@ -124,6 +124,17 @@ def test_conversions_round_trip_bit_for_bit(tmp_path, variant):
     assert load_model(tmp_path / "b.pth").config == model.config
 
 
+def test_a_conversion_never_overwrites_its_source(tmp_path):
+    """Also not through a link such as dn_model_latest.pth: the optimizer's state would be gone."""
+    save_checkpoint(create_model(preset="tiny"), tmp_path / "a.pth")
+    (tmp_path / "latest.pth").symlink_to("a.pth")
+    before = (tmp_path / "a.pth").read_bytes()
+    for target in ("a.pth", "latest.pth"):
+        with pytest.raises(ModelError, match="is the checkpoint to be converted"):
+            convert_checkpoint(tmp_path / "a.pth", tmp_path / target, "tao")
+    assert (tmp_path / "a.pth").read_bytes() == before and (tmp_path / "latest.pth").is_symlink()
+
+
 def test_tao_files_own_names(shared, tmp_path):
     """A vits file under the very names of TAO's state dict: variant, encoder and attention are recognised."""
     table = json.loads((shared / "model" / "state_dict_tao_vits.json").read_text())["state_dict"]

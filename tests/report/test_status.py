@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,6 +187,30 @@ def test_a_results_folder_that_can_not_be_written_is_the_users_to_mend(tmp_path,
     captured = capfd.readouterr()
     assert captured.err.startswith(f"results_dir: {tmp_path}/file/below/export can not be written: Not a directory")
     assert captured.out.splitlines()[-1] == "Execution status: FAIL"
+
+
+@pytest.mark.parametrize("verb", ["convert", "export"])
+@pytest.mark.parametrize("below", ["", "new"])
+def test_a_read_only_results_folder_exits_2_and_stays_as_it_is(verb, below):
+    code = """
+import os, sys
+import stereo_core.actions.perform as performing
+from stereo_core.spec.loading import build
+import stereo_core.actions.convert
+if os.getuid() == 0:  # whom read-only folders do not stop
+    os.setuid(65534)
+verb, folder = sys.argv[1:]
+key = "results_dir" if verb == "convert" else "export"
+sys.exit(performing.perform(verb, build(verb, {key: folder if verb == "convert" else {"results_dir": folder}})))
+"""
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to other users
+        os.chmod(root, 0o555)
+        folder = os.path.join(root, below) if below else root
+        done = subprocess.run([sys.executable, "-c", code, verb, folder], capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        reason = f"results_dir: {folder} can not be written: Permission denied; choose another folder"
+        assert done.stderr.splitlines()[-1] == reason and "Traceback" not in done.stderr
+        assert os.listdir(root) == []
 
 
 def test_sigterm_ends_in_a_failure_line_and_143(tmp_path):
