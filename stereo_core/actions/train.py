@@ -26,7 +26,6 @@ from stereo_core.spec import results_dir
 from stereo_core.training.callbacks import StatusLines, train_kpi, validation_kpi
 from stereo_core.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from stereo_core.training.module import StereoModule
-from stereo_core.training.schedules import lr_factor
 
 LOG = logging.getLogger(__name__)
 
@@ -116,7 +115,6 @@ def _check(spec) -> None:
         raise SpecError("train.num_gpus, train.gpu_ids, train.num_nodes: training runs on one device; set one")
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
-    lr_factor(settings.optim, total_steps=1)
 
 
 def _trainer(spec, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -31,7 +31,7 @@ class Optim(Section):
     lr_step_size: Int = key(1000, "Period of StepLR, in optimizer steps", ge=1, le=10000, automl=True)
     lr_decay: Float = key(0.1, "Factor of MultiStepLR and StepLR", gt=0, le=1, automl=True)
     min_lr: Float = key(1e-7, "Last learning rate of CosineAnnealingLR", ge=1e-8, le=1e-3, automl=True)
-    warmup_steps: Int = key(20, "Steps of linear warm-up", ge=0)
+    warmup_steps: Int = key(20, "Steps of linear warm-up; OneCycleLR has its own", ge=0)
 
 
 class Cudnn(Section):

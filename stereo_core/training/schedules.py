@@ -6,26 +6,21 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 
-from stereo_core.errors import SpecError
-
 Factor = Callable[[int], float]
 
 
 def lr_factor(optim, total_steps: int) -> Factor:
     """The factor on `train.optim.lr` at each optimizer step (0-based): linear warm-up, then the named schedule.
 
+    OneCycleLR warms up by itself; `train.optim.warmup_steps` does not count there.
+
     Args:
         optim: the spec's `train.optim`.
         total_steps: optimizer steps of the whole run.
-
-    Raises:
-        SpecError: `train.optim.lr_scheduler` names a schedule that is not available.
     """
-    if optim.lr_scheduler not in _SCHEDULES:
-        raise SpecError(
-            f"train.optim.lr_scheduler: {optim.lr_scheduler} is not available; choose one of {', '.join(_SCHEDULES)}"
-        )
     schedule = _SCHEDULES[optim.lr_scheduler](optim, max(1, total_steps))
+    if optim.lr_scheduler == "OneCycleLR":
+        return schedule
 
     def factor(step: int) -> float:
         warm_up = min(1.0, (step + 1) / (optim.warmup_steps + 1))
@@ -48,15 +43,33 @@ def _linear(optim, total_steps: int) -> Factor:
 
 
 def _cosine(optim, total_steps: int) -> Factor:
-    least = optim.min_lr / optim.lr
-    return lambda step: least + (1 - least) * (1 + math.cos(math.pi * min(1.0, step / total_steps))) / 2
+    return lambda step: _half_cosine(1, optim.min_lr / optim.lr, min(1.0, step / total_steps))
+
+
+def _one_cycle(optim, total_steps: int) -> Factor:
+    """torch's OneCycleLR with its defaults: from 1/25 up to 1 over the first 30 % of the steps, down to 1/250000."""
+    peak, last = 0.3 * total_steps - 1, total_steps - 1
+
+    def factor(step: int) -> float:
+        if step <= peak:
+            return _half_cosine(1 / 25, 1, step / peak)
+        return _half_cosine(1, 1 / 25e4, (min(step, last) - peak) / (last - peak))
+
+    return factor
+
+
+def _half_cosine(start: float, end: float, part: float) -> float:
+    """From `start` to `end` on half a cosine wave, `part` (0..1) of the way."""
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
 
 
 _SCHEDULES = {
     "MultiStepLR": _multi_step,
     "MultiStep": _multi_step,
+    "CustomMultiStepLRScheduler": _multi_step,
     "StepLR": _step,
     "PolynomialLR": _linear,
     "LambdaLR": _linear,
     "CosineAnnealingLR": _cosine,
+    "OneCycleLR": _one_cycle,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from stereo_core.errors import SpecError
+from stereo_core.spec.train import Scheduler
 from stereo_core.training.schedules import lr_factor
 
 STEPS = 60
@@ -34,9 +35,11 @@ def optim(name, **more):
     [
         ("MultiStepLR", lambda o: lr_scheduler.MultiStepLR(o, [10, 25], 0.1)),
         ("MultiStep", lambda o: lr_scheduler.MultiStepLR(o, [10, 25], 0.1)),
+        ("CustomMultiStepLRScheduler", lambda o: lr_scheduler.MultiStepLR(o, [10, 25], 0.1)),
         ("StepLR", lambda o: lr_scheduler.StepLR(o, 15, 0.1)),
         ("PolynomialLR", lambda o: lr_scheduler.PolynomialLR(o, STEPS)),
         ("CosineAnnealingLR", lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, 1e-5)),
+        ("OneCycleLR", lambda o: lr_scheduler.OneCycleLR(o, 1e-3, STEPS, cycle_momentum=False)),
     ],
 )
 def test_equals_torch(name, theirs):
@@ -46,7 +49,8 @@ def test_equals_torch(name, theirs):
     for step in range(STEPS):
         assert 1e-3 * factor(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
         optimizer.step()
-        scheduler.step()
+        if step < STEPS - 1:  # OneCycleLR has no more values
+            scheduler.step()
 
 
 def test_linear_lambda():
@@ -58,6 +62,14 @@ def test_warm_up_is_linear_and_then_over():
     assert [factor(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 
-def test_unavailable_schedule_is_refused():
-    with pytest.raises(SpecError, match="OneCycleLR is not available; choose one of MultiStepLR"):
-        lr_factor(optim("OneCycleLR"), STEPS)
+def test_one_cycle_warms_up_by_itself():
+    plain, warm = (lr_factor(optim("OneCycleLR", warmup_steps=steps), STEPS) for steps in (0, 20))
+    assert [warm(step) for step in range(STEPS)] == [plain(step) for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("name", get_args(Scheduler))
+@pytest.mark.parametrize("total", [0, 1, 3, 4])
+def test_every_schedule_of_the_spec_lasts_one_step_past_the_run(name, total):
+    """torch asks for the rate after the last step too."""
+    factor = lr_factor(optim(name), total)
+    assert all(0 <= factor(step) <= 1 for step in range(total + 2))
