@@ -104,6 +104,7 @@ def _quieten() -> None:
         r".*does not have many workers",
         r"Checkpoint directory .* exists",
         r".*isinstance\(treespec, LeafSpec\)",
+        "You're resuming from a checkpoint that ended before the epoch ended",  # StereoModule says it
     ):
         warnings.filterwarnings("ignore", message=message)
 

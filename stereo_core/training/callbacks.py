@@ -18,7 +18,8 @@ class StatusLines(pl.Callback):
         self.status = status
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.loop_start = time.monotonic()
+        # Resuming within an epoch, Lightning does not call on_train_epoch_start.
+        self.loop_start = self.epoch_start = time.monotonic()
         self.first_epoch = trainer.current_epoch
         self.status.started("Starting Training Loop.")
 
@@ -51,8 +52,9 @@ class StatusLines(pl.Callback):
 
 
 def train_kpi(trainer: pl.Trainer) -> dict[str, float]:
-    """`train_loss`, the mean over the last epoch."""
-    return {"train_loss": float(trainer.callback_metrics["train_loss_epoch"])}
+    """`train_loss`, the mean over the last epoch; empty where a resumed run found the epoch's batches all done."""
+    loss = trainer.callback_metrics.get("train_loss_epoch")
+    return {} if loss is None else {"train_loss": float(loss)}
 
 
 def validation_kpi(trainer: pl.Trainer) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
+from stereo_core.models.files import HARMLESS
 
 LATEST = "dn_model_latest.pth"
 
@@ -32,7 +33,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: object = "cpu", **_) -> dict:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         if not isinstance(checkpoint, dict) or not {"loops", "optimizer_states"} <= checkpoint.keys():
             raise ModelError(
                 f"{path}: holds weights but no state of a training run, so there is nothing to resume; "
@@ -52,6 +54,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def __init__(self, folder: Path, interval: int, unit: str) -> None:
         self.folder, self.interval, self.unit = folder, interval, unit
         self.latest: Path | None = None
+        self.saved_step = 0  # of `latest`, or where the run started
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         if self.unit == "step" and trainer.global_step % self.interval == 0:
@@ -59,7 +65,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         done = trainer.current_epoch + 1
-        if (self.unit == "epoch" and done % self.interval == 0) or done == trainer.max_epochs:
+        # After this hook Lightning raises a SIGTERMException, but then the epoch's number has moved on already.
+        last = done == trainer.max_epochs or trainer.received_sigterm
+        if (self.unit == "epoch" and done % self.interval == 0) or last:
             self.save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
@@ -68,14 +76,14 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write the state of now; nothing where it is written already, or on a dry run."""
-        path = self.folder / f"model_epoch_{trainer.current_epoch:03d}_step_{trainer.global_step:05d}.pth"
-        if path == self.latest or trainer.fast_dev_run:
+        """Write the state of now; nothing where no step was made since the last time, or on a dry run."""
+        if trainer.global_step == self.saved_step or trainer.fast_dev_run:
             return
+        path = self.folder / f"model_epoch_{trainer.current_epoch:03d}_step_{trainer.global_step:05d}.pth"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             _point(self.folder / LATEST, path)
-        self.latest = path
+        self.latest, self.saved_step = path, trainer.global_step
 
 
 def _point(link: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
 import pytorch_lightning as pl
@@ -11,10 +12,12 @@ from torch.nn.functional import smooth_l1_loss
 from torchmetrics import MeanMetric
 
 from stereo_core.data.datasets import group_by_size
-from stereo_core.errors import SpecError
+from stereo_core.errors import ModelError, SpecError
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.schedules import lr_factor
+
+LOG = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -94,7 +97,26 @@ class StereoModule(pl.LightningModule):
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        """What speaks against going on from a checkpoint, said before its weights are taken over.
+
+        Raises:
+            SpecError: it has all epochs already.
+            ModelError: its weights have other names, so that the optimizer's state, by number, may be of other weights.
+        """
+        if checkpoint["state_dict"].keys() != self.state_dict().keys():
+            raise ModelError(
+                f"{self.trainer.ckpt_path}: a training run of other software (its weights have other names), and its "
+                "optimizer state does not fit; start from its weights with train.pretrained_model_path instead"
+            )
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+        done = epochs["ready"] if batches["is_last_batch"] else epochs["processed"]
+        if not batches["is_last_batch"]:
+            LOG.warning(
+                "%s was written after batch %d of epoch %d; the epoch goes on from there, but its order of samples "
+                "starts anew: some come twice and some not at all",
+                self.trainer.ckpt_path, batches["current"]["ready"], done,
+            )  # fmt: skip
         if done >= self.trainer.max_epochs:
             raise SpecError(
                 f"train.num_epochs: {self.trainer.max_epochs}, but the checkpoint to resume has {done} already"

@@ -9,12 +9,16 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from stereo_core.actions.perform import perform
 from stereo_core.models import create_model, load_model, save_checkpoint
+from stereo_core.models.checkpoints import to_tao
 from stereo_core.spec import spec_from_dict
+from stereo_core.training.callbacks import StatusLines
+from stereo_core.training.checkpoints import AtomicCheckpointIO
 
 MODEL = {"preset": "tiny", "train_iters": 2, "valid_iters": 2, "stereo_backbone": {"allow_random_backbone": True}}
 
@@ -159,6 +163,33 @@ def test_resume_equals_an_undisturbed_run(train, tmp_path):
         torch.testing.assert_close(part["state_dict"][name], tensor, rtol=0, atol=0, msg=name)
 
 
+@pytest.fixture(scope="session")
+def every_two_steps(train, tmp_path_factory):
+    """Folder of a run of two epochs, four steps each, that wrote a checkpoint within and at the end of each."""
+    folder = tmp_path_factory.mktemp("steps")
+    keys = {"checkpoint_interval": 2, "checkpoint_interval_unit": "step", "num_epochs": 2, "validation_interval": 2}
+    assert train(folder, batch_size=1, **keys)[0] == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("start", "left"),
+    [("model_epoch_000_step_00002.pth", [(0, 4), (1, 8)]), ("model_epoch_000_step_00004.pth", [(1, 8)])],
+)
+def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_lines, caplog, recwarn, start, left):
+    keys = {"num_epochs": 2, "resume_training_checkpoint_path": str(every_two_steps / start)}
+    code, outcome = train(tmp_path, batch_size=1, **keys)
+    assert code == 0
+    progress = [line for line in status_lines(tmp_path) if line["message"] == "Training loop in progress"]
+    assert [(line["epoch"], line["step"]) for line in progress] == left
+    saved = load(tmp_path / "dn_model_latest.pth")
+    assert (saved["epoch"], saved["global_step"]) == (1, 8)
+    assert saved["optimizer_states"][0]["state"][0]["step"] == 8
+    assert math.isfinite(outcome.kpi["train_loss"]) and math.isfinite(outcome.kpi["epe"])
+    assert ("anew" in caplog.text) == (start == "model_epoch_000_step_00002.pth")
+    assert not [warning for warning in recwarn if "not resumable" in str(warning.message)]
+
+
 def test_pretrained_weights_are_the_start(finished, train, tmp_path):
     folder, before = finished
     code, outcome = train(tmp_path, num_epochs=1, pretrained_model_path=str(folder / "dn_model_latest.pth"))
@@ -175,6 +206,27 @@ def test_step_interval(train, tmp_path):
         "model_epoch_001_step_00006.pth",
         "model_epoch_001_step_00008.pth",  # the end always counts
     ]
+
+
+def test_steps_of_several_batches_are_saved_once_each(train, tmp_path, monkeypatch):
+    """Two batches a step: the step count stands still for a batch."""
+    written = []
+    write = AtomicCheckpointIO.save_checkpoint
+
+    def count(self, checkpoint, path, **rest):
+        written.append(path.name)
+        write(self, checkpoint, path, **rest)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", count)
+    keys = {"checkpoint_interval": 1, "checkpoint_interval_unit": "step", "accumulate": 2, "num_epochs": 2}
+    assert train(tmp_path, batch_size=1, **keys)[0] == 0
+    assert written == [f"model_epoch_{(step - 1) // 2:03d}_step_{step:05d}.pth" for step in (1, 2, 3, 4)]
+    batches = load(tmp_path / written[0])["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    assert batches == 2
+    written.clear()
+    resume = str(tmp_path / "model_epoch_001_step_00003.pth")
+    assert train(tmp_path, batch_size=1, resume_training_checkpoint_path=resume, **keys)[0] == 0
+    assert written == ["model_epoch_001_step_00004.pth"]
 
 
 def test_bf16_runs(train, tmp_path):
@@ -219,6 +271,31 @@ def test_what_can_not_be_resumed(finished, train, tiny_checkpoint, tmp_path, sta
     latest = str(finished[0] / "dn_model_latest.pth")
     assert train(tmp_path, num_epochs=2, resume_training_checkpoint_path=latest)[0] == 2
     assert "the checkpoint to resume has 2 already" in status_lines(tmp_path)[-1]["message"]
+
+
+def test_a_step_checkpoint_at_the_end_of_the_run_can_not_be_resumed(every_two_steps, train, tmp_path, status_lines):
+    latest = str(every_two_steps / "model_epoch_001_step_00008.pth")
+    assert train(tmp_path, batch_size=1, num_epochs=2, resume_training_checkpoint_path=latest)[0] == 2
+    assert "the checkpoint to resume has 2 already" in status_lines(tmp_path)[-1]["message"]
+
+
+def test_a_run_of_other_software_can_not_be_resumed(finished, train, tmp_path, status_lines):
+    """TAO's names: its weights load, its optimizer state goes by the number of the weight."""
+    content = load(finished[0] / "model_epoch_000_step_00002.pth")
+    named = {f"model.{to_tao(name.removeprefix('model.'))}": value for name, value in content["state_dict"].items()}
+    assert named.keys() != content["state_dict"].keys()
+    torch.save(content | {"state_dict": named}, tmp_path / "tao.pth")
+    keys = {"num_epochs": 2, "resume_training_checkpoint_path": str(tmp_path / "tao.pth")}
+    assert train(tmp_path / "run", **keys)[0] == 2
+    message = status_lines(tmp_path / "run")[-1]["message"]
+    assert "tao.pth" in message and "train.pretrained_model_path" in message
+
+
+def test_plain_numbers_in_a_checkpoint_do_not_hinder_resuming(finished, train, tmp_path):
+    content = load(finished[0] / "model_epoch_000_step_00002.pth") | {"best": np.float64(1.5)}
+    torch.save(content, tmp_path / "best.pth")
+    keys = {"num_epochs": 2, "resume_training_checkpoint_path": str(tmp_path / "best.pth")}
+    assert train(tmp_path / "run", **keys)[0] == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")
@@ -274,3 +351,27 @@ def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, stat
     (name,) = checkpoints(tmp_path)
     saved = load(tmp_path / "dn_model_latest.pth")
     assert saved["global_step"] >= 2 and name.endswith(f"step_{saved['global_step']:05d}.pth")
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"), [("on_train_batch_end", 2), ("on_validation_batch_start", 4), ("on_train_epoch_end", 4)]
+)
+def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
+    """SIGTERM within the first epoch's four steps, in the validation after them, or at the epoch's end."""
+    keys = {"num_epochs": 3, "checkpoint_interval": 3}
+    with monkeypatch.context() as patched:
+
+        def stop(self, trainer, *_):
+            if trainer.global_step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patched.setattr(StatusLines, hook, stop, raising=False)
+        assert train(tmp_path, batch_size=1, **keys)[0] == 143
+    (name,) = checkpoints(tmp_path)
+    assert name == f"model_epoch_000_step_{step:05d}.pth"
+    latest = str(tmp_path / "dn_model_latest.pth")
+    assert train(tmp_path, batch_size=1, resume_training_checkpoint_path=latest, **keys)[0] == 0
+    assert checkpoints(tmp_path) == [name, "model_epoch_002_step_00012.pth"]
+    saved = load(tmp_path / "dn_model_latest.pth")
+    assert (saved["epoch"], saved["global_step"]) == (2, 12)
+    assert saved["optimizer_states"][0]["state"][0]["step"] == 12
