@@ -99,7 +99,9 @@ def test_ground_truth_changes_nothing(infer, all_files, scenes, tmp_path):
         gt.unlink()
     assert infer(tmp_path / "out", tmp_path / "data" / "two.txt", save_raw_pfm=True) == 0
     for name in (f"disparity_pfm/scene{n}/left.pfm" for n in range(4)):
-        assert (tmp_path / "out" / name).read_bytes() == (all_files / name).read_bytes()
+        # Equal on a CPU; a GPU's kernels round differently from run to run. A pixel set to 0 would be px away.
+        maps = [read_disparity(folder / name)[0] for folder in (tmp_path / "out", all_files)]
+        np.testing.assert_allclose(*maps, atol=1e-3)
 
 
 def test_equal_base_names_do_not_collide(infer, scenes, tmp_path):
