@@ -113,8 +113,8 @@ class StereoModule(pl.LightningModule):
         done = epochs["ready"] if batches["is_last_batch"] else epochs["processed"]
         if not batches["is_last_batch"]:
             LOG.warning(
-                "%s was written after batch %d of epoch %d; the epoch goes on from there, but its order of samples "
-                "starts anew: some come twice and some not at all",
+                "%s was written after %d batches of epoch %d; the epoch is made full, but its order of samples "
+                "starts anew, so the first ones come again and the last ones not at all",
                 self.trainer.ckpt_path, batches["current"]["ready"], done,
             )  # fmt: skip
         if done >= self.trainer.max_epochs:
