@@ -36,12 +36,22 @@ def metrics_table(run: LocalRun) -> Table | None:
     return Table("Metrics", ("step", *columns), cells)
 
 
+def size(count: int) -> str:
+    """Bytes for a reader: 512 B, 3.4 KB, 12.0 MB."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
 def write_page(run: LocalRun) -> Path:
     """Write report.html into the run folder: steps, metrics and the pictures of every step that left some."""
-    steps = Table("Steps", ("step", "state", "seconds", "artifacts", "bytes"))
+    steps = Table("Steps", ("step", "state", "seconds", "artifacts", "size"))
     for name, task in run.tasks.items():
-        artifacts, size = ", ".join(task.artifacts), sum(made.bytes for made in task.artifacts.values())
-        steps.rows.append((name, task.state, round(task.seconds, 1), artifacts, size))
+        artifacts, total = ", ".join(task.artifacts), sum(made.bytes for made in task.artifacts.values())
+        steps.rows.append((name, task.state, round(task.seconds, 1), artifacts, size(total)))
     tables = [table for table in (metrics_table(run), steps) if table]
     galleries = []
     for name in run.tasks:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stereo_core.orchestration.local import ENDED, LocalRun, TaskRun
-from stereo_core.orchestration.page import metrics_table
+from stereo_core.orchestration.page import metrics_table, size
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # columns of the tables in a file or a pipe
@@ -66,16 +66,6 @@ def _seconds(task: TaskRun) -> str:
     if task.state == "running" and task.started:
         return f"{time.time() - datetime.fromisoformat(task.started).astimezone(UTC).timestamp():.0f} s"
     return f"{task.seconds:.1f} s" if task.seconds else ""
-
-
-def size(count: int) -> str:
-    """Bytes for a reader: 512 B, 3.4 KB, 12.0 MB."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def summary(run: LocalRun, console: Console | None = None) -> None:

@@ -22,7 +22,7 @@ body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;paddin
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}
 th,td{padding:.25rem .9rem;border-bottom:1px solid #d9dee3;text-align:left}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
-figure{margin:1rem 0}figcaption{color:#57606a}img{max-width:100%}
+figure{margin:1rem 0}figcaption{color:#57606a}img{width:100%}
 footer{margin-top:3rem;color:#57606a}
 </style></head><body>
 <h1>{{ title }}</h1>
@@ -32,7 +32,7 @@ footer{margin-top:3rem;color:#57606a}
 <table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
 <tr>{% for cell in row %}
-<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else '%.6g' % cell }}</td>{% endfor %}</tr>
+<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else '%.4g' % cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
 {% for title, caption, pictures in galleries %}
@@ -47,14 +47,15 @@ footer{margin-top:3rem;color:#57606a}
 """)
 
 CAPTIONS = {
-    "panels": "Left image, ground truth, prediction, error; disparities share one colour scale.",
+    "panels": "Left image, ground truth, prediction, error. Disparities share one colour scale; errors go from blue (0) "
+    "to red (8 px and more); black has no ground truth.",
     "predicted_depth": "Predicted disparity in colour.",
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; strings are left-aligned, numbers right-aligned with six figures."""
+    """A titled table; strings are left-aligned, numbers right-aligned with four figures."""
 
     title: str
     columns: Sequence[str]

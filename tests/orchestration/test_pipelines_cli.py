@@ -12,7 +12,8 @@ from small_ir import container, pipeline
 from stereo_core.orchestration.cli import read_params
 from stereo_core.orchestration.graph import GraphError, load_pipeline
 from stereo_core.orchestration.local import LocalRun
-from stereo_core.orchestration.progress import Progress, size, summary
+from stereo_core.orchestration.page import size
+from stereo_core.orchestration.progress import Progress, summary
 
 WRITE = container("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('x' * 2500)", ("out",))
 
