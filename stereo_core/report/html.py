@@ -47,8 +47,8 @@ footer{margin-top:3rem;color:#57606a}
 """)
 
 CAPTIONS = {
-    "panels": "Left image, ground truth, prediction, error. Disparities share one colour scale; errors go from blue (0) "
-    "to red (8 px and more); black has no ground truth.",
+    "panels": "Left image, ground truth, prediction, error. Disparities share one colour scale; errors go from blue "
+    "(0) to red (8 px and more); black has no ground truth.",
     "predicted_depth": "Predicted disparity in colour.",
 }
 
