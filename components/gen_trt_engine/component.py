@@ -13,7 +13,7 @@ def gen_trt_engine(
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
-    """Build an engine from an ONNX file: TensorRT, TensorRT-RTX or ONNX Runtime.
+    """Build an engine from an ONNX file, with the backend that the installation has.
 
     Args:
         onnx: The ONNX file of `export`.

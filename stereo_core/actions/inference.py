@@ -65,7 +65,8 @@ def camera_of(spec) -> Calibration:
         return Calibration(spec.dataset.focal_x, spec.dataset.baseline)
     raise SpecError(
         "inference.save_depth, inference.save_point_cloud: need a camera; set inference.calibration to a calib.txt or "
-        "K.txt, or set both dataset.baseline (metres) and dataset.focal_x (px)"
+        "K.txt, or set both dataset.baseline (metres) and dataset.focal_x (px) to your camera's; the defaults count as "
+        "unset"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,8 +171,13 @@ def _complaint(group: type[Section], detail: dict, source: _Source) -> str:
         return f"{where}: {detail['ctx']['error']}"
     values = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}
     values["value"] = "the value" if path == "encryption_key" else repr(detail["input"])
-    return (
-        f"{where}: {_RULES[detail['type']].format(**values)}"
-        if detail["type"] in _RULES
-        else f"{where}: {detail['msg']}"
-    )
+    rule = _RULES[detail["type"]].format(**values) if detail["type"] in _RULES else detail["msg"]
+    return f"{where}: {rule}{_nearest_choice(detail)}"
+
+
+def _nearest_choice(detail: dict) -> str:
+    if detail["type"] != "literal_error":
+        return ""
+    choices = {choice.lower(): choice for choice in re.findall(r"'([^']*)'", detail["ctx"]["expected"]) if choice}
+    guess = difflib.get_close_matches(str(detail["input"]).lower(), choices, 1)
+    return f"; did you mean {choices[guess[0]]}?" if guess else ""

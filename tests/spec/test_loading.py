@@ -66,6 +66,10 @@ def test_a_key_like_no_other_gets_no_guess(workspace):
         ("train.num_epochs=null", "train.num_epochs: None is not a whole number"),
         ("train.is_dry_run=maybe", "train.is_dry_run: 'maybe' is not true or false"),
         ("train.precision=fp8", "train.precision: 'fp8' is not one of 'bf16', 'fp32' or 'fp16'"),
+        (
+            "train.optim.optimizer=adamW2",
+            "train.optim.optimizer: 'adamW2' is not one of 'AdamW' or 'SGD'; did you mean AdamW?",
+        ),
         ("model.max_disparity=100", "model.max_disparity: 100 is not a multiple of 32"),
         ("dataset.max_disparity=417", "dataset.max_disparity: 417 is more than the largest value 416"),
         ("train.gpu_ids=0", "train.gpu_ids: 0 is not a list"),
