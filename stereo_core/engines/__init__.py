@@ -1,7 +1,6 @@
 """Engines: an exported network that gives disparity without PyTorch, built and run by one of several backends.
 
-A backend is a module of this folder with PRECISIONS, SUFFIX, `build(onnx, out, verbose) -> dict` (the side-car keys
-that it knows) and `load(path, info, device) -> Engine`.
+A backend is a `base.Backend`; a module of this folder gives it by `backend(name)`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from stereo_core.engines.base import Engine
+from stereo_core.engines.base import Backend, BuildSettings, Engine
 from stereo_core.engines.files import read_engine, read_onnx, write_sidecar
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path, sha256_of
@@ -23,19 +21,6 @@ LOG = logging.getLogger(__name__)
 
 # Backend -> its module, in the order in which `auto` takes the first that is installed.
 BACKENDS = {"onnxruntime": "stereo_core.engines.onnxruntime"}
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """How to build: `backend` auto or a name of BACKENDS, `precision` fp32, the batch profile for a dynamic batch."""
-
-    backend: str = "auto"
-    precision: str = "fp32"
-    min_batch: int = 1
-    opt_batch: int = 1
-    max_batch: int = 1
-    verify: bool = True
-    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,11 +66,11 @@ def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> 
         raise SpecError(f"gen_trt_engine.trt_engine: {out} is the ONNX file itself; give the engine another name")
     name, choice = choose_backend(settings.backend)
     LOG.info("engine backend: %s", choice)
-    backend = _module(name)
+    backend = _backend(name)
     _check_precision(name, backend, settings.precision)
     info = graph | _batches(graph, settings) | {"kind": "engine", "backend": name, "precision": settings.precision}
     with atomic_path(out) as temporary:
-        info |= backend.build(onnx, temporary, settings.verbose)
+        info |= backend.build(onnx, temporary, info, settings)
         info |= {"onnx_sha256": sha256_of(onnx), "sha256": sha256_of(temporary)}
         difference = _verify(backend, temporary, info, onnx) if settings.verify else None
     write_sidecar(out, info)
@@ -109,23 +94,23 @@ def load_engine(path: str | Path, device: Any = None) -> Engine:
             f"{path}: an engine of {info['backend']} {info['backend_version']} for {info['target']}, a backend that is "
             f"not available here (available: {', '.join(BACKENDS)}); build the engine again from its ONNX file"
         )
-    return _module(info["backend"]).load(path, info, device)
+    return _backend(info["backend"]).load(path, info, device)
 
 
 def suffix_of(backend: str) -> str:
     """The file name's end that a backend's engines get where the user gives no name: `<name>.ort.onnx`."""
-    return _module(choose_backend(backend)[0]).SUFFIX
+    return _backend(choose_backend(backend)[0]).suffix
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(BACKENDS[name])
+def _backend(name: str) -> Backend:
+    return importlib.import_module(BACKENDS[name]).backend(name)
 
 
-def _check_precision(name: str, backend: ModuleType, precision: str) -> None:
-    if precision not in backend.PRECISIONS:
+def _check_precision(name: str, backend: Backend, precision: str) -> None:
+    if precision not in backend.precisions:
         raise SpecError(
             f"gen_trt_engine.tensorrt.data_type: the {name} backend does not build {precision}; "
-            f"it builds {', '.join(backend.PRECISIONS)}"
+            f"it builds {', '.join(backend.precisions)}"
         )
 
 
@@ -141,7 +126,7 @@ def _batches(graph: dict, settings: BuildSettings) -> dict:
     return dict(zip(("min_batch", "opt_batch", "max_batch"), profile, strict=True))
 
 
-def _verify(backend: ModuleType, engine: Path, info: dict, onnx: Path) -> dict[str, float]:
+def _verify(backend: Backend, engine: Path, info: dict, onnx: Path) -> dict[str, float]:
     from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
 
     batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images where it can be: they must not mix

@@ -7,7 +7,9 @@ import logging
 import statistics
 import sys
 import time
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +20,67 @@ LOG = logging.getLogger(__name__)
 # ImageNet statistics of RGB in 0..1, as every published ONNX file of this network expects.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How to build an engine.
+
+    Attributes:
+        backend: auto, or a name of `stereo_core.engines.BACKENDS`.
+        precision: fp32, fp16, bf16, int8 or fp8.
+        min_batch, opt_batch, max_batch: the profile of a dynamic batch.
+        heights, widths: (min, opt, max) px, the profile of a dynamic height and width; None: what the file was traced
+            at, alone.
+        workspace_gib: scratch memory in GiB; None: no limit.
+        layers_precision: `<layer>:<precision>` pins; a layer is an ONNX node's name or an fnmatch pattern.
+        timing_cache: file to read and update, or None.
+        compute_capabilities: GPU generations to build for, as "8.6"; empty: the GPU of this machine.
+        gpu_id: the GPU to build on.
+        verify: compare the engine with its ONNX file where it can run here.
+    """
+
+    backend: str = "auto"
+    precision: str = "fp32"
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 1
+    heights: tuple[int, int, int] | None = None
+    widths: tuple[int, int, int] | None = None
+    workspace_gib: int | None = None
+    layers_precision: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    gpu_id: int = 0
+    verify: bool = True
+    verbose: bool = False
+
+
+class Backend(Protocol):
+    """What builds and runs engines. A module of this folder gives them by `backend(name)`.
+
+    Attributes:
+        precisions: what it can build, of fp32, fp16, bf16, int8, fp8.
+        suffix: the end of an engine's file name where the user gives none.
+    """
+
+    precisions: tuple[str, ...]
+    suffix: str
+
+    def why_not_here(self) -> str | None:
+        """None where engines can be built here, else the reason, for the user (library not installed, ...)."""
+
+    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+        """Write the engine `out`; returns the side-car keys that the backend knows: backend_version and target.
+
+        `info` is the side-car so far: what the ONNX file says, and the profiles.
+        """
+
+    def why_not_runnable(self, info: dict) -> str | None:
+        """None where an engine of this side-car can run here, else the reason, for the user."""
+
+    def load(self, path: Path, info: dict, device: Any) -> Engine:
+        """Open an engine. `device` is "cpu", "cuda", "cuda:N", a torch.device, or None for the best there is."""
 
 
 class Engine(abc.ABC):

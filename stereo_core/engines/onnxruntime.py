@@ -9,17 +9,38 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from stereo_core.engines.base import Engine
+from stereo_core.engines.base import BuildSettings, Engine
 from stereo_core.engines.files import DISPARITY, LEFT, RIGHT
 from stereo_core.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32",)
-SUFFIX = ".ort.onnx"
+
+def backend(name: str) -> OnnxRuntime:
+    """The one backend of this file."""
+    return OnnxRuntime()
 
 
-def build(onnx: Path, out: Path, verbose: bool = False) -> dict:
+class OnnxRuntime:
+    """See `stereo_core.engines.base.Backend`."""
+
+    precisions = ("fp32",)
+    suffix = ".ort.onnx"
+
+    def why_not_here(self) -> None:
+        return None
+
+    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+        return write_optimised(onnx, out, settings.verbose)
+
+    def why_not_runnable(self, info: dict) -> None:
+        return None
+
+    def load(self, path: Path, info: dict, device: Any) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(path, info, device)
+
+
+def write_optimised(onnx: Path, out: Path, verbose: bool = False) -> dict:
     """Write the optimised graph of `onnx` to `out`.
 
     Basic optimisations only: they keep to standard operators, so the engine runs on every provider; the fusions of
@@ -47,9 +68,6 @@ class OnnxRuntimeEngine(Engine):
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
         return self._session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0][:, 0]
-
-
-load = OnnxRuntimeEngine
 
 
 def open_session(path: Path, device: Any = None, optimise: bool = True) -> ort.InferenceSession:
