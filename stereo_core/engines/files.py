@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, sha256_of
 
@@ -17,6 +19,10 @@ SIDECAR_KEYS = (
     "precision",
     "input_height",
     "input_width",
+    "min_height",
+    "max_height",
+    "min_width",
+    "max_width",
     "min_batch",
     "opt_batch",
     "max_batch",
@@ -35,7 +41,8 @@ ONNX_KEYS = tuple(
 )
 PREFIX = "stereo."
 
-_INTEGERS = ("input_height", "input_width", "min_batch", "opt_batch", "max_batch", "max_disparity", "valid_iters")
+_INTEGERS = ("input_height", "input_width", "max_disparity", "valid_iters")
+_FLOAT8 = {17, 18, 19, 20}  # onnx.TensorProto's FLOAT8 types
 
 
 def file_kind(path: str | Path) -> str:
@@ -92,7 +99,7 @@ def read_engine(path: str | Path) -> dict:
     kind = file_kind(path)
     if kind != "engine":
         raise ModelError(f"{path}: {_NOT_AN_ENGINE[kind].format(sidecar=sidecar_path(path))}")
-    info = read_sidecar(path)
+    info = _with_sizes(read_sidecar(path))
     missing = [key for key in SIDECAR_KEYS if key not in info]
     if missing:
         raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
@@ -102,6 +109,12 @@ def read_engine(path: str | Path) -> dict:
             f"{sidecar_path(path).name}); copy both files again, or build the engine again"
         )
     return info
+
+
+def _with_sizes(info: dict) -> dict:
+    """Side-cars written before engines had ranges of sizes: one height and one width."""
+    ends = [(f"{end}_{side}", f"input_{side}") for side in ("height", "width") for end in ("min", "max")]
+    return {key: info[size] for key, size in ends if size in info} | info
 
 
 _BUILD = (
@@ -120,10 +133,13 @@ def read_onnx(path: str | Path) -> dict:
     """What a stereo ONNX file says of itself: ONNX_KEYS, None where it does not say (files of other makers).
 
     `min_batch`, `opt_batch`, `max_batch` are the static batch; with a dynamic batch they are 1, 1 and None.
+    `min_height`, `max_height`, `input_height` are the static height; an open one has None, None and the height that it
+    was traced at. The same for the width. `precision` is int8 or fp8 where the graph quantises, else fp32.
 
     Raises:
         ModelError: the file is missing or no ONNX file; or the graph has other inputs and outputs than `left_image`,
-            `right_image` (float32, B x 3 x H x W, H and W static multiples of 32) and `disparity` (B x 1 x H x W).
+            `right_image` (float32, B x 3 x H x W, H and W open or multiples of 32) and `disparity` (B x 1 x H x W, or
+            B x H x W as some makers write it).
     """
     kind = file_kind(path)
     if kind != "onnx":
@@ -136,9 +152,13 @@ def read_onnx(path: str | Path) -> dict:
     # The graph itself is what runs: its own shapes hold whatever the metadata say.
     return info | {
         "kind": "onnx",
-        "precision": "fp32",
-        "input_height": height,
-        "input_width": width,
+        "precision": _precision(model.graph),
+        "input_height": height or info["input_height"],
+        "input_width": width or info["input_width"],
+        "min_height": height,
+        "max_height": height,
+        "min_width": width,
+        "max_width": width,
         "min_batch": batch or 1,
         "opt_batch": batch or 1,
         "max_batch": batch,
@@ -153,6 +173,11 @@ _NOT_ONNX = {
     "tensorrt": f"a TensorRT engine, not an ONNX file; {_EXPORT}",
     "unknown": f"not an ONNX file, or a truncated one (encrypted .etlt files are not supported); {_EXPORT}",
 }
+
+
+def without_channel(disparity: np.ndarray) -> np.ndarray:
+    """Disparity (B, 1, H, W), or (B, H, W) as some makers' graphs give it -> (B, H, W)."""
+    return disparity.reshape(-1, *disparity.shape[-2:])
 
 
 def add_metadata(proto, info: dict, **more: str) -> None:
@@ -173,8 +198,18 @@ def _parse_onnx(path: Path):
     return model if model.graph.node else None
 
 
-def _graph_shape(graph, path) -> tuple[int | None, int, int]:
-    """(static batch or None, height, width) of a graph that keeps our contract."""
+def _precision(graph) -> str:
+    """By the types of the quantisers' constants: zero points and weights."""
+    quantisers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    if not quantisers:
+        return "fp32"
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {node.output[0]: node.attribute[0].t.data_type for node in graph.node if node.op_type == "Constant"}
+    return "fp8" if any(types.get(name) in _FLOAT8 for node in quantisers for name in node.input) else "int8"
+
+
+def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
+    """Batch, height and width of a graph that keeps our contract, None where open."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: _dims(value) for value in graph.input if value.name not in weights}
     outputs = [value.name for value in graph.output]
@@ -189,10 +224,8 @@ def _graph_shape(graph, path) -> tuple[int | None, int, int]:
     if any(value.type.tensor_type.elem_type != 1 for value in graph.input if value.name in inputs):
         raise ModelError(f"{path}: inputs are not float32")
     batch, _, height, width = inputs[LEFT]
-    if not height or not width or height % 32 or width % 32:
-        raise ModelError(
-            f"{path}: height and width are {_text((height, width))}; an engine needs static ones, multiples of 32"
-        )
+    if (height or 32) % 32 or (width or 32) % 32:
+        raise ModelError(f"{path}: height and width are {_text((height, width))}, not multiples of 32")
     return batch, height, width
 
 

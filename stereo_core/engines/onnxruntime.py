@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from stereo_core.engines.base import BuildSettings, Engine
-from stereo_core.engines.files import DISPARITY, LEFT, RIGHT
+from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, without_channel
 from stereo_core.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class OnnxRuntimeEngine(Engine):
         LOG.info("%s runs on ONNX Runtime %s, %s", path, ort.__version__, self.provider)
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
-        return self._session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0][:, 0]
+        return without_channel(self._session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0])
 
 
 def open_session(path: Path, device: Any = None, optimise: bool = True) -> ort.InferenceSession:

@@ -23,11 +23,11 @@ def synthetic_pair(height: int, width: int, batch: int) -> tuple[np.ndarray, np.
 
 def reference_disparity(onnx: Path, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
     """Disparity (B, H, W) px of an ONNX file run as it stands, node by node, on the CPU by ONNX Runtime."""
-    from stereo_core.engines.files import DISPARITY, LEFT, RIGHT
+    from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, without_channel
     from stereo_core.engines.onnxruntime import open_session
 
     session = open_session(onnx, "cpu", optimise=False)
-    return session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0][:, 0]
+    return without_channel(session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0])
 
 
 def difference(disparity: np.ndarray, reference: np.ndarray, precision: str = "fp32") -> dict[str, float]:
