@@ -47,6 +47,10 @@ _EXAMPLES = {
         "An ONNX file to an engine.",
         "-e engine.yaml gen_trt_engine.onnx_file=model.onnx gen_trt_engine.trt_engine=model.engine",
     ),
+    "report": (
+        "Several evaluations side by side on one page: accuracy, latency, size.",
+        "results_dir=out results=[results/evaluate,results/trt_evaluate] names=[checkpoint,engine]",
+    ),
 }
 """Verb -> what it does, and the arguments of an example."""
 

@@ -35,11 +35,13 @@ ACTIONS = (
     "gen_trt_engine",
     "trt_evaluate",
     "trt_inference",
+    "report",
 )
 MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
 
 # port -> the kind of artifact it takes or gives; kind -> the formats a consumer here reads
-KINDS = {"pretrained": "checkpoint"}
+COMPARED = ("first", "second", "third", "fourth")  # the metrics that `report` puts side by side
+KINDS = {"pretrained": "checkpoint"} | dict.fromkeys(COMPARED, "metrics")
 FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
 ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
@@ -211,7 +213,7 @@ def content(artifact: Artifact) -> Path:
 
 def user_spec(action: str, parameters: dict, inputs: dict[str, Artifact]) -> dict:
     """What the user said: spec_file < spec parameter < typed parameters. Defaults are the spec's own business."""
-    if action == "synthesize":
+    if action in ("synthesize", "report"):
         return dict(parameters)
     tree = merge(_read_spec_file(inputs.get("spec_file")), parameters.get("spec") or {})
     for name, key in TYPED.get(action, {}).items():
@@ -250,14 +252,19 @@ def put(tree: dict, key: str, value: object) -> None:
 def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact], results: Path) -> None:
     """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said."""
     verb = action.removeprefix("trt_")
-    wanted = {"convert": {"images"}}.get(action, {*MODEL_KEYS.get(action, ()), *(DATA_PORTS if verb in SPLITS else ())})
+    data = DATA_PORTS if verb in SPLITS else ()
+    wanted = {"convert": {"images"}, "report": {"first"}}.get(action, {*MODEL_KEYS.get(action, ()), *data})
+        action, {*MODEL_KEYS.get(action, ()), *(DATA_PORTS if verb in SPLITS else ())}
+    )
     missing = sorted(wanted - {"pretrained"} - set(inputs))
     if missing:
         raise UserError(f"{action}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(missing)}")
-    if action in ("convert", "synthesize"):
+    if action in ("convert", "synthesize", "report"):
         tree["results_dir"] = str(results)
         if action == "convert":
             tree |= {"data_root": str(inputs["images"].path), "relative_paths": True}
+        if action == "report":
+            tree["results"] = [str(inputs[port].path) for port in COMPARED if port in inputs]
         return
     put(tree, f"{verb}.results_dir", str(results))
     if verb in ("evaluate", "inference"):  # exactly one of the two is set, by the port
@@ -311,8 +318,10 @@ def publish(action: str, outcome: Outcome, outputs: dict[str, Artifact], results
         elif port == "report":
             from stereo_core.report.html import action_report
 
+            own = outcome.artifacts.get(port)
+            text = own.read_text(encoding="utf-8") if own else action_report(results, outcome, action)
             with atomic_path(artifact.path) as temporary:
-                temporary.write_text(action_report(results, outcome, action), encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
             metadata = {"format": "html"}
         else:
             metadata = _publish_result(artifact, Path(outcome.artifacts[port]))

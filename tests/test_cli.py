@@ -22,6 +22,7 @@ VERBS = (
     "trt_inference",
     "export",
     "gen_trt_engine",
+    "report",
 )
 OTHERS = ("default_specs", "schema", "describe", "convert_checkpoint")
 HEAVY = ("torch", "pytorch_lightning", "lightning", "torchmetrics", "onnx", "onnxruntime", "kfp", "matplotlib")

@@ -1,4 +1,4 @@
-"""The flat specs of `convert` and `synthesize`."""
+"""The flat specs of `convert`, `synthesize` and `report`."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ class SynthesizeSpec(Section):
     width: Int = key(160, "Width in px", ge=32)
     max_disparity: Int = key(48, "Largest disparity in px", ge=1)
     seed: Int = key(1234, "Random seed", ge=0)
+
+
+class ReportSpec(Section):
+    """Several evaluations side by side."""
+
+    results_dir: Text = key("", "Folder for report.html", mandatory=True)
+    title: Text = key("Comparison", "Title of the page")
+    results: Texts = key([], "results.json of each evaluation, or its folder; the first is the reference")
+    names: Texts = key([], "A name for each; empty: the folders' names")

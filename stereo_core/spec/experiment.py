@@ -1,4 +1,4 @@
-"""The spec of every verb but convert and synthesize, and which verbs there are."""
+"""The spec of every verb but convert, synthesize and report, and which verbs there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from stereo_core.errors import SpecError
-from stereo_core.spec.convert import ConvertSpec, SynthesizeSpec
+from stereo_core.spec.convert import ConvertSpec, ReportSpec, SynthesizeSpec
 from stereo_core.spec.dataset import Dataset
 from stereo_core.spec.deploy import Export, GenTrtEngine
 from stereo_core.spec.fields import Section, Text, key, section
@@ -36,6 +36,7 @@ class ExperimentSpec(Section):
 SPECS: dict[str, type[Section]] = {
     "convert": ConvertSpec,
     "synthesize": SynthesizeSpec,
+    "report": ReportSpec,
     "train": ExperimentSpec,
     "evaluate": ExperimentSpec,
     "inference": ExperimentSpec,
@@ -66,7 +67,7 @@ def section_name(verb: str) -> str:
 
 
 def results_dir(spec: Section, verb: str) -> Path:
-    """Where a verb writes: `<verb>.results_dir` as it is, else `results_dir/<verb>`; convert and synthesize use theirs.
+    """Where a verb writes: `<verb>.results_dir` as it is, else `results_dir/<verb>`; those with a flat spec use theirs.
 
     With an engine, evaluate and inference write to `trt_evaluate` and `trt_inference`. The folder is not created.
     """

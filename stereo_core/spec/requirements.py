@@ -26,7 +26,7 @@ def check(verb: str, spec: Section) -> list[Complaint]:
 def _complaints(verb: str, spec: Section) -> list[Complaint]:
     if verb == "convert":
         return [*_is_set("results_dir", spec.results_dir), *_folder("data_root", spec.data_root)]
-    if verb == "synthesize":
+    if verb in ("synthesize", "report"):
         return list(_is_set("results_dir", spec.results_dir))
     name = section_name(verb)
     own = getattr(spec, name)

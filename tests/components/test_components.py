@@ -11,6 +11,7 @@ from kfp import components, dsl
 
 from stereo_core import launcher
 from stereo_core.orchestration.compile import BEGIN, END, compiled_path, component_folders, write
+from stereo_core.spec.experiment import spec_class
 
 FOLDERS = {folder.name: folder for folder in component_folders()}
 
@@ -27,7 +28,12 @@ PORTS = {
     "trt_inference": (DATA | {"engine": "Model"}, {"disparity": "Dataset", "report": "HTML"}),
     "export": ({"checkpoint": "Model"}, {"onnx": "Model"}),
     "gen_trt_engine": ({"onnx": "Model"}, {"engine": "Model"}),
+    "report": (
+        {"first": "Metrics", "second?": "Metrics", "third?": "Metrics", "fourth?": "Metrics"},
+        {"report": "HTML"},
+    ),
 }
+FLAT = ("synthesize", "report")  # their parameters are the spec's own keys
 
 
 def ports(section: dict) -> dict[str, str]:
@@ -51,11 +57,12 @@ def test_ports(name):
     spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
     component = next(iter(spec["components"].values()))
     inputs, outputs = PORTS[name]
-    spec_file = {} if name == "synthesize" else {"spec_file?": "Artifact"}
+    flat = name in FLAT
+    spec_file = {} if flat else {"spec_file?": "Artifact"}
     assert ports(component.get("inputDefinitions", {})) == inputs | spec_file
     assert ports(component["outputDefinitions"]) == outputs
     parameters = component["inputDefinitions"]["parameters"]
-    assert name == "synthesize" or parameters["spec"]["parameterType"] == "STRUCT"
+    assert flat or parameters["spec"]["parameterType"] == "STRUCT"
     assert all(item.get("isOptional") for item in parameters.values()), "every parameter has a default"
     documented = [*component["inputDefinitions"].get("artifacts", {}).values(), *parameters.values()]
     documented += component["outputDefinitions"]["artifacts"].values()
@@ -76,12 +83,11 @@ def test_typed_parameters_reach_a_spec_key(name):
     """A parameter that is neither the spec nor known to the launcher would be silently ignored."""
     spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
     parameters = set(next(iter(spec["components"].values()))["inputDefinitions"]["parameters"])
-    if name == "synthesize":
-        from stereo_core.spec import SynthesizeSpec
-
-        assert parameters <= set(SynthesizeSpec.model_fields)
+    if name in FLAT:
+        fields = spec_class(name).model_fields
+        assert parameters <= set(fields)
         defaults = {key: item["defaultValue"] for key, item in spec["root"]["inputDefinitions"]["parameters"].items()}
-        assert defaults == {key: SynthesizeSpec.model_fields[key].default for key in parameters}
+        assert defaults == {key: fields[key].default for key in parameters}
         return
     known = {"spec", *launcher.TYPED.get(name, {})}
     known |= {"dataset_name"} if name.removeprefix("trt_") in launcher.SPLITS else set()

@@ -1,0 +1,67 @@
+"""report: several evaluations on one page, nothing made up where a figure is missing."""
+
+import json
+import re
+
+import pytest
+
+from stereo_core.actions import report
+from stereo_core.actions.perform import perform
+from stereo_core.errors import UserError
+from stereo_core.spec import spec_from_dict
+
+
+def results(folder, **figures):
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(figures | {"settings": {"backend": "x"}}))
+    return str(folder)
+
+
+def run(tmp_path, **keys):
+    return report.run(spec_from_dict("report", {"results_dir": str(tmp_path / "out")} | keys), None)
+
+
+def rows(page):
+    cells = [re.findall(r"<t[dh][^>]*>([^<]*)<", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
+    return {(row[0], index): row[1:] for index, row in enumerate(cells)}
+
+
+def test_figures_stand_side_by_side_and_as_differences_to_the_first(tmp_path):
+    one = results(tmp_path / "fp32", epe=1.5, d1=0.25, latency_median_ms=80.0)
+    two = results(tmp_path / "fp16", epe=1.75, d1=0.25, engine_bytes=1000)
+    outcome = run(tmp_path, results=[one, two], title="fp32 and fp16")
+    page = outcome.artifacts["report"].read_text()
+    assert outcome.kpi == {"fp32/epe": 1.5, "fp16/epe": 1.75}
+    found = [[key[0], *cells] for key, cells in rows(page).items()]
+    assert ["figure", "fp32", "fp16"] in found
+    assert ["epe", "1.5", "1.75"] in found
+    assert ["latency_median_ms", "80", ""] in found, "the second was not timed: no figure"
+    assert ["epe", "0.25"] in found, "the difference to the first"
+    assert ["engine_bytes", "", "1000"] in found and ["engine_bytes", "1000"] not in found
+
+
+def test_a_metrics_file_serves_like_a_folder(tmp_path):
+    path = tmp_path / "metrics"
+    path.write_text(json.dumps({"epe": 2.0}))
+    assert run(tmp_path, results=[str(path)], names=["tiny"]).kpi == {"tiny/epe": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no such file"), ("[]", "no figures"), ('{"epe": "low"}', "no figures"), ("{", "no JSON")],
+)
+def test_bad_results_are_refused_by_name(tmp_path, content, said):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=rf"results\.json: .*{said}"):
+        run(tmp_path, results=[str(path)])
+
+
+def test_names_and_results_belong_together(tmp_path):
+    spec = spec_from_dict(
+        "report",
+        {"results_dir": str(tmp_path / "out"), "results": [results(tmp_path / "a", epe=1.0)], "names": ["a", "b"]},
+    )
+    assert perform("report", spec) == 2
+    assert "2 names for 1 results" in (tmp_path / "out" / "status.json").read_text()
