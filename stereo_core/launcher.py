@@ -254,8 +254,6 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
     verb = action.removeprefix("trt_")
     data = DATA_PORTS if verb in SPLITS else ()
     wanted = {"convert": {"images"}, "report": {"first"}}.get(action, {*MODEL_KEYS.get(action, ()), *data})
-        action, {*MODEL_KEYS.get(action, ()), *(DATA_PORTS if verb in SPLITS else ())}
-    )
     missing = sorted(wanted - {"pretrained"} - set(inputs))
     if missing:
         raise UserError(f"{action}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(missing)}")
