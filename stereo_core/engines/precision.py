@@ -30,6 +30,7 @@ TYPES = {"fp32": FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT1
 _NUMPY = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 
 _PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
+_NOT_IN_BF16 = frozenset(("ConvTranspose",))  # TensorRT has no such deconvolution
 _FLOAT32 = frozenset(
     (
         *("InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"),
@@ -159,6 +160,8 @@ class _Lowering:
         if pinned is not None:
             return pinned
         own = self._own_type(node, floats)
+        if own == TensorProto.BFLOAT16 and node.op_type in _NOT_IN_BF16:
+            return FLOAT
         return own if own == FLOAT or not self._unrepresentable(node, own) else FLOAT
 
     def _own_type(self, node: onnx.NodeProto, floats: list[_Value]) -> int:
