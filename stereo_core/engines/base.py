@@ -30,8 +30,8 @@ class BuildSettings:
         backend: auto, or a name of `stereo_core.engines.BACKENDS`.
         precision: fp32, fp16, bf16, int8 or fp8.
         min_batch, opt_batch, max_batch: the profile of a dynamic batch.
-        heights, widths: (min, opt, max) px, the profile of a dynamic height and width; None: what the file was traced
-            at, alone.
+        heights, widths: (min, opt, max) px, the profile of an open height and width. None as opt: what the file was
+            traced at; None as min or max: opt.
         workspace_gib: scratch memory in GiB; None: no limit.
         layers_precision: `<layer>:<precision>` pins; a layer is an ONNX node's name or an fnmatch pattern.
         timing_cache: file to read and update, or None.
@@ -45,8 +45,8 @@ class BuildSettings:
     min_batch: int = 1
     opt_batch: int = 1
     max_batch: int = 1
-    heights: tuple[int, int, int] | None = None
-    widths: tuple[int, int, int] | None = None
+    heights: tuple[int | None, int | None, int | None] = (None, None, None)
+    widths: tuple[int | None, int | None, int | None] = (None, None, None)
     workspace_gib: int | None = None
     layers_precision: tuple[str, ...] = ()
     timing_cache: Path | None = None
@@ -67,8 +67,8 @@ class Backend(Protocol):
     precisions: tuple[str, ...]
     suffix: str
 
-    def why_not_here(self) -> str | None:
-        """None where engines can be built here, else the reason, for the user (library not installed, ...)."""
+    def why_not_here(self, settings: BuildSettings) -> str | None:
+        """None where such engines can be built here, else the reason, for the user (library not installed, ...)."""
 
     def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
         """Write the engine `out`; returns the side-car keys that the backend knows: backend_version and target.
@@ -76,8 +76,8 @@ class Backend(Protocol):
         `info` is the side-car so far: what the ONNX file says, and the profiles.
         """
 
-    def why_not_runnable(self, info: dict) -> str | None:
-        """None where an engine of this side-car can run here, else the reason, for the user."""
+    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+        """None where an engine of this side-car can run on `device` (see `load`), else the reason, for the user."""
 
     def load(self, path: Path, info: dict, device: Any) -> Engine:
         """Open an engine. `device` is "cpu", "cuda", "cuda:N", a torch.device, or None for the best there is."""

@@ -27,13 +27,13 @@ class OnnxRuntime:
     precisions = ("fp32",)
     suffix = ".ort.onnx"
 
-    def why_not_here(self) -> None:
+    def why_not_here(self, settings: BuildSettings) -> None:
         return None
 
     def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
         return write_optimised(onnx, out, settings.verbose)
 
-    def why_not_runnable(self, info: dict) -> None:
+    def why_not_runnable(self, info: dict, device: Any = None) -> None:
         return None
 
     def load(self, path: Path, info: dict, device: Any) -> OnnxRuntimeEngine:
