@@ -68,7 +68,10 @@ DATA_PORTS = ("images", "annotations")
 # typed parameter -> spec key; an empty value ("" or 0) leaves the key to the spec
 TYPED = {
     "train": {"num_epochs": "train.num_epochs"},
-    "gen_trt_engine": {"backend": "gen_trt_engine.backend"},
+    "gen_trt_engine": {
+        "backend": "gen_trt_engine.backend",
+        "precision": "gen_trt_engine.tensorrt.data_type",
+    },
 }
 LATEST = "dn_model_latest.pth"  # a training's results folder given as a model: its newest checkpoint
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact

@@ -1,0 +1,51 @@
+"""export_and_build: a checkpoint or an ONNX file becomes verified engines, two ranges of sizes, fp32 and fp16 each."""
+
+import stereo_components as steps
+from kfp import dsl
+
+from ..steps import policy
+
+EXPORT = {"export": {"dynamic_hw": True, "input_height": 320, "input_width": 736}}  # one file for every size
+SMALL = {
+    "gen_trt_engine": {
+        **{"min_height": 256, "opt_height": 320, "max_height": 384},
+        **{"min_width": 320, "opt_width": 736, "max_width": 832},
+    }
+}
+LARGE = {
+    "gen_trt_engine": {
+        **{"min_height": 384, "opt_height": 576, "max_height": 768},
+        **{"min_width": 640, "opt_width": 960, "max_width": 1280},
+    }
+}
+
+
+@dsl.pipeline(
+    name="export-and-build",
+    description="A checkpoint or an ONNX file becomes verified engines for two ranges of sizes, fp32 and fp16 each.",
+)
+def export_and_build(
+    model_uri: str,
+    backend: str = "",
+    export_spec: dict = EXPORT,
+    small_spec: dict = SMALL,
+    large_spec: dict = LARGE,
+):
+    """Deploy a model that exists.
+
+    Args:
+        model_uri: A checkpoint of any layout, or an ONNX file of `export`, TAO or NGC: a file or a folder that holds
+            one; on this machine, or s3://, gs://, minio://.
+        backend: The engines' backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to the specs.
+        export_spec: Spec of export; an ONNX file keeps the size and the opset it has.
+        small_spec: Spec of gen_trt_engine for the first range of sizes; without effect on a file of one size.
+        large_spec: Spec of gen_trt_engine for the second range of sizes.
+    """
+    model = dsl.importer(artifact_uri=model_uri, artifact_class=dsl.Model, reimport=False)
+    model.set_display_name("model")
+    # Kubeflow's cache knows an artifact by its name, not by its content, and others may change what lies there.
+    export = policy(steps.export(checkpoint=model.output, spec=export_spec), cache=False)
+    for size, spec in (("small", small_spec), ("large", large_spec)):
+        for precision in ("fp32", "fp16"):
+            engine = steps.gen_trt_engine(onnx=export.outputs["onnx"], backend=backend, precision=precision, spec=spec)
+            policy(engine).set_display_name(f"{size} {precision}")
