@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -102,11 +103,18 @@ class StereoLoader(DataLoader):
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffles anew every epoch and yields (index, epoch), so that a crop depends on nothing else but the seed."""
+    """Shuffles anew every epoch and yields (index, epoch), so that a sample depends on nothing else but the seed.
+
+    Attributes:
+        start: samples of this rank's part that the next walk leaves out, because a resumed run has had them.
+    """
+
+    start = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield this rank's part of the epoch's permutation."""
-        return ((index, self.epoch) for index in super().__iter__())
+        start, self.start = self.start, 0
+        return islice(((index, self.epoch) for index in super().__iter__()), start, None)
 
 
 class OrderedSampler(DistributedSampler):
