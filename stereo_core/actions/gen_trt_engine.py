@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,45 @@ from stereo_core.spec import results_dir
 
 LOG = logging.getLogger(__name__)
 
-# Build settings that ONNX Runtime has no use for: what they say without being set, under gen_trt_engine.tensorrt.
-_TENSORRT_ONLY = {"workspace_size": (4, 1024), "layers_precision": ([],)}
+NO_LIMIT = 1024  # workspace_size: TAO's default, meant as MB
+# Settings that a backend, or a precision, has no use for, by what they are without being set.
+_UNSET = {
+    "tensorrt.workspace_size": (4, NO_LIMIT),
+    "tensorrt.layers_precision": ([],),
+    "timing_cache": ("",),
+    "compute_capabilities": ([],),
+}
+_WITHOUT_EFFECT = {
+    "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"),
+    "tensorrt_rtx": ("timing_cache",),  # it measures nothing when it builds
+    "tensorrt": (),
+}
 
 
 def run(spec: Any, status: Any) -> Outcome:
     """Build `gen_trt_engine.trt_engine` (exactly that file; empty: in the results folder) and its side-car.
 
     Raises:
-        UserError: no usable ONNX file, an absent backend, a precision it does not build, a batch profile that falls.
-        RuntimeError: the engine's disparity is not the ONNX file's (`gen_trt_engine.verify`).
+        UserError: no usable ONNX file, an absent backend, a precision it does not build, a profile that falls.
+        RuntimeError: the build failed, or the engine's disparity is not the ONNX file's (`gen_trt_engine.verify`).
     """
     section = spec.gen_trt_engine
-    backend, choice = choose_backend(section.backend)
-    if backend == "onnxruntime":
-        _warn_without_effect(section.tensorrt)
+    settings = _settings(section)
+    backend, choice = choose_backend(settings)
+    _warn(section, backend)
     onnx = Path(section.onnx_file)
     engine = Path(section.trt_engine or results_dir(spec, "gen_trt_engine") / f"{onnx.stem}{suffix_of(backend)}")
     status.running(f"Building {engine} from {onnx} with {choice}")
-    build = build_engine(onnx, engine, _settings(section))
-    kpi = {f"verify_{key}": value for key, value in (build.difference or {}).items()}
-    checked = f", {kpi['verify_mean_abs_difference_px']:.2g} px from the ONNX file" if kpi else ", not verified"
+    start = time.perf_counter()
+    build = build_engine(onnx, engine, settings)
+    kpi = {"engine_bytes": engine.stat().st_size, "build_seconds": time.perf_counter() - start}
+    kpi |= {f"verify_{key}": value for key, value in (build.difference or {}).items()}
+    if build.difference:
+        checked = f"{kpi['verify_mean_abs_difference_px']:.2g} px from the ONNX file"
+    else:
+        checked = f"not verified: {build.not_verified}"
     return Outcome(
-        message=f"Engine {engine} built with {choice}{checked}.",
+        message=f"Engine {engine} built with {choice}, {settings.precision}, {checked}.",
         kpi=kpi,
         artifacts={"engine": engine},
         metadata={"engine": {key: value for key, value in build.info.items() if key not in ("kind", "sha256")}},
@@ -49,12 +66,31 @@ def _settings(section: Any) -> BuildSettings:
         min_batch=tensorrt.min_batch_size,
         opt_batch=tensorrt.opt_batch_size,
         max_batch=tensorrt.max_batch_size,
+        heights=(section.min_height, section.opt_height, section.max_height),
+        widths=(section.min_width, section.opt_width, section.max_width),
+        workspace_gib=None if tensorrt.workspace_size == NO_LIMIT else tensorrt.workspace_size,
+        layers_precision=tuple(tensorrt.layers_precision),
+        timing_cache=Path(section.timing_cache) if section.timing_cache else None,
+        compute_capabilities=tuple(section.compute_capabilities),
+        gpu_id=section.gpu_id,
         verify=section.verify,
         verbose=section.verbose,
     )
 
 
-def _warn_without_effect(tensorrt: Any) -> None:
-    for key, unset in _TENSORRT_ONLY.items():
-        if getattr(tensorrt, key) not in unset:
-            LOG.warning("gen_trt_engine.tensorrt.%s has no effect with the onnxruntime backend", key)
+def _warn(section: Any, backend: str) -> None:
+    """Name what is set in vain: keys that this backend has no use for, pins where the graph's own types hold."""
+    for key in _WITHOUT_EFFECT[backend]:
+        if _value(section, key) not in _UNSET[key]:
+            LOG.warning("gen_trt_engine.%s has no effect with the %s backend", key, backend)
+    precision = section.tensorrt.data_type
+    if section.tensorrt.layers_precision and precision not in ("fp16", "bf16"):
+        LOG.warning("gen_trt_engine.tensorrt.layers_precision has no effect in %s; only in fp16 and bf16", precision)
+    if backend != "onnxruntime" and section.tensorrt.workspace_size == NO_LIMIT:
+        LOG.warning("gen_trt_engine.tensorrt.workspace_size: %d is taken as no limit; it counts GiB", NO_LIMIT)
+
+
+def _value(section: Any, key: str) -> Any:
+    for name in key.split("."):
+        section = getattr(section, name)
+    return section

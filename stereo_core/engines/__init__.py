@@ -15,66 +15,92 @@ from typing import Any
 from stereo_core.engines.base import Backend, BuildSettings, Engine
 from stereo_core.engines.files import read_engine, read_onnx, write_sidecar
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.files import atomic_path, sha256_of
+from stereo_core.files import atomic_path, locked, sha256_of
 
 LOG = logging.getLogger(__name__)
 
-# Backend -> its module, in the order in which `auto` takes the first that is installed.
-BACKENDS = {"onnxruntime": "stereo_core.engines.onnxruntime"}
+# Backend -> its module, in the order in which `auto` takes the first that can build here.
+BACKENDS = {
+    "tensorrt": "stereo_core.engines.tensorrt",
+    "tensorrt_rtx": "stereo_core.engines.tensorrt",
+    "onnxruntime": "stereo_core.engines.onnxruntime",
+}
 
 
 @dataclass(frozen=True)
 class Build:
-    """What was built: the side-car, how the backend came to be chosen, and the difference to the ONNX file in px."""
+    """What was built.
+
+    Attributes:
+        info: the side-car.
+        choice: the backend, and how it came to be chosen.
+        difference: to the ONNX file, in px (`verify.difference`); None where the engine was not verified.
+        not_verified: why it was not, else None.
+    """
 
     info: dict
     choice: str
     difference: dict[str, float] | None
+    not_verified: str | None
 
 
-def choose_backend(asked: str) -> tuple[str, str]:
+def choose_backend(settings: BuildSettings) -> tuple[str, str]:
     """(backend, the words for it in logs and reports).
 
     Raises:
-        SpecError: the backend asked for is not available here; there is no silent fall-back.
+        SpecError: the backend asked for can not build here; there is no silent fall-back.
     """
-    if asked != "auto" and asked not in BACKENDS:
-        raise SpecError(
-            f"gen_trt_engine.backend: {asked} is not available in this installation; available: {', '.join(BACKENDS)}"
-        )
-    if asked != "auto":
-        return asked, asked
-    backend = next(iter(BACKENDS))
-    return backend, f"{backend} (TensorRT is not available here)"
+    asked = settings.backend
+    if asked == "auto":
+        return _first_possible(settings)
+    if asked not in BACKENDS:
+        raise SpecError(f"gen_trt_engine.backend: {asked} is not one of {', '.join(BACKENDS)}")
+    why = _backend(asked).why_not_here(settings)
+    if why:
+        raise SpecError(f"gen_trt_engine.backend: {asked} can not build here: {why}")
+    return asked, asked
+
+
+def _first_possible(settings: BuildSettings) -> tuple[str, str]:
+    reasons = []
+    for name in BACKENDS:
+        why = _backend(name).why_not_here(settings)
+        if why is None:
+            return name, f"{name} ({'; '.join(reasons)})" if reasons else name
+        reasons.append(f"not {name}: {why}")
+    raise SpecError(f"gen_trt_engine.backend: no engine can be built here: {'; '.join(reasons)}")
 
 
 def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> Build:
     """Build the engine `out` and its side-car `out`.json from an ONNX file of `depth_net export` or TAO.
 
-    The ONNX file's static batch wins over the profile. With `verify`, the engine is run against the ONNX file before
-    it gets its name.
+    What is static in the ONNX file wins over the profile. With `verify`, the engine is run against the ONNX file before
+    it gets its name, where it can run here. A second build of the same file waits for the first. Whenever a build
+    ends, `out` is missing or has its own side-car.
 
     Raises:
-        ModelError: `onnx` is not a stereo ONNX file.
-        SpecError: the backend is not available, or does not build the precision, or the profile is not
-            1 <= min <= opt <= max.
-        RuntimeError: the engine's disparity is not the ONNX file's.
+        ModelError: `onnx` is not a stereo ONNX file, or the backend refuses its operators.
+        SpecError: the backend is not available, or does not build the precision of such a file, or a profile is not
+            1 <= min <= opt <= max, or has a height or width that is no multiple of 32.
+        RuntimeError: the build failed, or the engine's disparity is not the ONNX file's.
     """
     onnx, out = Path(onnx), Path(out)
     graph = read_onnx(onnx)
     if out.exists() and out.samefile(onnx):
         raise SpecError(f"gen_trt_engine.trt_engine: {out} is the ONNX file itself; give the engine another name")
-    name, choice = choose_backend(settings.backend)
+    name, choice = choose_backend(settings)
     LOG.info("engine backend: %s", choice)
     backend = _backend(name)
-    _check_precision(name, backend, settings.precision)
-    info = graph | _batches(graph, settings) | {"kind": "engine", "backend": name, "precision": settings.precision}
-    with atomic_path(out) as temporary:
+    _check_precision(name, backend, settings.precision, graph["precision"])
+    info = graph | _profile(graph, settings) | {"kind": "engine", "backend": name, "precision": settings.precision}
+    with locked(out), atomic_path(out) as temporary:
         info |= backend.build(onnx, temporary, info, settings)
         info |= {"onnx_sha256": sha256_of(onnx), "sha256": sha256_of(temporary)}
-        difference = _verify(backend, temporary, info, onnx) if settings.verify else None
-    write_sidecar(out, info)
-    return Build(info, choice, difference)
+        difference, not_verified = _verify(backend, temporary, info, onnx, settings)
+        # An engine of before must not stand beside the new side-car.
+        out.unlink(missing_ok=True)
+        write_sidecar(out, info)
+    return Build(info, choice, difference, not_verified)
 
 
 def load_engine(path: str | Path, device: Any = None) -> Engine:
@@ -99,37 +125,82 @@ def load_engine(path: str | Path, device: Any = None) -> Engine:
 
 def suffix_of(backend: str) -> str:
     """The file name's end that a backend's engines get where the user gives no name: `<name>.ort.onnx`."""
-    return _backend(choose_backend(backend)[0]).suffix
+    return _backend(backend).suffix
 
 
 def _backend(name: str) -> Backend:
     return importlib.import_module(BACKENDS[name]).backend(name)
 
 
-def _check_precision(name: str, backend: Backend, precision: str) -> None:
+_QUANTISED = ("int8", "fp8")
+
+
+def _check_precision(name: str, backend: Backend, precision: str, file_precision: str) -> None:
+    key = "gen_trt_engine.tensorrt.data_type"
     if precision not in backend.precisions:
         raise SpecError(
-            f"gen_trt_engine.tensorrt.data_type: the {name} backend does not build {precision}; "
-            f"it builds {', '.join(backend.precisions)}"
+            f"{key}: the {name} backend does not build {precision}; it builds {', '.join(backend.precisions)}"
         )
-
-
-def _batches(graph: dict, settings: BuildSettings) -> dict:
-    if graph["max_batch"] is not None:
-        return {}
-    profile = (settings.min_batch, settings.opt_batch, settings.max_batch)
-    if not 1 <= profile[0] <= profile[1] <= profile[2]:
+    if precision in _QUANTISED and file_precision != precision:
         raise SpecError(
-            "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size are "
-            f"{profile[0]}, {profile[1]}, {profile[2]}; they must not fall, and be at least 1"
+            f"{key}: {precision} needs an ONNX file that quantises to {precision} (QuantizeLinear), and this one is "
+            f"{file_precision}; `depth_net quantize` with the backend modelopt.onnx makes one"
         )
-    return dict(zip(("min_batch", "opt_batch", "max_batch"), profile, strict=True))
+    if file_precision in _QUANTISED and precision != file_precision:
+        raise SpecError(f"{key}: the ONNX file quantises to {file_precision}; set {file_precision}, not {precision}")
 
 
-def _verify(backend: Backend, engine: Path, info: dict, onnx: Path) -> dict[str, float]:
+def _profile(graph: dict, settings: BuildSettings) -> dict:
+    """The smallest, tuned and largest batch, height and width: the ONNX file's own where they are static."""
+    found = {}
+    for side, wanted in (("height", settings.heights), ("width", settings.widths)):
+        smallest, best, largest = _size_range(graph, side, wanted)
+        found |= {f"min_{side}": smallest, f"input_{side}": best, f"max_{side}": largest}
+    if graph["max_batch"] is not None:
+        return found
+    batches = (settings.min_batch, settings.opt_batch, settings.max_batch)
+    _check_range("gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size", batches)
+    return found | dict(zip(("min_batch", "opt_batch", "max_batch"), batches, strict=True))
+
+
+def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...]) -> tuple[int, int, int]:
+    keys = f"gen_trt_engine: min_{side}, opt_{side}, max_{side}"
+    static, traced = graph[f"max_{side}"], graph[f"input_{side}"]
+    if static is not None:
+        if any(size not in (None, static) for size in wanted):
+            LOG.warning("%s have no effect: the ONNX file's %s is %d px, not open", keys, side, static)
+        return static, static, static
+    best = wanted[1] or traced
+    if best is None:
+        raise SpecError(f"gen_trt_engine.opt_{side}: is needed, the ONNX file's {side} is open")
+    sizes = (wanted[0] or best, best, wanted[2] or best)
+    _check_range(keys, sizes)
+    if any(size % 32 for size in sizes):
+        raise SpecError(f"{keys} are {_listed(sizes)}; they must be multiples of 32")
+    return sizes
+
+
+def _check_range(keys: str, values: tuple[int, int, int]) -> None:
+    if not 1 <= values[0] <= values[1] <= values[2]:
+        raise SpecError(f"{keys} are {_listed(values)}; they must not fall, and be at least 1")
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _verify(
+    backend: Backend, engine: Path, info: dict, onnx: Path, settings: BuildSettings
+) -> tuple[dict[str, float] | None, str | None]:
+    """(the difference to the ONNX file in px, None), or (None, why the engine was not verified)."""
     from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
 
+    device = f"cuda:{settings.gpu_id}" if settings.gpu_id else None
+    why = backend.why_not_runnable(info, device) if settings.verify else "gen_trt_engine.verify is false"
+    if why:
+        LOG.log(logging.WARNING if settings.verify else logging.INFO, "the engine is not verified: %s", why)
+        return None, why
     batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images where it can be: they must not mix
     left_B3HW, right_B3HW = synthetic_pair(info["input_height"], info["input_width"], batch)
-    disparity_BHW = backend.load(engine, info, None).run(left_B3HW, right_B3HW)
-    return difference(disparity_BHW, reference_disparity(onnx, left_B3HW, right_B3HW), info["precision"])
+    disparity_BHW = backend.load(engine, info, device).run(left_B3HW, right_B3HW)
+    return difference(disparity_BHW, reference_disparity(onnx, left_B3HW, right_B3HW), info["precision"]), None

@@ -24,7 +24,7 @@ class Export(Section):
     verbose: bool = key(False, "Verbose export")
     format: Literal["onnx", "xdl"] = key("onnx", "File format; only onnx exists here")
     valid_iters: Iterations = key(22, "GRU iterations baked into the graph", ge=1)
-    dynamic_hw: bool = key(False, "Leave height and width open")
+    dynamic_hw: bool = key(False, "Leave height and width open: any multiples of 32 (ours)")
     check: bool = key(True, "Compare the file with PyTorch before success is reported (ours)")
 
 
@@ -36,7 +36,9 @@ class TensorRT(Section):
     min_batch_size: Int = key(1, "Smallest batch", ge=1)
     opt_batch_size: Int = key(1, "Batch to tune for", ge=1)
     max_batch_size: Int = key(1, "Largest batch", ge=1)
-    layers_precision: Texts = key([], "<layer>:<precision> pins")
+    layers_precision: Texts = key(
+        [], "<node name or pattern>:<fp32, fp16 or bf16> pins of an fp16 or bf16 engine; * is the default"
+    )
 
 
 class GenTrtEngine(Section):
@@ -44,18 +46,22 @@ class GenTrtEngine(Section):
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
     trt_engine: Text = key("", "Engine file to write; empty: <results_dir>/gen_trt_engine/<name of the ONNX file>")
-    timing_cache: Text = key("", "TensorRT timing cache, read and updated")
+    timing_cache: Text = key("", "TensorRT timing cache, read and updated; one of another GPU or version is left alone")
     batch_size: Batch = key(-1, "Batch size", ge=-1)
     verbose: bool = key(False, "Verbose build")
     backend: Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"] = key(
-        "auto", "What builds and runs the engine; auto: TensorRT where it is installed, else onnxruntime (ours)"
+        "auto", "What builds and runs the engine; auto: the first that can build here, onnxruntime at last (ours)"
     )
     verify: bool = key(True, "Compare the engine with its ONNX file before success is reported (ours)")
-    compute_capabilities: Texts = key([], "GPU generations to build for; empty: this one (ours)")
+    compute_capabilities: Texts = key(
+        [], "GPU generations that TensorRT-RTX builds for, as 8.6; empty: this one (ours)"
+    )
     tensorrt: TensorRT = section(TensorRT, "Build settings")
-    min_height: Positive | None = key(None, "Smallest height, FastFoundationStereo only")
-    opt_height: Positive | None = key(None, "Height to tune for, FastFoundationStereo only")
-    max_height: Positive | None = key(None, "Largest height, FastFoundationStereo only")
-    min_width: Positive | None = key(None, "Smallest width, FastFoundationStereo only")
-    opt_width: Positive | None = key(None, "Width to tune for, FastFoundationStereo only")
-    max_width: Positive | None = key(None, "Largest width, FastFoundationStereo only")
+    min_height: Positive | None = key(
+        None, "Smallest height in px, for an ONNX file with open height; null: opt_height"
+    )
+    opt_height: Positive | None = key(None, "Height in px to tune for; null: the one the ONNX file was traced at")
+    max_height: Positive | None = key(None, "Largest height in px; null: opt_height")
+    min_width: Positive | None = key(None, "Smallest width in px, for an ONNX file with open width; null: opt_width")
+    opt_width: Positive | None = key(None, "Width in px to tune for; null: the one the ONNX file was traced at")
+    max_width: Positive | None = key(None, "Largest width in px; null: opt_width")

@@ -75,13 +75,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "inference.input_*": "images keep their size, or take the engine's",
     "inference.conf_threshold": "disparities have no confidence here",
     "inference.tile*": "images are predicted whole",
-    "export.dynamic_hw": "height and width are fixed in the file",
     "gen_trt_engine.batch_size": "the ONNX file and tensorrt.min_, opt_ and max_batch_size say it",
-    "gen_trt_engine.gpu_id": "onnxruntime builds on the CPU",
-    "gen_trt_engine.timing_cache": "only TensorRT has one",
-    "gen_trt_engine.compute_capabilities": "only TensorRT-RTX builds for other GPUs",
-    "gen_trt_engine.*_height": _FAST,
-    "gen_trt_engine.*_width": _FAST,
     **{f"wandb.{name}": _WANDB for name in Wandb.model_fields if name != "enable"},
 }
 """Pattern of dotted paths -> reason. The first that fits counts."""

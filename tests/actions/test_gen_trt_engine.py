@@ -77,18 +77,20 @@ def test_engine_lies_exactly_where_it_was_asked_for(onnx, tmp_path):
     assert outcome.metadata["engine"].items() <= info.items()
     assert 0 <= outcome.kpi["verify_mean_abs_difference_px"] < 0.01
     for text in (outcome.message, *status.lines):
-        assert "onnxruntime (TensorRT is not available here)" in text
+        assert "onnxruntime (not tensorrt: " in text and "; not tensorrt_rtx: " in text
 
 
 def test_without_a_name_the_engine_is_called_after_the_onnx_file(onnx, tmp_path):
     outcome, _ = build(onnx, tmp_path, trt_engine="", verify=False)
     assert outcome.artifacts["engine"] == tmp_path / "results" / "gen_trt_engine" / "tiny.ort.onnx"
-    assert outcome.kpi == {} and "not verified" in outcome.message
+    assert set(outcome.kpi) == {"engine_bytes", "build_seconds"}
+    assert outcome.kpi["engine_bytes"] == outcome.artifacts["engine"].stat().st_size
+    assert outcome.message.endswith("fp32, not verified: gen_trt_engine.verify is false.")
 
 
-@pytest.mark.parametrize("asked", ["tensorrt", "tensorrt_rtx"])
-def test_an_absent_backend_is_refused(onnx, tmp_path, asked):
-    with pytest.raises(SpecError, match=f"gen_trt_engine.backend: {asked} is not available"):
+@pytest.mark.parametrize(("asked", "why"), [("tensorrt", "is not installed"), ("tensorrt_rtx", "compute_capabilities")])
+def test_a_backend_that_can_not_build_here_is_refused(onnx, tmp_path, asked, why):
+    with pytest.raises(SpecError, match=f"gen_trt_engine.backend: {asked} can not build here: .*{why}"):
         build(onnx, tmp_path, backend=asked)
     assert not (tmp_path / "out").exists()
 
@@ -99,12 +101,19 @@ def test_another_precision_is_refused_not_built_as_fp32(onnx, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_setting_for_tensorrt_only_draws_a_warning(onnx, tmp_path, caplog):
+def test_a_setting_that_the_build_has_no_use_for_draws_a_warning(onnx, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         build(onnx, tmp_path, {"workspace_size": 1024}, verify=False)
         assert "no effect" not in caplog.text
-        build(onnx, tmp_path, {"layers_precision": ["*:fp32"]}, verify=False)
-    assert "gen_trt_engine.tensorrt.layers_precision has no effect with the onnxruntime backend" in caplog.text
+        pins, keys = {"layers_precision": ["*:fp32"], "workspace_size": 2}, {"timing_cache": "x", "opt_height": 96}
+        build(onnx, tmp_path, pins, verify=False, backend="onnxruntime", compute_capabilities=["8.6"], **keys)
+    lines = [record.getMessage() for record in caplog.records]
+    for key in ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"):
+        assert f"gen_trt_engine.{key} has no effect with the onnxruntime backend" in lines
+    assert "gen_trt_engine.tensorrt.layers_precision has no effect in fp32; only in fp16 and bf16" in lines
+    assert "gen_trt_engine: min_height, opt_height, max_height have no effect: the ONNX file's height is 64 px, " in (
+        caplog.text
+    )
 
 
 def test_an_engine_or_a_checkpoint_is_no_onnx_file(onnx, tmp_path):

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stereo_core.engines import BuildSettings, build_engine, choose_backend, load_engine
+from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.engines.files import SIDECAR_KEYS, add_metadata, file_kind, read_onnx, sidecar_path
 from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.files import sha256_of
@@ -204,7 +204,10 @@ def test_refuses_a_truncated_and_a_changed_engine(engine):
 def test_refuses_an_engine_of_a_backend_that_is_not_here(engine):
     info = json.loads(sidecar_path(engine).read_text())
     sidecar_path(engine).write_text(json.dumps(info | {"backend": "tensorrt", "target": "NVIDIA H100"}))
-    with pytest.raises(ModelError, match=r"made.engine: an engine of tensorrt .* for NVIDIA H100"):
+    with pytest.raises(ModelError, match=r"made.engine: .*TensorRT is not installed.*stereo-pipelines\[tensorrt\]"):
+        load_engine(engine)
+    sidecar_path(engine).write_text(json.dumps(info | {"backend": "openvino", "target": "NPU"}))
+    with pytest.raises(ModelError, match=r"made.engine: an engine of openvino .* for NPU"):
         load_engine(engine)
 
 
@@ -248,17 +251,6 @@ def test_refuses_other_shapes(tmp_path, shape, message):
     onnx.save(helper.make_model(graph), path)
     with pytest.raises(ModelError, match=message):
         read_onnx(path)
-
-
-@pytest.mark.parametrize("asked", ["tensorrt", "tensorrt_rtx"])
-def test_an_absent_backend_is_an_error_not_a_fall_back(colour_onnx, tmp_path, asked):
-    with pytest.raises(SpecError, match=rf"gen_trt_engine.backend: {asked} is not available.*onnxruntime"):
-        build_engine(colour_onnx(), tmp_path / "e", BuildSettings(backend=asked))
-    assert not (tmp_path / "e").exists()
-
-
-def test_auto_says_which_backend_it_took_and_why():
-    assert choose_backend("auto") == ("onnxruntime", "onnxruntime (TensorRT is not available here)")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
