@@ -41,3 +41,26 @@ def write_colour_onnx(path: Path, batch, height, width, left="left_image", right
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory) -> Path:
+    """The tiny network with random weights, any batch of 64 x 96, 2 iterations."""
+    import torch
+
+    from stereo_core.actions import export
+    from stereo_core.models import create_model, save_checkpoint
+    from stereo_core.spec import spec_from_dict
+
+    class Silent:
+        def running(self, *_, **__):
+            pass
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(3)
+    save_checkpoint(create_model(preset="tiny"), folder / "tiny.pth")
+    section = {"checkpoint": str(folder / "tiny.pth"), "onnx_file": str(folder / "tiny.onnx"), "valid_iters": 2}
+    section |= {"input_height": 64, "input_width": 96, "on_cpu": True, "check": False}
+    model = {"model_type": "FoundationStereo", "preset": "tiny"}
+    export.run(spec_from_dict("export", {"results_dir": str(folder), "model": model, "export": section}), Silent())
+    return folder / "tiny.onnx"
