@@ -13,13 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stereo_core.engines.fit import fit
+import stereo_core.engines.fit as fit_numpy
+from stereo_core.engines.fit import Fit, fit
+from stereo_core.engines.fit import normalise as normalise
 
 LOG = logging.getLogger(__name__)
-
-# ImageNet statistics of RGB in 0..1, as every published ONNX file of this network expects.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclass(frozen=True)
@@ -88,27 +86,43 @@ class Engine(abc.ABC):
 
     Attributes:
         info: the engine's side-car (INTERFACES "Files").
+        device: where `run_torch` wants its images: "cpu" or "cuda:N".
         latencies_ms: one entry a call of the runtime, in milliseconds; warm-up and image preparation do not count.
     """
+
+    device = "cpu"
 
     def __init__(self, info: dict):
         self.info = info
         self.latencies_ms: list[float] = []
         self._images_run = 0
-        self._warm = False
-        self._scaled_sizes: set[tuple[int, int]] = set()
+        self._warm: set[tuple[int, ...]] = set()
+        self._noted: set[tuple[int, int]] = set()
 
     @abc.abstractmethod
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
         """Normalised float32 images of the engine's own size and batch -> disparity float32 (B, H, W) in px."""
 
+    def run_torch(self, left_B3HW: Any, right_B3HW: Any) -> Any:
+        """`run` for tensors on `device`, disparity there too. Backends that take a GPU's memory as it lies do better
+        than this way through the host."""
+        import torch
+
+        return torch.from_numpy(self.run(left_B3HW.cpu().numpy(), right_B3HW.cpu().numpy())).to(self.device)
+
+    def device_memory_bytes(self) -> int | None:
+        """Memory in use on the engine's GPU since the engine was loaded, in bytes; None on a CPU or where unknown."""
+        return None
+
     def infer(self, left: Any, right: Any, resize: str = "pad") -> Any:
         """Estimate the disparity of rectified pairs of any size and number.
 
         Args:
-            left, right: RGB in 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3), or torch (B, 3, H, W).
+            left, right: RGB in 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3), or torch (B, 3, H, W). Tensors
+                are prepared on the engine's own device.
             resize: how images come to the engine's size: "pad" (default; larger ones are first scaled down with their
-                aspect ratio kept), "stretch" or "none".
+                aspect ratio kept), "stretch" or "none". With open height and width the engine's size is the next
+                multiple of 32 within its range.
 
         Returns:
             float32 disparity in px of the images given: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
@@ -118,12 +132,24 @@ class Engine(abc.ABC):
             UserError: `resize` is "none" and the images are not of the engine's size.
         """
         if _is_torch(left):
-            return _infer_torch(self, left, right, resize)
+            from stereo_core.engines import fit_torch
+
+            _check_torch(left, right)
+            images = (x.detach().to(self.device) for x in (left, right))
+            return self._infer(*images, left.shape[-2:], resize, fit_torch, self.run_torch).to(left.device)
         left_BHWC, right_BHWC = _checked(left), _checked(right)
         if left_BHWC.shape != right_BHWC.shape:
             raise ValueError(f"left is {left.shape}, right is {right.shape}: a rectified pair has one size")
-        disparity_BHW = self._infer(left_BHWC, right_BHWC, resize)
+        disparity_BHW = self._infer(left_BHWC, right_BHWC, left_BHWC.shape[1:3], resize, fit_numpy, self.run)
         return disparity_BHW if left.ndim == 4 else disparity_BHW[0]
+
+    def frame(self, size: tuple[int, int], resize: str = "pad") -> tuple[int, int]:
+        """(height, width) in px at which the engine runs images of a size: multiples of 32 in its range."""
+        most = (self.info["max_height"], self.info["max_width"])
+        if resize != "stretch":
+            size = fit(size, most, "pad").scaled
+        ranges = ((self.info["min_height"], most[0]), (self.info["min_width"], most[1]))
+        return tuple(min(max(-(-s // 32) * 32, low), high) for s, (low, high) in zip(size, ranges, strict=True))
 
     def latency(self) -> dict:
         """Median and 95th percentile of the calls so far in ms, images a second; None before the first call."""
@@ -134,44 +160,46 @@ class Engine(abc.ABC):
             "images_per_second": 1000 * self._images_run / sum(calls) if calls else None,
         }
 
-    def _infer(self, left_BHWC: np.ndarray, right_BHWC: np.ndarray, resize: str) -> np.ndarray:
-        place = fit(left_BHWC.shape[1:3], (self.info["input_height"], self.info["input_width"]), resize)
-        self._note_scaling(place)
+    def _infer(self, left: Any, right: Any, size: tuple[int, int], resize: str, library: Any, run: Any) -> Any:
+        """`library` is the module fit or fit_torch, which do the same to arrays and to tensors."""
+        size = tuple(size)
+        place = fit(size, self.frame(size, resize), resize)
+        self._note(place)
         most = self.info["max_batch"]
         parts = []
-        for start in range(0, len(left_BHWC), most):
-            left_B3HW = normalise(place.place(left_BHWC[start : start + most].astype(np.float32)))
-            right_B3HW = normalise(place.place(right_BHWC[start : start + most].astype(np.float32)))
-            parts.append(place.take_back(self._run_batch(left_B3HW, right_B3HW)))
-        return np.concatenate(parts)
+        for start in range(0, len(left), most):
+            images = (library.prepare(place, x[start : start + most]) for x in (left, right))
+            parts.append(library.take_back(place, self._run_batch(*images, library, run)))
+        return library.join(parts)
 
-    def _run_batch(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
+    def _run_batch(self, left_B3HW: Any, right_B3HW: Any, library: Any, run: Any) -> Any:
         """Run at most max_batch images; a batch below min_batch is filled up with its last image, dropped again."""
         count = len(left_B3HW)
-        left_B3HW, right_B3HW = (_filled(x, self.info["min_batch"]) for x in (left_B3HW, right_B3HW))
-        if not self._warm:
-            self.run(left_B3HW, right_B3HW)
-            self._warm = True
+        missing = max(0, self.info["min_batch"] - count)
+        images = [library.join([x, *[x[-1:]] * missing]) if missing else x for x in (left_B3HW, right_B3HW)]
+        shape = tuple(images[0].shape)
+        if shape not in self._warm:
+            run(*images)
+            self._warm.add(shape)
         start = time.perf_counter()
-        disparity_BHW = self.run(left_B3HW, right_B3HW)
+        disparity_BHW = run(*images)
         self.latencies_ms.append(1000 * (time.perf_counter() - start))
         self._images_run += count
         return disparity_BHW[:count]
 
-    def _note_scaling(self, place) -> None:
-        if place.scaled != place.image and place.image not in self._scaled_sizes:
-            self._scaled_sizes.add(place.image)
-            LOG.info("images of %d x %d are scaled to %d x %d for the engine", *place.image, *place.scaled)
+    def _note(self, place: Fit) -> None:
+        """One line in the log for every size of images that is not the engine's."""
+        if place.image == place.frame or place.image in self._noted:
+            return
+        self._noted.add(place.image)
+        steps = f"scaled to {_text(place.scaled)}" if place.scaled != place.image else ""
+        steps += " and " if steps and place.scaled != place.frame else ""
+        steps += f"padded to {_text(place.frame)}" if place.scaled != place.frame else ""
+        LOG.info("images of %s are %s for the engine", _text(place.image), steps)
 
 
-def normalise(images_BHWC: np.ndarray) -> np.ndarray:
-    """float32 RGB (B, H, W, 3) in 0..255 -> ImageNet-normalised float32 (B, 3, H, W), contiguous."""
-    return np.ascontiguousarray(((images_BHWC / np.float32(255) - MEAN) / STD).transpose(0, 3, 1, 2))
-
-
-def _filled(images_B3HW: np.ndarray, least: int) -> np.ndarray:
-    missing = max(0, least - len(images_B3HW))
-    return np.concatenate([images_B3HW, np.repeat(images_B3HW[-1:], missing, axis=0)]) if missing else images_B3HW
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _checked(images: np.ndarray) -> np.ndarray:
@@ -187,11 +215,9 @@ def _is_torch(images: Any) -> bool:
     return "torch" in sys.modules and isinstance(images, sys.modules["torch"].Tensor)
 
 
-def _infer_torch(engine: Engine, left_B3HW: Any, right_B3HW: Any, resize: str) -> Any:
-    import torch
-
-    if left_B3HW.ndim != 4 or left_B3HW.shape != right_B3HW.shape or left_B3HW.shape[1] != 3:
+def _check_torch(left_B3HW: Any, right_B3HW: Any) -> None:
+    if left_B3HW.ndim != 4 or left_B3HW.shape != right_B3HW.shape or left_B3HW.shape[1] != 3 or not len(left_B3HW):
         shapes = f"{tuple(left_B3HW.shape)} and {tuple(right_B3HW.shape)}"
         raise ValueError(f"torch images are (B, 3, H, W), left and right alike, not {shapes}")
-    left, right = (x.detach().cpu().permute(0, 2, 3, 1).numpy() for x in (left_B3HW, right_B3HW))
-    return torch.from_numpy(engine.infer(left, right, resize)).to(left_B3HW.device)
+    if any(str(x.dtype) != "torch.uint8" and not x.is_floating_point() for x in (left_B3HW, right_B3HW)):
+        raise ValueError(f"images are uint8 or float in 0..255, not {left_B3HW.dtype} and {right_B3HW.dtype}")

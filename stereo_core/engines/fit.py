@@ -1,4 +1,4 @@
-"""Images of any size laid into an engine's fixed frame, and the disparity taken out again."""
+"""Images of any size laid into an engine's frame, and the disparity taken out again; fit_torch does it to tensors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import cv2
 import numpy as np
 
 from stereo_core.errors import UserError
+
+# ImageNet statistics of RGB in 0..1, as every published ONNX file of this network expects.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 RESIZE = ("pad", "stretch", "none")
 
@@ -69,10 +73,34 @@ def fit(image: tuple[int, int], frame: tuple[int, int], resize: str) -> Fit:
     return Fit(image, (max(1, round(image[0] * scale)), max(1, round(image[1] * scale))), frame)
 
 
+def normalise(images_BHWC: np.ndarray) -> np.ndarray:
+    """float32 RGB (B, H, W, 3) in 0..255 -> ImageNet-normalised float32 (B, 3, H, W), contiguous."""
+    return np.ascontiguousarray(((images_BHWC / np.float32(255) - MEAN) / STD).transpose(0, 3, 1, 2))
+
+
+def prepare(place: Fit, images_BHWC: np.ndarray) -> np.ndarray:
+    """RGB 0..255, uint8 or float, of the image size -> normalised float32 (B, 3, H, W) of the frame."""
+    return normalise(place.place(images_BHWC.astype(np.float32)))
+
+
+def take_back(place: Fit, disparity_BHW: np.ndarray) -> np.ndarray:
+    """See Fit.take_back."""
+    return place.take_back(disparity_BHW)
+
+
+def join(parts: list[np.ndarray]) -> np.ndarray:
+    """One batch of several."""
+    return np.concatenate(parts)
+
+
+def shrinks(image: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a resize averages, so that nothing aliases; else it interpolates linearly."""
+    return size[0] <= image[0] and size[1] <= image[1]
+
+
 def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) or (H, W, C) float32 to `size`, pixel centres kept; averaged where it shrinks, so that nothing aliases."""
-    height, width = array.shape[:2]
-    if (height, width) == size:
+    """(H, W) or (H, W, C) float32 to `size`, pixel centres kept."""
+    if array.shape[:2] == size:
         return array
-    shrinks = size[0] <= height and size[1] <= width
-    return cv2.resize(array, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    method = cv2.INTER_AREA if shrinks(array.shape[:2], size) else cv2.INTER_LINEAR
+    return cv2.resize(array, size[::-1], interpolation=method)

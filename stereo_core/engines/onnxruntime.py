@@ -1,8 +1,10 @@
-"""ONNX Runtime: the engine is the graph as ONNX Runtime optimises it for any device, still a plain ONNX file."""
+"""ONNX Runtime: the engine is a plain ONNX file that runs on any device."""
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,18 @@ def backend(name: str) -> OnnxRuntime:
 class OnnxRuntime:
     """See `stereo_core.engines.base.Backend`."""
 
-    precisions = ("fp32",)
+    precisions = ("fp32", "fp16", "int8", "fp8")
     suffix = ".ort.onnx"
 
     def why_not_here(self, settings: BuildSettings) -> None:
         return None
 
     def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
-        return write_optimised(onnx, out, settings.verbose)
+        if info["precision"] == "fp16":
+            _write_fp16(onnx, out, settings.layers_precision)
+        else:
+            _write_optimised(onnx, out, settings.verbose)
+        return {"backend_version": ort.__version__, "target": "any"}
 
     def why_not_runnable(self, info: dict, device: Any = None) -> None:
         return None
@@ -40,65 +46,139 @@ class OnnxRuntime:
         return OnnxRuntimeEngine(path, info, device)
 
 
-def write_optimised(onnx: Path, out: Path, verbose: bool = False) -> dict:
-    """Write the optimised graph of `onnx` to `out`.
-
-    Basic optimisations only: they keep to standard operators, so the engine runs on every provider; the fusions of
-    one device are made when the engine is loaded.
-
-    Returns:
-        the side-car keys that the backend knows: backend_version and target.
-    """
-    options = ort.SessionOptions()
+def _write_optimised(onnx: Path, out: Path, verbose: bool) -> None:
+    """Basic optimisations only: they keep to standard operators, so the engine runs on every provider; the fusions of
+    one device are made when the engine is loaded."""
+    options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
     options.log_severity_level = 0 if verbose else 3
     ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-    return {"backend_version": ort.__version__, "target": "any"}
+
+
+def _write_fp16(onnx: Path, out: Path, pins: Sequence[str]) -> None:
+    """The lowered graph as it is. A CPU session, which optimises files, would write float32 into it all over, because
+    ONNX Runtime has few fp16 kernels for CPUs; the basic optimisations are made when the engine is loaded."""
+    import onnx as onnx_library
+
+    from stereo_core.engines.precision import lower_precision
+
+    onnx_library.save(lower_precision(onnx_library.load(onnx), "fp16", pins), out)
 
 
 class OnnxRuntimeEngine(Engine):
-    """Attributes: provider: the ONNX Runtime execution provider that runs it."""
+    """Inputs and output lie in memory of the provider's device, allocated once a shape.
+
+    Attributes:
+        provider: the ONNX Runtime execution provider that runs it.
+    """
 
     def __init__(self, path: Path, info: dict, device: Any = None):
         super().__init__(info)
-        self._session = open_session(path, device)
+        self._session = open_session(path, device, sizes_open=info["min_height"] != info["max_height"])
         self.provider = self._session.get_providers()[0]
+        self._on_gpu = self.provider == "CUDAExecutionProvider"
+        self._gpu_id = int(self._session.get_provider_options()[self.provider]["device_id"]) if self._on_gpu else 0
+        self.device = f"cuda:{self._gpu_id}" if self._on_gpu else "cpu"
+        # Some makers write the disparity as B x H x W.
+        self._has_channel = len(self._session.get_outputs()[0].shape) == 4
+        self._values: dict[tuple[int, ...], dict[str, ort.OrtValue]] = {}
         LOG.info("%s runs on ONNX Runtime %s, %s", path, ort.__version__, self.provider)
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
-        return without_channel(self._session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0])
+        values = self._allocated(left_B3HW.shape)
+        values[LEFT].update_inplace(left_B3HW)
+        values[RIGHT].update_inplace(right_B3HW)
+        binding = self._session.io_binding()
+        for name in (LEFT, RIGHT):
+            binding.bind_ortvalue_input(name, values[name])
+        binding.bind_ortvalue_output(DISPARITY, values[DISPARITY])
+        self._session.run_with_iobinding(binding)
+        # A copy: numpy() may be a view of memory that the next run writes to.
+        return without_channel(values[DISPARITY].numpy().copy())
+
+    def run_torch(self, left_B3HW: Any, right_B3HW: Any) -> Any:
+        """The tensors' own memory is bound, on a GPU as on a CPU."""
+        import torch
+
+        shapes = self._shapes(left_B3HW.shape)
+        disparity = torch.empty(shapes[DISPARITY], device=left_B3HW.device)
+        binding = self._session.io_binding()
+        for name, tensor in ((LEFT, left_B3HW.contiguous()), (RIGHT, right_B3HW.contiguous()), (DISPARITY, disparity)):
+            bind = binding.bind_output if name == DISPARITY else binding.bind_input
+            place = ("cuda", self._gpu_id) if self._on_gpu else ("cpu", 0)
+            bind(name, *place, np.float32, shapes[name], tensor.data_ptr())
+        if self._on_gpu:
+            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime has a stream of its own
+        self._session.run_with_iobinding(binding)  # waits for it
+        return disparity[:, 0] if self._has_channel else disparity
+
+    def _shapes(self, images: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        batch, _, height, width = images
+        disparity = (batch, 1, height, width) if self._has_channel else (batch, height, width)
+        return {LEFT: tuple(images), RIGHT: tuple(images), DISPARITY: disparity}
+
+    def _allocated(self, images: Sequence[int]) -> dict[str, ort.OrtValue]:
+        key = tuple(images)
+        if key not in self._values:
+            place = ("cuda", self._gpu_id) if self._on_gpu else ("cpu", 0)
+            make = ort.OrtValue.ortvalue_from_shape_and_type
+            self._values[key] = {name: make(shape, np.float32, *place) for name, shape in self._shapes(images).items()}
+        return self._values[key]
 
 
-def open_session(path: Path, device: Any = None, optimise: bool = True) -> ort.InferenceSession:
+def open_session(
+    path: Path, device: Any = None, optimise: bool = True, sizes_open: bool = False
+) -> ort.InferenceSession:
     """Open an ONNX file on one device.
 
     Args:
         device: "cpu", "cuda", "cuda:N" or a torch.device; None takes a GPU where there is one.
         optimise: False runs the graph node by node as it stands in the file, the reference for checks.
+        sizes_open: images of many sizes will come; cuDNN then does not search the fastest convolutions for each.
 
     Raises:
         UserError: a GPU was asked for and ONNX Runtime has none to offer.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = _options()
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     asked = None if device is None else str(device)
-    session = ort.InferenceSession(str(path), options, providers=_providers(asked))
+    session = ort.InferenceSession(str(path), options, providers=_providers(asked, sizes_open))
     if asked and asked != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise UserError(f"device {asked}: ONNX Runtime {ort.__version__} could not start its CUDA provider here")
     session.disable_fallback()
     return session
 
 
-def _providers(device: str | None) -> list:
+def _options() -> ort.SessionOptions:
+    """ONNX Runtime reads no OMP_* variables and counts the machine's cores, not those given to this process. So that
+    one setting serves all libraries, OMP_NUM_THREADS and OMP_WAIT_POLICY hold here too."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(asked) if asked.isdigit() and int(asked) else cores
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _providers(device: str | None, sizes_open: bool) -> list:
     name, _, index = (device or "").partition(":")
     if name not in ("", "cpu", "cuda") or not (index or "0").isdigit():
         raise UserError(f"device {device!r} is not cpu, cuda or cuda:N")
     offered = ort.get_available_providers()
     if name != "cpu" and "CUDAExecutionProvider" in offered:
-        return [("CUDAExecutionProvider", {"device_id": index or "0"}), "CPUExecutionProvider"]
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's and NVIDIA's wheels
+        cuda = {
+            "device_id": index or "0",
+            "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
+            "cudnn_conv_algo_search": "HEURISTIC" if sizes_open else "EXHAUSTIVE",
+            "use_tf32": "0",  # float32 is float32
+        }
+        return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
     if name == "cuda":
         raise UserError(
             f"device {device}: this ONNX Runtime ({ort.__version__}) has no CUDA provider, only {', '.join(offered)}; "

@@ -120,9 +120,67 @@ def test_torch_in_torch_out(colour_onnx):
     tensors = [torch.from_numpy(x).permute(0, 3, 1, 2).float().requires_grad_() for x in (left, right)]
     disparity = engine.infer(*tensors)
     assert isinstance(disparity, torch.Tensor) and disparity.shape == (3, 50, 81) and disparity.dtype == torch.float32
-    np.testing.assert_array_equal(disparity.numpy(), engine.infer(left, right))
+    np.testing.assert_allclose(disparity.numpy(), engine.infer(left, right), rtol=1e-5)
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
         engine.infer(tensors[0][0], tensors[1][0])
+
+
+@pytest.mark.parametrize("resize", ["pad", "stretch"])
+@pytest.mark.parametrize("size", [(64, 96), (50, 81), (128, 96), (101, 333), (200, 30), (1, 1)])
+def test_tensors_and_arrays_give_the_same(colour_onnx, size, resize):
+    """Padding, averaging, enlarging and the way back are other code on tensors; the values are the same."""
+    torch = pytest.importorskip("torch")
+    left, right = images(3, *size, 3), images(3, *size, 3, seed=1)
+    engine = engine_of(colour_onnx(batch=2))
+    tensors = [torch.from_numpy(x).permute(0, 3, 1, 2) for x in (left, right)]
+    found = engine.infer(*tensors, resize=resize).numpy()
+    np.testing.assert_allclose(found, engine.infer(left, right, resize=resize), rtol=1e-5, atol=2e-3)
+
+
+OPEN = BuildSettings(verify=False, max_batch=4, heights=(64, 96, 160), widths=(64, 128, 256))
+
+
+@pytest.mark.parametrize(
+    ("size", "frame"),
+    [
+        ((64, 64), (64, 64)),
+        ((65, 100), (96, 128)),
+        ((10, 10), (64, 64)),
+        ((160, 256), (160, 256)),
+        ((320, 512), (160, 256)),
+        ((100, 512), (64, 256)),
+    ],
+)
+def test_open_sizes_take_the_next_multiple_of_32_in_the_range(colour_onnx, size, frame):
+    """Larger images are scaled down with their aspect ratio, and only then rounded up."""
+    engine = engine_of(colour_onnx(batch=None, height="height", width="width"), OPEN)
+    seen, run = [], engine.run
+    engine.run = lambda left, right: seen.append(left.shape) or run(left, right)
+    left = np.zeros((*size, 3), np.uint8)
+    left[..., 0] = 10
+    found = engine.infer(left, np.zeros_like(left))
+    assert set(seen) == {(1, 3, *frame)} and found.shape == size
+    np.testing.assert_allclose(found, 10 * max(1, size[0] / 160, size[1] / 256), rtol=1e-4)
+
+
+def test_open_sizes_are_run_one_after_the_other(colour_onnx):
+    """Memory is kept for each shape; none sees another's pixels, and each is warmed up."""
+    engine = engine_of(colour_onnx(batch=None, height="height", width="width"), OPEN)
+    for seed, size in enumerate([(64, 64), (90, 200), (64, 64), (65, 100)]):
+        left, right = images(2, *size, 3, seed=seed), images(2, *size, 3, seed=seed + 10)
+        np.testing.assert_allclose(engine.infer(left, right), expected(left, right), atol=2e-3)
+    assert len(engine.latencies_ms) == 4
+
+
+def test_one_note_for_each_size_that_is_padded(colour_onnx, caplog):
+    engine = engine_of(colour_onnx())
+    with caplog.at_level("INFO", logger="stereo_core.engines.base"):
+        for size in ((64, 96), (50, 81), (50, 81), (128, 96)):
+            engine.infer(images(*size, 3), images(*size, 3))
+    assert [record.getMessage() for record in caplog.records] == [
+        "images of 50 x 81 are padded to 64 x 96 for the engine",
+        "images of 128 x 96 are scaled to 64 x 48 and padded to 64 x 96 for the engine",
+    ]
 
 
 def test_uint8_and_float_agree(colour_onnx):
