@@ -152,7 +152,7 @@ def read_onnx(path: str | Path) -> dict:
     # The graph itself is what runs: its own shapes hold whatever the metadata say.
     return info | {
         "kind": "onnx",
-        "precision": _precision(model.graph),
+        "precision": precision_of(model.graph),
         "input_height": height or info["input_height"],
         "input_width": width or info["input_width"],
         "min_height": height,
@@ -198,8 +198,8 @@ def _parse_onnx(path: Path):
     return model if model.graph.node else None
 
 
-def _precision(graph) -> str:
-    """By the types of the quantisers' constants: zero points and weights."""
+def precision_of(graph) -> str:
+    """fp8 or int8 where an `onnx.GraphProto` quantises, by the types of its zero points and weights; else fp32."""
     quantisers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if not quantisers:
         return "fp32"

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 from stereo_core.actions import export
 from stereo_core.data.images import read_image
@@ -94,21 +95,111 @@ def test_disparity_is_the_checkpoints_for_any_batch(checkpoint, exported):
     assert outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_tolerance_px"] <= 0.01
 
 
-@pytest.mark.parametrize(
-    ("opset", "batch"),
-    [
-        (16, 2),
-        (20, 1),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(16, -1), (18, 2), (19, -1), (20, -1)]),
-    ],
-)
-def test_every_opset_and_a_static_batch(checkpoint, tmp_path, opset, batch):
+def opsets(*fast):
+    """Opset, batch and open sizes; all but a few are slow."""
+    every = [(opset, batch, open_hw) for opset in range(16, 21) for batch, open_hw in ((1, False), (-1, True))]
+    assert set(fast) <= set(every)
+    return [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in every]
+
+
+@pytest.mark.parametrize(("opset", "batch", "open_hw"), opsets((16, 1, False), (20, -1, True)))
+def test_every_opset_with_fixed_and_open_shapes(checkpoint, tmp_path, opset, batch, open_hw):
     out = tmp_path / "model.onnx"
-    export.run(spec_of(checkpoint, out, opset_version=opset, batch_size=batch), Status())
+    # on_cpu: false traces on the CPU too where there is no CUDA
+    keys = {"opset_version": opset, "batch_size": batch, "dynamic_hw": open_hw, "on_cpu": batch == 1}
+    export.run(spec_of(checkpoint, out, **keys), Status())
     model = onnx.load(out)
     assert opset_of(model) == [opset]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == max(batch, 0)
     assert_disparity_is_the_checkpoints(checkpoint, out, 3 if batch == -1 else batch)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 128)])
+def test_small_images_export(checkpoint, tmp_path, size):
+    height, width = size
+    out = tmp_path / "model.onnx"
+    keys = {"input_height": height, "input_width": width, "batch_size": 1}
+    outcome = export.run(spec_of(checkpoint, out, **keys), Status())
+    assert outcome.kpi["check_max_abs_difference_px"] < 1e-3
+    assert (read_onnx(out)["min_height"], read_onnx(out)["max_width"]) == size
+
+
+@pytest.fixture(scope="module")
+def any_size(checkpoint, tmp_path_factory):
+    """(file, outcome, status) of an export with an open batch, height and width."""
+    out, status = tmp_path_factory.mktemp("open") / "model.onnx", Status()
+    return out, export.run(spec_of(checkpoint, out, dynamic_hw=True), status), status
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width"),
+    [(1, 64, 96), (2, 128, 160), (1, 224, 64), (1, 64, 1440), (1, 1376, 64)],  # the ViT sees no side above 1344
+)
+def test_one_file_for_any_size(checkpoint, any_size, batch, height, width):
+    generator = torch.Generator().manual_seed(height + width)
+    left, right = (torch.randn((batch, 3, height, width), generator=generator).numpy() for _ in range(2))
+    session = onnxruntime.InferenceSession(any_size[0], providers=["CPUExecutionProvider"])
+    found = session.run(["disparity"], {"left_image": left, "right_image": right})[0]
+    expected = eager(checkpoint, left, right, ITERS)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert expected.std() > 0.1
+
+
+def test_a_file_for_any_size_says_so_and_is_checked_at_two(any_size):
+    out, outcome, status = any_size
+    info = read_onnx(out)
+    sizes = ("input_height", "input_width", "min_height", "max_height", "min_width", "max_width")
+    assert [info[key] for key in sizes] == [HEIGHT, WIDTH, None, None, None, None]
+    graph = onnx.load(out).graph
+    for value, channels in ((graph.input[0], 3), (graph.input[1], 3), (graph.output[0], 1)):
+        shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        assert shape == ["batch_size", channels, "height", "width"]
+    checks = [line for line in status.lines if line.startswith("Checking")]
+    assert len(checks) == 2 and "at 64 x 96 " in checks[0] and "at 128 x 192 " in checks[1]
+    assert 0 <= outcome.kpi["check_max_abs_difference_px"] < 1e-3
+
+
+def test_a_size_baked_into_the_graph_is_found_by_the_check(checkpoint, tmp_path, monkeypatch):
+    """The defect: an iteration count that follows the width, of which the file knows only the traced one."""
+
+    def by_width(self, left_image, right_image):
+        return self.model.core(left_image, right_image, ITERS if left_image.shape[-1] == WIDTH else 1)
+
+    monkeypatch.setattr(export.ExportGraph, "forward", by_width)
+    with pytest.raises(RuntimeError, match="px on average"):
+        export.run(spec_of(checkpoint, tmp_path / "model.onnx", dynamic_hw=True), Status())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_nodes_are_merged_and_outputs_keep_their_names():
+    value = helper.make_tensor("value", onnx.TensorProto.FLOAT, [], [2.0])
+    nodes = [
+        helper.make_node("Identity", ["w"], ["w0"]),
+        helper.make_node("Constant", [], ["two"], value=value),
+        helper.make_node("Constant", [], ["two_again"], value=value),
+        helper.make_node("Mul", ["x", "two"], ["a"]),
+        helper.make_node("Mul", ["x", "two_again"], ["b"]),
+        helper.make_node("Clip", ["a", "", "w0"], ["c"]),
+        helper.make_node("Clip", ["b", "w0", ""], ["d"]),  # other inputs
+        helper.make_node("Softmax", ["c"], ["e"], axis=0),
+        helper.make_node("Softmax", ["c"], ["f"], axis=1),  # another attribute
+        helper.make_node("Concat", ["d", "e", "f"], ["y"], axis=0),
+        helper.make_node("Concat", ["d", "e", "f"], ["z"], axis=0),  # an output of the graph
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [], [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in "yz"]
+    )
+    export.merge_equal_nodes(graph)
+    assert [(node.op_type, list(node.input), list(node.output)) for node in graph.node] == [
+        ("Constant", [], ["two"]),
+        ("Mul", ["x", "two"], ["a"]),
+        ("Clip", ["a", "", "w"], ["c"]),
+        ("Clip", ["a", "w", ""], ["d"]),
+        ("Softmax", ["c"], ["e"]),
+        ("Softmax", ["c"], ["f"]),
+        ("Concat", ["d", "e", "f"], ["y"]),
+        ("Concat", ["d", "e", "f"], ["z"]),
+    ]
 
 
 def test_contract_of_the_graph(exported):
@@ -122,7 +213,7 @@ def test_contract_of_the_graph(exported):
     assert shapes["disparity"] == ["batch_size", 1, HEIGHT, WIDTH]
     assert opset_of(model) == [17]
     operators = {node.op_type for node in model.graph.node}
-    assert not operators & {"ScatterND", "ScatterElements", "Loop", "If", "NonZero"}
+    assert not operators & {"ScatterND", "ScatterElements", "Loop", "If", "NonZero", "Identity"}
     weights = sum(p.numel() * p.element_size() for p in create_model(preset="tiny").parameters())
     assert out.stat().st_size < 1.2 * weights
     info = read_onnx(out)

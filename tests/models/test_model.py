@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -212,6 +214,22 @@ def test_upsampling_takes_neighbours_row_by_row():
 )
 def test_size_that_the_vit_sees(size, seen):
     assert vit_input_size(*size) == seen
+
+
+def test_size_that_the_vit_sees_is_the_rule_for_every_size():
+    """The rule in its plain form, and as a trace computes it: on tensors."""
+
+    def rule(height, width):
+        h, w = (112 * math.ceil(side / 112) for side in (height, width))
+        shrink = 1344 / max(h, w, 1344)
+        return 112 * math.ceil(round(h * shrink / 112, 9)), 112 * math.ceil(round(w * shrink / 112, 9))
+
+    sides = [1, *range(32, 3008, 32), 3000]
+    expected = {(height, width): rule(height, width) for height in sides for width in sides}
+    assert {size: vit_input_size(*size) for size in expected} == expected
+    heights, widths = torch.tensor(sides)[:, None], torch.tensor(sides)[None]
+    h, w = vit_input_size(heights, widths)
+    assert list(zip(h.flatten().tolist(), w.flatten().tolist(), strict=True)) == list(expected.values())
 
 
 def test_float64_is_float64_throughout(tiny, images):

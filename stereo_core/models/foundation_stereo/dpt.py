@@ -6,8 +6,6 @@ are kept, for the checkpoints hold them. B images, P = r * c patches, C channels
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,19 +77,34 @@ class DptHead(nn.Module):
 
 
 def vit_input_size(height: int, width: int) -> tuple[int, int]:
-    """Size at which the ViT sees the image: each side rounded up to a multiple of 112, the longer one at most 1344."""
-    h, w = (MULTIPLE * math.ceil(side / MULTIPLE) for side in (height, width))
-    longest = max(h, w)
-    if longest > LARGEST:
-        h, w = (MULTIPLE * math.ceil(side * LARGEST / longest / MULTIPLE) for side in (h, w))
-    return h, w
+    """Size at which the ViT sees the image: each side rounded up to a multiple of 112, the longer one at most 1344.
+
+    Integer arithmetic without a branch, for an exported graph with open height and width computes it too.
+    """
+    h, w = (_divide_up(side, MULTIPLE) for side in (height, width))
+    most = LARGEST // MULTIPLE
+    longest = _larger(_larger(h, w), most)
+    return MULTIPLE * _divide_up(h * most, longest), MULTIPLE * _divide_up(w * most, longest)
+
+
+def _divide_up(a: int, b: int) -> int:
+    return (a + b - 1) // b
+
+
+def _larger(a: int, b: int) -> int:
+    """max(a, b); max itself would compare traced sizes once and for all."""
+    return a + (b - a) * (b > a)
 
 
 class FrozenDepthAnything(nn.Module):
     """Depth Anything V2 as a frozen feature extractor: always in eval mode, never with gradients.
 
     Image (B, 3, H, W), ImageNet-normalised -> feature (B, F/2, H/4, W/4).
+
+    Attributes: open_size: whether a trace of it serves images of any size, not only of that traced.
     """
+
+    open_size = False
 
     def __init__(self, widths: VitWidths):
         super().__init__()
@@ -105,7 +118,8 @@ class FrozenDepthAnything(nn.Module):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         H, W = image_B3HW.shape[-2:]
-        height, width = vit_input_size(H, W)
+        # In a trace sizes are tensors. As numbers, what follows from them becomes constants of the graph.
+        height, width = vit_input_size(H, W) if self.open_size else vit_input_size(int(H), int(W))
         image = F.interpolate(image_B3HW.detach(), size=(height, width), mode="bicubic", align_corners=False)
         maps = self.depth_anything.pretrained(image)
         feature = self.depth_anything.depth_head(maps, height // PATCH, width // PATCH)

@@ -78,7 +78,7 @@ class FourierPositions(nn.Module):
 def _sinusoids(size: int, device: torch.device) -> Tensor:
     """(size, 32): sine at even, cosine at odd channels, of positions 1..size scaled to 2 pi."""
     position = torch.arange(1, size + 1, device=device, dtype=torch.float32)
-    position = position / (float(size) + 1e-6) * (2 * math.pi)
+    position = position / (size + 1e-6) * (2 * math.pi)
     channel = torch.arange(0, FREQUENCIES, 2, device=device, dtype=torch.float32)
     angle = position[:, None] / 10000 ** (channel / FREQUENCIES)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
