@@ -13,7 +13,9 @@ import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +101,13 @@ class TensorRT:
         gpu = find_gpu(settings.gpu_id)
         targets = self._targets(trt, settings, gpu)
         _check_capabilities(self.library, info["precision"], targets)
-        with _on(gpu, settings.gpu_id):
-            serialized = self._build(trt, onnx, info, settings, targets, gpu)
+        stop = threading.Event()
+
+        def work() -> Any:
+            with _on(gpu, settings.gpu_id):
+                return self._build(trt, onnx, info, settings, targets, gpu, stop)
+
+        serialized = _in_a_thread(work, stop)
         out.write_bytes(serialized)
         return {"backend_version": trt.__version__, "target": self._target_text(targets, gpu)}
 
@@ -176,7 +183,7 @@ class TensorRT:
         word = "compute capability" if len(targets) == 1 else "compute capabilities"
         return f"{word} {', '.join(map(_dotted, targets))}"
 
-    def _build(self, trt, onnx: Path, info: dict, settings: BuildSettings, targets, gpu) -> Any:
+    def _build(self, trt, onnx: Path, info: dict, settings: BuildSettings, targets, gpu, stop: threading.Event) -> Any:
         log = _logger(trt, settings.verbose)
         builder = trt.Builder(log)
         # Accepted and without effect where every network is strongly typed.
@@ -197,11 +204,9 @@ class TensorRT:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
         cache = settings.timing_cache if self.library.timing_cache else None
         fits = cache is not None and attach_timing_cache(config, cache)
-        with _progress(trt) as monitor:
+        with _progress(trt, stop) as monitor:
             config.progress_monitor = monitor
             serialized = builder.build_serialized_network(network, config)
-        if monitor.interruption is not None:
-            raise monitor.interruption
         if serialized is None:
             raise RuntimeError(f"{self.library.title} could not build the engine: {log.said() or 'it gives no reason'}")
         if fits:
@@ -485,41 +490,45 @@ def _logger(trt: Any, verbose: bool) -> Any:
     return Logger()
 
 
+def _in_a_thread(work: Callable[[], Any], stop: threading.Event) -> Any:
+    """Do `work` in a thread of its own; on Ctrl-C or SIGTERM set `stop`, wait for its end and go on with the exception.
+
+    Python runs signal handlers in the main thread alone. Were TensorRT working there, the exception would arise in one
+    of its calls back to our logger, and be lost.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
 @contextlib.contextmanager
-def _progress(trt: Any) -> Iterator[Any]:
-    """A progress monitor: bars on stderr where that is a terminal, and an end to the build on Ctrl-C and SIGTERM."""
+def _progress(trt: Any, stop: threading.Event) -> Iterator[Any]:
+    """A progress monitor: bars on stderr where that is a terminal, and an end to the build once `stop` is set."""
     from rich.console import Console
     from rich.progress import Progress
 
     class Monitor(trt.IProgressMonitor):
-        """Called from C++, which no exception may pass: it is kept in `interruption` for the caller."""
-
         def __init__(self):
             super().__init__()
-            self.interruption: BaseException | None = None
             self._tasks: dict[str, Any] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._kept():
+            # Phases of one name may overlap: they share a bar.
+            if phase_name not in self._tasks:
                 self._tasks[phase_name] = bars.add_task(phase_name, total=num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            with self._kept():
+            if phase_name in self._tasks:
                 bars.update(self._tasks[phase_name], completed=step + 1)
-            return self.interruption is None
+            return not stop.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            with self._kept():
+            if phase_name in self._tasks:
                 bars.remove_task(self._tasks.pop(phase_name))
-
-        @contextlib.contextmanager
-        def _kept(self) -> Iterator[None]:
-            try:
-                yield
-            except KeyError:  # a phase that began under this name twice
-                pass
-            except BaseException as error:
-                self.interruption = error
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
         yield Monitor()

@@ -389,15 +389,13 @@ def test_an_engine_never_stands_beside_another_ones_side_car(colour_onnx, tmp_pa
 
 @pytest.mark.slow
 def test_sigterm_ends_a_build_without_an_engine(tiny_onnx, tmp_path):
-    """No exception may pass through the C++ builder: it would abort the process."""
+    """The exception of a signal handler must not arise in the builder's calls back to Python, where it is lost."""
     out = tmp_path / "out" / "tiny.engine"
     keys = [f"gen_trt_engine.onnx_file={tiny_onnx}", f"gen_trt_engine.trt_engine={out}", f"results_dir={tmp_path}"]
-    keys += ["gen_trt_engine.compute_capabilities=[8.6]", "gen_trt_engine.verbose=true"]
+    keys += ["gen_trt_engine.compute_capabilities=[8.6]"]
     command = [sys.executable, "-m", "stereo_core.cli", "gen_trt_engine", *keys]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
-    for line in process.stderr:
-        if "Graph optimization" in line or "optimiz" in line.lower():
-            break
+    assert any("engine backend: tensorrt_rtx" in line for line in process.stderr)  # up to the line that tells it
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143
