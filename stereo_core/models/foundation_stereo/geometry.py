@@ -27,6 +27,7 @@ class GeometryLookup:
     ):
         B, C, D, h, w = volume_BCDhw.shape
         self.levels, self.radius, self.low_memory = levels, radius, low_memory
+        self.size = B, h, w  # not each disparity's: in an exported graph that would be computed in every iteration
         geometry_NDC = at_least_float32(volume_BCDhw).permute(0, 3, 4, 2, 1).reshape(B * h * w, D, C)
         pairs_Nw1 = all_pairs(left_BChw, right_BChw).reshape(B * h * w, w, 1)
         self.geometry = _pyramid(geometry_NDC, levels)
@@ -38,7 +39,7 @@ class GeometryLookup:
 
         Channel order: for each level, the geometry channels with the K offsets innermost, then the all-pairs offsets.
         """
-        B, _, h, w = disp_B1hw.shape
+        B, h, w = self.size
         disp_N = disp_B1hw.reshape(-1)
         match_N = (self.column_1h1w - disp_B1hw).reshape(-1)
         found = []
@@ -65,7 +66,7 @@ def read_around(rows_NLC: Tensor, centre_N: Tensor, radius: int) -> Tensor:
     taps_NT = base_N1.long() + torch.arange(-radius, radius + 2, device=device)
     inside_NT1 = ((taps_NT >= 0) & (taps_NT < L))[..., None]
     index_NT = taps_NT.clamp(0, L - 1) + torch.arange(N, device=device)[:, None] * L
-    values_NTC = rows_NLC.reshape(N * L, C).index_select(0, index_NT.flatten()).reshape(N, 2 * radius + 2, C)
+    values_NTC = rows_NLC.reshape(N * L, C).index_select(0, index_NT.reshape(-1)).reshape(N, 2 * radius + 2, C)
     values_NTC = values_NTC * inside_NT1
     found_NKC = values_NTC[:, :-1] * (1 - t_N11) + values_NTC[:, 1:] * t_N11
     return found_NKC.transpose(1, 2).reshape(N, C * (2 * radius + 1))

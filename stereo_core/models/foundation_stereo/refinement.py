@@ -125,7 +125,7 @@ class UpdateBlock(nn.Module):
             inputs = [contexts[i]]
             inputs.append(self.encoder(disp, lookup) if i == 0 else _halve(states[i - 1]))
             if i + 1 < self.levels:
-                inputs.append(resize(states[i + 1], states[i].shape[-2:]))
+                inputs.append(resize(states[i + 1], contexts[i].shape[-2:]))
             gru = getattr(self, f"gru{SCALES[i]}")
             states[i] = gru(attentions[i], states[i], *inputs)
         step = at_least_float32(self.disp_head(states[0]))
