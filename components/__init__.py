@@ -5,6 +5,7 @@ from .evaluate.component import evaluate
 from .export.component import export
 from .gen_trt_engine.component import gen_trt_engine
 from .inference.component import inference
+from .quantize.component import quantize
 from .report.component import report
 from .synthesize.component import synthesize
 from .train.component import train
@@ -17,6 +18,7 @@ __all__ = [
     "export",
     "gen_trt_engine",
     "inference",
+    "quantize",
     "report",
     "synthesize",
     "train",

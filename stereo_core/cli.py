@@ -43,6 +43,10 @@ _EXAMPLES = {
         "A checkpoint to ONNX.",
         "-e export.yaml export.checkpoint=dn_model_latest.pth export.onnx_file=model.onnx",
     ),
+    "quantize": (
+        "A checkpoint or an ONNX file to int8 or fp8, with the loss of accuracy.",
+        "-e quantize.yaml quantize.model_path=dn_model_latest.pth quantize.backend=torchao results_dir=results",
+    ),
     "gen_trt_engine": (
         "An ONNX file to an engine.",
         "-e engine.yaml gen_trt_engine.onnx_file=model.onnx gen_trt_engine.trt_engine=model.engine",

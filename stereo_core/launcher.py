@@ -32,6 +32,7 @@ ACTIONS = (
     "evaluate",
     "inference",
     "export",
+    "quantize",
     "gen_trt_engine",
     "trt_evaluate",
     "trt_inference",
@@ -43,6 +44,7 @@ MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP
 COMPARED = ("first", "second", "third", "fourth")  # the metrics that `report` puts side by side
 KINDS = {"pretrained": "checkpoint"} | dict.fromkeys(COMPARED, "metrics")
 FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
+FORMATS["quantized"] = ("pth", "onnx")  # of kind checkpoint or onnx, as its metadata say
 ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 
@@ -54,6 +56,7 @@ MODEL_KEYS = {
     "inference": {"checkpoint": "inference.checkpoint"},
     "trt_inference": {"engine": "inference.trt_engine"},
     "export": {"checkpoint": "export.checkpoint"},
+    "quantize": {"checkpoint": "quantize.model_path", "onnx": "quantize.model_path"},
     "gen_trt_engine": {"onnx": "gen_trt_engine.onnx_file"},
 }
 # action -> spec key of the model file it writes, and its name in the results folder ("" leaves it to the backend)
@@ -63,11 +66,13 @@ SPLITS = {
     "train": {"train_dataset": ("train.txt",), "val_dataset": ("val.txt",)},
     "evaluate": {"test_dataset": ("test.txt", "val.txt")},
     "inference": {"infer_dataset": ("test.txt", "val.txt")},
+    "quantize": {"train_dataset": ("train.txt", "val.txt", "test.txt"), "val_dataset": ("val.txt", "test.txt")},
 }
 DATA_PORTS = ("images", "annotations")
 # typed parameter -> spec key; an empty value ("" or 0) leaves the key to the spec
 TYPED = {
     "train": {"num_epochs": "train.num_epochs"},
+    "quantize": {"backend": "quantize.backend"},
     "gen_trt_engine": {
         "backend": "gen_trt_engine.backend",
         "precision": "gen_trt_engine.tensorrt.data_type",
@@ -257,6 +262,8 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
     verb = action.removeprefix("trt_")
     data = DATA_PORTS if verb in SPLITS else ()
     wanted = {"convert": {"images"}, "report": {"first"}}.get(action, {*MODEL_KEYS.get(action, ()), *data})
+    if action == "quantize":  # one of the two
+        wanted -= {"checkpoint", "onnx"} if {"checkpoint", "onnx"} & set(inputs) else {"onnx"}
     missing = sorted(wanted - {"pretrained"} - set(inputs))
     if missing:
         raise UserError(f"{action}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(missing)}")
@@ -329,7 +336,7 @@ def publish(action: str, outcome: Outcome, outputs: dict[str, Artifact], results
         metadata |= _json(outcome.metadata.get(port, {}))
         digest_of = artifact.path / metadata["file"] if "file" in metadata else artifact.path
         metadata |= {
-            "kind": artifact.kind,
+            "kind": metadata.get("kind", artifact.kind),
             "sha256": sha256_of(digest_of),
             "bytes": size_of(artifact.path),
             "producer": f"stereo-pipelines {__version__} {action}",

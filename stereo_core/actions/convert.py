@@ -172,11 +172,11 @@ def _rules(spec: Any) -> list[Rule]:
         same_suffix = not extension or _suffix(extension) == suffix
         if same_suffix and all(source == target for source, target in pairs.items()):
             raise SpecError(f"{key}: {list(targets)} replaces nothing of image_dir_pattern {list(sources)}")
-        rules.append(_rule(pairs, suffix, extension))
+        rules.append(replacing(pairs, suffix, extension))
     return rules
 
 
-def _rule(pairs: dict[str, str], suffix: str = "", extension: str = "") -> Rule:
+def replacing(pairs: dict[str, str], suffix: str = "", extension: str = "") -> Rule:
     """Replace the patterns, then the suffix by the extension (where a pattern has not replaced that already).
 
     It works on the text of many paths at once, a zero byte after each: some ten times faster than path by path.

@@ -104,7 +104,7 @@ def _is_main_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
-_WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "resume_training_checkpoint_path")
+_WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "model_path", "resume_training_checkpoint_path")
 
 
 def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from stereo_core.files import atomic_path
 from stereo_core.models.files import WeightFile, first_names, read_weights
 from stereo_core.models.foundation_stereo.config import VIT, make_config, settings_of
 from stereo_core.models.foundation_stereo.model import FoundationStereo
+from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
 
 LOG = logging.getLogger(__name__)
 LAYOUTS = ("nvlabs", "tao")
@@ -67,7 +68,11 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     settings = checkpoint.said | given | checkpoint.found
     with torch.device("meta"):
         model = FoundationStereo(make_config(**settings))
-    _load(model, checkpoint.state, path, "the file is of another network or incomplete")
+    quantization = read_quantization(checkpoint.file.extra, path)
+    state = checkpoint.state if quantization is None else dequantized(checkpoint.state, quantization, path)
+    _load(model, state, path, "the file is of another network or incomplete")
+    if quantization is not None:
+        round_activations(model, quantization, formats_of(checkpoint.state))
     return model
 
 
@@ -94,6 +99,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     if Path(target).exists() and Path(target).samefile(source):
         raise ModelError(f"{target}: is the checkpoint to be converted; writing it would lose its training state")
     checkpoint = read_checkpoint(source)
+    if read_quantization(checkpoint.file.extra, source):
+        raise ModelError(f"{source}: a quantised checkpoint has one layout; convert the one it was made from")
     variant = checkpoint.found["variant"]
     if variant != to:
         LOG.warning("%s: a network of variant %s; the %s layout does not make it run in %s's code",
@@ -122,6 +129,8 @@ def describe(path: str | Path) -> dict:
         known["attention"] = settings.get("disparity_attention") or _usual_attention(settings["variant"])
     elif known["network"] == "DepthAnythingV2":
         known["encoder"] = _encoder(file.state[POSITIONS].shape[-1], path)
+    if quantization := read_quantization(file.extra, path):
+        known |= {"quantization": quantization.backend, "quantized_layers": len(quantization.weight_scales)}
     stages = {key: file.extra[key] for key in ("epoch", "global_step") if key in file.extra}
     return known | tensors | stages
 

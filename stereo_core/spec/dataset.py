@@ -87,7 +87,9 @@ class Split(Section):
 
 
 class QuantCalibration(Section):
-    images_dir: Text = key("", "Folder of calibration images")
+    images_dir: Text = key(
+        "", "Folder or archive (.tar.gz, .zip) of left and right calibration images; empty: train_dataset's"
+    )
 
 
 class Dataset(Section):

@@ -32,8 +32,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "dataset.normalize_depth": _MONO,
     "dataset.max_depth": _MONO,
     "dataset.min_depth": _MONO,
-    "dataset.on_error": "an unreadable pair always fails the run",
-    "dataset.quant_calibration_dataset.*": "only quantize would read it",
     "dataset.*_dataset.augmentation.input_mean": "the network normalises by ImageNet's mean itself",
     "dataset.*_dataset.augmentation.input_std": "the network normalises by ImageNet's standard deviation itself",
     "dataset.val_dataset.augmentation.crop_size": _WHOLE,
@@ -72,11 +70,14 @@ WITHOUT_EFFECT: dict[str, str] = {
     "evaluate.native_padded": _FAST,
     "inference.num_*": "one device is used, the first of inference.gpu_ids",
     "inference.batch_size": "dataset.infer_dataset.batch_size says it",
+    "quantize.layers*.observer_or_fake_quant*": "the library's own observers are used",
+    "quantize.layers*.quant_axis": "weights have a scale an output channel, activations one a tensor",
     "inference.input_*": "images keep their size, or take the engine's",
     "inference.conf_threshold": "disparities have no confidence here",
     "inference.tile*": "images are predicted whole",
     "gen_trt_engine.batch_size": "the ONNX file and tensorrt.min_, opt_ and max_batch_size say it",
     **{f"wandb.{name}": _WANDB for name in Wandb.model_fields if name != "enable"},
+_SPLITS["quantize"] = ("val",)
 }
 """Pattern of dotted paths -> reason. The first that fits counts."""
 
@@ -92,6 +93,10 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
     """Keys that a user of this verb set away from their default in vain, with the reason."""
     for path in _changed(spec, ()):
         why = reason(path) if _concerns(verb, path) else None
+        if verb == "quantize":
+            yield from _quantize(spec)
+        if spec.dataset.on_error == "skip" and section_name(verb) in ("evaluate", "inference"):
+            yield "dataset.on_error", "only training can do without a pair; an unreadable one always fails here"
         if why:
             yield path, why
     if isinstance(spec, ExperimentSpec):
@@ -105,6 +110,20 @@ def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     if split is None or getattr(spec, verb).trt_engine:
         return
     path = f"dataset.{split}_dataset.augmentation.crop_size"
+def _quantize(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """The keys that only some of quantize's libraries take."""
+    own = spec.quantize
+    if own.backend_kwargs and own.backend != "modelopt.onnx":
+        yield "quantize.backend_kwargs", f"{own.backend} is given no further arguments"
+    if own.backend != "torchao":
+        return
+    if own.algorithm not in ("minmax", "max"):
+        yield "quantize.algorithm", "torchao does not calibrate"
+    for index, rule in enumerate(own.layers):
+        if rule.activations.dtype not in ("", "native"):
+            yield f"quantize.layers[{index}].activations.dtype", "torchao quantises weights alone here"
+
+
     if path in _changed(spec, ()) and (verb == "inference" or spec.evaluate.resize == "none"):
         yield path, why + ("" if verb == "inference" else "; evaluate.resize pad or stretch brings them to this one")
 

@@ -15,7 +15,9 @@ class TensorRule(Section):
 
 
 class LayerRule(Section):
-    module_name: Text = key("", "Module name, class name or fnmatch pattern")
+    module_name: Text = key(
+        "", "Module name, class name or fnmatch pattern (ONNX: of nodes or operators); empty: the default layers"
+    )
     weights: TensorRule = section(TensorRule, "Rule for weights")
     activations: TensorRule = section(TensorRule, "Rule for activations")
 
@@ -27,13 +29,15 @@ class Quantize(Section):
     )
     backend_kwargs: Mapping = key({}, "Extra arguments of the library")
     mode: Annotated[Literal["static_ptq", "weight_only_ptq"], null_is("weight_only_ptq")] = key(
-        "weight_only_ptq", "With or without calibration data"
+        "weight_only_ptq", "With or without calibration data; unset: what the backend does"
     )
     algorithm: Annotated[
         Literal["minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq"], null_is("minmax")
     ] = key("minmax", "Calibration algorithm")
     device: Text = key("cuda", "Calibration device", pattern="^(cuda|cpu|trt|cuda:[0-9]+)$")
-    model_path: Text = key("", "Model to quantise")
-    layers: Annotated[list[LayerRule], null_is([])] = key([], "Rules a module; later ones win")
+    model_path: Text = key("", "Checkpoint to quantise; for modelopt.onnx an ONNX file")
+    layers: Annotated[list[LayerRule], null_is([])] = key(
+        [], "Rules a module; later ones win; none: the default layers in int8"
+    )
     skip_names: Texts = key([], "Modules to leave alone")
     max_epe_increase: Float | None = key(None, "Largest loss of accuracy accepted, px EPE (ours)", ge=0)

@@ -14,7 +14,14 @@ Complaint = tuple[str, str]
 
 _NEEDED = "is needed"
 
-_MODEL_VERBS = ("train", "evaluate", "inference", "export")
+_MODEL_VERBS = ("train", "evaluate", "inference", "export", "quantize")
+# quantize.backend -> quantize.mode, and the values of quantize.algorithm that the library has for int8 and fp8
+_QUANTIZE_MODES = {
+    "torchao": "weight_only_ptq",
+    "modelopt.pytorch": "static_ptq",
+    "modelopt.onnx": "static_ptq",
+}
+_CALIBRATIONS = ("minmax", "max", "entropy")
 
 
 def check(verb: str, spec: Section) -> list[Complaint]:
@@ -42,7 +49,8 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
 
 
 def settle(verb: str, spec: Section) -> None:
-    """Fill in what follows from the rest: entries of data_sources without a file go, evaluate.resize is decided.
+    """Fill in what follows from the rest: entries of data_sources without a file go, evaluate.resize and
+    quantize.mode are decided.
 
     Baseline and focal length at TAO's defaults, which its templates write out, belong to nobody's camera: not set.
     """
@@ -57,6 +65,8 @@ def settle(verb: str, spec: Section) -> None:
         for source in split.data_sources:
             source.dataset_name = source.dataset_name or "GenericDataset"
     if spec.evaluate.resize is None:
+    if "mode" not in spec.quantize.model_fields_set:
+        spec.quantize.mode = _QUANTIZE_MODES[spec.quantize.backend]
         spec.evaluate.resize = "pad" if spec.evaluate.trt_engine else "none"
 
 
@@ -124,7 +134,31 @@ def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 
 def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
-    yield from _file("quantize.model_path", spec.quantize.model_path)
+    own, dataset = spec.quantize, spec.dataset
+    yield from _file("quantize.model_path", own.model_path)
+    for split in ("train", "val"):
+        yield from _sources(spec, split, needed=False)
+    if "mode" in own.model_fields_set and own.mode != _QUANTIZE_MODES[own.backend]:
+        yield "quantize.mode", f"{own.mode}: {own.backend} does {_QUANTIZE_MODES[own.backend]} alone; set that"
+    if own.device == "trt" and own.backend != "modelopt.onnx":
+        yield "quantize.device", f"trt is for modelopt.onnx; {own.backend} takes cuda, cuda:N or cpu"
+    if own.max_epe_increase is not None and not dataset.val_dataset.data_sources:
+        yield "quantize.max_epe_increase", "is measured on dataset.val_dataset.data_sources, and there are none"
+    if own.backend == "torchao":
+        return
+    if own.algorithm not in _CALIBRATIONS:
+        yield (
+            "quantize.algorithm",
+            f"{own.algorithm} is for 4-bit weights; {own.backend} in int8 or fp8 takes {', '.join(_CALIBRATIONS)}",
+        )
+    images = dataset.quant_calibration_dataset.images_dir
+    if images and not Path(images).exists():
+        yield "dataset.quant_calibration_dataset.images_dir", f"no such folder or archive: {images}"
+    if not images and not dataset.train_dataset.data_sources:
+        yield (
+            "dataset.quant_calibration_dataset.images_dir",
+            f"{own.backend} calibrates on images: set this, or dataset.train_dataset.data_sources",
+        )
 
 
 _RULES = {

@@ -28,6 +28,10 @@ PORTS = {
     "trt_inference": (DATA | {"engine": "Model"}, {"disparity": "Dataset", "report": "HTML"}),
     "export": ({"checkpoint": "Model"}, {"onnx": "Model"}),
     "gen_trt_engine": ({"onnx": "Model"}, {"engine": "Model"}),
+    "quantize": (
+        DATA | {"checkpoint?": "Model", "onnx?": "Model"},
+        {"quantized": "Model"} | REPORT,
+    ),
     "report": (
         {"first": "Metrics", "second?": "Metrics", "third?": "Metrics", "fourth?": "Metrics"},
         {"report": "HTML"},

@@ -1,0 +1,181 @@
+"""quantize: a checkpoint or an ONNX file in int8 or float8, with its size and accuracy before and after."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stereo_core.actions import Outcome, evaluate
+from stereo_core.actions.calibration import calibration_samples
+from stereo_core.data.images import read_image
+from stereo_core.engines import BuildSettings, build_engine
+from stereo_core.engines.base import normalise
+from stereo_core.engines.files import file_kind, read_onnx
+from stereo_core.engines.fit import fit
+from stereo_core.errors import DataError, ModelError, SpecError
+from stereo_core.files import atomic_path
+from stereo_core.models import from_spec
+from stereo_core.quantization import BACKENDS, Backend, check_installed
+from stereo_core.quantization.rules import Summary
+from stereo_core.report.status import StatusLog
+from stereo_core.spec import results_dir
+
+LOG = logging.getLogger(__name__)
+
+METRICS = ("epe", "d1")
+COLUMNS = ("layer", "type", "weights", "weights_format", "activations_format")
+
+
+def run(spec: Any, status: StatusLog) -> Outcome:
+    """Write the quantised file and layers.csv (a line a layer) to the results folder.
+
+    With `dataset.val_dataset.data_sources` the model is evaluated before and after, each into its own folder as
+    `evaluate` writes it. An ONNX file is evaluated with ONNX Runtime.
+
+    Raises:
+        UserError: a library that is missing, a file of the wrong kind, rules or calibration data that can not be used.
+        RuntimeError: the error grew by more than `quantize.max_epe_increase`; no result is left then.
+    """
+    section, folder = spec.quantize, results_dir(spec, "quantize")
+    backend, source = BACKENDS[section.backend], Path(section.model_path)
+    check_installed(section.backend)
+    _check_kind(source, backend, section.backend)
+    out = folder / backend.file
+    if out.exists() and out.samefile(source):
+        raise SpecError(f"quantize.model_path: {source} is the file to be written; give another quantize.results_dir")
+    out.unlink(missing_ok=True)  # an older result must not look like this run's
+    with atomic_path(out) as temporary:
+        status.running(f"Quantising {source} with {section.backend}")
+        summary, bytes_before = _quantised(spec, source, temporary, backend, status)
+        LOG.info(summary.text)
+        sizes = {"bytes_before": bytes_before, "bytes_after": temporary.stat().st_size}
+        status.running(f"{summary.text}.", kpi=summary.kpi | sizes)
+        _write_layers(folder / "layers.csv", summary)
+        accuracy = _accuracy(spec, source, temporary, folder, status)
+        _check_loss(accuracy, section.max_epe_increase)
+    loss = f"; epe {accuracy['epe_before']:.4f} px before, {accuracy['epe']:.4f} px after" if accuracy else ""
+    return Outcome(
+        f"Quantised model {out} written: {summary.text}; {bytes_before / 1e6:.1f} MB before, "
+        f"{sizes['bytes_after'] / 1e6:.1f} MB after{loss}.",
+        kpi=accuracy | sizes | summary.kpi,
+        artifacts={"quantized": out},
+        metadata={"quantized": {"kind": backend.takes, "quantization": section.backend}},
+    )
+
+
+def _check_kind(source: Path, backend: Backend, name: str) -> None:
+    kind = file_kind(source)
+    if kind == backend.takes:
+        return
+    mend = {
+        "onnx": "export it with `depth_net export` first, or choose quantize.backend torchao or modelopt.pytorch",
+        "checkpoint": "name the checkpoint it was exported from, or choose quantize.backend modelopt.onnx",
+    }[backend.takes]
+    words = {"onnx": "an ONNX file", "checkpoint": "a checkpoint"}
+    found = words.get(kind, f"of kind {kind}")
+    raise ModelError(f"{source}: {found}, and {name} quantises {words[backend.takes]}; {mend}")
+
+
+def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: StatusLog) -> tuple[Summary, int]:
+    """Write the quantised file; returns what was done, and the bytes of the float weights (or ONNX file)."""
+    quantize = importlib.import_module(f"stereo_core.quantization.{backend.module}").quantize
+    if backend.takes == "onnx":
+        info = read_onnx(source)
+        if info["precision"] != "fp32":
+            raise ModelError(f"{source}: is quantised already ({info['precision']}); name the float32 ONNX file")
+        pairs = list(_normalised_pairs(spec, (info["input_height"], info["input_width"]), status))
+        return quantize(source, out, spec.quantize, pairs), source.stat().st_size
+    model = from_spec(spec, str(source)).eval()
+    if hasattr(model, "quantization"):
+        raise ModelError(f"{source}: is quantised already; name the checkpoint that it was made from")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    device = _device(spec.quantize)
+    pairs = _image_pairs(spec, device, status) if backend.static else ()
+    return quantize(model.to(device), out, spec.quantize, pairs), size
+
+
+def _device(section: Any) -> torch.device:
+    if section.device == "cuda" and not torch.cuda.is_available():
+        LOG.info("quantize.device: cuda: there is no GPU here; quantising on the CPU")
+        return torch.device("cpu")
+    device = torch.device(section.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SpecError(f"quantize.device: {section.device}: there are {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def _image_pairs(spec: Any, device: torch.device, status: StatusLog) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Whole calibration pairs, (1, 3, H, W) RGB 0..255: evaluation takes images whole too."""
+    for images in _pairs(spec, status):
+        yield tuple(torch.from_numpy(x.transpose(2, 0, 1).astype(np.float32))[None].to(device) for x in images)
+
+
+def _normalised_pairs(spec: Any, size: tuple[int, int], status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Calibration pairs as an engine of this size gets them: padded, normalised, (1, 3, H, W)."""
+    for images in _pairs(spec, status):
+        place = fit(images[0].shape[:2], size, "pad")
+        yield tuple(normalise(place.place(image[None].astype(np.float32))) for image in images)
+
+
+def _pairs(spec: Any, status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Left and right calibration images, uint8 (H, W, 3)."""
+    with calibration_samples(spec.dataset) as samples:
+        status.running(f"Calibrating on {len(samples)} pairs")
+        for sample in samples:
+            left, right = read_image(sample.left), read_image(sample.right)
+            if left.shape != right.shape:
+                raise DataError(f"{sample.where}: {sample.left} and {sample.right} differ in size: no rectified pair")
+            yield left, right
+
+
+def _write_layers(path: Path, summary: Summary) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        table.writerows(summary.rows)
+
+
+def _accuracy(spec: Any, source: Path, result: Path, folder: Path, status: StatusLog) -> dict[str, float]:
+    """epe_before, d1_before, epe, d1 and epe_increase on the validation data; empty where there is none."""
+    if not spec.dataset.val_dataset.data_sources:
+        LOG.warning("dataset.val_dataset.data_sources: none, so the loss of accuracy is not measured")
+        return {}
+    before, after = (_evaluated(spec, *model, folder, status) for model in ((source, "before"), (result, "after")))
+    kpi = {f"{name}_before": before[name] for name in METRICS} | {name: after[name] for name in METRICS}
+    return kpi | {"epe_increase": after["epe"] - before["epe"]}
+
+
+def _evaluated(spec: Any, model: Path, when: str, folder: Path, status: StatusLog) -> dict[str, float]:
+    """The metrics of `evaluate` itself, on the validation data, into the folder `when`."""
+    spec = spec.model_copy(deep=True)
+    spec.dataset.test_dataset = spec.dataset.val_dataset
+    spec.evaluate.results_dir = str(folder / when)
+    (folder / when).mkdir(exist_ok=True)
+    if file_kind(model) != "onnx":
+        spec.evaluate.checkpoint, spec.evaluate.trt_engine = str(model), ""
+        return evaluate.run(spec, status).kpi
+    with tempfile.TemporaryDirectory(prefix="quantize") as engines:
+        engine = Path(engines) / f"{when}.ort.onnx"
+        settings = BuildSettings(backend="onnxruntime", precision=read_onnx(model)["precision"], verify=False)
+        build_engine(model, engine, settings)
+        spec.evaluate.checkpoint, spec.evaluate.trt_engine = "", str(engine)
+        if spec.evaluate.resize == "none":
+            spec.evaluate.resize = "pad"
+        return evaluate.run(spec, status).kpi
+
+
+def _check_loss(accuracy: dict[str, float], most: float | None) -> None:
+    if most is not None and not accuracy["epe_increase"] <= most:  # also true for NaN
+        raise RuntimeError(
+            f"quantisation raised epe from {accuracy['epe_before']:.4f} to {accuracy['epe']:.4f} px, by more than "
+            f"quantize.max_epe_increase {most} px; no file was written. Leave more layers in float (quantize.layers, "
+            "quantize.skip_names), or calibrate on more pairs"
+        )

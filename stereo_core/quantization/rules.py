@@ -1,0 +1,170 @@
+"""Which layers are quantised, and how: the rules of `quantize.layers` and `quantize.skip_names`."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from stereo_core.errors import SpecError
+
+LOG = logging.getLogger(__name__)
+
+FORMATS = {"int8": "int8", "fp8_e4m3fn": "fp8", "fp8_e5m2": "fp8"}
+# Parts that stay in float by default: their errors add up over the iterations (update block) or stand in the disparity
+# itself (classifier, upsampling); they hold few of the weights, or cost more accuracy than they save.
+SENSITIVE = ("update_block", "classifier", "spx_gru", "spx_2_gru", "stem_2", "sam", "cam", "corr_feature_att")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that a backend can quantise.
+
+    Attributes:
+        name: its qualified name; of an ONNX file the node's name.
+        type: its class; of an ONNX file the node's operator.
+        weights: how many numbers its weight has.
+        part: the part of the network it belongs to, for the summary.
+        default: whether it is quantised where the rules name no layer.
+    """
+
+    name: str
+    type: str
+    weights: int
+    part: str
+    default: bool
+
+
+@dataclass(frozen=True)
+class Formats:
+    """int8, fp8 or None (float) for the weights and the activations of a layer."""
+
+    weights: str | None = None
+    activations: str | None = None
+
+
+def choose(layers: Iterable[Layer], rules: list[Any], skip_names: list[str], static: bool) -> dict[str, Formats]:
+    """Layer name -> its formats, for the layers that are quantised.
+
+    A rule fits a layer by its name, else by its type (`fnmatch`, case-sensitive); without a module_name it fits the
+    default layers. Later rules override earlier ones, and a rule changes only what it names: weights, activations or
+    both. `native` takes the quantisation away. skip_names come last. No rules: the default layers in int8.
+
+    Args:
+        rules: entries of quantize.layers.
+        static: False leaves all activations in float.
+
+    Raises:
+        SpecError: nothing is left to quantise, or a layer would get formats that do not go together.
+    """
+    layers = list(layers)
+    chosen: dict[str, Formats] = {}
+    if not rules:
+        chosen = {layer.name: Formats("int8", "int8") for layer in layers if layer.default}
+    for index, rule in enumerate(rules):
+        if "fp8_e5m2" in (rule.weights.dtype, rule.activations.dtype):
+            LOG.warning("quantize.layers[%d]: fp8_e5m2 is not possible here and becomes fp8_e4m3fn", index)
+        fitting = [layer.name for layer in layers if _fits(rule.module_name, layer)]
+        if not fitting:
+            LOG.warning("quantize.layers[%d]: no layer that can be quantised fits %r", index, rule.module_name)
+        for name in fitting:
+            chosen[name] = _changed(chosen.get(name, Formats()), rule)
+    for pattern in skip_names:
+        skipped = [layer.name for layer in layers if _named(pattern, layer)]
+        if not skipped:
+            LOG.warning("quantize.skip_names: no layer that can be quantised fits %r", pattern)
+        for name in skipped:
+            chosen.pop(name, None)
+    if not static:
+        chosen = {name: replace(formats, activations=None) for name, formats in chosen.items()}
+    chosen = {name: formats for name, formats in chosen.items() if formats.weights or formats.activations}
+    _check(chosen)
+    return chosen
+
+
+def _fits(pattern: str, layer: Layer) -> bool:
+    return _named(pattern, layer) if pattern else layer.default
+
+
+def _named(pattern: str, layer: Layer) -> bool:
+    return fnmatchcase(layer.name, pattern) or fnmatchcase(layer.type, pattern)
+
+
+def _changed(formats: Formats, rule: Any) -> Formats:
+    for part in ("weights", "activations"):
+        if dtype := getattr(rule, part).dtype:
+            formats = replace(formats, **{part: FORMATS.get(dtype)})
+    return formats
+
+
+def _check(chosen: dict[str, Formats]) -> None:
+    if not chosen:
+        raise SpecError("quantize.layers: no layer is left to quantise; give a rule with weights.dtype that fits some")
+    for name, formats in chosen.items():
+        if formats.activations and not formats.weights:
+            raise SpecError(f"quantize.layers: {name} would have quantised activations and float weights; set "
+                            "weights.dtype too")  # fmt: skip
+        if formats.activations not in (None, formats.weights):
+            raise SpecError(f"quantize.layers: {name} would have {formats.weights} weights and {formats.activations} "
+                            "activations; give both one format")  # fmt: skip
+
+
+def one_format(chosen: dict[str, Formats], backend: str) -> str:
+    """int8 or fp8.
+
+    Raises:
+        SpecError: the layers have both, and no engine takes such a file.
+    """
+    found = sorted({formats.weights for formats in chosen.values()})
+    if len(found) > 1:
+        raise SpecError(f"quantize.layers: {' and '.join(found)} in one network; {backend} takes one format")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was quantised.
+
+    Attributes:
+        text: one line for people.
+        kpi: quantized_layers, quantizable_layers and quantized_weight_share (of the weights that could be quantised).
+        rows: a row a layer: name, type, weights (their number), weights' format, activations' format.
+    """
+
+    text: str
+    kpi: dict[str, float]
+    rows: list[tuple[str, str, int, str, str]]
+
+
+def summarise(layers: Iterable[Layer], chosen: dict[str, Formats]) -> Summary:
+    """Say what was quantised and what stays in float."""
+    layers = list(layers)
+    rows = []
+    for layer in layers:
+        formats = chosen.get(layer.name, Formats())
+        rows.append((layer.name, layer.type, layer.weights, formats.weights or "fp32", formats.activations or "fp32"))
+    total = sum(layer.weights for layer in layers)
+    share = sum(layer.weights for layer in layers if layer.name in chosen) / total
+    left = Counter(layer.part for layer in layers if layer.name not in chosen)
+    text = (
+        f"{len(chosen)} of {len(layers)} layers with {share:.1%} of their weights quantised "
+        f"({_counted(Counter(map(_format, chosen.values())))}); left in float: {_counted(left) or 'none'}"
+    )
+    kpi = {"quantized_layers": len(chosen), "quantizable_layers": len(layers), "quantized_weight_share": share}
+    return Summary(text, kpi, rows)
+
+
+def _format(formats: Formats) -> str:
+    return f"{formats.weights} weights" + (" and activations" if formats.activations else "")
+
+
+def _counted(counts: Counter) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
+def is_sensitive(words: Iterable[str]) -> bool:
+    """Whether a layer, given the parts of its name, belongs to SENSITIVE."""
+    return not set(SENSITIVE).isdisjoint(words)
