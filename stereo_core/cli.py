@@ -134,12 +134,18 @@ def _print_for(verb: str, what: str) -> None:
 
 @main.command(epilog="\b\nExample:\n  depth_net describe dn_model_latest.pth")
 @click.argument("file", type=click.Path(path_type=Path))
-def describe(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def describe(file: Path, as_json: bool) -> None:
     """Say what FILE is and what it tells of itself: a checkpoint, an ONNX file or an engine."""
+    from stereo_core.report.describe import as_text
     from stereo_core.report.describe import describe as describe_file
     from stereo_core.report.status import plain
 
-    _guarded(lambda: click.echo(json.dumps(plain(describe_file(file)), indent=2, ensure_ascii=False)))
+    def tell() -> None:
+        known = plain(describe_file(file))
+        click.echo(json.dumps(known, indent=2, ensure_ascii=False) if as_json else as_text(known))
+
+    _guarded(tell)
 
 
 @main.command(

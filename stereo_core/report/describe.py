@@ -41,3 +41,29 @@ def _describe_checkpoint(path: Path) -> dict:
 
 
 _DESCRIBE = {"engine": read_engine, "onnx": _describe_onnx, "checkpoint": _describe_checkpoint}
+
+
+def as_text(known: dict) -> str:
+    """What `describe` returns, a line a fact; ranges as "32 to 128 px, best 64"."""
+    facts = {key: value for key, value in known.items() if value is not None}
+    if "max_batch" in known:
+        facts = {key: value for key, value in facts.items() if key not in _RANGE_KEYS}
+        facts |= {
+            "batch": _range(known["min_batch"], known["opt_batch"], known["max_batch"]),
+            "height": _range(known["min_height"], known["input_height"], known["max_height"], " px"),
+            "width": _range(known["min_width"], known["input_width"], known["max_width"], " px"),
+        }
+    width = max(map(len, facts))
+    return "\n".join(f"{key:{width}}  {value}" for key, value in facts.items())
+
+
+_SIDES = ("batch", "height", "width")
+_RANGE_KEYS = {f"{end}_{side}" for side in _SIDES for end in ("min", "opt", "max", "input")}
+
+
+def _range(smallest: int | None, best: int | None, largest: int | None, unit: str = "") -> str:
+    if largest is None:
+        return "any" if best is None or not unit else f"any, traced at {best}{unit}"
+    if smallest == largest:
+        return f"{best}{unit}"
+    return f"{smallest} to {largest}{unit}, best {best}"

@@ -26,7 +26,7 @@ from stereo_core.engines.files import read_engine, read_onnx, sidecar_path
 from stereo_core.engines.tensorrt import Gpu, attach_timing_cache, find_gpu, interface_of_network, workspace_bytes
 from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.files import locked, sha256_of
-from stereo_core.report.describe import describe
+from stereo_core.report.describe import as_text, describe
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'stereo-pipelines[tensorrt-rtx]'")
 
@@ -166,6 +166,16 @@ def test_the_profile_of_an_open_file_is_the_builders(open_onnx, tmp_path):
     assert interface(open_onnx, info) == {"left_image": shapes, "right_image": shapes, "disparity": ()}
     said = describe(tmp_path / "e")
     assert (said["backend"], said["min_height"], said["max_width"]) == ("tensorrt_rtx", 32, 256)
+    lines = [line.split(maxsplit=1) for line in as_text(said).splitlines()]
+    for fact in (
+        ["height", "32 to 128 px, best 64"],
+        ["width", "128 to 256 px, best 128"],
+        ["batch", "1 to 3, best 2"],
+    ):
+        assert fact in lines
+    assert ["target", "compute capability 8.6"] in lines
+    lines = as_text(describe(open_onnx)).splitlines()
+    assert "batch          any" in lines and "height         any, traced at 64 px" in lines
 
 
 def interface(onnx_file, info):
@@ -394,8 +404,9 @@ def test_sigterm_ends_a_build_without_an_engine(tiny_onnx, tmp_path):
     keys = [f"gen_trt_engine.onnx_file={tiny_onnx}", f"gen_trt_engine.trt_engine={out}", f"results_dir={tmp_path}"]
     keys += ["gen_trt_engine.compute_capabilities=[8.6]"]
     command = [sys.executable, "-m", "stereo_core.cli", "gen_trt_engine", *keys]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
-    assert any("engine backend: tensorrt_rtx" in line for line in process.stderr)  # up to the line that tells it
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ)
+    while process.poll() is None and not list(out.parent.glob(".tiny*")):
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 143
