@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stereo_core.actions import Outcome
-from stereo_core.actions.predictor import UniqueNames, load_predictor, predictions
+from stereo_core.actions.predictor import UniqueNames, known, load_predictor, predictions, write_results
 from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.data.images import write_png
 from stereo_core.errors import DataError
@@ -31,7 +30,7 @@ def run(spec, status: StatusLog) -> Outcome:
     """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
-    a valid pixel, which count nowhere), for engines latency and throughput, and `settings`.
+    a valid pixel, which count nowhere), for engines latency, throughput and GPU memory, and `settings`.
 
     Raises:
         DataError: an image has no ground truth, or none of them has a valid pixel.
@@ -39,10 +38,10 @@ def run(spec, status: StatusLog) -> Outcome:
     """
     engine = spec.evaluate.trt_engine
     folder = results_dir(spec, "evaluate")
-    status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
-    predictor = load_predictor(spec, "evaluate")
     data = StereoDataModule(spec)
     data.setup("test")
+    status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
+    predictor = load_predictor(spec, "evaluate")
     loader = data.test_dataloader()
     metrics = StereoMetrics()
     with atomic_path(folder / "metrics.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -53,11 +52,11 @@ def run(spec, status: StatusLog) -> Outcome:
             table.writerow(row)
     totals = metrics.compute()
     _check(totals)
-    kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | predictor.latency()
-    results = kpi | {name: totals[name] for name in ("images", "pixels", "empty")}
-    results["settings"] = predictor.settings | {"max_disparity": spec.dataset.max_disparity}
-    with atomic_path(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=4) + "\n", encoding="utf-8")
+    figures = predictor.figures()
+    kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
+    settings = predictor.settings | {"max_disparity": spec.dataset.max_disparity}
+    counts = {name: totals[name] for name in ("images", "pixels", "empty")}
+    write_results(folder, kpi | figures | counts | {"settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
     return Outcome(
         f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",

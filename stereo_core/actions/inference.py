@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stereo_core.actions import Outcome
-from stereo_core.actions.predictor import UniqueNames, load_predictor, predictions
+from stereo_core.actions.predictor import UniqueNames, known, load_predictor, predictions, write_results
 from stereo_core.data.calibration import Calibration, read_calibration
 from stereo_core.data.codecs import write_disparity_png16, write_pfm
 from stereo_core.data.datamodule import StereoDataModule
@@ -24,6 +24,7 @@ def run(spec, status: StatusLog) -> Outcome:
 
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
     in turbo from 0 to the largest of the image. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera.
+    results.json: `images`, for engines latency, throughput and GPU memory, and `settings`.
 
     Raises:
         SpecError: depth or point clouds are asked for and nothing gives the camera.
@@ -32,12 +33,12 @@ def run(spec, status: StatusLog) -> Outcome:
     settings = spec.inference
     folder = results_dir(spec, "inference")
     camera = camera_of(spec) if settings.save_depth or settings.save_point_cloud else None
+    data = StereoDataModule(spec)
+    data.setup("predict")
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference")
-    data = StereoDataModule(spec)
-    data.setup("predict")
     loader = data.predict_dataloader()
     rels, flat_names, count = UniqueNames(), UniqueNames(), 0
     for sample, disparity_HW in predictions(predictor, loader, len(loader)):
@@ -45,9 +46,11 @@ def run(spec, status: StatusLog) -> Outcome:
         flat_name = flat_names(sample["rel"].replace("/", "_"))
         _write(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera)
         count += 1
+    figures = predictor.figures()
+    write_results(folder, figures | {"images": count, "settings": predictor.settings})
     return Outcome(
         f"Inference finished successfully: {count} pairs in {folder}",
-        kpi=predictor.latency(),
+        kpi=known(figures),
         artifacts={"disparity": folder},
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,11 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from stereo_core.actions.tiles import tiled
 from stereo_core.data.datasets import group_by_size
 from stereo_core.engines import load_engine
 from stereo_core.errors import SpecError
+from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 
 LOG = logging.getLogger(__name__)
@@ -33,13 +37,13 @@ class Predictor:
         predict: see Predict.
         device: where its inputs have to be.
         settings: what it is and how it runs, for reports.
-        latency: figures of the calls so far (engines), else empty.
+        figures: what the calls so far took (engines): latency, throughput, GPU memory; else empty.
     """
 
     predict: Predict
     device: str = "cpu"
     settings: dict[str, Any] = field(default_factory=dict)
-    latency: Callable[[], dict] = dict
+    figures: Callable[[], dict] = dict
 
 
 def load_predictor(spec, verb: str) -> Predictor:
@@ -68,10 +72,13 @@ def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
     resize = section.resize if verb == "evaluate" else "none"
     if resize != "none":
         predict = _RESIZES[resize](predict, tuple(spec.dataset.test_dataset.augmentation.crop_size))
+    crop_size = tuple(spec.dataset.infer_dataset.augmentation.crop_size)
+    predict, tiles = _with_tiles(spec, verb, predict, crop_size, model.config.max_disparity)
     settings = {
         "checkpoint": section.checkpoint,
         "resize": resize,
         "hierarchical": hierarchical,
+        **tiles,
         "encoder": model.config.encoder,
         "variant": model.config.variant,
         "valid_iters": model.config.valid_iters,
@@ -84,15 +91,46 @@ def _engine_predictor(spec, verb: str) -> Predictor:
     section = getattr(spec, verb)
     if verb == "inference" and section.hierarchical:
         raise SpecError("inference.hierarchical: an engine has one size; use a checkpoint, or set it to false")
-    engine = load_engine(section.trt_engine)
+    gpu = section.gpu_ids[0]
+    free = _free_gpu_bytes(gpu)
+    engine = load_engine(section.trt_engine, f"cuda:{gpu}" if gpu else None)
     resize = section.resize if verb == "evaluate" else "pad"
-    size = (engine.info["input_height"], engine.info["input_width"])
+    size = (engine.info["max_height"], engine.info["max_width"])
     augmentation = (spec.dataset.test_dataset if verb == "evaluate" else spec.dataset.infer_dataset).augmentation
     if "crop_size" in augmentation.model_fields_set and tuple(augmentation.crop_size) != size:
         LOG.warning("crop_size is %s, but the engine's own size %s holds", list(augmentation.crop_size), list(size))
-    settings = {"engine": section.trt_engine, "resize": resize, **engine.info}
     predict: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
-    return Predictor(predict, settings=settings, latency=engine.latency)
+    predict, tiles = _with_tiles(spec, verb, predict, size, engine.info["max_disparity"])
+    settings = {"engine": section.trt_engine, "resize": resize, **tiles, **engine.info}
+    settings |= {"device": engine.device, "provider": engine.provider}
+
+    def figures() -> dict:
+        used = free - _free_gpu_bytes(gpu) if engine.device != "cpu" else None
+        return engine.latency() | {"device_memory_bytes": used}
+
+    return Predictor(predict, engine.device, settings, figures)
+
+
+def _with_tiles(
+    spec, verb: str, predict: Predict, size: tuple[int, int], max_disparity: int | None
+) -> tuple[Predict, dict]:
+    """(predict in tiles of `size` where `inference.tile` is set, the settings for the report)."""
+    if verb != "inference" or not spec.inference.tile:
+        return predict, {}
+    overlap = tuple(spec.inference.tile_overlap)
+    if overlap[1] < (max_disparity or 0):
+        LOG.warning(
+            "inference.tile_overlap: %d columns, but the network finds disparities up to %d px: where they are larger "
+            "than the overlap, the left part of a tile can not see its match",
+            overlap[1],
+            max_disparity,
+        )
+    return tiled(predict, size, overlap), {"tile": list(size), "tile_overlap": list(overlap)}
+
+
+def _free_gpu_bytes(gpu: int) -> int:
+    """Memory that is free on a GPU as its driver counts, so that every library's is in it; 0 where there is none."""
+    return torch.cuda.mem_get_info(gpu)[0] if gpu < torch.cuda.device_count() else 0
 
 
 def stretched(predict: Predict, size: tuple[int, int]) -> Predict:
@@ -148,6 +186,17 @@ def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int)
             if not np.isfinite(disparity_HW).all():
                 raise FloatingPointError(f"{sample['path']}: the predicted disparity is not finite everywhere")
             yield sample, disparity_HW
+
+
+def known(figures: dict) -> dict:
+    """Figures without those that could not be measured, for status.json."""
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def write_results(folder: Path, results: dict) -> None:
+    """results.json."""
+    with atomic_path(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=4) + "\n", encoding="utf-8")
 
 
 class UniqueNames:

@@ -86,11 +86,13 @@ class Engine(abc.ABC):
 
     Attributes:
         info: the engine's side-car (INTERFACES "Files").
-        device: where `run_torch` wants its images: "cpu" or "cuda:N".
+        device: where it runs and `run_torch` wants its images: "cpu" or "cuda:N".
+        provider: what runs it there, where a backend has a choice, else None.
         latencies_ms: one entry a call of the runtime, in milliseconds; warm-up and image preparation do not count.
     """
 
     device = "cpu"
+    provider: str | None = None
 
     def __init__(self, info: dict):
         self.info = info
@@ -109,10 +111,6 @@ class Engine(abc.ABC):
         import torch
 
         return torch.from_numpy(self.run(left_B3HW.cpu().numpy(), right_B3HW.cpu().numpy())).to(self.device)
-
-    def device_memory_bytes(self) -> int | None:
-        """Memory in use on the engine's GPU since the engine was loaded, in bytes; None on a CPU or where unknown."""
-        return None
 
     def infer(self, left: Any, right: Any, resize: str = "pad") -> Any:
         """Estimate the disparity of rectified pairs of any size and number.

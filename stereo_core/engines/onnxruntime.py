@@ -67,11 +67,7 @@ def _write_fp16(onnx: Path, out: Path, pins: Sequence[str]) -> None:
 
 
 class OnnxRuntimeEngine(Engine):
-    """Inputs and output lie in memory of the provider's device, allocated once a shape.
-
-    Attributes:
-        provider: the ONNX Runtime execution provider that runs it.
-    """
+    """Inputs and output lie in memory of the provider's device, allocated once a shape."""
 
     def __init__(self, path: Path, info: dict, device: Any = None):
         super().__init__(info)
@@ -147,6 +143,9 @@ def open_session(
     session = ort.InferenceSession(str(path), options, providers=_providers(asked, sizes_open))
     if asked and asked != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise UserError(f"device {asked}: ONNX Runtime {ort.__version__} could not start its CUDA provider here")
+    provider = session.get_providers()[0]
+    if asked is None and provider != "CUDAExecutionProvider" and len(_providers(asked, sizes_open)) > 1:
+        LOG.warning("ONNX Runtime %s could not start its CUDA provider: %s runs on the CPU", ort.__version__, path)
     session.disable_fallback()
     return session
 

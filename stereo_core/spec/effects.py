@@ -74,7 +74,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "quantize.layers*.quant_axis": "weights have a scale an output channel, activations one a tensor",
     "inference.input_*": "images keep their size, or take the engine's",
     "inference.conf_threshold": "disparities have no confidence here",
-    "inference.tile*": "images are predicted whole",
     "gen_trt_engine.batch_size": "the ONNX file and tensorrt.min_, opt_ and max_batch_size say it",
     **{f"wandb.{name}": _WANDB for name in Wandb.model_fields if name != "enable"},
 _SPLITS["quantize"] = ("val",)
@@ -107,7 +106,7 @@ def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     """The crop sizes that count only where images are brought to a size."""
     why = "images keep their size"
     split = {"evaluate": "test", "inference": "infer"}.get(verb)
-    if split is None or getattr(spec, verb).trt_engine:
+    if split is None or getattr(spec, verb).trt_engine or (verb == "inference" and spec.inference.tile):
         return
     path = f"dataset.{split}_dataset.augmentation.crop_size"
 def _quantize(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:

@@ -41,7 +41,7 @@ class Inference(Predict):
     save_point_cloud: bool = key(False, "Write cloud/<rel>.ply, metres (ours)")
     calibration: Text = key("", "calib.txt (Middlebury, ETH3D) or K.txt, for depth and point clouds (ours)")
     hierarchical: bool = key(False, "Half resolution first, then full (ours)")
-    tile: bool = key(False, "Predict in tiles (ours)")
+    tile: bool = key(False, "Predict in tiles of the engine's size, for checkpoints of augmentation.crop_size (ours)")
     tile_overlap: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] = key(
-        [64, 64], "Overlap of tiles in px (ours)"
+        [64, 64], "Least overlap of tiles in px, rows and columns; columns at least as large as the disparities (ours)"
     )

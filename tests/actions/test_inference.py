@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 
 from stereo_core.actions.perform import perform
 from stereo_core.data.codecs import read_disparity
+from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.spec import spec_from_dict
 
 MODEL = {"preset": "tiny", "valid_iters": 3}
@@ -19,9 +21,10 @@ MODEL = {"preset": "tiny", "valid_iters": 3}
 def infer(tiny_checkpoint, split):
     """Run inference on an annotation list; returns the exit code."""
 
-    def start(folder, data_file, dataset=None, batch_size=2, **keys):
+    def start(folder, data_file, dataset=None, batch_size=2, section=None, **keys):
         keys = {"checkpoint": str(tiny_checkpoint), "results_dir": str(folder)} | keys
-        tree = {"dataset": {"infer_dataset": split(data_file, batch_size)} | (dataset or {}), "model": MODEL}
+        infer_dataset = split(data_file, batch_size) | (section or {})
+        tree = {"dataset": {"infer_dataset": infer_dataset} | (dataset or {}), "model": MODEL}
         return perform("inference", spec_from_dict("inference", tree | {"inference": keys}))
 
     return start
@@ -29,7 +32,7 @@ def infer(tiny_checkpoint, split):
 
 def files(folder):
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    return found - {"status.json", "experiment.yaml"}
+    return found - {"status.json", "experiment.yaml", "results.json"}
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +130,54 @@ def test_hierarchical(infer, all_files, scenes, tmp_path):
     two_passes, _ = read_disparity(tmp_path / "disparity_pfm" / "scene3" / "left.pfm")
     one_pass, _ = read_disparity(all_files / "disparity_pfm" / "scene3" / "left.pfm")
     assert two_passes.shape == one_pass.shape and not np.allclose(two_passes, one_pass, atol=0.1)
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_tiles_of_a_checkpoint(infer, scenes, tmp_path, hierarchical):
+    """Images no larger than a tile are predicted whole; larger ones are not, and keep their size."""
+    keys = {"save_raw_pfm": True, "hierarchical": hierarchical}
+    section = {"augmentation": {"crop_size": [64, 80]}}
+
+    def maps(folder):
+        return [read_disparity(folder / "disparity_pfm" / f"scene{n}" / "left.pfm")[0] for n in (0, 3)]
+
+    tile = {"tile": True, "tile_overlap": [16, 40]}
+    assert infer(tmp_path / "tiles", scenes / "list.txt", section=section, **keys, **tile) == 0
+    assert infer(tmp_path / "whole", scenes / "list.txt", **keys) == 0
+    (large, small), (whole_large, whole_small) = maps(tmp_path / "tiles"), maps(tmp_path / "whole")
+    np.testing.assert_allclose(small, whole_small, atol=1e-3)
+    assert large.shape == whole_large.shape and 0 < np.abs(large - whole_large).mean() < 10
+    settings = json.loads((tmp_path / "tiles" / "results.json").read_text())["settings"]
+    assert (settings["tile"], settings["tile_overlap"]) == ([64, 80], [16, 40])
+
+
+def test_a_tile_overlap_below_the_disparities_is_named(infer, scenes, tmp_path, caplog):
+    section = {"augmentation": {"crop_size": [64, 96]}}
+    assert infer(tmp_path / "a", scenes / "list.txt", section=section, tile=True, tile_overlap=[0, 63]) == 0
+    assert "tile_overlap: 63 columns, but the network finds disparities up to 64 px" in caplog.text
+    caplog.clear()
+    assert infer(tmp_path / "b", scenes / "list.txt", section=section, tile=True, tile_overlap=[0, 64]) == 0
+    assert "tile" not in caplog.text
+
+
+def test_tiles_of_an_engine(scenes, infer, tiny_checkpoint, tmp_path):
+    """End to end: an engine of 32 x 64 on images of 64 x 96; whole images would be scaled down instead."""
+    export = {"checkpoint": str(tiny_checkpoint), "onnx_file": str(tmp_path / "tiny.onnx"), "on_cpu": True}
+    export |= {"input_height": 32, "input_width": 64, "valid_iters": 3, "results_dir": str(tmp_path)}
+    assert perform("export", spec_from_dict("export", {"model": MODEL, "export": export})) == 0
+    build_engine(export["onnx_file"], tmp_path / "e", BuildSettings(backend="onnxruntime", verify=False, max_batch=2))
+    keys = {"checkpoint": "", "trt_engine": str(tmp_path / "e"), "save_raw_pfm": True}
+    tile = {"tile": True, "tile_overlap": [8, 48]}
+    assert infer(tmp_path / "tiles", scenes / "list.txt", **keys, **tile) == 0
+    name = "disparity_pfm/scene0/left.pfm"
+    found, _ = read_disparity(tmp_path / "tiles" / name)
+    left, right = (cv2.imread(str(scenes / "scene0" / f"{side}.png"))[..., ::-1] for side in ("left", "right"))
+    # The corners lie in one tile each: they are what the engine says of that tile, not scaled.
+    corner = load_engine(tmp_path / "e").infer(left[:32, :64], right[:32, :64])
+    assert found.shape == (64, 96)
+    np.testing.assert_allclose(found[:16, :16], corner[:16, :16], atol=1e-3)
+    results = json.loads((tmp_path / "tiles" / "results.json").read_text())
+    assert results["settings"]["tile"] == [32, 64] and results["latency_median_ms"] > 0
 
 
 def test_middlebury_calibration(shared, infer, tmp_path):
