@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from stereo_core.data.datasets import StereoDataset, build_dataset, collate
 from stereo_core.errors import DataError
 
+MAX_SKIPPED = 0.1  # share of an epoch: with more missing it is a lost folder, and not the data set that was asked for
+
 _SPLIT_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("infer",)}
 
 logger = logging.getLogger(__name__)
@@ -92,14 +94,39 @@ class StereoDataModule(pl.LightningDataModule):
 
 
 class StereoLoader(DataLoader):
-    """A DataLoader whose workers' data errors read as they were raised, without the worker's traceback."""
+    """A DataLoader whose workers' data errors read as they were raised, without the worker's traceback.
+
+    Training pairs that could not be read (`dataset.on_error: skip`) are named once each and counted in every epoch.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._named: set[str] = set()
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield batches; DataError with its plain message."""
+        """Yield batches; DataError with its plain message, also when over MAX_SKIPPED of the epoch is unreadable."""
+        skipped = 0
         try:
-            yield from super().__iter__()
+            for batch in super().__iter__():
+                if isinstance(batch, dict):  # training
+                    self._name(batch["unreadable"])
+                    skipped += int(batch["skipped"].sum())
+                    self._check(skipped)
+                yield batch
         except DataError as error:
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from error
+
+    def _name(self, unreadable: list[str]) -> None:
+        for message in sorted({*unreadable} - {"", *self._named}):
+            logger.warning("skipped, another pair takes its place: %s", message)
+            self._named.add(message)
+
+    def _check(self, skipped: int) -> None:
+        if skipped > MAX_SKIPPED * len(self.sampler):
+            raise DataError(
+                f"dataset.on_error: skip, but {skipped} of this epoch's {len(self.sampler)} pairs can not be used, more"
+                f" than {MAX_SKIPPED:.0%}; they are named above, mend them or take them out of the list"
+            )
 
 
 class EpochSampler(DistributedSampler):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from stereo_core.data.annotations import Sample, check_files, read_annotations
-from stereo_core.data.augmentation import random_crop
+from stereo_core.data.augmentation import Pair, augment
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.images import read_image, read_mask
 from stereo_core.errors import DataError
+
+REPLACEMENTS = 10  # pairs tried for an unreadable one: with a tenth of them unreadable all fail once in 10**10 times
 
 DATASETS = ("FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset")
 
@@ -30,14 +33,17 @@ class StereoDataset(Dataset):
         valid: bool tensor (1, H, W): measured, finite, above 0 and, where a mask is given, visible to both cameras
             (dataset.max_disparity is not applied here);
         has_gt: whether the line names a disparity file;
-        path: the left image; rel: its unique short name without suffix, for outputs; index: its place in the list.
+        path: the left image; rel: its unique short name without suffix, for outputs; index: its place in the list;
+        skipped: 1 where this pair stands in for an unreadable one, else 0; unreadable: what was wrong with that one.
 
     Args:
         samples: the list.
         sources: the data source of each sample (attributes dataset_name, disparity_format, disparity_scale).
         rels: the short name of each sample.
-        crop_size: (height, width) of random training crops; None keeps images whole.
-        seed: of the crops; a crop depends on (seed, epoch, index) alone, whatever the number of workers or ranks.
+        augment: `augment(pair, rng=generator)` changes a pair at random; None keeps pairs as they are.
+        seed: of that generator; what comes out depends on (seed, epoch, index) alone, whatever the number of workers
+            or ranks.
+        skip_unreadable: give another pair, drawn by the same rule, for one that can not be read.
     """
 
     def __init__(
@@ -45,45 +51,67 @@ class StereoDataset(Dataset):
         samples: Sequence[Sample],
         sources: Sequence[Any],
         rels: Sequence[str],
-        crop_size: tuple[int, int] | None = None,
+        augment: Callable[..., Pair] | None = None,
         seed: int = 1234,
+        skip_unreadable: bool = False,
     ) -> None:
         self.samples, self.sources, self.rels = samples, sources, rels
-        self.crop_size, self.seed = crop_size, seed
+        self.augment, self.seed, self.skip_unreadable = augment, seed, skip_unreadable
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Item `index`, or `(index, epoch)` for another crop in every epoch.
+        """Item `index`, or `(index, epoch)` for another augmentation in every epoch.
 
         Raises:
-            DataError: a file of the sample can not be used; the message begins with the list's file and line.
+            DataError: a file of the sample can not be used; the message begins with the list's file and line. With
+                skip_unreadable: so many others can not be used either that none was found in its place.
         """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
-        sample = self.samples[index]
-        try:
-            arrays = read_pair(sample, self.sources[index])
-            if self.crop_size is not None:
-                rng = np.random.default_rng((max(self.seed, 0), epoch, index))
-                arrays = random_crop(*arrays, size=self.crop_size, rng=rng)
-        except DataError as error:
-            raise DataError(f"{sample.where}: {error}") from error
-        left, right, disparity, valid = arrays
+        rng = np.random.default_rng((max(self.seed, 0), epoch, index))
+        index, pair, unreadable = self._read_or_replace(index, rng)
+        if self.augment is not None:
+            pair = self.augment(pair, rng=rng)
+        disparity = np.ascontiguousarray(pair.disparity)
         return {
-            "left": _image_tensor(left),
-            "right": _image_tensor(right),
+            "left": _image_tensor(pair.left),
+            "right": _image_tensor(pair.right),
             "disparity": torch.from_numpy(disparity)[None],
-            "valid": torch.from_numpy(valid)[None],
-            "has_gt": sample.disparity is not None,
-            "path": sample.left,
+            "valid": torch.from_numpy(disparity > 0)[None],
+            "has_gt": self.samples[index].disparity is not None,
+            "path": self.samples[index].left,
             "rel": self.rels[index],
             "index": index,
+            "skipped": int(bool(unreadable)),
+            "unreadable": unreadable,
         }
 
+    def _read_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Pair, str]:
+        """The pair, its index, and what was wrong with the one asked for where this is another."""
+        try:
+            return index, self._read(index), ""
+        except DataError as error:
+            if not self.skip_unreadable:
+                raise
+            first = error
+        for other in rng.integers(len(self), size=REPLACEMENTS).tolist():
+            try:
+                return other, self._read(other), str(first)
+            except DataError:
+                continue
+        raise DataError(f"{first}; {REPLACEMENTS} other pairs, drawn at random, can not be used either") from first
 
-def read_pair(sample: Sample, source: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read left and right (uint8 (H, W, 3)), disparity (float32 (H, W), px) and valid (bool (H, W)) of one sample.
+    def _read(self, index: int) -> Pair:
+        sample = self.samples[index]
+        try:
+            return read_pair(sample, self.sources[index])
+        except DataError as error:
+            raise DataError(f"{sample.where}: {error}") from error
+
+
+def read_pair(sample: Sample, source: Any) -> Pair:
+    """Read one sample; pixels that its mask hides have no disparity, and without a disparity file none has.
 
     Raises:
         DataError: a file can not be used, or the sizes differ.
@@ -91,7 +119,7 @@ def read_pair(sample: Sample, source: Any) -> tuple[np.ndarray, np.ndarray, np.n
     left, right = read_image(sample.left), read_image(sample.right)
     _same_size(sample.left, left, sample.right, right)
     if sample.disparity is None:
-        return left, right, np.zeros(left.shape[:2], np.float32), np.zeros(left.shape[:2], bool)
+        return Pair(left, right, np.zeros(left.shape[:2], np.float32))
     disparity, valid = read_disparity(
         sample.disparity, source.disparity_format or "auto", source.disparity_scale, source.dataset_name
     )
@@ -100,7 +128,7 @@ def read_pair(sample: Sample, source: Any) -> tuple[np.ndarray, np.ndarray, np.n
         visible = read_mask(sample.mask)
         _same_size(sample.left, left, sample.mask, visible)
         valid = valid & visible
-    return left, right, np.where(valid, disparity, np.float32(0)), valid
+    return Pair(left, right, np.where(valid, disparity, np.float32(0)))
 
 
 def _same_size(left_path: str, left: np.ndarray, path: str, array: np.ndarray) -> None:
@@ -118,7 +146,8 @@ def _image_tensor(image: np.ndarray) -> torch.Tensor:
 def build_dataset(spec: Any, split: str) -> StereoDataset:
     """The data set of `dataset.<split>_dataset` (train, val, test or infer) over all its data sources.
 
-    Random crops for train; whole images at native resolution otherwise.
+    Augmented crops for train, and another pair for an unreadable one where `dataset.on_error` says skip; whole images
+    at native resolution otherwise, and an unreadable one is an error.
 
     Raises:
         DataError: no data source, an unusable list, a missing file, or (train and val) a line without ground truth.
@@ -135,8 +164,11 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
     if split in ("train", "val"):
         _need_ground_truth(samples, split)
     check_files(samples)
-    crop_size = tuple(section.augmentation.crop_size) if split == "train" else None
-    return StereoDataset(samples, sources, relative_names(samples, roots), crop_size, spec.train.seed)
+    dataset = StereoDataset(samples, sources, relative_names(samples, roots), seed=spec.train.seed)
+    if split == "train":
+        dataset.augment = partial(augment, settings=section.augmentation, max_disparity=spec.dataset.max_disparity)
+        dataset.skip_unreadable = spec.dataset.on_error == "skip"
+    return dataset
 
 
 def _need_ground_truth(samples: Sequence[Sample], split: str) -> None:

@@ -39,7 +39,7 @@ DataSources = Annotated[list[DataSource], null_is([])]
 
 
 class Augmentation(Section):
-    """Random changes of training pairs."""
+    """Random changes of training pairs, in the order of stereo_core/data/augmentation.py."""
 
     input_mean: Annotated[list[Float], Field(min_length=3, max_length=3)] = key(
         [0.485, 0.456, 0.406], "RGB mean after scaling to [0, 1]"
@@ -48,31 +48,43 @@ class Augmentation(Section):
         [0.229, 0.224, 0.225], "RGB standard deviation after scaling to [0, 1]"
     )
     crop_size: Pair = key([518, 518], "Random crop [height, width]; padded up to a multiple of 32, the padding invalid")
-    min_scale: Float = key(-0.2, "Lower log2 bound of the random scale", ge=-1, le=1)
-    max_scale: Float = key(0.4, "Upper log2 bound of the random scale", ge=-1, le=1)
+    min_scale: Float = key(-0.2, "Lower log2 bound of the random scale of pixels and disparities", ge=-1, le=1)
+    max_scale: Float = key(0.4, "Upper log2 bound of the random scale; above 0 enlarges", ge=-1, le=1)
     do_flip: bool = key(False, "Switch for the flips")
-    h_flip_prob: Float = key(0.5, "Probability of a horizontal flip", ge=0, le=1, automl=True)
-    v_flip_prob: Float = key(0.5, "Probability of a vertical flip", ge=0, le=1, automl=True)
-    hshift_prob: Float = key(0.5, "Probability of a horizontal shift", ge=0, le=1, automl=True)
+    h_flip_prob: Float = key(
+        0.5, "Probability of a horizontal flip, which swaps the views (with do_flip)", ge=0, le=1, automl=True
+    )
+    v_flip_prob: Float = key(0.5, "Probability of a vertical flip (with do_flip)", ge=0, le=1, automl=True)
+    hshift_prob: Float = key(
+        0.5, "Probability of a shift of the right image by up to 10 px, and of all disparities", ge=0, le=1, automl=True
+    )
     yjitter_prob: Float = key(
         1.0, "Probability of a vertical offset of up to 2 px between left and right crop", ge=0, le=1, automl=True
     )
-    gamma: Annotated[list[Float], Field(min_length=4, max_length=4)] = key([1, 1, 1, 1], "Range of gamma")
-    color_aug_prob: Float = key(
-        0.2, "Probability that left and right get different colour jitter", ge=0, le=1, automl=True
+    gamma: Annotated[list[Float], Field(min_length=4, max_length=4)] = key(
+        [1, 1, 1, 1], "Ranges of gamma and gain: lowest and highest gamma, lowest and highest gain"
     )
-    color_aug_brightness: Float = key(0.4, "Strength of the brightness jitter", ge=0, le=1)
-    color_aug_contrast: Float = key(0.4, "Strength of the contrast jitter", ge=0, le=1)
+    color_aug_prob: Float = key(
+        0.2, "Probability that left and right get different colour jitter, not the same one", ge=0, le=1, automl=True
+    )
+    color_aug_brightness: Float = key(0.4, "Strength of the brightness jitter: factors of 1 - x to 1 + x", ge=0, le=1)
+    color_aug_contrast: Float = key(0.4, "Strength of the contrast jitter: factors of 1 - x to 1 + x", ge=0, le=1)
     color_aug_saturation: Range = key([0.0, 1.4], "Range of the saturation factor")
     color_aug_hue_range: Range = key([-5 / 180, 5 / 180], "Range of the hue shift, in turns")
     eraser_aug_prob: Float = key(
         0.5, "Probability of erasing rectangles of the right image, an artificial occlusion", ge=0, le=1, automl=True
     )
-    spatial_aug_prob: Float = key(1.0, "Probability of the random scale", ge=0, le=1, automl=True)
-    stretch_prob: Float = key(0.8, "Probability of scaling x and y differently", ge=0, le=1, automl=True)
-    max_stretch: Float = key(0.2, "log2 bound of that difference", ge=0, le=1)
+    spatial_aug_prob: Float = key(
+        1.0, "Probability of scale and stretch; without it small images are padded", ge=0, le=1, automl=True
+    )
+    stretch_prob: Float = key(0.8, "Probability that a scaled pair is also stretched", ge=0, le=1, automl=True)
+    max_stretch: Float = key(0.2, "log2 bound of the stretch, drawn for x and y each", ge=0, le=1)
     crop_min_valid_disp_ratio: Float = key(
-        0.0, "Smallest share of valid ground truth wanted in a crop", ge=0, le=1, automl=True
+        0.0,
+        "Smallest share of valid ground truth wanted in a crop; the best of 100 places if none has it",
+        ge=0,
+        le=1,
+        automl=True,
     )
 
 
@@ -104,7 +116,11 @@ class Dataset(Section):
     )
     baseline: Float = key(0.193001, "Baseline in metres, for depth and point clouds; counts only when set", ge=0)
     focal_x: Float = key(1998.842, "Focal length in px, for depth and point clouds; counts only when set", ge=0)
-    on_error: Literal["fail", "skip"] = key("fail", "What an unreadable pair does (ours)")
+    on_error: Literal["fail", "skip"] = key(
+        "fail",
+        "What a pair does that can not be read: end the run, or, in training alone, give its place to another pair,"
+        " with a warning and for at most a tenth of an epoch (ours)",
+    )
     train_dataset: Split = section(Split, "Pairs to train on")
     val_dataset: Split = section(Split, "Pairs to validate on during training")
     test_dataset: Split = section(Split, "Pairs for evaluate")

@@ -10,6 +10,14 @@ import numpy as np
 from stereo_core.data.codecs import write_disparity_png16
 from stereo_core.spec import ExperimentSpec
 
+PLAIN = {
+    **dict.fromkeys(("spatial_aug_prob", "hshift_prob", "yjitter_prob", "color_aug_prob", "eraser_aug_prob"), 0.0),
+    **dict.fromkeys(("color_aug_brightness", "color_aug_contrast"), 0.0),
+    "color_aug_saturation": [1.0, 1.0],
+    "color_aug_hue_range": [0.0, 0.0],
+}
+"""Settings of `augmentation` that leave nothing of it but the crop."""
+
 
 def make_spec(split: str, sources: list[dict], **section) -> ExperimentSpec:
     tree = {"dataset": {f"{split}_dataset": {"data_sources": sources, "workers": 0, **section}}}

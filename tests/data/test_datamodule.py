@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
-from samples import make_spec
+from samples import make_pair, make_spec
 
+from stereo_core.data.annotations import write_annotations
 from stereo_core.data.datamodule import EpochSampler, OrderedSampler, StereoDataModule
 from stereo_core.errors import DataError
 
@@ -31,7 +34,8 @@ def test_training_batches_do_not_depend_on_workers(pairs, workers):
         assert batches[0]["left"].shape == (2, 3, 32, 64) and batches[0]["valid"].dtype == torch.bool
         for batch, expected in zip(batches, epoch(reference, number), strict=True):
             assert batch["index"].tolist() == expected["index"].tolist()
-            assert torch.equal(batch["left"], expected["left"])
+            for name in ("left", "right", "disparity", "valid"):
+                assert torch.equal(batch[name], expected[name])
 
 
 def test_training_order_follows_the_seed_and_changes_with_the_epoch(pairs):
@@ -78,3 +82,67 @@ def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):
         list(module(pairs, "test", workers=1).test_dataloader())
     assert str(error.value).startswith(f"{pairs / 'list.txt'}:3: {path}: a truncated or damaged image")
     assert "Traceback" not in str(error.value)
+
+
+# -- dataset.on_error -------------------------------------------------------------------------------------------------
+
+
+def damaged(folder, count, bad, on_error="skip", workers=0):
+    """A training module of `count` pairs, of which those in `bad` can not be read."""
+    rows = [make_pair(folder, f"{n:03d}", seed=n) for n in range(count)]
+    write_annotations(folder / "list.txt", rows)
+    made = module(folder, workers=workers)
+    made.datasets["train"].skip_unreadable = on_error == "skip"
+    for n in bad:
+        (folder / f"left/{n:03d}.png").write_bytes(b"")
+    return made
+
+
+def test_an_unreadable_pair_ends_the_run(tmp_path):
+    with pytest.raises(DataError, match=r"list\.txt:4: .*left/003\.png: .*empty"):
+        epoch(damaged(tmp_path, 10, [3], "fail").train_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_pair_gives_its_place_to_another(tmp_path, caplog, workers):
+    loader = damaged(tmp_path, 10, [3], workers=workers).train_dataloader()
+    for number in (0, 1):
+        with caplog.at_level(logging.WARNING):
+            batches = epoch(loader, number)
+        asked = [index for index, _ in loader.sampler]
+        given = torch.cat([batch["index"] for batch in batches]).tolist()
+        assert torch.cat([batch["skipped"] for batch in batches]).tolist() == [int(index == 3) for index in asked]
+        assert [one for one, other in zip(asked, given, strict=True) if one != other] == [3]
+    warnings = [record.getMessage() for record in caplog.records if "003.png" in record.getMessage()]
+    assert len(warnings) == 1 and f"{tmp_path / 'list.txt'}:4: " in warnings[0]
+
+
+def test_what_stands_in_follows_from_seed_epoch_and_index(tmp_path):
+    first, again = (damaged(tmp_path, 10, [3]).datasets["train"] for _ in range(2))
+    others = [first[3, number]["index"] for number in range(20)]
+    assert others == [again[3, number]["index"] for number in range(20)]
+    assert 3 not in others and len(set(others)) > 4  # not always the same one
+
+
+def test_too_many_unreadable_pairs_end_the_run(tmp_path):
+    with pytest.raises(DataError, match=r"dataset\.on_error: skip, but 2 of this epoch's 10 pairs .* more than 10%"):
+        epoch(damaged(tmp_path, 10, [3, 7]).train_dataloader())
+
+
+def test_a_lost_folder_ends_the_run(tmp_path):
+    with pytest.raises(DataError, match=r"list\.txt:\d+: .*; 10 other pairs, drawn at random, can not be used either"):
+        damaged(tmp_path, 10, range(10)).datasets["train"][4]
+
+
+def test_validation_never_skips(tmp_path):
+    write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, f"{n:03d}", seed=n) for n in range(20)])
+    source = [{"data_file": str(tmp_path / "list.txt"), "dataset_name": "Kitti"}]
+    for split, stage, loader in (("val", "validate", "val_dataloader"), ("test", "test", "test_dataloader")):
+        spec = make_spec(split, source)
+        spec.dataset.on_error = "skip"
+        made = StereoDataModule(spec)
+        made.setup(stage)
+        (tmp_path / "right/005.png").write_bytes(b"")
+        with pytest.raises(DataError, match=r"list\.txt:6: "):
+            list(getattr(made, loader)())
+        make_pair(tmp_path, "005", seed=5)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from samples import make_pair, make_spec
+from samples import PLAIN, make_pair, make_spec
 
 from stereo_core.data.annotations import Sample, write_annotations
 from stereo_core.data.codecs import write_pfm
@@ -103,7 +103,7 @@ def test_a_split_without_a_source(pairs):
 
 
 def train_set(folder, size):
-    return build_dataset(make_spec("train", [kitti(folder)], augmentation={"crop_size": size}), "train")
+    return build_dataset(make_spec("train", [kitti(folder)], augmentation={"crop_size": size, **PLAIN}), "train")
 
 
 def test_a_crop_is_one_window_of_all_maps(pairs):
@@ -145,9 +145,21 @@ def test_padding_to_multiples_of_32_is_invalid(pairs):
 
 
 @pytest.mark.parametrize("size", [[41, 32], [32, 71]])
-def test_a_crop_larger_than_the_image(pairs, size):
-    with pytest.raises(DataError, match=rf"list\.txt:3: .*crop_size \[{size[0]}, {size[1]}\] is larger .*\[40, 70\]"):
-        train_set(pairs, size)[2]
+def test_a_crop_larger_than_the_image_is_padded_and_the_padding_invalid(pairs, size):
+    item = train_set(pairs, size)[2, 0]
+    height, width = min(size[0], 40), min(size[1], 70)
+    assert item["left"].shape[1:] == (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
+    assert not item["valid"][0, height:].any() and not item["valid"][0, :, width:].any()
+    assert item["valid"][0, 3:height, :width].all()
+    below = item["right"][:, height - 1 :, :width]
+    assert torch.equal(below, below[:, :1].expand_as(below))
+
+
+def test_on_error_of_the_spec(pairs):
+    for on_error in ("fail", "skip"):
+        spec = make_spec("train", [kitti(pairs)])
+        spec.dataset.on_error = on_error
+        assert build_dataset(spec, "train").skip_unreadable == (on_error == "skip")
 
 
 # -- names and batches ------------------------------------------------------------------------------------------------
