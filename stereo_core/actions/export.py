@@ -124,7 +124,7 @@ def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) ->
     """Trace with batch N, or 1 where the batch stays open; PyTorch's own notes about tracing are not the user's.
 
     The TorchScript exporter is the better of PyTorch's two here: it writes every opset from 16 to 20 as asked for, the
-    other 18 for 16 and 17, takes eight times as long and makes a file a sixth larger, with a sixth fewer nodes.
+    other 18 for 16 and 17, takes ten times as long and makes a file a sixth larger, with a sixth fewer nodes.
     """
     shape = (max(1, section.batch_size), 3, section.input_height, section.input_width)
     generator = torch.Generator().manual_seed(0)
