@@ -216,15 +216,15 @@ class TensorRT:
 
 
 class TensorRTEngine(Engine):
-    """An engine on one GPU, with its own CUDA stream. `run` raises RuntimeError where TensorRT reports a failure."""
+    """An engine on one GPU, with its own CUDA stream. Runs raise RuntimeError where TensorRT reports a failure."""
 
     def __init__(self, trt: Any, path: Path, info: dict, gpu_id: int):
         import torch
 
         super().__init__(info)
-        self._device = torch.device("cuda", gpu_id)
+        self.device = f"cuda:{gpu_id}"
         self._log = _logger(trt, verbose=False)
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self.device):
             self._runtime = trt.Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
@@ -233,32 +233,32 @@ class TensorRTEngine(Engine):
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise RuntimeError(f"{path}: no execution context: {self._log.said()}")
-            self._stream = torch.cuda.Stream(self._device)
-        LOG.info("%s runs on %s %s, %s", path, trt.__name__, trt.__version__, torch.cuda.get_device_name(self._device))
+            self._stream = torch.cuda.Stream()
+        LOG.info("%s runs on %s %s, %s", path, trt.__name__, trt.__version__, torch.cuda.get_device_name(self.device))
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
         import torch
 
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            images = (torch.from_numpy(x).to(self._device) for x in (left_B3HW, right_B3HW))
-            disparity = self._enqueue(*images)
-            # Waits for this stream: TensorRT's work and the copy are done when it returns.
-            return without_channel(disparity.cpu().numpy())
+        images = (torch.from_numpy(x).to(self.device) for x in (left_B3HW, right_B3HW))
+        return self.run_torch(*images).cpu().numpy()
 
-    def _enqueue(self, left_B3HW: Any, right_B3HW: Any) -> Any:
-        """Images on the GPU -> disparity on the GPU, queued on the engine's stream."""
+    def run_torch(self, left_B3HW: Any, right_B3HW: Any) -> Any:
+        """The tensors' own memory is given to TensorRT; the run is done when this returns."""
         import torch
 
-        context = self._context
-        images = {LEFT: left_B3HW.contiguous(), RIGHT: right_B3HW.contiguous()}
-        for name, image in images.items():
-            self._insist(context.set_input_shape(name, tuple(image.shape)), f"{name} of {tuple(image.shape)}")
-        shape = tuple(context.get_tensor_shape(DISPARITY))
-        tensors = images | {DISPARITY: torch.empty(shape, dtype=torch.float32, device=self._device)}
-        for name, tensor in tensors.items():
-            self._insist(context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
-        self._insist(context.execute_async_v3(self._stream.cuda_stream), "the run")
-        return tensors[DISPARITY]
+        with torch.cuda.device(self.device):
+            # All memory belongs to the caller's stream: what is freed there is not written to here any more.
+            images = {LEFT: left_B3HW.contiguous(), RIGHT: right_B3HW.contiguous()}
+            for name, image in images.items():
+                shape = tuple(image.shape)
+                self._insist(self._context.set_input_shape(name, shape), f"{name} of {shape}")
+            disparity = torch.empty(tuple(self._context.get_tensor_shape(DISPARITY)), device=self.device)
+            for name, tensor in (images | {DISPARITY: disparity}).items():
+                self._insist(self._context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
+            self._stream.wait_stream(torch.cuda.current_stream())
+            self._insist(self._context.execute_async_v3(self._stream.cuda_stream), "the run")
+            self._stream.synchronize()
+        return without_channel(disparity)
 
     def _insist(self, done: bool, what: str) -> None:
         if not done:

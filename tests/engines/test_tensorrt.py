@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -413,3 +414,41 @@ def test_sigterm_ends_a_build_without_an_engine(tiny_onnx, tmp_path):
     assert list(out.parent.iterdir()) == []
     last = json.loads((tmp_path / "gen_trt_engine" / "status.json").read_text().splitlines()[-1])
     assert last["status"] == "FAILURE" and "SIGTERM" in last["message"]
+
+
+# --- The action -------------------------------------------------------------------------------------------------------
+
+
+def test_gen_trt_engine_builds_with_every_key(open_onnx, tmp_path, caplog):
+    """Through the spec: numbers for compute capabilities, TAO's 1024, any case, pins, sizes, a cache that RTX lacks."""
+    from stereo_core.actions import gen_trt_engine
+    from stereo_core.spec import spec_from_dict
+
+    class Status:
+        lines: ClassVar[list[str]] = []
+
+        def running(self, message, **_):
+            self.lines.append(message)
+
+    model = onnx.load(open_onnx)
+    model.graph.node[0].name = "red"
+    onnx.save(model, open_onnx)
+    tensorrt_keys = {"data_type": "FP16", "workspace_size": 1024, "max_batch_size": 2, "layers_precision": ["red:fp32"]}
+    keys = {"compute_capabilities": [8.9, "12.0"], "timing_cache": str(tmp_path / "times"), "max_width": 128}
+    section = {"onnx_file": str(open_onnx), "tensorrt": tensorrt_keys, **keys}
+    tree = {"results_dir": str(tmp_path / "results"), "gen_trt_engine": section}
+    with caplog.at_level(logging.WARNING):
+        outcome = gen_trt_engine.run(spec_from_dict("gen_trt_engine", tree), Status())
+    engine = tmp_path / "results" / "gen_trt_engine" / "open.rtx.engine"
+    info = read_engine(engine)
+    assert outcome.artifacts == {"engine": engine} and outcome.metadata["engine"].items() <= info.items()
+    assert (info["precision"], info["target"]) == ("fp16", "compute capabilities 8.9, 12.0")
+    assert (info["min_width"], info["input_width"], info["max_width"], info["max_batch"]) == (96, 96, 128, 2)
+    assert set(outcome.kpi) == {"engine_bytes", "build_seconds"}
+    assert outcome.kpi["engine_bytes"] == engine.stat().st_size
+    assert "fp16, not verified: built by tensorrt_rtx" in outcome.message
+    assert "tensorrt_rtx (not tensorrt: TensorRT is not installed" in Status.lines[0]
+    assert "gen_trt_engine.timing_cache has no effect with the tensorrt_rtx backend" in caplog.text
+    assert "workspace_size: 1024 is taken as no limit" in caplog.text
+    assert "the engine is not verified: built by" in caplog.text
+    assert not (tmp_path / "times").exists() and not engine.with_name("open.rtx.engine.lock").exists()
