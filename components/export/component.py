@@ -15,7 +15,7 @@ def export(
     """Export a checkpoint to ONNX and check the graph against PyTorch.
 
     Args:
-        checkpoint: The checkpoint.
+        checkpoint: The checkpoint, or an ONNX file of TAO or NGC, which is taken over as it is.
         spec: Keys of `depth_net export`'s spec, nested as in the YAML file; merged over spec_file.
         spec_file: A spec YAML file, merged over the defaults.
 

@@ -1,8 +1,13 @@
-"""export: a checkpoint becomes one ONNX file, checked against PyTorch before it gets its name."""
+"""export: a checkpoint becomes one ONNX file, checked against PyTorch before it gets its name.
+
+An ONNX file that is there already (of TAO, of NGC, or ours) is taken over as it is, so that what comes after, and a
+pipeline, need not ask which of the two it was given.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +20,14 @@ from stereo_core import __version__
 from stereo_core.actions import Outcome
 from stereo_core.data.datasets import build_dataset
 from stereo_core.engines.base import normalise
-from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, add_metadata, file_kind, precision_of
+from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, add_metadata, file_kind, precision_of, read_onnx
 from stereo_core.engines.fit import fit
 from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
+
+LOG = logging.getLogger(__name__)
 
 _AXES = {0: "batch_size", 2: "height", 3: "width"}
 MOST_BYTES = 2**31 - 2**20  # a protobuf message, and so an ONNX file in one piece, ends at 2 GiB
@@ -46,10 +53,14 @@ def run(spec: Any, status: Any) -> Outcome:
         RuntimeError: ONNX Runtime's disparity is not PyTorch's (`export.check`); no file is left then.
     """
     section = spec.export
-    _refuse_other_files(section.checkpoint)
+    kind = file_kind(section.checkpoint)
+    if kind in ("engine", "tensorrt"):
+        raise ModelError(f"{section.checkpoint}: an engine, not a checkpoint; set export.checkpoint to a checkpoint")
     out = Path(section.onnx_file)
     if out.exists() and out.samefile(section.checkpoint):
         raise SpecError(f"export.onnx_file: {out} is the checkpoint itself; give the ONNX file another name")
+    if kind == "onnx":
+        return _take_over(Path(section.checkpoint), out, section.check, status)
     device = _device(section)
     status.running(f"Loading checkpoint: {section.checkpoint}")
     model = from_spec(spec, section.checkpoint).eval().to(device)
@@ -64,23 +75,35 @@ def run(spec: Any, status: Any) -> Outcome:
         _trace(graph, temporary, section, device)
         info, nodes = _finish(temporary, info, model.config)
         kpi = _compare(graph, temporary, spec, info["precision"], device, status) if section.check else {}
-    size = out.stat().st_size
-    kpi |= {"onnx_nodes": nodes, "onnx_bytes": size}
     checked = f"{kpi['check_mean_abs_difference_px']:.2g} px from PyTorch" if section.check else "not checked"
-    metadata = {key: value for key, value in info.items() if key != "kind" and value is not None}
+    return _outcome(out, info, nodes, kpi, checked)
+
+
+def _outcome(out: Path, info: dict, nodes: int, kpi: dict, checked: str) -> Outcome:
+    size = out.stat().st_size
     return Outcome(
         message=f"ONNX file {out} written: {nodes} nodes, {size / 1e6:.1f} MB, {checked}.",
-        kpi=kpi,
+        kpi=kpi | {"onnx_nodes": nodes, "onnx_bytes": size},
         artifacts={"onnx": out},
-        metadata={"onnx": metadata},
+        metadata={"onnx": {key: value for key, value in info.items() if key != "kind" and value is not None}},
     )
 
 
-def _refuse_other_files(checkpoint: str) -> None:
-    kind = file_kind(checkpoint)
-    if kind in ("onnx", "engine", "tensorrt"):
-        word = {"onnx": "an ONNX file", "engine": "an engine", "tensorrt": "a TensorRT engine"}[kind]
-        raise ModelError(f"{checkpoint}: {word}, not a checkpoint; set export.checkpoint to a checkpoint")
+def _take_over(path: Path, out: Path, check: bool, status: Any) -> Outcome:
+    """Copy a stereo ONNX file, weights beside it included; with `check` it runs once, on a synthetic pair."""
+    import onnx
+
+    info = read_onnx(path)
+    LOG.info("%s is an ONNX file already: it is taken over as it is, with the size, opset and iterations it has", path)
+    status.running(f"Taking over {path}")
+    model = onnx.load(path)
+    with atomic_path(out) as temporary:
+        onnx.save(model, temporary)
+        if check:
+            pair = synthetic_pair(info["input_height"] or 320, info["input_width"] or 736, info["min_batch"])
+            if not np.isfinite(reference_disparity(temporary, *pair)).all():
+                raise RuntimeError(f"{path}: its disparity of a synthetic pair is not finite; no file was written")
+    return _outcome(out, info, len(model.graph.node), {}, "taken over" + (", runs" if check else ", not checked"))
 
 
 def _device(section: Any) -> torch.device:

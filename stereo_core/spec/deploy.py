@@ -13,7 +13,7 @@ Iterations = Annotated[Int, null_is(22)]
 class Export(Section):
     results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/export")
     gpu_id: Int = key(0, "GPU to trace on", ge=0)
-    checkpoint: Text = key("", "Checkpoint of any layout", mandatory=True)
+    checkpoint: Text = key("", "Checkpoint of any layout, or an ONNX file to take over as it is", mandatory=True)
     onnx_file: Text = key("", "ONNX file to write", mandatory=True)
     on_cpu: bool = key(False, "Trace on the CPU")
     input_channel: Literal[1, 3] = key(3, "Channels of an image; only 3 exists here")

@@ -291,9 +291,24 @@ def test_settings_that_can_not_be_are_named(checkpoint, tmp_path, key, value, me
         spec_of(checkpoint, tmp_path / "model.onnx", **{key: value})
 
 
-def test_an_onnx_file_is_no_checkpoint(exported, tmp_path):
-    with pytest.raises(ModelError, match=r"model.onnx: an ONNX file, not a checkpoint"):
-        export.run(spec_of(exported[0], tmp_path / "again.onnx"), Status())
+def test_an_onnx_file_that_exists_is_taken_over_with_the_settings_it_has(exported, tmp_path):
+    """What follows need not ask which it was given; the key says 224, the file keeps its own size."""
+    out = tmp_path / "again.onnx"
+    outcome = export.run(spec_of(exported[0], out, input_height=224), Status())
+    assert read_onnx(out) == read_onnx(exported[0])
+    pair = synthetic_pair(HEIGHT, WIDTH, 1)
+    runs = [onnxruntime.InferenceSession(path) for path in (exported[0], out)]
+    before, after = (run.run(None, dict(zip(("left_image", "right_image"), pair, strict=True)))[0] for run in runs)
+    assert np.array_equal(before, after)
+    assert outcome.metadata["onnx"]["input_height"] == HEIGHT and "taken over, runs" in outcome.message
+
+
+def test_a_foreign_onnx_file_is_refused(exported, tmp_path):
+    model = onnx.load(exported[0])
+    model.graph.input[0].name = "image"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match=r"other.onnx: inputs image, right_image"):
+        export.run(spec_of(tmp_path / "other.onnx", tmp_path / "again.onnx"), Status())
     assert not (tmp_path / "again.onnx").exists()
 
 
