@@ -19,7 +19,6 @@ from stereo_core.spec.train import Wandb
 _MONO = "it belongs to mono depth; this product is for stereo"
 _FAST = "it belongs to FastFoundationStereo, which is not available here"
 _WHOLE = "images are taken whole, without augmentation"
-_AUGMENT = "training crops at random and augments in no other way"
 _TILES = "training and validation do not tile"
 _WANDB = "nothing is sent to W&B; TensorBoard files are in lightning_logs"
 
@@ -35,8 +34,11 @@ WITHOUT_EFFECT: dict[str, str] = {
     "dataset.*_dataset.augmentation.input_mean": "the network normalises by ImageNet's mean itself",
     "dataset.*_dataset.augmentation.input_std": "the network normalises by ImageNet's standard deviation itself",
     "dataset.val_dataset.augmentation.crop_size": _WHOLE,
-    **{f"dataset.train_dataset.augmentation.{name}": _AUGMENT for name in _AUGMENTATIONS},
-    **{f"dataset.*_dataset.augmentation.{name}": _WHOLE for name in _AUGMENTATIONS},
+    **{
+        f"dataset.{split}_dataset.augmentation.{name}": _WHOLE
+        for split in ("val", "test", "infer")
+        for name in _AUGMENTATIONS
+    },
     "model.mono_backbone.*": _MONO,
     "model.gwc_feature_normalize": _FAST,
     "model.motion_encoder_*": _FAST,

@@ -205,10 +205,17 @@ def _augmentation(path: str, augmentation: Augmentation) -> Iterator[Complaint]:
         "min_scale": [augmentation.min_scale, augmentation.max_scale],
         "color_aug_saturation": augmentation.color_aug_saturation,
         "color_aug_hue_range": augmentation.color_aug_hue_range,
+        "gamma": augmentation.gamma[:2],
     }
     for name, (low, high) in ranges.items():
         if low > high:
             yield f"{path}.{name}", f"the range begins at {low} and ends at {high}"
+    low_gain, high_gain = augmentation.gamma[2:]
+    if low_gain > high_gain:
+        yield f"{path}.gamma", f"the range of the gain begins at {low_gain} and ends at {high_gain}"
+    for name in ("color_aug_saturation", "gamma"):
+        if min(getattr(augmentation, name)) < 0:
+            yield f"{path}.{name}", f"{min(getattr(augmentation, name))} is below 0"
 
 
 def _sources(spec: ExperimentSpec, split: str, *, needed: bool) -> Iterator[Complaint]:

@@ -71,6 +71,20 @@ def test_one_warning_a_key_and_only_away_from_the_default(workspace, caplog):
     assert not [line for line in found if "evaluate" in line or "train.seed" in line or "train_dataset" in line]
 
 
+def test_training_augments_and_may_skip_pairs_and_evaluation_may_not(workspace, caplog):
+    path = "dataset.train_dataset.augmentation"
+    overrides = [
+        f"{path}.do_flip=true",
+        f"{path}.max_scale=0.9",
+        f"{path}.gamma=[0.8,1.2,1,1]",
+        "dataset.on_error=skip",
+    ]
+    found = warnings(caplog, "train", "train", *overrides)
+    assert not [line for line in found if line.startswith(("dataset.train_dataset", "dataset.on_error"))]
+    found = warnings(caplog, "evaluate", "evaluate", "dataset.on_error=skip")
+    assert [line for line in found if line.startswith("dataset.on_error has no effect here: only training")]
+
+
 def test_a_crop_size_that_brings_nothing_to_a_size_is_named(workspace, caplog):
     path = "dataset.test_dataset.augmentation.crop_size"
     assert [line for line in warnings(caplog, "evaluate", "evaluate") if line.startswith(path)]

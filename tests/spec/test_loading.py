@@ -255,6 +255,14 @@ def test_input_files_must_be_there(workspace):
             "dataset.train_dataset.augmentation.min_scale=0.5",
             "dataset.train_dataset.augmentation.min_scale: the range begins at 0.5 and ends at 0.4",
         ),
+        (
+            "dataset.train_dataset.augmentation.gamma=[0.8,1.2,1.1,1.0]",
+            "dataset.train_dataset.augmentation.gamma: the range of the gain begins at 1.1 and ends at 1.0",
+        ),
+        (
+            "dataset.train_dataset.augmentation.color_aug_saturation=[-0.5,1]",
+            "dataset.train_dataset.augmentation.color_aug_saturation: -0.5 is below 0",
+        ),
     ],
 )
 def test_settings_that_do_not_exist_or_disagree(workspace, override, rule):
