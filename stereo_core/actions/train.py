@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +12,26 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from stereo_core.actions import Outcome
 from stereo_core.actions.perform import Terminated
 from stereo_core.data.datamodule import StereoDataModule
-from stereo_core.errors import SpecError
+from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import from_spec
+from stereo_core.models.files import check_digest, read_sidecar
+from stereo_core.models.quantized import rounds
 from stereo_core.report.status import StatusLog
 from stereo_core.spec import results_dir
-from stereo_core.training.callbacks import StatusLines, train_kpi, validation_kpi
-from stereo_core.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from stereo_core.spec.train import AUTO
+from stereo_core.training.callbacks import StatusLines, train_kpi, validation_kpi, validation_metrics
+from stereo_core.training.checkpoints import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    Stopped,
+    add_metrics,
+    newest_whole,
+    read_progress,
+)
 from stereo_core.training.module import StereoModule
 
 LOG = logging.getLogger(__name__)
@@ -34,10 +41,15 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def run(spec, status: StatusLog) -> Outcome:
-    """Train and leave `model_epoch_EEE_step_SSSSS.pth`, `dn_model_latest.pth` and a TensorBoard log.
+    """Train and leave checkpoints (see `Checkpoints`), links to the newest and the best, and a TensorBoard log.
 
     Where there is validation data it is also evaluated before the first step of a new run; the result stands in the KPI
-    as `initial_epe` and so on beside the last validation's.
+    as `initial_epe` and so on beside the last validation's. The checkpoint handed on is the best by `train.monitor`, or
+    the last where nothing is validated; the message says which.
+
+    With `train.resume_training_checkpoint_path` a run goes on as if it had never stopped; `auto` takes the newest whole
+    checkpoint of the results folder, begins a new run where there is none, and does nothing to a run that is over. A
+    checkpoint whose validation did not come to its end is validated first.
 
     Raises:
         SpecError: settings that do not fit each other or this machine.
@@ -52,46 +64,82 @@ def run(spec, status: StatusLog) -> Outcome:
         pl.seed_everything(settings.seed, workers=True, verbose=False)
     torch.backends.cudnn.benchmark = settings.cudnn.benchmark
     torch.backends.cudnn.deterministic = settings.cudnn.deterministic
-    resume = settings.resume_training_checkpoint_path or None
-    if resume:
-        status.running(f"Resuming training from checkpoint: {resume}")
+    resume = _to_resume(spec, folder, status)
     network = from_spec(spec, resume or settings.pretrained_model_path or None)
+    if rounds(network):
+        raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
+                         "from the checkpoint that it was made from")  # fmt: skip
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
     data = StereoDataModule(spec)
-    checkpoints = Checkpoints(folder, settings.checkpoint_interval, settings.checkpoint_interval_unit)
+    checkpoints = Checkpoints(folder, settings)
     trainer = _trainer(spec, folder, [StatusLines(status), checkpoints])
     module = StereoModule(network, spec)
     initial = {}
     if data.has("val") and not resume:
         trainer.validate(module, datamodule=data, verbose=False)
         initial = {f"initial_{name}": value for name, value in validation_kpi(trainer).items()}
+    elif data.has("val") and _validation_is_due(resume, settings.validation_interval):
+        trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
+        add_metrics(resume, validation_metrics(trainer))
     with _interruptions(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume)
+    done = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
     return Outcome(
-        f"Train finished successfully: {trainer.current_epoch} epochs, {trainer.global_step} steps",
-        kpi=initial | train_kpi(trainer) | validation_kpi(trainer),
-        artifacts={"checkpoint": checkpoints.latest} if checkpoints.latest else {},
+        f"Train finished successfully: {done}; {checkpoints.words()}",
+        kpi=initial | train_kpi(trainer) | validation_kpi(trainer) | module.kpi(),
+        artifacts={"checkpoint": checkpoints.best or checkpoints.latest} if checkpoints.latest else {},
         metadata={"checkpoint": {name: getattr(network.config, name) for name in _METADATA}},
     )
 
 
+def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
+    """The checkpoint to go on from, said in status.json and the log; None for a new run.
+
+    Raises:
+        SpecError: the checkpoint that was named has all epochs already.
+        ModelError: it is damaged or none of a training run.
+    """
+    settings = spec.train
+    said = settings.resume_training_checkpoint_path
+    if not said:
+        if list(folder.glob("model_epoch_*.pth")):
+            LOG.warning("%s holds checkpoints of an earlier run; this is a new run (to go on with that one: "
+                        "train.resume_training_checkpoint_path=auto)", folder)  # fmt: skip
+        return None
+    path = newest_whole(folder) if said == AUTO else Path(said)
+    if path is None:
+        status.running(f"No checkpoint in {folder}: a new run.")
+        return None
+    check_digest(path)
+    progress = read_progress(path)
+    if said != AUTO and progress.epochs >= settings.num_epochs:
+        raise SpecError(
+            f"train.num_epochs: {settings.num_epochs}, but the checkpoint to resume has {progress.epochs} already"
+        )
+    rest = "; train_loss of that epoch will cover the rest of it" if progress.batches else ""
+    done = f"{progress.epochs} epochs and {progress.batches} batches are done{rest}"
+    status.running(f"Resuming training from checkpoint: {path} ({done})")
+    LOG.info("resuming from %s: %s", path, done)
+    return path
+
+
+def _validation_is_due(path: Path, interval: int) -> bool:
+    """Whether a checkpoint stands at the end of an epoch whose validation never came to its end."""
+    progress = read_progress(path)
+    return not progress.batches and progress.epochs % interval == 0 and "metrics" not in read_sidecar(path)
+
+
 @contextlib.contextmanager
 def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
-    """Let Lightning finish the step when SIGTERM comes, and give Ctrl-C and SIGTERM back under their own names."""
-    main = threading.current_thread() is threading.main_thread()
-    # With another handler in place Lightning would call that one too, in the middle of a step.
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL) if main else None
+    """Give Ctrl-C and SIGTERM back under their own names."""
     try:
         yield
-    except SIGTERMException as error:
+    except Stopped as error:
         raise Terminated("SIGTERM; the step was finished and a checkpoint written") from error
     except SystemExit as error:
         if trainer.interrupted:
             raise KeyboardInterrupt from error
         raise
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _quieten() -> None:
@@ -104,7 +152,7 @@ def _quieten() -> None:
         r".*does not have many workers",
         r"Checkpoint directory .* exists",
         r".*isinstance\(treespec, LeafSpec\)",
-        "You're resuming from a checkpoint that ended before the epoch ended",  # StereoModule says it
+        "You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler begins there
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,10 @@ import torch
 from torch import Tensor
 
 from stereo_core.errors import ModelError
+from stereo_core.files import sha256_of
 
+LOG = logging.getLogger(__name__)
+AVERAGES = "ema_state_dict"  # our trainer's averaged weights, under the names of `state_dict`
 PREFIXES = ("model.", "module.", "_orig_mod.")
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt", ".rtx")
 ENCRYPTED_SUFFIXES = (".tlt", ".etlt")
@@ -36,19 +41,46 @@ def read_weights(path: str | Path) -> WeightFile:
     """Read a PyTorch or safetensors file.
 
     Layouts: {"model": ...} (NVlabs), {"state_dict": ...} (Lightning, TAO), the bare state dict, safetensors; each with
-    or without the prefixes of Lightning, DataParallel and torch.compile.
+    or without the prefixes of Lightning, DataParallel and torch.compile. Where our trainer averaged the weights
+    (`train.ema_decay`) these are the averages.
 
     Raises:
         ModelError: no such file; an engine, an ONNX graph, an encrypted file or anything else that is no checkpoint; a
-            truncated file; a file that holds pickled objects rather than weights.
+            truncated or damaged file; a file that holds pickled objects rather than weights.
     """
     path = Path(path)
+    check_digest(path)
     content = _read_safetensors(path) if _kind(path) == "safetensors" else _read_torch(path)
     layout, state, extra = _open_envelope(path, content)
     if _kind(path) == "safetensors":
         layout = "safetensors"
     state, prefix = _strip_prefixes(state)
     return WeightFile(path, state, layout, prefix, extra)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where our trainer notes a checkpoint's digest and metrics: `<file>.json` beside the file itself."""
+    path = path.resolve()  # dn_model_best.pth and dn_model_latest.pth are links
+    return path.with_name(f"{path.name}.json")
+
+
+def read_sidecar(path: Path) -> dict:
+    """What our trainer noted about a checkpoint; empty where it noted nothing."""
+    try:
+        noted = json.loads(sidecar_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) and noted.get("kind") == "checkpoint" else {}
+
+
+def check_digest(path: Path) -> None:
+    """ModelError where a checkpoint is not the file that our trainer wrote; others have no digest to compare with."""
+    noted = read_sidecar(path).get("sha256")
+    if noted and path.is_file() and sha256_of(path) != noted:
+        raise ModelError(
+            f"{path}: damaged, its SHA-256 is not the one in {sidecar_of(path).name}; copy it again or take another "
+            "checkpoint (if you replaced the file yourself, remove that note)"
+        )
 
 
 def _kind(path: Path) -> str:
@@ -123,6 +155,9 @@ def _open_envelope(path: Path, content: dict) -> tuple[str, dict[str, Tensor], d
     extra = {} if key is None else {name: value for name, value in content.items() if name != key}
     if layout == "lightning":  # beside the network a module may hold its loss, an average of the weights ...
         state = {name: value for name, value in state.items() if name.startswith("model.")} or state
+    if averages := extra.pop(AVERAGES, None):
+        LOG.info("%s: the averaged weights (train.ema_decay) are taken", path)
+        state = state | averages
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
         raise ModelError(f"{path}: holds no weights; its top-level keys are {first_names(content)}")

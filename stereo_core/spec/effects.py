@@ -52,13 +52,8 @@ WITHOUT_EFFECT: dict[str, str] = {
     "model.cam_mid_channels": _FAST,
     "model.cost_agg_conv_patch_padding": _FAST,
     "train.checkpoint_interval_steps": "use checkpoint_interval with checkpoint_interval_unit: step",
-    "train.keep_checkpoints": "every checkpoint is kept",
-    "train.monitor": "every checkpoint is kept",
     "train.distributed_strategy": "training runs on one device",
     "train.activation_checkpoint": "activations are always kept",
-    "train.nonfinite": "a loss that is NaN or infinite always fails the run",
-    "train.ema_decay": "weights are not averaged",
-    "train.backbone_lr_factor": "all trained weights have the learning rate train.optim.lr",
     "train.compile": "training runs eagerly",
     "train.optim.monitor_name": "no schedule here watches a metric",
     "train.vis_step_interval": "training logs no pictures",
@@ -72,17 +67,17 @@ WITHOUT_EFFECT: dict[str, str] = {
     "evaluate.native_padded": _FAST,
     "inference.num_*": "one device is used, the first of inference.gpu_ids",
     "inference.batch_size": "dataset.infer_dataset.batch_size says it",
-    "quantize.layers*.observer_or_fake_quant*": "the library's own observers are used",
-    "quantize.layers*.quant_axis": "weights have a scale an output channel, activations one a tensor",
     "inference.input_*": "images keep their size, or take the engine's",
     "inference.conf_threshold": "disparities have no confidence here",
     "gen_trt_engine.batch_size": "the ONNX file and tensorrt.min_, opt_ and max_batch_size say it",
+    "quantize.layers*.observer_or_fake_quant*": "the library's own observers are used",
+    "quantize.layers*.quant_axis": "weights have a scale an output channel, activations one a tensor",
     **{f"wandb.{name}": _WANDB for name in Wandb.model_fields if name != "enable"},
-_SPLITS["quantize"] = ("val",)
 }
 """Pattern of dotted paths -> reason. The first that fits counts."""
 
 _SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",), "export": ("test", "infer")}
+_SPLITS["quantize"] = ("val",)
 
 
 def reason(path: str) -> str | None:
@@ -94,14 +89,14 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
     """Keys that a user of this verb set away from their default in vain, with the reason."""
     for path in _changed(spec, ()):
         why = reason(path) if _concerns(verb, path) else None
-        if verb == "quantize":
-            yield from _quantize(spec)
-        if spec.dataset.on_error == "skip" and section_name(verb) in ("evaluate", "inference"):
-            yield "dataset.on_error", "only training can do without a pair; an unreadable one always fails here"
         if why:
             yield path, why
     if isinstance(spec, ExperimentSpec):
         yield from _crop_sizes(verb, spec)
+        if verb == "quantize":
+            yield from _quantize(spec)
+        if spec.dataset.on_error == "skip" and section_name(verb) in ("evaluate", "inference"):
+            yield "dataset.on_error", "only training can do without a pair; an unreadable one always fails here"
 
 
 def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
@@ -111,6 +106,10 @@ def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     if split is None or getattr(spec, verb).trt_engine or (verb == "inference" and spec.inference.tile):
         return
     path = f"dataset.{split}_dataset.augmentation.crop_size"
+    if path in _changed(spec, ()) and (verb == "inference" or spec.evaluate.resize == "none"):
+        yield path, why + ("" if verb == "inference" else "; evaluate.resize pad or stretch brings them to this one")
+
+
 def _quantize(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     """The keys that only some of quantize's libraries take."""
     own = spec.quantize
@@ -123,10 +122,6 @@ def _quantize(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for index, rule in enumerate(own.layers):
         if rule.activations.dtype not in ("", "native"):
             yield f"quantize.layers[{index}].activations.dtype", "torchao quantises weights alone here"
-
-
-    if path in _changed(spec, ()) and (verb == "inference" or spec.evaluate.resize == "none"):
-        yield path, why + ("" if verb == "inference" else "; evaluate.resize pad or stretch brings them to this one")
 
 
 def _concerns(verb: str, path: str) -> bool:

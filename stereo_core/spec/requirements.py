@@ -8,6 +8,7 @@ from pathlib import Path
 from stereo_core.spec.dataset import Augmentation, Dataset, Split
 from stereo_core.spec.experiment import ExperimentSpec, section_name
 from stereo_core.spec.fields import Section
+from stereo_core.spec.train import AUTO
 
 Complaint = tuple[str, str]
 """A dotted path and the rule it breaks."""
@@ -64,9 +65,9 @@ def settle(verb: str, spec: Section) -> None:
         split.data_sources = [source for source in split.data_sources if source.data_file]
         for source in split.data_sources:
             source.dataset_name = source.dataset_name or "GenericDataset"
-    if spec.evaluate.resize is None:
     if "mode" not in spec.quantize.model_fields_set:
         spec.quantize.mode = _QUANTIZE_MODES[spec.quantize.backend]
+    if spec.evaluate.resize is None:
         spec.evaluate.resize = "pad" if spec.evaluate.trt_engine else "none"
 
 
@@ -79,7 +80,8 @@ def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
             f"dataset.{name}_dataset.augmentation", getattr(spec.dataset, f"{name}_dataset").augmentation
         )
     yield from _file("train.pretrained_model_path", train.pretrained_model_path, needed=False)
-    yield from _file("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path, needed=False)
+    if train.resume_training_checkpoint_path != AUTO:
+        yield from _file("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path, needed=False)
     if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
         yield (
             "train.checkpoint_interval",

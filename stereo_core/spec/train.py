@@ -19,6 +19,24 @@ Scheduler = Literal[
     "CosineAnnealingLR",
 ]
 
+Monitor = Literal[
+    "val_loss",
+    "val/loss",
+    "val/epe",
+    "val/bp1",
+    "val/bp2",
+    "val/bp3",
+    "val/d1",
+    "val/rmse",
+    "val/epe_pixel",
+    "val/bp1_pixel",
+    "val/bp2_pixel",
+    "val/bp3_pixel",
+    "val/d1_pixel",
+    "val/rmse_pixel",
+]
+AUTO = "auto"
+
 
 class Optim(Section):
     optimizer: Literal["AdamW", "SGD"] = key("AdamW", "Optimizer")
@@ -48,12 +66,14 @@ class Train(Section):
     seed: Int = key(1234, "Random seed; -1: none", ge=-1)
     cudnn: Cudnn = section(Cudnn, "cuDNN switches")
     pretrained_model_path: Text = key("", "Checkpoint to start from, any layout")
-    resume_training_checkpoint_path: Text = key("", "Checkpoint to go on from; empty: a new run")
+    resume_training_checkpoint_path: Text = key(
+        "", "Checkpoint to go on from; auto: the newest whole one of the results folder, if any; empty: a new run"
+    )
     checkpoint_interval: Int = key(1, "Checkpoint every so many epochs or steps", ge=1)
     checkpoint_interval_unit: Literal["epoch", "step"] = key("epoch", "Unit of checkpoint_interval")
     checkpoint_interval_steps: Int | None = key(None, "Steps between checkpoints", ge=1)
-    keep_checkpoints: Int = key(3, "Checkpoints kept beside the last one (ours)", ge=0)
-    monitor: Text = key("val/epe", "Metric, the lower the better, by which they are kept (ours)")
+    keep_checkpoints: Int = key(3, "Newest checkpoints kept, beside the best one; 0: all (ours)", ge=0)
+    monitor: Monitor = key("val/epe", "Metric, the lower the better, of dn_model_best.pth (ours)")
     validation_interval: Int = key(1, "Validate every so many epochs", ge=1)
     precision: Literal["bf16", "fp32", "fp16"] = key("fp32", "Arithmetic of training")
     distributed_strategy: Literal["ddp", "fsdp"] = key("ddp", "Strategy for several GPUs")

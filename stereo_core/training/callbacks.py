@@ -57,7 +57,12 @@ def train_kpi(trainer: pl.Trainer) -> dict[str, float]:
     return {} if loss is None else {"train_loss": float(loss)}
 
 
+def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The last validation as it is logged: `val_loss`, `val/loss`, `val/epe`, ...; empty where there was none."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
+
+
 def validation_kpi(trainer: pl.Trainer) -> dict[str, float]:
     """The last validation by plain names: `val_loss`, `epe`, `bp1`, ...; empty where there was none."""
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
+    logged = validation_metrics(trainer)
     return {name.removeprefix("val/"): value for name, value in logged.items() if name != "val/loss"}

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import logging
+import math
 import os
+import re
 import shutil
+import signal
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.trainer.states import TrainerFn
 
 from stereo_core.errors import ModelError
-from stereo_core.files import atomic_path
-from stereo_core.models.files import HARMLESS
+from stereo_core.files import atomic_path, sha256_of
+from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
+from stereo_core.report.status import plain
+from stereo_core.training.callbacks import validation_metrics
+
+LOG = logging.getLogger(__name__)
 
 LATEST = "dn_model_latest.pth"
+BEST = "dn_model_best.pth"
+_NAME = re.compile(r"model_epoch_\d+_step_(\d+)\.pth")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files through a temporary name, and `weights_only` on the way back."""
+    """Lightning's checkpoint files through a temporary name, with their SHA-256 in `<file>.json`, and `weights_only` on
+    the way back."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
+        path = Path(path)
         try:
             with atomic_path(path) as temporary:
                 torch.save(checkpoint, temporary)
+                note = {"kind": "checkpoint", "sha256": sha256_of(temporary)}
+                sidecar_of(path).unlink(missing_ok=True)  # of a file of this name that is about to be replaced
+            write_sidecar(path, note | {key: checkpoint[key] for key in ("epoch", "global_step")})
         except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(Path(path).parent).free / 2**20
+            free = shutil.disk_usage(path.parent).free / 2**20
             raise OSError(
                 f"{path}: the checkpoint could not be written ({free:.0f} MiB are free there): {error}; "
                 "checkpoints written before it are intact"
             ) from error
 
-    def load_checkpoint(self, path: str | Path, map_location: object = "cpu", **_) -> dict:
+    def load_checkpoint(self, path: str | Path, map_location: object = "cpu", mmap: bool = False, **_: object) -> dict:
         with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         if not isinstance(checkpoint, dict) or not {"loops", "optimizer_states"} <= checkpoint.keys():
             raise ModelError(
                 f"{path}: holds weights but no state of a training run, so there is nothing to resume; "
@@ -43,47 +62,205 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
+def write_sidecar(path: Path, note: dict) -> None:
+    """Note something about a checkpoint: kind, sha256, epoch, global_step, metrics."""
+    with atomic_path(sidecar_of(path)) as temporary:
+        temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def add_metrics(path: Path, metrics: dict[str, float]) -> None:
+    """Note the metrics of a checkpoint's validation beside its digest."""
+    write_sidecar(path, read_sidecar(path) | {"metrics": plain(metrics)})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come: whole epochs, and batches of the next one."""
+
+    epochs: int
+    batches: int
+
+
+def read_progress(path: Path) -> Progress:
+    """The progress of a checkpoint, its weights left on the disk; ModelError where it is none of a training run."""
+    return progress_of(AtomicCheckpointIO().load_checkpoint(path, mmap=True))
+
+
+def progress_of(checkpoint: dict) -> Progress:
+    """The progress in a loaded checkpoint of ours or of TAO; an epoch whose batches are all done counts as whole."""
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    if batches["is_last_batch"]:
+        return Progress(epochs["ready"], 0)
+    return Progress(epochs["processed"], batches["current"]["ready"])
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole: `dn_model_latest.pth`, else the ones before it; None where there is none.
+
+    A damaged one is passed over with an error in the log. Later steps than the link's are of an earlier run and do not
+    count.
+
+    Raises:
+        ModelError: there are checkpoints, and every one is damaged.
+    """
+    steps = {path: int(match[1]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
+    last = steps.get(folder / os.readlink(folder / LATEST), math.inf) if (folder / LATEST).is_symlink() else math.inf
+    candidates = sorted((path for path, step in steps.items() if step <= last), key=steps.get, reverse=True)
+    for path in candidates:
+        try:
+            check_digest(path)
+            AtomicCheckpointIO().load_checkpoint(path)
+            return path
+        except Exception as error:  # whatever torch makes of a damaged file
+            LOG.error("%s can not be resumed, the checkpoint before it is tried: %s", path, error)
+    if candidates:
+        raise ModelError(
+            f"{folder}: none of its {len(candidates)} checkpoints is whole, see the log; remove them to train anew"
+        )
+    return None
+
+
+class Stopped(BaseException):
+    """SIGTERM came, the step was finished and its checkpoint written."""
+
+
 class Checkpoints(pl.callbacks.Checkpoint):
-    """Writes `model_epoch_EEE_step_SSSSS.pth` (0-based epoch) and points `dn_model_latest.pth` at the newest.
+    """Writes `model_epoch_EEE_step_SSSSS.pth` (0-based epoch) and keeps the newest ones and the best one.
+
+    `dn_model_latest.pth` points at the newest, `dn_model_best.pth` at the one with the lowest value of a metric; a
+    validation that is better than all before it leaves a checkpoint, whatever the interval. Every checkpoint stands
+    between two optimizer steps: at an epoch's end it is the state after the last step, before the validation, whenever
+    it is written. While it trains, SIGTERM lets the step end, which may be several batches long, writes a checkpoint
+    and raises Stopped; within a validation it does so after the batch.
 
     Args:
         folder: where they go.
-        interval, unit: every so many "epoch"s (after their validation) or "step"s; the end of training always counts.
+        settings: the spec's `train`: checkpoint_interval, checkpoint_interval_unit (the end of training always counts),
+            keep_checkpoints (0: all), monitor (the lower the better).
     """
 
-    def __init__(self, folder: Path, interval: int, unit: str) -> None:
-        self.folder, self.interval, self.unit = folder, interval, unit
-        self.latest: Path | None = None
-        self.saved_step = 0  # of `latest`, or where the run started
+    def __init__(self, folder: Path, settings) -> None:
+        self.folder = folder
+        self.interval, self.unit = settings.checkpoint_interval, settings.checkpoint_interval_unit
+        self.keep, self.monitor = settings.keep_checkpoints, settings.monitor
+        self.names: list[str] = []  # of this run, oldest first
+        self.step = 0  # the optimizer step seen last
+        self.saved_step = 0  # of the newest checkpoint, or where the run started
+        self.metrics: dict[str, float] = {}  # of the last validation
+        self.validated_step = -1
+        self.epoch_end: dict | None = None  # Lightning's loops after the epoch's last batch
+        self.stop_asked = False
+
+    @property
+    def latest(self) -> Path | None:
+        return self.folder / self.names[-1] if self.names else None
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest value of the metric; None where none was validated."""
+        values = {name: self._value(read_sidecar(self.folder / name).get("metrics", {})) for name in self.names}
+        best = min(self.names, key=values.get, default=None)
+        return self.folder / best if best and math.isfinite(values[best]) else None
+
+    def words(self) -> str:
+        """Which checkpoint is handed on, and why."""
+        best = self.best
+        if best:
+            return f"the best by {self.monitor} is {best.name}, {self._value(read_sidecar(best)['metrics']):.4f}"
+        return f"the last is {self.latest.name}, nothing was validated" if self.latest else "no checkpoint was written"
+
+    def state_dict(self) -> dict:
+        return {"names": self.names}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.names = list(state["names"])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.saved_step = trainer.global_step
+        self.step = self.saved_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            # Instead of Lightning's handler, which ends between two batches of a step; Lightning sets back the first.
+            signal.signal(signal.SIGTERM, self._ask_to_stop)
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        for leftover in self.folder.glob(".model_epoch_*"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
+        at_home = trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == self.folder.resolve()
+        self.names = [name for name in self.names if at_home and (self.folder / name).is_file()]
+        (self.folder / BEST).unlink(missing_ok=True)  # may be another run's
+        self._tidy()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
-        if self.unit == "step" and trainer.global_step % self.interval == 0:
+        stepped, self.step = trainer.global_step != self.step, trainer.global_step
+        self.epoch_end = copy.deepcopy(trainer.fit_loop.state_dict()) if trainer.is_last_batch else None
+        if stepped and self.unit == "step" and trainer.global_step % self.interval == 0:
             self.save(trainer)
+        if stepped:
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.metrics, self.validated_step = validation_metrics(trainer), trainer.global_step
+        best = self.best
+        value = self._value(self.metrics)
+        if math.isfinite(value) and (best is None or value < self._value(read_sidecar(best)["metrics"])):
+            self.save(trainer)
+        if self.saved_step == trainer.global_step and self.latest and trainer.is_global_zero:
+            add_metrics(self.latest, self.metrics)
+            self._tidy()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         done = trainer.current_epoch + 1
-        # After this hook Lightning raises a SIGTERMException, but then the epoch's number has moved on already.
-        last = done == trainer.max_epochs or trainer.received_sigterm
-        if (self.unit == "epoch" and done % self.interval == 0) or last:
+        if (self.unit == "epoch" and done % self.interval == 0) or done == trainer.max_epochs:
             self.save(trainer)
+        self._stop_if_asked(trainer)
 
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        # Lightning raises it between two steps; any other exception may have left a step half done.
-        if isinstance(exception, SIGTERMException):
-            self.save(trainer)
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+        if self.epoch_end is not None:
+            checkpoint["loops"]["fit_loop"] = self.epoch_end
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the state of now; nothing where no step was made since the last time, or on a dry run."""
         if trainer.global_step == self.saved_step or trainer.fast_dev_run:
             return
-        path = self.folder / f"model_epoch_{trainer.current_epoch:03d}_step_{trainer.global_step:05d}.pth"
-        trainer.save_checkpoint(path)
+        name = f"model_epoch_{trainer.current_epoch:03d}_step_{trainer.global_step:05d}.pth"
+        self.names = [other for other in self.names if other != name] + [name]
+        trainer.save_checkpoint(self.folder / name)
+        self.saved_step = trainer.global_step
         if trainer.is_global_zero:
-            _point(self.folder / LATEST, path)
-        self.latest, self.saved_step = path, trainer.global_step
+            if self.validated_step == trainer.global_step:
+                add_metrics(self.folder / name, self.metrics)
+            self._tidy()
+
+    def _ask_to_stop(self, *_) -> None:
+        self.stop_asked = True
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if self.stop_asked:
+            self.save(trainer)
+            raise Stopped("SIGTERM")
+
+    def _value(self, metrics: dict[str, float]) -> float:
+        value = metrics.get(self.monitor, math.inf)
+        return math.inf if value is None or math.isnan(value) else value
+
+    def _tidy(self) -> None:
+        """Point the links at the newest and the best checkpoint, then remove what is neither new nor best."""
+        best = self.best
+        for link, target in ((LATEST, self.latest), (BEST, best)):
+            if target:
+                _point(self.folder / link, target)
+        old = self.names[: -self.keep] if self.keep else []
+        for name in old:
+            if self.folder / name != best:
+                (self.folder / name).unlink(missing_ok=True)
+                sidecar_of(self.folder / name).unlink(missing_ok=True)
+        self.names = [name for name in self.names if (self.folder / name).is_file()]
 
 
 def _point(link: Path, target: Path) -> None:

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import smooth_l1_loss
 from torchmetrics import MeanMetric
 
 from stereo_core.data.datasets import group_by_size
-from stereo_core.errors import ModelError, SpecError
+from stereo_core.errors import ModelError
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
+from stereo_core.models.files import AVERAGES
+from stereo_core.spec import results_dir
+from stereo_core.training.checkpoints import progress_of
 from stereo_core.training.losses import stereo_loss
+from stereo_core.training.nonfinite import write_step
 from stereo_core.training.schedules import lr_factor
 
 LOG = logging.getLogger(__name__)
 
+# A bad image spoils one step an epoch. Ten in a row mean that the weights themselves are lost or the rate is too high.
+MAX_SKIPPED_IN_A_ROW = 10
+BACKBONE = "model.feature."  # EdgeNeXt and what ties it to the ViT; the ViT itself is not trained
+
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite: the run is lost from here on and stops."""
+    """The loss or its gradient became NaN or infinite: the run is lost from here on and stops."""
 
 
 class StereoModule(pl.LightningModule):
@@ -31,36 +42,125 @@ class StereoModule(pl.LightningModule):
     of the smooth-L1 loss of the final disparity over valid pixels, px), `val/epe`, `val/bp1`, ... and their `_pixel`
     twins (see `stereo_core.metrics`).
 
+    A run stopped after any optimizer step and resumed goes the same way as one that was not: samples depend on (seed,
+    epoch, index), their order on (seed, epoch), dropout on (seed, epoch, batch, rank), and a checkpoint holds the rest.
+
     Args:
         model: a network of `stereo_core.models`.
-        spec: the experiment; `train.optim` and `dataset.max_disparity` (px, exclusive) count.
+        spec: the experiment; `train` and `dataset.max_disparity` (px, exclusive) count.
     """
 
     def __init__(self, model: nn.Module, spec) -> None:
         super().__init__()
         self.model = model
-        self.optim = spec.train.optim
+        self.settings, self.optim = spec.train, spec.train.optim
         self.max_disparity = spec.dataset.max_disparity
         self.metrics = StereoMetrics()
         self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.reports = Path(results_dir(spec, "train")) / "nonfinite"
+        self.seed = self.settings.seed if self.settings.seed >= 0 else _seed_of(None)
+        self.batches_done = 0  # of the epoch that a resumed run stands in
+        self.averages: dict[str, Tensor] = {}  # of the network's weights and statistics, by their names
+        self.skipped = self.skipped_in_a_row = 0  # optimizer steps
+        self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
+
+    def kpi(self) -> dict[str, int]:
+        """What there is to count; empty where there is nothing."""
+        return {"skipped_steps": self.skipped} if self.skipped else {}
+
+    # Training
+
+    def on_train_start(self) -> None:
+        if self.batches_done:
+            loader = self.trainer.train_dataloader
+            loader.sampler.start = self.batches_done * loader.batch_size
+        if self.settings.ema_decay is not None and not self.averages:
+            self.averages = {name: value.detach().clone() for name, value in self._averaged()}
+        self.averages = {name: value.to(self.device) for name, value in self.averages.items()}
+
+    def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
+        place = (self.seed, self.current_epoch, batch_index, self.global_rank)
+        pl.seed_everything(_seed_of(place), verbose=False)
+        if self.settings.nonfinite == "skip":
+            self.statistics = [buffer.clone() for buffer in self.model.buffers()]
 
     def training_step(self, batch: dict, batch_index: int) -> Tensor:
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.global_step} of epoch {self.current_epoch}, for the images "
-                f"{', '.join(batch['path'])}; lower train.optim.lr, or look at these images and their ground truth"
-            )
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["left"]))
-        self.log("lr", self.optimizers().param_groups[0]["lr"], on_step=True, on_epoch=False)
+        self.step_in_hand = batch, batch_index, loss.detach()
         return loss
 
+    def on_after_backward(self) -> None:
+        """Look at loss and gradients; with fp16 at the loss alone, as the scaler's first gradients overflow by design.
+
+        Raises:
+            NonFiniteLossError: one is NaN or infinite, and `train.nonfinite` is fail.
+        """
+        batch, batch_index, loss = self.step_in_hand
+        total = loss
+        if self.settings.precision != "fp16":
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            total = loss + torch.nn.utils.get_total_norm(gradients)
+        lr = self.optimizers().param_groups[0]["lr"]
+        self.log("lr", lr, on_step=True, on_epoch=False)
+        if torch.isfinite(total):
+            self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["left"]))
+            return
+        self.spoilt = True
+        what = "the gradient is not finite" if torch.isfinite(loss) else f"the loss is {loss.item()}"
+        name = f"epoch_{self.current_epoch:03d}_step_{self.global_step:05d}_batch_{batch_index:05d}"
+        place = {"epoch": self.current_epoch, "step": self.global_step, "batch": batch_index}
+        gradients = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
+        report = write_step(self.reports, name, batch, place | {"loss": loss, "lr": lr}, gradients)
+        message = (
+            f"{what} at step {self.global_step} of epoch {self.current_epoch}, for the images "
+            f"{', '.join(batch['path'])}; see {report}; lower train.optim.lr, or look at these images and their ground "
+            "truth"
+        )
+        if self.settings.nonfinite == "fail":
+            raise NonFiniteLossError(message)
+        LOG.warning("step skipped: %s", message)
+        for buffer, before in zip(self.model.buffers(), self.statistics, strict=True):
+            buffer.copy_(before)  # batch normalisation has taken in what is not finite
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip; a spoilt step loses its gradients, and without them an optimizer leaves weights and state alone."""
+        self.spoilt = self.trainer.strategy.reduce_boolean_decision(self.spoilt, all=False)
+        if self.spoilt:
+            optimizer.zero_grad(set_to_none=True)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args, **options) -> None:
+        super().optimizer_step(*args, **options)
+        self.skipped += self.spoilt
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.spoilt else 0
+        if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteLossError(
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last one step "
+                f"{self.global_step}; see {self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
+            )
+        if self.averages and not self.spoilt:
+            self._average()
+        self.spoilt = False
+
+    def _averaged(self) -> list[tuple[str, Tensor]]:
+        """What is averaged: trained weights and running statistics."""
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        return trained + [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for name, value in self._averaged():
+            self.averages[name].lerp_(value, 1 - self.settings.ema_decay)
+
+    # Validation
+
     def validation_step(self, samples: list[dict], batch_index: int) -> None:
-        """Add the samples, each of its own size, to the validation metrics."""
+        """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any."""
         for batch in group_by_size(samples):
-            prediction_BHW = self.model(batch["left"], batch["right"])[:, 0].float()
+            pair = (batch["left"], batch["right"])
+            prediction_BHW = functional_call(self.model, self.averages, pair)[:, 0].float()
             for prediction, gt, valid in zip(prediction_BHW, batch["disparity"], batch["valid"], strict=True):
                 row = disparity_metrics(prediction, gt[0], valid[0], self.max_disparity)
                 self.metrics.update([row])
@@ -77,15 +177,22 @@ class StereoModule(pl.LightningModule):
         self.metrics.reset()
         self.val_loss.reset()
 
+    # Optimizer and checkpoints
+
     def configure_optimizers(self) -> dict:
         optim = self.optim
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for name, p in trained if not name.startswith(BACKBONE)], "lr": optim.lr},
+            {
+                "params": [p for name, p in trained if name.startswith(BACKBONE)],
+                "lr": optim.lr * self.settings.backbone_lr_factor,
+            },
+        ]
         if optim.optimizer == "SGD":
-            optimizer = torch.optim.SGD(
-                parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-            )
+            optimizer = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay)
         else:
-            optimizer = torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+            optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
         factor = lr_factor(optim, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -93,14 +200,19 @@ class StereoModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # What load_model can not tell from the weights alone.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
-        # The network has dropout: without the generators' state a resumed run would go another way.
-        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        # All generators are seeded anew for every batch from this seed and the batch's place in the run.
+        checkpoint["rng"] = {"seed": self.seed}
+        checkpoint["skipped_steps"] = [self.skipped, self.skipped_in_a_row]
+        if self.averages:
+            average = {id(value): self.averages[name] for name, value in self._averaged()}
+            both = (self.model.named_parameters, self.model.named_buffers)
+            names = [pair for named in both for pair in named(remove_duplicate=False)]  # a shared weight has two names
+            checkpoint[AVERAGES] = {f"model.{name}": average[id(v)] for name, v in names if id(v) in average}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """What speaks against going on from a checkpoint, said before its weights are taken over.
+        """Take over what Lightning does not.
 
         Raises:
-            SpecError: it has all epochs already.
             ModelError: its weights have other names, so that the optimizer's state, by number, may be of other weights.
         """
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
@@ -108,21 +220,18 @@ class StereoModule(pl.LightningModule):
                 f"{self.trainer.ckpt_path}: a training run of other software (its weights have other names), and its "
                 "optimizer state does not fit; start from its weights with train.pretrained_model_path instead"
             )
-        loops = checkpoint["loops"]["fit_loop"]
-        epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
-        done = epochs["ready"] if batches["is_last_batch"] else epochs["processed"]
-        if not batches["is_last_batch"]:
-            LOG.warning(
-                "%s was written after %d batches of epoch %d; the epoch is made full, but its order of samples "
-                "starts anew, so the first ones come again and the last ones not at all",
-                self.trainer.ckpt_path, batches["current"]["ready"], done,
-            )  # fmt: skip
-        if done >= self.trainer.max_epochs:
-            raise SpecError(
-                f"train.num_epochs: {self.trainer.max_epochs}, but the checkpoint to resume has {done} already"
-            )
-        rng = checkpoint.get("rng")
-        if rng:
-            torch.set_rng_state(rng["cpu"].cpu())
-        if rng and len(rng["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in rng["cuda"]])
+        self.batches_done = progress_of(checkpoint).batches
+        seed = checkpoint.get("rng", {}).get("seed")
+        if seed is not None and self.settings.seed < 0:
+            self.seed = seed
+        elif seed not in (None, self.seed):
+            LOG.warning("train.seed is %s and was %s: samples and dropout go another way from here", self.seed, seed)
+        self.skipped, self.skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
+        averages = checkpoint.get(AVERAGES)
+        if averages and self.settings.ema_decay is not None:
+            self.averages = {name: averages[f"model.{name}"] for name, _ in self._averaged()}
+
+
+def _seed_of(place: tuple[int, ...] | None) -> int:
+    """A seed (32 bits) that follows from a tuple of numbers; from the machine's entropy where there is none."""
+    return int(np.random.SeedSequence(place).generate_state(1)[0])
