@@ -96,8 +96,8 @@ def test_a_backend_that_can_not_build_here_is_refused(onnx, tmp_path, asked, why
 
 
 def test_another_precision_is_refused_not_built_as_fp32(onnx, tmp_path):
-    with pytest.raises(SpecError, match="does not build fp16"):
-        build(onnx, tmp_path, {"data_type": "FP16"})
+    with pytest.raises(SpecError, match="does not build bf16"):
+        build(onnx, tmp_path, {"data_type": "BF16"})
     assert not (tmp_path / "out").exists()
 
 
