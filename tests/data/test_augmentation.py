@@ -167,11 +167,13 @@ def test_resized_planes_are_exact_and_edges_and_holes_mix_nothing(size):
     v, u = np.mgrid[: size[0], : size[1]]
     expected = 20 + 0.2 * ((u + 0.5) * 100 / size[1] - 0.5) + 0.1 * ((v + 0.5) * 30 / size[0] - 0.5)
     assert np.abs(resized * 100 / size[1] - expected)[2:-2, 2:-2].max() < 1e-4
-    two = np.where(x < 40, 8.0, 20.0)
-    two[rng().random(two.shape) < 0.7] = 0  # sparse, as from a laser scanner
-    resized = resize(flat(two), size).disparity
-    assert np.isin(np.float32(resized * 100 / size[1]).round(4), [0, 8, 20]).all()
-    assert np.mean(resized > 0) == pytest.approx(0.3, abs=0.04)
+    surfaces, sparse, near_zero = np.where(x < 40, 8.0, 20.0), np.where(x < 40, 8.0, 20.0), np.full(x.shape, 0.5)
+    sparse[rng().random(x.shape) < 0.7] = 0  # as from a laser scanner
+    near_zero[:, 40:60] = 0
+    for disparity, values in ((surfaces, [8, 20]), (sparse, [0, 8, 20]), (near_zero, [0, 0.5])):
+        resized = resize(flat(disparity), size).disparity
+        assert np.array_equal(np.unique(np.round(resized * (100 / size[1]), 4)), values)
+        assert np.mean(resized > 0) == pytest.approx(np.mean(disparity > 0), abs=0.04)
 
 
 def drawn_sizes(count: int = 400, image=(1000, 1000), **changes) -> np.ndarray:
