@@ -12,6 +12,12 @@ COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # the metrics of a network before its training
 
 
+def label(run: LocalRun, name: str) -> str:
+    """A step for a reader: its name, and its display name where the pipeline gives one."""
+    title = run.pipeline.tasks[name].title
+    return name if name.startswith(title) else f"{name} ({title})"
+
+
 def measured(run: LocalRun) -> list[tuple[str, dict[str, float]]]:
     """(what was measured, its metrics by name) in the pipeline's order; train gives a row before and a row after."""
     rows = []
@@ -21,8 +27,8 @@ def measured(run: LocalRun) -> list[tuple[str, dict[str, float]]]:
                 continue
             values = {key: value for key, value in made.metadata.items() if isinstance(value, int | float)}
             before = {key.removeprefix(INITIAL): value for key, value in values.items() if key.startswith(INITIAL)}
-            rows += [(f"{name}, untrained", before)] if before else []
-            rows.append((name, values))
+            rows += [(f"{label(run, name)}, untrained", before)] if before else []
+            rows.append((label(run, name), values))
     return rows
 
 
@@ -51,13 +57,13 @@ def write_page(run: LocalRun) -> Path:
     steps = Table("Steps", ("step", "state", "seconds", "artifacts", "size"))
     for name, task in run.tasks.items():
         artifacts, total = ", ".join(task.artifacts), sum(made.bytes for made in task.artifacts.values())
-        steps.rows.append((name, task.state, round(task.seconds, 1), artifacts, size(total)))
+        steps.rows.append((label(run, name), task.state, round(task.seconds, 1), artifacts, size(total)))
     tables = [table for table in (metrics_table(run), steps) if table]
     galleries = []
     for name in run.tasks:
         pictures, caption = pictures_of(run.folder / "tasks" / name / "results")
         if pictures:
-            galleries.append((name, caption, pictures))
+            galleries.append((label(run, name), caption, pictures))
     path = run.folder / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page(f"{run.pipeline.name}: {run.state}", tables, galleries), encoding="utf-8")

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stereo_core.orchestration.local import ENDED, LocalRun, TaskRun
-from stereo_core.orchestration.page import metrics_table, size
+from stereo_core.orchestration.page import label, metrics_table, size
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # columns of the tables in a file or a pipe
@@ -53,7 +53,7 @@ class Progress:
     def _table(self) -> Table:
         table = Table("step", "state", "time")
         for name, task in self._run.tasks.items() if self._run else ():
-            table.add_row(name, _state(task), _seconds(task))
+            table.add_row(label(self._run, name), _state(task), _seconds(task))
         return table
 
 
@@ -75,7 +75,7 @@ def summary(run: LocalRun, console: Console | None = None) -> None:
     for name, task in run.tasks.items():
         ports = [(port, made) for port, made in task.artifacts.items() if made.bytes] or [("", None)]
         for i, (port, made) in enumerate(ports):
-            head = (name, _state(task), _seconds(task)) if i == 0 else ("", "", "")
+            head = (label(run, name), _state(task), _seconds(task)) if i == 0 else ("", "", "")
             table.add_row(*head, port, size(made.bytes) if made else "")
     console.print(table)
     measured = metrics_table(run)

@@ -43,6 +43,29 @@ def test_users_images_are_imported_as_images():
     assert [p.name for p in graph.parameters.values() if p.required] == ["images_uri"]
 
 
+def test_every_engine_comes_from_the_one_onnx_file():
+    graph = load_pipeline(compiled_path(FOLDERS["export_and_build"]))
+    builds = {task.title: task for task in graph.tasks.values() if "onnx" in task.artifacts}
+    assert set(builds) == {f"{size} {precision}" for size in ("small", "large") for precision in ("fp32", "fp16")}
+    for title, task in builds.items():
+        assert task.artifacts["onnx"] == Output("export", "onnx")
+        assert task.parameters["precision"].value == title.split()[1]
+        assert task.parameters["spec"].name == f"{title.split()[0]}_spec"
+
+
+def test_precisions_are_measured_alike():
+    graph = load_pipeline(compiled_path(FOLDERS["quantize_and_compare"]))
+    report = graph.tasks["report"]
+    assert report.parameters["names"].value == ["fp32", "fp16", "int8"]
+    measured = [graph.tasks[report.artifacts[port].task] for port in ("first", "second", "third")]
+    built = [graph.tasks[task.artifacts["engine"].task] for task in measured]
+    assert [task.parameters["precision"].value for task in built] == ["fp32", "fp16", "int8"]
+    sources = [task.artifacts["onnx"] for task in built]
+    assert sources == [Output("export", "onnx")] * 2 + [Output("quantize", "quantized")]
+    assert len({(task.artifacts["images"], task.artifacts["annotations"]) for task in measured}) == 1
+    assert len({task.parameters["spec"].name for task in measured}) == 1
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_reloads_with_kfp(name):
     component = components.load_component_from_file(str(compiled_path(FOLDERS[name])))

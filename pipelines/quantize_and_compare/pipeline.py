@@ -1,0 +1,66 @@
+"""quantize_and_compare: the same model as fp32, fp16 and int8 engine, measured side by side on your images."""
+
+import stereo_components as steps
+from kfp import dsl
+
+from ..steps import policy
+
+QUANTIZE = {"quantize": {"backend": "modelopt.onnx", "mode": "static_ptq", "algorithm": "max"}}
+
+
+@dsl.pipeline(
+    name="quantize-and-compare",
+    description="The same model as fp32, fp16 and int8 engine, measured side by side on your images.",
+)
+def quantize_and_compare(
+    images_uri: str,
+    model_uri: str,
+    dataset_name: str = "GenericDataset",
+    backend: str = "",
+    convert_spec: dict = {},  # noqa: B006
+    export_spec: dict = {},  # noqa: B006
+    quantize_spec: dict = QUANTIZE,
+    engine_spec: dict = {},  # noqa: B006
+    evaluate_spec: dict = {},  # noqa: B006
+):
+    """What fp16 and int8 cost in accuracy, and what they gain in latency and size.
+
+    Args:
+        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        model_uri: A checkpoint of any layout, or an ONNX file of `export`, TAO or NGC.
+        dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
+            GenericDataset.
+        backend: The engines' backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
+        export_spec: Spec of export.
+        quantize_spec: Spec of quantize; it calibrates on the same images.
+        engine_spec: Spec of gen_trt_engine for all three engines.
+        evaluate_spec: Spec of trt_evaluate for all three engines.
+    """
+    images = dsl.importer(
+        artifact_uri=images_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"kind": "images"}
+    )
+    images.set_display_name("images")
+    model = dsl.importer(artifact_uri=model_uri, artifact_class=dsl.Model, reimport=False)
+    model.set_display_name("model")
+    # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
+    convert = policy(steps.convert(images=images.output, spec=convert_spec), cache=False)
+    export = policy(steps.export(checkpoint=model.output, spec=export_spec), cache=False)
+    data = {"images": images.output, "annotations": convert.outputs["annotations"]}
+    quantize = policy(
+        steps.quantize(onnx=export.outputs["onnx"], **data, dataset_name=dataset_name, spec=quantize_spec)
+    )
+    plain, quantized = export.outputs["onnx"], quantize.outputs["quantized"]
+    metrics = []
+    for precision, onnx in (("fp32", plain), ("fp16", plain), ("int8", quantized)):
+        build = policy(steps.gen_trt_engine(onnx=onnx, backend=backend, precision=precision, spec=engine_spec))
+        build.set_display_name(f"build {precision}")
+        measured = steps.trt_evaluate(
+            **data, engine=build.outputs["engine"], dataset_name=dataset_name, spec=evaluate_spec
+        )
+        metrics.append(policy(measured).set_display_name(f"evaluate {precision}").outputs["metrics"])
+    policy(
+        steps.report(
+            first=metrics[0], second=metrics[1], third=metrics[2], names=["fp32", "fp16", "int8"], title="Precisions"
+        )
+    )
