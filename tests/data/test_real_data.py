@@ -9,6 +9,7 @@ import pytest
 from samples import make_spec
 
 from stereo_core.actions.convert import run
+from stereo_core.data.augmentation import seen_from_right
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.datasets import build_dataset
 from stereo_core.data.images import read_mask
@@ -80,6 +81,17 @@ def test_middlebury_with_its_mask(shared, tmp_path):
     assert (disparity[known].min(), disparity.max()) == (pytest.approx(9.2, abs=0.05), pytest.approx(62.9, abs=0.05))
     assert np.array_equal(item["valid"][0].numpy(), known & read_mask(motorcycle / "mask0nocc.png"))
     assert 0.8 < float(item["valid"].float().mean()) < known.mean()
+
+
+def test_ground_truth_of_a_horizontal_flip_is_that_of_the_right_view(shared):
+    """Motorcycle comes with measured disparities of both views; TAO's flip would take the left ones, 41 % wrong."""
+    motorcycle = shared / "data/Middlebury/MiddEval3/trainingQ/Motorcycle"
+    left, right = (read_disparity(motorcycle / f"disp{view}GT.pfm")[0] for view in (0, 1))
+    warped = seen_from_right(left)
+    both = (warped > 0) & (right > 0)
+    error = np.abs(warped - right)[both]
+    assert both.mean() > 0.84
+    assert np.median(error) < 0.02 and np.mean(error > 1) < 0.015
 
 
 def test_eth3d_in_its_two_trees(shared, tmp_path):
