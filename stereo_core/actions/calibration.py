@@ -81,12 +81,12 @@ def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
     folder = Path(folder).absolute()
     called = called or folder
     files = sorted(path for path in Tree(str(folder)).find((), "") if path.lower().endswith(SUFFIXES))
-    below = [f"/{folder.name}{path}" for path in files]
-    for root, paths in ((folder, files), (folder.parent, below)):
-        for left, right in NAMES:
-            lefts = [path for path in paths if left in path]
-            if lefts:
-                return _paired(str(root), lefts, {left: right}, called)
+    for left, right in NAMES:
+        if lefts := [path for path in files if left in path]:
+            return _paired(str(folder), lefts, {left: right}, called)
+    for left, right in NAMES:
+        if files and left in folder.name and (folder.parent / folder.name.replace(left, right)).is_dir():
+            return _paired(str(folder.parent), [f"/{folder.name}{path}" for path in files], {left: right}, called)
     names = ", ".join(f"{left} (right: {right})" for left, right in NAMES)
     raise DataError(f"dataset.quant_calibration_dataset.images_dir: {called}: none of {len(files)} images has a part "
                     f"of its path that says left image: {names}")  # fmt: skip

@@ -64,6 +64,7 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
             op_types_to_quantize=list(OPERATORS[kind]),
             nodes_to_quantize=[f"^{re.escape(name)}$" for name in chosen],
             high_precision_dtype="fp32",
+            enable_shared_constants_duplication=False,  # the iterations share their weights: a copy each is 2.5 times
             output_path=str(out),
             log_level="ERROR",
             **section.backend_kwargs,

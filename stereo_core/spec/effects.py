@@ -77,7 +77,7 @@ WITHOUT_EFFECT: dict[str, str] = {
 """Pattern of dotted paths -> reason. The first that fits counts."""
 
 _SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",), "export": ("test", "infer")}
-_SPLITS["quantize"] = ("val",)
+_SPLITS["quantize"] = ("val",)  # its training pairs only calibrate
 
 
 def reason(path: str) -> str | None:
