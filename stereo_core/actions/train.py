@@ -69,6 +69,8 @@ def run(spec, status: StatusLog) -> Outcome:
     if rounds(network):
         raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
                          "from the checkpoint that it was made from")  # fmt: skip
+    network.recompute = settings.activation_checkpoint
+    _compile(network, settings.compile)
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
     data = StereoDataModule(spec)
     checkpoints = Checkpoints(folder, settings)
@@ -140,6 +142,14 @@ def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.interrupted:
             raise KeyboardInterrupt from error
         raise
+
+
+def _compile(network: torch.nn.Module, when: str) -> None:
+    """Compile the parts that take the time; the GRU once and not once an iteration. Validation runs eagerly: its images
+    have many sizes (see StereoModule)."""
+    if when == "on" or (when == "auto" and torch.cuda.is_available()):
+        for part in (network.feature, network.cnet, network.cost_agg, network.update_block):
+            part.compile()
 
 
 def _quieten() -> None:

@@ -53,8 +53,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "model.cost_agg_conv_patch_padding": _FAST,
     "train.checkpoint_interval_steps": "use checkpoint_interval with checkpoint_interval_unit: step",
     "train.distributed_strategy": "training runs on one device",
-    "train.activation_checkpoint": "activations are always kept",
-    "train.compile": "training runs eagerly",
     "train.optim.monitor_name": "no schedule here watches a metric",
     "train.vis_step_interval": "training logs no pictures",
     "train.dataloader_visualize": "training logs no pictures",

@@ -62,11 +62,13 @@ class StereoModule(pl.LightningModule):
         self.batches_done = 0  # of the epoch that a resumed run stands in
         self.averages: dict[str, Tensor] = {}  # of the network's weights and statistics, by their names
         self.skipped = self.skipped_in_a_row = 0  # optimizer steps
+        self.replaced = torch.zeros((), dtype=torch.int64)  # samples (dataset.on_error: skip)
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
 
     def kpi(self) -> dict[str, int]:
         """What there is to count; empty where there is nothing."""
-        return {"skipped_steps": self.skipped} if self.skipped else {}
+        counts = {"skipped_steps": self.skipped, "skipped_samples": int(self.replaced)}
+        return {name: count for name, count in counts.items() if count}
 
     # Training
 
@@ -89,6 +91,8 @@ class StereoModule(pl.LightningModule):
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
         self.step_in_hand = batch, batch_index, loss.detach()
+        if "skipped" in batch:
+            self.replaced = self.replaced.to(self.device) + batch["skipped"].sum()
         return loss
 
     def on_after_backward(self) -> None:
@@ -160,7 +164,9 @@ class StereoModule(pl.LightningModule):
         """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any."""
         for batch in group_by_size(samples):
             pair = (batch["left"], batch["right"])
-            prediction_BHW = functional_call(self.model, self.averages, pair)[:, 0].float()
+            with torch.compiler.set_stance("force_eager"):  # compiled parts would be compiled anew for every size
+                # Ties are for one weight in two modules; in a module of two names they would leave the averages behind.
+                prediction_BHW = functional_call(self.model, self.averages, pair, tie_weights=False)[:, 0].float()
             for prediction, gt, valid in zip(prediction_BHW, batch["disparity"], batch["valid"], strict=True):
                 row = disparity_metrics(prediction, gt[0], valid[0], self.max_disparity)
                 self.metrics.update([row])
@@ -202,7 +208,7 @@ class StereoModule(pl.LightningModule):
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
         # All generators are seeded anew for every batch from this seed and the batch's place in the run.
         checkpoint["rng"] = {"seed": self.seed}
-        checkpoint["skipped_steps"] = [self.skipped, self.skipped_in_a_row]
+        checkpoint["skipped"] = [self.skipped, self.skipped_in_a_row, int(self.replaced)]
         if self.averages:
             average = {id(value): self.averages[name] for name, value in self._averaged()}
             both = (self.model.named_parameters, self.model.named_buffers)
@@ -226,7 +232,8 @@ class StereoModule(pl.LightningModule):
             self.seed = seed
         elif seed not in (None, self.seed):
             LOG.warning("train.seed is %s and was %s: samples and dropout go another way from here", self.seed, seed)
-        self.skipped, self.skipped_in_a_row = checkpoint.get("skipped_steps", (0, 0))
+        self.skipped, self.skipped_in_a_row, replaced = checkpoint.get("skipped", (0, 0, 0))
+        self.replaced = torch.tensor(replaced)
         averages = checkpoint.get(AVERAGES)
         if averages and self.settings.ema_decay is not None:
             self.averages = {name: averages[f"model.{name}"] for name, _ in self._averaged()}

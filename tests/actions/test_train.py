@@ -11,8 +11,9 @@ import time
 
 import numpy as np
 import pytest
+import runs
 import torch
-from torch.utils._pytree import keystr, tree_flatten_with_path
+from runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
 from stereo_core.models import create_model, load_model, save_checkpoint
@@ -20,8 +21,6 @@ from stereo_core.models.checkpoints import to_tao
 from stereo_core.spec import spec_from_dict
 from stereo_core.training.callbacks import StatusLines
 from stereo_core.training.checkpoints import AtomicCheckpointIO
-
-MODEL = {"preset": "tiny", "train_iters": 2, "valid_iters": 2, "stereo_backbone": {"allow_random_backbone": True}}
 
 
 @pytest.fixture(scope="session")
@@ -34,27 +33,13 @@ def train(scenes, split):
         dataset["val_dataset"] = split(scenes / "list.txt", 3)
         settings = {"results_dir": str(folder), "optim": {"lr": 1e-3, "warmup_steps": 0} | (optim or {})}
         outcomes = []
-        spec = spec_from_dict("train", {"dataset": dataset, "model": MODEL, "train": settings | keys})
-        return perform("train", spec, on_outcome=outcomes.append), *(outcomes or [None])
+        return runs.start(dataset, settings | keys, outcomes.append), *(outcomes or [None])
 
     return start
 
 
 def checkpoints(folder):
     return sorted(path.name for path in folder.glob("model_epoch_*.pth"))
-
-
-def assert_same(one, other):
-    """Every bit of what training goes on from."""
-    assert (one["epoch"], one["global_step"]) == (other["epoch"], other["global_step"])
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "ema_state_dict", "rng")
-    leaves = [tree_flatten_with_path([c.get(part) for part in parts])[0] for c in (one, other)]
-    for (name, value), (_, same) in zip(*leaves, strict=True):
-        assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same, keystr(name)
-
-
-def load(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @pytest.fixture(scope="session")

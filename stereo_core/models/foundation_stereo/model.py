@@ -5,11 +5,15 @@ B images, C channels, H, W image size, h = H/4, w = W/4, D disparity bins. Sizes
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from stereo_core.models.foundation_stereo.aggregation import CostAggregation
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
@@ -60,11 +64,16 @@ class FoundationStereo(nn.Module):
     The Depth Anything V2 branch stays in eval mode and without gradients. With `config.mixed_precision` the network
     runs under float16 autocast on CUDA; norms, cost volume products, softmax over disparity and the disparity itself
     stay in float32. `model.double()` computes everything in float64.
+
+    Attributes:
+        recompute: in training keep the inputs of the cost volume's filter and of every iteration only, and compute what
+            the gradients need a second time: less memory, the same gradients.
     """
 
     def __init__(self, config: FoundationStereoConfig):
         super().__init__()
         self.config = config
+        self.recompute = False
         widths, tao = config.widths, config.variant == "tao"
         c4 = config.feature_dims[0]
         hidden, stem = widths.hidden, widths.stem
@@ -132,7 +141,7 @@ class FoundationStereo(nn.Module):
             B = left_B3HW.shape[0]
             features, vit_BChw = self.feature(torch.cat([left_B3HW, right_B3HW]))
             left4, right4 = features[0][:B], features[0][B:]
-            volume = self.filtered_volume(left4, right4, [x[:B] for x in features[1:]])
+            volume = self._run(self.filtered_volume, left4, right4, [x[:B] for x in features[1:]])
             disp_B1hw = expected_disparity(self.classifier(volume)) if start_B1hw is None else start_B1hw
             start_B1hw = disp_B1hw
             states, contexts, attentions = self.context(left_B3HW, vit_BChw[:B])
@@ -143,13 +152,26 @@ class FoundationStereo(nn.Module):
             )
             disparities = []
             for i in range(iters):
-                disp_B1hw = disp_B1hw.detach()
-                costs = lookup(disp_B1hw).to(states[0].dtype)
-                states, step, mask = self.update_block(states, contexts, attentions, costs, disp_B1hw)
-                disp_B1hw = disp_B1hw + step
-                if every or i == iters - 1:
-                    disparities.append(self.upsample(disp_B1hw, mask, stem_2x))
+                fixed = (lookup, contexts, attentions, stem_2x if every or i == iters - 1 else None)
+                states, disp_B1hw, upsampled = self._run(self.iteration, disp_B1hw.detach(), states, *fixed)
+                if upsampled is not None:
+                    disparities.append(upsampled)
         return start_B1hw, disparities
+
+    def iteration(
+        self,
+        disp_B1hw: Tensor,
+        states: list[Tensor],
+        lookup: GeometryLookup,
+        contexts: list[Tensor],
+        attentions: list[Tensor],
+        stem_2x: Tensor | None,
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """New states, new disparity and, where a stem is given for it, that disparity in full resolution."""
+        costs = lookup(disp_B1hw).to(states[0].dtype)
+        states, step, mask = self.update_block(states, contexts, attentions, costs, disp_B1hw)
+        disp_B1hw = disp_B1hw + step
+        return states, disp_B1hw, None if stem_2x is None else self.upsample(disp_B1hw, mask, stem_2x)
 
     def filtered_volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> Tensor:
         """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> (B, C, D, h, w)."""
@@ -182,10 +204,31 @@ class FoundationStereo(nn.Module):
         _, disparities = self.predict(left, right, _or(iters, self.config.valid_iters), start_B1hw)
         return unpad(disparities[-1], padding)
 
+    def _run(self, part: Callable, *inputs: Any) -> Any:
+        if not self.recompute or not torch.is_grad_enabled():
+            return part(*inputs)
+        contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
+        return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+
     def _autocast(self, image: Tensor):
         if self.config.mixed_precision and image.device.type == "cuda":
             return torch.autocast("cuda", torch.float16)
         return nullcontext()
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batches seen within do not count a second time for the running statistics of batch normalisation."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 def _or(iters: int | None, default: int) -> int:

@@ -1,0 +1,40 @@
+"""Activation checkpointing: the gradients stay, the memory goes. TAO's key does nothing (defect 17)."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from stereo_core.models import create_model
+
+
+def step(recompute: bool):
+    """(gradients, state, bytes kept for the backward pass, generator state) of one training step."""
+    torch.manual_seed(1)
+    model = create_model(preset="tiny", train_iters=3).train()
+    model.recompute = recompute
+    left, right = (torch.rand(1, 3, 64, 96) * 255 for _ in range(2))
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(2)  # dropout
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        start, disparities = model(left, right)
+    (start.mean() + sum(d.abs().mean() for d in disparities)).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return gradients, model.state_dict(), sum(kept.values()), torch.get_rng_state()
+
+
+def test_the_same_step_with_less_memory():
+    gradients, state, kept, generator = step(False)
+    others, other_state, less, other_generator = step(True)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-6, atol=1e-7, msg=name)
+    for name, value in state.items():  # batch normalisation has seen the batch once
+        assert torch.equal(other_state[name], value), name
+    assert torch.equal(generator, other_generator)
+    assert less < 0.6 * kept
