@@ -25,6 +25,7 @@ JUDGED_AT_LOADING = {  # read by spec/requirements.py alone: one value only is p
     "model.stereo_backbone.use_bn",
     "model.stereo_backbone.use_clstoken",
     "export.format",
+    "quantize.mode",  # each backend has one
     "export.input_channel",
     "wandb.enable",  # true without a W&B key is TAO's silence too
 }
