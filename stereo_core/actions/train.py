@@ -133,11 +133,18 @@ def _validation_is_due(path: Path, interval: int) -> bool:
 
 @contextlib.contextmanager
 def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
-    """Give Ctrl-C and SIGTERM back under their own names."""
+    """Give Ctrl-C and SIGTERM back under their own names, and say what a dead loader process means."""
     try:
         yield
     except Stopped as error:
         raise Terminated("SIGTERM; the step was finished and a checkpoint written") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}; the system ended a process that reads samples, most often for want of memory or shared memory "
+            "(/dev/shm): lower dataset.train_dataset.workers or give the run more; checkpoints are intact"
+        ) from error
     except SystemExit as error:
         if trainer.interrupted:
             raise KeyboardInterrupt from error

@@ -87,12 +87,24 @@ def read_progress(path: Path) -> Progress:
 
 
 def progress_of(checkpoint: dict) -> Progress:
-    """The progress in a loaded checkpoint of ours or of TAO; an epoch whose batches are all done counts as whole."""
-    loops = checkpoint["loops"]["fit_loop"]
-    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    """The progress in a loaded checkpoint; an epoch whose batches are all done counts as whole."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if batches["is_last_batch"]:
-        return Progress(epochs["ready"], 0)
-    return Progress(epochs["processed"], batches["current"]["ready"])
+        return Progress(checkpoint["epoch"] + 1, 0)
+    return Progress(checkpoint["epoch"], batches["current"]["ready"])
+
+
+def settle_counters(checkpoint: dict) -> None:
+    """Set Lightning's counters in a loaded checkpoint to what they are after a batch in a run that never stopped.
+
+    From their differences Lightning guesses the hook in which a checkpoint was written, to begin in the right place;
+    in the checkpoints of a resumed run they differ otherwise, and it would lose count.
+    """
+    loops, epoch = checkpoint["loops"]["fit_loop"], checkpoint["epoch"]
+    for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+        counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
+    for counts in (loops["epoch_loop.batch_progress"]["total"], loops["epoch_loop.batch_progress"]["current"]):
+        counts.update(started=counts["ready"], processed=counts["ready"], completed=counts["ready"] - 1)
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -19,7 +19,7 @@ from stereo_core.errors import ModelError
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.files import AVERAGES
 from stereo_core.spec import results_dir
-from stereo_core.training.checkpoints import progress_of
+from stereo_core.training.checkpoints import progress_of, settle_counters
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.nonfinite import write_step
 from stereo_core.training.schedules import lr_factor
@@ -226,6 +226,7 @@ class StereoModule(pl.LightningModule):
                 f"{self.trainer.ckpt_path}: a training run of other software (its weights have other names), and its "
                 "optimizer state does not fit; start from its weights with train.pretrained_model_path instead"
             )
+        settle_counters(checkpoint)
         self.batches_done = progress_of(checkpoint).batches
         seed = checkpoint.get("rng", {}).get("seed")
         if seed is not None and self.settings.seed < 0:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -16,8 +18,10 @@ import torch
 from runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
+from stereo_core.errors import ModelError
 from stereo_core.models import create_model, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
+from stereo_core.models.files import read_sidecar
 from stereo_core.spec import spec_from_dict
 from stereo_core.training.callbacks import StatusLines
 from stereo_core.training.checkpoints import AtomicCheckpointIO
@@ -376,3 +380,153 @@ def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     saved = load(tmp_path / "dn_model_latest.pth")
     assert (saved["epoch"], saved["global_step"]) == (2, 12)
     assert saved["optimizer_states"][0]["state"][0]["step"] == 12
+
+
+def test_auto_goes_on_only_where_there_is_something(train, tmp_path, status_lines):
+    """TAO's item 27: there a run resumes because a file lies there. Here it is asked to, says so, and may be over."""
+    keys = {"num_epochs": 2, "resume_training_checkpoint_path": "auto"}
+    assert train(tmp_path, num_epochs=1)[0] == 0
+    code, outcome = train(tmp_path, num_epochs=1)  # not asked: a new run
+    assert code == 0 and outcome.kpi["initial_epe"] > 0
+    code, outcome = train(tmp_path, **keys)
+    assert code == 0 and "initial_epe" not in outcome.kpi
+    messages = [line["message"] for line in status_lines(tmp_path)]
+    said = f"Resuming training from checkpoint: {tmp_path / 'model_epoch_000_step_00002.pth'} "
+    assert [message for message in messages if message.startswith(said)]
+    before = (tmp_path / "dn_model_latest.pth").read_bytes()
+    code, outcome = train(tmp_path, **keys)
+    assert code == 0 and "2 epochs, 4 steps" in outcome.message
+    assert (tmp_path / "dn_model_latest.pth").read_bytes() == before
+    code, _ = train(tmp_path / "new", num_epochs=1, resume_training_checkpoint_path="auto")
+    assert code == 0
+    assert f"No checkpoint in {tmp_path / 'new'}: a new run." in [x["message"] for x in status_lines(tmp_path / "new")]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit"])
+def test_a_damaged_checkpoint_is_never_taken(every_two_steps, train, tmp_path, caplog, status_lines, damage):
+    """auto falls back to the one before it, loudly, and ends where the undisturbed run did; naming it is an error."""
+    names = ["model_epoch_000_step_00002.pth", "model_epoch_000_step_00004.pth"]
+    for name in names:
+        for copied in (name, f"{name}.json"):
+            shutil.copy(every_two_steps / copied, tmp_path / copied)
+    (tmp_path / "dn_model_latest.pth").symlink_to(names[1])
+    content = bytearray((tmp_path / names[1]).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / names[1]).write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
+    keys = {"num_epochs": 2, "validation_interval": 2, "checkpoint_interval": 2}
+    with pytest.raises(ModelError, match="damaged"):
+        load_model(tmp_path / "dn_model_latest.pth")
+    named = str(tmp_path / "dn_model_latest.pth")
+    assert train(tmp_path, batch_size=1, **keys, resume_training_checkpoint_path=named)[0] == 2
+    assert "damaged" in status_lines(tmp_path)[-1]["message"]
+    assert train(tmp_path, batch_size=1, **keys, resume_training_checkpoint_path="auto")[0] == 0
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    errors = [message for message in errors if "before it is tried" in message]
+    assert len(errors) == 1 and names[1] in errors[0]
+    assert_same(load(tmp_path / "dn_model_latest.pth"), load(every_two_steps / "dn_model_latest.pth"))
+    for name in names:
+        (tmp_path / name).write_bytes(b"PK\x03\x04")
+    (tmp_path / "dn_model_latest.pth").unlink()
+    for path in tmp_path.glob("model_epoch_001*"):
+        path.unlink()
+    assert train(tmp_path, batch_size=1, **keys, resume_training_checkpoint_path="auto")[0] == 2
+    assert "none of its 2 checkpoints is whole" in status_lines(tmp_path)[-1]["message"]
+
+
+@pytest.mark.parametrize("stopped_after", [None, 2])
+def test_the_newest_and_the_best_are_kept(train, tmp_path, status_lines, monkeypatch, stopped_after):
+    """Five epochs, a rate that first teaches and then spoils: the best stays although it is old. The same where the run
+    was stopped in its second epoch's validation and went on."""
+    keys = {"num_epochs": 5, "keep_checkpoints": 2, "optim": {"lr": 3e-3, "warmup_steps": 0}, "monitor": "val/rmse"}
+    if stopped_after:
+        with monkeypatch.context() as patched:
+
+            def stop(self, trainer, *_):
+                if trainer.state.fn == "fit" and trainer.current_epoch + 1 == stopped_after:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            patched.setattr(StatusLines, "on_validation_batch_start", stop, raising=False)
+            assert train(tmp_path, **keys)[0] == 143
+    code, outcome = train(tmp_path, resume_training_checkpoint_path="auto", **keys)
+    assert code == 0
+    values = [x["kpi"]["val/rmse"] for x in status_lines(tmp_path) if x["message"].startswith("Eval metrics generated")]
+    values = values[1:]  # before training
+    assert len(values) == 5
+    best = f"model_epoch_{values.index(min(values)):03d}_step_{2 * values.index(min(values)) + 2:05d}.pth"
+    newest = ["model_epoch_003_step_00008.pth", "model_epoch_004_step_00010.pth"]
+    assert os.readlink(tmp_path / "dn_model_best.pth") == best
+    assert checkpoints(tmp_path) == sorted({best, *newest})
+    assert {path.name for path in tmp_path.glob("*.pth.json")} == {f"{name}.json" for name in checkpoints(tmp_path)}
+    assert outcome.artifacts["checkpoint"] == tmp_path / best and best in outcome.message
+    assert read_sidecar(tmp_path / best)["metrics"]["val/rmse"] == pytest.approx(min(values), rel=1e-6)
+
+
+def test_the_best_is_kept_between_two_checkpoints(train, tmp_path, status_lines):
+    """One checkpoint in three epochs, but each is validated: a better one is written at once."""
+    keys = {"num_epochs": 3, "checkpoint_interval": 3, "optim": {"lr": 3e-3, "warmup_steps": 0}}
+    assert train(tmp_path, **keys)[0] == 0
+    values = [x["kpi"]["epe"] for x in status_lines(tmp_path) if x["message"].startswith("Eval metrics generated")][1:]
+    epoch = values.index(min(values))
+    assert os.readlink(tmp_path / "dn_model_best.pth").startswith(f"model_epoch_{epoch:03d}")
+
+
+def test_sigterm_within_a_step_of_several_batches(train, tmp_path, monkeypatch):
+    """The step is finished, not cut: half of its gradients would be lost."""
+    keys = {"num_epochs": 1, "accumulate": 2, "ema_decay": 0.5}
+    assert train(tmp_path / "whole", batch_size=1, **keys)[0] == 0
+    with monkeypatch.context() as patched:
+
+        def stop(self, trainer, module, outputs, batch, batch_index):
+            if batch_index == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patched.setattr(StatusLines, "on_train_batch_end", stop, raising=False)
+        assert train(tmp_path / "run", batch_size=1, **keys)[0] == 143
+    assert checkpoints(tmp_path / "run") == ["model_epoch_000_step_00001.pth"]
+    assert train(tmp_path / "run", batch_size=1, **keys, resume_training_checkpoint_path="auto")[0] == 0
+    assert_same(*(load(tmp_path / name / "dn_model_latest.pth") for name in ("run", "whole")))
+
+
+def test_two_runs_are_equal_and_another_seed_is_not(train, tmp_path):
+    for name, seed in (("one", 5), ("two", 5), ("three", 6)):
+        assert train(tmp_path / name, num_epochs=1, seed=seed)[0] == 0
+    one, two, three = (load(tmp_path / name / "dn_model_latest.pth") for name in ("one", "two", "three"))
+    assert_same(one, two)
+    name = "model.proj_cmb.weight"
+    assert not torch.equal(one["state_dict"][name], three["state_dict"][name])
+
+
+def test_a_loader_process_that_dies_ends_the_run(scenes, split, tmp_path, status_lines, monkeypatch):
+    """As the kernel ends it when memory is short."""
+
+    def kill_a_loader(self, trainer, *_):
+        children = multiprocessing.active_children()
+        assert len(children) == 1
+        children[0].kill()
+
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", kill_a_loader, raising=False)
+    dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", 1) | {"workers": 1}}
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    assert runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 20}) == 1
+    last = status_lines(tmp_path)[-1]
+    assert last["status"] == "FAILURE"
+    assert "DataLoader worker" in last["message"] and "dataset.train_dataset.workers" in last["message"]
+
+
+def test_a_run_stopped_in_every_step_is_the_run_that_never_stopped(train, tmp_path, monkeypatch):
+    """A resumed run is resumed again and again; two batches a step, a validation after every second epoch, averages."""
+    keys = {"num_epochs": 3, "accumulate": 2, "ema_decay": 0.7, "validation_interval": 2, "keep_checkpoints": 0}
+    keys |= {"checkpoint_interval": 1, "checkpoint_interval_unit": "step"}
+    assert train(tmp_path / "whole", batch_size=1, **keys)[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            StatusLines, "on_train_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM), raising=False
+        )
+        for _ in range(6):
+            assert train(tmp_path / "run", batch_size=1, **keys, resume_training_checkpoint_path="auto")[0] == 143
+    code, outcome = train(tmp_path / "run", batch_size=1, **keys, resume_training_checkpoint_path="auto")
+    assert code == 0 and "3 epochs, 6 steps" in outcome.message
+    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "whole")
+    for name in checkpoints(tmp_path / "whole"):
+        assert_same(load(tmp_path / "run" / name), load(tmp_path / "whole" / name))
+    assert os.readlink(tmp_path / "run" / "dn_model_best.pth") == os.readlink(tmp_path / "whole" / "dn_model_best.pth")
