@@ -1,0 +1,95 @@
+"""An engine's metrics are its checkpoint's, on real pairs of every data set and size."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from stereo_core.actions.perform import perform
+from stereo_core.models import create_model, save_checkpoint
+from stereo_core.spec import spec_from_dict
+
+EPE_PX = 0.01  # float32 arithmetic in another order, and the recurrent refinement after it
+
+KITTI_2012 = ("Kitti", 1.0, "KITTI_2012/training/{}/000000_10.png", ("colored_0", "colored_1", "disp_occ"))
+KITTI_2015 = [
+    ("Kitti", 1.0, f"KITTI_2015/training/{{}}/{name}_10.png", ("image_2", "image_3", "disp_occ_0"))
+    for name in ("000000", "000046")
+]
+MIDDLEBURY_2003 = [
+    ("GenericDataset", 4.0, f"Middlebury/2003/{name}/{{}}", ("im2.png", "im6.png", "disp2.png"))
+    for name in ("teddy", "cones")
+]
+MOTORCYCLE = (
+    "Middlebury",
+    1.0,
+    "Middlebury/MiddEval3/trainingQ/Motorcycle/{}",
+    ("im0.png", "im1.png", "disp0GT.pfm", "mask0nocc.png"),
+)
+ETH3D = (
+    "Eth3d",
+    1.0,
+    "ETH3D/{}",
+    tuple(
+        f"two_view_training{folder}/playground_1l/{name}"
+        for folder, name in (("", "im0.png"), ("", "im1.png"), ("_gt", "disp0GT.pfm"))
+    ),
+)
+FLYING_THINGS = [
+    (
+        "FSD",
+        1.0,
+        "SceneFlow/FlyingThings3D/{}",
+        (f"frames_cleanpass/{s}/left/{n}.png", f"frames_cleanpass/{s}/right/{n}.png", f"disparity/{s}/left/{n}.pfm"),
+    )
+    for s, n in (("TRAIN/A/0000", "0006"), ("TRAIN/B/0749", "0015"))
+]
+EVERY_PAIR = [*MIDDLEBURY_2003, MOTORCYCLE, ETH3D, KITTI_2012, *KITTI_2015, *FLYING_THINGS]
+
+
+def evaluated(folder, sources, model, **keys):
+    """(results.json, epe of each image) of one run."""
+    split = {"data_sources": sources, "batch_size": 2, "workers": 0}
+    tree = {"dataset": {"test_dataset": split, "max_disparity": 192}, "model": model}
+    tree["evaluate"] = {"results_dir": str(folder), **keys}
+    assert perform("evaluate", spec_from_dict("evaluate", tree)) == 0
+    with (folder / "metrics.csv").open(newline="") as file:
+        return json.loads((folder / "results.json").read_text()), [float(row["epe"]) for row in csv.DictReader(file)]
+
+
+def compare(shared, folder, checkpoint, model, pairs, heights, widths):
+    """One engine with open height and width for all sizes, so that both pad to the same multiple of 32."""
+    sources = []
+    for number, (name, scale, pattern, parts) in enumerate(pairs):
+        files = [shared / "data" / pattern.format(part) for part in parts]
+        (folder / f"{number}.txt").write_text(" ".join(f'"{file}"' for file in files) + "\n")
+        source = {"data_file": str(folder / f"{number}.txt"), "dataset_name": name}
+        sources.append(source | ({"disparity_scale": scale} if scale != 1 else {}))
+    export = {"checkpoint": str(checkpoint), "onnx_file": str(folder / "model.onnx"), "on_cpu": True, "check": False}
+    export |= {"input_height": heights[1], "input_width": widths[1], "valid_iters": model["valid_iters"]}
+    export |= {"dynamic_hw": True, "results_dir": str(folder / "export"), "batch_size": -1}
+    assert perform("export", spec_from_dict("export", {"model": model, "export": export})) == 0
+    sizes = {"height": heights, "width": widths}
+    build = {"onnx_file": export["onnx_file"], "trt_engine": str(folder / "e"), "backend": "onnxruntime"}
+    build |= {f"{end}_{side}": sizes[side][i] for side in sizes for i, end in enumerate(("min", "opt", "max"))}
+    build |= {"results_dir": str(folder / "build"), "verify": False, "tensorrt": {"max_batch_size": 2}}
+    assert perform("gen_trt_engine", spec_from_dict("gen_trt_engine", {"gen_trt_engine": build})) == 0
+    eager, eager_epe = evaluated(folder / "eager", sources, model, checkpoint=str(checkpoint))
+    engine, engine_epe = evaluated(folder / "engine", sources, model, trt_engine=str(folder / "e"))
+    assert engine["images"] == eager["images"] == len(pairs) and eager["pixels"] == engine["pixels"] > 0
+    assert engine_epe == pytest.approx(eager_epe, abs=EPE_PX)
+    for name in ("epe", "epe_pixel"):
+        assert engine[name] == pytest.approx(eager[name], abs=EPE_PX)
+    for name in ("bp1", "bp2", "bp3", "d1"):
+        assert engine[name] == pytest.approx(eager[name], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_tiny_on_every_pair(shared, tmp_path):
+    torch.manual_seed(3)
+    model = {"preset": "tiny", "valid_iters": 2}
+    save_checkpoint(create_model(**model), tmp_path / "tiny.pth")
+    compare(shared, tmp_path, tmp_path / "tiny.pth", model, EVERY_PAIR, (64, 384, 544), (64, 480, 1248))
