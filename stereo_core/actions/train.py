@@ -37,6 +37,7 @@ from stereo_core.training.module import StereoModule
 LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
+COMPILED = ("feature", "cnet", "cost_agg", "update_block")
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -155,8 +156,8 @@ def _compile(network: torch.nn.Module, when: str) -> None:
     """Compile the parts that take the time; the GRU once and not once an iteration. Validation runs eagerly: its images
     have many sizes (see StereoModule)."""
     if when == "on" or (when == "auto" and torch.cuda.is_available()):
-        for part in (network.feature, network.cnet, network.cost_agg, network.update_block):
-            part.compile()
+        for name in COMPILED:
+            getattr(network, name).compile()
 
 
 def _quieten() -> None:

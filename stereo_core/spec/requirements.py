@@ -240,7 +240,13 @@ def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
     if needed:
         yield from _is_set(path, value)
     if value and not Path(value).is_file():
-        yield path, f"no such file: {value}"
+        yield path, f"no such file: {value}{_checkpoints_beside(Path(value))}"
+
+
+def _checkpoints_beside(path: Path) -> str:
+    """What a training left where a checkpoint is missing: another one is never taken in its place."""
+    names = sorted(other.name for other in path.parent.glob("model_epoch_*.pth"))
+    return f"; the folder holds {', '.join(names)}" if names else ""
 
 
 def _folder(path: str, value: str) -> Iterator[Complaint]:

@@ -18,7 +18,8 @@ import torch
 from runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
-from stereo_core.errors import ModelError
+from stereo_core.actions.train import COMPILED
+from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import create_model, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
 from stereo_core.models.files import read_sidecar
@@ -513,6 +514,7 @@ def test_a_loader_process_that_dies_ends_the_run(scenes, split, tmp_path, status
     assert "DataLoader worker" in last["message"] and "dataset.train_dataset.workers" in last["message"]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_every_step_is_the_run_that_never_stopped(train, tmp_path, monkeypatch):
     """A resumed run is resumed again and again; two batches a step, a validation after every second epoch, averages."""
     keys = {"num_epochs": 3, "accumulate": 2, "ema_decay": 0.7, "validation_interval": 2, "keep_checkpoints": 0}
@@ -530,3 +532,35 @@ def test_a_run_stopped_in_every_step_is_the_run_that_never_stopped(train, tmp_pa
     for name in checkpoints(tmp_path / "whole"):
         assert_same(load(tmp_path / "run" / name), load(tmp_path / "whole" / name))
     assert os.readlink(tmp_path / "run" / "dn_model_best.pth") == os.readlink(tmp_path / "whole" / "dn_model_best.pth")
+
+
+def test_a_missing_choice_is_never_replaced(finished, tmp_path):
+    """TAO's item 24: best or an epoch that is not there falls back to the latest."""
+    wanted = finished[0] / "model_epoch_007_step_00016.pth"
+    evaluate = {"checkpoint": str(wanted), "results_dir": str(tmp_path)}
+    with pytest.raises(SpecError) as error:
+        spec_from_dict("evaluate", {"model": MODEL, "evaluate": evaluate})
+    assert (
+        f"evaluate.checkpoint: no such file: {wanted}; there are dn_model_best.pth, dn_model_latest.pth, model"
+        in str(error.value)
+    )
+
+
+@pytest.mark.slow
+def test_the_compiled_parts_compute_the_same():
+    """One graph each, without a break, however many iterations; the names of the weights stay. The tracing is real, the
+    code generator is left out: it needs a compiler or a GPU."""
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        model = create_model(preset="tiny", train_iters=3).double().train()
+        names = list(model.state_dict())
+        for name in COMPILED if compiled else ():
+            getattr(model, name).compile(backend="aot_eager", fullgraph=True)
+        left, right = (torch.rand(1, 3, 64, 96).double() * 255 for _ in range(2))
+        torch.manual_seed(2)
+        start, disparities = model(left, right)
+        (start.mean() + sum(d.abs().mean() for d in disparities)).backward()
+        assert list(model.state_dict()) == names
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-9)
