@@ -540,10 +540,8 @@ def test_a_missing_choice_is_never_replaced(finished, tmp_path):
     evaluate = {"checkpoint": str(wanted), "results_dir": str(tmp_path)}
     with pytest.raises(SpecError) as error:
         spec_from_dict("evaluate", {"model": MODEL, "evaluate": evaluate})
-    assert (
-        f"evaluate.checkpoint: no such file: {wanted}; there are dn_model_best.pth, dn_model_latest.pth, model"
-        in str(error.value)
-    )
+    names = ", ".join(checkpoints(finished[0]))
+    assert f"evaluate.checkpoint: no such file: {wanted}; the folder holds {names}" in str(error.value)
 
 
 @pytest.mark.slow
