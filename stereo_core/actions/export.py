@@ -165,6 +165,8 @@ def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) ->
             input_names=[LEFT, RIGHT],
             output_names=[DISPARITY],
             dynamic_axes=dict.fromkeys((LEFT, RIGHT, DISPARITY), axes),
+            # On a GPU the exporter would fold its own constants, which lie in the CPU's memory, with weights there.
+            do_constant_folding=device.type == "cpu",
             verbose=section.verbose,
         )
 

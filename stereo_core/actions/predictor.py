@@ -65,6 +65,7 @@ def load_predictor(spec, verb: str) -> Predictor:
 
 def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
     section = getattr(spec, verb)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in every engine
     model = from_spec(spec, section.checkpoint).eval().to(device)
     hierarchical = verb == "inference" and section.hierarchical
     call = model.hierarchical if hierarchical else model

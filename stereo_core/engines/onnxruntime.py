@@ -171,10 +171,13 @@ def _providers(device: str | None, sizes_open: bool) -> list:
     if name != "cpu" and "CUDAExecutionProvider" in offered:
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's and NVIDIA's wheels
+        # It writes a line for each convolution whose first algorithm does not fit; what fails for good is raised.
+        ort.set_default_logger_severity(4)
         cuda = {
             "device_id": index or "0",
             "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
             "cudnn_conv_algo_search": "HEURISTIC" if sizes_open else "EXHAUSTIVE",
+            "cudnn_conv_use_max_workspace": "0" if sizes_open else "1",  # a guess without search asked for 129 GiB
             "use_tf32": "0",  # float32 is float32
         }
         return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
