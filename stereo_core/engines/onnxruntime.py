@@ -140,11 +140,15 @@ def open_session(
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     asked = None if device is None else str(device)
-    session = ort.InferenceSession(str(path), options, providers=_providers(asked, sizes_open))
+    providers = _providers(asked, sizes_open)
+    if providers == ["CPUExecutionProvider"]:
+        # Its memory pool grows by doubling: 3.6 GiB instead of 2.3 for vits at 320 x 736, and a tenth faster.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    session = ort.InferenceSession(str(path), options, providers=providers)
     if asked and asked != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise UserError(f"device {asked}: ONNX Runtime {ort.__version__} could not start its CUDA provider here")
     provider = session.get_providers()[0]
-    if asked is None and provider != "CUDAExecutionProvider" and len(_providers(asked, sizes_open)) > 1:
+    if asked is None and provider != "CUDAExecutionProvider" and len(providers) > 1:
         LOG.warning("ONNX Runtime %s could not start its CUDA provider: %s runs on the CPU", ort.__version__, path)
     session.disable_fallback()
     return session
