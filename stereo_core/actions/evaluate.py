@@ -30,7 +30,7 @@ def run(spec, status: StatusLog) -> Outcome:
     """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
-    a valid pixel, which count nowhere), for engines latency, throughput and GPU memory, and `settings`.
+    a valid pixel, which count nowhere), `model_bytes`, for engines latency, throughput and GPU memory, and `settings`.
 
     Raises:
         DataError: an image has no ground truth, or none of them has a valid pixel.
@@ -52,7 +52,7 @@ def run(spec, status: StatusLog) -> Outcome:
             table.writerow(row)
     totals = metrics.compute()
     _check(totals)
-    figures = predictor.figures()
+    figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
     settings = predictor.settings | {"max_disparity": spec.dataset.max_disparity}
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}

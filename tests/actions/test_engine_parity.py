@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 
 import pytest
 import torch
@@ -93,3 +94,14 @@ def test_tiny_on_every_pair(shared, tmp_path):
     model = {"preset": "tiny", "valid_iters": 2}
     save_checkpoint(create_model(**model), tmp_path / "tiny.pth")
     compare(shared, tmp_path, tmp_path / "tiny.pth", model, EVERY_PAIR, (64, 384, 544), (64, 480, 1248))
+
+
+@pytest.mark.slow
+def test_vits_on_two_pairs(shared, tmp_path):
+    fill = runpy.run_path(str(shared / "model" / "fill.py"))["deterministic_state_dict"]
+    model = {"encoder": "vits", "valid_iters": 4}
+    network = create_model(**model, max_disparity=192)
+    network.load_state_dict(fill(network), strict=True)
+    save_checkpoint(network, tmp_path / "vits.pth")
+    pairs = [MIDDLEBURY_2003[0], MOTORCYCLE]
+    compare(shared, tmp_path, tmp_path / "vits.pth", model, pairs, (384, 384, 512), (480, 480, 768))

@@ -214,6 +214,7 @@ def test_engine_agrees_with_the_checkpoint(engine, scenes, split, run_evaluate, 
     for name in ("epe", "epe_pixel", "rmse"):
         assert built.kpi[name] == pytest.approx(eager.kpi[name], abs=1e-2), name
     results = json.loads((tmp_path / "engine" / "results.json").read_text())
+    assert results["model_bytes"] == engine.stat().st_size
     assert 0 < results["latency_median_ms"] <= results["latency_p95_ms"] and results["images_per_second"] > 0
     assert results["settings"]["backend"] == "onnxruntime" and results["settings"]["resize"] == "pad"
     assert "latency_median_ms" in built.kpi and "latency_median_ms" not in eager.kpi
