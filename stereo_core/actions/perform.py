@@ -49,8 +49,9 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
     # where actions, data loaders or other pods share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     status = StatusLog(None)
+    received: list[int] = []
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(received):
             folder = _results_folder(verb, spec)
             status = _open_status(folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
@@ -59,7 +60,9 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
                 on_outcome(outcome)
             status.success(outcome.message, kpi=outcome.kpi)
     except BaseException as error:
-        return _failed(error, status, _secrets(spec))
+        # A library that was being imported, say, may have turned the handler's exception into one of its own.
+        ended = error if isinstance(error, Terminated) or not received else Terminated("SIGTERM")
+        return _failed(ended, status, _secrets(spec))
     _print_kpi(outcome.kpi)
     _say(outcome.message)
     _say("Execution status: PASS")
@@ -140,13 +143,17 @@ def _secrets(spec: Section) -> list[str]:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises Terminated, so that files are closed and the status is written. Only the main thread can."""
+def _sigterm_raises(received: list[int]) -> Iterator[None]:
+    """SIGTERM raises Terminated, so that files are closed and the status is written. Only the main thread can.
+
+    The signal is also noted in `received`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
+        received.append(number)
         raise Terminated("SIGTERM")
 
     before = signal.signal(signal.SIGTERM, stop)

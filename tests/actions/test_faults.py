@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from runs import assert_same, load, start
+from training_runs import assert_same, load, start
 
 KILLS, TERMINATIONS = 20, 5
 
@@ -23,7 +23,7 @@ def launch(scenes, split):
     """folder -> a process of its own that trains in it: nine steps of two batches, a checkpoint after every step."""
     context = multiprocessing.get_context("forkserver")
     # Children are forked from a process that has imported torch but never used it: a start costs no import.
-    context.set_forkserver_preload(["runs", "stereo_core.actions.train"])
+    context.set_forkserver_preload(["training_runs", "stereo_core.actions.train"])
     dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", 1)}
     dataset["train_dataset"] |= {"workers": 1, "augmentation": {"crop_size": [32, 64]}}
     dataset["val_dataset"] = split(scenes / "list.txt", 2)

@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 import pytest
-import runs
 import torch
-from runs import MODEL, assert_same, load
+import training_runs
+from training_runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
 from stereo_core.actions.train import COMPILED
@@ -38,7 +38,7 @@ def train(scenes, split):
         dataset["val_dataset"] = split(scenes / "list.txt", 3)
         settings = {"results_dir": str(folder), "optim": {"lr": 1e-3, "warmup_steps": 0} | (optim or {})}
         outcomes = []
-        return runs.start(dataset, settings | keys, outcomes.append), *(outcomes or [None])
+        return training_runs.start(dataset, settings | keys, outcomes.append), *(outcomes or [None])
 
     return start
 
@@ -508,7 +508,7 @@ def test_a_loader_process_that_dies_ends_the_run(scenes, split, tmp_path, status
     monkeypatch.setattr(StatusLines, "on_train_batch_start", kill_a_loader, raising=False)
     dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", 1) | {"workers": 1}}
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
-    assert runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 20}) == 1
+    assert training_runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 20}) == 1
     last = status_lines(tmp_path)[-1]
     assert last["status"] == "FAILURE"
     assert "DataLoader worker" in last["message"] and "dataset.train_dataset.workers" in last["message"]

@@ -136,22 +136,12 @@ def vits_onnx(tmp_path_factory):
 
 
 def quantised(source, out, height, width):
-    """The convolutions in int8, symmetric as TensorRT wants it, by ONNX Runtime's quantiser from one synthetic pair."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-
+    """The file that `depth_net quantize` makes with ModelOpt, calibrated on one synthetic pair."""
     from stereo_core.engines.verify import synthetic_pair
+    from stereo_core.quantization.modelopt_onnx import quantize
+    from stereo_core.spec.quantize import Quantize
 
-    class Pair(CalibrationDataReader):
-        def __init__(self):
-            left, right = synthetic_pair(height, width, 1)
-            self.pairs = iter([{"left_image": left, "right_image": right}])
-
-        def get_next(self):
-            return next(self.pairs, None)
-
-    symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
-    types = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "per_channel": True}
-    quantize_static(source, out, Pair(), op_types_to_quantize=["Conv"], extra_options=symmetric, **types)
+    quantize(source, out, Quantize(backend="modelopt.onnx", device="cpu"), [synthetic_pair(height, width, 1)])
     return out
 
 

@@ -235,3 +235,18 @@ sys.exit(performing.perform("export", build("export", {"results_dir": sys.argv[1
     assert process.returncode == 143 and out.splitlines()[-1] == "Execution status: FAIL"
     last = lines(tmp_path / "export")[-1]
     assert (last["status"], last["message"]) == ("FAILURE", "User/System interruption: Terminated: SIGTERM")
+
+
+def test_sigterm_stays_sigterm_where_a_library_makes_its_own_error_of_it(tmp_path, monkeypatch):
+    """As a C extension does whose import the signal interrupts: an interruption, not a failed run."""
+
+    def action(spec, status):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except BaseException as error:
+            raise SystemError("initialization failed") from error
+
+    monkeypatch.setattr(performing, "_action", lambda verb: action)
+    assert performing.perform("export", build("export", {"results_dir": str(tmp_path)})) == 143
+    assert "SIGTERM" in lines(tmp_path / "export")[-1]["message"]
