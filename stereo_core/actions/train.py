@@ -154,8 +154,8 @@ def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
 
 def _compile(network: torch.nn.Module, when: str) -> None:
     """Compile the parts that take the time; the GRU once and not once an iteration. Validation runs eagerly: its images
-    have many sizes (see StereoModule)."""
-    if when == "on" or (when == "auto" and torch.cuda.is_available()):
+    have many sizes (see StereoModule). `auto` does not compile: the code it gives has not run on a GPU yet."""
+    if when == "on":
         for name in COMPILED:
             getattr(network, name).compile()
 
