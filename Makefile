@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned: any looser request pulls gigabytes of CUDA packages
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,quantize,modelopt,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,quantize,modelopt,automl,tracking,dev]'
 	@touch $(READY)
 
 demo: $(READY)  ## the whole job on this machine: synthesise, convert, train, evaluate, export, engine, report
