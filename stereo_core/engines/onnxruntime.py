@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -14,6 +14,9 @@ import onnxruntime as ort
 from stereo_core.engines.base import BuildSettings, Engine
 from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, without_channel
 from stereo_core.errors import UserError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 LOG = logging.getLogger(__name__)
 
@@ -33,10 +36,20 @@ class OnnxRuntime:
         return None
 
     def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+        import onnx as onnx_library
+
+        from stereo_core.engines.deconvolution import split_deconvolutions
+
+        model = onnx_library.load(onnx)
         if info["precision"] == "fp16":
-            _write_fp16(onnx, out, settings.layers_precision)
+            model = _in_fp16(model, settings.layers_precision)
+        split_deconvolutions(model)
+        if info["precision"] == "fp16":
+            # As it is: a CPU session, which optimises files, would write float32 into it all over, because ONNX Runtime
+            # has few fp16 kernels for CPUs; the basic optimisations are made when the engine is loaded.
+            onnx_library.save(model, out)
         else:
-            _write_optimised(onnx, out, settings.verbose)
+            _write_optimised(model.SerializeToString(), out, settings.verbose)
         return {"backend_version": ort.__version__, "target": "any"}
 
     def why_not_runnable(self, info: dict, device: Any = None) -> None:
@@ -46,24 +59,23 @@ class OnnxRuntime:
         return OnnxRuntimeEngine(path, info, device)
 
 
-def _write_optimised(onnx: Path, out: Path, verbose: bool) -> None:
+def _in_fp16(model: ModelProto, pins: Sequence[str]) -> ModelProto:
+    """Lowered, but for deconvolutions, which the user may pin to fp16 all the same: cuDNN's fp16 kernel took 327 ms for
+    the three of volumes, its float32 kernels take 30, of 160 for the whole network on an H100."""
+    from stereo_core.engines.precision import lower_precision
+
+    deconvolutions = [f"{node.name}:fp32" for node in model.graph.node if node.op_type == "ConvTranspose"]
+    return lower_precision(model, "fp16", [*deconvolutions, *pins])
+
+
+def _write_optimised(model: bytes, out: Path, verbose: bool) -> None:
     """Basic optimisations only: they keep to standard operators, so the engine runs on every provider; the fusions of
     one device are made when the engine is loaded."""
     options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
     options.log_severity_level = 0 if verbose else 3
-    ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-
-
-def _write_fp16(onnx: Path, out: Path, pins: Sequence[str]) -> None:
-    """The lowered graph as it is. A CPU session, which optimises files, would write float32 into it all over, because
-    ONNX Runtime has few fp16 kernels for CPUs; the basic optimisations are made when the engine is loaded."""
-    import onnx as onnx_library
-
-    from stereo_core.engines.precision import lower_precision
-
-    onnx_library.save(lower_precision(onnx_library.load(onnx), "fp16", pins), out)
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxRuntimeEngine(Engine):
@@ -71,7 +83,10 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, path: Path, info: dict, device: Any = None):
         super().__init__(info)
-        self._session = open_session(path, device, sizes_open=info["min_height"] != info["max_height"])
+        self._path, self._asked = path, device
+        # Exhaustive means the finer of cuDNN's two models of speed; for images of many sizes its time is not worth it.
+        self._search = "EXHAUSTIVE" if info["min_height"] == info["max_height"] else "HEURISTIC"
+        self._session = open_session(path, device, search=self._search)
         self.provider = self._session.get_providers()[0]
         self._on_gpu = self.provider == "CUDAExecutionProvider"
         self._gpu_id = int(self._session.get_provider_options()[self.provider]["device_id"]) if self._on_gpu else 0
@@ -85,11 +100,13 @@ class OnnxRuntimeEngine(Engine):
         values = self._allocated(left_B3HW.shape)
         values[LEFT].update_inplace(left_B3HW)
         values[RIGHT].update_inplace(right_B3HW)
-        binding = self._session.io_binding()
-        for name in (LEFT, RIGHT):
-            binding.bind_ortvalue_input(name, values[name])
-        binding.bind_ortvalue_output(DISPARITY, values[DISPARITY])
-        self._session.run_with_iobinding(binding)
+
+        def bind(binding: ort.IOBinding) -> None:
+            for name in (LEFT, RIGHT):
+                binding.bind_ortvalue_input(name, values[name])
+            binding.bind_ortvalue_output(DISPARITY, values[DISPARITY])
+
+        self._run_bound(bind)
         # A copy: numpy() may be a view of memory that the next run writes to.
         return without_channel(values[DISPARITY].numpy().copy())
 
@@ -99,15 +116,37 @@ class OnnxRuntimeEngine(Engine):
 
         shapes = self._shapes(left_B3HW.shape)
         disparity = torch.empty(shapes[DISPARITY], device=left_B3HW.device)
-        binding = self._session.io_binding()
-        for name, tensor in ((LEFT, left_B3HW.contiguous()), (RIGHT, right_B3HW.contiguous()), (DISPARITY, disparity)):
-            bind = binding.bind_output if name == DISPARITY else binding.bind_input
-            place = ("cuda", self._gpu_id) if self._on_gpu else ("cpu", 0)
-            bind(name, *place, np.float32, shapes[name], tensor.data_ptr())
+        tensors = {LEFT: left_B3HW.contiguous(), RIGHT: right_B3HW.contiguous(), DISPARITY: disparity}
+        place = ("cuda", self._gpu_id) if self._on_gpu else ("cpu", 0)
+
+        def bind(binding: ort.IOBinding) -> None:
+            for name, tensor in tensors.items():
+                take = binding.bind_output if name == DISPARITY else binding.bind_input
+                take(name, *place, np.float32, shapes[name], tensor.data_ptr())
+
         if self._on_gpu:
             torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime has a stream of its own
-        self._session.run_with_iobinding(binding)  # waits for it
+        self._run_bound(bind)  # waits for it
         return disparity[:, 0] if self._has_channel else disparity
+
+    def _run_bound(self, bind: Callable[[ort.IOBinding], None]) -> None:
+        """Run once. Where a convolution that cuDNN chose does not fit into the GPU's memory (one asked for 129 GiB)
+        the session is opened anew with its slower choice of little memory, for this run and those that follow."""
+        try:
+            self._run_once(bind)
+        except RuntimeError as error:
+            if not self._on_gpu or self._search == "DEFAULT" or "Failed to allocate memory" not in str(error):
+                raise
+            LOG.warning("%s: cuDNN chose a convolution that does not fit into the GPU's memory at this size; from "
+                        "here on it chooses slower ones that need little", self._path)  # fmt: skip
+            self._session, self._search = None, "DEFAULT"  # gives its memory back first
+            self._session = open_session(self._path, self._asked, search=self._search)
+            self._run_once(bind)
+
+    def _run_once(self, bind: Callable[[ort.IOBinding], None]) -> None:
+        binding = self._session.io_binding()
+        bind(binding)
+        self._session.run_with_iobinding(binding)
 
     def _shapes(self, images: Sequence[int]) -> dict[str, tuple[int, ...]]:
         batch, _, height, width = images
@@ -124,14 +163,14 @@ class OnnxRuntimeEngine(Engine):
 
 
 def open_session(
-    path: Path, device: Any = None, optimise: bool = True, sizes_open: bool = False
+    path: Path, device: Any = None, optimise: bool = True, search: str = "EXHAUSTIVE"
 ) -> ort.InferenceSession:
     """Open an ONNX file on one device.
 
     Args:
         device: "cpu", "cuda", "cuda:N" or a torch.device; None takes a GPU where there is one.
         optimise: False runs the graph node by node as it stands in the file, the reference for checks.
-        sizes_open: images of many sizes will come; cuDNN then does not search the fastest convolutions for each.
+        search: how the CUDA provider has cuDNN choose convolutions: EXHAUSTIVE, HEURISTIC or DEFAULT.
 
     Raises:
         UserError: a GPU was asked for and ONNX Runtime has none to offer.
@@ -140,7 +179,7 @@ def open_session(
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     asked = None if device is None else str(device)
-    providers = _providers(asked, sizes_open)
+    providers = _providers(asked, search)
     if providers == ["CPUExecutionProvider"]:
         # Its memory pool grows by doubling: 3.6 GiB instead of 2.3 for vits at 320 x 736, and a tenth faster.
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
@@ -167,7 +206,7 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-def _providers(device: str | None, sizes_open: bool) -> list:
+def _providers(device: str | None, search: str) -> list:
     name, _, index = (device or "").partition(":")
     if name not in ("", "cpu", "cuda") or not (index or "0").isdigit():
         raise UserError(f"device {device!r} is not cpu, cuda or cuda:N")
@@ -180,8 +219,7 @@ def _providers(device: str | None, sizes_open: bool) -> list:
         cuda = {
             "device_id": index or "0",
             "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
-            "cudnn_conv_algo_search": "HEURISTIC" if sizes_open else "EXHAUSTIVE",
-            "cudnn_conv_use_max_workspace": "0" if sizes_open else "1",  # a guess without search asked for 129 GiB
+            "cudnn_conv_algo_search": search,
             "use_tf32": "0",  # float32 is float32
         }
         return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]

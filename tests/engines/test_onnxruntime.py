@@ -77,6 +77,18 @@ def test_fp16_engine_holds_fp16_weights_and_gives_float32(colour_onnx):
     assert engine.run(left, right).dtype == np.float32 and 0 < difference.mean() < 1
 
 
+def test_deconvolutions_stay_float32_in_an_fp16_engine_unless_pinned(tiny_onnx, tmp_path):
+    def types(**settings):
+        out = tmp_path / "model.ort.onnx"
+        build_engine(tiny_onnx, out, BuildSettings(backend="onnxruntime", precision="fp16", verify=False, **settings))
+        graph = onnx.load(out).graph
+        weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        return {op: {weights[n.input[1]] for n in graph.node if n.op_type == op} for op in ("Conv", "ConvTranspose")}
+
+    assert types() == {"Conv": {TensorProto.FLOAT16}, "ConvTranspose": {TensorProto.FLOAT}}
+    assert types(layers_precision=("*ConvTranspose:fp16",))["ConvTranspose"] == {TensorProto.FLOAT16}
+
+
 def test_layers_that_are_pinned_stay_float32(colour_onnx):
     source = colour_onnx()
     built(source, precision="fp16", layers_precision=("*:fp32",), verify=False)
