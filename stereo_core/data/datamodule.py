@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -97,7 +98,12 @@ class StereoLoader(DataLoader):
     """A DataLoader whose workers' data errors read as they were raised, without the worker's traceback.
 
     Training pairs that could not be read (`dataset.on_error: skip`) are named once each and counted in every epoch.
+
+    Attributes:
+        waited: seconds, in all, that batches were waited for.
     """
+
+    waited = 0.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -107,7 +113,7 @@ class StereoLoader(DataLoader):
         """Yield batches; DataError with its plain message, also when over MAX_SKIPPED of the epoch is unreadable."""
         skipped = 0
         try:
-            for batch in super().__iter__():
+            for batch in self._timed(super().__iter__()):
                 if isinstance(batch, dict):  # training
                     self._name(batch["unreadable"])
                     skipped += int(batch["skipped"].sum())
@@ -115,6 +121,17 @@ class StereoLoader(DataLoader):
                 yield batch
         except DataError as error:
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from error
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            start = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.monotonic() - start
+            yield batch
 
     def _name(self, unreadable: list[str]) -> None:
         for message in sorted({*unreadable} - {"", *self._named}):

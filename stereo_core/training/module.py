@@ -91,6 +91,7 @@ class StereoModule(pl.LightningModule):
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
         self.step_in_hand = batch, batch_index, loss.detach()
+        self.prediction_B1HW = disparities[-1].detach()  # for pictures
         if "skipped" in batch:
             self.replaced = self.replaced.to(self.device) + batch["skipped"].sum()
         return loss
@@ -160,19 +161,26 @@ class StereoModule(pl.LightningModule):
 
     # Validation
 
-    def validation_step(self, samples: list[dict], batch_index: int) -> None:
-        """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any."""
+    def validation_step(self, samples: list[dict], batch_index: int) -> dict[int, Tensor]:
+        """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any.
+
+        Returns:
+            The disparity (H, W) of each sample in px, by its `index`.
+        """
+        predictions = {}
         for batch in group_by_size(samples):
             pair = (batch["left"], batch["right"])
             with torch.compiler.set_stance("force_eager"):  # compiled parts would be compiled anew for every size
                 # Ties are for one weight in two modules; in a module of two names they would leave the averages behind.
                 prediction_BHW = functional_call(self.model, self.averages, pair, tie_weights=False)[:, 0].float()
+            predictions.update(zip(batch["index"].tolist(), prediction_BHW, strict=True))
             for prediction, gt, valid in zip(prediction_BHW, batch["disparity"], batch["valid"], strict=True):
                 row = disparity_metrics(prediction, gt[0], valid[0], self.max_disparity)
                 self.metrics.update([row])
                 if row["pixels"]:
                     counts = valid[0] & (gt[0] > 0) & (gt[0] < self.max_disparity)
                     self.val_loss.update(smooth_l1_loss(prediction[counts].double(), gt[0][counts].double()))
+        return predictions
 
     def on_validation_epoch_end(self) -> None:
         metrics = self.metrics.compute()
