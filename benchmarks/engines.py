@@ -1,6 +1,6 @@
 """An ONNX Runtime engine against PyTorch eager: the same weights, pair and number of threads, in one run.
 
-python benchmarks/engines.py [--device cpu|cuda] [--precision fp32|fp16] [--encoder vits] [--size 320 736] [--iters 4]
+python benchmarks/engines.py [--device cpu|cuda] [--precisions fp32 fp16] [--encoder vits] [--size 320 736] [--iters 4]
 
 Random weights, a synthetic pair. Each runs in a process of its own, so that its peak memory is its own: that of the
 process on the CPU, that of the GPU's driver on CUDA. Times are medians of warm runs. Eager fp16 is autocast.
@@ -26,7 +26,7 @@ from stereo_core.data.synthetic import make_scene
 
 
 def main() -> None:
-    """Print a line for eager fp32, one for eager fp16 on a GPU, and one for the engine."""
+    """Print a line for eager fp32, one for eager fp16 on a GPU, and one for each engine."""
     asked = arguments()
     if asked.part:
         print(json.dumps(PARTS[asked.part](asked)))
@@ -39,7 +39,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the engine")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp32"], help="of the engines")
     parser.add_argument("--encoder", choices=("vitt", "vits", "vitb", "vitl"), default="vits")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 736), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--iters", type=int, default=4)
@@ -55,11 +55,10 @@ def report(asked: argparse.Namespace) -> None:
     height, width = asked.size
     print(f"{asked.encoder} {height}x{width}, {asked.iters} iterations, {asked.device}, {asked.threads} threads")
     eager = {name: in_process(asked, name) for name in ("eager_fp32", "eager_fp16") if name in parts_on(asked.device)}
-    measured = eager | {f"engine_{asked.precision}": in_process(asked, "engine")}
-    files = {name: "engine" if name.startswith("engine") else name for name in measured}
+    measured = eager | {f"engine_{p}": in_process(asked, f"engine_{p}") for p in asked.precisions}
     reference = np.load(Path(asked.folder) / "eager_fp32.npy")
     for name, (milliseconds, memory) in measured.items():
-        difference = np.abs(np.load(Path(asked.folder) / f"{files[name]}.npy") - reference).mean()
+        difference = np.abs(np.load(Path(asked.folder) / f"{name}.npy") - reference).mean()
         ratios = ", ".join(f"{values[0] / milliseconds:.2f} x {other}" for other, values in eager.items())
         print(f"{name}: {milliseconds:8.1f} ms ({ratios}), peak {memory:.2f} GiB, {difference:.2g} px from eager_fp32")
 
@@ -70,8 +69,9 @@ def parts_on(device: str) -> tuple[str, ...]:
 
 def in_process(asked: argparse.Namespace, part: str) -> list[float]:
     """Run one part in its own process; returns what it printed on its last line."""
-    options = [f"--{name}={getattr(asked, name)}" for name in ("device", "precision", "encoder", "iters", "runs")]
-    options += ["--size", *map(str, asked.size), f"--part={part}", f"--folder={asked.folder}"]
+    options = [f"--{name}={getattr(asked, name)}" for name in ("device", "encoder", "iters", "runs")]
+    options += ["--precisions", *asked.precisions, "--size", *map(str, asked.size)]
+    options += [f"--part={part}", f"--folder={asked.folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(asked.threads)}
     command = [sys.executable, __file__, *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -79,7 +79,7 @@ def in_process(asked: argparse.Namespace, part: str) -> list[float]:
 
 
 def build(asked: argparse.Namespace) -> None:
-    """Write the checkpoint and the engine."""
+    """Write the checkpoint and the engines."""
     import torch
 
     from stereo_core.actions.perform import perform
@@ -96,8 +96,9 @@ def build(asked: argparse.Namespace) -> None:
     export |= {"batch_size": 1, "check": False, "results_dir": str(folder)}
     if perform("export", spec_from_dict("export", {"export": export})):
         raise SystemExit("the export failed")
-    settings = BuildSettings(backend="onnxruntime", precision=asked.precision, verify=False)
-    build_engine(folder / "model.onnx", folder / "model.ort.onnx", settings)
+    for precision in asked.precisions:
+        settings = BuildSettings(backend="onnxruntime", precision=precision, verify=False)
+        build_engine(folder / "model.onnx", folder / f"{precision}.ort.onnx", settings)
 
 
 def eager(asked: argparse.Namespace, half: bool) -> tuple[float, float]:
@@ -118,13 +119,13 @@ def eager(asked: argparse.Namespace, half: bool) -> tuple[float, float]:
     return measure(asked, call, before, "eager_fp16" if half else "eager_fp32")
 
 
-def engine(asked: argparse.Namespace) -> tuple[float, float]:
+def engine(asked: argparse.Namespace, precision: str) -> tuple[float, float]:
     from stereo_core.engines import load_engine
 
     before = gpu_gib(asked.device)
-    loaded = load_engine(Path(asked.folder) / "model.ort.onnx", asked.device)
+    loaded = load_engine(Path(asked.folder) / f"{precision}.ort.onnx", asked.device)
     left, right = images(asked)
-    return measure(asked, lambda: loaded.infer(left, right), before, "engine")
+    return measure(asked, lambda: loaded.infer(left, right), before, f"engine_{precision}")
 
 
 def measure(asked: argparse.Namespace, call, before: float, name: str) -> tuple[float, float]:
@@ -159,7 +160,8 @@ PARTS = {
     "build": build,
     "eager_fp32": partial(eager, half=False),
     "eager_fp16": partial(eager, half=True),
-    "engine": engine,
+    "engine_fp32": partial(engine, precision="fp32"),
+    "engine_fp16": partial(engine, precision="fp16"),
 }
 
 
