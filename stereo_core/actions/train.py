@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from stereo_core.actions import Outcome
 from stereo_core.actions.perform import Terminated
@@ -32,7 +30,11 @@ from stereo_core.training.checkpoints import (
     newest_whole,
     read_progress,
 )
+from stereo_core.training.measurements import Measurements
 from stereo_core.training.module import StereoModule
+from stereo_core.training.pictures import Pictures
+from stereo_core.training.progress import ProgressBar
+from stereo_core.training.tracking import trackers
 
 LOG = logging.getLogger(__name__)
 
@@ -75,7 +77,9 @@ def run(spec, status: StatusLog) -> Outcome:
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
     data = StereoDataModule(spec)
     checkpoints = Checkpoints(folder, settings)
-    trainer = _trainer(spec, folder, [StatusLines(status), checkpoints])
+    measurements = Measurements()
+    watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]
+    trainer = _trainer(spec, folder, [*watchers, checkpoints])
     module = StereoModule(network, spec)
     initial = {}
     if data.has("val") and not resume:
@@ -200,10 +204,10 @@ def _trainer(spec, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
         log_every_n_steps=settings.log_every_n_steps,
         fast_dev_run=settings.is_dry_run,
         default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name="lightning_logs", version=1),
+        logger=trackers(spec, folder),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,  # ProgressBar is ours
         enable_model_summary=False,
         num_sanity_val_steps=0,
         inference_mode=False,  # its tensors could not be added to in the next validation

@@ -25,12 +25,19 @@ def error_map(
     return _turbo(np.where(valid_HW, np.nan_to_num(error, nan=maximum), 0), valid_HW, maximum)
 
 
-def panel(left_HW3: np.ndarray, prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
+def panel(
+    left_HW3: np.ndarray,
+    prediction_HW: np.ndarray,
+    gt_HW: np.ndarray,
+    valid_HW: np.ndarray,
+    maximum: float | None = None,
+) -> np.ndarray:
     """Left image | ground truth | prediction | error side by side, uint8 RGB (H, 4W, 3).
 
-    Ground truth and prediction share one colour scale, from 0 to the largest valid ground truth.
+    Ground truth and prediction share one colour scale, from 0 to `maximum` px; None: to the largest valid ground truth.
     """
-    maximum = float(gt_HW[valid_HW].max()) if valid_HW.any() else disparity_range(prediction_HW)
+    if maximum is None:
+        maximum = float(gt_HW[valid_HW].max()) if valid_HW.any() else disparity_range(prediction_HW)
     shown_gt = np.where(valid_HW, gt_HW, 0)
     return np.hstack(
         [
@@ -40,6 +47,25 @@ def panel(left_HW3: np.ndarray, prediction_HW: np.ndarray, gt_HW: np.ndarray, va
             error_map(prediction_HW, gt_HW, valid_HW),
         ]
     )
+
+
+def sample_panel(
+    left_HW3: np.ndarray, right_HW3: np.ndarray, disparity_HW: np.ndarray, valid_HW: np.ndarray, maximum: float
+) -> np.ndarray:
+    """Left image | right image | disparity | valid pixels (white) side by side, uint8 RGB (H, 4W, 3).
+
+    Yellow lines run through both images, at the same rows: what one touches on the left, it touches on the right,
+    further left by the disparity. Where it does not, the pair is not rectified (or `yjitter_prob` moved the right one).
+    """
+    both_H2W3 = np.hstack([left_HW3, right_HW3])
+    both_H2W3[_lines(len(left_HW3))] = (255, 255, 0)
+    mask_HW3 = np.repeat(valid_HW[:, :, None].astype(np.uint8) * 255, 3, axis=2)
+    return np.hstack([both_H2W3, colour_disparity(np.where(valid_HW, disparity_HW, 0), maximum), mask_HW3])
+
+
+def _lines(height: int) -> list[int]:
+    """Seven rows that part a picture in eight."""
+    return [height * part // 8 for part in range(1, 8)]
 
 
 def disparity_range(disparity_HW: np.ndarray) -> float:

@@ -1,7 +1,8 @@
-"""What a training run says while it goes: the lines of status.json."""
+"""What a training run says while it goes: the lines of status.json, and one in the log for each epoch."""
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import timedelta
 
@@ -9,13 +10,19 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from stereo_core.report.status import StatusLog
+from stereo_core.training.measurements import Measurements, words
+
+LOG = logging.getLogger(__name__)
 
 
 class StatusLines(pl.Callback):
-    """TAO's line sequence: loop started, then for each epoch eval metrics, progress, train metrics."""
+    """TAO's line sequence: loop started, then for each epoch eval metrics, progress, train metrics.
 
-    def __init__(self, status: StatusLog) -> None:
-        self.status = status
+    The progress line, and the log, also say how fast the epoch went (see Measurements).
+    """
+
+    def __init__(self, status: StatusLog, measurements: Measurements) -> None:
+        self.status, self.measurements = status, measurements
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Resuming within an epoch, Lightning does not call on_train_epoch_start.
@@ -44,8 +51,17 @@ class StatusLines(pl.Callback):
             time_per_epoch=str(timedelta(seconds=now - self.epoch_start)),
             time_per_step=str(timedelta(seconds=(now - self.epoch_start) / steps)),
             eta=str(timedelta(seconds=seconds_left)),
+            **self.measurements.epoch_figures(),
         )
         self.status.running("Train metrics generated.", kpi=train_kpi(trainer))
+        if trainer.is_global_zero:
+            LOG.info("epoch %d of %d: %s", epoch + 1, trainer.max_epochs, self._words(trainer))
+
+    def _words(self, trainer: pl.Trainer) -> str:
+        shown = train_kpi(trainer) | {"val/epe": validation_metrics(trainer).get("val/epe")}
+        parts = [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
+        figures = self.measurements.epoch_figures()
+        return ", ".join([*parts, *([words(figures)] if figures else [])])
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.status.running("Training loop complete.")

@@ -1,0 +1,115 @@
+"""The progress bar of a training run on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stereo_core.training.measurements import Measurements
+
+SECONDS_BETWEEN = 0.5  # looks at the loss, which lets a GPU's step come to its end
+
+
+class ProgressBar(pl.Callback):
+    """Epoch, step, loss, `val/epe` of the last validation, and the figures of Measurements, in two lines of a terminal.
+
+    Only the first rank shows it, and nobody where `console` is no terminal. Log lines appear above it.
+
+    Args:
+        measurements: the run's.
+        console: rich's; by default stderr.
+    """
+
+    def __init__(self, measurements: Measurements, console: Console | None = None) -> None:
+        self.measurements = measurements
+        self.console = console or Console(stderr=True)
+        self.progress: Progress | None = None
+        self.loss = self.epe = ""
+        self.handlers: list[logging.StreamHandler] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start(trainer)
+        self.on_train_epoch_start(trainer, module)  # resuming within an epoch, Lightning does not call it
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict, batch_index: int) -> None:
+        if self.progress is None:
+            return
+        last = batch_index + 1 == trainer.num_training_batches
+        if last or time.monotonic() - self.looked > SECONDS_BETWEEN:
+            self.looked = time.monotonic()
+            self.loss = f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}"
+        self._show(batch_index + 1, trainer.global_step)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start(trainer)
+        self._begin("validation", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self._show(index + 1, trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        epe = trainer.callback_metrics.get("val/epe")
+        self.epe = "" if epe is None else f"val/epe {float(epe):.4f}"
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def _start(self, trainer: pl.Trainer) -> None:
+        if self.progress is not None or not trainer.is_global_zero or not self.console.is_terminal:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        figures = TextColumn("{task.fields[figures]}")
+        self.progress = Progress(*columns, figures, console=self.console, redirect_stdout=False)
+        self.task = self.progress.add_task("", figures="")
+        self.looked = 0.0
+        self.handlers = list(_handlers_of(sys.stderr))
+        self.progress.start()  # from here on sys.stderr writes above the bar
+        for handler in self.handlers:
+            handler.setStream(sys.stderr)
+
+    def _begin(self, what: str, total: int) -> None:
+        if self.progress is not None:
+            self.progress.reset(self.task, description=what, total=total)
+
+    def _show(self, done: int, step: int) -> None:
+        if self.progress is not None:
+            parts = [f"step {step}", self.loss, self.epe, *_short(self.measurements.figures())]
+            self.progress.update(self.task, completed=done, figures=" | ".join(filter(None, parts)))
+
+    def _stop(self) -> None:
+        if self.progress is None:
+            return
+        self.progress.stop()
+        self.progress = None
+        for handler in self.handlers:
+            handler.setStream(sys.stderr)
+
+
+def _handlers_of(stream: Any) -> Iterator[logging.StreamHandler]:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+            yield handler
+
+
+def _short(figures: dict[str, float]) -> list[str]:
+    if not figures:
+        return []
+    return [
+        f"{figures['step_time']:.3g} s/step",
+        f"{figures['pairs_per_second']:.3g} pairs/s",
+        f"data wait {figures['data_wait']:.0%}",
+        f"{figures['memory_gib']:.2f} GiB",
+    ]
