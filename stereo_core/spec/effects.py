@@ -14,13 +14,11 @@ from stereo_core.spec.dataset import Augmentation
 from stereo_core.spec.experiment import ExperimentSpec, section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import dotted, group_of
-from stereo_core.spec.train import Wandb
 
 _MONO = "it belongs to mono depth; this product is for stereo"
 _FAST = "it belongs to FastFoundationStereo, which is not available here"
 _WHOLE = "images are taken whole, without augmentation"
 _TILES = "training and validation do not tile"
-_WANDB = "nothing is sent to W&B; TensorBoard files are in lightning_logs"
 
 _AUGMENTATIONS = [name for name in Augmentation.model_fields if name not in ("crop_size", "input_mean", "input_std")]
 
@@ -54,8 +52,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "train.checkpoint_interval_steps": "use checkpoint_interval with checkpoint_interval_unit: step",
     "train.distributed_strategy": "training runs on one device",
     "train.optim.monitor_name": "no schedule here watches a metric",
-    "train.vis_step_interval": "training logs no pictures",
-    "train.dataloader_visualize": "training logs no pictures",
     "train.inference_tile": _TILES,
     "train.tile_wtype": _TILES,
     "train.tile_min_overlap": _TILES,
@@ -70,7 +66,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "gen_trt_engine.batch_size": "the ONNX file and tensorrt.min_, opt_ and max_batch_size say it",
     "quantize.layers*.observer_or_fake_quant*": "the library's own observers are used",
     "quantize.layers*.quant_axis": "weights have a scale an output channel, activations one a tensor",
-    **{f"wandb.{name}": _WANDB for name in Wandb.model_fields if name != "enable"},
 }
 """Pattern of dotted paths -> reason. The first that fits counts."""
 

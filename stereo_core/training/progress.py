@@ -9,16 +9,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from stereo_core.training.measurements import Measurements
 
 SECONDS_BETWEEN = 0.5  # looks at the loss, which lets a GPU's step come to its end
 
 
+class _WithFigures(Progress):
+    """A bar with a line of figures below it."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.figures)
+
+
 class ProgressBar(pl.Callback):
-    """Epoch, step, loss, `val/epe` of the last validation, and the figures of Measurements, in two lines of a terminal.
+    """Epoch, step, loss, `val/epe` of the last validation, and the figures of Measurements, below a bar on a terminal.
 
     Only the first rank shows it, and nobody where `console` is no terminal. Log lines appear above it.
 
@@ -30,7 +41,7 @@ class ProgressBar(pl.Callback):
     def __init__(self, measurements: Measurements, console: Console | None = None) -> None:
         self.measurements = measurements
         self.console = console or Console(stderr=True)
-        self.progress: Progress | None = None
+        self.progress: _WithFigures | None = None
         self.loss = self.epe = ""
         self.handlers: list[logging.StreamHandler] = []
 
@@ -71,9 +82,8 @@ class ProgressBar(pl.Callback):
         if self.progress is not None or not trainer.is_global_zero or not self.console.is_terminal:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        figures = TextColumn("{task.fields[figures]}")
-        self.progress = Progress(*columns, figures, console=self.console, redirect_stdout=False)
-        self.task = self.progress.add_task("", figures="")
+        self.progress = _WithFigures(*columns, console=self.console, redirect_stdout=False)
+        self.task = self.progress.add_task("")
         self.looked = 0.0
         self.handlers = list(_handlers_of(sys.stderr))
         self.progress.start()  # from here on sys.stderr writes above the bar
@@ -87,7 +97,8 @@ class ProgressBar(pl.Callback):
     def _show(self, done: int, step: int) -> None:
         if self.progress is not None:
             parts = [f"step {step}", self.loss, self.epe, *_short(self.measurements.figures())]
-            self.progress.update(self.task, completed=done, figures=" | ".join(filter(None, parts)))
+            self.progress.figures = " | ".join(filter(None, parts))
+            self.progress.update(self.task, completed=done)
 
     def _stop(self) -> None:
         if self.progress is None:

@@ -27,7 +27,6 @@ JUDGED_AT_LOADING = {  # read by spec/requirements.py alone: one value only is p
     "export.format",
     "quantize.mode",  # each backend has one
     "export.input_channel",
-    "wandb.enable",  # true without a W&B key is TAO's silence too
 }
 
 
