@@ -11,6 +11,9 @@ python benchmarks/training.py learn --data DATA [--minutes 8.5] [--only memorise
 python benchmarks/training.py steps [--only 'bf16*' ...] [--limit 240]
     Forward, backward and optimizer step of StereoModule under Lightning, batches in memory, each configuration in a
     process of its own: median of the warm steps, pairs a second, peak memory.
+
+python benchmarks/training.py plot
+    Draws curves.png anew from the results.json of `learn`.
 """
 
 from __future__ import annotations
@@ -38,7 +41,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -77,6 +79,7 @@ TRAIN = {
     "clip_grad_norm": 1.0,
     "keep_checkpoints": 1,
     "log_every_n_steps": 10,
+    "vis_step_interval": 1000,  # pictures take time
     "cudnn": {"benchmark": False, "deterministic": False},
     "optim": {"lr": 3e-4, "lr_scheduler": "OneCycleLR"},
 }
@@ -155,13 +158,12 @@ def learn(asked: argparse.Namespace) -> None:
             task.row.update({f"epe{suffix}": metrics["epe"], f"d1{suffix}": metrics["d1"]})
             save(asked, tasks)
         show(tasks)
-        plot(asked, tasks)
+        plot(asked.out)
     say("done")
 
 
 def prepared(asked: argparse.Namespace) -> list[Task]:
     """Lists, scenes and everything that can be wrong before the first step."""
-    matplotlib.use("Agg")
     for folder in (asked.work, asked.out):
         folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(asked.work).free / 2**30
@@ -510,20 +512,26 @@ def show(tasks: list[Task]) -> None:
     Console(width=130).print(table)
 
 
-def plot(asked: argparse.Namespace, tasks: list[Task]) -> None:
-    """curves.png: a column a training, its loss above its EPE."""
+def plot(out: Path) -> None:
+    """curves.png from results.json: a column a training, its loss above its EPE."""
+    try:
+        import matplotlib
+    except ImportError:
+        say(f"curves.png is not drawn, matplotlib is missing; where it is: training.py plot --out {out}")
+        return
+    matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    done = [task for task in tasks if "curves" in task.row]
-    figure, axes = pyplot.subplots(2, len(done), squeeze=False, figsize=(5 * len(done), 6), layout="constrained")
-    for column, task in enumerate(done):
-        for axis, (name, curve) in zip(axes[:, column], task.row["curves"].items(), strict=True):
-            axis.semilogy(*zip(*curve, strict=True), marker=".", label="network")
-            axis.set(xlabel="step", ylabel={"loss": "training loss", "epe": "EPE, px"}[name])
-        axes[1, column].axhline(task.row["sgbm"]["epe"], linestyle="--", color="grey", label="StereoSGBM")
-        axes[1, column].legend()
-        axes[0, column].set_title(f"{task.name}, {task.row['network']}")
-    figure.savefig(asked.out / "curves.png", dpi=110)
+    rows = [row for row in json.loads((out / "results.json").read_text())["rows"] if "curves" in row]
+    figure, axes = pyplot.subplots(2, len(rows), squeeze=False, figsize=(5 * len(rows), 6), layout="constrained")
+    for (loss, epe), row in zip(axes.T, rows, strict=True):
+        loss.semilogy(*zip(*row["curves"]["loss"], strict=True))
+        epe.semilogy(*zip(*row["curves"]["epe"], strict=True), marker=".", label="network")
+        epe.axhline(row["sgbm"]["epe"], linestyle="--", color="grey", label="StereoSGBM")
+        epe.legend()
+        loss.set(title=f"{row['data']}, {row['network']}", xlabel="step", ylabel="training loss, px")
+        epe.set(xlabel="step", ylabel="EPE, px")
+    figure.savefig(out / "curves.png", dpi=110)
     pyplot.close(figure)
 
 
@@ -667,12 +675,12 @@ def sample(height: int, width: int, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
-    for name in ("learn", "steps"):
-        mode = modes.add_parser(name)
+    learn_, steps_, plot_ = (modes.add_parser(name) for name in ("learn", "steps", "plot"))
+    for mode in (learn_, steps_, plot_):
+        mode.add_argument("--out", type=Path, default=Path("runs/training"), help="results and curves")
+    for mode in (learn_, steps_):
         mode.add_argument("--encoder", default="vits")
         mode.add_argument("--preset", choices=("tiny",), help="instead of --encoder")
-        mode.add_argument("--out", type=Path, default=Path("runs/training"), help="results and curves")
-    learn_, steps_ = modes.choices.values()
     learn_.add_argument("--data", type=Path, default=Path("../shared/data"), help="has SceneFlow/FlyingThings3D")
     learn_.add_argument("--work", type=Path, default=Path("runs/training/work"), help="scenes and checkpoints")
     learn_.add_argument("--only", nargs="+", choices=("memorise", "scenes"), default=["memorise", "scenes"])
@@ -695,6 +703,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.mode == "learn":
         learn(asked)
+    elif asked.mode == "plot":
+        plot(asked.out)
     elif asked.part:
         print(json.dumps(measure(asked)))
     else:
