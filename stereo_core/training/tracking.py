@@ -1,7 +1,7 @@
 """Where the figures of a training run go: TensorBoard files, and where they were asked for W&B and MLflow.
 
 Nothing leaves this machine unless W&B or MLflow is on, and then figures and disparity panels (W&B alone) do: neither
-code nor the command, git state, packages, console lines or statistics of the machine.
+code (wandb.save_code asks for it) nor the command, git state, packages, console lines or statistics of the machine.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import torch
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+import stereo_core
 
 LOG = logging.getLogger(__name__)
 
+PACKAGE = Path(stereo_core.__file__).parent
 _INSTALL = "pip install 'stereo-pipelines[tracking]'"
 
 
 def trackers(spec, folder: Path) -> list[Logger]:
-    """The run's loggers, TensorBoard's first; none on a dry run. They do their work in the first rank alone.
+    """The run's loggers, TensorBoard's first; none on a dry run. W&B and MLflow are the first rank's alone.
 
     Args:
         spec: the experiment; `wandb` and `train.is_dry_run` count.
@@ -29,8 +33,10 @@ def trackers(spec, folder: Path) -> list[Logger]:
     """
     if spec.train.is_dry_run:
         return []
-    found = [TensorBoardLogger(folder, name="lightning_logs", version=1), _wandb(spec.wandb, folder), _mlflow()]
-    return [logger for logger in found if logger]
+    tensorboard = TensorBoardLogger(folder, name="lightning_logs", version=1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return [tensorboard]
+    return [tensorboard, *filter(None, (_wandb(spec.wandb, folder), _mlflow()))]
 
 
 def _wandb(settings, folder: Path) -> WandbLogger | None:
@@ -59,11 +65,12 @@ def _wandb(settings, folder: Path) -> WandbLogger | None:
         save_dir=folder,
         log_model=False,
         settings=wandb.Settings(
+            code_dir=str(PACKAGE) if settings.save_code else None,
             console="off",
             disable_code=not settings.save_code,
             disable_git=True,
             x_disable_machine_info=True,
-            x_disable_meta=not settings.save_code,
+            x_disable_meta=True,
             x_disable_stats=True,
             x_save_requirements=False,
         ),

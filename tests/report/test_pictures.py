@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from stereo_core.report.pictures import colour_disparity, disparity_range, error_map, panel
+from stereo_core.report.pictures import colour_disparity, disparity_range, error_map, panel, sample_panel
 
 
 def turbo(level: int) -> list[int]:
@@ -49,3 +49,23 @@ def test_range_without_ground_truth():
     assert disparity_range(np.zeros((2, 2))) == 1
     picture = panel(np.zeros((1, 2, 3), np.uint8), np.array([[5.0, 10.0]]), np.zeros((1, 2)), np.zeros((1, 2), bool))
     assert picture[0, 5].tolist() == turbo(255)
+
+
+def test_panel_with_a_scale_of_its_own():
+    gt = np.array([[10.0, 40.0]], np.float32)
+    picture = panel(np.zeros((1, 2, 3), np.uint8), gt, gt, np.ones((1, 2), bool), maximum=80)
+    assert picture[0, 3].tolist() == picture[0, 5].tolist() == turbo(128)
+
+
+def test_sample_panel_draws_the_same_rows_in_both_images():
+    left, right = np.full((16, 4, 3), 10, np.uint8), np.full((16, 4, 3), 20, np.uint8)
+    disparity = np.full((16, 4), 32, np.float32)
+    valid = np.ones((16, 4), bool)
+    valid[:, 3] = False
+    picture = sample_panel(left, right, disparity, valid, 64)
+    yellow = [(picture[:, column] == (255, 255, 0)).all(1).nonzero()[0].tolist() for column in range(8)]
+    assert yellow == [[2, 4, 6, 8, 10, 12, 14]] * 8
+    assert picture[1, 0].tolist() == [10] * 3 and picture[1, 4].tolist() == [20] * 3
+    assert picture[0, 8].tolist() == turbo(128) and picture[0, 11].tolist() == [0] * 3
+    assert picture[0, 12].tolist() == [255] * 3 and picture[0, 15].tolist() == [0] * 3
+    assert (left == 10).all()  # the sample itself stays as it is
