@@ -65,8 +65,8 @@ class StereoMetrics(Metric):
 
     full_state_update = False
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
         for name, shape in {"image_sums": len(METRICS), "pixel_sums": len(METRICS), "counts": 3}.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 

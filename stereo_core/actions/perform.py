@@ -25,6 +25,7 @@ from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.experiment import section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
+from stereo_core.training.distribution import is_main_process
 
 log = logging.getLogger(__name__)
 
@@ -56,26 +57,29 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
             status = _open_status(folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
             outcome = _action(verb)(spec, status)
-            if on_outcome is not None:
+            if on_outcome is not None and is_main_process():
                 on_outcome(outcome)
             status.success(outcome.message, kpi=outcome.kpi)
     except BaseException as error:
         # A library that was being imported, say, may have turned the handler's exception into one of its own.
         ended = error if isinstance(error, Terminated) or not received else Terminated("SIGTERM")
         return _failed(ended, status, _secrets(spec))
-    _print_kpi(outcome.kpi)
-    _say(outcome.message)
+    if is_main_process():
+        _print_kpi(outcome.kpi)
+        _say(outcome.message)
     _say("Execution status: PASS")
     return 0
 
 
-def set_up_logging() -> None:
-    """Log lines on stderr, unless the caller has set up something else."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+def set_up_logging(rank: int | None = None) -> None:
+    """Log lines on stderr, unless the caller has set up something else; of other ranks than 0 warnings only."""
+    level = logging.INFO if (is_main_process() if rank is None else rank == 0) else logging.WARNING
+    name = "" if rank is None else f"rank {rank} "
+    logging.basicConfig(level=level, format=f"%(asctime)s {name}%(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
-    name = section_name(verb)
+    name = verb.removeprefix("trt_")
     if name not in ACTIONS:
         raise SpecError(f"{verb}: no such action")
     return importlib.import_module(f"stereo_core.actions.{name}").run
@@ -85,7 +89,7 @@ def _results_folder(verb: str, spec: Section) -> Path:
     folder = results_dir(spec, verb)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(spec, ExperimentSpec) and _is_main_process():
+        if isinstance(spec, ExperimentSpec) and is_main_process():
             with atomic_path(folder / "experiment.yaml") as path:
                 path.write_text(
                     yaml.safe_dump(public(spec, verb), sort_keys=False, allow_unicode=True), encoding="utf-8"
@@ -97,14 +101,9 @@ def _results_folder(verb: str, spec: Section) -> Path:
 
 def _open_status(folder: Path, spec: Section) -> StatusLog:
     try:
-        return StatusLog(folder if _is_main_process() else None, _secrets(spec))
+        return StatusLog(folder if is_main_process() else None, _secrets(spec))
     except OSError as error:
         raise SpecError(f"results_dir: {folder} can not be written: {error.strerror}; choose another folder") from None
-
-
-def _is_main_process() -> bool:
-    """False in the processes that a distributed strategy starts beside the first; only the first writes reports."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 _WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "model_path", "resume_training_checkpoint_path")

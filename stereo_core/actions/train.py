@@ -13,6 +13,7 @@ import torch
 
 from stereo_core.actions import Outcome
 from stereo_core.actions.perform import Terminated
+from stereo_core.actions.ranks import in_ranks
 from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import from_spec
@@ -30,10 +31,12 @@ from stereo_core.training.checkpoints import (
     newest_whole,
     read_progress,
 )
+from stereo_core.training.distribution import Ranks, joined, resolve
 from stereo_core.training.measurements import Measurements
 from stereo_core.training.module import StereoModule
 from stereo_core.training.pictures import Pictures
 from stereo_core.training.progress import ProgressBar
+from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
 from stereo_core.training.tracking import trackers
 
 LOG = logging.getLogger(__name__)
@@ -54,14 +57,27 @@ def run(spec, status: StatusLog) -> Outcome:
     checkpoint of the results folder, begins a new run where there is none, and does nothing to a run that is over. A
     checkpoint whose validation did not come to its end is validated first.
 
+    On several devices or nodes (see `stereo_core.training.distribution`) every process does the same on its part of the
+    data; only the first writes files.
+
     Raises:
-        SpecError: settings that do not fit each other or this machine.
+        SpecError: settings that do not fit each other, this machine or its environment.
         NonFiniteLossError: the loss became NaN or infinite.
         Terminated: SIGTERM came; the step was finished and a checkpoint written.
     """
+    if spec.train.precision == "fp16" and not torch.cuda.is_available():
+        raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
+    return in_ranks(_train, spec, status, resolve(spec.train, "train", torch.cuda.device_count()))
+
+
+def _train(spec, status: StatusLog, ranks: Ranks) -> Outcome:
+    with joined(ranks):
+        return _train_joined(spec, status, ranks)
+
+
+def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     settings = spec.train
     folder = results_dir(spec, "train")
-    _check(spec)
     _quieten()
     if settings.seed >= 0:
         pl.seed_everything(settings.seed, workers=True, verbose=False)
@@ -74,12 +90,14 @@ def run(spec, status: StatusLog) -> Outcome:
                          "from the checkpoint that it was made from")  # fmt: skip
     network.recompute = settings.activation_checkpoint
     _compile(network, settings.compile)
+    if ranks.world > 1 and ranks.gpu:
+        synchronise_batch_norm(network)
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
     data = StereoDataModule(spec)
     checkpoints = Checkpoints(folder, settings)
     measurements = Measurements()
     watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]
-    trainer = _trainer(spec, folder, [*watchers, checkpoints])
+    trainer = _trainer(spec, folder, ranks, [*watchers, checkpoints])
     module = StereoModule(network, spec)
     initial = {}
     if data.has("val") and not resume:
@@ -87,13 +105,17 @@ def run(spec, status: StatusLog) -> Outcome:
         initial = {f"initial_{name}": value for name, value in validation_kpi(trainer).items()}
     elif data.has("val") and _validation_is_due(resume, settings.validation_interval):
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
-        add_metrics(resume, validation_metrics(trainer))
+        if trainer.is_global_zero:
+            add_metrics(resume, validation_metrics(trainer))
     with _interruptions(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume)
     done = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+    counts = module.kpi()
+    if not trainer.is_global_zero:
+        return Outcome(f"Train finished successfully: {done}")
     return Outcome(
         f"Train finished successfully: {done}; {checkpoints.words()}",
-        kpi=initial | train_kpi(trainer) | validation_kpi(trainer) | module.kpi(),
+        kpi=initial | train_kpi(trainer) | validation_kpi(trainer) | counts,
         artifacts={"checkpoint": checkpoints.best or checkpoints.latest} if checkpoints.latest else {},
         metadata={"checkpoint": {name: getattr(network.config, name) for name in _METADATA}},
     )
@@ -175,26 +197,20 @@ def _quieten() -> None:
         r"Checkpoint directory .* exists",
         r".*isinstance\(treespec, LeafSpec\)",
         "You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler begins there
+        r".*sync_dist=True.* when logging on epoch level",  # what is logged is the same on all ranks
+        "Grad strides do not match bucket view strides",  # of convolutions with one channel a group
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
-def _check(spec) -> None:
-    """What can be said before anything is loaded."""
+def _trainer(spec, folder: Path, ranks: Ranks, callbacks: list[pl.Callback]) -> pl.Trainer:
     settings = spec.train
-    if settings.num_gpus > 1 or len(settings.gpu_ids) > 1 or settings.num_nodes > 1:
-        raise SpecError("train.num_gpus, train.gpu_ids, train.num_nodes: training runs on one device; set one")
-    if settings.precision == "fp16" and not torch.cuda.is_available():
-        raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
-
-
-def _trainer(spec, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    settings = spec.train
-    gpu = torch.cuda.is_available()
     by_value = settings.clip_grad_value is not None
     return pl.Trainer(
-        accelerator="gpu" if gpu else "cpu",
-        devices=settings.gpu_ids if gpu else 1,
+        accelerator="gpu" if ranks.gpu else "cpu",
+        devices=list(ranks.devices) if ranks.gpu else len(ranks.devices),
+        num_nodes=ranks.nodes,
+        strategy=strategy(ranks),
         precision=_PRECISIONS[settings.precision],
         max_epochs=settings.num_epochs,
         check_val_every_n_epoch=settings.validation_interval,
@@ -206,11 +222,11 @@ def _trainer(spec, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
         default_root_dir=folder,
         logger=trackers(spec, folder),
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
         enable_progress_bar=False,  # ProgressBar is ours
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        inference_mode=False,  # its tensors could not be added to in the next validation
+        inference_mode=False,  # its tensors could not be trained with afterwards
         use_distributed_sampler=False,
     )
 

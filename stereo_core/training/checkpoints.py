@@ -210,17 +210,17 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if stepped:
             self._stop_if_asked(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *_) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+    def on_validation_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_index: int, *_) -> None:
+        sampler = trainer.val_dataloaders.sampler
+        on_every_rank = len(sampler.dataset) // sampler.num_replicas / trainer.val_dataloaders.batch_size
+        if trainer.state.fn == TrainerFn.FITTING and batch_index < on_every_rank:
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self.metrics, self.validated_step = validation_metrics(trainer), trainer.global_step
-        best = self.best
-        value = self._value(self.metrics)
-        if math.isfinite(value) and (best is None or value < self._value(read_sidecar(best)["metrics"])):
+        if trainer.strategy.broadcast(trainer.is_global_zero and self._is_best()):  # the first rank knows the files
             self.save(trainer)
         if self.saved_step == trainer.global_step and self.latest and trainer.is_global_zero:
             add_metrics(self.latest, self.metrics)
@@ -253,9 +253,15 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.stop_asked = True
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        if self.stop_asked:
+        """On all ranks together: one of them has had the signal, and all of them save."""
+        if trainer.strategy.reduce_boolean_decision(self.stop_asked, all=False):
             self.save(trainer)
             raise Stopped("SIGTERM")
+
+    def _is_best(self) -> bool:
+        """Whether the last validation is better than all before it."""
+        best, value = self.best, self._value(self.metrics)
+        return math.isfinite(value) and (best is None or value < self._value(read_sidecar(best)["metrics"]))
 
     def _value(self, metrics: dict[str, float]) -> float:
         value = metrics.get(self.monitor, math.inf)

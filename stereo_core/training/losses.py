@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stereo_core.models.foundation_stereo.layers import at_least_float32
+from stereo_core.training.distribution import number_of_ranks, summed
 
 
 def stereo_loss(
@@ -24,6 +25,9 @@ def stereo_loss(
     Means run over the valid pixels: `valid` and |gt| < max_disparity and gt finite. For the first term gt and mask are
     taken at every fourth pixel. With a single iteration (n = 1) its weight is 1. Where no pixel is valid a term is 0,
     with zero gradients, so that one empty crop does not end a training run.
+
+    Among several ranks a pixel weighs the same wherever it is: the mean of the ranks' losses, and so that of their
+    gradients, is the one of all their images in a single batch.
 
     Args:
         init_B1hw: start disparity in quarter-resolution px, h = H / 4, w = W / 4.
@@ -50,13 +54,15 @@ def stereo_loss(
     n = len(disparities)
     weight = gamma ** (15 / (n - 1)) if n > 1 else 1.0
     start = F.smooth_l1_loss(init_B1hw, gt_B1HW[..., ::4, ::4] / 4, reduction="none")
-    loss = masked_mean(start, valid_B1HW[..., ::4, ::4])
+    coarse_B1hw = valid_B1HW[..., ::4, ::4]
+    pixels = summed(torch.stack([coarse_B1hw.sum(), valid_B1HW.sum()])).clamp(min=1)
+    loss = masked_mean(start, coarse_B1hw, pixels[0])
     for i, disparity in enumerate(disparities):
         error = (at_least_float32(disparity) - gt_B1HW).abs()
-        loss = loss + weight ** (n - 1 - i) * masked_mean(error, valid_B1HW)
-    return loss
+        loss = loss + weight ** (n - 1 - i) * masked_mean(error, valid_B1HW, pixels[1])
+    return loss * number_of_ranks()
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the pixels of a mask, 0 over an empty one. Values outside of it, NaN too, have no part in it."""
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:
+    """Sum over the mask by a number of pixels. Values outside of it, NaN too, have no part in it."""
+    return torch.where(mask, values, 0).sum() / pixels

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import smooth_l1_loss
-from torchmetrics import MeanMetric
 
 from stereo_core.data.datasets import group_by_size
 from stereo_core.errors import ModelError
@@ -20,6 +19,7 @@ from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.files import AVERAGES
 from stereo_core.spec import results_dir
 from stereo_core.training.checkpoints import progress_of, settle_counters
+from stereo_core.training.distribution import gathered, number_of_ranks, summed, taken_from_first
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.nonfinite import write_step
 from stereo_core.training.schedules import lr_factor
@@ -55,8 +55,7 @@ class StereoModule(pl.LightningModule):
         self.model = model
         self.settings, self.optim = spec.train, spec.train.optim
         self.max_disparity = spec.dataset.max_disparity
-        self.metrics = StereoMetrics()
-        self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.rows: list[dict] = []  # of the validation in hand, one an image of this rank
         self.reports = Path(results_dir(spec, "train")) / "nonfinite"
         self.seed = self.settings.seed if self.settings.seed >= 0 else _seed_of(None)
         self.batches_done = 0  # of the epoch that a resumed run stands in
@@ -66,9 +65,12 @@ class StereoModule(pl.LightningModule):
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
 
     def kpi(self) -> dict[str, int]:
-        """What there is to count; empty where there is nothing."""
-        counts = {"skipped_steps": self.skipped, "skipped_samples": int(self.replaced)}
+        """What there is to count, over all ranks; empty where there is nothing."""
+        counts = {"skipped_steps": self.skipped, "skipped_samples": self._replaced_everywhere()}
         return {name: count for name, count in counts.items() if count}
+
+    def _replaced_everywhere(self) -> int:
+        return sum(gathered([int(self.replaced)]))
 
     # Training
 
@@ -99,6 +101,8 @@ class StereoModule(pl.LightningModule):
     def on_after_backward(self) -> None:
         """Look at loss and gradients; with fp16 at the loss alone, as the scaler's first gradients overflow by design.
 
+        All ranks see what happened on one of them, and go the same way.
+
         Raises:
             NonFiniteLossError: one is NaN or infinite, and `train.nonfinite` is fail.
         """
@@ -109,29 +113,37 @@ class StereoModule(pl.LightningModule):
             total = loss + torch.nn.utils.get_total_norm(gradients)
         lr = self.optimizers().param_groups[0]["lr"]
         self.log("lr", lr, on_step=True, on_epoch=False)
+        loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
         if torch.isfinite(total):
-            self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["left"]))
+            size = len(batch["left"])
+            self.log("train_loss", loss_of_all, on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
             return
         self.spoilt = True
+        own = torch.isfinite(loss_of_all) or not torch.isfinite(loss)
+        messages = gathered([self._report(batch, batch_index, loss, lr)] if own else [])
+        if self.settings.nonfinite == "fail":
+            raise NonFiniteLossError("; ".join(messages))
+        for message in messages:
+            LOG.warning("step skipped: %s", message)
+        for buffer, before in zip(self.model.buffers(), self.statistics, strict=True):
+            buffer.copy_(before)  # batch normalisation has taken in what is not finite
+
+    def _report(self, batch: dict, batch_index: int, loss: Tensor, lr: float) -> str:
+        """Write down a step that is not finite; says what happened, and where it is written."""
         what = "the gradient is not finite" if torch.isfinite(loss) else f"the loss is {loss.item()}"
         name = f"epoch_{self.current_epoch:03d}_step_{self.global_step:05d}_batch_{batch_index:05d}"
+        name += f"_rank_{self.global_rank}" if number_of_ranks() > 1 else ""
         place = {"epoch": self.current_epoch, "step": self.global_step, "batch": batch_index}
         gradients = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
         report = write_step(self.reports, name, batch, place | {"loss": loss, "lr": lr}, gradients)
-        message = (
+        return (
             f"{what} at step {self.global_step} of epoch {self.current_epoch}, for the images "
             f"{', '.join(batch['path'])}; see {report}; lower train.optim.lr, or look at these images and their ground "
             "truth"
         )
-        if self.settings.nonfinite == "fail":
-            raise NonFiniteLossError(message)
-        LOG.warning("step skipped: %s", message)
-        for buffer, before in zip(self.model.buffers(), self.statistics, strict=True):
-            buffer.copy_(before)  # batch normalisation has taken in what is not finite
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip; a spoilt step loses its gradients, and without them an optimizer leaves weights and state alone."""
-        self.spoilt = self.trainer.strategy.reduce_boolean_decision(self.spoilt, all=False)
         if self.spoilt:
             optimizer.zero_grad(set_to_none=True)
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -161,6 +173,10 @@ class StereoModule(pl.LightningModule):
 
     # Validation
 
+    def on_validation_start(self) -> None:
+        """Without SyncBatchNorm each rank has running statistics of its own; the checkpoint has the first's."""
+        taken_from_first([*self.model.buffers(), *self.averages.values()])
+
     def validation_step(self, samples: list[dict], batch_index: int) -> dict[int, Tensor]:
         """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any.
 
@@ -174,22 +190,27 @@ class StereoModule(pl.LightningModule):
                 # Ties are for one weight in two modules; in a module of two names they would leave the averages behind.
                 prediction_BHW = functional_call(self.model, self.averages, pair, tie_weights=False)[:, 0].float()
             predictions.update(zip(batch["index"].tolist(), prediction_BHW, strict=True))
-            for prediction, gt, valid in zip(prediction_BHW, batch["disparity"], batch["valid"], strict=True):
+            indices = batch["index"].tolist()
+            images = zip(indices, prediction_BHW, batch["disparity"], batch["valid"], strict=True)
+            for index, prediction, gt, valid in images:
                 row = disparity_metrics(prediction, gt[0], valid[0], self.max_disparity)
-                self.metrics.update([row])
-                if row["pixels"]:
-                    counts = valid[0] & (gt[0] > 0) & (gt[0] < self.max_disparity)
-                    self.val_loss.update(smooth_l1_loss(prediction[counts].double(), gt[0][counts].double()))
+                counts = valid[0] & (gt[0] > 0) & (gt[0] < self.max_disparity)
+                loss = smooth_l1_loss(prediction[counts].double(), gt[0][counts].double())
+                self.rows.append(row | {"index": index, "loss": loss.item()})
         return predictions
 
     def on_validation_epoch_end(self) -> None:
-        metrics = self.metrics.compute()
+        """The rows of all ranks in the data set's order, so that every sum is the same on any number of them."""
+        rows = sorted(gathered(self.rows), key=lambda row: row["index"])
+        self.rows.clear()
+        over_images = StereoMetrics(sync_on_compute=False)
+        over_images.update(rows)
+        metrics = over_images.compute()
         if metrics["images"]:
-            loss = self.val_loss.compute()
+            losses = [row["loss"] for row in rows if row["pixels"]]
+            loss = torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
             self.log_dict({"val_loss": loss, "val/loss": loss})
             self.log_dict({f"val/{name}{s}": metrics[f"{name}{s}"] for s in ("", "_pixel") for name in METRICS})
-        self.metrics.reset()
-        self.val_loss.reset()
 
     # Optimizer and checkpoints
 
@@ -216,7 +237,8 @@ class StereoModule(pl.LightningModule):
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
         # All generators are seeded anew for every batch from this seed and the batch's place in the run.
         checkpoint["rng"] = {"seed": self.seed}
-        checkpoint["skipped"] = [self.skipped, self.skipped_in_a_row, int(self.replaced)]
+        checkpoint["skipped"] = [self.skipped, self.skipped_in_a_row, self._replaced_everywhere()]
+        checkpoint["ranks"] = number_of_ranks()
         if self.averages:
             average = {id(value): self.averages[name] for name, value in self._averaged()}
             both = (self.model.named_parameters, self.model.named_buffers)
@@ -227,7 +249,8 @@ class StereoModule(pl.LightningModule):
         """Take over what Lightning does not.
 
         Raises:
-            ModelError: its weights have other names, so that the optimizer's state, by number, may be of other weights.
+            ModelError: its weights have other names, so that the optimizer's state, by number, may be of other weights;
+                or it stands within an epoch of another number of ranks.
         """
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise ModelError(
@@ -236,13 +259,19 @@ class StereoModule(pl.LightningModule):
             )
         settle_counters(checkpoint)
         self.batches_done = progress_of(checkpoint).batches
+        ranks = checkpoint.get("ranks", 1)
+        if self.batches_done and ranks != number_of_ranks():
+            raise ModelError(
+                f"{self.trainer.ckpt_path}: was written within an epoch by {ranks} processes, and this run has "
+                f"{number_of_ranks()}, which cut the epoch in another way; run as many, or resume from an epoch's end"
+            )
         seed = checkpoint.get("rng", {}).get("seed")
         if seed is not None and self.settings.seed < 0:
             self.seed = seed
         elif seed not in (None, self.seed):
             LOG.warning("train.seed is %s and was %s: samples and dropout go another way from here", self.seed, seed)
         self.skipped, self.skipped_in_a_row, replaced = checkpoint.get("skipped", (0, 0, 0))
-        self.replaced = torch.tensor(replaced)
+        self.replaced = torch.tensor(replaced if self.global_rank == 0 else 0)
         averages = checkpoint.get(AVERAGES)
         if averages and self.settings.ema_decay is not None:
             self.averages = {name: averages[f"model.{name}"] for name, _ in self._averaged()}

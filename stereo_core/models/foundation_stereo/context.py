@@ -39,6 +39,8 @@ class ContextNetwork(nn.Module):
         # In the checkpoints, not used by the network:
         self.down = nn.Sequential(nn.Conv2d(dim, dim, 4, 4), nn.BatchNorm2d(dim))
         self.norm = nn.BatchNorm2d(2 * dim)
+        for unused in (self.down, self.norm):
+            unused.requires_grad_(False)
 
     def forward(self, left_B3HW: Tensor, vit_BChw: Tensor) -> list[tuple[Tensor, Tensor]]:
         x = torch.relu(self.norm1(self.conv1(left_B3HW)))

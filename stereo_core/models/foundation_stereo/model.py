@@ -94,6 +94,8 @@ class FoundationStereo(nn.Module):
             nn.Conv2d(hidden, 3 * hidden, 3, padding=1) for _ in range(config.n_gru_layers)
         )
         self.stem_4 = _image_stem(stem, stem * 3 // 2)
+        for unused in (self.context_zqr_convs, self.stem_4):
+            unused.requires_grad_(False)  # no gradient would ever come, and among several ranks all would wait for it
 
     def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None):
         H, W = left_B3HW.shape[-2:]

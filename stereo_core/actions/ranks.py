@@ -1,0 +1,193 @@
+"""Work in several processes of this node: start them, carry signals to them, and end all of them together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from stereo_core.actions import Outcome
+from stereo_core.actions.perform import Terminated, reason, set_up_logging
+from stereo_core.report.status import StatusLog
+from stereo_core.training.distribution import Ranks
+
+LOG = logging.getLogger(__name__)
+
+Work = Callable[[object, StatusLog, Ranks], Outcome]
+"""spec, status, ranks -> outcome; a function of a module, so that other processes find it by its name."""
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10  # for the others, when one process has failed
+
+
+def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
+    """Do the work in every process of this node; returns the outcome of the first.
+
+    A single process, or one that torchrun started, does it itself. Else each is started anew, and this one waits: a
+    SIGTERM goes on to them, the first that fails ends all.
+
+    Raises:
+        whatever the first process to fail raised, with its traceback as a note; RuntimeError for one that was killed.
+    """
+    if ranks.local is not None or len(ranks.devices) == 1:
+        return work(spec, status, replace(ranks, local=ranks.local or 0))
+    if ranks.nodes == 1:
+        ranks = replace(ranks, port=_free_port())
+    LOG.info("%s", ranks)
+    started: list[_Started] = []
+    try:
+        with _sigterm_goes_on_to(started) as stopping:
+            for local in range(len(ranks.devices)):
+                started.append(_start(work, spec, status, replace(ranks, local=local)))
+            _wait(started, lambda: all(one.ended for one in started) or any(one.error for one in started))
+            if not any(one.error for one in started):
+                return started[0].outcome
+            _wait(started, lambda: all(one.ended for one in started), _GRACE_SECONDS)
+    finally:
+        for one in started:
+            one.end()
+    raise _cause(started, bool(stopping))
+
+
+class _Silent(RuntimeError):
+    """A process ended without a word."""
+
+
+@dataclass
+class _Started:
+    """One process and what it has said."""
+
+    rank: int
+    process: BaseProcess
+    pipe: Connection
+    outcome: Outcome | None = None
+    error: BaseException | None = None
+    time: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.outcome is not None or self.error is not None
+
+    def look(self) -> None:
+        """Take in what it says, or that it is gone. Its own children hold its pipes open, so their end says nothing."""
+        gone = self.process.exitcode is not None
+        if self.pipe.poll():
+            with contextlib.suppress(EOFError):
+                self.time, self.error, self.outcome = self.pipe.recv()
+                return
+        if gone:
+            self.time, self.error = time.monotonic(), _Silent(self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        code = self.process.exitcode
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        why = "; the system ends a process so for want of memory" if code == -signal.SIGKILL else ""
+        return f"the process of rank {self.rank} (pid {self.process.pid}) {how}{why}; the others were ended too"
+
+    def end(self) -> None:
+        """Let it go in peace after its work, else kill it."""
+        if self.outcome is not None:
+            self.process.join(_GRACE_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _start(work: Work, spec, status: StatusLog, ranks: Ranks) -> _Started:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    status = status if ranks.rank == 0 else StatusLog(None)
+    process = context.Process(target=_rank, args=(there, work, spec, status, ranks), name=f"rank {ranks.rank}")
+    process.start()
+    there.close()
+    return _Started(ranks.rank, process, here)
+
+
+def _wait(started: list[_Started], until: Callable[[], bool], seconds: float = float("inf")) -> None:
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end:
+        wait([one.pipe for one in started if not one.ended], _POLL_SECONDS)
+        for one in started:
+            if not one.ended:
+                one.look()
+
+
+def _cause(started: list[_Started], stopping: bool) -> BaseException:
+    """What ended the run: the others only lost the connection to the process it happened to."""
+    failed = sorted((one for one in started if one.error), key=lambda one: one.time)
+    silent = [one.error for one in failed if isinstance(one.error, _Silent)]
+    stopped = [one.error for one in failed if isinstance(one.error, Terminated)]
+    if stopping and (stopped or silent):
+        return stopped[0] if stopped else Terminated("SIGTERM")
+    return silent[0] if silent else failed[0].error
+
+
+@contextlib.contextmanager
+def _sigterm_goes_on_to(started: list[_Started]) -> Iterator[list[int]]:
+    """While it lasts a SIGTERM is for the processes, which answer it; it is noted in the list that is given."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def pass_on(number: int, _: object) -> None:
+        received.append(number)
+        for one in started:
+            one.process.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# ---- in the process that was started
+
+
+def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -> None:
+    def stop(*_: object) -> None:
+        raise Terminated("SIGTERM")
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
+        set_up_logging(ranks.rank)
+        outcome = work(spec, status, ranks)
+        pipe.send((time.monotonic(), None, outcome))
+    except BaseException as error:
+        pipe.send((time.monotonic(), _portable(error), None))
+
+
+def _end_with_the_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error in a form that another process understands, its traceback in a note."""
+    note = "".join(traceback.format_exception(error))
+    try:
+        error = pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(reason(error))
+    error.add_note(note)
+    return error

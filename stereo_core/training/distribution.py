@@ -1,0 +1,303 @@
+"""The processes of a run: how many, on which nodes and devices, and what they tell each other.
+
+Who says it, in this order:
+
+1. torchrun, if LOCAL_RANK, LOCAL_WORLD_SIZE or TORCHELASTIC_RUN_ID is set: this process is one of WORLD_SIZE
+   *processes*, and starts no others.
+2. Kubeflow Trainer, if PET_NNODES is set: PET_NNODES nodes, PET_NPROC_PER_NODE processes on each (a number, or
+   torchrun's auto, gpu, cpu), PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT.
+3. TAO's variables: WORLD_SIZE *nodes*, NUM_GPU_PER_NODE processes on each (all GPUs of the node if it is not set),
+   NODE_RANK or RANK, MASTER_ADDR, MASTER_PORT.
+4. The spec, for what the variables leave open: num_nodes, num_gpus and gpu_ids.
+
+Without a GPU the same number of processes runs on the CPU. torch is imported where it is used, so that the command line
+can ask who it is without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stereo_core.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TORCHRUN = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+_RESOLVE_SECONDS = 30  # a pod's name is known a little later than the pod of another node starts
+_PORT = 29500
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the processes of a run are; every node has the same number.
+
+    Attributes:
+        devices: of each process of this node its GPU; as many zeros where there is none.
+        gpu: whether there is one.
+        nodes, node: how many machines, and which of them this is.
+        address, port: where the first process listens; port 0 on a single node: any free one.
+        local: which process of this node this is; None in one that has to start them.
+    """
+
+    devices: tuple[int, ...] = (0,)
+    gpu: bool = False
+    nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+    local: int | None = None
+
+    @property
+    def world(self) -> int:
+        return self.nodes * len(self.devices)
+
+    @property
+    def rank(self) -> int:
+        return self.node * len(self.devices) + (self.local or 0)
+
+    @property
+    def device(self) -> str:
+        """As torch names it."""
+        return f"cuda:{self.devices[self.local or 0]}" if self.gpu else "cpu"
+
+    def __str__(self) -> str:
+        nodes = f"{self.nodes} nodes with " if self.nodes > 1 else ""
+        where = f"on GPU {', '.join(map(str, self.devices))}" if self.gpu else "on the CPU (gloo), as no GPU is here"
+        return f"{nodes}{len(self.devices)} processes {where}"
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How a launcher calls its variables."""
+
+    nodes: str
+    node: str
+    count: str
+    address: str
+    port: str
+
+
+_PET = _Names("PET_NNODES", "PET_NODE_RANK", "PET_NPROC_PER_NODE", "PET_MASTER_ADDR", "PET_MASTER_PORT")
+_TAO = _Names("WORLD_SIZE", "NODE_RANK", "NUM_GPU_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def resolve(section: Any, name: str, gpus: int, environment: Mapping[str, str] = os.environ) -> Ranks:
+    """The processes of a run, by the rule above.
+
+    Args:
+        section: `train` or `evaluate` of a spec: num_nodes, num_gpus, gpu_ids.
+        name: what it is called in messages.
+        gpus: how many this machine has.
+
+    Raises:
+        SpecError: a variable or key is missing, out of range or at odds with another; a node that can not find the
+            others never runs alone.
+    """
+    if any(key in environment for key in _TORCHRUN):
+        return _from_torchrun(section, name, gpus, environment)
+    names = _PET if _PET.nodes in environment else _names_of_tao(environment)
+    nodes = _nodes(environment, names, section.num_nodes)
+    node = 0
+    if nodes > 1 or names.node in environment:
+        mend = f"{names.nodes} (number of nodes) is {nodes}; give each node its own number, from 0"
+        node = _number(environment, names.node, 0, nodes - 1, mend)
+    devices = _devices(section, name, gpus, *_count(environment, names, section, gpus))
+    if nodes == 1:
+        return Ranks(devices, gpus > 0)
+    address = environment.get(names.address)
+    if not address:
+        raise SpecError(f"{names.address}: is not set, but there are {nodes} nodes; set it to the address of node 0")
+    port = _number(environment, names.port, 1024, 65535, "every node needs the same free port of node 0", _PORT)
+    _reach(names, address, port)
+    if node == 0:
+        _bind(names, port)
+    return Ranks(devices, gpus > 0, nodes, node, address, port)
+
+
+def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the process, or starts the process, that writes reports: the first of all nodes."""
+    if any(key in environment for key in _TORCHRUN):
+        return environment.get("RANK", "0") == "0"
+    names = _PET if _PET.nodes in environment else _names_of_tao(environment)
+    return environment.get(names.node, "0") == "0"
+
+
+def _from_torchrun(section: Any, name: str, gpus: int, environment: Mapping[str, str]) -> Ranks:
+    mend = f"torchrun sets it, and one of {', '.join(_TORCHRUN)} is set; without torchrun unset those"
+    local_world = _number(environment, "LOCAL_WORLD_SIZE", 1, None, mend)
+    local = _number(environment, "LOCAL_RANK", 0, local_world - 1, mend)
+    world = _number(environment, "WORLD_SIZE", local_world, None, mend)
+    rank = _number(environment, "RANK", 0, world - 1, mend)
+    if world % local_world:
+        raise SpecError(
+            f"WORLD_SIZE: {world} processes, but {local_world} on this node (LOCAL_WORLD_SIZE); start as many on each"
+        )
+    address = environment.get("MASTER_ADDR")
+    if not address:
+        raise SpecError(f"MASTER_ADDR: is not set; {mend}")
+    port = _number(environment, "MASTER_PORT", 1, 65535, mend)
+    devices = _devices(section, name, gpus, local_world, "LOCAL_WORLD_SIZE (torchrun --nproc-per-node)")
+    return Ranks(devices, gpus > 0, world // local_world, rank // local_world, address, port, local)
+
+
+def _names_of_tao(environment: Mapping[str, str]) -> _Names:
+    """NODE_RANK may be called RANK, but only beside WORLD_SIZE: it is too common a name."""
+    if "NODE_RANK" not in environment and {"WORLD_SIZE", "RANK"} <= set(environment):
+        return _Names(_TAO.nodes, "RANK", _TAO.count, _TAO.address, _TAO.port)
+    return _TAO
+
+
+def _nodes(environment: Mapping[str, str], names: _Names, said: int) -> int:
+    text = environment.get(names.nodes, str(said))
+    least, _, most = text.partition(":")  # torchrun's form of an elastic job
+    if most and most != least:
+        raise SpecError(f"{names.nodes}: {text}: a run has a fixed number of nodes; set {most}:{most}")
+    return _number({names.nodes: least}, names.nodes, 1, None, "it is the number of nodes")
+
+
+def _count(environment: Mapping[str, str], names: _Names, section: Any, gpus: int) -> tuple[int | None, str]:
+    """(processes on this node, who says so); None where the spec says it."""
+    text = environment.get(names.count)
+    if text is None:
+        everything = names.nodes in environment and gpus
+        return (gpus, names.nodes) if everything else (None, "")
+    if text == "gpu" and not gpus:
+        raise SpecError(f"{names.count}: gpu, but this machine has no GPU; set it to a number, cpu or auto")
+    if text in ("auto", "gpu", "cpu"):
+        return (gpus if gpus and text != "cpu" else os.cpu_count() or 1), names.count
+    return _number(environment, names.count, 1, gpus or None, f"this machine has {gpus} GPUs"), names.count
+
+
+def _devices(section: Any, name: str, gpus: int, count: int | None, source: str) -> tuple[int, ...]:
+    """One device a process; a number that the environment gives goes before the spec's."""
+    ids, said = list(section.gpu_ids), section.num_gpus
+    if len(set(ids)) != len(ids):
+        raise SpecError(f"{name}.gpu_ids: {ids} names a GPU twice")
+    if count is None and len(ids) != said and ids != [0] and said != 1:
+        raise SpecError(f"{name}.num_gpus: {said}, but {name}.gpu_ids names {len(ids)}: {ids}; set one of them")
+    number = count or max(said, len(ids))
+    if len(ids) != number:
+        ids = list(range(number))
+    if not gpus:
+        return (ids[0],) if number == 1 else (0,) * number
+    if max(ids) >= gpus:
+        raise SpecError(
+            f"{source or f'{name}.num_gpus, {name}.gpu_ids'}: GPU {max(ids)} is asked for, and this machine has "
+            f"{gpus}, from 0 to {gpus - 1}"
+        )
+    return tuple(ids)
+
+
+def _number(
+    environment: Mapping[str, str], name: str, least: int, most: int | None, mend: str, default: int | None = None
+) -> int:
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    wanted = f"a number from {least} to {most}" if most is not None else f"a number from {least}"
+    if text is None:
+        raise SpecError(f"{name}: is not set; {wanted} is needed: {mend}")
+    if not re.fullmatch(r"\d+", text) or int(text) < least or (most is not None and int(text) > most):
+        raise SpecError(f"{name}: {text!r} is not {wanted}: {mend}")
+    return int(text)
+
+
+def _reach(names: _Names, address: str, port: int) -> None:
+    end = time.monotonic() + _RESOLVE_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(address, port)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > end:
+                raise SpecError(
+                    f"{names.address}: {address} can not be resolved ({error}); set it to a name or address of node 0"
+                ) from None
+            time.sleep(0.5)
+
+
+def _bind(names: _Names, port: int) -> None:
+    """Try the port on node 0, where it has to be free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise SpecError(
+                f"{names.port}: port {port} of this node can not be used ({error}); choose another"
+            ) from None
+
+
+# ---- among the processes
+
+
+@contextlib.contextmanager
+def joined(ranks: Ranks, backend: str | None = None) -> Iterator[None]:
+    """Be one of the processes of a run; with one alone there is nothing to join.
+
+    Args:
+        backend: nccl or gloo; by default what the devices take.
+    """
+    if ranks.world == 1:
+        yield
+        return
+    import torch
+
+    if ranks.gpu:
+        torch.cuda.set_device(ranks.device)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(ranks.devices)))
+    torch.distributed.init_process_group(
+        backend or ("nccl" if ranks.gpu else "gloo"),
+        init_method=f"tcp://{ranks.address}:{ranks.port}",
+        world_size=ranks.world,
+        rank=ranks.rank,
+    )
+    yield
+    torch.distributed.destroy_process_group()  # not after an error: it may wait for a process that is gone
+
+
+def number_of_ranks() -> int:
+    """How many processes are joined; 1 outside of `joined`."""
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum over all ranks; the tensor itself where there is one."""
+    if number_of_ranks() == 1:
+        return values
+    from torch import distributed
+
+    values = values.clone()
+    distributed.all_reduce(values)
+    return values
+
+
+def gathered(items: Sequence) -> list:
+    """The items of all ranks, rank after rank, on every rank; they are pickled on the way."""
+    if number_of_ranks() == 1:
+        return list(items)
+    from torch import distributed
+
+    parts: list = [None] * number_of_ranks()
+    distributed.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def taken_from_first(tensors: Sequence[Tensor]) -> None:
+    """Overwrite tensors with those of rank 0."""
+    if number_of_ranks() > 1:
+        from torch import distributed
+
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)

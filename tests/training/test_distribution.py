@@ -1,0 +1,129 @@
+"""Who runs where: what launchers and specs say, and what must not start."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from stereo_core.errors import SpecError
+from stereo_core.spec.train import Train
+from stereo_core.training import distribution
+from stereo_core.training.distribution import Ranks, is_main_process, resolve
+
+TAO = {"WORLD_SIZE": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+PET = {
+    "PET_NNODES": "2",
+    "PET_NPROC_PER_NODE": "2",
+    "PET_NODE_RANK": "1",
+    "PET_MASTER_ADDR": "127.0.0.1",
+    "PET_MASTER_PORT": "29400",
+}
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "WORLD_SIZE": "4",
+    "RANK": "3",
+    "LOCAL_WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "node0",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "gpus", "devices"),
+    [
+        ({}, 4, (0,)),
+        ({"num_gpus": 3}, 4, (0, 1, 2)),
+        ({"gpu_ids": [1, 3]}, 4, (1, 3)),
+        ({"num_gpus": 2, "gpu_ids": [3, 1]}, 4, (3, 1)),
+        ({"num_gpus": 2}, 0, (0, 0)),
+        ({"gpu_ids": [2, 3]}, 0, (0, 0)),
+    ],
+)
+def test_devices_of_a_spec(keys, gpus, devices):
+    assert resolve(Train(**keys), "train", gpus, {}) == Ranks(devices, gpus > 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "expected"),
+    [
+        (TAO, 2, Ranks((0, 1), True, 2, 1, "127.0.0.1", 29500)),
+        (TAO | {"NUM_GPU_PER_NODE": "3"}, 4, Ranks((0, 1, 2), True, 2, 1, "127.0.0.1", 29500)),
+        (TAO | {"MASTER_PORT": "4000"}, 0, Ranks((0,), False, 2, 1, "127.0.0.1", 4000)),
+        ({"RANK": "1"} | {k: v for k, v in TAO.items() if k != "NODE_RANK"}, 1,
+         Ranks((0,), True, 2, 1, "127.0.0.1", 29500)),
+        ({"WORLD_SIZE": "1", "NODE_RANK": "0"}, 4, Ranks((0, 1, 2, 3), True)),
+        ({"RANK": "7"}, 1, Ranks((0,), True)),  # alone it may be anybody's
+        (PET, 4, Ranks((0, 1), True, 2, 1, "127.0.0.1", 29400)),
+        (PET | {"WORLD_SIZE": "4", "RANK": "2"}, 4, Ranks((0, 1), True, 2, 1, "127.0.0.1", 29400)),  # PyTorchJob's
+        (PET | {"PET_NNODES": "2:2", "PET_NPROC_PER_NODE": "auto"}, 3,
+         Ranks((0, 1, 2), True, 2, 1, "127.0.0.1", 29400)),
+        (TORCHRUN, 8, Ranks((0, 1), True, 2, 1, "node0", 29500, 1)),
+        (PET | TORCHRUN, 0, Ranks((0, 0), False, 2, 1, "node0", 29500, 1)),  # torchrun in a TrainJob
+    ],
+)  # fmt: skip
+def test_launchers_variables(environment, gpus, expected):
+    """WORLD_SIZE counts nodes, and behind torchrun processes."""
+    assert resolve(Train(), "train", gpus, environment) == expected
+
+
+def test_ranks_are_numbered_node_by_node():
+    ranks = [resolve(Train(), "train", 0, TORCHRUN | {"RANK": str(r), "LOCAL_RANK": str(r % 2)}) for r in range(4)]
+    assert [x.rank for x in ranks] == [0, 1, 2, 3] and {x.world for x in ranks} == {4}
+    assert resolve(Train(gpu_ids=[5, 6]), "train", 8, TORCHRUN).device == "cuda:6"
+
+
+@pytest.mark.parametrize(
+    ("environment", "keys", "gpus", "message"),
+    [
+        ({}, {"num_gpus": 3, "gpu_ids": [0, 1]}, 4, r"train.num_gpus: 3, but train.gpu_ids names 2: \[0, 1\]"),
+        ({}, {"gpu_ids": [1, 1]}, 4, r"train.gpu_ids: \[1, 1\] names a GPU twice"),
+        ({}, {"num_gpus": 3}, 2, "GPU 2 is asked for, and this machine has 2, from 0 to 1"),
+        (TAO | {"NUM_GPU_PER_NODE": "3"}, {}, 2, "NUM_GPU_PER_NODE: '3' is not a number from 1 to 2"),
+        (TAO | {"NODE_RANK": "2"}, {}, 1, "NODE_RANK: '2' is not a number from 0 to 1: WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {}, 1, "NODE_RANK: is not set"),
+        ({"NODE_RANK": "1"}, {}, 1, "NODE_RANK: '1' is not a number from 0 to 0: WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "NODE_RANK": "0"}, {}, 1, "MASTER_ADDR: is not set, but there are 2 nodes"),
+        ({"NODE_RANK": "0"}, {"num_nodes": 2}, 1, "MASTER_ADDR: is not set, but there are 2 nodes"),
+        (TAO | {"MASTER_PORT": "80"}, {}, 1, "MASTER_PORT: '80' is not a number from 1024 to 65535"),
+        (TAO | {"WORLD_SIZE": "two"}, {}, 1, "WORLD_SIZE: 'two' is not a number from 1"),
+        (TAO | {"MASTER_ADDR": "no such host"}, {}, 1, "MASTER_ADDR: no such host can not be resolved"),
+        (PET | {"PET_NNODES": "1:2"}, {}, 4, "PET_NNODES: 1:2: a run has a fixed number of nodes"),
+        (PET | {"PET_NPROC_PER_NODE": "gpu"}, {}, 0, "PET_NPROC_PER_NODE: gpu, but this machine has no GPU"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {}, 1, "LOCAL_WORLD_SIZE: is not set"),
+        (TORCHRUN | {"WORLD_SIZE": "5"}, {}, 2, "WORLD_SIZE: 5 processes, but 2 on this node"),
+    ],
+)
+def test_a_misconfigured_node_does_not_run_alone(environment, keys, gpus, message, monkeypatch):
+    """TAO's item 50: there it falls back to one node."""
+    monkeypatch.setattr(distribution, "_RESOLVE_SECONDS", 0)
+    with pytest.raises(SpecError, match=message):
+        resolve(Train(**keys), "train", gpus, environment)
+
+
+def test_node_0_needs_its_port():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        environment = TAO | {"NODE_RANK": "0", "MASTER_PORT": str(taken.getsockname()[1])}
+        with pytest.raises(SpecError, match=r"MASTER_PORT: port \d+ of this node can not be used"):
+            resolve(Train(), "train", 0, environment)
+    assert resolve(Train(), "train", 0, environment).node == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "main"),
+    [
+        ({}, True),
+        (TAO, False),
+        (TAO | {"NODE_RANK": "0"}, True),
+        (PET, False),
+        (TORCHRUN, False),
+        (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"}, True),
+        (TORCHRUN | {"RANK": "2", "LOCAL_RANK": "0"}, False),  # the first of the second node
+        ({"RANK": "1"}, True),
+    ],
+)
+def test_one_process_of_all_writes_reports(environment, main):
+    assert is_main_process(environment) == main
