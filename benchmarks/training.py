@@ -81,7 +81,7 @@ TRAIN = {
     "log_every_n_steps": 10,
     "vis_step_interval": 1000,  # pictures take time
     "cudnn": {"benchmark": False, "deterministic": False},
-    "optim": {"lr": 3e-4, "lr_scheduler": "OneCycleLR"},
+    "optim": {"lr": 4e-4, "lr_scheduler": "OneCycleLR"},
 }
 PLAIN = {  # augmentation: the crop alone
     "spatial_aug_prob": 0.0,
@@ -157,6 +157,8 @@ def learn(asked: argparse.Namespace) -> None:
             metrics = evaluate(asked, task, pairs, asked.work / task.name)
             task.row.update({f"epe{suffix}": metrics["epe"], f"d1{suffix}": metrics["d1"]})
             save(asked, tasks)
+        task.row["curves"]["epe"].append((task.row["steps"], task.row["epe"]))
+        save(asked, tasks)
         show(tasks)
         plot(asked.out)
     say("done")
@@ -301,7 +303,6 @@ def train(asked: argparse.Namespace, task: Task, seconds: float, save_row) -> No
     around = task.other_seconds * (1 + (VALIDATIONS - 1) / 2) + task.evaluate_seconds
     epochs = asked.epochs or max(1, int((seconds - around) / (1.05 * an_epoch)))
     interval = math.ceil(epochs / VALIDATIONS)
-    epochs = max(interval, epochs - epochs % interval)  # the last epoch is validated
     spec = train_spec(asked, task, folder, epochs, interval)
     say(f"{task.name}: {epochs} epochs, about {around + epochs * an_epoch:.0f} of {seconds:.0f} s with the evaluation")
     begin = time.monotonic()
@@ -315,31 +316,37 @@ def train(asked: argparse.Namespace, task: Task, seconds: float, save_row) -> No
         save_row()
 
     limit = None if asked.epochs else seconds - task.evaluate_seconds
-    with followed(folder, note), stopped_after(limit):
-        task.row["stopped_by_clock"] = run_training(spec) == 143
+    with followed(folder, note), stopped_after(limit) as stopped:
+        run_training(spec, stopped)
+    task.row["stopped_by_clock"] = stopped.is_set()
     note()
     task.row["steps"] = read_sidecar(folder / LATEST)["global_step"]
 
 
-def run_training(spec) -> int:
-    """`train`; its exit code, 0 or 143 (SIGTERM, the checkpoint is written)."""
+def run_training(spec, stopped: threading.Event | None = None) -> None:
+    """`train`, which may end by SIGTERM, its checkpoint written, where our own clock has `stopped` it."""
     code = quietly("train", spec)
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
-    if code not in (0, 143):
+    if code and not (code == 143 and stopped and stopped.is_set()):
         sys.exit(f"train: exit code {code}")
-    return code
 
 
 @contextlib.contextmanager
-def stopped_after(seconds: float | None) -> Iterator[None]:
+def stopped_after(seconds: float | None) -> Iterator[threading.Event]:
     """Send this process SIGTERM when the time is over: `train` ends its step, writes a checkpoint and returns 143."""
-    timer = threading.Timer(seconds or 0, os.kill, (os.getpid(), signal.SIGTERM))
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(max(seconds or 0, 1), stop)
     if seconds is not None:
         timer.start()
     try:
-        yield
+        yield stopped
     finally:
         timer.cancel()
 
@@ -525,7 +532,7 @@ def plot(out: Path) -> None:
     rows = [row for row in json.loads((out / "results.json").read_text())["rows"] if "curves" in row]
     figure, axes = pyplot.subplots(2, len(rows), squeeze=False, figsize=(5 * len(rows), 6), layout="constrained")
     for (loss, epe), row in zip(axes.T, rows, strict=True):
-        loss.semilogy(*zip(*row["curves"]["loss"], strict=True))
+        loss.semilogy(*zip(*row["curves"]["loss"], strict=True), marker=".")
         epe.semilogy(*zip(*row["curves"]["epe"], strict=True), marker=".", label="network")
         epe.axhline(row["sgbm"]["epe"], linestyle="--", color="grey", label="StereoSGBM")
         epe.legend()
