@@ -23,6 +23,10 @@ _EXAMPLES = {
         "results_dir=scenes num_scenes=16 seed=7",
     ),
     "train": ("Train, or go on with a training.", "-e train.yaml train.num_epochs=20 train.optim.lr=1e-4"),
+    "doctor": (
+        "Check spec, data, machine and memory before a long training.",
+        "-e train.yaml dataset.train_dataset.batch_size=4",
+    ),
     "evaluate": (
         "Metrics of a checkpoint, or of an engine with evaluate.trt_engine.",
         "-e evaluate.yaml evaluate.checkpoint=dn_model_latest.pth results_dir=results",
@@ -144,6 +148,20 @@ def describe(file: Path, as_json: bool) -> None:
     def tell() -> None:
         known = plain(describe_file(file))
         click.echo(json.dumps(known, indent=2, ensure_ascii=False) if as_json else as_text(known))
+
+    _guarded(tell)
+
+
+@main.command(epilog="\b\nExample:\n  depth_net plot results/train --out curves.png")
+@click.argument("results_dir", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="PNG file; RESULTS_DIR/curves.png by default.")
+def plot(results_dir: Path, out: Path | None) -> None:
+    """Draw loss, learning rate and validation of the training in RESULTS_DIR, or of all trainings below it."""
+    from stereo_core.report.curves import plot as draw
+
+    def tell() -> None:
+        picture, runs = draw(results_dir, out)
+        click.echo(f"{picture}: {', '.join(runs)}")
 
     _guarded(tell)
 

@@ -16,6 +16,7 @@ VERBS = (
     "convert",
     "synthesize",
     "train",
+    "doctor",
     "evaluate",
     "inference",
     "trt_evaluate",
@@ -24,7 +25,7 @@ VERBS = (
     "gen_trt_engine",
     "report",
 )
-OTHERS = ("default_specs", "schema", "describe", "convert_checkpoint")
+OTHERS = ("default_specs", "schema", "describe", "convert_checkpoint", "plot")
 HEAVY = ("torch", "pytorch_lightning", "lightning", "torchmetrics", "onnx", "onnxruntime", "kfp", "matplotlib")
 
 
@@ -141,7 +142,7 @@ def test_schema_and_default_specs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("train", "--help"), ("schema", "train"), ("default_specs", "train")]
+    "arguments", [("--help",), ("train", "--help"), ("plot", "--help"), ("schema", "train"), ("default_specs", "train")]
 )
 def test_nothing_heavy_is_imported_to_print(arguments):
     assert imported_by(*arguments) == set()
@@ -162,3 +163,14 @@ def test_describe_and_convert_checkpoint_refuse_what_is_no_model(tmp_path):
         result = depth_net(*arguments, cwd=tmp_path)
         assert result.returncode == 2 and "x.pth" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "y.pth").exists()
+
+
+def test_plot_says_what_it_drew_and_refuses_a_folder_without_curves(tmp_path):
+    from stereo_core.report.status import StatusLog
+
+    (tmp_path / "run").mkdir()
+    result = depth_net("plot", "run", cwd=tmp_path)
+    assert result.returncode == 2 and "run: nothing to draw" in result.stderr and "Traceback" not in result.stderr
+    StatusLog(tmp_path / "run").running("Training loop in progress", epoch=0, step=10, step_time=0.5)
+    result = depth_net("plot", "run", "--out", "here.png", cwd=tmp_path)
+    assert result.stdout == "here.png: run\n" and (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")

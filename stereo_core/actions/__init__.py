@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ACTIONS = ("convert", "synthesize", "train", "evaluate", "inference", "export", "quantize", "gen_trt_engine", "report")
+ACTIONS = (
+    "convert",
+    "synthesize",
+    "train",
+    "doctor",
+    "evaluate",
+    "inference",
+    "export",
+    "quantize",
+    "gen_trt_engine",
+    "report",
+)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ SPECS: dict[str, type[Section]] = {
     "synthesize": SynthesizeSpec,
     "report": ReportSpec,
     "train": ExperimentSpec,
+    "doctor": ExperimentSpec,
     "evaluate": ExperimentSpec,
     "inference": ExperimentSpec,
     "trt_evaluate": ExperimentSpec,
@@ -62,17 +63,20 @@ def spec_class(verb: str) -> type[Section]:
 
 
 def section_name(verb: str) -> str:
-    """The section that a verb reads: `trt_evaluate` reads `evaluate`."""
-    return verb.removeprefix("trt_")
+    """The section that a verb reads: `trt_evaluate` reads `evaluate`, doctor `train`."""
+    return "train" if verb == "doctor" else verb.removeprefix("trt_")
 
 
 def results_dir(spec: Section, verb: str) -> Path:
     """Where a verb writes: `<verb>.results_dir` as it is, else `results_dir/<verb>`; those with a flat spec use theirs.
 
-    With an engine, evaluate and inference write to `trt_evaluate` and `trt_inference`. The folder is not created.
+    doctor writes to `doctor` in the folder of train; with an engine, evaluate and inference write to `trt_evaluate` and
+    `trt_inference`. The folder is not created.
     """
     if not isinstance(spec, ExperimentSpec):
         return Path(spec.results_dir)
+    if verb == "doctor":
+        return results_dir(spec, "train") / "doctor"
     name = section_name(verb)
     own = getattr(spec, name)
     if own.results_dir:

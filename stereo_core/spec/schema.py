@@ -74,7 +74,7 @@ def default_specs(verb: str) -> str:
     schema = json_schema(verb)
     names = list(group.model_fields)
     if group is ExperimentSpec:
-        wanted = {*_SHARED, section_name(verb), *(["wandb"] if verb == "train" else [])}
+        wanted = {*_SHARED, section_name(verb), *(["wandb"] if section_name(verb) == "train" else [])}
         names = [name for name in names if name in wanted]
     head = f"# depth_net {verb}: every key with its default. ??? stands where a value is needed.\n"
     return head + "\n".join(_lines(group, names, schema, ())) + "\n"

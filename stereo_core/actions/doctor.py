@@ -1,0 +1,95 @@
+"""doctor: looks at a training's spec, files and machine before a long run."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+from rich.console import Console
+
+from stereo_core.actions import Outcome
+from stereo_core.actions.doctor_case import Case, this_machine
+from stereo_core.actions.doctor_data import files, pairs, samples
+from stereo_core.actions.doctor_machine import cores, devices, disk, memory, shared_memory
+from stereo_core.errors import SpecError, UserError
+from stereo_core.models import from_spec
+from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
+from stereo_core.report.status import StatusLog
+from stereo_core.spec import effects, results_dir
+from stereo_core.spec.train import AUTO
+from stereo_core.training.checkpoints import newest_whole, read_progress
+
+WIDTH = 140  # columns of the table in a file or a pipe
+
+
+def run(spec, status: StatusLog) -> Outcome:
+    """Print what each of CHECKS finds, and write it as one line of status.json, under `findings`.
+
+    That the spec loads and its keys agree is checked before, by `load_spec`.
+
+    Raises:
+        SpecError: there is a problem that the training would end with.
+    """
+    case = Case(spec, this_machine())
+    findings = [(name, finding) for name, check in CHECKS.items() for finding in _found(check, case)]
+    print_findings(findings, Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH))
+    counts = Counter(finding.level for _, finding in findings)
+    kpi = {"problems": counts["problem"], "warnings": counts["warning"]} | case.kpi
+    status.running("Checks done.", kpi=kpi, findings=[{"check": name} | asdict(finding) for name, finding in findings])
+    if counts["problem"]:
+        names = dict.fromkeys(name for name, finding in findings if finding.level == "problem")
+        raise SpecError(f"{counts['problem']} problem(s), see the table: {', '.join(names)}")
+    return Outcome(f"No problem was found; {counts['warning']} warning(s)", kpi=kpi)
+
+
+def _found(check: Callable[[Case], Iterator[Finding]], case: Case) -> Iterator[Finding]:
+    try:
+        yield from check(case)
+    except UserError as error:
+        yield problem(str(error))
+
+
+def keys(case: Case) -> Iterator[Finding]:
+    """Keys that the training does not read."""
+    idle = [f"{path}: {why}" for path, why in effects.without_effect("train", case.spec)]
+    yield from (warning(f"no effect: {line}", "take it out of the spec") for line in idle)
+    if not idle:
+        yield ok("the spec loads, its keys agree, and all that are set have an effect")
+
+
+def weights(case: Case) -> Iterator[Finding]:
+    """The file that the run starts or goes on from, loaded as the training loads it; backbone files likewise."""
+    train = case.spec.train
+    said = train.resume_training_checkpoint_path
+    folder = results_dir(case.spec, "train")
+    resume = newest_whole(folder) if said == AUTO else said or None
+    if resume:
+        done = read_progress(resume).epochs
+        text = f"goes on from {resume}: {done} of {train.num_epochs} epochs are done"
+        yield ok(text) if done < train.num_epochs else warning(text, "raise train.num_epochs")
+    elif next(folder.glob("model_epoch_*.pth"), None):
+        yield warning(
+            f"a new run, but {folder} holds checkpoints of an earlier one",
+            "train.resume_training_checkpoint_path=auto goes on with that; results_dir takes another folder",
+        )
+    case.network = from_spec(case.spec, resume or train.pretrained_model_path or None)
+    millions = sum(p.numel() for p in case.network.parameters()) / 1e6
+    what = resume or train.pretrained_model_path or "a new network"
+    yield ok(f"{what}: {case.network.config.encoder}, {millions:.1f} million parameters")
+
+
+CHECKS: dict[str, Callable[[Case], Iterator[Finding]]] = {
+    "keys": keys,
+    "weights": weights,
+    "devices": devices,
+    "files": files,
+    "samples": samples,
+    "pairs": pairs,
+    "CPU cores": cores,
+    "shared memory": shared_memory,
+    "disk": disk,
+    "memory": memory,
+}
+"""In this order: later checks use what earlier ones leave in the Case."""

@@ -1,0 +1,90 @@
+"""What the checks of doctor look at: a spec, a machine, and what earlier checks found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stereo_core.data.annotations import Sample
+from stereo_core.training.distribution import Ranks
+
+GIB = 2**30
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory: int  # bytes
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes of memory, and of /dev/shm those that are free; None where there is no such folder."""
+
+    gpus: tuple[Gpu, ...]
+    cores: int
+    memory: int
+    shared_memory: int | None
+
+
+def this_machine() -> Machine:
+    """The machine that this process may use: a container's limits count."""
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return Machine(
+        tuple(Gpu(gpu.name, gpu.total_memory, (gpu.major, gpu.minor)) for gpu in gpus),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_container_limit()]),
+        shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None,
+    )
+
+
+def _container_limit() -> list[int]:
+    """Bytes, of cgroup version 2 or 1; empty where there is none."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(path).read_text().strip() if Path(path).is_file() else ""
+        if text.isdigit():
+            return [int(text)]
+    return []
+
+
+@dataclass
+class Case:
+    """Attributes that checks fill in:
+
+    network: None where it can not be built.
+    ranks: one process on the CPU until the devices are known.
+    pairs: of each split the (sample, its data source) that its lists name, those with a faulty file left out.
+    largest: of each split the largest height and width in px among the samples that were read.
+    kpi: figures for status.json.
+    """
+
+    spec: Any
+    machine: Machine
+    network: nn.Module | None = None
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
+    pairs: dict[str, list[tuple[Sample, Any]]] = field(default_factory=dict)
+    largest: dict[str, tuple[int, int]] = field(default_factory=dict)
+    kpi: dict[str, float] = field(default_factory=dict)
+
+    def section(self, split: str) -> Any:
+        return getattr(self.spec.dataset, f"{split}_dataset")
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of a training sample in px: the crop, padded to multiples of 32."""
+        height, width = self.section("train").augmentation.crop_size
+        return height + -height % 32, width + -width % 32
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        batches = len(self.pairs.get("train", [])) // (self.section("train").batch_size * self.ranks.world)
+        return -(-batches // self.spec.train.accumulate)

@@ -1,0 +1,218 @@
+"""doctor's checks of the data: every file is there, and a few samples of each list hold what a training needs."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from stereo_core.actions.doctor_case import SPLITS, Case
+from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
+from stereo_core.data.augmentation import Pair
+from stereo_core.data.datasets import read_pair
+from stereo_core.errors import DataError
+from stereo_core.report.findings import Finding, ok, problem, warning
+
+SAMPLES = 6  # of each list, spread over it
+THREADS = 16  # files asked for at once: a network file system answers slowly, but many
+NAMED = 3  # faulty files that are named
+
+
+def files(case: Case) -> Iterator[Finding]:
+    """Every line has ground truth, and every file that a list names is there, is not empty and may be read."""
+    for split in SPLITS:
+        for index, source in enumerate(case.section(split).data_sources):
+            where = f"dataset.{split}_dataset.data_sources[{index}]"
+            try:
+                listed = read_annotations(source.data_file, source.data_root)
+            except DataError as error:
+                yield problem(str(error))
+                continue
+            bare = [sample for sample in listed if sample.disparity is None]
+            if bare:
+                yield problem(
+                    f"{where}: {len(bare)} of {len(listed)} lines have no ground truth, the first is {bare[0].where}",
+                    "training needs 'left right disparity [mask]'",
+                )
+            faults = find_faults(sorted({path for sample in listed for path in _paths(sample)}))
+            whole = [s for s in listed if s.disparity is not None and faults.keys().isdisjoint(_paths(s))]
+            case.pairs.setdefault(split, []).extend((sample, source) for sample in whole)
+            if faults:
+                named = "; ".join(f"{path}: {what}" for path, what in list(faults.items())[:NAMED])
+                yield problem(
+                    f"{where}: {len(faults)} files of {source.data_file} can not be used: {named}",
+                    "mend the lines or the files, or set data_root of the data source",
+                )
+            elif not bare:
+                yield ok(f"{where}: {len(listed)} pairs, all files are there")
+
+
+def _paths(sample: Sample) -> list[str]:
+    return [path for column in COLUMNS if (path := getattr(sample, column)) is not None]
+
+
+def find_faults(paths: Sequence[str]) -> dict[str, str]:
+    """What is wrong with each file that can not be read, without reading any."""
+    faults = {}
+    parts = [paths[first : first + 1000] for first in range(0, len(paths), 1000)]
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda part: [(path, _fault(path)) for path in part], parts)
+        for part in track(found, "files", len(parts), console=console, transient=True, disable=not console.is_terminal):
+            faults |= {path: fault for path, fault in part if fault}
+    return faults
+
+
+def _fault(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return error.strerror or str(error)
+    if not stat.S_ISREG(status.st_mode):
+        return "not a file"
+    if not status.st_size:
+        return "the file is empty"
+    return "" if os.access(path, os.R_OK) else "Permission denied"
+
+
+def pairs(case: Case) -> Iterator[Finding]:
+    """There are enough pairs for a batch on every device, and some to validate on."""
+    count, batch, world = len(case.pairs.get("train", [])), case.section("train").batch_size, case.ranks.world
+    devices = f" on {world} devices" if world > 1 else ""
+    if count < batch * world:
+        yield problem(
+            f"{count} training pairs, but batches of {batch}{devices} take {batch * world}",
+            "lower dataset.train_dataset.batch_size or add pairs",
+        )
+    else:
+        total = case.steps * case.spec.train.num_epochs
+        yield ok(f"{count} training pairs, batches of {batch}{devices}: {case.steps} steps an epoch, {total} in all")
+    if not case.section("val").data_sources:
+        yield warning(
+            "nothing to validate on: the last checkpoint is handed on, whether it is the best or not",
+            "set dataset.val_dataset.data_sources",
+        )
+
+
+def samples(case: Case) -> Iterator[Finding]:
+    """Some samples of each list decode, with disparities that fit their images."""
+    for split in SPLITS:
+        for index, source in enumerate(case.section(split).data_sources):
+            listed = [sample for sample, of in case.pairs.get(split, []) if of is source]
+            places = np.linspace(0, len(listed) - 1, min(SAMPLES, len(listed))).astype(int)
+            yield from _samples(
+                case, split, f"dataset.{split}_dataset.data_sources[{index}]", [listed[i] for i in places], source
+            )
+
+
+def _samples(case: Case, split: str, where: str, chosen: list[Sample], source) -> Iterator[Finding]:
+    looks = []
+    for sample in chosen:
+        try:
+            looks.append(look(read_pair(sample, source), case.spec.dataset.max_disparity))
+        except DataError as error:
+            skipped = split == "train" and case.spec.dataset.on_error == "skip"
+            yield (warning if skipped else problem)(f"{sample.where}: {error}")
+    if not looks:
+        return
+    sizes = [one.size for one in looks]
+    largest = tuple(max(side) for side in zip(*sizes, case.largest.get(split, (0, 0)), strict=True))
+    case.largest[split] = largest
+    faults = list(_doubts(where, looks, case))
+    yield from faults
+    if not faults:
+        height, width = largest
+        low, middle, high = (round(float(f([one.range[i] for one in looks])), 1) for i, f in enumerate(_OVER_SAMPLES))
+        valid = np.mean([one.valid for one in looks])
+        yield ok(
+            f"{where}: {len(looks)} samples decode, up to {width}x{height} px, disparity {low} to {high} px "
+            f"(median {middle}), {valid:.0%} of the pixels valid"
+        )
+
+
+_OVER_SAMPLES = (min, np.median, max)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a sample looks like.
+
+    Attributes:
+        size: height and width in px.
+        valid: share of the pixels that have ground truth.
+        range: smallest, median and largest valid disparity in px; zeros where none is valid.
+        above: share of the valid pixels at or above dataset.max_disparity.
+        differences: mean difference of brightness between a left pixel and the right one at x - d, at x + d, at x.
+    """
+
+    size: tuple[int, int]
+    valid: float
+    range: tuple[float, float, float]
+    above: float
+    differences: tuple[float, float, float]
+
+
+def look(pair: Pair, max_disparity: int) -> Look:
+    """See Look; pairs that hold no valid pixel have differences of 0."""
+    disparity_HW, valid_HW = pair.disparity, pair.disparity > 0
+    known = disparity_HW[valid_HW]
+    if not known.size:
+        return Look(disparity_HW.shape, 0.0, (0.0, 0.0, 0.0), 0.0, (0.0, 0.0, 0.0))
+    spread = (float(known.min()), float(np.median(known)), float(known.max()))
+    share, above = float(valid_HW.mean()), float((known >= max_disparity).mean())
+    return Look(disparity_HW.shape, share, spread, above, _differences(pair, valid_HW))
+
+
+def _differences(pair: Pair, valid_HW: np.ndarray) -> tuple[float, float, float]:
+    """Over the pixels whose three partners all lie within the right image."""
+    left, right = pair.left.mean(axis=2), pair.right.mean(axis=2)
+    y, x = np.nonzero(valid_HW)
+    step = np.rint(pair.disparity[y, x]).astype(int)
+    inside = (x - step >= 0) & (x + step < valid_HW.shape[1])
+    y, x, step = y[inside], x[inside], step[inside]
+    if not x.size:
+        return 0.0, 0.0, 0.0
+    return tuple(float(np.abs(left[y, x] - right[y, there]).mean()) for there in (x - step, x + step, x))
+
+
+def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
+    """What makes a list suspicious, as most of its samples show it."""
+    coding = "set disparity_format or disparity_scale of the data source"
+    maximum = case.spec.dataset.max_disparity
+    if _most(one.valid < 0.001 for one in looks):
+        yield problem(f"{where}: the samples have hardly any valid pixel", f"look at disparities and masks; {coding}")
+        return
+    if _most(one.range[1] > one.size[1] / 2 for one in looks):
+        yield problem(f"{where}: median disparities are larger than half the image's width", coding)
+    if _most(one.range[2] < 1 for one in looks):
+        yield problem(f"{where}: all disparities are below 1 px", coding)
+    above = np.mean([one.above for one in looks])
+    if above > 0.02:
+        yield warning(
+            f"{where}: {above:.0%} of the valid pixels have {maximum} px or more and do not count",
+            f"raise dataset.max_disparity (now {maximum}), or scale the images down",
+        )
+    if _most(one.differences[1] < 0.8 * one.differences[0] for one in looks):
+        yield problem(
+            f"{where}: left pixels look like right ones at x + d, not at x - d",
+            "swap left and right",
+        )
+    elif _most(one.differences[2] < 0.8 * one.differences[0] for one in looks):
+        yield problem(f"{where}: the images match better without their disparities than with them", coding)
+    height, width = case.crop
+    if "train_dataset" in where and _most(one.size[0] < 0.7 * height or one.size[1] < 0.7 * width for one in looks):
+        yield warning(
+            f"{where}: samples are much smaller than a crop of {height}x{width} px, and most of it is padding",
+            "lower dataset.train_dataset.augmentation.crop_size",
+        )
+
+
+def _most(answers) -> bool:
+    answers = list(answers)
+    return sum(answers) * 2 > len(answers)

@@ -1,0 +1,193 @@
+"""The curves of training runs as a picture, from what the runs leave in their folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from stereo_core.errors import DataError
+from stereo_core.files import atomic_path
+
+Curves = dict[str, dict[int, float]]
+"""Tag -> optimizer step -> value, steps in order."""
+
+PANELS = (
+    ("training loss (px)", ("train_loss_step", "train_loss_epoch", "train_loss")),
+    ("validation loss (px)", ("val_loss",)),
+    ("val/epe (px)", ("val/epe",)),
+    ("share of bad pixels", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
+    ("learning rate", ("lr",)),
+    ("seconds a step", ("step_time", "step_time_epoch")),
+)
+"""Title -> the tags that it shows; a panel without data is left out."""
+
+BY_STEP = ("train_loss_step", "step_time", "lr")  # many points: a line without marks
+MAX_LABELS = 16  # runs in a legend
+
+
+def plot(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
+    """Draw the curves of the run in a folder, or of all runs below it in the same panels.
+
+    Args:
+        folder: results of a training, or a folder above several.
+        out: the picture; `<folder>/curves.png` where it is None.
+
+    Returns:
+        The picture, and the names of the runs in it.
+
+    Raises:
+        DataError: there is no such folder, or nothing to draw in it; or the picture's suffix is no format.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; name the results folder of a training, or one above it")
+    out = Path(out) if out else folder / "curves.png"
+    if out.suffix.lower() != ".png":
+        raise DataError(f"{out}: pictures are PNG files; name it {out.with_suffix('.png').name}")
+    runs = dict(read_runs(folder))
+    if not runs:
+        raise DataError(
+            f"{folder}: nothing to draw: there are neither figures in lightning_logs nor epochs in status.json, here "
+            "and below; name the results folder of a training that has ended an epoch or a validation"
+        )
+    _draw(runs, out)
+    return out, list(runs)
+
+
+def read_runs(folder: Path) -> Iterator[tuple[str, Curves]]:
+    """The runs at and below a folder that have curves: name (path below the folder) and curves."""
+    found = {path.parent for name in ("lightning_logs", "status.json") for path in folder.rglob(name)}
+    for run in sorted(found, key=_natural):
+        curves = read_curves(run)
+        if any(tag in curves for _, tags in PANELS for tag in tags):
+            name = run.relative_to(folder).as_posix()
+            yield (folder.resolve().name if name == "." else name), curves
+
+
+def read_curves(run: Path) -> Curves:
+    """The curves of one run: of its TensorBoard files, or where there are none of status.json."""
+    return _from_events(run / "lightning_logs") or _from_status(run / "status.json")
+
+
+def _natural(path: Path) -> list:
+    """Sorts trial 10 after trial 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+# -- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def _from_events(folder: Path) -> Curves:
+    """All event files of a run. A resumed run begins a new file, at a step where the one before may have been already:
+    the later file counts from there on."""
+    curves: Curves = {}
+    for path in sorted(folder.rglob("events.out.tfevents.*"), key=_started):
+        new = _read_events(path)
+        first = min((min(points) for tag, points in new.items() if not tag.startswith("val")), default=None)
+        if first is None and any(not tag.startswith("val") for tag in curves):
+            continue  # a validation before a resumed run goes on, whose step the file does not know
+        if first is not None:
+            curves = {tag: {s: v for s, v in points.items() if s < first} for tag, points in curves.items()}
+        for tag, points in new.items():
+            curves[tag] = dict(sorted((curves.get(tag, {}) | points).items()))
+    return {tag: points for tag, points in curves.items() if points}
+
+
+def _started(path: Path) -> tuple[int, int]:
+    """When an event file was begun: seconds and number in its name, `events.out.tfevents.SECONDS.HOST.PID.NUMBER`."""
+    numbers = re.findall(r"\d+", path.name)
+    return (int(numbers[0]), int(numbers[-1])) if numbers else (0, 0)
+
+
+def _read_events(path: Path) -> Curves:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False)
+    events.Reload()  # a file that is being written ends with its last whole record
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "epoch"]
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
+
+
+# -- status.json ------------------------------------------------------------------------------------------------------
+
+
+def _from_status(path: Path) -> Curves:
+    """What status.json says at the end of every epoch. Where a later run begins, or goes on, before the end of an
+    earlier one, it counts from there on."""
+    curves: Curves = {}
+    step, validation = 0, {}
+    for line in _lines(path):
+        message, kpi = str(line.get("message", "")), _numbers(line.get("kpi"))
+        if message == "Eval metrics generated before training.":
+            if not curves:
+                _put(curves, 0, kpi)
+        elif message.startswith("Eval metrics generated"):
+            validation = kpi  # its step stands in the line that follows
+        elif "epoch" in line and isinstance(line.get("step"), int):
+            step = line["step"]
+            curves = {tag: {s: v for s, v in points.items() if s < step} for tag, points in curves.items()}
+            _put(curves, step, validation | _numbers({"step_time": line.get("step_time")}))
+            validation = {}
+        elif message.startswith("Train metrics generated"):
+            _put(curves, step, kpi)
+    return curves
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    """The objects of status.json; what is no such line, as the last one while it is being written, is passed over."""
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def _numbers(kpi: dict | None) -> dict[str, float]:
+    return {name: value for name, value in (kpi or {}).items() if isinstance(value, int | float)}
+
+
+def _put(curves: Curves, step: int, values: dict[str, float]) -> None:
+    for tag, value in values.items():
+        curves.setdefault(tag, {})[step] = value
+
+
+# -- the picture ------------------------------------------------------------------------------------------------------
+
+
+def _draw(runs: dict[str, Curves], out: Path) -> None:
+    """One run: a panel a line of PANELS, a colour a tag. Several: a colour a run, and of each panel's tags one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot's
+    from matplotlib.figure import Figure
+
+    there = {tag for curves in runs.values() for tag in curves}
+    panels = [(title, [tag for tag in tags if tag in there]) for title, tags in PANELS if there & {*tags}]
+    if len(runs) > 1:
+        panels = [(title if len(tags) == 1 else f"{title}: {tags[-1]}", tags[-1:]) for title, tags in panels]
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(12, 3.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    labelled = {}
+    for index, (title, tags) in enumerate(panels):
+        axes = figure.add_subplot(rows, 2, index + 1, title=title, xlabel="optimizer step")
+        axes.grid(alpha=0.3)
+        if "loss" in title:
+            axes.set_yscale("log")
+        for number, (name, curves) in enumerate(runs.items()):
+            for tag in (tag for tag in tags if tag in curves):
+                colour = {"color": f"C{number}"} if len(runs) > 1 else {}
+                marker = None if tag in BY_STEP else "."
+                label = name if len(runs) > 1 else tag
+                points = curves[tag]
+                (labelled[label],) = axes.plot([*points], [*points.values()], label=label, marker=marker, **colour)
+        if len(runs) == 1 and len(tags) > 1:
+            axes.legend()
+    if 1 < len(runs) <= MAX_LABELS:
+        figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=4)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,91 @@
+"""`depth_net plot`: what a run leaves becomes one line a figure, however often the run was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from stereo_core.errors import DataError
+from stereo_core.report.curves import plot, read_curves, read_runs
+from stereo_core.report.status import StatusLog
+
+
+def write_events(run: Path, number: int, points: dict[str, dict[int, float]]) -> Path:
+    """One event file, begun `number` seconds after the first, as TensorBoard names them."""
+    folder = run / "lightning_logs" / "version_1"
+    before = {*folder.glob("events*")}
+    with SummaryWriter(str(folder)) as writer:
+        for tag, values in points.items():
+            for step, value in values.items():
+                writer.add_scalar(tag, value, step)
+    (path,) = {*folder.glob("events*")} - before
+    return path.rename(folder / f"events.out.tfevents.{1000 + number}.host.1.0")
+
+
+def test_a_resumed_run_has_one_line(tmp_path):
+    """The first process went on to step 49 after its last checkpoint, at 29; the second did 39 and 49 anew."""
+    write_events(tmp_path, 0, {"val/epe": {0: 14.0}})
+    write_events(tmp_path, 1, {"lr": {9: 1.0, 19: 2.0, 29: 3.0, 39: 9.0, 49: 9.0}, "val/epe": {29: 7.0, 45: 9.0}})
+    write_events(tmp_path, 2, {"val/epe": {0: 6.0}})  # of the resumed checkpoint, whose step Lightning writes as 0
+    write_events(tmp_path, 3, {"lr": {39: 4.0, 59: 5.0}, "val/epe": {59: 5.0}})
+    curves = read_curves(tmp_path)
+    assert list(curves["lr"].items()) == [(9, 1.0), (19, 2.0), (29, 3.0), (39, 4.0), (59, 5.0)]
+    assert list(curves["val/epe"].items()) == [(0, 14.0), (29, 7.0), (59, 5.0)]
+
+
+def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_record(tmp_path):
+    path = write_events(tmp_path, 0, {"lr": {1: 1.0, 2: 2.0, 3: 3.0}})
+    path.write_bytes(path.read_bytes()[:-5])
+    write_events(tmp_path, 1, {}).write_bytes(b"")
+    assert read_curves(tmp_path)["lr"] == {1: 1.0, 2: 2.0}
+
+
+def write_status(run: Path, epochs: dict[int, float], initial: float | None = None) -> None:
+    """status.json as training writes it: step at the epoch's end -> val/epe; train_loss is ten times that."""
+    run.mkdir(parents=True, exist_ok=True)
+    status = StatusLog(run)
+    status.started("Starting Depth Net train.")
+    if initial is not None:
+        status.running("Eval metrics generated before training.", kpi={"epe": initial})
+    for step, epe in epochs.items():
+        status.running("Eval metrics generated.", kpi={"epe": epe})
+        status.running("Training loop in progress", epoch=step // 10, step=step, step_time=0.5)
+        status.running("Train metrics generated.", kpi={"train_loss": 10 * epe})
+
+
+def test_status_json_serves_where_there_are_no_event_files(tmp_path):
+    write_status(tmp_path, {10: 8.0, 20: 9.0, 30: 9.5}, initial=12.0)
+    write_status(tmp_path, {20: 6.0, 30: 5.0})  # resumed at 10
+    with (tmp_path / "status.json").open("a") as file:
+        file.write('{"status": "RUNN')
+    curves = read_curves(tmp_path)
+    assert curves["val/epe"] == {0: 12.0, 10: 8.0, 20: 6.0, 30: 5.0}
+    assert curves["train_loss"] == {10: 80.0, 20: 60.0, 30: 50.0} and curves["step_time"][30] == 0.5
+
+
+def test_all_runs_below_a_folder_stand_in_one_picture(tmp_path):
+    for trial in (10, 9):
+        write_status(tmp_path / f"trial_{trial}" / "train", {10: 8.0, 20: trial / 2})
+    (tmp_path / "evaluate").mkdir()
+    StatusLog(tmp_path / "evaluate").success("done", kpi={"epe": 1.0})  # has metrics, and no steps
+    assert [name for name, _ in read_runs(tmp_path)] == ["trial_9/train", "trial_10/train"]
+    picture, names = plot(tmp_path)
+    assert picture == tmp_path / "curves.png" and len(names) == 2
+    pixels = cv2.imread(str(picture)).reshape(-1, 3)[:, ::-1].tolist()
+    assert [31, 119, 180] in pixels and [255, 127, 14] in pixels and [44, 160, 44] not in pixels  # two lines' colours
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    (tmp_path / "status.json").write_text(json.dumps({"status": "STARTED", "message": "Starting Depth Net train."}))
+    with pytest.raises(DataError, match="nothing to draw"):
+        plot(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        plot(tmp_path / "runs")
+    write_status(tmp_path, {10: 8.0})
+    with pytest.raises(DataError, match=r"name it c\.png"):
+        plot(tmp_path, tmp_path / "c.jpg")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
