@@ -1,0 +1,116 @@
+"""Two processes (gloo, CPU) do what one does with the double batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from test_module import MODEL, make_batch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stereo_core.actions import Outcome
+from stereo_core.actions.ranks import in_ranks
+from stereo_core.models import create_model
+from stereo_core.report.status import StatusLog
+from stereo_core.spec import spec_from_dict
+from stereo_core.training.checkpoints import AtomicCheckpointIO
+from stereo_core.training.distribution import Ranks, joined
+from stereo_core.training.module import StereoModule
+from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
+
+STEPS = 10
+
+
+def double_batches() -> list[list[dict]]:
+    """Pairs of one-image batches; the two of a pair differ in the number of valid pixels, one has none at all."""
+    pairs = []
+    for number in range(2 * STEPS):
+        pair = [make_batch(2 * number), make_batch(2 * number + 1)]
+        for key in ("left", "right", "disparity"):
+            for batch in pair:
+                batch[key] = batch[key].double()
+        pair[1]["valid"] &= pair[1]["disparity"] > (100 if number == 3 else number)
+        pairs.append(pair)
+    return pairs
+
+
+def whole(pair: list[dict]) -> dict:
+    return {key: sum((b[key] for b in pair), []) if key == "path" else torch.cat([b[key] for b in pair])
+            for key in pair[0]}  # fmt: skip
+
+
+def train(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
+    """Ten steps of two batches each in float64 with SGD, batch normalisation and dropout off; the weights go to a file."""
+    pairs = double_batches()
+    batches = [whole(pair) for pair in pairs] if ranks.world == 1 else [pair[ranks.rank] for pair in pairs]
+    source = folder / "list.txt"
+    source.touch()
+    dataset = {"max_disparity": 64, "train_dataset": {"data_sources": [{"data_file": str(source)}]}}
+    optim = {"optimizer": "SGD", "lr": 1e-2, "warmup_steps": 0}
+    settings = {"results_dir": str(folder), "num_epochs": 1, "optim": optim, "accumulate": 2}
+    spec = spec_from_dict("train", {"dataset": dataset, "model": MODEL, "train": settings})
+    torch.manual_seed(0)
+    network = create_model(preset="tiny", train_iters=2).double()
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm | torch.nn.Dropout):  # dropout is drawn anew on every rank
+            layer.eval()
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    with joined(ranks):
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=len(ranks.devices), strategy=strategy(ranks), max_epochs=1, logger=False,
+            plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
+            accumulate_grad_batches=2, gradient_clip_val=0.1, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(StereoModule(network, spec), torch.utils.data.DataLoader(batches, batch_size=None))
+    moved = [name for name, p in network.named_parameters() if not torch.equal(p, before[name])]
+    torch.save({"weights": network.state_dict(), "moved": moved}, folder / f"{ranks.world}_{ranks.rank}.pth")
+    return Outcome("", kpi={"steps": trainer.global_step, "loss": float(trainer.callback_metrics["train_loss_epoch"])})
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_with_the_double_batch(tmp_path):
+    """The loss weighs valid pixels over both; a mean of means would differ from the third digit on."""
+    one = in_ranks(train, tmp_path, StatusLog(None), Ranks((0,)))
+    two = in_ranks(train, tmp_path, StatusLog(None), Ranks((0, 0)))
+    assert one.kpi["steps"] == two.kpi["steps"] == STEPS
+    assert two.kpi["loss"] == pytest.approx(one.kpi["loss"], rel=1e-9)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("1_0", "2_0", "2_1"))
+    assert len(alone["moved"]) > 500 and alone["moved"] == first["moved"]
+    for name, value in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], value, rtol=0, atol=1e-9, msg=name)
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"n_gru_layers": 1}, {"n_gru_layers": 2, "corr_levels": 1}, {"variant": "tao"},
+     {"variant": "tao", "disparity_attention": "heads"}, {"train_iters": 1}],
+)  # fmt: skip
+def test_every_trained_weight_gets_a_gradient(config):
+    """Else ranks would wait for its gradient, or have to search the graph for it in every step."""
+    network = create_model(preset="tiny", **{"train_iters": 2} | config)
+    batch = make_batch(0)
+    init, disparities = network(batch["left"], batch["right"])
+    (init.mean() + sum(d.mean() for d in disparities)).backward()
+    missing = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+
+
+def test_synchronised_norms_keep_their_names_and_ties():
+    """Some norms stand under two names; torch's own conversion makes two of them, whose statistics part on a GPU."""
+    network = create_model(preset="tiny")
+    names = {name: id(module) for name, module in network.named_modules(remove_duplicate=False)
+             if isinstance(module, _BatchNorm)}  # fmt: skip
+    before = network.state_dict()
+    assert len(set(names.values())) < len(names)
+    synchronise_batch_norm(network)
+    modules = dict(network.named_modules(remove_duplicate=False))
+    new = {name: id(modules[name]) for name in names}
+    assert all(isinstance(modules[name], torch.nn.SyncBatchNorm) for name in names)
+    assert {(names[a] == names[b]) for a in names for b in names if new[a] == new[b]} == {True}
+    assert len(set(new.values())) == len(set(names.values()))
+    after = network.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
