@@ -10,6 +10,9 @@ import pytest
 # Test processes run side by side: threads that wait for each other while spinning would slow all of them tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Runs of tests go to nobody's account.
+os.environ["WANDB_MODE"] = "disabled"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 ROOT = Path(__file__).parents[1]
 
