@@ -137,11 +137,9 @@ def test_a_dry_run_does_one_of_everything_and_leaves_pictures_of_samples_alone(w
     calls, drawn = [], []
     for name in ("training_step", "validation_step"):
         step = getattr(StereoModule, name)
-        monkeypatch.setattr(
-            StereoModule, name, lambda *args, step=step, name=name: (calls.append(name), step(*args))[1]
-        )
+        monkeypatch.setattr(StereoModule, name, lambda *args, s=step, n=name: calls.append(n) or s(*args))
     log = Pictures._log
-    monkeypatch.setattr(Pictures, "_log", staticmethod(lambda *args: (drawn.append(args[1]), log(*args))))
+    monkeypatch.setattr(Pictures, "_log", staticmethod(lambda *args: drawn.append(args[1]) or log(*args)))
     assert watch(tmp_path, num_epochs=3, is_dry_run=True) == 0
     assert calls == ["validation_step", "training_step", "validation_step"]
     assert drawn == ["val", "train", "val"]
