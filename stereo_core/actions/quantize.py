@@ -91,6 +91,11 @@ def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: Sta
         info = read_onnx(source)
         if info["precision"] != "fp32":
             raise ModelError(f"{source}: is quantised already ({info['precision']}); name the float32 ONNX file")
+        if None in (info["input_height"], info["input_width"]):
+            raise ModelError(
+                f"{source}: height and width are open, and it does not say at which it was traced; export the "
+                "checkpoint with `depth_net export`, or give an ONNX file of one size"
+            )
         pairs = list(_normalised_pairs(spec, (info["input_height"], info["input_width"]), status))
         return quantize(source, out, spec.quantize, pairs), source.stat().st_size
     model = from_spec(spec, str(source)).eval()

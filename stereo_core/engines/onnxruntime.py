@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,4 +229,15 @@ def _providers(device: str | None, search: str) -> list:
             f"device {device}: this ONNX Runtime ({ort.__version__}) has no CUDA provider, only {', '.join(offered)}; "
             "install onnxruntime-gpu, or run on the CPU"
         )
+    if name != "cpu" and _torch_has_gpu():
+        LOG.warning(
+            "ONNX Runtime %s has no CUDA provider and runs on the CPU, though there is a GPU here; install "
+            "onnxruntime-gpu, or ask for the device cpu",
+            ort.__version__,
+        )
     return ["CPUExecutionProvider"]
+
+
+def _torch_has_gpu() -> bool:
+    """Whether PyTorch, where it is loaded, sees a GPU; it is not loaded for that."""
+    return "torch" in sys.modules and sys.modules["torch"].cuda.is_available()

@@ -112,9 +112,7 @@ def _provider(device: str) -> str:
         LOG.warning("quantize.device: cuda: this ONNX Runtime has no CUDA provider; calibrating on the CPU")
         return "cpu"
     name, _, index = device.partition(":")
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "trt": "TensorrtExecutionProvider"}[
-        name
-    ]
+    provider = PROVIDERS[name]
     if provider not in available:
         raise SpecError(f"quantize.device: {device}: this ONNX Runtime has no {provider}, only {', '.join(available)}")
     return f"cuda:{index or 0}" if name == "cuda" else name

@@ -256,6 +256,17 @@ def test_the_wrong_kind_of_file_names_the_way(spec, tmp_path, tiny_checkpoint):
         run(spec(model_path=str(tmp_path / "m.onnx")))
 
 
+def test_an_open_onnx_file_of_another_maker_needs_a_size(spec, tmp_path):
+    pytest.importorskip("modelopt")
+    value = onnx.helper.make_tensor_value_info
+    names = ("left_image", "right_image", "disparity")
+    images = [value(name, 1, [1, channels, "h", "w"]) for name, channels in zip(names, (3, 3, 1), strict=True)]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Sub", names[:2], names[2:])], "g", images[:2], images[2:])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "open.onnx")
+    with pytest.raises(ModelError, match=r"open.onnx: height and width are open, .* at which it was traced; export"):
+        run(spec(backend="modelopt.onnx", mode="static_ptq", model_path=str(tmp_path / "open.onnx")))
+
+
 def test_a_missing_library_names_the_extra(spec, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(SpecError, match=r"torchao needs torchao, .* pip install 'stereo-pipelines\[quantize\]'"):

@@ -278,6 +278,21 @@ def test_a_device_that_is_not_there_is_an_error(engine, device):
         load_engine(engine, "tpu")
 
 
+def test_a_gpu_that_is_not_used_is_told(engine, monkeypatch, caplog):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has a CUDA provider")
+    torch = pytest.importorskip("torch")
+    load_engine(engine)
+    assert "though there is a GPU" not in caplog.text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    load_engine(engine, "cpu")
+    assert "though there is a GPU" not in caplog.text
+    load_engine(engine)
+    assert (
+        "has no CUDA provider and runs on the CPU, though there is a GPU here; install onnxruntime-gpu" in caplog.text
+    )
+
+
 def test_a_failed_build_leaves_the_old_engine_whole(engine, colour_onnx, monkeypatch):
     before = engine.read_bytes()
     nan = colour_onnx("nan.onnx", scale=float("nan"))
