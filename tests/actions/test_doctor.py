@@ -1,0 +1,186 @@
+"""`depth_net doctor`: what would end a long run is said before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stereo_core.actions.doctor_case import GIB, Case, Gpu, Machine
+from stereo_core.actions.doctor_data import files, find_faults, look, pairs, samples
+from stereo_core.actions.doctor_machine import cores, devices, disk, kept_checkpoints, memory, shared_memory
+from stereo_core.actions.perform import perform
+from stereo_core.data.augmentation import Pair
+from stereo_core.data.codecs import write_pfm
+from stereo_core.data.images import write_png
+from stereo_core.models import create_model
+from stereo_core.spec import spec_from_dict
+
+LAPTOP = Machine(gpus=(), cores=8, memory=16 * GIB, shared_memory=8 * GIB)
+SERVER = replace(LAPTOP, gpus=(Gpu("T4", 15 * GIB, (7, 5)), Gpu("H100", 79 * GIB, (9, 0))), cores=64)
+MODEL = {"preset": "tiny", "train_iters": 1, "stereo_backbone": {"allow_random_backbone": True}}
+
+
+@pytest.fixture
+def case(scenes, split, tmp_path):
+    """overrides of `train` and `dataset.train_dataset` -> a Case on LAPTOP with the pairs of `scenes`."""
+
+    def make(machine: Machine = LAPTOP, data_file=scenes / "list.txt", train=None, **train_dataset) -> Case:
+        dataset = {
+            "max_disparity": 64,
+            "train_dataset": split(data_file) | {"augmentation": {"crop_size": [60, 90]}} | train_dataset,
+            "val_dataset": split(scenes / "list.txt"),
+        }
+        tree = {"dataset": dataset, "model": MODEL, "train": {"results_dir": str(tmp_path)} | (train or {})}
+        return Case(spec_from_dict("doctor", tree), machine)
+
+    return make
+
+
+def levels(findings) -> list[str]:
+    return [finding.level for finding in findings]
+
+
+def test_a_spec_that_is_fine_exits_0_and_the_training_s_own_folder_is_left_alone(scenes, split, tmp_path, capsys):
+    dataset = {
+        "max_disparity": 64,
+        "train_dataset": split(scenes / "list.txt"),
+        "val_dataset": split(scenes / "list.txt"),
+    }
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [64, 96]}
+    spec = spec_from_dict("doctor", {"dataset": dataset, "model": MODEL, "train": {"results_dir": str(tmp_path)}})
+    assert perform("doctor", spec) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["doctor"]
+    lines = [json.loads(line) for line in (tmp_path / "doctor" / "status.json").read_text().splitlines()]
+    found = {(one["check"], one["level"]) for one in lines[-2]["findings"]}
+    assert {("weights", "ok"), ("files", "ok"), ("samples", "ok"), ("disk", "ok"), ("memory", "ok")} <= found
+    assert lines[-1]["status"] == "SUCCESS" and lines[-1]["kpi"]["problems"] == 0
+    assert "4 pairs, all files are there" in capsys.readouterr().out
+
+
+def test_a_missing_file_and_a_missing_backbone_are_found_in_one_go_and_exit_2(scenes, split, tmp_path):
+    listed = tmp_path / "list.txt"
+    lines = (scenes / "list.txt").read_text().splitlines()
+    listed.write_text("\n".join([*lines, lines[0].replace("gt.pfm", "nothing.pfm")]) + "\n")
+    model = {"preset": "tiny", "train_iters": 1}
+    dataset = {"max_disparity": 64, "train_dataset": split(listed, data_root=str(scenes))}
+    spec = spec_from_dict("doctor", {"dataset": dataset, "model": model, "train": {"results_dir": str(tmp_path / "r")}})
+    assert perform("doctor", spec) == 2
+    checks, last = (
+        json.loads(line) for line in (tmp_path / "r" / "doctor" / "status.json").read_text().splitlines()[-2:]
+    )
+    text = " ".join(found["text"] for found in checks["findings"])
+    assert "scene0/nothing.pfm: No such file or directory" in text and "allow_random_backbone=true" in text
+    assert last["status"] == "FAILURE" and "2 problem(s), see the table: weights, files" in last["message"]
+
+
+def test_files_that_can_not_be_read(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    (tmp_path / "good").write_text("x")
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "secret").chmod(0)
+    names = ("folder", "empty", "good", "secret", "nothing")
+    faults = find_faults([str(tmp_path / name) for name in names])
+    locked = {"secret": "Permission denied"} if os.geteuid() else {}  # root may read everything
+    expected = {"folder": "not a file", "empty": "the file is empty", "nothing": "No such file or directory"}
+    assert {os.path.basename(path): fault for path, fault in faults.items()} == expected | locked
+
+
+def test_lists_of_the_scenes_are_fine(case):
+    one = case()
+    assert levels(files(one)) == ["ok", "ok"] and levels(samples(one)) == ["ok", "ok"]
+    assert one.largest == {"train": (64, 96), "val": (64, 96)}
+    assert [finding.text for finding in pairs(one)] == ["4 training pairs, batches of 2: 2 steps an epoch, 20 in all"]
+    few = case(batch_size=5)
+    list(files(few))
+    assert levels(pairs(few)) == ["problem"]
+
+
+def changed_list(scenes, folder, change):
+    """The scenes with `change(left, right, disparity)` applied to each, and their list."""
+    from stereo_core.data.codecs import read_disparity
+    from stereo_core.data.images import read_image
+
+    lines = []
+    for number in range(3):
+        there = scenes / f"scene{number}"
+        disparity, _ = read_disparity(there / "gt.pfm")
+        left, right, disparity = change(read_image(there / "left.png"), read_image(there / "right.png"), disparity)
+        for name, image in (("left", left), ("right", right)):
+            write_png(folder / f"{name}{number}.png", image)
+        write_pfm(folder / f"gt{number}.pfm", disparity)
+        lines.append(f"left{number}.png right{number}.png gt{number}.pfm\n")
+    (folder / "list.txt").write_text("".join(lines))
+    return folder / "list.txt"
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "words"),
+    [
+        (lambda left, right, disp: (right, left, disp), "problem", "x + d, not at x - d"),
+        (lambda left, right, disp: (left, right, disp * 256), "problem", "half the image's width"),
+        (lambda left, right, disp: (left, right, disp / 256), "problem", "below 1 px"),
+        (lambda left, right, disp: (left, right, disp * 0), "problem", "hardly any valid pixel"),
+        (lambda left, right, disp: (left[:9], right, disp), "problem", "do not belong together"),
+        (lambda left, right, disp: (left[:32, :48], right[:32, :48], disp[:32, :48]), "warning", "much smaller"),
+    ],
+)
+def test_samples_that_are_not_what_they_should_be(case, scenes, tmp_path, change, level, words):
+    one = case(data_file=changed_list(scenes, tmp_path, change))
+    list(files(one))
+    found = [finding for finding in samples(one) if words in finding.text]
+    assert found and {finding.level for finding in found} == {level}
+
+
+def test_ground_truth_above_the_limit_is_counted():
+    image = np.zeros((2, 8, 3), np.uint8)
+    disparity = np.array([[0, 0, 0, 0, 2, 2, 6, 1]] * 2, np.float32)
+    seen = look(Pair(image, image, disparity), 6)
+    assert (seen.valid, seen.above, seen.range) == (0.5, 0.25, (1, 2, 6))
+
+
+def test_devices_and_arithmetic(case):
+    assert levels(devices(case(train={"precision": "fp16"}))) == ["problem"]
+    assert levels(devices(case(SERVER, train={"precision": "bf16"}))) == ["warning"]
+    both = case(SERVER, train={"num_gpus": 2})
+    assert levels(devices(both)) == ["ok", "ok"] and both.ranks.world == 2
+
+
+def test_cores_and_shared_memory(case):
+    assert levels(cores(case(workers=7))) == ["ok"] and levels(cores(case(workers=8))) == ["warning"]
+    one = case(replace(LAPTOP, shared_memory=2_000_000), workers=3, batch_size=2)
+    list(files(one))
+    (found,) = shared_memory(one)  # 3 processes x 2 batches x 2 pairs x 64 x 96 px x 29 bytes = 2.1 MB
+    assert found.level == "problem"
+    one.machine = replace(LAPTOP, shared_memory=2_200_000)
+    assert levels(shared_memory(one)) == ["ok"]
+
+
+def test_checkpoints_that_are_kept(case):
+    one = case(train={"num_epochs": 7, "checkpoint_interval": 2})
+    assert kept_checkpoints(one) == 5  # three, the best, and the one being written
+    one.spec.train.keep_checkpoints = 0
+    assert kept_checkpoints(one) == 5  # after epochs 2, 4, 6 and 7, and the best
+    assert levels(disk(one)) == ["warning"]
+    one.network = create_model(preset="tiny")
+    assert levels(disk(one)) == ["ok"]
+    one.spec.train.checkpoint_interval_unit = "step"
+    one.spec.train.num_epochs = 10**9
+    list(files(one))
+    assert levels(disk(one)) == ["problem"]
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit(case):
+    one = case(train={"activation_checkpoint": False}, batch_size=1)
+    one.network = create_model(preset="tiny", train_iters=1)
+    assert levels(memory(one)) == ["ok"]
+    needed = int(one.kpi["memory_gib"] * GIB)
+    for there, level in ((needed * 105 // 100, "warning"), (needed * 95 // 100, "problem")):
+        one.machine = replace(LAPTOP, memory=there)
+        (found,) = memory(one)
+        assert found.level == level and "activation_checkpoint=true" in found.mend
