@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stereo_core.actions import Outcome
 from stereo_core.actions.predictor import UniqueNames, known, load_predictor, predictions, write_results
+from stereo_core.actions.ranks import in_ranks
 from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.data.images import write_png
 from stereo_core.errors import DataError
@@ -19,6 +22,7 @@ from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.report.pictures import panel
 from stereo_core.report.status import StatusLog
 from stereo_core.spec import results_dir
+from stereo_core.training.distribution import Ranks, gathered, joined, resolve
 
 LOG = logging.getLogger(__name__)
 
@@ -30,24 +34,39 @@ def run(spec, status: StatusLog) -> Outcome:
     """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
-    a valid pixel, which count nowhere), `model_bytes`, for engines latency, throughput and GPU memory, and `settings`.
+    a valid pixel, which count nowhere), `model_bytes`, for engines latency, throughput and GPU memory (of the first
+    process), and `settings`.
+
+    Several devices or nodes (see `stereo_core.training.distribution`) share the images; the first process writes the
+    same lines and figures that one alone would.
 
     Raises:
+        SpecError: settings that do not fit this machine or its environment.
         DataError: an image has no ground truth, or none of them has a valid pixel.
         FloatingPointError: a prediction is not finite.
     """
+    return in_ranks(_evaluate, spec, status, resolve(spec.evaluate, "evaluate", torch.cuda.device_count()))
+
+
+def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     engine = spec.evaluate.trt_engine
     folder = results_dir(spec, "evaluate")
     data = StereoDataModule(spec)
     data.setup("test")
     status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
-    predictor = load_predictor(spec, "evaluate")
-    loader = data.test_dataloader()
+    predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local])
+    with joined(ranks, "gloo"):
+        loader = data.test_dataloader()
+        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, spec.dataset.max_disparity)
+        if ranks.world > 1:
+            rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
+    if ranks.rank > 0:
+        return Outcome("Evaluate finished successfully; the first process has the figures")
     metrics = StereoMetrics()
     with atomic_path(folder / "metrics.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         table.writeheader()
-        for row in _evaluated(predictions(predictor, loader, len(loader)), folder, spec.dataset.max_disparity):
+        for row in rows:
             metrics.update([row])
             table.writerow(row)
     totals = metrics.compute()
@@ -66,21 +85,21 @@ def run(spec, status: StatusLog) -> Outcome:
 
 
 def _evaluated(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float) -> Iterator[dict]:
-    """A row of metrics.csv for every image; the first images also leave a panel."""
+    """A row of metrics.csv, and the sample's `index`, for every image; the data set's first also leave a panel."""
     names = UniqueNames()
-    for count, (sample, prediction_HW) in enumerate(pairs):
+    for sample, prediction_HW in pairs:
         if not sample["has_gt"]:
             raise DataError(
                 f"{sample['path']}: has no ground truth in its annotation line, so there is nothing to evaluate against"
             )
         gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
         row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
-        if count < PANELS:
+        if sample["index"] < PANELS:
             counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
             left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
             picture = panel(left_HW3, prediction_HW, gt_HW, counts_HW)
             write_png(folder / "panels" / f"{names(sample['rel'].replace('/', '_'))}.png", picture)
-        yield {"path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
+        yield {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
 
 
 def _check(totals: dict) -> None:

@@ -38,7 +38,7 @@ def run(spec, status: StatusLog) -> Outcome:
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
-    predictor = load_predictor(spec, "inference")
+    predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
     loader = data.predict_dataloader()
     rels, flat_names, count = UniqueNames(), UniqueNames(), 0
     for sample, disparity_HW in predictions(predictor, loader, len(loader)):

@@ -46,11 +46,12 @@ class Predictor:
     figures: Callable[[], dict] = dict
 
 
-def load_predictor(spec, verb: str) -> Predictor:
+def load_predictor(spec, verb: str, gpu: int) -> Predictor:
     """Load what `<verb>.checkpoint` or `<verb>.trt_engine` names, whichever is set.
 
     Args:
         verb: "evaluate" or "inference".
+        gpu: where to run, if there is one.
 
     Raises:
         SpecError: a key asks for what an engine can not do.
@@ -58,8 +59,8 @@ def load_predictor(spec, verb: str) -> Predictor:
     """
     section = getattr(spec, verb)
     if section.trt_engine:
-        return _engine_predictor(spec, verb)
-    device = f"cuda:{section.gpu_ids[0]}" if torch.cuda.is_available() else "cpu"
+        return _engine_predictor(spec, verb, gpu)
+    device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
     return _checkpoint_predictor(spec, verb, device)
 
 
@@ -88,11 +89,10 @@ def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
     return Predictor(predict, device, settings)
 
 
-def _engine_predictor(spec, verb: str) -> Predictor:
+def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
     section = getattr(spec, verb)
     if verb == "inference" and section.hierarchical:
         raise SpecError("inference.hierarchical: an engine has one size; use a checkpoint, or set it to false")
-    gpu = section.gpu_ids[0]
     free = _free_gpu_bytes(gpu)
     engine = load_engine(section.trt_engine, f"cuda:{gpu}" if gpu else None)
     resize = section.resize if verb == "evaluate" else "pad"

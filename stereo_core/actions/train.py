@@ -67,7 +67,19 @@ def run(spec, status: StatusLog) -> Outcome:
     """
     if spec.train.precision == "fp16" and not torch.cuda.is_available():
         raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
-    return in_ranks(_train, spec, status, resolve(spec.train, "train", torch.cuda.device_count()))
+    ranks = resolve(spec.train, "train", torch.cuda.device_count())
+    if ranks.world > 1 and spec.train.distributed_strategy == "fsdp":
+        _check_fsdp(spec.train)
+    return in_ranks(_train, spec, status, ranks)
+
+
+def _check_fsdp(settings) -> None:
+    if settings.ema_decay is not None:
+        raise SpecError(
+            "train.ema_decay: fsdp has the weights in parts and can not average them; use ddp, or leave it out"
+        )
+    if settings.precision == "fp16":
+        raise SpecError("train.precision: fp16 scales gradients, which fsdp has in parts; choose bf16 or fp32, or ddp")
 
 
 def _train(spec, status: StatusLog, ranks: Ranks) -> Outcome:
@@ -210,7 +222,7 @@ def _trainer(spec, folder: Path, ranks: Ranks, callbacks: list[pl.Callback]) -> 
         accelerator="gpu" if ranks.gpu else "cpu",
         devices=list(ranks.devices) if ranks.gpu else len(ranks.devices),
         num_nodes=ranks.nodes,
-        strategy=strategy(ranks),
+        strategy=strategy(settings.distributed_strategy, ranks),
         precision=_PRECISIONS[settings.precision],
         max_epochs=settings.num_epochs,
         check_val_every_n_epoch=settings.validation_interval,

@@ -49,13 +49,16 @@ WITHOUT_EFFECT: dict[str, str] = {
     "model.cnet_conv04_widths": _FAST,
     "model.cam_mid_channels": _FAST,
     "model.cost_agg_conv_patch_padding": _FAST,
+    "automl.epoch_multiplier": "rungs are counted in epochs: 1, automl_reduction_factor, its square, ...",
+    "automl.automl_population_size": "pbt and dehb are not available here",
+    "automl.automl_max_experiments": "automl_max_recommendations says it",
+    "automl.override_automl_disabled_params": "a key that is no hyperparameter is refused",
+    "automl.train_sample_count": "trials train on all of dataset.train_dataset",
     "train.checkpoint_interval_steps": "use checkpoint_interval with checkpoint_interval_unit: step",
-    "train.distributed_strategy": "training runs on one device",
     "train.optim.monitor_name": "no schedule here watches a metric",
     "train.inference_tile": _TILES,
     "train.tile_wtype": _TILES,
     "train.tile_min_overlap": _TILES,
-    "evaluate.num_*": "one device is used, the first of evaluate.gpu_ids",
     "evaluate.batch_size": "dataset.test_dataset.batch_size says it",
     "evaluate.input_*": "images keep their size, or take the engine's; see evaluate.resize",
     "evaluate.native_padded": _FAST,
@@ -70,6 +73,7 @@ WITHOUT_EFFECT: dict[str, str] = {
 """Pattern of dotted paths -> reason. The first that fits counts."""
 
 _SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",), "export": ("test", "infer")}
+_SPLITS["automl"] = _SPLITS["train"]
 _SPLITS["quantize"] = ("val",)  # its training pairs only calibrate
 
 
@@ -88,6 +92,8 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
         yield from _crop_sizes(verb, spec)
         if verb == "quantize":
             yield from _quantize(spec)
+        if verb == "automl":
+            yield from _automl(spec)
         if spec.dataset.on_error == "skip" and section_name(verb) in ("evaluate", "inference"):
             yield "dataset.on_error", "only training can do without a pair; an unreadable one always fails here"
 
@@ -117,6 +123,30 @@ def _quantize(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
             yield f"quantize.layers[{index}].activations.dtype", "torchao quantises weights alone here"
 
 
+def _automl(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """What a search, or one of its algorithms, does without."""
+    own, train, defaults = spec.automl, spec.train, type(spec.train).model_fields
+    if own.automl_policy == "off":
+        yield from ((path, "automl_policy is off") for path in _changed(own, ("automl",)) if path not in _PLAIN)
+        return
+    if own.algorithm == "bayesian" and own.automl_reduction_factor != 3:
+        yield "automl.automl_reduction_factor", "bayesian lets every trial run to its end"
+    if train.resume_training_checkpoint_path:
+        yield "train.resume_training_checkpoint_path", "each trial goes on from its own checkpoint"
+    if train.monitor != defaults["monitor"].default and train.monitor != own.metric:
+        yield "train.monitor", "automl.metric says it"
+    if spec.wandb.run_id:
+        yield "wandb.run_id", "each trial is a run of its own"
+    for path, given in own.custom_param_ranges.items():
+        if given.option_weights:
+            yield f"automl.custom_param_ranges.{path}.option_weights", "Optuna's samplers take no weights"
+        if given.disable_list:
+            yield f"automl.custom_param_ranges.{path}.disable_list", "no searched key holds a list"
+
+
+_PLAIN = ("automl.automl_policy", "automl.results_dir")
+
+
 def _concerns(verb: str, path: str) -> bool:
     """Whether a verb reads the section a key stands in; keys for other verbs are no mistake."""
     head, _, rest = path.partition(".")
@@ -128,7 +158,7 @@ def _concerns(verb: str, path: str) -> bool:
         return name in _SPLITS and (not split or split in _SPLITS[name])
     if head == "model":
         return name in _SPLITS
-    return head == name or (head == "wandb" and name == "train")
+    return head == name or (head == "wandb" and name == "train") or (head in ("train", "wandb") and name == "automl")
 
 
 def _changed(group: Section, path: tuple) -> Iterator[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.nn.functional import smooth_l1_loss
 
@@ -23,6 +24,7 @@ from stereo_core.training.distribution import gathered, number_of_ranks, summed,
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.nonfinite import write_step
 from stereo_core.training.schedules import lr_factor
+from stereo_core.training.strategy import whole
 
 LOG = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ class StereoModule(pl.LightningModule):
         total = loss
         if self.settings.precision != "fp16":
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            total = loss + torch.nn.utils.get_total_norm(gradients)
+            total = loss + whole(torch.nn.utils.get_total_norm(gradients))
         lr = self.optimizers().param_groups[0]["lr"]
         self.log("lr", lr, on_step=True, on_epoch=False)
         loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
@@ -176,6 +178,12 @@ class StereoModule(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Without SyncBatchNorm each rank has running statistics of its own; the checkpoint has the first's."""
         taken_from_first([*self.model.buffers(), *self.averages.values()])
+        if isinstance(self.model, FSDPModule):
+            self.model.unshard()
+
+    def on_validation_end(self) -> None:
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()
 
     def validation_step(self, samples: list[dict], batch_index: int) -> dict[int, Tensor]:
         """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any.

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
+import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
-from stereo_core.training.distribution import Ranks
-
-_TIMEOUT = timedelta(minutes=30)  # for a process that waits for one that is gone without a word
+from stereo_core.training.distribution import Ranks, taken_from_first
 
 
 class GivenRanks(LightningEnvironment):
@@ -43,15 +49,68 @@ class GivenRanks(LightningEnvironment):
         """Nothing of the environment was touched."""
 
 
-def strategy(ranks: Ranks) -> Strategy | str:
-    """How the processes share the work: every one a copy of the network, gradients averaged.
+def strategy(name: str, ranks: Ranks) -> Strategy | str:
+    """How the processes share the work.
 
     Buffers stay each rank's own within an epoch (see `StereoModule.on_validation_start`): ranks may have different
     numbers of images to validate, and a broadcast with every forward pass would wait for the missing ones.
+
+    Args:
+        name: ddp, every process has the whole network and optimizer; or fsdp, see ShardedStrategy.
     """
     if ranks.world == 1:
         return "auto"
-    return DDPStrategy(broadcast_buffers=False, timeout=_TIMEOUT)
+    return DDPStrategy(broadcast_buffers=False) if name == "ddp" else ShardedStrategy()
+
+
+class ShardedStrategy(DDPStrategy):
+    """Weights, gradients and optimizer state in parts, one a rank, put together for a forward and backward pass
+    (`fully_shard`). Checkpoints are whole, as those of ddp, so that either goes on from the other's.
+
+    The network is one group: it takes little memory beside its activations, so that parts of parts would only add
+    messages. Together from `on_validation_start` to `on_validation_end`, it sends none in a validation, where ranks may
+    have different numbers of images.
+    """
+
+    @property
+    def network(self) -> nn.Module:
+        return self.lightning_module.model
+
+    def configure_ddp(self) -> None:
+        taken_from_first([*self.network.parameters(), *self.network.buffers()])
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        fully_shard(self.network, mesh=mesh, reshard_after_forward=False)
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        self.network.set_requires_gradient_sync(False)
+        yield
+        self.network.set_requires_gradient_sync(True)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return tree_map(whole, super().lightning_module_state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return tree_map(whole, super().optimizer_state(optimizer))
+
+    def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            parts = {number: {name: _part(value, weights[number]) for name, value in state.items()}
+                     for number, state in saved["state"].items()}  # fmt: skip
+            optimizer.load_state_dict(saved | {"state": parts})
+
+
+def whole(value: Any) -> Any:
+    """A tensor of which each rank has a part, on every rank; anything else as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _part(value: Any, weight: DTensor) -> Any:
+    """This rank's part of what an optimizer keeps of a weight; counters stay as they are."""
+    if not isinstance(value, torch.Tensor) or value.shape != weight.shape:
+        return value
+    return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:

@@ -335,3 +335,20 @@ def test_a_broken_network_fails_and_names_the_image(scenes, split, run_evaluate,
     assert code == 1
     message = status_lines(tmp_path / "out")[-1]["message"]
     assert "scene0/left.png" in message and "not finite" in message
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_same_lines_and_figures(run_evaluate, tmp_path, scenes, split):
+    """TAO's item 28: there samples are repeated and the ranks' means are averaged. Three images for two processes."""
+    lines = (scenes / "list.txt").read_text().splitlines()
+    (tmp_path / "list.txt").write_text("\n".join(lines[1:]) + "\n")
+    section = split(tmp_path / "list.txt", batch_size=1, data_root=str(scenes))
+    code, one = run_evaluate(tmp_path / "one", section)
+    assert code == 0
+    code, two = run_evaluate(tmp_path / "two", section, num_gpus=2, gpu_ids=[0, 1])
+    assert code == 0 and two.kpi == one.kpi
+    assert len(read_rows(tmp_path / "one")) == 3
+    for name in ("metrics.csv", "results.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
+    panels = [{path.name for path in (tmp_path / name / "panels").iterdir()} for name in ("one", "two")]
+    assert panels[0] == panels[1] and len(panels[0]) == 3

@@ -18,7 +18,7 @@ from stereo_core.spec import spec_from_dict
 from stereo_core.training.checkpoints import AtomicCheckpointIO
 from stereo_core.training.distribution import Ranks, joined
 from stereo_core.training.module import StereoModule
-from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
+from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm, whole
 
 STEPS = 10
 
@@ -36,15 +36,15 @@ def double_batches() -> list[list[dict]]:
     return pairs
 
 
-def whole(pair: list[dict]) -> dict:
-    return {key: sum((b[key] for b in pair), []) if key == "path" else torch.cat([b[key] for b in pair])
-            for key in pair[0]}  # fmt: skip
+def double(pair: list[dict]) -> dict:
+    first, second = pair
+    return {key: first[key] + second[key] if key == "path" else torch.cat([first[key], second[key]]) for key in first}
 
 
-def train(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
-    """Ten steps of two batches each in float64 with SGD, batch normalisation and dropout off; the weights go to a file."""
+def train(folder: Path, status: StatusLog, ranks: Ranks, name: str = "ddp") -> Outcome:
+    """Ten steps of two batches in float64 with SGD, batch normalisation and dropout off; the weights go to a file."""
     pairs = double_batches()
-    batches = [whole(pair) for pair in pairs] if ranks.world == 1 else [pair[ranks.rank] for pair in pairs]
+    batches = [double(pair) for pair in pairs] if ranks.world == 1 else [pair[ranks.rank] for pair in pairs]
     source = folder / "list.txt"
     source.touch()
     dataset = {"max_disparity": 64, "train_dataset": {"data_sources": [{"data_file": str(source)}]}}
@@ -59,22 +59,28 @@ def train(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
     before = {name: p.clone() for name, p in network.named_parameters()}
     with joined(ranks):
         trainer = pl.Trainer(
-            accelerator="cpu", devices=len(ranks.devices), strategy=strategy(ranks), max_epochs=1, logger=False,
+            accelerator="cpu", devices=len(ranks.devices), strategy=strategy(name, ranks), max_epochs=1, logger=False,
             plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
             accumulate_grad_batches=2, gradient_clip_val=0.1, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
         trainer.fit(StereoModule(network, spec), torch.utils.data.DataLoader(batches, batch_size=None))
-    moved = [name for name, p in network.named_parameters() if not torch.equal(p, before[name])]
-    torch.save({"weights": network.state_dict(), "moved": moved}, folder / f"{ranks.world}_{ranks.rank}.pth")
+        weights = {name: whole(value) for name, value in network.state_dict().items()}
+    moved = [name for name, value in before.items() if not torch.equal(value, weights[name])]
+    torch.save({"weights": weights, "moved": moved}, folder / f"{ranks.world}_{ranks.rank}.pth")
     return Outcome("", kpi={"steps": trainer.global_step, "loss": float(trainer.callback_metrics["train_loss_epoch"])})
 
 
+def train_sharded(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
+    return train(folder, status, ranks, "fsdp")
+
+
 @pytest.mark.slow
-def test_two_ranks_equal_one_with_the_double_batch(tmp_path):
+@pytest.mark.parametrize("several", [train, train_sharded], ids=["ddp", "fsdp"])
+def test_two_ranks_equal_one_with_the_double_batch(tmp_path, several):
     """The loss weighs valid pixels over both; a mean of means would differ from the third digit on."""
     one = in_ranks(train, tmp_path, StatusLog(None), Ranks((0,)))
-    two = in_ranks(train, tmp_path, StatusLog(None), Ranks((0, 0)))
+    two = in_ranks(several, tmp_path, StatusLog(None), Ranks((0, 0)))
     assert one.kpi["steps"] == two.kpi["steps"] == STEPS
     assert two.kpi["loss"] == pytest.approx(one.kpi["loss"], rel=1e-9)
     alone, first, second = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("1_0", "2_0", "2_1"))
