@@ -27,7 +27,7 @@ def devices(case: Case) -> Iterator[Finding]:
         elif case.spec.model.preset == "tiny":
             yield ok(f"{case.ranks.world} process(es) on the CPU, {precision}")
         else:
-            yield warning("no GPU is here: the network trains on the CPU, a hundred times slower", "use a GPU")
+            yield warning("no GPU is here: a network of full size trains on the CPU, very slowly", "use a GPU")
         return
     for index in case.ranks.devices:
         gpu = machine.gpus[index]
@@ -46,8 +46,8 @@ def cores(case: Case) -> Iterator[Finding]:
         yield warning("no loader processes: each step waits until its pairs are read", "dataset.train_dataset.workers")
     elif wanted > there:
         yield warning(
-            f"{processes} x {workers} loader processes and {processes} that train, on {there} cores: they wait for "
-            "each other",
+            f"{processes} x {workers} loader processes and {processes} that train, on {there} cores: they "
+            "compete for them",
             f"dataset.train_dataset.workers={max(1, there // processes - 1)}, or ask for {wanted} cores",
         )
     else:
