@@ -46,11 +46,10 @@ class ProgressBar(pl.Callback):
         self.handlers: list[logging.StreamHandler] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._start(trainer)
         self.on_train_epoch_start(trainer, module)  # resuming within an epoch, Lightning does not call it
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
+        self._begin(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict, batch_index: int) -> None:
         if self.progress is None:
@@ -62,8 +61,7 @@ class ProgressBar(pl.Callback):
         self._show(batch_index + 1, trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._start(trainer)
-        self._begin("validation", sum(trainer.num_val_batches))
+        self._begin(trainer, "validation", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self._show(index + 1, trainer.global_step)
@@ -78,21 +76,21 @@ class ProgressBar(pl.Callback):
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         self._stop()
 
-    def _start(self, trainer: pl.Trainer) -> None:
-        if self.progress is not None or not trainer.is_global_zero or not self.console.is_terminal:
-            return
+    def _begin(self, trainer: pl.Trainer, what: str, total: int) -> None:
+        if self.progress is not None:
+            self.progress.reset(self.task, description=what, total=total)
+        elif trainer.is_global_zero and self.console.is_terminal:
+            self._start(what, total)
+
+    def _start(self, what: str, total: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = _WithFigures(*columns, console=self.console, redirect_stdout=False)
-        self.task = self.progress.add_task("")
+        self.task = self.progress.add_task(what, total=total)
         self.looked = 0.0
         self.handlers = list(_handlers_of(sys.stderr))
         self.progress.start()  # from here on sys.stderr writes above the bar
         for handler in self.handlers:
             handler.setStream(sys.stderr)
-
-    def _begin(self, what: str, total: int) -> None:
-        if self.progress is not None:
-            self.progress.reset(self.task, description=what, total=total)
 
     def _show(self, done: int, step: int) -> None:
         if self.progress is not None:
