@@ -94,6 +94,7 @@ def test_figures(clock, monkeypatch):
     assert sum(work.steps for work in measurements.recent) == 4  # of both
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the memory of the GPU is shown")
 def test_memory_is_that_of_this_process(clock):
     measurements = Measurements()
     ballast = torch.ones(2**26, dtype=torch.float32)  # 0.25 GiB, all of it touched
