@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from stereo_core.report.status import StatusLog
 from stereo_core.spec import spec_from_dict
 from stereo_core.training.checkpoints import AtomicCheckpointIO
 from stereo_core.training.distribution import Ranks, joined
-from stereo_core.training.module import StereoModule
+from stereo_core.training.module import NonFiniteLossError, StereoModule
 from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm, whole
 
 STEPS = 10
@@ -41,34 +42,44 @@ def double(pair: list[dict]) -> dict:
     return {key: first[key] + second[key] if key == "path" else torch.cat([first[key], second[key]]) for key in first}
 
 
-def train(folder: Path, status: StatusLog, ranks: Ranks, name: str = "ddp") -> Outcome:
-    """Ten steps of two batches in float64 with SGD, batch normalisation and dropout off; the weights go to a file."""
-    pairs = double_batches()
-    batches = [double(pair) for pair in pairs] if ranks.world == 1 else [pair[ranks.rank] for pair in pairs]
+def fit(folder: Path, ranks: Ranks, batches: list, name: str, network=None, **settings):
+    """Train with SGD on batches made by hand; returns (module, network, figures)."""
     source = folder / "list.txt"
     source.touch()
     dataset = {"max_disparity": 64, "train_dataset": {"data_sources": [{"data_file": str(source)}]}}
     optim = {"optimizer": "SGD", "lr": 1e-2, "warmup_steps": 0}
-    settings = {"results_dir": str(folder), "num_epochs": 1, "optim": optim, "accumulate": 2}
+    settings = {"results_dir": str(folder), "num_epochs": 1, "optim": optim} | settings
     spec = spec_from_dict("train", {"dataset": dataset, "model": MODEL, "train": settings})
+    torch.manual_seed(0)
+    network = network or create_model(preset="tiny", train_iters=1)
+    with joined(ranks):
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=len(ranks.devices), strategy=strategy(name, ranks), max_epochs=1, logger=False,
+            plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
+            accumulate_grad_batches=spec.train.accumulate, gradient_clip_val=0.1, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        module = StereoModule(network, spec)
+        trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+        weights = {name: whole(value) for name, value in network.state_dict().items()}
+    figures = {"steps": trainer.global_step, "loss": float(trainer.callback_metrics["train_loss_epoch"])}
+    return module, weights, figures
+
+
+def train(folder: Path, status: StatusLog, ranks: Ranks, name: str = "ddp") -> Outcome:
+    """Ten steps of two batches in float64 with SGD, batch normalisation and dropout off; the weights go to a file."""
+    pairs = double_batches()
+    batches = [double(pair) for pair in pairs] if ranks.world == 1 else [pair[ranks.rank] for pair in pairs]
     torch.manual_seed(0)
     network = create_model(preset="tiny", train_iters=2).double()
     for layer in network.modules():
         if isinstance(layer, _BatchNorm | torch.nn.Dropout):  # dropout is drawn anew on every rank
             layer.eval()
     before = {name: p.clone() for name, p in network.named_parameters()}
-    with joined(ranks):
-        trainer = pl.Trainer(
-            accelerator="cpu", devices=len(ranks.devices), strategy=strategy(name, ranks), max_epochs=1, logger=False,
-            plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
-            accumulate_grad_batches=2, gradient_clip_val=0.1, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False,
-        )  # fmt: skip
-        trainer.fit(StereoModule(network, spec), torch.utils.data.DataLoader(batches, batch_size=None))
-        weights = {name: whole(value) for name, value in network.state_dict().items()}
+    _, weights, figures = fit(folder, ranks, batches, name, network, accumulate=2)
     moved = [name for name, value in before.items() if not torch.equal(value, weights[name])]
     torch.save({"weights": weights, "moved": moved}, folder / f"{ranks.world}_{ranks.rank}.pth")
-    return Outcome("", kpi={"steps": trainer.global_step, "loss": float(trainer.callback_metrics["train_loss_epoch"])})
+    return Outcome("", kpi=figures)
 
 
 def train_sharded(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
@@ -88,6 +99,35 @@ def test_two_ranks_equal_one_with_the_double_batch(tmp_path, several):
     for name, value in alone["weights"].items():
         torch.testing.assert_close(first["weights"][name], value, rtol=0, atol=1e-9, msg=name)
         assert torch.equal(first["weights"][name], second["weights"][name]), name
+
+
+def skip_a_step(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
+    """Three steps; rank 1 meets a NaN in the second."""
+    batches = [make_batch(2 * number + ranks.rank, spoilt=(number, ranks.rank) == (1, 1)) for number in range(3)]
+    module, weights, figures = fit(folder, ranks, batches, "ddp", nonfinite="skip")
+    torch.save(weights, folder / f"{ranks.rank}.pth")
+    return Outcome("", kpi=figures | {"skipped_steps": module.skipped})
+
+
+def fail_at_a_step(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
+    return fit(folder, ranks, [make_batch(ranks.rank, spoilt=ranks.rank == 1)], "ddp")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
+    kpi = in_ranks(skip_a_step, tmp_path, StatusLog(None), Ranks((0, 0))).kpi
+    assert kpi["skipped_steps"] == 1 and math.isfinite(kpi["loss"])
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
+    for name, value in first.items():
+        assert value.isfinite().all(), name
+        assert torch.equal(value, second[name]) or "running_" in name, name
+    assert [path.stem[-6:] for path in (tmp_path / "nonfinite").glob("*.pth")] == ["rank_1"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_fails_all_with_its_images(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 0 .* images pair1\.png; see .*rank_1\.json"):
+        in_ranks(fail_at_a_step, tmp_path, StatusLog(None), Ranks((0, 0)))
 
 
 @pytest.mark.parametrize(
