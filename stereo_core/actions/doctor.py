@@ -68,7 +68,8 @@ def weights(case: Case) -> Iterator[Finding]:
     if resume:
         done = read_progress(resume).epochs
         text = f"goes on from {resume}: {done} of {train.num_epochs} epochs are done"
-        yield ok(text) if done < train.num_epochs else warning(text, "raise train.num_epochs")
+        over = warning if said == AUTO else problem  # auto leaves a run that is over alone
+        yield ok(text) if done < train.num_epochs else over(text, "raise train.num_epochs")
     elif next(folder.glob("model_epoch_*.pth"), None):
         yield warning(
             f"a new run, but {folder} holds checkpoints of an earlier one",

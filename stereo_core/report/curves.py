@@ -89,7 +89,7 @@ def _from_events(folder: Path) -> Curves:
         if first is None and any(not tag.startswith("val") for tag in curves):
             continue  # a validation before a resumed run goes on, whose step the file does not know
         if first is not None:
-            curves = {tag: {s: v for s, v in points.items() if s < first} for tag, points in curves.items()}
+            curves = {tag: {s: v for s, v in points.items() if s <= first} for tag, points in curves.items()}
         for tag, points in new.items():
             curves[tag] = dict(sorted((curves.get(tag, {}) | points).items()))
     return {tag: points for tag, points in curves.items() if points}

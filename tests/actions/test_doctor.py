@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stereo_core.actions.doctor import weights
 from stereo_core.actions.doctor_case import GIB, Case, Gpu, Machine
 from stereo_core.actions.doctor_data import files, find_faults, look, pairs, samples
 from stereo_core.actions.doctor_machine import cores, devices, disk, kept_checkpoints, memory, shared_memory
@@ -16,6 +17,7 @@ from stereo_core.actions.perform import perform
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import write_png
+from stereo_core.errors import ModelError
 from stereo_core.models import create_model
 from stereo_core.spec import spec_from_dict
 
@@ -141,6 +143,19 @@ def test_ground_truth_above_the_limit_is_counted():
     disparity = np.array([[0, 0, 0, 0, 2, 2, 6, 1]] * 2, np.float32)
     seen = look(Pair(image, image, disparity), 6)
     assert (seen.valid, seen.above, seen.range) == (0.5, 0.25, (1, 2, 6))
+
+
+def test_weights_are_loaded_as_the_training_will(case, tmp_path, tiny_checkpoint):
+    (tmp_path / "model_epoch_000_step_00003.pth").write_bytes(tiny_checkpoint.read_bytes()[:1000])
+    one = case()
+    assert levels(weights(one)) == ["warning", "ok"]  # another run's checkpoints are there, and would be left alone
+    assert one.network.config.preset == "tiny"
+    damaged = case(train={"resume_training_checkpoint_path": "auto"})
+    with pytest.raises(ModelError, match="none of its 1 checkpoints is whole"):
+        list(weights(damaged))
+    with pytest.raises(ModelError, match="no state of a training run"):
+        list(weights(case(train={"resume_training_checkpoint_path": str(tiny_checkpoint)})))
+    assert levels(weights(case(train={"pretrained_model_path": str(tiny_checkpoint)}))) == ["warning", "ok"]
 
 
 def test_devices_and_arithmetic(case):
