@@ -138,6 +138,26 @@ def test_samples_that_are_not_what_they_should_be(case, scenes, tmp_path, change
     assert found and {finding.level for finding in found} == {level}
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "disparity", "name"),
+    [
+        ("KITTI_2015/training/image_2/000000_10.png", "image_3", "disp_occ_0/000000_10.png", "Kitti"),
+        ("Middlebury/MiddEval3/trainingQ/Motorcycle/im0.png", "im1.png", "disp0GT.pfm", "Middlebury"),
+    ],
+)
+def test_views_of_real_pairs_are_told_apart(shared, left, right, disparity, name):
+    """With room to spare: a list counts as swapped below 0.8."""
+    from stereo_core.data.codecs import read_disparity
+    from stereo_core.data.images import read_image
+
+    left = shared / "data" / left
+    folder, swap = (left.parents[1], left.parent.name) if name == "Kitti" else (left.parent, left.name)
+    images = read_image(left), read_image(str(left).replace(swap, right))
+    gt, _ = read_disparity(folder / disparity, dataset_name=name)
+    right_way, swapped = (look(Pair(*views, gt), 416).differences for views in (images, images[::-1]))
+    assert right_way[0] < 0.5 * min(right_way[1:]) and swapped[1] < 0.5 * swapped[0]
+
+
 def test_ground_truth_above_the_limit_is_counted():
     image = np.zeros((2, 8, 3), np.uint8)
     disparity = np.array([[0, 0, 0, 0, 2, 2, 6, 1]] * 2, np.float32)
