@@ -1,5 +1,6 @@
 """The component library: `from stereo_components import convert, train, evaluate`; each is a KFP component."""
 
+from .automl.component import automl
 from .convert.component import convert
 from .evaluate.component import evaluate
 from .export.component import export
@@ -13,6 +14,7 @@ from .trt_evaluate.component import trt_evaluate
 from .trt_inference.component import trt_inference
 
 __all__ = [
+    "automl",
     "convert",
     "evaluate",
     "export",

@@ -23,6 +23,10 @@ _EXAMPLES = {
         "results_dir=scenes num_scenes=16 seed=7",
     ),
     "train": ("Train, or go on with a training.", "-e train.yaml train.num_epochs=20 train.optim.lr=1e-4"),
+    "automl": (
+        "Search for hyperparameters: many short trainings, the best spec and checkpoint.",
+        "-e train.yaml automl.algorithm=asha automl.automl_max_recommendations=12",
+    ),
     "doctor": (
         "Check spec, data, machine and memory before a long training.",
         "-e train.yaml dataset.train_dataset.batch_size=4",

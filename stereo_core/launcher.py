@@ -29,6 +29,7 @@ ACTIONS = (
     "convert",
     "synthesize",
     "train",
+    "automl",
     "evaluate",
     "inference",
     "export",
@@ -42,7 +43,7 @@ MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP
 
 # port -> the kind of artifact it takes or gives; kind -> the formats a consumer here reads
 COMPARED = ("first", "second", "third", "fourth")  # the metrics that `report` puts side by side
-KINDS = {"pretrained": "checkpoint"} | dict.fromkeys(COMPARED, "metrics")
+KINDS = {"pretrained": "checkpoint", "best_spec": "spec"} | dict.fromkeys(COMPARED, "metrics")
 FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
 FORMATS["quantized"] = ("pth", "onnx")  # of kind checkpoint or onnx, as its metadata say
 ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
@@ -51,6 +52,7 @@ FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 # action -> input port -> spec key that names the model file
 MODEL_KEYS = {
     "train": {"pretrained": "train.pretrained_model_path"},
+    "automl": {"pretrained": "train.pretrained_model_path"},
     "evaluate": {"checkpoint": "evaluate.checkpoint"},
     "trt_evaluate": {"engine": "evaluate.trt_engine"},
     "inference": {"checkpoint": "inference.checkpoint"},
@@ -64,6 +66,7 @@ OUTPUT_FILES = {"export": ("export.onnx_file", "model.onnx"), "gen_trt_engine": 
 # action -> data set section -> annotation files to take, the first that exists; a section without one is left out
 SPLITS = {
     "train": {"train_dataset": ("train.txt",), "val_dataset": ("val.txt",)},
+    "automl": {"train_dataset": ("train.txt",), "val_dataset": ("val.txt",)},
     "evaluate": {"test_dataset": ("test.txt", "val.txt")},
     "inference": {"infer_dataset": ("test.txt", "val.txt")},
     "quantize": {"train_dataset": ("train.txt", "val.txt", "test.txt"), "val_dataset": ("val.txt", "test.txt")},
@@ -72,6 +75,11 @@ DATA_PORTS = ("images", "annotations")
 # typed parameter -> spec key; an empty value ("" or 0) leaves the key to the spec
 TYPED = {
     "train": {"num_epochs": "train.num_epochs"},
+    "automl": {
+        "algorithm": "automl.algorithm",
+        "max_recommendations": "automl.automl_max_recommendations",
+        "max_epochs": "automl.automl_max_epochs",
+    },
     "quantize": {"backend": "quantize.backend"},
     "gen_trt_engine": {
         "backend": "gen_trt_engine.backend",
@@ -125,14 +133,15 @@ def launch(action: str, executor_input: str) -> int:
     results = output_file.parent / "results"
 
     tree = user_spec(action, parameters, inputs)
-    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    said = json.dumps(tree, sort_keys=True)
+    digest = hashlib.sha256(said.encode()).hexdigest()
     wire(action, tree, parameters.get("dataset_name", ""), inputs, results)
 
     from stereo_core.actions.perform import perform
     from stereo_core.spec import spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:
-        published = publish(action, outcome, _artifacts(outputs), results, digest)
+        published = publish(action, outcome, _artifacts(outputs), results, digest, json.loads(said))
         with atomic_path(output_file) as temporary:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
@@ -314,8 +323,18 @@ def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, ima
 # ---- outputs
 
 
-def publish(action: str, outcome: Outcome, outputs: dict[str, Artifact], results: Path, spec_sha256: str) -> dict:
-    """Put the results where the ports want them; returns the `artifacts` part of executor_output.json."""
+def publish(
+    action: str,
+    outcome: Outcome,
+    outputs: dict[str, Artifact],
+    results: Path,
+    spec_sha256: str,
+    said: dict | None = None,
+) -> dict:
+    """Put the results where the ports want them; returns the `artifacts` part of executor_output.json.
+
+    `said` is the spec as the user gave it, without the ports.
+    """
     published = {}
     for port, artifact in outputs.items():
         if port == "metrics":
@@ -323,6 +342,9 @@ def publish(action: str, outcome: Outcome, outputs: dict[str, Artifact], results
             with atomic_path(artifact.path) as temporary:
                 temporary.write_text(json.dumps(metadata, indent=2) + "\n")
             metadata |= {"format": "json"}
+        elif port == "best_spec":
+            _publish_spec(artifact.path, said or {}, outcome.metadata[port])
+            metadata = {"format": "yaml"}
         elif port == "report":
             from stereo_core.report.html import action_report
 
@@ -345,6 +367,17 @@ def publish(action: str, outcome: Outcome, outputs: dict[str, Artifact], results
         item = {"name": artifact.name, "type": artifact.type, "uri": artifact.uri, "metadata": metadata}
         published[port] = {"artifacts": [item]}
     return published
+
+
+def _publish_spec(path: Path, said: dict, values: dict[str, float]) -> None:
+    """What the user said with the best values, as a spec file for `train`, whose ports name the files again."""
+    import yaml
+
+    tree = {name: value for name, value in said.items() if name != "automl"}
+    for key, value in values.items():
+        put(tree, key, value)
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _publish_result(artifact: Artifact, source: Path) -> dict:

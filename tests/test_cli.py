@@ -16,6 +16,7 @@ VERBS = (
     "convert",
     "synthesize",
     "train",
+    "automl",
     "doctor",
     "evaluate",
     "inference",

@@ -9,6 +9,7 @@ ACTIONS = (
     "convert",
     "synthesize",
     "train",
+    "automl",
     "doctor",
     "evaluate",
     "inference",

@@ -115,7 +115,7 @@ def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
     Where a weight file says what the network is, `model` holds only what the user said about it.
     """
     tree = spec.model_dump()
-    own = getattr(spec, section_name(verb))
+    own = getattr(spec, "train" if verb == "automl" else section_name(verb))
     if any(getattr(own, name, "") for name in _WEIGHTS):
         tree["model"] = spec.model.model_dump(exclude_unset=True)
     for path in _secret_paths(spec):

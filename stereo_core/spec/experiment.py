@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from stereo_core.errors import SpecError
+from stereo_core.spec.automl import AutoML
 from stereo_core.spec.convert import ConvertSpec, ReportSpec, SynthesizeSpec
 from stereo_core.spec.dataset import Dataset
 from stereo_core.spec.deploy import Export, GenTrtEngine
@@ -25,6 +26,7 @@ class ExperimentSpec(Section):
     dataset: Dataset = section(Dataset, "Which pairs, and how they are read and augmented")
     model: Model = section(Model, "The network")
     train: Train = section(Train, "Training")
+    automl: AutoML = section(AutoML, "The search for hyperparameters")
     evaluate: Evaluate = section(Evaluate, "Metrics of a checkpoint or an engine")
     inference: Inference = section(Inference, "Disparity maps from a checkpoint or an engine")
     export: Export = section(Export, "Checkpoint to ONNX")
@@ -39,6 +41,7 @@ SPECS: dict[str, type[Section]] = {
     "report": ReportSpec,
     "train": ExperimentSpec,
     "doctor": ExperimentSpec,
+    "automl": ExperimentSpec,
     "evaluate": ExperimentSpec,
     "inference": ExperimentSpec,
     "trt_evaluate": ExperimentSpec,

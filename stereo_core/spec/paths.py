@@ -26,6 +26,8 @@ def group_of(field: FieldInfo) -> tuple[type[Section] | None, bool]:
     annotation = field.annotation
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation, False
+    if typing.get_origin(annotation) is dict:  # its names are the user's: one value
+        return None, False
     for inner in typing.get_args(annotation):
         if isinstance(inner, type) and issubclass(inner, Section):
             return inner, True

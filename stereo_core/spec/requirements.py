@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from stereo_core.spec import search_space
 from stereo_core.spec.dataset import Augmentation, Dataset, Split
 from stereo_core.spec.experiment import ExperimentSpec, section_name
 from stereo_core.spec.fields import Section
@@ -15,7 +16,7 @@ Complaint = tuple[str, str]
 
 _NEEDED = "is needed"
 
-_MODEL_VERBS = ("train", "evaluate", "inference", "export", "quantize")
+_MODEL_VERBS = ("train", "automl", "evaluate", "inference", "export", "quantize")
 # quantize.backend -> quantize.mode, and the values of quantize.algorithm that the library has for int8 and fp8
 _QUANTIZE_MODES = {
     "torchao": "weight_only_ptq",
@@ -94,6 +95,27 @@ def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         )
 
 
+def _automl(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
+    own, train = spec.automl, spec.train
+    yield from _train(spec, verb)
+    if own.automl_policy == "off":
+        return
+    yield from search_space.complaints(spec)
+    if own.direction != "minimize":
+        yield "automl.direction", f"{own.metric} is the lower the better: minimize"
+    if not spec.dataset.val_dataset.data_sources:
+        yield "dataset.val_dataset.data_sources", "trials are compared on validation pairs; name at least one file"
+    if train.validation_interval > own.automl_max_epochs:
+        yield (
+            "train.validation_interval",
+            f"{train.validation_interval} is more than automl.automl_max_epochs {own.automl_max_epochs}",
+        )
+    if train.is_dry_run:
+        yield "train.is_dry_run", "a dry run leaves nothing that trials could be compared by"
+    if train.num_nodes > 1:
+        yield "train.num_nodes", f"{train.num_nodes}: a search runs on one node, its trials on one GPU each"
+
+
 def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     name = section_name(verb)
     own = getattr(spec, name)
@@ -165,6 +187,7 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 _RULES = {
     "train": _train,
+    "automl": _automl,
     "evaluate": _predict,
     "inference": _predict,
     "export": _export,

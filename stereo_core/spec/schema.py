@@ -14,6 +14,7 @@ from stereo_core.spec.experiment import ExperimentSpec, section_name, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import dotted, group_of
 
+_BESIDE = {"train": ("wandb",), "automl": ("train", "wandb")}
 _SHARED = ("results_dir", "encryption_key", "model_name", "dataset", "model")
 
 
@@ -48,6 +49,8 @@ def _marked(node: dict[str, Any], path: str) -> dict[str, Any]:
     if "properties" in node:
         properties = node["properties"].items()
         node["properties"] = {name: _marked(value, f"{path}.{name}" if path else name) for name, value in properties}
+    if isinstance(node.get("additionalProperties"), dict):
+        node["additionalProperties"] = _marked(node["additionalProperties"], f"{path}.*")
     if isinstance(node.get("items"), dict):
         node["items"] = _marked(node["items"], f"{path}[]")
     if "anyOf" in node:
@@ -74,7 +77,7 @@ def default_specs(verb: str) -> str:
     schema = json_schema(verb)
     names = list(group.model_fields)
     if group is ExperimentSpec:
-        wanted = {*_SHARED, section_name(verb), *(["wandb"] if section_name(verb) == "train" else [])}
+        wanted = {*_SHARED, section_name(verb), *_BESIDE.get(section_name(verb), ())}
         names = [name for name in names if name in wanted]
     head = f"# depth_net {verb}: every key with its default. ??? stands where a value is needed.\n"
     return head + "\n".join(_lines(group, names, schema, ())) + "\n"

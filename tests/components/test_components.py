@@ -22,6 +22,7 @@ PORTS = {
     "convert": ({"images": "Dataset"}, {"annotations": "Dataset"}),
     "synthesize": ({}, {"images": "Dataset"}),
     "train": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model"} | REPORT),
+    "automl": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model", "best_spec": "Artifact"} | REPORT),
     "evaluate": (DATA | {"checkpoint": "Model"}, REPORT),
     "trt_evaluate": (DATA | {"engine": "Model"}, REPORT),
     "inference": (DATA | {"checkpoint": "Model"}, {"disparity": "Dataset", "report": "HTML"}),

@@ -27,6 +27,8 @@ JUDGED_AT_LOADING = {  # read by spec/requirements.py alone: one value only is p
     "export.format",
     "quantize.mode",  # each backend has one
     "export.input_channel",
+    "automl.automl_hyperparameters",  # spec/search_space.py makes dimensions of both
+    "automl.custom_param_ranges",
 }
 
 

@@ -1,0 +1,62 @@
+"""tune_and_train: a search for hyperparameters, then a longer training with the best of them, both measured."""
+
+import stereo_components as steps
+from kfp import dsl
+
+from ..steps import policy
+
+
+@dsl.pipeline(
+    name="tune-and-train",
+    description="A search for hyperparameters, then a longer training with the best of them, both measured.",
+)
+def tune_and_train(
+    images_uri: str,
+    dataset_name: str = "GenericDataset",
+    algorithm: str = "",
+    max_recommendations: int = 0,
+    max_epochs: int = 0,
+    num_epochs: int = 0,
+    convert_spec: dict = {},  # noqa: B006
+    automl_spec: dict = {},  # noqa: B006
+    evaluate_spec: dict = {},  # noqa: B006
+):
+    """Short trials side by side, then the real training.
+
+    Args:
+        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
+            GenericDataset.
+        algorithm: The search's: bayesian, hyperband, asha or bohb; empty leaves it to automl_spec.
+        max_recommendations: Trials of the search; 0 leaves it to automl_spec.
+        max_epochs: Epochs of a trial; 0 leaves it to automl_spec.
+        num_epochs: Epochs of the training after the search; 0 leaves it to automl_spec's train.num_epochs.
+        convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
+        automl_spec: Spec of automl, which is that of train with a section automl; train takes the same with the best
+            values.
+        evaluate_spec: Spec of evaluate, for the best trial's checkpoint and the training's.
+    """
+    images = dsl.importer(
+        artifact_uri=images_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"kind": "images"}
+    )
+    images.set_display_name("images")
+    # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
+    convert = policy(steps.convert(images=images.output, spec=convert_spec), cache=False)
+    data = {"images": images.output, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+    search = policy(
+        steps.automl(
+            **data,
+            algorithm=algorithm,
+            max_recommendations=max_recommendations,
+            max_epochs=max_epochs,
+            spec=automl_spec,
+        )
+    )
+    train = policy(steps.train(**data, num_epochs=num_epochs, spec_file=search.outputs["best_spec"]))
+    metrics = []
+    for name, task in (("best trial", search), ("training", train)):
+        measured = steps.evaluate(**data, checkpoint=task.outputs["checkpoint"], spec=evaluate_spec)
+        metrics.append(policy(measured).set_display_name(f"evaluate {name}").outputs["metrics"])
+    policy(
+        steps.report(first=metrics[0], second=metrics[1], names=["best trial", "training"], title="Search and training")
+    )

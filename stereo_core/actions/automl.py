@@ -1,0 +1,120 @@
+"""automl: a search for hyperparameters, each trial a training of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from stereo_core.actions import Outcome
+from stereo_core.actions.train import run as train
+from stereo_core.automl import results
+from stereo_core.automl.progress import SearchBar
+from stereo_core.automl.search import Search, alone, slots
+from stereo_core.automl.study import SearchStudy
+from stereo_core.automl.trials import best_of, train_tree, trial_folder
+from stereo_core.errors import SpecError
+from stereo_core.report.status import StatusLog
+from stereo_core.spec import ExperimentSpec, results_dir
+from stereo_core.spec.search_space import search_space
+from stereo_core.training.distribution import Ranks, resolve
+
+LOG = logging.getLogger(__name__)
+
+# What may differ when a search goes on: where it runs, and what each trial has of its own.
+_FREE = ("results_dir", "num_gpus", "gpu_ids", "resume_training_checkpoint_path", "monitor", "num_epochs")
+
+
+def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
+    """Train with one set of values after the other, and keep the best.
+
+    The first trial is the baseline, the spec as it is, so that the result is never worse. Trials stand in
+    `trials/NNN/`, Optuna's journal in `journal.log`: the same command goes on with a search that was stopped or killed.
+    `best_spec.yaml` is the user's spec with the best values (and the user's own `train.num_epochs`),
+    `dn_model_best.pth` a link to the best checkpoint, `trials.csv` and `report.html` show all trials.
+
+    With `automl_policy: off` this is `depth_net train`, in the folder of the search.
+
+    Raises:
+        SpecError: Optuna is missing, the folder holds another search or one is running in it, or there are more nodes.
+        UserError: a trial's input is wrong.
+        RuntimeError: no trial came to its end.
+    """
+    folder = results_dir(spec, "automl")
+    if spec.automl.automl_policy == "off":
+        return _plain_training(spec, status, folder)
+    ranks = resolve(spec.train, "train", torch.cuda.device_count())
+    if ranks.nodes > 1 or ranks.local is not None:
+        raise SpecError(f"automl: a search runs as one process on one node, and the environment asks for {_who(ranks)}")
+    with alone(folder) as lock:
+        study = SearchStudy(folder, spec.automl, search_space(spec), _what_counts(spec))
+        places = slots(spec.automl, ranks.devices if ranks.gpu else (), dict(os.environ))
+        LOG.info("%d trials at a time, %s; the log of each is trials/NNN/log.txt", len(places), _where(ranks))
+        with SearchBar(study) as bar:
+
+            def tell(line: str) -> None:
+                status.running(line)
+                bar.say(line)
+
+            Search(spec, study, folder, places, lock, tell).run()
+        return _outcome(spec, study, folder)
+
+
+def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Outcome:
+    line = "automl_policy is off: plain training, no search"
+    LOG.info(line)
+    status.running(line)
+    plain = spec.model_copy(deep=True)
+    plain.train.results_dir = str(folder)
+    outcome = train(plain, status)
+    if "checkpoint" in outcome.artifacts:
+        outcome.artifacts["best_spec"] = results.write_spec(spec, folder, {})
+        outcome.metadata["best_spec"] = {}
+    return outcome
+
+
+def _who(ranks: Ranks) -> str:
+    return f"{ranks.nodes} nodes" if ranks.nodes > 1 else "several processes (torchrun)"
+
+
+def _where(ranks: Ranks) -> str:
+    return f"each on one of the GPUs {', '.join(map(str, ranks.devices))}" if ranks.gpu else "on the CPU"
+
+
+def _what_counts(spec: ExperimentSpec) -> dict:
+    """The part of the spec that the values of trials depend on."""
+    tree = train_tree(spec, {})
+    kept = {name: value for name, value in tree.get("train", {}).items() if name not in _FREE}
+    return {"dataset": tree.get("dataset", {}), "model": tree.get("model", {}), "train": kept}
+
+
+def _outcome(spec: ExperimentSpec, study: SearchStudy, folder: Path) -> Outcome:
+    best, metric = study.best(), spec.automl.metric
+    results.write_csv(study, folder)
+    if best is None:
+        results.write_page(study, folder, "No trial came to its end.")
+        reasons = {trial.user_attrs.get("reason", "") for trial in study.trials()}
+        raise RuntimeError(f"none of the {len(study.trials())} trials came to its end: {'; '.join(sorted(reasons))}")
+    checkpoint, metrics = best_of(trial_folder(folder, best.number), metric)
+    best_spec = results.write_spec(spec, folder, dict(best.params))
+    results.link_checkpoint(folder, checkpoint)
+    if spec.automl.automl_delete_intermediate_ckpt:
+        results.remove_checkpoints(folder, study.trials(), checkpoint)
+    baseline = study.trials()[0].value
+    message = f"{len(study.trials())} trials: the best is trial {best.number} with {metric} {best.value:.4f}"
+    message += f", the spec as it is has {baseline:.4f}" if baseline is not None else "; the spec as it is failed"
+    page = results.write_page(study, folder, message)
+    results.print_table(study, sys.stdout)
+    states = [trial.state.name for trial in study.trials()]
+    kpi = {name.removeprefix("val/"): value for name, value in metrics.items() if name != "val/loss"}
+    kpi |= {f"baseline_{metric.removeprefix('val/')}": baseline} if baseline is not None else {}
+    kpi |= {"trials": len(states), "trials_stopped": states.count("PRUNED"), "trials_failed": states.count("FAIL")}
+    return Outcome(
+        f"{message}; {best_spec}",
+        kpi=kpi,
+        artifacts={"checkpoint": checkpoint, "best_spec": best_spec, "report": page},
+        metadata={"best_spec": dict(best.params)},
+    )

@@ -1,0 +1,217 @@
+"""A trial: `depth_net train` in a process of its own, watched through the status.json of its folder."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stereo_core.errors import ModelError
+from stereo_core.files import atomic_path
+from stereo_core.models.files import read_sidecar
+from stereo_core.report.status import both_spellings, plain
+from stereo_core.spec import ExperimentSpec
+from stereo_core.spec.train import AUTO
+from stereo_core.training.checkpoints import BEST
+
+SPEC, LOG = "spec.yaml", "log.txt"
+_LAUNCHERS = ("WORLD_SIZE", "RANK", "NODE_RANK", "NUM_GPU_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one trial at a time has of the machine: a GPU, by its name in CUDA_VISIBLE_DEVICES, or some CPU threads."""
+
+    gpu: str | None
+    threads: int | None
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment for a trial alone: neither other GPUs nor other ranks."""
+        taken = {name: value for name, value in os.environ.items() if not _of_a_launcher(name)}
+        if self.gpu is not None:
+            return taken | {"CUDA_VISIBLE_DEVICES": self.gpu}
+        return taken | {"OMP_NUM_THREADS": str(self.threads)}
+
+
+def _of_a_launcher(name: str) -> bool:
+    return name in _LAUNCHERS or name.startswith("PET_")
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Where a trial of the search in `folder` trains."""
+    return folder / "trials" / f"{number:03d}"
+
+
+def train_tree(spec: ExperimentSpec, values: dict[str, float]) -> dict[str, Any]:
+    """What the user said of a training, with other values at dotted paths: a spec for `depth_net train`.
+
+    Keys at their defaults are left out, secrets too.
+    """
+    tree = plain(spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"}))
+    for path, value in values.items():
+        put(tree, path, value)
+    return tree
+
+
+def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str, float]) -> dict[str, Any]:
+    """The spec of a trial: the user's, its values, its own folder and checkpoint, one device, the search's epochs."""
+    own, train = spec.automl, spec.train
+    settings = {
+        "train.results_dir": str(trial_folder(folder, number)),
+        "train.resume_training_checkpoint_path": AUTO,
+        "train.num_epochs": own.automl_max_epochs,
+        "train.monitor": own.metric,
+        "train.num_gpus": 1,
+        "train.gpu_ids": [0],
+        "wandb.name": f"{spec.wandb.name} {number:03d}",
+        "wandb.run_id": "",
+    }
+    if train.checkpoint_interval_unit == "epoch":
+        settings["train.checkpoint_interval"] = min(train.checkpoint_interval, own.automl_max_epochs)
+    return train_tree(spec, values | settings)
+
+
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path, making the groups on the way."""
+    *groups, last = path.split(".")
+    for group in groups:
+        tree = tree.setdefault(group, {})
+    tree[last] = value
+
+
+@dataclass
+class TrialProcess:
+    """The process of one trial and what it has told.
+
+    Args:
+        number: the trial's.
+        folder: its own folder; a checkpoint in it is resumed.
+        metric: what is reported after each validation.
+        lock: file descriptor that the process keeps open while it lives.
+    """
+
+    number: int
+    folder: Path
+    metric: str
+    slot: Slot
+    lock: int
+    process: subprocess.Popen = field(init=False)
+    stopping: bool = False
+
+    def start(self, tree: dict[str, Any]) -> None:
+        with atomic_path(self.folder / SPEC) as path:
+            path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        self._status = StatusReader(self.folder / "status.json", self.metric)
+        command = [sys.executable, "-m", "stereo_core.cli", "train", "-e", str(self.folder / SPEC)]
+        with (self.folder / LOG).open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.slot.environment(),
+                pass_fds=(self.lock,),
+                preexec_fn=_belong_to_the_search,
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def validations(self) -> Iterator[tuple[int, float]]:
+        """The validations since the last call: how many epochs were done, and the metric."""
+        return self._status.validations()
+
+    def stop(self) -> None:
+        """Ask it to write a checkpoint and end."""
+        self.stopping = True
+        if not self.ended:
+            self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds: float) -> None:
+        """Until it has ended; after so many seconds it is killed, and its last checkpoint counts."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def reason(self) -> str:
+        """Why it failed, in one line."""
+        code = self.process.returncode
+        if code < 0:
+            why = "; the system ends a process so for want of memory" if code == -signal.SIGKILL else ""
+            return f"ended by {signal.Signals(-code).name}{why}"
+        return self._status.failure or f"exit code {code}; see {self.folder / LOG}"
+
+
+class StatusReader:
+    """The lines of a training's status.json, as they come.
+
+    What stood there before belongs to an earlier process of the same trial; its validations are given too.
+    """
+
+    def __init__(self, path: Path, metric: str) -> None:
+        self.path, self.metric = path, metric
+        self.failure = ""
+        self._offset = 0
+        self._value: float | None = None  # of a validation whose epoch is named in a later line
+        self._known = path.stat().st_size if path.exists() else 0
+
+    def validations(self) -> Iterator[tuple[int, float]]:
+        for line in self._lines():
+            message = str(line.get("message", ""))
+            if message == "Eval metrics generated.":  # not the one before training, which no epoch belongs to
+                self._value = both_spellings(line.get("kpi", {})).get(self.metric)
+            elif isinstance(line.get("epoch"), int):
+                if self._value is not None and math.isfinite(self._value):
+                    yield line["epoch"] + 1, self._value
+                self._value = None
+            elif line.get("status") == "FAILURE" and self._offset > self._known:
+                self.failure = message
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Whole new lines."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    return
+                self._offset += len(raw)
+                yield json.loads(raw)
+
+
+def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
+    """The best checkpoint that a trial left, and the metrics of its validation.
+
+    Raises:
+        ModelError: it left none, or the metric is not a number.
+    """
+    path = (folder / BEST).resolve()
+    metrics = read_sidecar(path).get("metrics", {})
+    if not path.is_file() or not math.isfinite(metrics.get(metric) or math.nan):
+        raise ModelError(f"{folder}: no checkpoint with a finite {metric}")
+    return path, metrics
+
+
+_LIBC = ctypes.CDLL(None)
+
+
+def _belong_to_the_search() -> None:
+    """In the new process: Ctrl-C is the search's business, and a search that dies ends its trials by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

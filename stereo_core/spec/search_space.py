@@ -1,0 +1,200 @@
+"""Which keys a search may tune, and in which range: those that change this training, within the key's own range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from stereo_core.spec import effects
+from stereo_core.spec.automl import ParamRange
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.paths import nearest, walk
+
+LOG_RATIO = 1000  # a range this wide is searched by its logarithm
+OPEN = 0.01  # where a range is open at its lower end, this share of it is left out
+
+
+class Refused(ValueError):
+    """A key or a range that can not be searched, and why."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key of the search.
+
+    Attributes:
+        low, high: the range, both ends included.
+        log: whether it is searched by its logarithm.
+        integer: whether only whole numbers count.
+        options: the values to choose from, in place of the range; empty: the range.
+        default: the spec's own value, which the baseline takes.
+    """
+
+    path: str
+    low: float
+    high: float
+    log: bool
+    integer: bool
+    options: tuple[float, ...]
+    default: float
+
+
+def search_space(spec: ExperimentSpec) -> list[Dimension]:
+    """The dimensions of a checked spec, in the order of `automl_hyperparameters`."""
+    ranges = spec.automl.custom_param_ranges
+    return [_dimension(spec, path, ranges.get(path, ParamRange())) for path in spec.automl.automl_hyperparameters]
+
+
+def complaints(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """What is wrong with `automl_hyperparameters` and `custom_param_ranges`: dotted path and rule."""
+    own = spec.automl
+    if len(set(own.automl_hyperparameters)) < len(own.automl_hyperparameters):
+        yield "automl.automl_hyperparameters", "names a key twice"
+    refused = {path: why for path in own.automl_hyperparameters if (why := why_not(spec, path))}
+    for path, why in refused.items():
+        can = ", ".join(path for path in _FIELDS if not why_not(spec, path))
+        yield "automl.automl_hyperparameters", f"{path} can not be searched: {why}; with this spec can be: {can}"
+    for path, given in own.custom_param_ranges.items():
+        if path not in own.automl_hyperparameters:
+            yield f"automl.custom_param_ranges.{path}", "the key is not in automl.automl_hyperparameters"
+        elif path not in refused:
+            try:
+                _narrowed(path, given)
+            except Refused as error:
+                yield f"automl.custom_param_ranges.{path}", str(error)
+    for path in own.automl_hyperparameters:
+        if path not in refused:
+            yield from _baseline_outside(spec, path)
+
+
+def why_not(spec: ExperimentSpec, path: str) -> str | None:
+    """Why searching a key would change nothing in this training, or None where it would."""
+    if path not in _FIELDS:
+        guess = nearest(path, ExperimentSpec)
+        return "there is no such key" + (f", did you mean {guess}" if guess else "")
+    without_effect = effects.reason(path)
+    if without_effect:
+        return f"it has no effect: {without_effect}"
+    if path in _FIXED:
+        return _FIXED[path]
+    if not _marked(_FIELDS[path]):
+        return "it is no hyperparameter"
+    if path.startswith("dataset.") and not path.startswith("dataset.train_dataset."):
+        return "it has no effect on training"
+    return _CONDITIONS.get(path, lambda spec: None)(spec)
+
+
+def _unless(holds: Callable[[ExperimentSpec], Any], why: str) -> Callable[[ExperimentSpec], str | None]:
+    return lambda spec: None if holds(spec) else why
+
+
+_AUGMENTATION = "dataset.train_dataset.augmentation"
+_FLIPS = _unless(lambda spec: spec.dataset.train_dataset.augmentation.do_flip, f"nothing flips without {_AUGMENTATION}.do_flip")  # fmt: skip  # noqa: E501
+_STEPS = ("MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler", "StepLR")
+_CONDITIONS = {
+    "train.optim.momentum": _unless(lambda s: s.train.optim.optimizer == "SGD", "only SGD has a momentum"),
+    "train.optim.lr_step_size": _unless(lambda s: s.train.optim.lr_scheduler == "StepLR", "only StepLR reads it"),
+    "train.optim.lr_decay": _unless(
+        lambda s: s.train.optim.lr_scheduler in _STEPS, f"only {', '.join(_STEPS)} read it"
+    ),
+    "train.optim.min_lr": _unless(
+        lambda s: s.train.optim.lr_scheduler == "CosineAnnealingLR", "only CosineAnnealingLR reads it"
+    ),
+    "model.corr_radius": _unless(
+        lambda s: not s.train.pretrained_model_path, "the weights of train.pretrained_model_path have their own"
+    ),
+    f"{_AUGMENTATION}.h_flip_prob": _FLIPS,
+    f"{_AUGMENTATION}.v_flip_prob": _FLIPS,
+    f"{_AUGMENTATION}.stretch_prob": _unless(
+        lambda s: s.dataset.train_dataset.augmentation.max_stretch > 0,
+        f"nothing stretches with {_AUGMENTATION}.max_stretch 0",
+    ),
+}
+_FIXED = {
+    "model.cv_group": "the network has 8 correlation groups and no other number",
+    "model.volume_dim": "the network has 28 cost volume channels and no other number",
+}
+_FIELDS: dict[str, FieldInfo] = dict(walk(ExperimentSpec))
+
+
+def _marked(field: FieldInfo) -> bool:
+    return bool((field.json_schema_extra or {}).get("automl"))
+
+
+# ---- ranges
+
+
+def _dimension(spec: ExperimentSpec, path: str, given: ParamRange) -> Dimension:
+    low, high, open_low = _own_range(path)
+    closed_low = low + OPEN * (high - low) if open_low else low
+    narrow_low, narrow_high, options = _narrowed(path, given)
+    return Dimension(
+        path=path,
+        low=narrow_low,
+        high=narrow_high,
+        log=closed_low > 0 and high / closed_low >= LOG_RATIO and not options,
+        integer=_is_integer(path),
+        options=options,
+        default=value_of(spec, path),
+    )
+
+
+def _narrowed(path: str, given: ParamRange) -> tuple[float, float, tuple[float, ...]]:
+    """The key's own range with what the user said of it; Refused where that is wider or empty."""
+    low, high, open_low = _own_range(path)
+    said = {"valid_min": given.valid_min, "valid_max": given.valid_max}
+    values = [(name, value) for name, value in said.items() if value is not None]
+    values += [("valid_options", value) for value in given.valid_options]
+    for name, value in values:
+        if value > high or value < low or (open_low and value == low):
+            beyond = "greater than" if open_low else "from"
+            raise Refused(f"{name} {value:g} is outside of the key's own range, {beyond} {low:g} to {high:g}")
+        if _is_integer(path) and value != int(value):
+            raise Refused(f"{name} {value:g} is not a whole number")
+    if given.valid_options and len(values) > len(given.valid_options):
+        raise Refused("valid_options are the values themselves; leave valid_min and valid_max out")
+    if given.valid_options and len(set(given.valid_options)) < 2:
+        raise Refused("valid_options must be two different values or more")
+    cast = int if _is_integer(path) else float
+    new_low = given.valid_min if given.valid_min is not None else low + OPEN * (high - low) if open_low else low
+    new_high = given.valid_max if given.valid_max is not None else high
+    if new_low >= new_high:
+        raise Refused(f"nothing is left between {new_low:g} and {new_high:g}")
+    return cast(new_low), cast(new_high), tuple(cast(value) for value in given.valid_options)
+
+
+def _baseline_outside(spec: ExperimentSpec, path: str) -> Iterator[tuple[str, str]]:
+    value = value_of(spec, path)
+    try:
+        low, high, options = _narrowed(path, spec.automl.custom_param_ranges.get(path, ParamRange()))
+    except Refused:
+        return
+    if (value not in options) if options else not low <= value <= high:
+        what = ", ".join(f"{option:g}" for option in options) if options else f"{low:g} to {high:g}"
+        yield (
+            f"automl.custom_param_ranges.{path}",
+            f"{what} leaves out the spec's own {value:g}, with which the first trial runs; set {path} to one of them",
+        )
+
+
+def _own_range(path: str) -> tuple[float, float, bool]:
+    """Lowest and highest value of a key, and whether the lowest itself is excluded."""
+    rules: dict[str, float] = {}
+    for rule in _FIELDS[path].metadata:
+        rules |= {name: getattr(rule, name) for name in ("ge", "gt", "le") if hasattr(rule, name)}
+    return rules.get("ge", rules.get("gt")), rules["le"], "gt" in rules
+
+
+def _is_integer(path: str) -> bool:
+    return _FIELDS[path].annotation is int
+
+
+def value_of(spec: ExperimentSpec, path: str) -> Any:
+    """The value of a dotted path."""
+    value: Any = spec
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
