@@ -31,7 +31,7 @@ from stereo_core.training.checkpoints import (
     newest_whole,
     read_progress,
 )
-from stereo_core.training.distribution import Ranks, joined, resolve
+from stereo_core.training.distribution import Ranks, gathered, joined, resolve
 from stereo_core.training.measurements import Measurements
 from stereo_core.training.module import StereoModule
 from stereo_core.training.pictures import Pictures
@@ -96,6 +96,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     torch.backends.cudnn.benchmark = settings.cudnn.benchmark
     torch.backends.cudnn.deterministic = settings.cudnn.deterministic
     resume = _to_resume(spec, folder, status)
+    _check_nodes(spec, resume, ranks)
     network = from_spec(spec, resume or settings.pretrained_model_path or None)
     if rounds(network):
         raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
@@ -164,6 +165,24 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
     return path
 
 
+def _check_nodes(spec, resume: Path | None, ranks: Ranks) -> None:
+    """Refuse to begin where nodes would train different things.
+
+    Raises:
+        SpecError: their specs differ, or they do not see the same checkpoints.
+    """
+    train = spec.train.model_dump() | {"num_gpus": 0, "gpu_ids": []}
+    for name, mine in {"train": train, "dataset": spec.dataset, "model": spec.model}.items():
+        if any(other != mine for other in gathered([mine])):
+            raise SpecError(f"{name}: differs between the {ranks.nodes} nodes; give all of them one spec")
+    found = sorted(set(gathered([str(resume)])))
+    if len(found) > 1:
+        raise SpecError(
+            f"train.results_dir: the nodes find different checkpoints to resume ({', '.join(found)}); put it on "
+            "storage that all nodes share"
+        )
+
+
 def _validation_is_due(path: Path, interval: int) -> bool:
     """Whether a checkpoint stands at the end of an epoch whose validation never came to its end."""
     progress = read_progress(path)
@@ -210,6 +229,7 @@ def _quieten() -> None:
         r".*isinstance\(treespec, LeafSpec\)",
         "You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler begins there
         r".*sync_dist=True.* when logging on epoch level",  # what is logged is the same on all ranks
+        "`broadcast_buffers` is deprecated",  # what takes its place is younger than the oldest torch that we take
         "Grad strides do not match bucket view strides",  # of convolutions with one channel a group
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -100,6 +100,12 @@ class ShardedStrategy(DDPStrategy):
                      for number, state in saved["state"].items()}  # fmt: skip
             optimizer.load_state_dict(saved | {"state": parts})
 
+    def teardown(self) -> None:
+        """The parts stay on their devices; the base class would move them."""
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+
 
 def whole(value: Any) -> Any:
     """A tensor of which each rank has a part, on every rank; anything else as it is."""
