@@ -60,8 +60,13 @@ class StereoDataModule(pl.LightningDataModule):
         return self._loader("train", sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Whole images in order; no loader when the spec names no validation data."""
-        return self._ordered("val") if "val" in self.datasets else []
+        """Whole images in order; no loader when the spec names no validation data; DataError when a rank has none."""
+        if "val" not in self.datasets:
+            return []
+        images, ranks = len(self.datasets["val"]), _ranks()[0]
+        if images < ranks:
+            raise DataError(f"dataset.val_dataset: {images} samples for {ranks} processes; each needs one, add samples")
+        return self._ordered("val")
 
     def test_dataloader(self) -> DataLoader:
         """Whole images in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,6 +158,28 @@ def test_two_nodes_with_taos_variables(undisturbed, spec_file, tmp_path):
 def test_nodes_with_different_specs_do_not_train(spec_file, tmp_path):
     codes, logs = nodes(spec_file, tmp_path, "train.optim.lr=1e-4")
     assert codes == [2, 2] and all("train: differs between the 2 nodes" in log for log in logs)
+
+
+def test_a_kubeflow_task_publishes_once(scenes, tmp_path):
+    """depth_net-launch with two processes: the parent alone writes the ports."""
+    (tmp_path / "lists").mkdir()
+    shutil.copy(scenes / "list.txt", tmp_path / "lists" / "train.txt")
+    paths = {"images": scenes, "annotations": tmp_path / "lists", "checkpoint": tmp_path / "checkpoint"}
+    ports = {port: {"artifacts": [{"name": port, "uri": str(path)}]} for port, path in paths.items()}
+    train = {"num_gpus": 2.0, "num_epochs": 1.0, "checkpoint_interval": 1.0}
+    crop = {"train_dataset": {"batch_size": 1.0, "workers": 0.0, "augmentation": {"crop_size": [32.0, 64.0]}}}
+    spec = {"model": MODEL, "train": train, "dataset": crop | {"max_disparity": 64.0}}
+    inputs = {"parameterValues": {"spec": spec}, "artifacts": {port: ports[port] for port in ("images", "annotations")}}
+    output = tmp_path / "task" / "executor_output.json"
+    outputs = {"artifacts": {"checkpoint": ports["checkpoint"]}, "outputFile": str(output)}
+    command = [str(Path(sys.executable).with_name("depth_net-launch")), "train"]
+    done = subprocess.run(
+        [*command, json.dumps({"inputs": inputs, "outputs": outputs})], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (published,) = json.loads(output.read_text())["artifacts"]["checkpoint"]["artifacts"]
+    assert load(tmp_path / "checkpoint" / published["metadata"]["file"])["global_step"] == 2
+    assert done.stdout.count("Train finished successfully") == 1 and "2 processes on the CPU" in done.stderr
 
 
 def test_fsdp_goes_on_from_ddp_and_back(undisturbed, spec_file, tmp_path):

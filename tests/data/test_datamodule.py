@@ -6,9 +6,12 @@ import pytest
 import torch
 from samples import make_pair, make_spec
 
+from stereo_core.actions.ranks import in_ranks
 from stereo_core.data.annotations import write_annotations
 from stereo_core.data.datamodule import EpochSampler, OrderedSampler, StereoDataModule
 from stereo_core.errors import DataError
+from stereo_core.report.status import StatusLog
+from stereo_core.training.distribution import Ranks, joined
 
 
 def module(folder, split="train", **section):
@@ -73,6 +76,19 @@ def test_every_sample_once_on_any_number_of_ranks():
     parts = [list(EpochSampler(range(5), 2, rank, shuffle=True, seed=3, drop_last=True)) for rank in (0, 1)]
     assert [len(part) for part in parts] == [2, 2]
     assert len({index for part in parts for index, _ in part}) == 4
+
+
+def make_a_loader(folder, status, ranks):
+    with joined(ranks, "gloo"):
+        module(folder, "val").val_dataloader()
+
+
+@pytest.mark.slow
+def test_fewer_validation_images_than_ranks_are_refused(tmp_path):
+    """Lightning would leave out the validation on some ranks, and the others would wait for them."""
+    write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, "one")])
+    with pytest.raises(DataError, match=r"dataset\.val_dataset: 1 samples for 2 processes"):
+        in_ranks(make_a_loader, tmp_path, StatusLog(None), Ranks((0, 0)))
 
 
 def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):

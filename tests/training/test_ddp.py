@@ -22,6 +22,7 @@ from stereo_core.training.module import NonFiniteLossError, StereoModule
 from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm, whole
 
 STEPS = 10
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
 def double_batches() -> list[list[dict]]:
@@ -52,30 +53,33 @@ def fit(folder: Path, ranks: Ranks, batches: list, name: str, network=None, **se
     spec = spec_from_dict("train", {"dataset": dataset, "model": MODEL, "train": settings})
     torch.manual_seed(0)
     network = network or create_model(preset="tiny", train_iters=1)
+    if ranks.world > 1 and ranks.gpu:
+        synchronise_batch_norm(network)
     with joined(ranks):
         trainer = pl.Trainer(
-            accelerator="cpu", devices=len(ranks.devices), strategy=strategy(name, ranks), max_epochs=1, logger=False,
+            accelerator="gpu" if ranks.gpu else "cpu", devices=len(ranks.devices), strategy=strategy(name, ranks), max_epochs=1, logger=False,
             plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
             accumulate_grad_batches=spec.train.accumulate, gradient_clip_val=0.1, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
         module = StereoModule(network, spec)
         trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
-        weights = {name: whole(value) for name, value in network.state_dict().items()}
+        weights = {name: whole(value).cpu() for name, value in network.state_dict().items()}
     figures = {"steps": trainer.global_step, "loss": float(trainer.callback_metrics["train_loss_epoch"])}
     return module, weights, figures
 
 
 def train(folder: Path, status: StatusLog, ranks: Ranks, name: str = "ddp") -> Outcome:
-    """Ten steps of two batches in float64 with SGD, batch normalisation and dropout off; the weights go to a file."""
+    """Ten steps of two batches in float64 with SGD, without dropout, on CPUs with batch normalisation frozen; the weights
+    go to a file."""
     pairs = double_batches()
     batches = [double(pair) for pair in pairs] if ranks.world == 1 else [pair[ranks.rank] for pair in pairs]
     torch.manual_seed(0)
     network = create_model(preset="tiny", train_iters=2).double()
     for layer in network.modules():
-        if isinstance(layer, _BatchNorm | torch.nn.Dropout):  # dropout is drawn anew on every rank
-            layer.eval()
-    before = {name: p.clone() for name, p in network.named_parameters()}
+        if isinstance(layer, torch.nn.Dropout) or (isinstance(layer, _BatchNorm) and not ranks.gpu):
+            layer.eval()  # dropout is drawn anew on every rank, and statistics over ranks need GPUs
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
     _, weights, figures = fit(folder, ranks, batches, name, network, accumulate=2)
     moved = [name for name, value in before.items() if not torch.equal(value, weights[name])]
     torch.save({"weights": weights, "moved": moved}, folder / f"{ranks.world}_{ranks.rank}.pth")
@@ -88,10 +92,11 @@ def train_sharded(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("several", [train, train_sharded], ids=["ddp", "fsdp"])
-def test_two_ranks_equal_one_with_the_double_batch(tmp_path, several):
+@pytest.mark.parametrize("gpu", [False, pytest.param(True, marks=[pytest.mark.gpu, TWO_GPUS])], ids=["cpu", "gpu"])
+def test_two_ranks_equal_one_with_the_double_batch(tmp_path, several, gpu):
     """The loss weighs valid pixels over both; a mean of means would differ from the third digit on."""
-    one = in_ranks(train, tmp_path, StatusLog(None), Ranks((0,)))
-    two = in_ranks(several, tmp_path, StatusLog(None), Ranks((0, 0)))
+    one = in_ranks(train, tmp_path, StatusLog(None), Ranks((0,), gpu))
+    two = in_ranks(several, tmp_path, StatusLog(None), Ranks((0, 1), gpu) if gpu else Ranks((0, 0)))
     assert one.kpi["steps"] == two.kpi["steps"] == STEPS
     assert two.kpi["loss"] == pytest.approx(one.kpi["loss"], rel=1e-9)
     alone, first, second = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("1_0", "2_0", "2_1"))
