@@ -61,6 +61,9 @@ class StereoMetrics(Metric):
 
     Its states are float64 sums, reduced by addition, so batches and ranks may cut the data set as they like. Images
     without a valid pixel are left out of the means and counted in `empty`.
+
+    Args:
+        options: torchmetrics' own, such as `sync_on_compute=False` where the rows of all ranks are at hand already.
     """
 
     full_state_update = False

@@ -57,7 +57,8 @@ def fit(folder: Path, ranks: Ranks, batches: list, name: str, network=None, **se
         synchronise_batch_norm(network)
     with joined(ranks):
         trainer = pl.Trainer(
-            accelerator="gpu" if ranks.gpu else "cpu", devices=len(ranks.devices), strategy=strategy(name, ranks), max_epochs=1, logger=False,
+            accelerator="gpu" if ranks.gpu else "cpu", devices=len(ranks.devices), strategy=strategy(name, ranks),
+            max_epochs=1, logger=False,
             plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
             accumulate_grad_batches=spec.train.accumulate, gradient_clip_val=0.1, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
@@ -70,8 +71,10 @@ def fit(folder: Path, ranks: Ranks, batches: list, name: str, network=None, **se
 
 
 def train(folder: Path, status: StatusLog, ranks: Ranks, name: str = "ddp") -> Outcome:
-    """Ten steps of two batches in float64 with SGD, without dropout, on CPUs with batch normalisation frozen; the weights
-    go to a file."""
+    """Ten steps of two batches in float64 with SGD, without dropout, on CPUs with batch normalisation frozen.
+
+    The weights go to a file.
+    """
     pairs = double_batches()
     batches = [double(pair) for pair in pairs] if ranks.world == 1 else [pair[ranks.rank] for pair in pairs]
     torch.manual_seed(0)
