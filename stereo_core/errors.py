@@ -1,7 +1,7 @@
 """Errors that a user can mend.
 
 Their message says what is wrong, where (file, line or key) and what to do; the command line prints it without a
-traceback and exits 2. Every other exception is a failed run: exit 1.
+traceback and exits 2. Every other exception is a failed run: exit 1, with its traceback unless it is RefusedResult.
 """
 
 
@@ -11,6 +11,10 @@ class UserError(Exception):
 
 class SpecError(UserError):
     """A spec that can not be accepted: unknown key, wrong type, value out of range, missing file."""
+
+
+class RefusedResult(Exception):
+    """A run did its work and the user's own limit refuses what came out: exit 1, without a traceback."""
 
 
 class DataError(UserError):

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from stereo_core.actions import ACTIONS, Outcome
-from stereo_core.errors import SpecError, UserError
+from stereo_core.errors import RefusedResult, SpecError, UserError
 from stereo_core.files import atomic_path
 from stereo_core.report.status import StatusLog, plain
 from stereo_core.spec import ExperimentSpec, results_dir
@@ -208,7 +208,7 @@ def _failed(error: BaseException, status: StatusLog, secrets: list[str]) -> int:
         status.failure(message)
     except OSError as second:
         log.error("status.json can not be written: %s", second)
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | RefusedResult):
         message = clear(str(error))
     elif isinstance(error, Exception):
         log.error("The run failed.\n%s", clear("".join(traceback.format_exception(error))))

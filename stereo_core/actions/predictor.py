@@ -16,9 +16,11 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from stereo_core.actions.memory import announced
 from stereo_core.actions.tiles import tiled
 from stereo_core.data.datasets import group_by_size
 from stereo_core.engines import load_engine
+from stereo_core.engines.base import Engine
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
@@ -70,7 +72,7 @@ def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
     model = from_spec(spec, section.checkpoint).eval().to(device)
     hierarchical = verb == "inference" and section.hierarchical
     call = model.hierarchical if hierarchical else model
-    predict: Predict = lambda left, right: call(left, right)[:, 0]  # noqa: E731
+    predict: Predict = announced(lambda left, right: call(left, right)[:, 0], model, verb)
     resize = section.resize if verb == "evaluate" else "none"
     if resize != "none":
         predict = _RESIZES[resize](predict, tuple(spec.dataset.test_dataset.augmentation.crop_size))
@@ -100,8 +102,9 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
     augmentation = (spec.dataset.test_dataset if verb == "evaluate" else spec.dataset.infer_dataset).augmentation
     if "crop_size" in augmentation.model_fields_set and tuple(augmentation.crop_size) != size:
         LOG.warning("crop_size is %s, but the engine's own size %s holds", list(augmentation.crop_size), list(size))
-    predict: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
-    predict, tiles = _with_tiles(spec, verb, predict, size, engine.info["max_disparity"])
+    infer: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
+    tiled_infer, tiles = _with_tiles(spec, verb, infer, size, engine.info["max_disparity"])
+    predict = _timed_whole(tiled_infer, engine) if tiles else _warned_of_scaling(infer, size, resize, verb)
     settings = {"engine": section.trt_engine, "resize": resize, **tiles, **engine.info}
     settings |= {"device": engine.device, "provider": engine.provider}
 
@@ -127,6 +130,37 @@ def _with_tiles(
             max_disparity,
         )
     return tiled(predict, size, overlap), {"tile": list(size), "tile_overlap": list(overlap)}
+
+
+def _timed_whole(predict: Predict, engine: Engine) -> Predict:
+    """Predict in tiles, with the engine's times those of whole images."""
+
+    def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        with engine.as_one_call(len(left_B3HW)):
+            return predict(left_B3HW, right_B3HW)
+
+    return run
+
+
+def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, verb: str) -> Predict:
+    """Predict, with one warning in a run when images are scaled down to an engine of `size`, its largest."""
+    mend = "build an engine of at least their size, or one with open height and width (export.dynamic_hw)"
+    mend += ", or set inference.tile" if verb == "inference" else ""
+    warned = resize != "pad"  # who asks for stretch has been told
+
+    def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        nonlocal warned
+        height, width = left_B3HW.shape[-2:]
+        if not warned and (height > size[0] or width > size[1]):
+            warned = True
+            LOG.warning(
+                "images of %d x %d are larger than the engine, at most %d x %d, and are scaled down for it: details "
+                "are lost, and epe and d1 can not be compared with those of the checkpoint or of another size; %s",
+                *(height, width, *size, mend),
+            )
+        return predict(left_B3HW, right_B3HW)
+
+    return run
 
 
 def _free_gpu_bytes(gpu: int) -> int:

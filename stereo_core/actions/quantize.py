@@ -20,7 +20,7 @@ from stereo_core.engines import BuildSettings, build_engine
 from stereo_core.engines.base import normalise
 from stereo_core.engines.files import file_kind, read_onnx
 from stereo_core.engines.fit import fit
-from stereo_core.errors import DataError, ModelError, SpecError
+from stereo_core.errors import DataError, ModelError, RefusedResult, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 from stereo_core.quantization import BACKENDS, Backend, check_installed
@@ -31,6 +31,8 @@ from stereo_core.spec import results_dir
 LOG = logging.getLogger(__name__)
 
 METRICS = ("epe", "d1")
+ANY_SIZE = (32, None, 2**15)
+"""Smallest, traced and largest side in px; ONNX Runtime sets nothing aside for sizes that do not come."""
 COLUMNS = ("layer", "type", "weights", "weights_format", "activations_format")
 
 
@@ -42,7 +44,7 @@ def run(spec: Any, status: StatusLog) -> Outcome:
 
     Raises:
         UserError: a library that is missing, a file of the wrong kind, rules or calibration data that can not be used.
-        RuntimeError: the error grew by more than `quantize.max_epe_increase`; no result is left then.
+        RefusedResult: the error grew by more than `quantize.max_epe_increase`; no quantised file is left then.
     """
     section, folder = spec.quantize, results_dir(spec, "quantize")
     backend, source = BACKENDS[section.backend], Path(section.model_path)
@@ -60,7 +62,7 @@ def run(spec: Any, status: StatusLog) -> Outcome:
         status.running(f"{summary.text}.", kpi=summary.kpi | sizes)
         _write_layers(folder / "layers.csv", summary)
         accuracy = _accuracy(spec, source, temporary, folder, status)
-        _check_loss(accuracy, section.max_epe_increase)
+        _check_loss(accuracy, section.max_epe_increase, folder)
     loss = f"; epe {accuracy['epe_before']:.4f} px before, {accuracy['epe']:.4f} px after" if accuracy else ""
     return Outcome(
         f"Quantised model {out} written: {summary.text}; {bytes_before / 1e6:.1f} MB before, "
@@ -108,12 +110,14 @@ def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: Sta
 
 
 def _device(section: Any) -> torch.device:
-    if section.device == "cuda" and not torch.cuda.is_available():
-        LOG.info("quantize.device: cuda: there is no GPU here; quantising on the CPU")
+    if section.device == "cuda" and not torch.cuda.is_available() and "device" not in section.model_fields_set:
+        LOG.info("quantize.device is not set and there is no GPU here: quantising on the CPU")
         return torch.device("cpu")
     device = torch.device(section.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SpecError(f"quantize.device: {section.device}: there are {torch.cuda.device_count()} GPUs here")
+        raise SpecError(
+            f"quantize.device: {section.device}: there are {torch.cuda.device_count()} GPUs here; set it to cpu"
+        )
     return device
 
 
@@ -169,18 +173,24 @@ def _evaluated(spec: Any, model: Path, when: str, folder: Path, status: StatusLo
         return evaluate.run(spec, status).kpi
     with tempfile.TemporaryDirectory(prefix="quantize") as engines:
         engine = Path(engines) / f"{when}.ort.onnx"
-        settings = BuildSettings(backend="onnxruntime", precision=read_onnx(model)["precision"], verify=False)
-        build_engine(model, engine, settings)
+        build_engine(model, engine, _settings(read_onnx(model)))
         spec.evaluate.checkpoint, spec.evaluate.trt_engine = "", str(engine)
         if spec.evaluate.resize == "none":
             spec.evaluate.resize = "pad"
         return evaluate.run(spec, status).kpi
 
 
-def _check_loss(accuracy: dict[str, float], most: float | None) -> None:
+def _settings(info: dict) -> BuildSettings:
+    """How to build the engine that measures an ONNX file: with every size that the file leaves open."""
+    heights, widths = ((None, None, None) if info[f"max_{side}"] else ANY_SIZE for side in ("height", "width"))
+    return BuildSettings("onnxruntime", info["precision"], heights=heights, widths=widths, verify=False)
+
+
+def _check_loss(accuracy: dict[str, float], most: float | None, folder: Path) -> None:
     if most is not None and not accuracy["epe_increase"] <= most:  # also true for NaN
-        raise RuntimeError(
+        raise RefusedResult(
             f"quantisation raised epe from {accuracy['epe_before']:.4f} to {accuracy['epe']:.4f} px, by more than "
-            f"quantize.max_epe_increase {most} px; no file was written. Leave more layers in float (quantize.layers, "
-            "quantize.skip_names), or calibrate on more pairs"
+            f"quantize.max_epe_increase {most} px; no quantised file was written. What was measured stays in {folder}: "
+            "before, after and layers.csv. Leave more layers in float (quantize.layers, quantize.skip_names), or "
+            "calibrate on more pairs"
         )

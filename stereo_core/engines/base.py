@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,7 +99,7 @@ class Engine(abc.ABC):
     def __init__(self, info: dict):
         self.info = info
         self.latencies_ms: list[float] = []
-        self._images_run = 0
+        self._images_run = self._largest_batch = 0
         self._warm: set[tuple[int, ...]] = set()
         self._noted: set[tuple[int, int]] = set()
 
@@ -149,12 +151,22 @@ class Engine(abc.ABC):
         ranges = ((self.info["min_height"], most[0]), (self.info["min_width"], most[1]))
         return tuple(min(max(-(-s // 32) * 32, low), high) for s, (low, high) in zip(size, ranges, strict=True))
 
+    @contextlib.contextmanager
+    def as_one_call(self, images: int) -> Iterator[None]:
+        """Calls within count as one on a batch of so many images: those of the tiles of a batch."""
+        first, before, largest = len(self.latencies_ms), self._images_run, self._largest_batch
+        yield
+        self.latencies_ms[first:] = [sum(self.latencies_ms[first:])]
+        self._images_run, self._largest_batch = before + images, max(largest, images)
+
     def latency(self) -> dict:
-        """Median and 95th percentile of the calls so far in ms, images a second; None before the first call."""
+        """Median and 95th percentile of the calls so far in ms, the most images that a call had, and images a second;
+        None before the first call. A call's time is that of its whole batch."""
         calls = self.latencies_ms
         return {
             "latency_median_ms": statistics.median(calls) if calls else None,
             "latency_p95_ms": float(np.percentile(calls, 95)) if calls else None,
+            "latency_batch": self._largest_batch or None,
             "images_per_second": 1000 * self._images_run / sum(calls) if calls else None,
         }
 
@@ -183,6 +195,7 @@ class Engine(abc.ABC):
         disparity_BHW = run(*images)
         self.latencies_ms.append(1000 * (time.perf_counter() - start))
         self._images_run += count
+        self._largest_batch = max(self._largest_batch, count)
         return disparity_BHW[:count]
 
     def _note(self, place: Fit) -> None:

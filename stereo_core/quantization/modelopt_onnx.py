@@ -46,6 +46,7 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
     if not chosen:
         raise SpecError(f"quantize.layers: no node is left that can be {kind}; that are {', '.join(OPERATORS[kind])}")
     info = read_onnx(model)
+    provider = _provider(section)
     left_B3HW, right_B3HW = _batches(pairs, info["max_batch"] or 1)
     shape = "x".join(map(str, (info["max_batch"] or 1, *left_B3HW.shape[1:])))
     with tempfile.TemporaryDirectory(prefix="quantize") as folder, warnings.catch_warnings():
@@ -60,7 +61,7 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
             calibration_data={LEFT: left_B3HW, RIGHT: right_B3HW},
             calibration_method="entropy" if section.algorithm == "entropy" else "max",
             calibration_shapes=f"{LEFT}:{shape},{RIGHT}:{shape}",
-            calibration_eps=[_provider(section.device)],
+            calibration_eps=[provider],
             op_types_to_quantize=list(OPERATORS[kind]),
             nodes_to_quantize=[f"^{re.escape(name)}$" for name in chosen],
             high_precision_dtype="fp32",
@@ -99,7 +100,7 @@ def _batches(pairs: Pairs, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(lefts), np.concatenate(rights)
 
 
-def _provider(device: str) -> str:
+def _provider(section: Any) -> str:
     """ModelOpt's word for the execution provider of quantize.device.
 
     Raises:
@@ -107,14 +108,15 @@ def _provider(device: str) -> str:
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    if device == "cuda" and "CUDAExecutionProvider" not in available:
-        LOG.warning("quantize.device: cuda: this ONNX Runtime has no CUDA provider; calibrating on the CPU")
+    device, available = section.device, onnxruntime.get_available_providers()
+    if "device" not in section.model_fields_set and PROVIDERS[device] not in available:
+        LOG.warning("quantize.device is not set and this ONNX Runtime has no CUDA provider: calibrating on the CPU")
         return "cpu"
     name, _, index = device.partition(":")
     provider = PROVIDERS[name]
     if provider not in available:
-        raise SpecError(f"quantize.device: {device}: this ONNX Runtime has no {provider}, only {', '.join(available)}")
+        raise SpecError(f"quantize.device: {device}: this ONNX Runtime has no {provider}, only "
+                        f"{', '.join(available)}; set it to cpu")  # fmt: skip
     return f"cuda:{index or 0}" if name == "cuda" else name
 
 

@@ -91,6 +91,11 @@ def any_case(*choices: str) -> BeforeValidator:
     return BeforeValidator(lambda value: spelling.get(value.lower(), value) if isinstance(value, str) else value)
 
 
+def spelled(**meanings: str) -> BeforeValidator:
+    """Other words for choices: word -> the choice that it means."""
+    return BeforeValidator(lambda value: meanings.get(value, value) if isinstance(value, str) else value)
+
+
 DatasetName = Annotated[
     Literal["", "FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset"],
     any_case("FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key, null_is, section
+from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key, null_is, section, spelled
 
 
 class TensorRule(Section):
-    dtype: Literal["", "int8", "fp8_e4m3fn", "fp8_e5m2", "native"] = key("", "Number format; native: leave alone")
+    dtype: Annotated[Literal["", "int8", "fp8_e4m3fn", "fp8_e5m2", "native"], spelled(fp8="fp8_e4m3fn")] = key(
+        "", "Number format; fp8 means fp8_e4m3fn; native: leave alone"
+    )
     observer_or_fake_quant: Text = key("", "Registered observer")
     quant_axis: Int | None = key(None, "Axis of per-channel scales; null: one scale a tensor")
     observer_or_fake_quant_kwargs: Mapping = key({}, "Arguments of the observer")
@@ -34,7 +36,11 @@ class Quantize(Section):
     algorithm: Annotated[
         Literal["minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq"], null_is("minmax")
     ] = key("minmax", "Calibration algorithm")
-    device: Text = key("cuda", "Calibration device", pattern="^(cuda|cpu|trt|cuda:[0-9]+)$")
+    device: Text = key(
+        "cuda",
+        "Calibration device; unset: the CPU where there is no GPU",
+        pattern="^(cuda|cpu|trt|cuda:[0-9]+)$",
+    )
     model_path: Text = key("", "Checkpoint to quantise; for modelopt.onnx an ONNX file")
     layers: Annotated[list[LayerRule], null_is([])] = key(
         [], "Rules a module; later ones win; none: the default layers in int8"

@@ -112,8 +112,12 @@ def _value(field: FieldInfo) -> str:
 def _entry(group: type[Section], schema: dict[str, Any]) -> Iterator[str]:
     """What an entry of a list of sections may hold."""
     for name, field in group.model_fields.items():
-        rules = _rules(schema["properties"][name])
+        node = schema["properties"][name]
+        rules = _rules(node)
         yield f"{name}: {field.description}" + (f" {rules}" if rules else "")
+        inner, is_list = group_of(field)
+        if inner and not is_list:
+            yield from (f"{name}.{line}" for line in _entry(inner, node))
 
 
 def _rules(node: dict[str, Any]) -> str:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from stereo_core.models.memory import LiveBytes, without_contents
 from stereo_core.training.losses import stereo_loss
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,16 +84,13 @@ def _unique_bytes(network: nn.Module) -> int:
 
 def _activations(network: nn.Module, train, size: tuple[int, int], batch: int, device: str, gradients: int) -> int:
     """The most bytes that live beside the weights, gradients included."""
-    mode = FakeTensorMode()
-    with FakeCopyMode(mode):
-        network = copy.deepcopy(network)
     precision = _AUTOCAST.get(train.precision)
+    mode, network = without_contents(network, device)
     with mode, torch.device(device):
-        _move(network.train(), device)
-        network.recompute = train.activation_checkpoint
+        network.train().recompute = train.activation_checkpoint
         images = [torch.empty(batch, 3, *size) for _ in range(2)]
         gt, valid = torch.empty(batch, 1, *size), torch.empty(batch, 1, *size, dtype=torch.bool)
-        live = _Live()
+        live = LiveBytes()
         live.now = gradients  # the last step's, which live until this step's backward pass begins
         for tensor in (*images, gt, valid):
             live.add(tensor)
@@ -110,50 +103,3 @@ def _activations(network: nn.Module, train, size: tuple[int, int], batch: int, d
             live.now -= gradients
             loss.backward()
     return live.peak
-
-
-def _move(network: nn.Module, device: str) -> None:
-    """`network.to(device)`, which torch refuses for tensors without contents."""
-    for module in network.modules():
-        for name, value in module._parameters.items():
-            if value is not None:
-                module._parameters[name] = nn.Parameter(value.detach().to(device), value.requires_grad)
-        for name, value in module._buffers.items():
-            if value is not None:
-                module._buffers[name] = value.to(device)
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, as long as they live.
-
-    Attributes:
-        peak: the most that lived at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: weakref.WeakSet = weakref.WeakSet()  # storages: views share one
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        results = operation(*args, **(kwargs or {}))
-        for result in tree_leaves(results):
-            if isinstance(result, Tensor):
-                self.add(result)
-        return results
-
-    def ignore(self, tensor: Tensor) -> None:
-        self.known.add(tensor.untyped_storage())
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self.known:
-            return
-        self.known.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, size)
-
-    def _remove(self, size: int) -> None:
-        self.now -= size

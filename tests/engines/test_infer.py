@@ -109,6 +109,7 @@ def test_warm_up_is_not_recorded_and_latency_is_of_the_calls(colour_onnx):
     assert engine.latency() == {
         "latency_median_ms": 3.0,
         "latency_p95_ms": pytest.approx(80.8),
+        "latency_batch": 1,
         "images_per_second": pytest.approx(5 / 0.110),
     }
 
