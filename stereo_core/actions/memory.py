@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 LOG = logging.getLogger(__name__)
 GIB = 2**30
+SMALL = 2**16  # pixels of a batch up to which the largest network needs less than half a GiB: not worth an estimate
 
 
 def announced(
@@ -20,14 +21,15 @@ def announced(
 
     No run stops here: an estimate that fails leaves a line for debugging.
     """
-    largest = 0
+    largest = SMALL
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         nonlocal largest
-        if left_B3HW.numel() > largest:
-            largest = left_B3HW.numel()
+        pixels = left_B3HW[:, 0].numel()
+        if pixels > largest:
+            largest = pixels
             try:
-                _say(network, tuple(left_B3HW.shape), free_bytes(left_B3HW.device), verb)
+                _say(network, left_B3HW, free_bytes(left_B3HW.device), verb)
             except Exception:
                 LOG.debug("no estimate of memory", exc_info=True)
         return predict(left_B3HW, right_B3HW)
@@ -35,10 +37,10 @@ def announced(
     return run
 
 
-def _say(network: nn.Module, shape: tuple[int, int, int, int], free: int, verb: str) -> None:
-    from stereo_core.models.memory import pass_bytes
+def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str) -> None:
+    from stereo_core.models.memory import pass_bytes  # half of what it takes is this import
 
-    batch, _, height, width = shape
+    batch, _, height, width = left_B3HW.shape
     needed = pass_bytes(network, (height, width), batch)
     what = f"an image of {height} x {width}" if batch == 1 else f"a batch of {batch} images of {height} x {width}"
     text = f"{what} needs about {needed / GIB:.2f} GiB of memory; {free / GIB:.2f} GiB are free"
@@ -49,7 +51,7 @@ def _say(network: nn.Module, shape: tuple[int, int, int, int], free: int, verb: 
     remedies = {
         f"dataset.{section}.batch_size=1": batch > 1,
         "inference.tile=true": verb == "inference",
-        "model.low_memory=1": not network.config.low_memory,
+        "model.mixed_precision=true": left_B3HW.device.type == "cuda" and not network.config.mixed_precision,
     }
     ways = ", ".join(way for way, possible in remedies.items() if possible) or "smaller images"
     LOG.warning("%s: it may not fit. What takes less: %s", text, ways)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,34 +22,13 @@ def pass_bytes(network: nn.Module, size: tuple[int, int], batch: int) -> int:
         size: height and width in px of the images.
         batch: pairs.
     """
-    device = next(network.parameters()).device
-    mode, network = without_contents(network, str(device))
-    with mode, torch.device(device), torch.no_grad(), LiveBytes() as live:
-        for tensor in (*network.parameters(), *network.buffers()):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    weights = [mode.from_tensor(tensor) for tensor in (*network.parameters(), *network.buffers())]
+    with mode, torch.device(weights[0].device), torch.no_grad(), LiveBytes() as live:
+        for tensor in weights:
             live.ignore(tensor)
         network(*(torch.empty(batch, 3, *size) for _ in range(2)), iters=1)
     return live.peak
-
-
-def without_contents(network: nn.Module, device: str) -> tuple[FakeTensorMode, nn.Module]:
-    """A copy of a network for `device` whose tensors have shapes and no contents, and the mode in which it runs."""
-    mode = FakeTensorMode()
-    with FakeCopyMode(mode):
-        network = copy.deepcopy(network)
-    with mode:
-        _move(network, device)
-    return mode, network
-
-
-def _move(network: nn.Module, device: str) -> None:
-    """`network.to(device)`, which torch refuses for tensors without contents."""
-    for module in network.modules():
-        for name, value in module._parameters.items():
-            if value is not None:
-                module._parameters[name] = nn.Parameter(value.detach().to(device), value.requires_grad)
-        for name, value in module._buffers.items():
-            if value is not None:
-                module._buffers[name] = value.to(device)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from stereo_core.models.memory import LiveBytes, without_contents
+from stereo_core.models.memory import LiveBytes
 from stereo_core.training.losses import stereo_loss
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,10 +86,13 @@ def _unique_bytes(network: nn.Module) -> int:
 
 def _activations(network: nn.Module, train, size: tuple[int, int], batch: int, device: str, gradients: int) -> int:
     """The most bytes that live beside the weights, gradients included."""
+    mode = FakeTensorMode()
+    with FakeCopyMode(mode):
+        network = copy.deepcopy(network)
     precision = _AUTOCAST.get(train.precision)
-    mode, network = without_contents(network, device)
     with mode, torch.device(device):
-        network.train().recompute = train.activation_checkpoint
+        _move(network.train(), device)
+        network.recompute = train.activation_checkpoint
         images = [torch.empty(batch, 3, *size) for _ in range(2)]
         gt, valid = torch.empty(batch, 1, *size), torch.empty(batch, 1, *size, dtype=torch.bool)
         live = LiveBytes()
@@ -103,3 +108,14 @@ def _activations(network: nn.Module, train, size: tuple[int, int], batch: int, d
             live.now -= gradients
             loss.backward()
     return live.peak
+
+
+def _move(network: nn.Module, device: str) -> None:
+    """`network.to(device)`, which torch refuses for tensors without contents."""
+    for module in network.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = nn.Parameter(value.detach().to(device), value.requires_grad)
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = value.to(device)
