@@ -25,6 +25,8 @@ def gen_trt_engine(
         spec_file: A spec YAML file, merged over the defaults.
 
     Returns:
-        engine: The backend's own file and its side-car `<file>.json`.
+        engine: The backend's own file and its side-car `<file>.json`; compared with the ONNX file where it can run
+            (ONNX Runtime everywhere, TensorRT on a node with the GPU it is for), else status and log say that it was
+            not.
     """
     return launch("gen_trt_engine")

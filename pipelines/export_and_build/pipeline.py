@@ -1,4 +1,7 @@
-"""export_and_build: a checkpoint or an ONNX file becomes verified engines, two ranges of sizes, fp32 and fp16 each."""
+"""export_and_build: a checkpoint or an ONNX file becomes engines, two ranges of sizes, fp32 and fp16 each.
+
+They are verified where they can run: of ONNX Runtime everywhere, of TensorRT on a node with the GPU they are for.
+"""
 
 import stereo_components as steps
 from kfp import dsl
@@ -22,7 +25,8 @@ LARGE = {
 
 @dsl.pipeline(
     name="export-and-build",
-    description="A checkpoint or an ONNX file becomes verified engines for two ranges of sizes, fp32 and fp16 each.",
+    description="A checkpoint or an ONNX file becomes engines for two ranges of sizes, fp32 and fp16 each; verified "
+    "where they can run: ONNX Runtime everywhere, TensorRT on the GPU it is for.",
 )
 def export_and_build(
     model_uri: str,
@@ -32,6 +36,8 @@ def export_and_build(
     large_spec: dict = LARGE,
 ):
     """Deploy a model that exists.
+
+    Each engine is compared with its ONNX file where it can run; elsewhere status and log say that it is not verified.
 
     Args:
         model_uri: A checkpoint of any layout, or an ONNX file of `export`, TAO or NGC: a file or a folder that holds

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -15,9 +17,14 @@ from stereo_core.actions.convert import Tree, replacing
 from stereo_core.data.annotations import Sample, check_files, read_annotations
 from stereo_core.errors import DataError
 
+LOG = logging.getLogger(__name__)
+
 NAMES = (("left", "right"), ("image_2", "image_3"), ("image_0", "image_1"), ("im0", "im1"))
 """What left and right images are called, as in convert's image_dir_pattern and right_dir_pattern."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+NO_IMAGES = {"calib", "calibration", "depth", "disp", "disparities", "disparity", "flow", "gt", "mask", "masks", "noc"}
+NO_IMAGES |= {"nocc", "occ", "valid"}
+"""Words in the path of files that may look like images and belong to them, unless all files have such a word."""
 MOST_OF_TRAINING = 64
 """Pairs taken of the training data, spread evenly over it; of images_dir all are taken."""
 
@@ -72,6 +79,9 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
 def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
     """Left images below `folder`, by NAMES, each with its right image. `folder` may be the left images' own folder.
 
+    Ground truth beside them (NO_IMAGES) is passed over, as are folders beside a folder of left images that have no
+    right counterpart.
+
     Args:
         called: the name of the folder in messages, where it is another.
 
@@ -81,6 +91,7 @@ def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
     folder = Path(folder).absolute()
     called = called or folder
     files = sorted(path for path in Tree(str(folder)).find((), "") if path.lower().endswith(SUFFIXES))
+    files = [path for path in files if NO_IMAGES.isdisjoint(re.findall("[a-z]+", path.lower()))] or files
     for left, right in NAMES:
         if lefts := [path for path in files if left in path]:
             return _paired(str(folder), lefts, {left: right}, called)
@@ -94,11 +105,16 @@ def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
 
 def _paired(root: str, lefts: list[str], names: dict[str, str], called: str | Path) -> list[Sample]:
     pairs = list(zip(lefts, replacing(names)(lefts), strict=True))
+    possible = [(left, right) for left, right in pairs if Path(root + right).parent.is_dir()]
+    if possible and len(possible) < len(pairs):
+        folders = sorted({str(Path(left).parent)[1:] for left, _ in set(pairs) - set(possible)})
+        LOG.warning("%s: passed over, as no right folder belongs to them: %s", called, ", ".join(folders))
+        pairs = possible
     alone = [f"  {left[1:]} (no {right[1:]})" for left, right in pairs if not Path(root + right).is_file()]
     if alone:
         raise DataError(
-            f"dataset.quant_calibration_dataset.images_dir: {called}: {len(alone)} of {len(lefts)} left images have no "
-            "right image:\n" + "\n".join(alone[:5]) + "\nadd the right images, or take the left ones away"
+            f"dataset.quant_calibration_dataset.images_dir: {called}: {len(alone)} of {len(pairs)} left images have no "
+            "right image:\n" + "\n".join(alone[:5]) + "\nadd the right images, or name the folder of whole pairs"
         )
     return [
         Sample(root + left, root + right, None, None, str(called), number)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from stereo_core.actions import Outcome
+from stereo_core.actions.predictor import UniqueNames
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.report.html import Gallery, Table, page
 from stereo_core.spec import results_dir
 
+LOG = logging.getLogger(__name__)
+
 PICTURES = 3
 CAPTION = "Left image, ground truth, prediction, error. Errors go from blue (0) to red (8 px and more)."
 # Rows in this order where any of the results has them; other figures follow in the order of the first that has them.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
+LATENCIES = ("latency_median_ms", "latency_p95_ms")
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -28,17 +34,58 @@ def run(spec: Any, status: Any) -> Outcome:
     names, columns = list(spec.names), [read_figures(Path(path)) for path in spec.results]
     if not columns:
         raise SpecError("results: name the results.json of one evaluation or more, or their folders")
+    folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in spec.results]
     if not names:
-        names = [Path(path).name if Path(path).is_dir() else Path(path).parent.name for path in spec.results]
+        names = default_names(folders)
     if len(names) != len(columns):
         raise SpecError(f"names: {len(names)} names for {len(columns)} results; give one each, or none")
+    names = list(map(UniqueNames(), names))
+    note = other_images(names, columns, folders)
+    if note:
+        LOG.warning(note)
     folder = results_dir(spec, "report")
     out = folder / "report.html"
-    text = page(spec.title, comparison(names, columns), galleries(names, spec.results))
+    text = page(spec.title, comparison(names, columns), galleries(names, folders), note=note)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     kpi = {f"{name}/epe": column["epe"] for name, column in zip(names, columns, strict=True) if "epe" in column}
     return Outcome(f"Report of {len(columns)} evaluations: {out}", kpi=kpi, artifacts={"report": out})
+
+
+def default_names(folders: list[Path]) -> list[str]:
+    """The folders' names; where two are the same, the parts of the paths in which they differ."""
+    names = [folder.name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    parts = [folder.absolute().parts for folder in folders]
+    while len({path[-1] for path in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [path[:-1] for path in parts]
+    while len({path[0] for path in parts}) == 1 and min(map(len, parts)) > 1:
+        parts = [path[1:] for path in parts]
+    return ["/".join(path) for path in parts]
+
+
+def other_images(names: list[str], columns: list[dict[str, float]], folders: list[Path]) -> str:
+    """What is to be said where evaluations are of other images than the first; empty where they are not, as far as
+    their figures (`images`) and metrics.csv tell."""
+    counts, paths = [column.get("images") for column in columns], [_images_of(folder) for folder in folders]
+    others = [
+        name
+        for name, count, images in zip(names[1:], counts[1:], paths[1:], strict=True)
+        if (None not in (count, counts[0]) and count != counts[0])
+        or (None not in (images, paths[0]) and images != paths[0])
+    ]
+    if not others:
+        return ""
+    return f"{', '.join(others)}: evaluated on other images than {names[0]}, so their figures can not be compared."
+
+
+def _images_of(folder: Path) -> set[str] | None:
+    """The images in metrics.csv; None where there is no such file."""
+    if not (folder / "metrics.csv").is_file():
+        return None
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return {row["path"] for row in csv.DictReader(file)}
 
 
 def read_figures(path: Path) -> dict[str, float]:
@@ -65,17 +112,25 @@ def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]
     """The figures side by side, and the difference of each column to the first."""
     known = list(dict.fromkeys([*FIRST, *(key for column in columns for key in column)]))
     rows = [key for key in known if any(key in column for column in columns)]
-    tables = [Table("Figures", ("figure", *names), [(key, *(c.get(key, "") for c in columns)) for key in rows])]
+    figures = [(_label(key, columns), *(c.get(key, "") for c in columns)) for key in rows]
+    tables = [Table("Figures", ("figure", *names), figures)]
     shared = [key for key in rows if all(key in column for column in columns)]
     if len(columns) > 1 and shared:
-        changes = [(key, *(column[key] - columns[0][key] for column in columns[1:])) for key in shared]
+        changes = [(_label(key, columns), *(column[key] - columns[0][key] for column in columns[1:])) for key in shared]
         tables.append(Table(f"Difference to {names[0]}", ("figure", *names[1:]), changes))
     return tables
 
 
-def galleries(names: list[str], results: list[str]) -> list[Gallery]:
+def _label(key: str, columns: list[dict[str, float]]) -> str:
+    """A latency is that of a batch; the key says of which, unless all batches are of one image."""
+    batches = sorted({column["latency_batch"] for column in columns if "latency_batch" in column})
+    if key not in LATENCIES or batches in ([], [1]):
+        return key
+    return f"{key} (of a batch of {' or '.join(map(str, batches))})"
+
+
+def galleries(names: list[str], folders: list[Path]) -> list[Gallery]:
     """The first panels of each evaluation whose folder is at hand."""
-    folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in results]
     found = [
         (name, sorted((folder / "panels").glob("*.png"))[:PICTURES])
         for name, folder in zip(names, folders, strict=True)
