@@ -55,7 +55,7 @@ def run(spec: Any, status: Any) -> Outcome:
 def default_names(folders: list[Path]) -> list[str]:
     """The folders' names; where two are the same, the parts of the paths in which they differ."""
     names = [folder.name for folder in folders]
-    if len(set(names)) == len(names):
+    if len(set(names)) == len(names) or len(set(folders)) == 1:
         return names
     parts = [folder.absolute().parts for folder in folders]
     while len({path[-1] for path in parts}) == 1 and min(map(len, parts)) > 1:

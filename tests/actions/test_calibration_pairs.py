@@ -32,6 +32,15 @@ def pairs(folder: Path) -> list[tuple[str, str]]:
         (["a/left/1.png", "a/right/1.png", "a/left/2.PNG", "a/right/2.PNG", "a/left/notes.txt"], "a", 2),
         (["a/image_2/1_10.png", "a/image_3/1_10.png", "a/disp_occ_0/1_10.png"], "a", 1),
         (["a/x/im0.png", "a/x/im1.png", "a/y/im0.png", "a/y/im1.png", "a/y/disp0GT.pfm"], "a", 2),
+        (  # as synthesize writes them
+            [f"s/d/{side}/{kind}/0.png" for side, kind in (("left", "rgb"), ("left", "disparity"), ("left", "nocc"))]
+            + ["s/d/right/rgb/0.png"],
+            "s",
+            1,
+        ),
+        (["a/left/rgb/1.png", "a/right/rgb/1.png", "a/left/disparity/1.png", "a/right/disparity/1.png"], "a", 1),
+        (["depth/left/1.png", "depth/right/1.png"], "depth", 1),  # a word of the folder itself says nothing
+        (["a/depth/left/1.png", "a/depth/right/1.png"], "a", 1),  # nor one that all files have
         (["left_cam/left/1.png", "left_cam/right/1.png"], "left_cam", 1),  # the folder's own name is not replaced
         (["left/1.png", "right/1.png"], "left", 1),  # TAO: the folder of the left images
     ],
@@ -49,6 +58,13 @@ def test_left_images_without_partners_are_named(tmp_path):
     with pytest.raises(DataError, match=r"7 of 8 left images have no right image") as caught:
         find_pairs(tmp_path)
     assert "left/1.png (no right/1.png)" in str(caught.value) and "left/6.png" not in str(caught.value)
+    assert "take the left ones away" not in str(caught.value), "they may be ground truth"
+
+
+def test_a_folder_of_left_files_without_a_right_folder_is_passed_over_with_a_word(tmp_path, caplog):
+    touch(tmp_path, "a/left/rgb/1.png", "a/right/rgb/1.png", "a/left/segments/1.png", "a/left/segments/2.png")
+    assert pairs(tmp_path / "a") == [("a/left/rgb/1.png", "a/right/rgb/1.png")]
+    assert "no right folder belongs to them: left/segments" in caplog.text
 
 
 def test_a_folder_without_left_images_says_what_they_are_called(tmp_path):

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from stereo_core.actions import predictor
 from stereo_core.actions.perform import perform
 from stereo_core.data.codecs import read_disparity
 from stereo_core.engines import BuildSettings, build_engine, load_engine
@@ -160,7 +161,7 @@ def test_a_tile_overlap_below_the_disparities_is_named(infer, scenes, tmp_path, 
     assert "tile" not in caplog.text
 
 
-def test_tiles_of_an_engine(scenes, infer, tiny_checkpoint, tmp_path):
+def test_tiles_of_an_engine(scenes, infer, tiny_checkpoint, tmp_path, caplog, monkeypatch):
     """End to end: an engine of 32 x 64 on images of 64 x 96; whole images would be scaled down instead."""
     export = {"checkpoint": str(tiny_checkpoint), "onnx_file": str(tmp_path / "tiny.onnx"), "on_cpu": True}
     export |= {"input_height": 32, "input_width": 64, "valid_iters": 3, "results_dir": str(tmp_path)}
@@ -168,6 +169,8 @@ def test_tiles_of_an_engine(scenes, infer, tiny_checkpoint, tmp_path):
     build_engine(export["onnx_file"], tmp_path / "e", BuildSettings(backend="onnxruntime", verify=False, max_batch=2))
     keys = {"checkpoint": "", "trt_engine": str(tmp_path / "e"), "save_raw_pfm": True}
     tile = {"tile": True, "tile_overlap": [8, 48]}
+    calls = []
+    monkeypatch.setattr(predictor, "load_engine", lambda *a: calls.append(load_engine(*a)) or calls[-1])
     assert infer(tmp_path / "tiles", scenes / "list.txt", **keys, **tile) == 0
     name = "disparity_pfm/scene0/left.pfm"
     found, _ = read_disparity(tmp_path / "tiles" / name)
@@ -177,7 +180,15 @@ def test_tiles_of_an_engine(scenes, infer, tiny_checkpoint, tmp_path):
     assert found.shape == (64, 96)
     np.testing.assert_allclose(found[:16, :16], corner[:16, :16], atol=1e-3)
     results = json.loads((tmp_path / "tiles" / "results.json").read_text())
-    assert results["settings"]["tile"] == [32, 64] and results["latency_median_ms"] > 0
+    assert results["settings"]["tile"] == [32, 64] and "scaled down" not in caplog.text
+    assert results["latency_batch"] == 2, "a call of images, not one of their tiles"
+    # Batches of 2 and of 1, and one image of another size: three calls that together took all the time for 4 images.
+    assert len(calls[-1].latencies_ms) == 3
+    assert results["images_per_second"] == pytest.approx(4000 / sum(calls[-1].latencies_ms))
+    assert infer(tmp_path / "scaled", scenes / "list.txt", **keys) == 0
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "scaled down" in r.getMessage()]
+    assert len(warnings) == 1 and "images of 64 x 96 are larger than the engine, at most 32 x 64" in warnings[0]
+    assert "inference.tile" in warnings[0] and "export.dynamic_hw" in warnings[0]
 
 
 def test_middlebury_calibration(shared, infer, tmp_path):

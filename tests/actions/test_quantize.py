@@ -62,7 +62,7 @@ def evaluated(spec, **model) -> dict:
     return evaluate.run(spec, STATUS).kpi
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("int8", torch.int8), ("fp8_e4m3fn", torch.float8_e4m3fn)])
+@pytest.mark.parametrize(("dtype", "kind"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])
 def test_torchao_weights_alone(spec, tiny_checkpoint, dtype, kind):
     pytest.importorskip("torchao")
     checked = spec(layers=[{"module_name": "", "weights": {"dtype": dtype}}])
@@ -83,7 +83,9 @@ def test_torchao_weights_alone(spec, tiny_checkpoint, dtype, kind):
     assert outcome.metadata["quantized"]["kind"] == "checkpoint"
 
 
-def test_a_loss_above_the_limit_leaves_nothing(spec, split, scenes, tiny_checkpoint, tmp_path, status_lines):
+def test_a_loss_above_the_limit_leaves_nothing(
+    spec, split, scenes, tiny_checkpoint, tmp_path, status_lines, capsys, caplog
+):
     """max_epe_increase below what the run costs: exit 1, FAILURE, no result, the older one gone too.
 
     The ground truth is the float network's own disparity, so that every change is a loss."""
@@ -101,7 +103,12 @@ def test_a_loss_above_the_limit_leaves_nothing(spec, split, scenes, tiny_checkpo
     assert perform("quantize", checked) == 1
     folder = Path(checked.results_dir) / "quantize"
     last = status_lines(folder)[-1]
-    assert last["status"] == "FAILURE" and "by more than quantize.max_epe_increase" in last["message"]
+    said = "by more than quantize.max_epe_increase"
+    assert last["status"] == "FAILURE" and said in last["message"]
+    assert f"stays in {folder}: before, after and layers.csv" in last["message"]
+    output = capsys.readouterr()
+    assert output.err.count(said) == 1 and "Traceback" not in output.err + caplog.text and said not in caplog.text
+    assert all((folder / name).exists() for name in ("before", "after", "layers.csv"))
     assert not [path for path in folder.rglob("*") if path.suffix == ".pth"]
     assert perform("quantize", spec(data, max_epe_increase=increase * 2)) == 0
     assert status_lines(folder)[-1]["kpi"]["epe_increase"] == pytest.approx(increase)
@@ -295,3 +302,29 @@ def test_keys_that_the_library_does_not_take_draw_a_warning(tmp_path, tiny_check
         f"{rule}.weights.observer_or_fake_quant",
         f"{rule}.activations.dtype",
     }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_set_is_not_another(spec, tiny_checkpoint, caplog):
+    pytest.importorskip("torchao")
+    with pytest.raises(SpecError, match=r"quantize.device: cuda: there are 0 GPUs here; set it to cpu"):
+        run(spec(device="cuda"))
+    unset = spec_from_dict("quantize", {"results_dir": "r", "quantize": {"model_path": str(tiny_checkpoint)}}).quantize
+    with caplog.at_level(logging.INFO):
+        assert quantize._device(unset) == torch.device("cpu")
+    assert "quantize.device is not set and there is no GPU here" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_onnx_file_of_open_size_is_measured_at_the_images_own(spec, tiny_checkpoint, tmp_path, caplog):
+    """Traced at 32 x 64, measured at 64 x 96: the error is the checkpoint's own, not that of reduced images."""
+    pytest.importorskip("modelopt.onnx")
+    source = tmp_path / "open.onnx"
+    keys = {"checkpoint": str(tiny_checkpoint), "onnx_file": str(source), "input_height": 32, "input_width": 64}
+    keys |= {"valid_iters": 3, "on_cpu": True, "dynamic_hw": True}
+    tree = {"results_dir": str(tmp_path), "model": {"preset": "tiny"}, "export": keys}
+    export.run(spec_from_dict("export", tree), STATUS)
+    checked = spec(backend="modelopt.onnx", model_path=str(source))
+    kpi = run(checked).kpi
+    assert evaluated(checked, checkpoint=tiny_checkpoint)["epe"] == pytest.approx(kpi["epe_before"], abs=0.01)
+    assert "scaled" not in caplog.text

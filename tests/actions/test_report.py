@@ -65,3 +65,49 @@ def test_names_and_results_belong_together(tmp_path):
     )
     assert perform("report", spec) == 2
     assert "2 names for 1 results" in (tmp_path / "out" / "status.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["results/evaluate", "rb3/evaluate"], ["results", "rb3"]),
+        (["x/fp32/evaluate/last", "x/fp16/evaluate/last"], ["fp32", "fp16"]),
+        (["r/evaluate", "r/int8/evaluate"], ["r", "r/int8"]),
+        (["a/evaluate", "b/evaluate", "c/trt"], ["a/evaluate", "b/evaluate", "c/trt"]),
+        (["a/evaluate", "a/evaluate"], None),
+    ],
+)
+def test_evaluations_of_one_name_are_told_apart(tmp_path, folders, names):
+    paths = [results(tmp_path / f, epe=float(n)) for n, f in enumerate(dict.fromkeys(folders))]
+    if names is None:
+        assert list(run(tmp_path, results=paths * 2).kpi) == ["evaluate/epe", "evaluate-2/epe"]
+        return
+    found = run(tmp_path, results=paths).kpi
+    assert [key.removeprefix(f"{tmp_path}/") for key in found] == [f"{name}/epe" for name in names]
+    assert list(found.values()) == [float(n) for n in range(len(names))]
+    assert list(run(tmp_path, results=paths, names=["same"] * len(paths)).kpi)[:2] == ["same/epe", "same-2/epe"]
+
+
+@pytest.mark.parametrize(
+    ("images", "counts", "other"),
+    [(("a", "b"), (2, 2), False), (("a", "c"), (2, 2), True), (None, (2, 2), False), (None, (2, 3), True)],
+)
+def test_evaluations_of_other_images_draw_a_warning(tmp_path, caplog, images, counts, other):
+    one, two = (results(tmp_path / name, epe=1.0, images=n) for name, n in zip(("one", "two"), counts, strict=True))
+    (tmp_path / "one" / "metrics.csv").write_text("path,epe\na,1\nb,1\n")
+    if images:
+        (tmp_path / "two" / "metrics.csv").write_text("path,epe\n" + "".join(f"{i},1\n" for i in images))
+    page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
+    said = "two: evaluated on other images than one"
+    assert (said in caplog.text) == (said in page) == other
+
+
+@pytest.mark.parametrize(
+    ("batches", "label"), [((1, 1), ""), ((4, 4), " (of a batch of 4)"), ((1, 4), " (of a batch of 1 or 4)")]
+)
+def test_a_latency_says_of_how_many_images_it_is(tmp_path, batches, label):
+    paths = [results(tmp_path / f"r{n}", latency_median_ms=n + 1, latency_batch=b) for n, b in enumerate(batches)]
+    found = [
+        [key[0], *cells] for key, cells in rows(run(tmp_path, results=paths).artifacts["report"].read_text()).items()
+    ]
+    assert [f"latency_median_ms{label}", "1", "2"] in found and [f"latency_median_ms{label}", "1"] in found

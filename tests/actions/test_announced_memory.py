@@ -1,0 +1,66 @@
+"""What is said of memory before a pass: once for each larger size, a warning where it is short, never a failure."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from stereo_core.actions import memory
+from stereo_core.actions.memory import announced, free_bytes
+from stereo_core.models import create_model
+from stereo_core.models.memory import pass_bytes
+
+
+def images(*size, batch=1):
+    return torch.zeros(batch, 3, *size)
+
+
+def said(caplog):
+    return [(r.levelname, r.getMessage()) for r in caplog.records if "memory" in r.getMessage()]
+
+
+@pytest.fixture
+def network(monkeypatch, caplog):
+    monkeypatch.setattr(memory, "SMALL", 64 * 64)
+    caplog.set_level(logging.DEBUG)
+    return create_model(preset="tiny").eval()
+
+
+def test_every_larger_size_is_announced_once(network, caplog):
+    predict = announced(lambda left, right: left[:, 0] + 1, network, "evaluate")
+    for size in ((64, 64), (64, 96), (96, 64), (64, 96), (96, 96)):
+        assert torch.equal(predict(images(*size), images(*size)), torch.ones(1, *size))
+    needed = pass_bytes(network, (96, 96), 1) / 2**30
+    assert [level for level, _ in said(caplog)] == ["INFO", "INFO"]
+    assert said(caplog)[1][1].startswith(f"an image of 96 x 96 needs about {needed:.2f} GiB of memory; ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "batch", "ways"),
+    [
+        ("inference", 2, "dataset.infer_dataset.batch_size=1, inference.tile=true"),
+        ("inference", 1, "inference.tile=true"),
+        ("evaluate", 2, "dataset.test_dataset.batch_size=1"),
+        ("evaluate", 1, "smaller images"),
+    ],
+)
+def test_too_little_memory_draws_a_warning_with_what_can_be_done(network, monkeypatch, caplog, verb, batch, ways):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    pair = images(64, 96, batch=batch)
+    assert announced(lambda left, right: left[:, 0], network, verb)(pair, pair).shape == (batch, 64, 96)
+    [(level, text)] = said(caplog)
+    assert level == "WARNING" and "0.00 GiB are free" in text and text.endswith(f"What takes less: {ways}")
+
+
+def test_an_estimate_that_fails_stops_nothing(caplog, monkeypatch, network):
+    predict = announced(lambda left, right: left[:, 0], torch.nn.Linear(1, 1), "inference")
+    assert predict(images(64, 96), images(64, 96)).shape == (1, 64, 96)
+    assert said(caplog) == [("DEBUG", "no estimate of memory")]
+
+
+def test_free_memory_is_some_of_this_machine():
+    import os
+
+    assert 2**20 < free_bytes(torch.device("cpu")) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
