@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ def run(spec: Any, status: Any) -> Outcome:
     """
     section = spec.gen_trt_engine
     settings = _settings(section)
-    backend, choice = choose_backend(settings)
+    backend = choose_backend(settings)
+    settings = replace(settings, backend=backend)
     _warn(section, backend)
     onnx = Path(section.onnx_file)
     engine = Path(section.trt_engine or results_dir(spec, "gen_trt_engine") / f"{onnx.stem}{suffix_of(backend)}")
-    status.running(f"Building {engine} from {onnx} with {choice}")
+    status.running(f"Building {engine} from {onnx} with {backend}")
     start = time.perf_counter()
     build = build_engine(onnx, engine, settings)
     kpi = {"engine_bytes": engine.stat().st_size, "build_seconds": time.perf_counter() - start}
@@ -51,7 +53,7 @@ def run(spec: Any, status: Any) -> Outcome:
     else:
         checked = f"not verified: {build.not_verified}"
     return Outcome(
-        message=f"Engine {engine} built with {choice}, {settings.precision}, {checked}.",
+        message=f"Engine {engine} built with {backend}, {settings.precision}, {checked}.",
         kpi=kpi,
         artifacts={"engine": engine},
         metadata={"engine": {key: value for key, value in build.info.items() if key not in ("kind", "sha256")}},

@@ -33,19 +33,17 @@ class Build:
 
     Attributes:
         info: the side-car.
-        choice: the backend, and how it came to be chosen.
         difference: to the ONNX file, in px (`verify.difference`); None where the engine was not verified.
         not_verified: why it was not, else None.
     """
 
     info: dict
-    choice: str
     difference: dict[str, float] | None
     not_verified: str | None
 
 
-def choose_backend(settings: BuildSettings) -> tuple[str, str]:
-    """(backend, the words for it in logs and reports).
+def choose_backend(settings: BuildSettings) -> str:
+    """The backend that builds with these settings; how `auto` came to it is logged.
 
     Raises:
         SpecError: the backend asked for can not build here; there is no silent fall-back.
@@ -58,49 +56,54 @@ def choose_backend(settings: BuildSettings) -> tuple[str, str]:
     why = _backend(asked).why_not_here(settings)
     if why:
         raise SpecError(f"gen_trt_engine.backend: {asked} can not build here: {why}")
-    return asked, asked
+    return asked
 
 
-def _first_possible(settings: BuildSettings) -> tuple[str, str]:
+def _first_possible(settings: BuildSettings) -> str:
     reasons = []
     for name in BACKENDS:
         why = _backend(name).why_not_here(settings)
         if why is None:
-            return name, f"{name} ({'; '.join(reasons)})" if reasons else name
+            break
         reasons.append(f"not {name}: {why}")
-    raise SpecError(f"gen_trt_engine.backend: no engine can be built here: {'; '.join(reasons)}")
+    else:
+        raise SpecError(f"gen_trt_engine.backend: no engine can be built here: {'; '.join(reasons)}")
+    because = f" ({'; '.join(reasons)})" if reasons else ""
+    if name == "onnxruntime":
+        LOG.warning("gen_trt_engine.backend: auto takes onnxruntime, whose engine is an ONNX file%s", because)
+    else:
+        LOG.info("gen_trt_engine.backend: auto takes %s%s", name, because)
+    return name
 
 
 def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> Build:
     """Build the engine `out` and its side-car `out`.json from an ONNX file of `depth_net export` or TAO.
 
-    What is static in the ONNX file wins over the profile. With `verify`, the engine is run against the ONNX file before
-    it gets its name, where it can run here. A second build of the same file waits for the first. Whenever a build
-    ends, `out` is missing or has its own side-car.
+    Where the engine can run here, it is opened, and with `verify` run against the ONNX file, before it gets its name. A
+    second build of the same file waits for the first. Whenever a build ends, `out` is missing or has its own side-car.
 
     Raises:
         ModelError: `onnx` is not a stereo ONNX file, or the backend refuses its operators.
         SpecError: the backend is not available, or does not build the precision of such a file, or a profile is not
-            1 <= min <= opt <= max, or has a height or width that is no multiple of 32.
-        RuntimeError: the build failed, or the engine's disparity is not the ONNX file's.
+            1 <= min <= opt <= max, has a height or width that is no multiple of 32, or is not what is static in `onnx`.
+        RuntimeError: the build failed, the engine can not be opened, or its disparity is not the ONNX file's.
     """
     onnx, out = Path(onnx), Path(out)
     graph = read_onnx(onnx)
     if out.exists() and out.samefile(onnx):
         raise SpecError(f"gen_trt_engine.trt_engine: {out} is the ONNX file itself; give the engine another name")
-    name, choice = choose_backend(settings)
-    LOG.info("engine backend: %s", choice)
+    name = choose_backend(settings)
     backend = _backend(name)
     _check_precision(name, backend, settings.precision, graph["precision"])
     info = graph | _profile(graph, settings) | {"kind": "engine", "backend": name, "precision": settings.precision}
     with locked(out), atomic_path(out) as temporary:
         info |= backend.build(onnx, temporary, info, settings)
         info |= {"onnx_sha256": sha256_of(onnx), "sha256": sha256_of(temporary)}
-        difference, not_verified = _verify(backend, temporary, info, onnx, settings)
+        difference, not_verified = _tried(backend, temporary, info, onnx, settings)
         # An engine of before must not stand beside the new side-car.
         out.unlink(missing_ok=True)
         write_sidecar(out, info)
-    return Build(info, choice, difference, not_verified)
+    return Build(info, difference, not_verified)
 
 
 def load_engine(path: str | Path, device: Any = None) -> Engine:
@@ -120,7 +123,9 @@ def load_engine(path: str | Path, device: Any = None) -> Engine:
             f"{path}: an engine of {info['backend']} {info['backend_version']} for {info['target']}, a backend that is "
             f"not available here (available: {', '.join(BACKENDS)}); build the engine again from its ONNX file"
         )
-    return _backend(info["backend"]).load(path, info, device)
+    engine = _backend(info["backend"]).load(path, info, device)
+    LOG.info("%s runs on %s", path, engine.runtime)
+    return engine
 
 
 def suffix_of(backend: str) -> str:
@@ -156,10 +161,16 @@ def _profile(graph: dict, settings: BuildSettings) -> dict:
     for side, wanted in (("height", settings.heights), ("width", settings.widths)):
         smallest, best, largest = _size_range(graph, side, wanted)
         found |= {f"min_{side}": smallest, f"input_{side}": best, f"max_{side}": largest}
-    if graph["max_batch"] is not None:
+    keys = "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size"
+    static, batches = graph["max_batch"], (settings.min_batch, settings.opt_batch, settings.max_batch)
+    if static is not None:
+        if set(batches) - {1, static}:  # 1: TAO's default, which its templates write out
+            raise SpecError(
+                f"{keys} are {_listed(batches)}, and the ONNX file has a batch of {static} only; leave them out, or "
+                "export a file of any batch (export.batch_size=-1)"
+            )
         return found
-    batches = (settings.min_batch, settings.opt_batch, settings.max_batch)
-    _check_range("gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size", batches)
+    _check_range(keys, batches)
     return found | dict(zip(("min_batch", "opt_batch", "max_batch"), batches, strict=True))
 
 
@@ -168,7 +179,10 @@ def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...]) -> tuple
     static, traced = graph[f"max_{side}"], graph[f"input_{side}"]
     if static is not None:
         if any(size not in (None, static) for size in wanted):
-            LOG.warning("%s have no effect: the ONNX file's %s is %d px, not open", keys, side, static)
+            raise SpecError(
+                f"{keys} are {_listed(wanted)}, and the ONNX file has a {side} of {static} px only; leave them out, or "
+                "export a file of any size (export.dynamic_hw=true)"
+            )
         return static, static, static
     best = wanted[1] or traced
     if best is None:
@@ -185,22 +199,30 @@ def _check_range(keys: str, values: tuple[int, int, int]) -> None:
         raise SpecError(f"{keys} are {_listed(values)}; they must not fall, and be at least 1")
 
 
-def _listed(values: tuple[int, ...]) -> str:
-    return ", ".join(map(str, values))
+def _listed(values: tuple[int | None, ...]) -> str:
+    return ", ".join("null" if value is None else str(value) for value in values)
 
 
-def _verify(
+def _tried(
     backend: Backend, engine: Path, info: dict, onnx: Path, settings: BuildSettings
 ) -> tuple[dict[str, float] | None, str | None]:
-    """(the difference to the ONNX file in px, None), or (None, why the engine was not verified)."""
+    """Open the engine, and with `verify` run it.
+
+    Returns:
+        (the difference to the ONNX file in px, None), or (None, why the engine was not verified).
+    """
     from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
 
     device = f"cuda:{settings.gpu_id}" if settings.gpu_id else None
-    why = backend.why_not_runnable(info, device) if settings.verify else "gen_trt_engine.verify is false"
-    if why:
-        LOG.log(logging.WARNING if settings.verify else logging.INFO, "the engine is not verified: %s", why)
+    why = backend.why_not_runnable(info, device)
+    if why and settings.verify:
+        LOG.warning("the engine is not verified: %s", why)
         return None, why
+    opened = None if why else backend.load(engine, info, device)
+    if not settings.verify:
+        return None, "gen_trt_engine.verify is false"
+    LOG.info("the engine is compared with %s on %s", onnx, opened.runtime)
     batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images where it can be: they must not mix
     left_B3HW, right_B3HW = synthetic_pair(info["input_height"], info["input_width"], batch)
-    disparity_BHW = backend.load(engine, info, device).run(left_B3HW, right_B3HW)
+    disparity_BHW = opened.run(left_B3HW, right_B3HW)
     return difference(disparity_BHW, reference_disparity(onnx, left_B3HW, right_B3HW), info["precision"]), None

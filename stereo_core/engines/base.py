@@ -90,11 +90,13 @@ class Engine(abc.ABC):
         info: the engine's side-car (INTERFACES "Files").
         device: where it runs and `run_torch` wants its images: "cpu" or "cuda:N".
         provider: what runs it there, where a backend has a choice, else None.
+        runtime: what runs it, in words: library, version, device.
         latencies_ms: one entry a call of the runtime, in milliseconds; warm-up and image preparation do not count.
     """
 
     device = "cpu"
     provider: str | None = None
+    runtime = ""
 
     def __init__(self, info: dict):
         self.info = info

@@ -70,12 +70,13 @@ def _in_fp16(model: ModelProto, pins: Sequence[str]) -> ModelProto:
 
 def _write_optimised(model: bytes, out: Path, verbose: bool) -> None:
     """Basic optimisations only: they keep to standard operators, so the engine runs on every provider; the fusions of
-    one device are made when the engine is loaded."""
+    one device are made when the engine is loaded. Not MatMul and Add to Gemm: the second time, on loading, the fusion
+    gives its tensors the names that they have already, and ONNX Runtime refuses its own file."""
     options = _options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
     options.log_severity_level = 0 if verbose else 3
-    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"])
 
 
 class OnnxRuntimeEngine(Engine):
@@ -96,7 +97,7 @@ class OnnxRuntimeEngine(Engine):
         # Some makers write the disparity as B x H x W.
         self._has_channel = len(self._session.get_outputs()[0].shape) == 4
         self._values: dict[tuple[int, ...], dict[str, ort.OrtValue]] = {}
-        LOG.info("%s runs on ONNX Runtime %s, %s", path, ort.__version__, self.provider)
+        self.runtime = f"ONNX Runtime {ort.__version__}, {self.provider}"
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
         values = self._allocated(left_B3HW.shape)
@@ -164,6 +165,11 @@ class OnnxRuntimeEngine(Engine):
         return self._values[key]
 
 
+# It takes a Relu away before a quantiser whose zero point is the smallest value of its type, because rounding does the
+# same, and takes that of float8, 0, for one too: 0.5 px of error.
+_WRONG = ["ReluQuantRewrite"]
+
+
 def open_session(
     path: Path, device: Any = None, optimise: bool = True, search: str = "EXHAUSTIVE"
 ) -> ort.InferenceSession:
@@ -185,7 +191,7 @@ def open_session(
     if providers == ["CPUExecutionProvider"]:
         # Planning the whole pool ahead takes 2.1 GiB instead of 1.7 for vits at 320 x 736, more than PyTorch.
         options.enable_mem_pattern = False
-    session = ort.InferenceSession(str(path), options, providers=providers)
+    session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=_WRONG)
     if asked and asked != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise UserError(f"device {asked}: ONNX Runtime {ort.__version__} could not start its CUDA provider here")
     provider = session.get_providers()[0]

@@ -94,7 +94,8 @@ class TensorRT:
 
         Raises:
             SpecError: GPUs the library does not build for, or which have no such precision; pins that fit no layer.
-            ModelError: the parser refuses nodes of the file, or reads other inputs than the side-car says.
+            ModelError: the parser refuses nodes of the file, or reads other inputs than the side-car says, or a GPU has
+                no matrix products of the graph's type.
             RuntimeError: the builder failed.
         """
         trt = self._module()
@@ -208,7 +209,7 @@ class TensorRT:
             config.progress_monitor = monitor
             serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise RuntimeError(f"{self.library.title} could not build the engine: {log.said() or 'it gives no reason'}")
+            raise _build_error(self.library, log.said())
         if fits:
             with atomic_path(cache) as temporary:
                 temporary.write_bytes(config.get_timing_cache().serialize())
@@ -234,7 +235,7 @@ class TensorRTEngine(Engine):
             if self._context is None:
                 raise RuntimeError(f"{path}: no execution context: {self._log.said()}")
             self._stream = torch.cuda.Stream()
-        LOG.info("%s runs on %s %s, %s", path, trt.__name__, trt.__version__, torch.cuda.get_device_name(self.device))
+        self.runtime = f"{trt.__name__} {trt.__version__}, {torch.cuda.get_device_name(self.device)}"
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
         import torch
@@ -454,6 +455,17 @@ def attach_timing_cache(config: Any, path: Path) -> bool:
         path,
     )
     return False
+
+
+def _build_error(library: Library, said: str) -> Exception:
+    """The exception for the errors that the builder logged."""
+    if "FP32 GEMM is not supported" in said:
+        return ModelError(
+            f"{library.title} has no float32 matrix products for compute capability 7.5 (Turing); build them in fp16: "
+            'gen_trt_engine.tensorrt.data_type=fp16 gen_trt_engine.tensorrt.layers_precision=["*MatMul*:fp16"]. It '
+            f"said: {said}"
+        )
+    return RuntimeError(f"{library.title} could not build the engine: {said or 'it gives no reason'}")
 
 
 # --- What the libraries say while they work ---------------------------------------------------------------------------

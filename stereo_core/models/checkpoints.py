@@ -113,7 +113,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
 def describe(path: str | Path) -> dict:
     """What a weight file holds, without building a network.
 
-    `network` is FoundationStereo, DepthAnythingV2 or EdgeNeXt. `attention` is what `load_model` would choose.
+    `network` is FoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` is what `load_model` would choose.
 
     Raises:
         ModelError: no usable weight file.
@@ -125,8 +125,8 @@ def describe(path: str | Path) -> dict:
     if known["network"] == "FoundationStereo":
         checkpoint = _recognise(file)
         settings = checkpoint.settings
-        known |= {"names": checkpoint.names} | settings
-        known["attention"] = settings.get("disparity_attention") or _usual_attention(settings["variant"])
+        attention = settings.get("disparity_attention") or _usual_attention(settings["variant"])
+        known |= {"names": checkpoint.names} | settings | {"disparity_attention": attention}
     elif known["network"] == "DepthAnythingV2":
         known["encoder"] = _encoder(file.state[POSITIONS].shape[-1], path)
     if quantization := read_quantization(file.extra, path):

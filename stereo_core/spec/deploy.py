@@ -11,7 +11,9 @@ Iterations = Annotated[Int, null_is(22)]
 
 
 class Export(Section):
-    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/export")
+    results_dir: Text = key(
+        "", "Output folder, used as it is; empty: <results_dir>/export, else the folder of onnx_file"
+    )
     gpu_id: Int = key(0, "GPU to trace on", ge=0)
     checkpoint: Text = key("", "Checkpoint of any layout, or an ONNX file to take over as it is", mandatory=True)
     onnx_file: Text = key("", "ONNX file to write", mandatory=True)
@@ -33,7 +35,7 @@ class TensorRT(Section):
         Literal["fp32", "fp16", "bf16", "int8", "fp8"], any_case("fp32", "fp16", "bf16", "int8", "fp8")
     ] = key("fp32", "Precision, any case")
     workspace_size: Int = key(4, "Scratch memory in GiB; 1024 (TAO's default, meant as MB): no limit", ge=0)
-    min_batch_size: Int = key(1, "Smallest batch", ge=1)
+    min_batch_size: Int = key(1, "Smallest batch, for an ONNX file of any batch", ge=1)
     opt_batch_size: Int = key(1, "Batch to tune for", ge=1)
     max_batch_size: Int = key(1, "Largest batch", ge=1)
     layers_precision: Texts = key(
@@ -42,7 +44,9 @@ class TensorRT(Section):
 
 
 class GenTrtEngine(Section):
-    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/gen_trt_engine")
+    results_dir: Text = key(
+        "", "Output folder, used as it is; empty: <results_dir>/gen_trt_engine, else the folder of trt_engine"
+    )
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
     trt_engine: Text = key("", "Engine file to write; empty: <results_dir>/gen_trt_engine/<name of the ONNX file>")

@@ -70,8 +70,18 @@ def section_name(verb: str) -> str:
     return "train" if verb == "doctor" else verb.removeprefix("trt_")
 
 
+# section -> the key that names the file it writes
+_OUTPUT_FILES = {"export": "onnx_file", "gen_trt_engine": "trt_engine"}
+
+
+def output_file(spec: ExperimentSpec, name: str) -> str:
+    """The file that the user wants a section's verb to write, else the empty text."""
+    return getattr(getattr(spec, name), _OUTPUT_FILES.get(name, ""), "")
+
+
 def results_dir(spec: Section, verb: str) -> Path:
-    """Where a verb writes: `<verb>.results_dir` as it is, else `results_dir/<verb>`; those with a flat spec use theirs.
+    """Where a verb writes: `<verb>.results_dir` as it is, else `results_dir/<verb>`, else the folder of the file that
+    it is told to write (`export.onnx_file`, `gen_trt_engine.trt_engine`); verbs with a flat spec use theirs.
 
     doctor writes to `doctor` in the folder of train; with an engine, evaluate and inference write to `trt_evaluate` and
     `trt_inference`. The folder is not created.
@@ -84,5 +94,7 @@ def results_dir(spec: Section, verb: str) -> Path:
     own = getattr(spec, name)
     if own.results_dir:
         return Path(own.results_dir)
+    if not spec.results_dir and (file := output_file(spec, name)):
+        return Path(file).parent
     with_engine = name in ("evaluate", "inference") and own.trt_engine
     return Path(spec.results_dir) / (f"trt_{name}" if with_engine else name)

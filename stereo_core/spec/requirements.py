@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stereo_core.spec import search_space
 from stereo_core.spec.dataset import Augmentation, Dataset, Split
-from stereo_core.spec.experiment import ExperimentSpec, section_name
+from stereo_core.spec.experiment import ExperimentSpec, output_file, section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 
@@ -39,9 +39,8 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
         return list(_is_set("results_dir", spec.results_dir))
     name = section_name(verb)
     own = getattr(spec, name)
-    complaints = (
-        [] if own.results_dir or spec.results_dir else [("results_dir", f"is needed by {verb}, or {name}.results_dir")]
-    )
+    somewhere = own.results_dir or spec.results_dir or output_file(spec, name)
+    complaints = [] if somewhere else [("results_dir", f"is needed by {verb}, or {name}.results_dir")]
     complaints += _RULES[name](spec, verb)
     if name in _MODEL_VERBS and not getattr(own, "trt_engine", ""):
         complaints += _model(spec)
@@ -176,7 +175,7 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
             f"{own.algorithm} is for 4-bit weights; {own.backend} in int8 or fp8 takes {', '.join(_CALIBRATIONS)}",
         )
     images = dataset.quant_calibration_dataset.images_dir
-    if images and not Path(images).exists():
+    if images and not is_uri(images) and not Path(images).exists():
         yield "dataset.quant_calibration_dataset.images_dir", f"no such folder or archive: {images}"
     if not images and not dataset.train_dataset.data_sources:
         yield (
@@ -262,7 +261,7 @@ def _is_set(path: str, value: str) -> Iterator[Complaint]:
 def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
     if needed:
         yield from _is_set(path, value)
-    if value and not Path(value).is_file():
+    if value and not is_uri(value) and not Path(value).is_file():
         yield path, f"no such file: {value}{_checkpoints_beside(Path(value))}"
 
 
@@ -274,5 +273,5 @@ def _checkpoints_beside(path: Path) -> str:
 
 def _folder(path: str, value: str) -> Iterator[Complaint]:
     yield from _is_set(path, value)
-    if value and not Path(value).is_dir():
+    if value and not is_uri(value) and not Path(value).is_dir():
         yield path, f"no such folder: {value}"

@@ -26,6 +26,9 @@ def json_schema(verb: str) -> dict[str, Any]:
     schema = spec_class(verb).model_json_schema()
     definitions = schema.pop("$defs", {})
     tree = _marked(_inlined(schema, definitions), "")
+    if verb.startswith("trt_"):
+        keys = tree["properties"][section_name(verb)]["properties"]
+        keys["trt_engine"]["mandatory"] = keys["checkpoint"].pop("mandatory")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | tree | {"title": f"depth_net {verb}"}
 
 
@@ -97,13 +100,13 @@ def _lines(group: type[Section], names: list[str], schema: dict[str, Any], path:
             yield f"{indent}{name}:"
             yield from _lines(inner, list(inner.model_fields), node, (*path, name))
         else:
-            yield f"{indent}{name}: {_value(field)}"
+            yield f"{indent}{name}: {_value(field, node)}"
             if inner:
                 yield from (f"{indent}  # - {line}" for line in _entry(inner, node["items"]))
 
 
-def _value(field: FieldInfo) -> str:
-    if (field.json_schema_extra or {}).get("mandatory"):
+def _value(field: FieldInfo, node: dict[str, Any]) -> str:
+    if node.get("mandatory"):
         return "???"
     value = field.get_default(call_default_factory=True)
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")

@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from stereo_core.actions import export, gen_trt_engine
+from stereo_core.actions.perform import perform
 from stereo_core.data.synthetic import make_scene
 from stereo_core.engines import load_engine
+from stereo_core.engines.onnxruntime import OnnxRuntime
+from stereo_core.engines.verify import synthetic_pair
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import sha256_of
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.spec import spec_from_dict
+from stereo_core.spec.quantize import Quantize
 
 HEIGHT, WIDTH = 64, 96
 MODEL = {"model_type": "FoundationStereo", "preset": "tiny"}
@@ -37,10 +41,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def onnx(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
+    return exported(model, tmp_path_factory.mktemp("onnx"))
+
+
+def exported(model, folder, **keys):
     save_checkpoint(model, folder / "tiny.pth")
     section = {"checkpoint": str(folder / "tiny.pth"), "onnx_file": str(folder / "tiny.onnx"), "valid_iters": 2}
-    section |= {"input_height": HEIGHT, "input_width": WIDTH, "batch_size": -1, "on_cpu": True}
+    section |= {"input_height": HEIGHT, "input_width": WIDTH, "batch_size": -1, "on_cpu": True} | keys
     export.run(spec_from_dict("export", {"results_dir": str(folder), "model": MODEL, "export": section}), Status())
     return folder / "tiny.onnx"
 
@@ -77,7 +84,7 @@ def test_engine_lies_exactly_where_it_was_asked_for(onnx, tmp_path):
     assert outcome.metadata["engine"].items() <= info.items()
     assert 0 <= outcome.kpi["verify_mean_abs_difference_px"] < 0.01
     for text in (outcome.message, *status.lines):
-        assert "onnxruntime (not tensorrt: " in text and "; not tensorrt_rtx: " in text
+        assert "with onnxruntime" in text and "not tensorrt" not in text
 
 
 def test_without_a_name_the_engine_is_called_after_the_onnx_file(onnx, tmp_path):
@@ -105,15 +112,64 @@ def test_a_setting_that_the_build_has_no_use_for_draws_a_warning(onnx, tmp_path,
     with caplog.at_level(logging.WARNING):
         build(onnx, tmp_path, {"workspace_size": 1024}, verify=False)
         assert "no effect" not in caplog.text
-        pins, keys = {"layers_precision": ["*:fp32"], "workspace_size": 2}, {"timing_cache": "x", "opt_height": 96}
+        pins, keys = {"layers_precision": ["*:fp32"], "workspace_size": 2}, {"timing_cache": "x", "opt_height": HEIGHT}
         build(onnx, tmp_path, pins, verify=False, backend="onnxruntime", compute_capabilities=["8.6"], **keys)
     lines = [record.getMessage() for record in caplog.records]
     for key in ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"):
         assert f"gen_trt_engine.{key} has no effect with the onnxruntime backend" in lines
     assert "gen_trt_engine.tensorrt.layers_precision has no effect in fp32; only in fp16 and bf16" in lines
-    assert "gen_trt_engine: min_height, opt_height, max_height have no effect: the ONNX file's height is 64 px, " in (
-        caplog.text
-    )
+    assert "opt_height" not in caplog.text  # it is the file's
+
+
+def test_how_auto_came_to_its_choice_is_said_once_and_files_by_their_names(onnx, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        build(onnx, tmp_path)
+    warning, *more = [record for record in caplog.records if "not tensorrt" in record.getMessage()]
+    assert not more and warning.levelname == "WARNING"
+    text = "gen_trt_engine.backend: auto takes onnxruntime, whose engine is an ONNX file (not tensorrt: "
+    assert warning.getMessage().startswith(text) and "; not tensorrt_rtx: " in warning.getMessage()
+    assert f"the engine is compared with {onnx} on ONNX Runtime" in caplog.text
+    assert "/.net.engine." not in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load_engine(tmp_path / "out" / "net.engine", "cpu")
+    assert f"{tmp_path / 'out' / 'net.engine'} runs on ONNX Runtime" in caplog.text
+
+
+def test_the_build_of_the_readme_needs_no_results_dir(onnx, tmp_path):
+    section = {"onnx_file": str(onnx), "trt_engine": str(tmp_path / "net.engine"), "verify": False}
+    assert perform("gen_trt_engine", spec_from_dict("gen_trt_engine", {"gen_trt_engine": section})) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"net.engine", "net.engine.json", "status.json", "experiment.yaml"}
+
+
+@pytest.mark.slow
+def test_a_quantised_file_of_one_batch_can_be_opened_and_keeps_only_int8_weights(model, tmp_path):
+    """ONNX Runtime fuses products with sums in the file that it writes, and refused to do the rest on loading."""
+    modelopt = pytest.importorskip("stereo_core.quantization.modelopt_onnx")
+    pytest.importorskip("modelopt.onnx")
+    source = exported(model, tmp_path, batch_size=1, valid_iters=1, check=False)
+    settings = Quantize(backend="modelopt.onnx", device="cpu")
+    modelopt.quantize(source, tmp_path / "int8.onnx", settings, [synthetic_pair(HEIGHT, WIDTH, 1)])
+    outcome, _ = build(tmp_path / "int8.onnx", tmp_path, {"data_type": "int8"})
+    assert outcome.kpi["verify_mean_abs_difference_px"] < 0.01
+    assert outcome.kpi["engine_bytes"] < 0.6 * source.stat().st_size
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_engine_that_can_not_be_opened_is_no_engine(onnx, tmp_path, monkeypatch, verify):
+    """The backend's files are cut short here, as a full disk might."""
+    write = OnnxRuntime.build
+
+    def cut(self, source, out, *rest):
+        said = write(self, source, out, *rest)
+        out.write_bytes(out.read_bytes()[:-1000])
+        return said
+
+    monkeypatch.setattr(OnnxRuntime, "build", cut)
+    with pytest.raises(Exception, match="INVALID_PROTOBUF"):
+        build(onnx, tmp_path, verify=verify)
+    assert not list((tmp_path / "out").glob("net.engine*"))
 
 
 def test_an_engine_or_a_checkpoint_is_no_onnx_file(onnx, tmp_path):

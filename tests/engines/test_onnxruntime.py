@@ -59,6 +59,22 @@ def test_fp8_engine_keeps_three_bits_of_the_mantissa(tmp_path):
     np.testing.assert_array_equal(engine.run(left, right), np.full((1, 32, 32), 36.0))  # 18 + 18: steps of 2
 
 
+def test_a_relu_before_a_float8_quantiser_stays(tmp_path):
+    """ONNX Runtime's own optimisation takes it away, as it may before int8 whose zero point is -128."""
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    source = quantised_onnx(tmp_path / "q.onnx", 1.0, zero)
+    model = onnx.load(source)
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            node.input[0] += "_positive"
+    for name in ("rs", "ls"):
+        model.graph.node.insert(2 if name == "ls" else 4, helper.make_node("Relu", [name], [f"{name}_positive"]))
+    onnx.save(model, source)
+    _, engine = built(source, precision="fp8")
+    left, right = np.full((2, 1, 3, 32, 32), 17.3, np.float32)
+    np.testing.assert_array_equal(engine.run(-left, right), np.full((1, 32, 32), 18.0))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_file_that_quantises_is_built_in_no_other_precision(tmp_path, precision):
     source = quantised_onnx(tmp_path / "q.onnx", 0.25, numpy_helper.from_array(np.int8(0), "zero"))

@@ -114,6 +114,14 @@ def test_the_vits_network_builds(vits_onnx, tmp_path, precision):
     assert (tmp_path / "vits.engine").stat().st_size > 0.5 * weights
 
 
+@pytest.mark.slow
+def test_the_vits_file_is_little_more_than_its_weights(vits_onnx):
+    import torch
+
+    state = torch.load(vits_onnx.with_suffix(".pth"), weights_only=True)["model"]
+    assert vits_onnx.stat().st_size <= 1.2 * sum(4 * tensor.numel() for tensor in state.values())
+
+
 @pytest.fixture(scope="module")
 def vits_onnx(tmp_path_factory):
     import torch
@@ -196,6 +204,46 @@ def test_a_profile_of_impossible_heights_is_refused(open_onnx, tmp_path, heights
     with pytest.raises(SpecError, match=message):
         build_engine(open_onnx, tmp_path / "e", replace(RTX, heights=heights))
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "message"),
+    [
+        (1, {"max_batch": 4}, r"min_batch_size, .* are 1, 1, 4, and .* a batch of 1 only; .*export.batch_size=-1"),
+        (2, {"min_batch": 3, "opt_batch": 3, "max_batch": 3}, "are 3, 3, 3, and the ONNX file has a batch of 2 only"),
+        (1, {"heights": (None, 96, None)}, r"opt_height, .* are null, 96, null, .* height of 64 px only; .*dynamic_hw"),
+        (1, {"widths": (64, 96, 96)}, "min_width, .* are 64, 96, 96, and the ONNX file has a width of 96 px only"),
+    ],
+)
+def test_a_profile_that_a_static_file_can_not_have_is_refused(colour_onnx, tmp_path, batch, keys, message):
+    with pytest.raises(SpecError, match=message):
+        build_engine(colour_onnx(batch=batch), tmp_path / "e", replace(RTX, **keys))
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_profile_that_is_the_static_files_own_is_built(colour_onnx, tmp_path):
+    """TAO's templates write out batches of 1."""
+    same = replace(RTX, opt_batch=3, max_batch=3, heights=(64, 64, 64), widths=(None, 96, None))
+    info = build_engine(colour_onnx(batch=3), tmp_path / "e", same).info
+    assert [info[f"{end}_batch"] for end in ("min", "opt", "max")] == [3, 3, 3]
+
+
+def test_the_float32_products_that_turing_lacks_are_named_with_the_mend(tmp_path):
+    value = helper.make_tensor_value_info
+    images = [value(name, TensorProto.FLOAT, [1, 3, 64, 64]) for name in ("left_image", "right_image")]
+    nodes = [
+        helper.make_node("MatMul", ["left_image", "right_image"], ["p"], "/MatMul"),
+        helper.make_node("ReduceSum", ["p", "axes"], ["disparity"], "/Sum"),
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    graph = helper.make_graph(nodes, "g", images, [value("disparity", TensorProto.FLOAT, [1, 1, 64, 64])], [axes])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    turing = replace(RTX, compute_capabilities=("7.5",))
+    with pytest.raises(ModelError, match=r'7.5 \(Turing\); .*data_type=fp16 .*layers_precision=\["\*MatMul\*:fp16"\]'):
+        build_engine(tmp_path / "n.onnx", tmp_path / "e", turing)
+    assert not (tmp_path / "e").exists()
+    mended = replace(turing, precision="fp16", layers_precision=("*MatMul*:fp16",))
+    assert build_engine(tmp_path / "n.onnx", tmp_path / "e", mended).info["target"] == "compute capability 7.5"
 
 
 def test_a_network_that_is_not_the_side_cars_is_refused(colour_onnx, tmp_path):
@@ -314,14 +362,15 @@ def copied(engine, folder, **changed):
 # --- The choice of a backend ------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_first_that_can_build_for_a_gpu(monkeypatch):
-    name, words = choose_backend(BuildSettings(compute_capabilities=("8.9",)))
-    assert name == "tensorrt_rtx" and words.startswith("tensorrt_rtx (not tensorrt: TensorRT is not installed")
+def test_auto_takes_the_first_that_can_build_for_a_gpu(monkeypatch, caplog):
+    with caplog.at_level(logging.INFO):
+        assert choose_backend(BuildSettings(compute_capabilities=("8.9",))) == "tensorrt_rtx"
+    assert "auto takes tensorrt_rtx (not tensorrt: TensorRT is not installed" in caplog.text
     monkeypatch.setattr(tensorrt, "find_gpu", lambda gpu_id: L4)
-    assert choose_backend(BuildSettings())[0] == "tensorrt_rtx"
+    assert choose_backend(BuildSettings()) == "tensorrt_rtx"
     monkeypatch.setattr(tensorrt, "find_gpu", lambda gpu_id: Gpu("NVIDIA H100", (9, 0), 1))
-    name, words = choose_backend(BuildSettings())
-    assert name == "onnxruntime" and "not tensorrt_rtx: TensorRT-RTX does not run on NVIDIA H100" in words
+    assert choose_backend(BuildSettings()) == "onnxruntime"
+    assert "not tensorrt_rtx: TensorRT-RTX does not run on NVIDIA H100" in caplog.text
 
 
 # --- Build settings ---------------------------------------------------------------------------------------------------

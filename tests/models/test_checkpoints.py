@@ -145,7 +145,7 @@ def test_tao_files_own_names(shared, tmp_path):
     assert (config.max_disparity, config.preset, config.corr_radius) == (416, None, 4)
     told = describe(tmp_path / "tao.pth")
     assert told["parameters"] == 62_333_607 and told["tensors"] == 1147
-    assert (told["layout"], told["names"], told["attention"]) == ("lightning", "tao", "tao")
+    assert (told["layout"], told["names"], told["disparity_attention"]) == ("lightning", "tao", "tao")
 
 
 def test_describe_counts_each_weight_once(shared, tmp_path):
@@ -154,7 +154,7 @@ def test_describe_counts_each_weight_once(shared, tmp_path):
     torch.save({"model": state, "global_step": 5}, tmp_path / "vits.pth")
     told = describe(tmp_path / "vits.pth")
     assert told["parameters"] == table["params_total"]
-    assert (told["network"], told["encoder"], told["attention"]) == ("FoundationStereo", "vits", "disparity")
+    assert (told["network"], told["encoder"], told["disparity_attention"]) == ("FoundationStereo", "vits", "disparity")
     assert told["global_step"] == 5
 
 

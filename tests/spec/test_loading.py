@@ -286,6 +286,19 @@ def test_results_dir_rules(workspace):
     assert results_dir(build("convert", {"results_dir": "lists"}), "convert") == Path("lists")
 
 
+def test_without_a_results_dir_a_file_that_is_named_says_where(workspace):
+    tree = {"onnx_file": "dn_model_latest.pth", "trt_engine": "out/net.engine"}
+    engine = spec_from_dict("gen_trt_engine", {"gen_trt_engine": tree})
+    assert results_dir(engine, "gen_trt_engine") == Path("out")
+    onnx = spec_from_dict("export", {"export": {"checkpoint": "dn_model_latest.pth", "onnx_file": "net.onnx"}})
+    assert results_dir(onnx, "export") == Path(".")
+    onnx.results_dir = "r"
+    assert results_dir(onnx, "export") == Path("r/export")
+    assert refusal("gen_trt_engine", "gen_trt_engine: {onnx_file: dn_model_latest.pth}") == [
+        "spec.yaml: results_dir: is needed by gen_trt_engine, or gen_trt_engine.results_dir"
+    ]
+
+
 def test_the_tiny_preset_fills_what_the_user_leaves_open(workspace):
     spec = spec_from_dict("train", TRAIN | {"model": {"preset": "tiny", "train_iters": 2}})
     model = spec.model

@@ -99,5 +99,9 @@ def test_every_key_of_the_verb_is_printed_below_a_comment(verb):
 def test_mandatory_keys_read_as_tao_s_question_marks():
     text = default_specs("export")
     assert "  checkpoint: ???\n" in text and "  onnx_file: ???\n" in text
+    for name in ("evaluate", "inference"):
+        lines = default_specs(f"trt_{name}").split(f"\n{name}:\n")[1].splitlines()
+        assert "  trt_engine: ???" in lines and "  checkpoint: ''" in lines
+        assert "\n  trt_engine: ''\n" in default_specs(name)
     with pytest.raises(SpecError, match="ferdinand: unknown verb"):
         default_specs("ferdinand")
