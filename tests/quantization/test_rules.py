@@ -8,7 +8,8 @@ import pytest
 
 from stereo_core.errors import SpecError
 from stereo_core.quantization.rules import Formats, Layer, choose, one_format, summarise
-from stereo_core.spec.quantize import LayerRule
+from stereo_core.spec.quantize import LayerRule, TensorRule
+from stereo_core.spec.schema import default_specs
 
 LAYERS = [
     Layer("feature.stem.0", "Conv2d", 100, "feature", True),
@@ -78,3 +79,16 @@ def test_the_summary_counts_layers_and_weights():
         "left in float: update_block 1"
     )
     assert summary.rows[2] == ("update_block.fc", "Linear", 600, "fp32", "fp32")
+
+
+def test_the_printed_defaults_say_what_a_rule_may_hold():
+    text = default_specs("quantize")
+    for part in ("weights", "activations"):
+        assert f"- {part}.dtype: Number format; fp8 means fp8_e4m3fn; native: leave alone (one of '', int8, " in text
+
+
+@pytest.mark.parametrize("word", ["fp8", "fp8_e4m3fn"])
+def test_fp8_is_a_word_for_its_usual_format(word):
+    assert TensorRule(dtype=word).dtype == "fp8_e4m3fn"
+    with pytest.raises(ValueError, match="dtype"):
+        TensorRule(dtype="fp9")
