@@ -10,6 +10,7 @@ from stereo_core.spec.dataset import Augmentation, Dataset, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file, section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
+from stereo_core.storage import is_uri
 
 Complaint = tuple[str, str]
 """A dotted path and the rule it breaks."""

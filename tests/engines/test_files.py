@@ -18,7 +18,7 @@ from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.files import sha256_of
 from stereo_core.report.describe import describe
 
-SETTINGS = BuildSettings(verify=False, min_batch=1, opt_batch=2, max_batch=4)
+SETTINGS = BuildSettings(verify=False)
 
 
 @pytest.fixture

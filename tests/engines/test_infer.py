@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.engines.fit import fit
 from stereo_core.errors import UserError
 
-SETTINGS = BuildSettings(verify=False, max_batch=4)
+SETTINGS = BuildSettings(verify=False)
 
 
 def engine_of(onnx, settings=SETTINGS):
@@ -91,7 +93,7 @@ def test_resize_none_insists_on_the_engine_size(colour_onnx):
 def test_batches_are_split_and_the_last_short_one_is_complete(colour_onnx, batch, count, calls):
     """A static batch is filled up, a dynamic one (profile 1..4) is not; every image comes back once, in order."""
     left, right = images(count, 40, 90, 3), images(count, 40, 90, 3, seed=1)
-    engine = engine_of(colour_onnx(batch=batch))
+    engine = engine_of(colour_onnx(batch=batch), SETTINGS if batch else replace(SETTINGS, max_batch=4))
     disparity = engine.infer(left, right)
     assert disparity.shape == (count, 40, 90)
     np.testing.assert_allclose(disparity, expected(left, right), atol=2e-3)
