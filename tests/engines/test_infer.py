@@ -11,7 +11,7 @@ from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.engines.fit import fit
 from stereo_core.errors import UserError
 
-SETTINGS = BuildSettings(verify=False)
+SETTINGS = BuildSettings(backend="onnxruntime", verify=False)
 
 
 def engine_of(onnx, settings=SETTINGS):
