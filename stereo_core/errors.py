@@ -23,3 +23,21 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A checkpoint, an ONNX file or an engine that can not be used here."""
+
+
+GPU_ERROR = 3
+"""Exit code of a run that the GPU failed (not for want of its memory): another attempt, or another node, may do."""
+
+
+def is_gpu_error(error: BaseException) -> bool:
+    """Whether CUDA, cuDNN or NCCL failed, or the GPU's memory is full; told by name, since torch may not be there."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return (
+        bool({"AcceleratorError", "OutOfMemoryError", "DistBackendError"} & set(names))
+        or str(error).startswith(("CUDA error", "cuDNN error", "CUDA out of memory"))
+    )  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory is full: the same work will fill it again."""
+    return is_gpu_error(error) and "out of memory" in str(error)

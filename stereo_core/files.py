@@ -8,7 +8,8 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 LOG = logging.getLogger(__name__)
@@ -76,13 +77,22 @@ def _umask() -> int:
     return mask
 
 
-def sha256_of(path: str | Path) -> str:
-    """Hex digest of a file, or of a folder (over the sorted relative names and contents of its files)."""
-    path = Path(path)
+def sha256_of(path: str | Path, of_file: Callable[[Path], str] | None = None) -> str:
+    """Hex digest of a file, or of a folder (over the sorted relative names and contents of its files).
+
+    Files of a folder are read side by side. `of_file` gives a file's digest where the caller may know it already.
+    """
+    path, of_file = Path(path), of_file or _sha256_of_file
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return of_file(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of(file)}\n".encode())
+    with ThreadPool(len(os.sched_getaffinity(0))) as pool:
+        for file, content in zip(files, pool.imap(of_file, files), strict=True):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,10 @@
-"""`stereo-pipelines list|compile|run`: the pipelines of this library, compiled and run on this machine."""
+"""`stereo-pipelines`: the pipelines of this library, compiled and run on this machine; the runs and their logs."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import yaml
 from stereo_core import __version__
 from stereo_core.errors import UserError
 from stereo_core.orchestration.graph import GraphError, Pipeline, load_pipeline, parse
+from stereo_core.orchestration.record import read_record
 
 
 class Terminated(KeyboardInterrupt):
@@ -20,7 +22,9 @@ class Terminated(KeyboardInterrupt):
 
 def main() -> None:
     """Entry point; exit codes: 0 done, 1 a step failed, 2 wrong input, 130 Ctrl-C, 143 SIGTERM."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _stop)
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
@@ -34,8 +38,11 @@ def main() -> None:
     sys.exit(code)
 
 
-def _terminate(signum, frame) -> None:
-    raise Terminated
+def _stop(signum, frame) -> None:
+    """The first signal stops the run; those that follow do not cut the stopping short, which takes seconds at most."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, lambda *_: None)
+    raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,9 +92,19 @@ def compile_command(check: bool) -> int:
     "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, or YAML/JSON; @FILE reads one."
 )
 @click.option("--output-dir", "-o", required=True, type=click.Path(path_type=Path), help="The run folder.")
-@click.option("--workers", type=click.IntRange(min=1), help="Steps at a time [default: CPU cores].")
+@click.option("--parallel", type=click.IntRange(min=1), metavar="N", help="Steps at a time [default: CPU cores].")
 @click.option("--fresh", is_flag=True, help="Run every step, also those whose inputs did not change.")
-def run_command(file: Path, params: tuple[str, ...], output_dir: Path, workers: int | None, fresh: bool) -> int:
+@click.option("--from", "from_step", metavar="STEP", help="Run STEP and all that depend on it again.")
+@click.option("--only", metavar="STEP", help="Run STEP again and nothing else, on what an earlier run made.")
+def run_command(
+    file: Path,
+    params: tuple[str, ...],
+    output_dir: Path,
+    parallel: int | None,
+    fresh: bool,
+    from_step: str | None,
+    only: str | None,
+) -> int:
     """Run a compiled pipeline on this machine.
 
     Started again in the same folder, it takes over every step whose inputs did not change.
@@ -96,19 +113,73 @@ def run_command(file: Path, params: tuple[str, ...], output_dir: Path, workers: 
     from stereo_core.orchestration.page import write_page
     from stereo_core.orchestration.progress import Progress, summary
 
+    if fresh + bool(from_step) + bool(only) > 1:
+        raise GraphError("--fresh, --from and --only exclude each other; give one")
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
+    steps = {"fresh": fresh, "from_step": from_step, "only": only}
     with Progress() as progress:
-        run = LocalRun(pipeline, arguments, output_dir, workers=workers, fresh=fresh, on_change=progress.show)
+        run = LocalRun(pipeline, arguments, output_dir, parallel=parallel, **steps, on_change=progress.show)
         try:
             code = run.execute()
         except KeyboardInterrupt:
             progress.close()
             click.echo(f"stopped; the same command goes on where it was cut off ({_relative(run.folder)})", err=True)
             raise
-    summary(run)
-    click.echo(f"report: {_relative(write_page(run))}")
+    summary(run.record)
+    click.echo(f"report: {_relative(write_page(run.record))}")
     return code
+
+
+@cli.command("runs")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
+def runs_command(folder: Path) -> None:
+    """List the runs in FOLDER and in the folders of it."""
+    from stereo_core.orchestration.progress import runs_table
+    from stereo_core.orchestration.record import FILE
+
+    found = [path.parent for pattern in (FILE, f"*/{FILE}") for path in folder.glob(pattern)]
+    if not found:
+        raise GraphError(f"{folder}: there is no run in it; name the folder above those given to `run --output-dir`")
+    runs_table(sorted((read_record(path) for path in found), key=lambda run: run.started))
+
+
+@cli.command("show")
+@click.argument("folder", type=click.Path(path_type=Path))
+def show_command(folder: Path) -> None:
+    """Show the run in FOLDER: steps, times, exit codes, artifacts, metrics; writes its report.html anew."""
+    from stereo_core.orchestration.page import write_page
+    from stereo_core.orchestration.progress import summary
+
+    record = read_record(folder)
+    summary(record)
+    click.echo(f"report: {_relative(write_page(record))}")
+
+
+@cli.command("logs")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("step")
+@click.option("--follow", "-f", is_flag=True, help="Go on as long as the step runs.")
+def logs_command(folder: Path, step: str, follow: bool) -> None:
+    """Print what STEP of the run in FOLDER printed, all attempts."""
+    tasks = read_record(folder).tasks
+    if step not in tasks:
+        raise GraphError(f"{folder}: its run has no step {step}; known: {', '.join(tasks)}")
+    log = folder / "tasks" / step / "log.txt"
+    if not log.is_file() and not follow:
+        raise GraphError(f"{folder}: step {step} ({tasks[step].state}) has printed nothing")
+    position = 0
+    while True:
+        goes_on = follow and read_record(folder).tasks[step].state in ("waiting", "running")
+        if log.is_file():
+            with log.open("rb") as file:
+                file.seek(position)
+                sys.stdout.buffer.write(file.read())
+                sys.stdout.buffer.flush()
+                position = file.tell()
+        if not goes_on:
+            return
+        time.sleep(0.2)
 
 
 def read_params(pipeline: Pipeline, params: tuple[str, ...]) -> dict[str, object]:

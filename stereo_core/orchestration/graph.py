@@ -1,7 +1,7 @@
 """PipelineSpec IR (what KFP compiles a pipeline to) -> a small typed DAG.
 
-Read: container components, importers, constants, parameters, artifacts, retry policies, and timeouts of the Kubernetes
-platform document. What can not be expressed here is refused by its name rather than left out.
+Read: container components, importers, constants, parameters, artifacts, accelerators, retry policies, and timeouts of
+the Kubernetes platform document. What can not be expressed here is refused by its name rather than left out.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Container:
     command: tuple[str, ...]
     args: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+    accelerators: int = 0
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,15 @@ def _executor(task: str, executor: dict) -> Container | Importer:
     if not command and not args:
         raise GraphError(f"task {task}: the image's own entry point can not be run here; name a command")
     env = {item["name"]: item.get("value", "") for item in container.get("env", [])}
-    return Container(container["image"], tuple(command), tuple(args), env)
+    return Container(container["image"], tuple(command), tuple(args), env, _accelerators(task, container))
+
+
+def _accelerators(task: str, container: dict) -> int:
+    accelerator = container.get("resources", {}).get("accelerator", {})
+    count = str(accelerator.get("resourceCount") or accelerator.get("count") or 0)
+    if not count.isdigit():
+        raise GraphError(f"task {task}: the accelerator count {count} is no number, which this engine wants")
+    return int(count)
 
 
 def _timeouts(platform: dict) -> dict[str, float]:

@@ -4,18 +4,24 @@ Every task is the command that a cluster would run in the image, started here as
 Independent tasks run side by side. A run folder holds
 
     run.json                 the record: parameters, and for each task its state, times, exit code, outputs and digests
+    digests.json             digests of imported files, by path, size and time
     tasks/<task>/log.txt     what the task printed, all attempts
     tasks/<task>/results/    what the action wrote besides its artifacts (status.json, experiment.yaml, ...)
     tasks/<task>/<port>      its output artifacts
 
 A run started again in the same folder takes over every task that succeeded and whose image, command, parameters and
 input contents (sha256) are the same, provided its outputs are unchanged. A task that failed or was cut off finds what
-its last attempt left in its folder; one whose inputs changed starts in an empty folder.
+last attempt left in its folder; one whose inputs changed starts in an empty folder.
+
+A task is tried again, as its retry policy says, when its exit code tells of an interruption or of a GPU that failed;
+other failures would come back. Tasks that ask for accelerators take GPUs of CUDA_VISIBLE_DEVICES, or of the machine,
+for themselves; tasks that ask for none see all of them. An empty CUDA_VISIBLE_DEVICES runs every task without.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
 import json
@@ -29,13 +35,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 
-from stereo_core.errors import UserError
-from stereo_core.files import atomic_path, sha256_of
+from stereo_core.errors import GPU_ERROR, UserError
+from stereo_core.files import sha256_of
 from stereo_core.launcher import local_path, plain, size_of
+from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import (
     Argument,
     Constant,
@@ -48,36 +54,14 @@ from stereo_core.orchestration.graph import (
     Task,
     typed,
 )
+from stereo_core.orchestration.record import DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
 
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
-ENDED = ("succeeded", "reused", "failed", "skipped", "stopped")
-USER_ERROR = 2  # an exit code that running again can not mend
-
-
-@dataclass
-class Made:
-    """An output artifact: `path` is relative to the run folder, absolute where it was imported."""
-
-    type: dict
-    path: str
-    sha256: str
-    bytes: int
-    metadata: dict = field(default_factory=dict)
-
-
-@dataclass
-class TaskRun:
-    """What became of a task; states: waiting running succeeded reused failed skipped stopped."""
-
-    state: str = "waiting"
-    message: str = ""
-    key: str = ""
-    attempts: int = 0
-    exit_code: int | None = None
-    started: str | None = None
-    seconds: float = 0.0
-    parameters: dict = field(default_factory=dict)
-    artifacts: dict[str, Made] = field(default_factory=dict)
+USER_ERROR = 2
+# Exit codes worth another try: a GPU that failed, Ctrl-C, SIGKILL and SIGTERM as a shell and as Python tell them.
+INTERRUPTED = (GPU_ERROR, 130, 137, 143, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
+MARK = "STEREO_PIPELINES_RUN"  # in the environment of every process of a run: its folder
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalRun:
@@ -87,12 +71,15 @@ class LocalRun:
         pipeline: From `load_pipeline`.
         arguments: Values of pipeline parameters; the others take their defaults.
         folder: The run folder; a run that is there already is taken up.
-        workers: Tasks at a time; default: the CPU cores this process may use.
+        parallel: Tasks at a time; default: the CPU cores this process may use.
         fresh: Run every task, whatever is there.
+        from_step: Run this task and all that depend on it again; the others as usual.
+        only: Run this task again and no other; its inputs are what an earlier run in the folder made.
         on_change: Called with this object after each change of a task's state, one call at a time.
 
     Raises:
-        GraphError: arguments that do not fit, or a command that this environment does not have.
+        GraphError: arguments that do not fit, an unknown step, a command that this environment or accelerators that
+            this machine does not have.
     """
 
     def __init__(
@@ -101,24 +88,81 @@ class LocalRun:
         arguments: dict[str, object],
         folder: str | Path,
         *,
-        workers: int | None = None,
+        parallel: int | None = None,
         fresh: bool = False,
-        on_change: Callable[[LocalRun], None] = lambda run: None,
+        from_step: str | None = None,
+        only: str | None = None,
+        on_change: Callable[[Record], None] = lambda record: None,
     ):
         self.pipeline = pipeline
-        self.arguments = pipeline.arguments(arguments)
-        self.folder = Path(folder).resolve()
-        self.workers = workers or len(os.sched_getaffinity(0))
-        self.tasks = {name: TaskRun() for name in pipeline.tasks}
-        self.state = "running"
-        self.started = _now()
+        self.parallel = parallel or len(os.sched_getaffinity(0))
+        self.gpus = visible_gpus()
         self._path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        self._before = {} if fresh else self._read_record()
+        for task in pipeline.tasks.values():
+            self._check_machine(task)
+        folder = Path(folder).resolve()
+        tasks = {name: TaskRun(title=task.title, after=sorted(task.after)) for name, task in pipeline.tasks.items()}
+        self.record = Record(folder, pipeline.name, tasks, pipeline.arguments(arguments), started=now())
+        self._before = self._tasks_before()
+        self._scope = set(tasks) if only is None else {only}
+        self._again = self._steps_to_repeat(fresh, from_step, only)
+        self._fresh = fresh
+        self._digests = Digests(folder / "digests.json")
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._on_change = on_change
-        for task in pipeline.tasks.values():
-            self._check_command(task)
+        if only is not None:
+            self._keep_the_others(only)
+
+    @property
+    def folder(self) -> Path:
+        return self.record.folder
+
+    @property
+    def tasks(self) -> dict[str, TaskRun]:
+        return self.record.tasks
+
+    def _tasks_before(self) -> dict[str, TaskRun]:
+        """The tasks of the run that is in the folder, if any."""
+        if not (self.folder / FILE).is_file():
+            return {}
+        before = read_record(self.folder)
+        if before.pipeline != self.pipeline.name:
+            raise GraphError(f"{self.folder} holds a run of pipeline {before.pipeline}; choose another folder")
+        return before.tasks
+
+    def _steps_to_repeat(self, fresh: bool, from_step: str | None, only: str | None) -> set[str]:
+        for option, step in (("--from", from_step), ("--only", only)):
+            if step is not None and step not in self.pipeline.tasks:
+                near = difflib.get_close_matches(step, self.pipeline.tasks, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.pipeline.tasks)}"
+                raise GraphError(f"{option}: pipeline {self.pipeline.name} has no step {step}; {hint}")
+        if fresh:
+            return set(self.pipeline.tasks)
+        again = {only} if only else {from_step} if from_step else set()
+        if from_step:
+            for name, task in self.pipeline.tasks.items():  # in an order in which each comes after all that it needs
+                again |= {name} if task.after & again else set()
+        return again
+
+    def _keep_the_others(self, only: str) -> None:
+        for name in self.tasks.keys() - self._scope:
+            self.tasks[name] = self._before.get(name) or replace(self.tasks[name], state="stopped")
+        lacking = sorted(name for name in self.pipeline.tasks[only].after if self.tasks[name].state not in DONE)
+        if lacking:
+            raise GraphError(
+                f"--only {only}: it needs {', '.join(lacking)}, of which {self.folder} holds no result;"
+                " run the pipeline without --only first"
+            )
+
+    def _check_kept(self) -> None:
+        """With --only: the inputs that an earlier run made are still what they were."""
+        needed = set().union(*(self.pipeline.tasks[name].after for name in self._scope)) - self._scope
+        changed = sorted(name for name in needed if not self._unchanged(self.tasks[name]))
+        if changed:
+            raise GraphError(
+                f"--only: the results of {', '.join(changed)} changed since they were made; run without --only"
+            )
 
     # ---- scheduling
 
@@ -132,31 +176,52 @@ class LocalRun:
             KeyboardInterrupt: after all tasks were stopped and the record was written.
         """
         with self._alone():
+            self._check_kept()
             return self._execute()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the folder's lock; the system lets go of it when this process ends, however it ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise GraphError(f"{self.folder}: another run is going on there; wait, or choose another") from None
+            self._end_leftovers()
+            for path in self.folder.glob(".*.json"):  # what it was writing then
+                path.unlink()
             yield
 
+    def _end_leftovers(self) -> None:
+        """Stop what an engine that was killed left running: it would write where this run's tasks do."""
+        mark = f"{MARK}={self.folder}".encode()
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + GRACE
+            for pid in _processes_with(mark):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
+            while _processes_with(mark) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
     def _execute(self) -> int:
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="task")
+        pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="task")
         running: dict[Future, str] = {}
+        free = list(self.gpus)
         try:
             self._change()
-            while not all(run.state in ENDED for run in self.tasks.values()):
+            while not all(self.tasks[name].state in ENDED for name in self._scope):
                 for name in self._ready():
-                    self._change(name, state="running", started=_now())
-                    running[pool.submit(self._run_task, self.pipeline.tasks[name])] = name
+                    task = self.pipeline.tasks[name]
+                    wanted = self._slots(task)
+                    if len(running) == self.parallel or wanted > len(free):
+                        continue
+                    gpus, free = free[:wanted], free[wanted:]
+                    self._change(name, state="running", started=now(), gpus=gpus)
+                    running[pool.submit(self._run_task, task)] = name
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    running.pop(future)
+                    free += self.tasks[running.pop(future)].gpus
                     future.result()
         except KeyboardInterrupt:
             self._stop.set()
@@ -166,29 +231,34 @@ class LocalRun:
         finally:
             self._stop.set()
             pool.shutdown()
-        failed = [run for run in self.tasks.values() if run.state == "failed"]
+        failed = [self.tasks[name] for name in self._scope if self.tasks[name].state == "failed"]
         self._finish("failed" if failed else "succeeded")
         if not failed:
             return 0
         return USER_ERROR if all(run.exit_code == USER_ERROR for run in failed) else 1
 
+    def _slots(self, task: Task) -> int:
+        """GPUs that a task takes for itself."""
+        executor = task.component.executor
+        return executor.accelerators if self.gpus and isinstance(executor, Container) else 0
+
     def _ready(self) -> list[str]:
         """Waiting tasks whose predecessors are done; those behind a failed one are marked as skipped on the way."""
         ready = []
         for name, task in self.pipeline.tasks.items():
-            if self.tasks[name].state != "waiting":
+            if name not in self._scope or self.tasks[name].state != "waiting":
                 continue
             states = {other: self.tasks[other].state for other in task.after}
             broken = [other for other, state in states.items() if state in ("failed", "skipped", "stopped")]
             if broken:
                 self._change(name, state="skipped", message=f"needs {', '.join(sorted(broken))}")
-            elif all(state in ("succeeded", "reused") for state in states.values()):
+            elif all(state in DONE for state in states.values()):
                 ready.append(name)
         return ready
 
     def _finish(self, state: str) -> None:
         with self._lock:
-            self.state = state
+            self.record.state = state
             for run in self.tasks.values():
                 if run.state in ("waiting", "running"):
                     run.state = "stopped"
@@ -199,33 +269,8 @@ class LocalRun:
         with self._lock:
             for key, value in values.items():
                 setattr(self.tasks[name], key, value)
-            record = {
-                "pipeline": self.pipeline.name,
-                "state": self.state,
-                "started": self.started,
-                "changed": _now(),
-                "arguments": self.arguments,
-                "tasks": {name: asdict(run) for name, run in self.tasks.items()},
-            }
-            with atomic_path(self.folder / "run.json") as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n")
-            self._on_change(self)
-
-    def _read_record(self) -> dict[str, TaskRun]:
-        """The tasks of the run that is in the folder, if any."""
-        path = self.folder / "run.json"
-        if not path.is_file():
-            return {}
-        try:
-            record = json.loads(path.read_text())
-            if record["pipeline"] != self.pipeline.name:
-                raise GraphError(f"{self.folder} holds a run of pipeline {record['pipeline']}; choose another folder")
-            tasks = {name: TaskRun(**item) for name, item in record["tasks"].items()}
-            for run in tasks.values():
-                run.artifacts = {port: Made(**item) for port, item in run.artifacts.items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise GraphError(f"{path}: no run record ({error}); remove it or choose another folder") from None
-        return tasks
+            self.record.write()
+            self._on_change(self.record)
 
     # ---- one task
 
@@ -246,12 +291,13 @@ class LocalRun:
             return {"state": "succeeded", "artifacts": self._import(task, parameters)}
         inputs = {port: self._made(source) for port, source in task.artifacts.items()}
         key = _key(task.component.executor, parameters, inputs)
-        before = self._before.get(task.name)
-        if before and before.key == key and before.state in ("succeeded", "reused") and self._unchanged(before):
+        before = None if self._fresh else self._before.get(task.name)
+        whole = before is not None and before.state in DONE
+        if whole and before.key == key and task.name not in self._again and self._unchanged(before):
             kept = {"parameters": before.parameters, "artifacts": before.artifacts}
             return {"state": "reused", "key": key, "exit_code": 0, "attempts": before.attempts, **kept}
         place = self.folder / "tasks" / task.name
-        if not before or before.key != key:
+        if not before or before.key != key or whole:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         message = self._executor_input(task, place, parameters, inputs)
@@ -262,7 +308,7 @@ class LocalRun:
                 return {"state": "succeeded", "exit_code": 0, **self._collect(task, place, message)}
             if self._stop.is_set():
                 return {"state": "stopped", "exit_code": code}
-            if code == USER_ERROR or attempt > task.retry.count:
+            if code not in INTERRUPTED or attempt > task.retry.count:
                 break
             if self._stop.wait(task.retry.delay(attempt)):
                 return {"state": "stopped", "exit_code": code}
@@ -284,7 +330,7 @@ class LocalRun:
         if isinstance(source, Constant):
             return source.value
         if isinstance(source, Argument):
-            return self.arguments[source.name]
+            return self.record.arguments[source.name]
         return self.tasks[source.task].parameters[source.key]
 
     def _made(self, source: Output) -> Made:
@@ -297,11 +343,17 @@ class LocalRun:
         if not path.exists():
             raise UserError(f"{uri} is not at {path}")
         port = next(iter(task.component.output_artifacts.values()))
-        return {port.name: Made(port.type, str(path), sha256_of(path), size_of(path), importer.metadata)}
+        return {port.name: Made(port.type, str(path), self._digests.sha256_of(path), size_of(path), importer.metadata)}
 
     def _unchanged(self, run: TaskRun) -> bool:
-        paths = [(self.folder / made.path, made.sha256) for made in run.artifacts.values()]
-        return all((sha256_of(path) if path.exists() else "") == digest for path, digest in paths)
+        return all(self._digest(made) == made.sha256 for made in run.artifacts.values())
+
+    def _digest(self, made: Made) -> str:
+        """Of what lies there now; imported files may be known from before, a task's own are always read."""
+        path = self.folder / made.path
+        if not path.exists():
+            return ""
+        return self._digests.sha256_of(path) if Path(made.path).is_absolute() else sha256_of(path)
 
     def _executor_input(self, task: Task, place: Path, parameters: dict, inputs: dict[str, Made]) -> dict:
         def message(name: str, kind: dict, path: Path, metadata: dict) -> dict:
@@ -326,7 +378,9 @@ class LocalRun:
         """One attempt: (exit code, what happened)."""
         container = task.component.executor
         command = [_fill(part, message, task.name) for part in (*container.command, *container.args)]
-        environment = {**os.environ, "PATH": self._path, **container.env}
+        environment = {**os.environ, "PATH": self._path, **container.env, MARK: str(self.folder)}
+        if self.tasks[task.name].gpus:
+            environment[GPUS] = ",".join(self.tasks[task.name].gpus)
         deadline = time.monotonic() + task.timeout if task.timeout else None
         (place / "executor_output.json").unlink(missing_ok=True)
         with (place / "log.txt").open("ab") as log:
@@ -370,10 +424,15 @@ class LocalRun:
             )
         return {"parameters": parameters, "artifacts": artifacts}
 
-    def _check_command(self, task: Task) -> None:
+    def _check_machine(self, task: Task) -> None:
         container = task.component.executor
         if not isinstance(container, Container):
             return
+        if container.accelerators > len(self.gpus) and os.environ.get(GPUS) != "":
+            raise GraphError(
+                f"task {task.name}: it asks for {container.accelerators} GPUs and {len(self.gpus)} are visible here;"
+                f" an empty {GPUS} runs the steps without, or compile the pipeline with another profile"
+            )
         command = (*container.command, *container.args)[0]
         if shutil.which(command, path=self._path) is None:
             raise GraphError(
@@ -443,5 +502,22 @@ def _end(process: subprocess.Popen) -> None:
             continue
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _processes_with(mark: bytes) -> list[int]:
+    """Processes of this user that have `mark` (NAME=value) in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; where it is not set, all that the driver's nvidia-smi lists."""
+    said = os.environ.get(GPUS)
+    if said is not None:
+        return [name.strip() for name in said.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.split()

@@ -1,24 +1,20 @@
-"""What a run measured, side by side: a table for the console and report.html for a browser."""
+"""A run on one page: its graph, what it measured side by side, times, artifacts, pictures; the table of measurements
+for the console too."""
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 from stereo_core.files import atomic_path
-from stereo_core.orchestration.local import LocalRun
+from stereo_core.orchestration.record import Record
 from stereo_core.report.html import Table, page, pictures_of
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # the metrics of a network before its training
 
 
-def label(run: LocalRun, name: str) -> str:
-    """A step for a reader: its name, and its display name where the pipeline gives one."""
-    title = run.pipeline.tasks[name].title
-    return name if name.startswith(title) else f"{name} ({title})"
-
-
-def measured(run: LocalRun) -> list[tuple[str, dict[str, float]]]:
+def measured(run: Record) -> list[tuple[str, dict[str, float]]]:
     """(what was measured, its metrics by name) in the pipeline's order; train gives a row before and a row after."""
     rows = []
     for name, task in run.tasks.items():
@@ -27,12 +23,12 @@ def measured(run: LocalRun) -> list[tuple[str, dict[str, float]]]:
                 continue
             values = {key: value for key, value in made.metadata.items() if isinstance(value, int | float)}
             before = {key.removeprefix(INITIAL): value for key, value in values.items() if key.startswith(INITIAL)}
-            rows += [(f"{label(run, name)}, untrained", before)] if before else []
-            rows.append((label(run, name), values))
+            rows += [(f"{run.label(name)}, untrained", before)] if before else []
+            rows.append((run.label(name), values))
     return rows
 
 
-def metrics_table(run: LocalRun) -> Table | None:
+def metrics_table(run: Record) -> Table | None:
     """A row a measured step and a column a metric; None where nothing was measured."""
     rows = measured(run)
     columns = [name for name in COLUMNS if any(name in values for _, values in rows)]
@@ -52,19 +48,63 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def write_page(run: LocalRun) -> Path:
-    """Write report.html into the run folder: steps, metrics and the pictures of every step that left some."""
-    steps = Table("Steps", ("step", "state", "seconds", "artifacts", "size"))
+FILL = {
+    "running": "#cfe8ff",
+    "succeeded": "#d5f5dc",
+    "reused": "#e8f7ea",
+    "failed": "#ffd9d6",
+    "skipped": "#eeeeee",
+    "stopped": "#fff3c4",
+}
+BOX, GAP, LINE = 190, 60, 58  # px: width of a box, space between columns, height of a row
+
+
+def graph(run: Record) -> str:
+    """The steps as an SVG drawing: a column further right for each step that another needs, coloured by state."""
+    column: dict[str, int] = {}
+    for name, task in run.tasks.items():  # in an order in which each comes after all that it needs
+        column[name] = 1 + max((column[other] for other in task.after), default=-1)
+    rows = [0] * (1 + max(column.values(), default=0))
+    place = {}
+    for name, i in column.items():
+        place[name] = (i * (BOX + GAP) + 1, rows[i] * LINE + 1)
+        rows[i] += 1
+    arrows, boxes = [], []
     for name, task in run.tasks.items():
-        artifacts, total = ", ".join(task.artifacts), sum(made.bytes for made in task.artifacts.values())
-        steps.rows.append((label(run, name), task.state, round(task.seconds, 1), artifacts, size(total)))
-    tables = [table for table in (metrics_table(run), steps) if table]
+        x, y = place[name]
+        boxes.append(
+            f'<rect x="{x}" y="{y}" width="{BOX}" height="40" rx="6" fill="{FILL.get(task.state, "#fff")}"'
+            f' stroke="#57606a"/><text x="{x + 8}" y="{y + 17}">{escape(run.label(name))}</text>'
+            f'<text x="{x + 8}" y="{y + 33}" fill="#57606a">{task.state} {task.seconds:.1f} s</text>'
+        )
+        for other in task.after:
+            x0, y0 = place[other]
+            bend = f"C{x0 + BOX + GAP / 2},{y0 + 20} {x - GAP / 2},{y + 20}"
+            arrows.append(f'<path d="M{x0 + BOX},{y0 + 20} {bend} {x},{y + 20}" fill="none" stroke="#8c959f"/>')
+    size_of = f"0 0 {len(rows) * (BOX + GAP)} {max(rows) * LINE}"
+    style = f"font:12px system-ui;max-width:{len(rows) * (BOX + GAP)}px"
+    return f'<svg viewBox="{size_of}" style="{style}">{"".join(arrows + boxes)}</svg>'
+
+
+def write_page(run: Record) -> Path:
+    """Write report.html into the run folder: graph, metrics, steps, artifacts, and the pictures that steps left."""
+    steps = Table("Steps", ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message"))
+    artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"))
+    for name, task in run.tasks.items():
+        started = (task.started or "")[:19].replace("T", " ")
+        code = "" if task.exit_code is None else str(task.exit_code)
+        seconds = round(task.seconds, 1)
+        steps.rows.append((run.label(name), task.state, started, seconds, task.attempts, code, task.message))
+        for port, made in task.artifacts.items():
+            artifacts.rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
+    tables = [table for table in (metrics_table(run), steps, artifacts) if table]
     galleries = []
     for name in run.tasks:
         pictures, caption = pictures_of(run.folder / "tasks" / name / "results")
         if pictures:
-            galleries.append((label(run, name), caption, pictures))
+            galleries.append((run.label(name), caption, pictures))
     path = run.folder / "report.html"
     with atomic_path(path) as temporary:
-        temporary.write_text(page(f"{run.pipeline.name}: {run.state}", tables, galleries), encoding="utf-8")
+        title = f"{run.pipeline}: {run.state}"
+        temporary.write_text(page(title, tables, galleries, drawing=graph(run)), encoding="utf-8")
     return path

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from stereo_core.orchestration.local import ENDED, LocalRun, TaskRun
-from stereo_core.orchestration.page import label, metrics_table, size
+from stereo_core.orchestration.page import metrics_table, size
+from stereo_core.orchestration.record import DONE, ENDED, Record, TaskRun
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # columns of the tables in a file or a pipe
@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
-        self._run: LocalRun | None = None
+        self._run: Record | None = None
         self._seen: dict[str, str] = {}
         self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True)
 
@@ -34,7 +34,7 @@ class Progress:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def show(self, run: LocalRun) -> None:
+    def show(self, run: Record) -> None:
         self._run = run
         if self.console.is_terminal:
             self._live.start()
@@ -53,13 +53,23 @@ class Progress:
     def _table(self) -> Table:
         table = Table("step", "state", "time")
         for name, task in self._run.tasks.items() if self._run else ():
-            table.add_row(label(self._run, name), _state(task), _seconds(task))
+            table.add_row(self._run.label(name), _state(task), _seconds(task))
         return table
 
 
 def _state(task: TaskRun) -> str:
-    colour = COLOURS.get(task.state)
-    return f"[{colour}]{task.state}[/]" if colour else task.state
+    return _coloured(task.state)
+
+
+def _coloured(state: str) -> str:
+    colour = COLOURS.get(state)
+    return f"[{colour}]{state}[/]" if colour else state
+
+
+def _code(task: TaskRun) -> str:
+    """The exit code, and how many attempts it took where it was not one."""
+    code = "" if task.exit_code is None else str(task.exit_code)
+    return f"{code} (attempt {task.attempts})" if task.attempts > 1 else code
 
 
 def _seconds(task: TaskRun) -> str:
@@ -68,14 +78,29 @@ def _seconds(task: TaskRun) -> str:
     return f"{task.seconds:.1f} s" if task.seconds else ""
 
 
-def summary(run: LocalRun, console: Console | None = None) -> None:
-    """Print the steps (state, time, artifacts, size), the metrics, and the end of each failed step's log."""
-    console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
-    table = Table("step", "state", "time", "artifact", "size", title=f"{run.pipeline.name} in {run.folder}")
+def runs_table(runs: list[Record], console: Console | None = None) -> None:
+    """Print a line a run: where it is, of what, how it stands, since when, and its steps that are done."""
+    table = Table("run", "pipeline", "state", "started (UTC)", "changed (UTC)", "steps done")
+    for run in runs:
+        done = sum(task.state in DONE for task in run.tasks.values())
+        times = (text[:19].replace("T", " ") for text in (run.started, run.changed))
+        table.add_row(str(run.folder), run.pipeline, _coloured(run.state), *times, f"{done} of {len(run.tasks)}")
+    _console(console).print(table)
+
+
+def _console(console: Console | None) -> Console:
+    return console or Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
+def summary(run: Record, console: Console | None = None) -> None:
+    """Print the steps (state, time, exit code, artifacts), the metrics, and the end of each failed step's log."""
+    console = _console(console)
+    title = f"{run.pipeline} in {run.folder}"
+    table = Table("step", "state", "time", "exit code", "artifact", "size", title=title)
     for name, task in run.tasks.items():
         ports = [(port, made) for port, made in task.artifacts.items() if made.bytes] or [("", None)]
         for i, (port, made) in enumerate(ports):
-            head = (label(run, name), _state(task), _seconds(task)) if i == 0 else ("", "", "")
+            head = (run.label(name), _state(task), _seconds(task), _code(task)) if i == 0 else ("",) * 4
             table.add_row(*head, port, size(made.bytes) if made else "")
     console.print(table)
     measured = metrics_table(run)

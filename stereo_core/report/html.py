@@ -27,6 +27,7 @@ footer{margin-top:3rem;color:#57606a}
 </style></head><body>
 <h1>{{ title }}</h1>
 {% if note %}<p>{{ note }}</p>{% endif %}
+{{ drawing | safe }}
 {% for table in tables %}
 <h2>{{ table.title }}</h2>
 <table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
@@ -66,10 +67,14 @@ Gallery = tuple[str, str, Sequence[Path]]
 """Title, caption, PNG files."""
 
 
-def page(title: str, tables: Iterable[Table], galleries: Iterable[Gallery] = (), *, note: str = "") -> str:
-    """HTML text with `tables` and the PNG files of `galleries` embedded."""
+def page(
+    title: str, tables: Iterable[Table], galleries: Iterable[Gallery] = (), *, note: str = "", drawing: str = ""
+) -> str:
+    """HTML text with `tables`, the PNG files of `galleries` and `drawing`, an SVG element, embedded."""
     embedded = [(name, caption, [(p.stem, _base64(p)) for p in pictures]) for name, caption, pictures in galleries]
-    return _PAGE.render(title=title, note=note, tables=list(tables), galleries=embedded, version=__version__)
+    return _PAGE.render(
+        title=title, note=note, drawing=drawing, tables=list(tables), galleries=embedded, version=__version__
+    )
 
 
 def _base64(path: Path) -> str:

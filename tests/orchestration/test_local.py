@@ -1,6 +1,7 @@
 """The local engine: order, side-by-side tasks, failures, retries, limits, cancellation, resume by content."""
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -133,7 +134,7 @@ def test_artifacts_flow_and_independent_tasks_run_side_by_side(compiled, tmp_pat
         "d": container(APPEND.format("d"), ("out",), ("left", "right")),
     }
     wires = {"b": {"in": ("a", "out")}, "c": {"in": ("a", "out")}, "d": {"left": ("b", "out"), "right": ("c", "out")}}
-    run = LocalRun(load_pipeline(compiled(pipeline(steps, wires))), {}, tmp_path / "run", workers=2)
+    run = LocalRun(load_pipeline(compiled(pipeline(steps, wires))), {}, tmp_path / "run", parallel=2)
     assert run.execute() == 0
     assert (tmp_path / "run/tasks/d/out").read_text() == "abacd"
 
@@ -165,7 +166,7 @@ RETRY = {"retryPolicy": {"maxRetryCount": 2, "backoffDuration": "0.1s", "backoff
 
 def test_retries_keep_the_task_folder(compiled, tmp_path):
     """Third time lucky: the two failed attempts left their count behind, as training leaves a checkpoint."""
-    step = container(COUNT.format("sys.exit(1) if n < 3 else o.write_text('done')"), ("out",), **RETRY)
+    step = container(COUNT.format("sys.exit(143) if n < 3 else o.write_text('done')"), ("out",), **RETRY)
     run = LocalRun(load_pipeline(compiled(pipeline({"flaky": step}))), {}, tmp_path / "run")
     begin = time.monotonic()
     assert run.execute() == 0
@@ -173,15 +174,17 @@ def test_retries_keep_the_task_folder(compiled, tmp_path):
     assert run.tasks["flaky"].attempts == 3 and (tmp_path / "run/tasks/flaky/count").read_text() == "3"
 
 
-def test_wrong_input_is_not_retried(compiled, tmp_path):
-    step = container(COUNT.format("sys.exit(2)"), ("out",), **RETRY)
+@pytest.mark.parametrize("code", [1, 2])
+def test_what_would_fail_again_is_not_retried(compiled, tmp_path, code):
+    step = container(COUNT.format(f"sys.exit({code})"), ("out",), **RETRY)
     run = LocalRun(load_pipeline(compiled(pipeline({"wrong": step}))), {}, tmp_path / "run")
-    assert run.execute() == 2
+    assert run.execute() == code
     assert run.tasks["wrong"].attempts == 1
 
 
-def test_retries_end(compiled, tmp_path):
-    step = container(COUNT.format("sys.exit(1)"), ("out",), **RETRY)
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "sys.exit(137)", "__import__('os').kill(0, 9)"])
+def test_retries_of_interruptions_end(compiled, tmp_path, ending):
+    step = container(COUNT.format(ending), ("out",), **RETRY)
     run = LocalRun(load_pipeline(compiled(pipeline({"bad": step}))), {}, tmp_path / "run")
     assert run.execute() == 1
     assert run.tasks["bad"].attempts == 3
@@ -317,3 +320,135 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"  # a zombie has ended; nobody here may reap it
+
+
+STEPS = {
+    "a": container(COUNT.format("o.write_text('a')"), ("out",)),
+    "b": container(APPEND.format("b"), ("out",), ("in",)),
+    "c": container(APPEND.format("c"), ("out",), ("in",)),
+    "other": container(WRITE.format("x"), ("out",)),
+}
+WIRES = {"b": {"in": ("a", "out")}, "c": {"in": ("b", "out")}}
+
+
+def test_from_a_step_on(compiled, tmp_path):
+    graph = load_pipeline(compiled(pipeline(STEPS, WIRES)))
+    assert LocalRun(graph, {}, tmp_path / "run", from_step="b").execute() == 0, "nothing to take over yet"
+    again = LocalRun(graph, {}, tmp_path / "run", from_step="b")
+    assert again.execute() == 0
+    assert states(again) == {"a": "reused", "b": "succeeded", "c": "succeeded", "other": "reused"}
+    with pytest.raises(GraphError, match=r"--from: .* no step othr; did you mean other\?"):
+        LocalRun(graph, {}, tmp_path / "run", from_step="othr")
+
+
+def test_only_one_step(compiled, tmp_path):
+    graph = load_pipeline(compiled(pipeline(STEPS, WIRES)))
+    with pytest.raises(GraphError, match=r"it needs a, of which .* holds no result"):
+        LocalRun(graph, {}, tmp_path / "run", only="b")
+    assert LocalRun(graph, {}, tmp_path / "run", only="a").execute() == 0
+    assert {n: t["state"] for n, t in record(tmp_path / "run")["tasks"].items()} == {
+        "a": "succeeded",
+        "b": "stopped",
+        "c": "stopped",
+        "other": "stopped",
+    }
+    assert LocalRun(graph, {}, tmp_path / "run", only="b").execute() == 0
+    assert (tmp_path / "run/tasks/b/out").read_text() == "ab" and not (tmp_path / "run/tasks/c").exists()
+    (tmp_path / "run/tasks/a/out").write_text("z")
+    with pytest.raises(GraphError, match="results of a changed"):
+        LocalRun(graph, {}, tmp_path / "run", only="b").execute()
+
+
+def gpu_steps(count: int, names: str, code: str = "") -> dict:
+    """Steps that ask for `count` GPUs, note when they begin and end, and write which GPUs they see."""
+    code = code or (
+        "import os, pathlib, sys, time; o = pathlib.Path(sys.argv[1]); log = o.parents[2] / 'times'\n"
+        "note = lambda word: os.write(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), word.encode())\n"
+        "note('('); time.sleep(0.2); note(')'); o.write_text(os.environ.get('CUDA_VISIBLE_DEVICES', 'unset'))"
+    )
+    spec = pipeline({name: container(code, ("out",)) for name in names})
+    for executor in spec["deploymentSpec"]["executors"].values():
+        executor["container"]["resources"] = {"accelerator": {"count": str(count), "type": "nvidia.com/gpu"}}
+    return spec
+
+
+def seen(folder: Path, names: str) -> list[str]:
+    return [(folder / f"tasks/{name}/out").read_text() for name in names]
+
+
+def test_tasks_have_their_gpus_for_themselves(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    graph = load_pipeline(compiled(gpu_steps(2, "abc")))
+    assert LocalRun(graph, {}, tmp_path / "run", parallel=3).execute() == 0
+    assert seen(tmp_path / "run", "abc") == ["4,GPU-7"] * 3
+    assert (tmp_path / "run/times").read_text() == "()()()", "one after the other, though three may run"
+
+    meet = (
+        "import os, pathlib, sys, time; o = pathlib.Path(sys.argv[1])\no.write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    meet += "\nend = time.time() + 20\nwhile len(list(o.parents[1].glob('*/out'))) < 2: assert time.time() < end"
+    graph = load_pipeline(compiled(gpu_steps(1, "ab", meet)))
+    assert LocalRun(graph, {}, tmp_path / "two", parallel=2).execute() == 0
+    assert sorted(seen(tmp_path / "two", "ab")) == ["4", "GPU-7"]
+
+
+def test_gpus_that_are_not_there(compiled, tmp_path, monkeypatch):
+    graph = load_pipeline(compiled(gpu_steps(2, "a")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(GraphError, match="task a: it asks for 2 GPUs and 1 are visible here"):
+        LocalRun(graph, {}, tmp_path / "run")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    assert seen(tmp_path / "run", "a") == [""]
+
+
+def test_no_more_tasks_at_a_time_than_parallel(compiled, tmp_path, monkeypatch):
+    graph = load_pipeline(compiled(gpu_steps(0, "abc")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert LocalRun(graph, {}, tmp_path / "run", parallel=1).execute() == 0
+    assert (tmp_path / "run/times").read_text() == "()()()"
+    assert seen(tmp_path / "run", "abc") == ["5"] * 3, "who asks for none sees what the engine sees"
+
+
+CHAIN = (
+    "import pathlib, sys, time; *i, o = map(pathlib.Path, sys.argv[1:]); t = o.with_name('partial')\n"
+    "with t.open('w') as file:\n"
+    "    file.write(''.join(p.read_text() for p in i))\n"
+    "    for _ in range(20): file.write('{}'); file.flush(); time.sleep(0.02)\n"
+    "t.rename(o)"
+)
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing(compiled, tmp_path):
+    """kill -9 of the engine at ten moments: no step that ended runs again, no process is left, nothing is partial."""
+    names = "abcdefgh"
+    steps = {n: container(CHAIN.format(n), ("out",), ("in",) if n > "a" else ()) for n in names}
+    wires = {n: {"in": (before, "out")} for before, n in itertools.pairwise(names)}
+    path, folder = compiled(pipeline(steps, wires)), tmp_path / "run"
+    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(folder)]
+    ended: dict[str, int] = {}  # step -> when its output was made
+    for kill in range(10):
+        engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while not _has_a_running_step(folder, engine.pid) and engine.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.07 * kill)
+        engine.kill()
+        engine.wait()
+        for name, task in record(folder)["tasks"].items():  # whole at any moment
+            for made in task["artifacts"].values():
+                assert sha256_of(folder / made["path"]) == made["sha256"]
+                when = (folder / made["path"]).stat().st_mtime_ns
+                assert ended.setdefault(name, when) == when, f"{name} ran again"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert len(ended) > 1, "the kills came while there was something to lose"
+    assert (folder / "tasks/h/out").read_text() == "".join(n * 20 for n in names)
+    assert not list(folder.rglob("partial")) and not list(folder.glob(".run.*"))
+
+
+def _has_a_running_step(folder: Path, engine: int) -> bool:
+    children = Path(f"/proc/{engine}/task").glob("*/children")
+    return (folder / "run.json").is_file() and any(path.read_text() for path in children)

@@ -14,6 +14,7 @@ from stereo_core.orchestration.graph import GraphError, load_pipeline
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import size
 from stereo_core.orchestration.progress import Progress, summary
+from stereo_core.orchestration.record import read_record
 
 WRITE = container("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('x' * 2500)", ("out",))
 
@@ -46,7 +47,7 @@ def test_run_shows_the_end_of_a_failed_log(compiled, tmp_path):
         (("-p", "name"), "KEY=VALUE is wanted"),
         ((), "without a value: name"),
         (("-p", "name=x", "-p", "n=two"), "parameter n: an integer is wanted, not 'two'"),
-        (("-p", "name=x", "--workers", "0"), "--workers"),
+        (("-p", "name=x", "--parallel", "0"), "--parallel"),
     ],
 )
 def test_wrong_input_exits_2(compiled, tmp_path, arguments, message):
@@ -93,7 +94,7 @@ def test_terminal_shows_one_live_table(compiled, tmp_path):
     with Progress(console) as progress:
         run = LocalRun(load_pipeline(compiled(pipeline({"a": WRITE}))), {}, tmp_path / "run", on_change=progress.show)
         run.execute()
-    summary(run, console)
+    summary(run.record, console)
     shown = console.file.getvalue()
     assert "succeeded" in shown and "\x1b[" in shown
 
@@ -101,3 +102,42 @@ def test_terminal_shows_one_live_table(compiled, tmp_path):
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (12_000_000, "12.0 MB")])
 def test_sizes(count, text):
     assert size(count) == text
+
+
+def test_runs_show_and_logs(compiled, tmp_path):
+    bad = container("print('the reason'); raise SystemExit(7)", (), ("in",))
+    later = container("", **{"dependentTasks": ["bad"]})
+    path = compiled(pipeline({"good": WRITE, "bad": bad, "later": later}, {"bad": {"in": ("good", "out")}}))
+    for name in ("one", "two"):
+        assert command("run", str(path), "-o", str(tmp_path / "runs" / name)).returncode == 1
+    listed = command("runs", str(tmp_path / "runs"))
+    assert listed.returncode == 0
+    text = " ".join(listed.stdout.split())
+    assert text.count("failed") == 2 and text.count("1 of 3") == 2, text
+
+    folder = tmp_path / "runs/one"
+    (folder / "report.html").unlink()
+    shown = command("show", str(folder))
+    assert shown.returncode == 0 and "2.5 KB" in shown.stdout and "bad failed: exit code 7" in shown.stdout
+    assert "<svg" in (folder / "report.html").read_text()
+
+    assert command("logs", str(folder), "bad").stdout == "the reason\n"
+    assert command("logs", str(folder), "bad", "--follow").stdout == "the reason\n"
+    for arguments, message in (
+        (("logs", str(folder), "worse"), "no step worse; known: good, bad, later"),
+        (("logs", str(folder), "later"), "step later (skipped) has printed nothing"),
+        (("show", str(tmp_path)), "there is no run"),
+        (("runs", str(folder / "tasks")), "there is no run in it"),
+        (("run", str(path), "-o", str(folder), "--only", "good", "--fresh"), "exclude each other"),
+    ):
+        done = command(*arguments)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_a_run_that_was_killed_is_told_as_stopped(compiled, tmp_path):
+    path = compiled(pipeline({"a": WRITE}))
+    LocalRun(load_pipeline(path), {}, tmp_path / "run").execute()
+    record = tmp_path / "run/run.json"
+    record.write_text(record.read_text().replace('"succeeded"', '"running"'))
+    found = read_record(tmp_path / "run")
+    assert (found.state, found.tasks["a"].state) == ("stopped", "stopped")

@@ -68,7 +68,7 @@ def test_data_steps_give_the_same_under_both_engines(kfp_root, tmp_path):
 def test_whole_pipeline_gives_the_same_under_both_engines(kfp_root, tmp_path):
     (demo,) = (folder for folder in pipeline_folders() if folder.name == "demo")
     components.load_component_from_file(str(compiled_path(demo)))(**TINY)
-    ours = LocalRun(load_pipeline(compiled_path(demo)), TINY, tmp_path / "ours", workers=1)
+    ours = LocalRun(load_pipeline(compiled_path(demo)), TINY, tmp_path / "ours", parallel=1)
     assert ours.execute() == 0
     for task in ("evaluate", "trt-evaluate"):
         theirs = json.loads(artifact(kfp_root, task, "metrics").read_text())

@@ -1,0 +1,48 @@
+"""Digests of imported data: files hashed side by side, and not again while their size and time stay the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from stereo_core.files import atomic_path, sha256_of
+from stereo_core.orchestration.graph import GraphError
+
+SETTLED = 2_000_000_000  # ns; a file changed just now may change again without a new time
+
+
+class Digests:
+    """sha256 by (path, size, mtime_ns), kept in the file `memory`.
+
+    Raises:
+        GraphError: `memory` is no such file.
+    """
+
+    def __init__(self, memory: Path):
+        self._memory = memory
+        self._lock = threading.Lock()
+        try:
+            self._known: dict[str, list] = json.loads(memory.read_text()) if memory.is_file() else {}
+        except ValueError as error:
+            raise GraphError(f"{memory}: {error}; remove it, it only saves hashing again") from None
+
+    def sha256_of(self, path: Path) -> str:
+        """As `stereo_core.files.sha256_of`."""
+        digest = sha256_of(path, self._of_file)
+        with self._lock, atomic_path(self._memory) as temporary:
+            temporary.write_text(json.dumps(self._known))
+        return digest
+
+    def _of_file(self, path: Path) -> str:
+        status = path.stat()
+        state = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(str(path))
+        if known and known[:2] == state:
+            return known[2]
+        digest = sha256_of(path)
+        if time.time_ns() - status.st_mtime_ns > SETTLED:
+            with self._lock:
+                self._known[str(path)] = [*state, digest]
+        return digest

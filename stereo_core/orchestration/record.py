@@ -1,0 +1,111 @@
+"""run.json: what became of a run and of each of its tasks, as the engine writes it and `show` reads it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stereo_core.files import atomic_path
+from stereo_core.orchestration.graph import GraphError
+
+FILE, LOCK = "run.json", ".lock"
+DONE = ("succeeded", "reused")
+ENDED = (*DONE, "failed", "skipped", "stopped")
+
+
+@dataclass
+class Made:
+    """An output artifact: `path` is relative to the run folder, absolute where it was imported."""
+
+    type: dict
+    path: str
+    sha256: str
+    bytes: int
+    metadata: dict = field(default_factory=dict)
+
+
+@dataclass
+class TaskRun:
+    """What became of a task; states: waiting running succeeded reused failed skipped stopped."""
+
+    state: str = "waiting"
+    title: str = ""
+    after: list[str] = field(default_factory=list)
+    message: str = ""
+    key: str = ""
+    attempts: int = 0
+    exit_code: int | None = None
+    started: str | None = None
+    seconds: float = 0.0
+    gpus: list[str] = field(default_factory=list)
+    parameters: dict = field(default_factory=dict)
+    artifacts: dict[str, Made] = field(default_factory=dict)
+
+
+@dataclass
+class Record:
+    """A run in its folder; `folder` is where it lies now and is not written."""
+
+    folder: Path
+    pipeline: str
+    tasks: dict[str, TaskRun]
+    arguments: dict = field(default_factory=dict)
+    state: str = "running"
+    started: str = ""
+    changed: str = ""
+
+    def write(self) -> None:
+        """Replace run.json as a whole, so that it can be read, and the run cut off, at any moment."""
+        self.changed = now()
+        content = asdict(self)
+        del content["folder"]
+        with atomic_path(self.folder / FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+    def label(self, name: str) -> str:
+        """A step for a reader: its name, and its display name where the pipeline gives one."""
+        title = self.tasks[name].title
+        return name if name.startswith(title) else f"{name} ({title})"
+
+
+def read_record(folder: Path) -> Record:
+    """The run in `folder`; one that was cut off without a word (kill -9) is told as stopped, its tasks too.
+
+    Raises:
+        GraphError: there is no run record, or it can not be read.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text())
+        record = Record(folder.resolve(), **content)
+        record.tasks = {name: TaskRun(**item) for name, item in record.tasks.items()}
+        for run in record.tasks.values():
+            run.artifacts = {port: Made(**item) for port, item in run.artifacts.items()}
+    except FileNotFoundError:
+        raise GraphError(f"{folder}: there is no run ({FILE}); name a folder given to `run --output-dir`") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GraphError(f"{path}: no run record ({error}); remove it or choose another folder") from None
+    if record.state == "running" and not is_going_on(folder):
+        record.state = "stopped"
+        for run in record.tasks.values():
+            run.state = run.state if run.state in ENDED else "stopped"
+    return record
+
+
+def is_going_on(folder: Path) -> bool:
+    """Whether an engine holds the folder's lock."""
+    try:
+        with (folder / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
