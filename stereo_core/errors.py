@@ -31,11 +31,9 @@ GPU_ERROR = 3
 
 def is_gpu_error(error: BaseException) -> bool:
     """Whether CUDA, cuDNN or NCCL failed, or the GPU's memory is full; told by name, since torch may not be there."""
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return (
-        bool({"AcceleratorError", "OutOfMemoryError", "DistBackendError"} & set(names))
-        or str(error).startswith(("CUDA error", "cuDNN error", "CUDA out of memory"))
-    )  # fmt: skip
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    named = kinds & {"AcceleratorError", "OutOfMemoryError", "DistBackendError"}
+    return bool(named) or str(error).startswith(("CUDA error", "cuDNN error", "CUDA out of memory"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ from stereo_core import __version__
 from stereo_core.actions import Outcome
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import atomic_path, sha256_of
+from stereo_core.termination import explain
 
 ACTIONS = (
     "convert",
@@ -107,13 +108,14 @@ class Artifact:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one action; returns the exit code (0 done, 1 failed, 2 the user's input is wrong)."""
+    """Run one action; returns its exit code (see `stereo_core.actions.perform`)."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         if len(argv) != 2 or argv[0] not in ACTIONS:
             raise UserError(f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON, ACTION one of {', '.join(ACTIONS)}")
         return launch(argv[0], argv[1])
     except UserError as error:
+        explain(error, str(error))
         print(f"depth_net-launch: error: {error}", file=sys.stderr)
         return 2
 
@@ -136,6 +138,9 @@ def launch(action: str, executor_input: str) -> int:
     said = json.dumps(tree, sort_keys=True)
     digest = hashlib.sha256(said.encode()).hexdigest()
     wire(action, tree, parameters.get("dataset_name", ""), inputs, results)
+    if action == "train" and _is_another_attempt(output_file.parent / "attempted", executor_input):
+        train = tree["train"]
+        train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
 
     from stereo_core.actions.perform import perform
     from stereo_core.spec import spec_from_dict
@@ -146,6 +151,15 @@ def launch(action: str, executor_input: str) -> int:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
     return perform(action, spec_from_dict(action, tree), on_outcome=publish_all)
+
+
+def _is_another_attempt(note: Path, executor_input: str) -> bool:
+    """Whether the same task was tried in this folder before; notes this attempt."""
+    digest = hashlib.sha256(executor_input.encode()).hexdigest()
+    before = note.read_text() if note.is_file() else ""
+    with atomic_path(note) as temporary:
+        temporary.write_text(digest)
+    return before == digest
 
 
 # ---- inputs

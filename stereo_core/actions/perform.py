@@ -18,13 +18,14 @@ import yaml
 from pydantic import ValidationError
 
 from stereo_core.actions import ACTIONS, Outcome
-from stereo_core.errors import RefusedResult, SpecError, UserError
+from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, is_gpu_error, is_out_of_memory
 from stereo_core.files import atomic_path
 from stereo_core.report.status import StatusLog, plain
 from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.experiment import section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
+from stereo_core.termination import explain
 from stereo_core.training.distribution import is_main_process
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
         on_outcome: called with the outcome of a run that did its work; when it raises, the run has failed.
 
     Returns:
-        0 done; 1 the run failed; 2 the user's input is wrong; 130 Ctrl-C; 143 SIGTERM.
+        0 done; 1 the run failed; 2 the user's input is wrong; 3 the GPU failed; 130 Ctrl-C; 143 SIGTERM.
     """
     set_up_logging()
     # Read when torch is imported, which is later. Spinning threads are fast on an idle machine and ten times slower
@@ -194,7 +195,7 @@ def exit_code(error: BaseException) -> int:
         return 143
     if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 0:
         return error.code
-    return 1
+    return GPU_ERROR if is_gpu_error(error) and not is_out_of_memory(error) else 1
 
 
 def _failed(error: BaseException, status: StatusLog, secrets: list[str]) -> int:
@@ -208,6 +209,8 @@ def _failed(error: BaseException, status: StatusLog, secrets: list[str]) -> int:
         status.failure(message)
     except OSError as second:
         log.error("status.json can not be written: %s", second)
+    if is_main_process():
+        explain(error, message)
     if isinstance(error, UserError | RefusedResult):
         message = clear(str(error))
     elif isinstance(error, Exception):

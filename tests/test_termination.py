@@ -1,0 +1,115 @@
+"""Exit codes and termination messages tell what ended a task; a train task that is tried again goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stereo_core.actions.perform import exit_code
+from stereo_core.launcher import main
+from stereo_core.termination import BYTES, error_class, explain
+
+
+def port(path: Path, **metadata) -> dict:
+    return {"artifacts": [{"name": path.name, "type": {"schemaTitle": "x"}, "uri": str(path), "metadata": metadata}]}
+
+
+def task(folder: Path, inputs: dict, outputs: tuple[str, ...], **parameters) -> str:
+    outs = {
+        "artifacts": {name: port(folder / name) for name in outputs},
+        "outputFile": f"{folder}/executor_output.json",
+    }
+    return json.dumps({"inputs": {"parameterValues": parameters, "artifacts": inputs}, "outputs": outs})
+
+
+@pytest.fixture
+def message(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "termination-log"
+    path.touch()
+    monkeypatch.setenv("STEREO_TERMINATION_LOG", str(path))
+    return path
+
+
+SMALL = {"num_scenes": 2, "height": 64, "width": 96, "max_disparity": 16}
+
+
+def test_the_message_names_the_class_and_the_reason(message, tmp_path):
+    assert main(["synthesize", task(tmp_path / "a", {}, ("images",), **SMALL, hight=3)]) == 2
+    assert message.read_text().startswith("user error: ") and "height" in message.read_text()
+
+    assert main(["convert", task(tmp_path / "b", {"images": port(tmp_path / "gone")}, ("annotations",))]) == 2
+    assert message.read_text().startswith("data error: input images: ") and "gone" in message.read_text()
+
+    assert main(["synthesize", task(tmp_path / "c", {}, ("images", "onnx"), **SMALL)]) == 1
+    assert message.read_text() == "failure: KeyError: 'onnx'\n"
+
+
+def test_a_run_that_is_done_leaves_no_message_and_none_is_made_elsewhere(message, tmp_path, monkeypatch):
+    assert main(["synthesize", task(tmp_path / "a", {}, ("images",), **SMALL)]) == 0
+    assert message.read_text() == ""
+    monkeypatch.setenv("STEREO_TERMINATION_LOG", str(tmp_path / "absent"))
+    assert main(["convert", "{"]) == 2
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_long_reason_is_cut(message):
+    explain(RuntimeError(), "x" * 10_000)
+    assert message.stat().st_size == BYTES
+
+
+def test_an_interruption(message, tmp_path):
+    command = [str(Path(sys.executable).parent / "depth_net-launch"), "synthesize"]
+    long = SMALL | {"num_scenes": 100_000}
+    process = subprocess.Popen([*command, task(tmp_path / "a", {}, ("images",), **long)])
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "a/results/scene_0000").exists() and not list((tmp_path / "a").rglob("*.png")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert message.read_text().startswith("interruption: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), 3, "GPU error"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), 3, "GPU error"),
+        (torch.distributed.DistBackendError("NCCL error: unhandled system error"), 3, "GPU error"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1, "GPU error"),
+        (RuntimeError("the size of tensor a must match"), 1, "failure"),
+    ],
+)
+def test_a_gpu_that_failed_has_its_own_code_and_full_memory_has_not(error, code, name):
+    assert (exit_code(error), error_class(error)) == (code, name)
+
+
+@pytest.mark.slow
+def test_a_train_task_that_is_tried_again_goes_on(tmp_path):
+    """The same task goes on from its checkpoint; another one in the same folder begins anew."""
+    assert main(["synthesize", task(tmp_path / "s", {}, ("images",), **SMALL)]) == 0
+    patterns = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
+    patterns |= {"depth_dir_pattern": ["left/disparity"], "depth_extension": ".png", "split_ratio": 0.5}
+    images = port(tmp_path / "s/images")
+    assert main(["convert", task(tmp_path / "c", {"images": images}, ("annotations",), spec=patterns)]) == 0
+    data = {"images": images, "annotations": port(tmp_path / "c/annotations")}
+    crop = {"augmentation": {"crop_size": [64, 96]}, "batch_size": 1, "workers": 0}
+    spec = {
+        "model": {"preset": "tiny", "stereo_backbone": {"allow_random_backbone": True}},
+        "dataset": {"max_disparity": 16, "train_dataset": crop},
+    }
+
+    def attempt(epochs: int) -> str:
+        text = task(tmp_path / "t", data, ("checkpoint", "metrics"), dataset_name="FSD", num_epochs=epochs, spec=spec)
+        assert main(["train", text]) == 0
+        return (tmp_path / "t/results/status.json").read_text()
+
+    assert "Resuming" not in attempt(1)
+    assert attempt(1).count("Resuming training from checkpoint") == 1
+    assert attempt(2).count("Resuming training from checkpoint") == 1
