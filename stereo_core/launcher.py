@@ -24,6 +24,7 @@ from stereo_core import __version__
 from stereo_core.actions import Outcome
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import atomic_path, sha256_of
+from stereo_core.storage import is_uri
 from stereo_core.termination import explain
 
 ACTIONS = (
@@ -328,10 +329,15 @@ def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, ima
                 " choose convert's split_ratio accordingly or name data_sources in the spec"
             )
         sources = [{"data_file": str(data_file), "dataset_name": dataset_name or "GenericDataset"}]
-    for source in sources:  # joining keeps an absolute path as it is
-        source["data_file"] = str(annotations / source["data_file"])
-        source["data_root"] = str(images / (source.get("data_root") or ""))
+    for source in sources:
+        source["data_file"] = _below(annotations, source["data_file"])
+        source["data_root"] = _below(images, source.get("data_root") or "")
     put(tree, f"dataset.{section}.data_sources", sources)
+
+
+def _below(folder: Path, path: str) -> str:
+    """A relative path below the folder; an absolute one and a URI as they are."""
+    return path if is_uri(path) else str(folder / path)
 
 
 # ---- outputs

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from stereo_core import storage
 from stereo_core.actions.doctor_case import SPLITS, Case
 from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
 from stereo_core.data.augmentation import Pair
@@ -70,6 +71,11 @@ def find_faults(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _fault(path: str) -> str:
+    if storage.is_uri(path):
+        try:
+            return "" if storage.look(path).size else "the object is empty"
+        except (DataError, storage.StorageError) as error:
+            return str(error)
     try:
         status = os.stat(path)
     except OSError as error:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from stereo_core.actions import ACTIONS, Outcome
+from stereo_core.actions.staging import Stage
 from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, is_gpu_error, is_out_of_memory
 from stereo_core.files import atomic_path
 from stereo_core.report.status import StatusLog, plain
@@ -50,14 +51,34 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
     # Read when torch is imported, which is later. Spinning threads are fast on an idle machine and ten times slower
     # where actions, data loaders or other pods share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        stage = Stage(verb, spec)
+    except Exception as error:
+        return _failed(error, StatusLog(None), _secrets(spec))
+    code = _perform(verb, spec, stage, on_outcome)
+    try:
+        stored = stage.store()
+    except BaseException as error:
+        log.error("The results stay in %s", stage.folder)
+        return code or _failed(error, StatusLog(None), _secrets(spec))
+    for uri in stored:
+        _say(f"Results: {uri}")
+    if code == 0:
+        _say("Execution status: PASS")
+    return code
+
+
+def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outcome], None] | None) -> int:
+    """The run on this machine; results are still to be stored where they belong."""
     status = StatusLog(None)
     received: list[int] = []
     try:
         with _sigterm_raises(received):
-            folder = _results_folder(verb, spec)
+            folder = _results_folder(verb, stage.spec, spec)
             status = _open_status(folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
-            outcome = _action(verb)(spec, status)
+            stage.fetch()
+            outcome = _action(verb)(stage.spec, status)
             if on_outcome is not None and is_main_process():
                 on_outcome(outcome)
             status.success(outcome.message, kpi=outcome.kpi)
@@ -68,7 +89,6 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
     if is_main_process():
         _print_kpi(outcome.kpi)
         _say(outcome.message)
-    _say("Execution status: PASS")
     return 0
 
 
@@ -86,8 +106,9 @@ def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     return importlib.import_module(f"stereo_core.actions.{name}").run
 
 
-def _results_folder(verb: str, spec: Section) -> Path:
-    folder = results_dir(spec, verb)
+def _results_folder(verb: str, staged: Section, spec: Section) -> Path:
+    """Make the folder, with the spec as the user gave it."""
+    folder = results_dir(staged, verb)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(spec, ExperimentSpec) and is_main_process():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from stereo_core import storage
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
 
@@ -43,7 +44,8 @@ class Sample:
 def read_annotations(data_file: str | Path, data_root: str | Path = "") -> list[Sample]:
     """Read a list of samples with 2, 3 or 4 columns.
 
-    A relative path in it is below `data_root`, or below the list's own folder when `data_root` is empty.
+    A relative path in it is below `data_root`, or below the list's own folder when `data_root` is empty. Paths and
+    `data_root` may be URIs of objects.
 
     Raises:
         DataError: the file is missing, is not UTF-8 text, has no sample, or a line has a wrong number of columns.
@@ -77,7 +79,7 @@ def _parse(line: str, root: str, file: str, number: int) -> Sample:
         )
     if "\0" in line:
         raise DataError(f"{file}:{number}: a zero byte; this is not an annotation list")
-    paths = [os.path.join(root, field) for field in fields]
+    paths = [field if storage.is_uri(field) else os.path.join(root, field) for field in fields]
     return Sample(*paths, *[None] * (len(COLUMNS) - len(paths)), file=file, line=number)
 
 
@@ -140,9 +142,15 @@ def check_files(samples: Sequence[Sample]) -> None:
 def _exists(path: str, listings: dict[str, frozenset[str]]) -> bool:
     folder, name = os.path.split(path)
     if folder not in listings:
-        try:
-            listings[folder] = frozenset(os.listdir(folder or "."))
-        except OSError:
-            listings[folder] = frozenset()
+        listings[folder] = _listing(folder)
     # a name that is not listed may still open, on a file system that ignores case
     return name in listings[folder] or os.path.exists(path)
+
+
+def _listing(folder: str) -> frozenset[str]:
+    if storage.is_uri(folder):
+        return frozenset(storage.children(folder))
+    try:
+        return frozenset(os.listdir(folder or "."))
+    except OSError:
+        return frozenset()

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stereo_core import storage
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
 
@@ -64,7 +65,9 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The whole file; DataError when it is missing, a folder or unreadable."""
+    """The whole file, or the object that a URI names; DataError when it is missing, a folder or unreadable."""
+    if storage.is_uri(path):
+        return storage.read(path)
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -1,0 +1,432 @@
+"""s3://, aws:// and minio:// URIs -> files in a cache on this machine, and files -> objects.
+
+An object is fetched in parts side by side, checked (our sha256, else its MD5, else its size) and only then has its name
+in the cache; an upload completes or leaves nothing under its name. What a process has seen of an object holds for the
+whole run: one that changes meanwhile is an error, never a mixture.
+
+From the environment alone: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or S3_ENDPOINT (none: AWS), AWS_REGION, credentials
+(AWS_* or MINIO_* variables, ~/.aws/credentials, web identity, the instance's role), STEREO_CACHE (a folder) and
+STEREO_CACHE_GIB. None of it is logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import math
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stereo_core.errors import DataError
+from stereo_core.files import atomic_path, locked, sha256_of
+
+SCHEMES = ("s3://", "aws://", "minio://")
+PART = 16 * 2**20  # bytes
+PARALLEL = 4  # parts, or small objects, at once
+RETRIES = 3  # of a request that was refused for now (500, 502, 503, 504) or got no answer
+PAUSES = (0.5, 2.0, 8.0)  # s before another try of a download that broke off
+CONNECT, SILENCE = 10, 30  # s: to connect, and without a byte
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT")
+SHA256 = "x-amz-meta-sha256"
+
+
+class StorageError(OSError):
+    """The storage, the way to it or the disk failed; another try may go well. The run has failed: exit 1."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of an object: its size in bytes and its ETag, which changes with its contents."""
+
+    size: int
+    etag: str
+
+
+def is_uri(path: Any) -> bool:
+    """Whether a path names an object or a prefix in object storage."""
+    return isinstance(path, str) and path.startswith(SCHEMES)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and key, without slashes at their ends.
+
+    Raises:
+        DataError: no bucket, or a key with an empty, `.` or `..` part, which no local path can stand for.
+    """
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    key = key.rstrip("/")
+    if not bucket:
+        raise DataError(f"{uri}: names no bucket; expected s3://bucket/key")
+    if key and {"", ".", ".."} & set(key.split("/")):
+        raise DataError(f"{uri}: an empty part, . or .. in the key; name the object as the bucket lists it")
+    return bucket, key
+
+
+# ---- reading
+
+
+_seen: dict[tuple[str, str], Entry] = {}
+
+
+def forget() -> None:
+    """A new run begins: objects are looked at anew."""
+    _seen.clear()
+
+
+def look(uri: str) -> Entry:
+    """Size and ETag of an object, as this run saw it first.
+
+    Raises:
+        DataError: no such bucket or object, or no right to read it.
+        StorageError: the storage can not be reached.
+    """
+    bucket, key = split(uri)
+    if (bucket, key) not in _seen:
+        with _told(uri):
+            found = _client(uri).stat_object(bucket, key)
+        _seen[bucket, key] = Entry(found.size, found.etag)
+    return _seen[bucket, key]
+
+
+def children(uri: str, *, recursive: bool = False) -> dict[str, Entry]:
+    """The objects below a prefix by their names relative to it, sorted; without `recursive` only the nearest level.
+
+    Raises:
+        DataError, StorageError: as `look`; a prefix without objects is no error.
+    """
+    bucket, key = split(uri)
+    prefix = f"{key}/" if key else ""
+    with _told(uri):
+        listed = [
+            item
+            for item in _client(uri).list_objects(bucket, prefix, recursive=recursive)
+            if not item.is_dir and not item.object_name.endswith("/")
+        ]
+    for item in listed:
+        _seen.setdefault((bucket, item.object_name), Entry(item.size, item.etag.strip('"')))
+    return {item.object_name.removeprefix(prefix): _seen[bucket, item.object_name] for item in listed}
+
+
+def fetch(uri: str) -> Path:
+    """The object as a file of the cache, whose name says nothing. It may be evicted once others are fetched.
+
+    Raises:
+        DataError: as `look`, or the object is larger than the cache may be.
+        StorageError: the transfer failed again and again, the object changed during the run or is damaged, or there
+            is no room on the disk.
+    """
+    bucket, key = split(uri)
+    entry = look(uri)
+    name = hashlib.sha256(f"{_endpoint()}\n{bucket}\n{key}\n{entry.etag}".encode()).hexdigest()
+    target = cache() / "objects" / name[:2] / name
+    try:
+        if not _is_whole(target, entry):
+            with locked(target):
+                if not _is_whole(target, entry):
+                    _make_room(uri, entry.size)
+                    with atomic_path(target) as temporary:
+                        _download(uri, entry, temporary)
+        with contextlib.suppress(FileNotFoundError):  # evicted just now
+            os.utime(target)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{uri}: can not be written to the cache {cache()}: {error.strerror}") from None
+    return target
+
+
+def read(uri: str) -> bytes:
+    """The object's contents, through the cache. Raises as `fetch`."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # evicted by another process just now
+            return fetch(uri).read_bytes()
+
+
+def fetch_to(uri: str, path: Path) -> Path:
+    """The object at a path of its own, which an eviction does not touch: a link into the cache, or a copy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            source = fetch(uri)
+            try:
+                os.link(source, path)
+            except OSError:  # another file system
+                with atomic_path(path) as temporary:
+                    shutil.copyfile(source, temporary)
+            return path
+
+
+def fetch_tree(uri: str, folder: Path) -> dict[str, Entry]:
+    """All objects below a prefix, as files in a folder; returns what they are.
+
+    Raises:
+        DataError: nothing is there; or as `fetch`.
+        StorageError: as `fetch`.
+    """
+    found = children(uri, recursive=True)
+    if not found:
+        raise DataError(f"{uri}: no object below this prefix; mind capitals and the bucket's name")
+    for name in found:
+        split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        jobs = [pool.submit(fetch_to, f"{uri.rstrip('/')}/{name}", folder / name) for name in found]
+        _all_of(jobs, pool)
+    return found
+
+
+def _download(uri: str, entry: Entry, path: Path) -> None:
+    """Fill `path` with the object, all parts of one version, and check it."""
+    spans = [(start, min(PART, entry.size - start)) for start in range(0, entry.size, PART)]
+    progress, pool = _progress(uri, entry.size), ThreadPoolExecutor(PARALLEL)
+    with path.open("r+b") as file, _told(uri), progress as advance, pool:
+        jobs = [pool.submit(_part, uri, entry, file.fileno(), *span, advance) for span in spans]
+        headers = _all_of(jobs, pool)
+    _check(uri, entry, path, headers[0] if headers else {})
+
+
+def _part(uri: str, entry: Entry, file: int, start: int, length: int, advance: Callable[[int], None]) -> Any:
+    """Write one part at its place; goes on where a broken connection ended. Returns the response's headers."""
+    from urllib3.exceptions import HTTPError, IncompleteRead
+
+    done = 0
+    for pause in (*PAUSES, None):
+        try:
+            response = _client(uri).get_object(
+                *split(uri), start + done, length - done, request_headers={"If-Match": f'"{entry.etag}"'}
+            )
+            with contextlib.closing(response):
+                for data in response.stream(2**20):
+                    os.pwrite(file, data, start + done)
+                    done += len(data)
+                    advance(len(data))
+            response.release_conn()
+            if done == length:
+                return response.headers
+            raise IncompleteRead(done, length - done)
+        except HTTPError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _check(uri: str, entry: Entry, path: Path, headers: Any) -> None:
+    wanted, found = headers.get(SHA256), ""
+    if wanted:
+        found = sha256_of(path)
+    elif "-" not in entry.etag and headers.get("x-amz-server-side-encryption", "AES256") == "AES256":
+        wanted = entry.etag  # of an object in one piece the MD5
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if entry.size and wanted and found != wanted:
+        raise StorageError(f"{uri}: damaged: the checksum differs from the one it was stored with; upload it again")
+
+
+# ---- writing
+
+
+def upload(path: Path, uri: str) -> None:
+    """Store a file under a URI, with its sha256, and make sure that it is there.
+
+    Raises:
+        DataError: no such bucket, or no right to write.
+        StorageError: the transfer failed; under the URI lies what lay there before.
+    """
+    bucket, key = split(uri)
+    size, digest = path.stat().st_size, sha256_of(path)
+    with _told(uri), path.open("rb") as file, _progress(uri, size) as advance:
+        client = _client(uri)
+        client.put_object(
+            bucket,
+            key,
+            _Counted(file, advance),
+            size,
+            metadata={"sha256": digest},
+            part_size=PART,
+            num_parallel_uploads=PARALLEL,
+        )
+        stored = client.stat_object(bucket, key)
+    if (stored.size, stored.metadata.get(SHA256)) != (size, digest):
+        raise StorageError(f"{uri}: what was stored is not {path}; another program may write there too")
+
+
+class _Counted:
+    """A file whose reader is told about."""
+
+    def __init__(self, file: Any, advance: Callable[[int], None]) -> None:
+        self.file, self.advance = file, advance
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.advance(len(data))
+        return data
+
+
+# ---- the cache
+
+
+def cache() -> Path:
+    """STEREO_CACHE, else `stereo-pipelines` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("STEREO_CACHE") or Path(home, "stereo-pipelines"))
+
+
+def _limit() -> int:
+    """Bytes that the cache may hold: STEREO_CACHE_GIB, else 50 GiB."""
+    text = os.environ.get("STEREO_CACHE_GIB") or "50"
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise DataError(f"STEREO_CACHE_GIB={text}: not a size in GiB")
+    return int(limit * 2**30)
+
+
+def _is_whole(path: Path, entry: Entry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.size
+
+
+_unswept = math.inf  # bytes fetched since this process last looked through the cache
+_sweeping = threading.Lock()
+
+
+def _make_room(uri: str, size: int) -> None:
+    """Evict what was not used for longest. The cache is looked through once a hundredth of its limit was fetched."""
+    global _unswept
+    limit = _limit()
+    if size > 0.9 * limit:
+        raise DataError(f"{uri}: {size} bytes do not go into the cache of {limit} bytes; raise STEREO_CACHE_GIB")
+    with _sweeping:
+        _unswept += size
+        if _unswept < limit / 100:
+            return
+        _sweep(int(0.9 * limit) - size)
+        _unswept = 0
+
+
+def _sweep(limit: int) -> None:
+    files = []
+    for path in (cache() / "objects").glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.suffix != ".lock":
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+# ---- the way there
+
+
+def _endpoint() -> str:
+    return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
+
+
+def _client(uri: str) -> Any:
+    """A client for the environment as it is, of this process: connections do not survive a fork."""
+    if uri.startswith("minio://") and not _endpoint():
+        raise DataError(f"{uri}: which server? Set AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _connect(_endpoint(), region, os.getpid())
+
+
+@functools.lru_cache(maxsize=4)
+def _connect(endpoint: str, region: str | None, process: int) -> Any:
+    from urllib.parse import urlsplit
+
+    import certifi
+    import urllib3
+    from minio import Minio
+    from minio.credentials import providers
+
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings name the endpoint
+    parts = urlsplit(endpoint or f"https://s3.{region + '.' if region else ''}amazonaws.com")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path.strip("/"):
+        raise DataError(f"{' or '.join(ENDPOINTS)}: expected http://host:port or https://host, without path and user")
+    quick = urllib3.PoolManager(timeout=urllib3.Timeout(2), retries=urllib3.Retry(1))
+    credentials = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
+    credentials.append(providers.IamAwsProvider(http_client=quick, region=region))
+    http = urllib3.PoolManager(
+        maxsize=2 * PARALLEL + PARALLEL**2,  # objects at once, and their parts
+        timeout=urllib3.Timeout(connect=CONNECT, read=SILENCE),
+        retries=urllib3.Retry(RETRIES, backoff_factor=0.5, status_forcelist=(500, 502, 503, 504)),
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+    )
+    return Minio(
+        parts.netloc,
+        credentials=providers.ChainedProvider(credentials),
+        secure=parts.scheme == "https",
+        region=region or ("us-east-1" if endpoint else None),
+        http_client=http,
+    )
+
+
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_MISSING = {"NoSuchBucket": "no such bucket", "NoSuchKey": "no such object", "NotFound": "no such object"}
+_MISSING |= {"InvalidBucketName": "no such bucket"}
+
+
+@contextlib.contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """The client's exceptions in our words, without hosts, keys or signatures."""
+    from minio.error import MinioException, S3Error
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except S3Error as error:
+        if error.code in _DENIED:
+            what = "the key or the secret is wrong, or they give no right to do this"
+            raise DataError(f"{uri}: access denied ({error.code}): {what}") from None
+        if error.code in _MISSING:
+            raise DataError(f"{uri}: {_MISSING[error.code]}") from None
+        if error.code == "PreconditionFailed":
+            raise StorageError(f"{uri}: the object was changed during the run; run again") from None
+        raise StorageError(f"{uri}: the storage refused: {error.code}") from None
+    except (HTTPError, MinioException) as error:
+        raise StorageError(f"{uri}: the storage does not answer as it should: {type(error).__name__}") from None
+    except ValueError as error:
+        if "fail to fetch credentials" in str(error):
+            mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"
+            raise DataError(f"{uri}: no credentials found: {mend}") from None
+        raise DataError(f"{uri}: {error}") from None
+
+
+def _all_of(jobs: list, pool: ThreadPoolExecutor) -> list:
+    """The results of all jobs; the first failure ends those that have not begun."""
+    try:
+        return [job.result() for job in jobs]
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+@contextlib.contextmanager
+def _progress(uri: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal for what takes a while; yields what is to be told of the bytes that came or went."""
+    if size <= PART or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(uri.rpartition("/")[2], total=size)
+        yield lambda count: bar.advance(task, count)

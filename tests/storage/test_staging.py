@@ -1,0 +1,193 @@
+"""Verbs whose spec names objects: the whole way from bucket to bucket, by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stereo_core import storage
+from stereo_core.actions.perform import perform
+from stereo_core.actions.staging import Stage
+from stereo_core.data.annotations import check_files, read_annotations
+from stereo_core.data.datasets import StereoDataset, relative_names
+from stereo_core.errors import DataError, SpecError
+from stereo_core.spec import spec_from_dict
+
+DEPTH_NET = Path(sys.executable).parent / "depth_net"
+PATTERNS = {
+    "image_dir_pattern": ["left/rgb"],
+    "right_dir_pattern": ["right/rgb"],
+    "depth_dir_pattern": ["left/disparity"],
+    "image_extension": ".png",
+}
+service = [pytest.mark.service, pytest.mark.timeout(120)]
+
+
+def marked(test):
+    for mark in service:
+        test = mark(test)
+    return test
+
+
+def run(verb: str, **spec) -> int:
+    return perform(verb, spec_from_dict(verb, spec))
+
+
+def names(uri: str) -> set[str]:
+    return set(storage.children(uri, recursive=True))
+
+
+def left_over(folder: Path) -> list[Path]:
+    return list((folder / "cache" / "runs").glob("*"))
+
+
+@pytest.fixture
+def scenes(store, tmp_path) -> str:
+    """A data set that synthesize wrote to a bucket."""
+    uri = f"s3://artifacts/{tmp_path.name}/scenes"
+    assert run("synthesize", results_dir=uri, num_scenes=2, height=64, width=96, max_disparity=24) == 0
+    assert "status.json" in names(uri) and f"scene_0001/{LEFT}" in names(uri)
+    assert left_over(tmp_path) == []
+    return uri
+
+
+LEFT = "dataset/data/left/rgb/0000.png"
+
+
+@marked
+def test_a_list_of_objects_is_read_lazily(scenes, store, tmp_path):
+    lists = scenes.replace("scenes", "lists")
+    assert run("convert", data_root=scenes, results_dir=lists, relative_paths=True, **PATTERNS) == 0
+    assert not (tmp_path / "cache/objects").exists(), "convert needs names alone"
+    samples = read_annotations(storage.fetch(f"{lists}/test.txt"), scenes)
+    check_files(samples)
+    assert [sample.left for sample in samples] == [f"{scenes}/scene_000{number}/{LEFT}" for number in (0, 1)]
+    assert relative_names(samples, [scenes] * 2) == [f"scene_000{n}/{LEFT.removesuffix('.png')}" for n in (0, 1)]
+
+    source = spec_from_dict("convert", {"data_root": scenes, "results_dir": "x"}).model_copy(
+        update={"disparity_format": "auto", "disparity_scale": None, "dataset_name": "FSD"}
+    )
+    before = len(list((tmp_path / "cache/objects").glob("*/*")))
+    item = StereoDataset(samples, [source] * 2, ["a", "b"])[1]
+    assert item["left"].shape == (3, 64, 96) and 0 < item["disparity"].max() < 24
+    assert len(list((tmp_path / "cache/objects").glob("*/*"))) == before + 3, "the three files of one pair"
+
+
+@marked
+def test_a_missing_object_is_named_with_its_line(scenes, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text(f"scene_0000/{LEFT} scene_0009/{LEFT}\n")
+    with pytest.raises(DataError, match=r"list.txt:1: no such right file: s3://.*scene_0009"):
+        check_files(read_annotations(path, scenes))
+
+
+@marked
+def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
+    """Lists, images, checkpoint and results are objects, for two processes that know only the environment."""
+    lists, results = scenes.replace("scenes", "lists"), scenes.replace("scenes", "results")
+    assert run("convert", data_root=scenes, results_dir=lists, relative_paths=True, **PATTERNS) == 0
+    source = [{"data_file": f"{lists}/test.txt", "data_root": scenes, "dataset_name": "FSD"}]
+    spec = {
+        "results_dir": results,
+        "model": {"preset": "tiny", "stereo_backbone": {"allow_random_backbone": True}},
+        "dataset": {
+            "max_disparity": 64,
+            "train_dataset": {"data_sources": source, "workers": 1, "augmentation": {"crop_size": [64, 96]}},
+            "test_dataset": {"data_sources": source, "workers": 0},
+        },
+        "train": {"num_epochs": 1},
+        "evaluate": {"checkpoint": f"{results}/train/dn_model_latest.pth"},
+    }
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    for verb in ("train", "evaluate"):
+        ended = subprocess.run([DEPTH_NET, verb, "-e", file], capture_output=True, text=True, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        assert f"Results: {results}" in ended.stdout
+        assert store.url.removeprefix("http://") not in ended.stdout + ended.stderr
+    assert {"train/status.json", "train/dn_model_latest.pth", "evaluate/results.json"} <= names(results)
+    figures = json.loads(storage.read(f"{results}/evaluate/results.json"))
+    assert "epe" in json.dumps(figures)
+    said = yaml.safe_load(storage.read(f"{results}/evaluate/experiment.yaml"))
+    assert said["evaluate"]["checkpoint"] == f"{results}/train/dn_model_latest.pth"
+    assert left_over(tmp_path) == []
+
+
+@marked
+def test_a_failed_run_stores_its_status(store, tmp_path, capsys):
+    uri = f"s3://artifacts/{tmp_path.name}"
+    spec = {"results_dir": uri, "export": {"checkpoint": f"{uri}/none.pth", "onnx_file": f"{uri}/out/model.onnx"}}
+    assert run("export", **spec) == 2
+    assert f"{uri}/none.pth: no such object" in capsys.readouterr().err
+    assert "FAILURE" in storage.read(f"{uri}/export/status.json").decode()
+    assert "out/model.onnx" not in names(uri)
+
+
+@marked
+def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "RK")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "RS")
+    storage._connect.cache_clear()
+    assert run("synthesize", results_dir="s3://artifacts/forbidden", num_scenes=1) == 2
+    (folder,) = left_over(tmp_path)
+    assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
+    told = capsys.readouterr()
+    assert "access denied" in told.err and "FAIL" in told.out and "PASS" not in told.out
+
+
+@marked
+def test_side_cars_come_along(store, tmp_path):
+    uri = f"s3://artifacts/{tmp_path.name}/models"
+    for name in ("model.onnx", "model.onnx.data", "model.onnx2", "other.onnx"):
+        (tmp_path / name).write_text(name)
+        storage.upload(tmp_path / name, f"{uri}/{name}")
+    spec = {"gen_trt_engine": {"onnx_file": f"{uri}/model.onnx", "trt_engine": f"{uri}/engines/model.engine"}}
+    stage = Stage("gen_trt_engine", spec_from_dict("gen_trt_engine", spec))
+    stage.fetch()
+    here = Path(stage.spec.gen_trt_engine.onnx_file)
+    assert sorted(os.listdir(here.parent)) == ["model.onnx", "model.onnx.data"]
+    engine = Path(stage.spec.gen_trt_engine.trt_engine)
+    engine.parent.mkdir(parents=True)
+    for name in (engine, Path(f"{engine}.json")):
+        name.write_text("engine")
+    stage.store()
+    assert names(f"{uri}/engines") == {"model.engine", "model.engine.json"}
+
+
+REFUSED = [
+    ("synthesize", {"results_dir": "gs://bucket/x"}, "results_dir: gs://bucket/x: scheme not supported"),
+    ("convert", {"results_dir": "x", "data_root": "s3://b/x"}, "data_root: s3://b/x: set relative_paths=true"),
+    ("export", {"export": {"checkpoint": "s3://b", "onnx_file": "m.onnx"}}, "export.checkpoint: s3://b: names no obj"),
+    (
+        "train",
+        {"results_dir": "s3://b/x", "train": {"resume_training_checkpoint_path": "auto"}},
+        "results_dir: s3://b/x: train.resume_training_checkpoint_path=auto looks in a folder",
+    ),
+    ("train", {"results_dir": "s3://b/x", "train": {"num_nodes": 2}}, "nodes, and processes of torchrun"),
+    ("automl", {"results_dir": "s3://b/x"}, "a search keeps its study on a file system"),
+]
+
+
+@pytest.mark.parametrize("verb, spec, message", REFUSED)
+def test_what_is_refused_by_name(verb, spec, message, tmp_path, monkeypatch):
+    from stereo_core.spec.loading import build
+
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SpecError, match=message):
+        Stage(verb, build(verb, spec))
+    assert left_over(tmp_path) == []
+
+
+def test_keys_of_other_verbs_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    from stereo_core.spec.loading import build
+
+    spec = build("evaluate", {"results_dir": "x", "train": {"pretrained_model_path": "s3://b/x"}})
+    stage = Stage("evaluate", spec)
+    assert stage.folder is None and stage.spec is spec

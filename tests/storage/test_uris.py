@@ -1,0 +1,47 @@
+"""What a URI may be; needs no server."""
+
+import subprocess
+import sys
+
+import pytest
+
+from stereo_core import storage
+from stereo_core.errors import DataError
+
+
+def test_parts_of_a_uri():
+    assert storage.split("s3://bucket/a/b c.png") == ("bucket", "a/b c.png")
+    assert storage.split("aws://bucket/folder/") == ("bucket", "folder")
+    assert storage.split("minio://bucket") == ("bucket", "")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///key", "s3://b/a/../c", "s3://b//a", "s3://b/./a"])
+def test_uris_that_no_path_can_stand_for(uri):
+    with pytest.raises(DataError, match=r"names no bucket|empty part"):
+        storage.split(uri)
+
+
+def test_minio_needs_a_server(monkeypatch):
+    for name in storage.ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DataError, match=r"which server\? Set AWS_ENDPOINT_URL"):
+        storage.look("minio://bucket/key")
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9", "http://", "http://host/path", "http://key:secret@host"])
+def test_endpoints_that_are_none(monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    with pytest.raises(DataError, match="expected http://host:port") as told:
+        storage.look("s3://bucket/key")
+    assert "secret" not in str(told.value)
+
+
+def test_size_of_the_cache(monkeypatch):
+    monkeypatch.setenv("STEREO_CACHE_GIB", "much")
+    with pytest.raises(DataError, match="STEREO_CACHE_GIB=much"):
+        storage._limit()
+
+
+def test_the_client_is_imported_when_it_is_used():
+    code = "import stereo_core.storage, sys; assert not {'minio', 'urllib3', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
