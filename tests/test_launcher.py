@@ -283,3 +283,19 @@ def test_import_is_light():
         "import sys, stereo_core.launcher; print([m for m in ('kfp', 'torch', 'yaml', 'pydantic') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_best_spec_is_what_the_user_said_with_the_best_values(tmp_path):
+    """Paths of the searching task mean nothing elsewhere; the training's ports name the files again."""
+    said = {"train": {"precision": "bf16", "optim": {"lr": 1e-4}}, "automl": {"algorithm": "asha"}}
+    wired = tmp_path / "best_spec.yaml"
+    wired.write_text("results_dir: /somewhere\n")
+    outcome = Outcome(
+        "done", artifacts={"best_spec": wired}, metadata={"best_spec": {"train.optim.lr": 3e-3, "model.corr_radius": 5}}
+    )
+    outputs = {"best_spec": artifact("best_spec", tmp_path / "out" / "best_spec")}
+    published = publish("automl", outcome, outputs, tmp_path, "s", said)
+    tree = yaml.safe_load((tmp_path / "out" / "best_spec").read_text())
+    assert tree == {"train": {"precision": "bf16", "optim": {"lr": 3e-3}}, "model": {"corr_radius": 5}}
+    metadata = published["best_spec"]["artifacts"][0]["metadata"]
+    assert (metadata["kind"], metadata["format"], metadata["model.corr_radius"]) == ("spec", "yaml", 5)

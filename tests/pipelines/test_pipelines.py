@@ -66,6 +66,17 @@ def test_precisions_are_measured_alike():
     assert len({task.parameters["spec"].name for task in measured}) == 1
 
 
+def test_the_training_after_a_search_takes_the_best_spec_alone():
+    """A spec parameter would win over the file, and with it the values that the search has bettered."""
+    graph = load_pipeline(compiled_path(FOLDERS["tune_and_train"]))
+    train = graph.tasks["train"]
+    assert train.artifacts["spec_file"] == Output("automl", "best_spec")
+    assert set(train.parameters) == {"dataset_name", "num_epochs"}
+    report = graph.tasks["report"]
+    measured = [graph.tasks[report.artifacts[port].task].artifacts["checkpoint"] for port in ("first", "second")]
+    assert measured == [Output("automl", "checkpoint"), Output("train", "checkpoint")]
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_reloads_with_kfp(name):
     component = components.load_component_from_file(str(compiled_path(FOLDERS[name])))
