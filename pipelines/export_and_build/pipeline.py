@@ -44,7 +44,8 @@ def export_and_build(
             one; on this machine, or s3://, gs://, minio://.
         backend: The engines' backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to the specs.
         export_spec: Spec of export; an ONNX file keeps the size and the opset it has.
-        small_spec: Spec of gen_trt_engine for the first range of sizes; without effect on a file of one size.
+        small_spec: Spec of gen_trt_engine for the first range of sizes. An ONNX file of one size needs ranges that hold
+            it, or {} here and below.
         large_spec: Spec of gen_trt_engine for the second range of sizes.
     """
     model = dsl.importer(artifact_uri=model_uri, artifact_class=dsl.Model, reimport=False)

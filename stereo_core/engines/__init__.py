@@ -178,7 +178,8 @@ def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...]) -> tuple
     keys = f"gen_trt_engine: min_{side}, opt_{side}, max_{side}"
     static, traced = graph[f"max_{side}"], graph[f"input_{side}"]
     if static is not None:
-        if any(size not in (None, static) for size in wanted):
+        given = [size for size in wanted if size is not None]
+        if given and not min(given) <= static <= max(given):
             raise SpecError(
                 f"{keys} are {_listed(wanted)}, and the ONNX file has a {side} of {static} px only; leave them out, or "
                 "export a file of any size (export.dynamic_hw=true)"
