@@ -1,0 +1,92 @@
+"""Hardware profiles: what a step asks of its node. `apply(task, PROFILES["h100"])` where a pipeline makes the task.
+
+Placement belongs to a pipeline, not to a component. A profile of your own is one `Profile(...)`, or
+`dataclasses.replace` of one here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kfp import dsl, kubernetes
+
+SHARED_MIB = 256, 512  # of /dev/shm: for every step, and for each process that loads data
+SECRET_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_URI",
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Resources of one step.
+
+    Args:
+        cpu: CPU cores, requested and at most, as Kubernetes writes them ("8", "500m").
+        memory: The same for memory ("32Gi"); /dev/shm counts towards it.
+        workers: Processes that load data, of all ranks together; they size /dev/shm.
+        accelerators: GPUs of the step; 0 asks for none.
+        accelerator: The resource by which nodes offer them.
+        node_selector: Labels that the node must have.
+        tolerate: Keys of taints (effect NoSchedule) that the step tolerates.
+        timeout: Seconds after which the step is stopped.
+    """
+
+    cpu: str
+    memory: str
+    workers: int = 0
+    accelerators: int = 0
+    accelerator: str = "nvidia.com/gpu"
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerate: tuple[str, ...] = ("nvidia.com/gpu",)
+    timeout: int = 24 * 3600
+
+
+def _product(name: str) -> dict[str, str]:
+    return {"nvidia.com/gpu.product": name}  # the label of NVIDIA's GPU feature discovery
+
+
+PROFILES = {
+    "cpu": Profile("4", "16Gi", workers=4, tolerate=()),
+    "one-gpu": Profile("8", "32Gi", workers=8, accelerators=1),
+    "multi-gpu": Profile("64", "256Gi", workers=64, accelerators=8, timeout=72 * 3600),
+    "a100": Profile("12", "80Gi", workers=8, accelerators=1, node_selector=_product("NVIDIA-A100-SXM4-80GB")),
+    "h100": Profile("16", "128Gi", workers=12, accelerators=1, node_selector=_product("NVIDIA-H100-80GB-HBM3")),
+    "l4": Profile("8", "32Gi", workers=6, accelerators=1, node_selector=_product("NVIDIA-L4")),
+    "t4": Profile("4", "16Gi", workers=4, accelerators=1, node_selector=_product("Tesla-T4")),
+    "jetson": Profile(
+        "4", "12Gi", workers=2, accelerators=1, node_selector={"kubernetes.io/arch": "arm64"}, timeout=6 * 3600
+    ),
+}
+
+
+def apply(task: dsl.PipelineTask, profile: Profile, *, pull_secret=None, env_secret=None) -> dsl.PipelineTask:
+    """Give a task the resources and the placement of a profile; returns the task.
+
+    Args:
+        task: A container step of a pipeline.
+        profile: What it needs.
+        pull_secret: Name of the secret for pulling the image: text or a pipeline parameter.
+        env_secret: Name of a secret of which the keys SECRET_KEYS, those that it has, become environment variables.
+    """
+    task.set_cpu_request(profile.cpu).set_cpu_limit(profile.cpu)
+    task.set_memory_request(profile.memory).set_memory_limit(profile.memory)
+    if profile.accelerators:
+        task.set_accelerator_type(profile.accelerator).set_accelerator_limit(profile.accelerators)
+    every, each = SHARED_MIB
+    shared = f"{every + each * profile.workers}Mi"
+    kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
+    for label, value in profile.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for key in profile.tolerate:
+        kubernetes.add_toleration(task, key=key, operator="Exists", effect="NoSchedule")
+    kubernetes.set_timeout(task, profile.timeout)
+    if pull_secret is not None:
+        kubernetes.set_image_pull_secrets(task, [pull_secret])
+    if env_secret is not None:
+        kubernetes.use_secret_as_env(task, env_secret, {key: key for key in SECRET_KEYS}, optional=True)
+    return task
