@@ -2,6 +2,7 @@
 
 import pytest
 from kfp import compiler, dsl, kubernetes
+from small_ir import container, pipeline
 from stereo_components import convert, synthesize, train
 
 from stereo_core.orchestration.graph import (
@@ -206,3 +207,18 @@ def test_unknown_and_missing_arguments(compile_to):
         graph.arguments({})
     with pytest.raises(GraphError, match="parameter epochs: an integer"):
         graph.arguments({"uri": "x", "epochs": "2"})
+
+
+@pytest.mark.parametrize(("resources", "count"), [({}, 0), ({"accelerator": {"count": "2", "type": "x"}}, 2)])
+def test_accelerators(compiled, resources, count):
+    spec = pipeline({"a": container("")})
+    spec["deploymentSpec"]["executors"]["exec-a"]["container"]["resources"] = resources
+    assert load_pipeline(compiled(spec)).tasks["a"].component.executor.accelerators == count
+
+
+def test_an_accelerator_count_from_a_parameter_is_refused(compiled):
+    spec = pipeline({"a": container("")})
+    limit = {"accelerator": {"resourceCount": "{{$.inputs.parameters['gpus']}}"}}
+    spec["deploymentSpec"]["executors"]["exec-a"]["container"]["resources"] = limit
+    with pytest.raises(GraphError, match=r"task a: the accelerator count .*gpus.* is no number"):
+        load_pipeline(compiled(spec))
