@@ -4,6 +4,7 @@ from .automl.component import automl
 from .convert.component import convert
 from .evaluate.component import evaluate
 from .export.component import export
+from .fetch_dataset.component import fetch_dataset
 from .gen_trt_engine.component import gen_trt_engine
 from .inference.component import inference
 from .quantize.component import quantize
@@ -18,6 +19,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "fetch_dataset",
     "gen_trt_engine",
     "inference",
     "quantize",

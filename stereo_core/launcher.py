@@ -22,6 +22,7 @@ from pathlib import Path
 
 from stereo_core import __version__
 from stereo_core.actions import Outcome
+from stereo_core.actions.fetch_dataset import referred
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.storage import is_uri
@@ -30,6 +31,7 @@ from stereo_core.termination import explain
 ACTIONS = (
     "convert",
     "synthesize",
+    "fetch_dataset",
     "train",
     "automl",
     "evaluate",
@@ -88,6 +90,7 @@ TYPED = {
         "precision": "gen_trt_engine.tensorrt.data_type",
     },
 }
+FLAT = ("synthesize", "fetch_dataset", "report")  # their parameters are the keys of the spec
 LATEST = "dn_model_latest.pth"  # a training's results folder given as a model: its newest checkpoint
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
 
@@ -245,7 +248,7 @@ def content(artifact: Artifact) -> Path:
 
 def user_spec(action: str, parameters: dict, inputs: dict[str, Artifact]) -> dict:
     """What the user said: spec_file < spec parameter < typed parameters. Defaults are the spec's own business."""
-    if action in ("synthesize", "report"):
+    if action in FLAT:
         return dict(parameters)
     tree = merge(_read_spec_file(inputs.get("spec_file")), parameters.get("spec") or {})
     for name, key in TYPED.get(action, {}).items():
@@ -291,10 +294,10 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
     missing = sorted(wanted - {"pretrained"} - set(inputs))
     if missing:
         raise UserError(f"{action}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(missing)}")
-    if action in ("convert", "synthesize", "report"):
+    if action == "convert" or action in FLAT:
         tree["results_dir"] = str(results)
         if action == "convert":
-            tree |= {"data_root": str(inputs["images"].path), "relative_paths": True}
+            tree |= {"data_root": referred(inputs["images"].path), "relative_paths": True}
         if action == "report":
             tree["results"] = [str(inputs[port].path) for port in COMPARED if port in inputs]
         return
@@ -309,10 +312,11 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
         key, name = OUTPUT_FILES[action]
         put(tree, key, str(results / name) if name else "")
     for section, names in SPLITS.get(verb, {}).items():
-        _wire_sources(tree, section, names, dataset_name, inputs["images"].path, inputs["annotations"].path)
+        images = referred(inputs["images"].path)
+        _wire_sources(tree, section, names, dataset_name, images, inputs["annotations"].path)
 
 
-def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, images: Path, annotations: Path) -> None:
+def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, images: str, annotations: Path) -> None:
     """Give a data set section its sources: the user's with paths resolved, else the first of `names` there is."""
     dataset = tree.get("dataset") if isinstance(tree.get("dataset"), dict) else {}
     given = (dataset.get(section) or {}).get("data_sources") or []
@@ -330,14 +334,14 @@ def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, ima
             )
         sources = [{"data_file": str(data_file), "dataset_name": dataset_name or "GenericDataset"}]
     for source in sources:
-        source["data_file"] = _below(annotations, source["data_file"])
+        source["data_file"] = _below(str(annotations), source["data_file"])
         source["data_root"] = _below(images, source.get("data_root") or "")
     put(tree, f"dataset.{section}.data_sources", sources)
 
 
-def _below(folder: Path, path: str) -> str:
-    """A relative path below the folder; an absolute one and a URI as they are."""
-    return path if is_uri(path) else str(folder / path)
+def _below(folder: str, path: str) -> str:
+    """A relative path below the folder or URI; an absolute one and a URI as they are."""
+    return path if is_uri(path) else os.path.join(folder, path).rstrip("/")
 
 
 # ---- outputs

@@ -8,6 +8,7 @@ from pathlib import Path
 ACTIONS = (
     "convert",
     "synthesize",
+    "fetch_dataset",
     "train",
     "automl",
     "doctor",

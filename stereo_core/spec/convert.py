@@ -1,6 +1,8 @@
-"""The flat specs of `convert`, `synthesize` and `report`."""
+"""The flat specs of `convert`, `synthesize`, `fetch_dataset` and `report`."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from stereo_core.spec.fields import Float, Int, Section, Text, Texts, key
 
@@ -34,6 +36,16 @@ class SynthesizeSpec(Section):
     width: Int = key(160, "Width in px", ge=32)
     max_disparity: Int = key(48, "Largest disparity in px", ge=1)
     seed: Int = key(1234, "Random seed", ge=0)
+
+
+class FetchSpec(Section):
+    """A data set in object storage."""
+
+    results_dir: Text = key("", "Folder to put the data set into", mandatory=True)
+    uri: Text = key("", "Prefix of the data set: s3://bucket/folder", mandatory=True)
+    mode: Literal["copy", "reference"] = key(
+        "copy", "copy: fetch every object; reference: note where they are, each is fetched when it is read"
+    )
 
 
 class ReportSpec(Section):

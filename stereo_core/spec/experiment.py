@@ -1,4 +1,4 @@
-"""The spec of every verb but convert, synthesize and report, and which verbs there are."""
+"""The spec of every verb but convert, synthesize, fetch_dataset and report, and which verbs there are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.automl import AutoML
-from stereo_core.spec.convert import ConvertSpec, ReportSpec, SynthesizeSpec
+from stereo_core.spec.convert import ConvertSpec, FetchSpec, ReportSpec, SynthesizeSpec
 from stereo_core.spec.dataset import Dataset
 from stereo_core.spec.deploy import Export, GenTrtEngine
 from stereo_core.spec.fields import Section, Text, key, section
@@ -38,6 +38,7 @@ class ExperimentSpec(Section):
 SPECS: dict[str, type[Section]] = {
     "convert": ConvertSpec,
     "synthesize": SynthesizeSpec,
+    "fetch_dataset": FetchSpec,
     "report": ReportSpec,
     "train": ExperimentSpec,
     "doctor": ExperimentSpec,

@@ -36,6 +36,9 @@ def check(verb: str, spec: Section) -> list[Complaint]:
 def _complaints(verb: str, spec: Section) -> list[Complaint]:
     if verb == "convert":
         return [*_is_set("results_dir", spec.results_dir), *_folder("data_root", spec.data_root)]
+    if verb == "fetch_dataset":
+        remote = [] if is_uri(spec.uri) else [("uri", f"{spec.uri or 'empty'}; expected s3://bucket/folder")]
+        return [*_is_set("results_dir", spec.results_dir), *remote]
     if verb in ("synthesize", "report"):
         return list(_is_set("results_dir", spec.results_dir))
     name = section_name(verb)

@@ -21,6 +21,7 @@ REPORT = {"metrics": "Metrics", "report": "HTML"}
 PORTS = {
     "convert": ({"images": "Dataset"}, {"annotations": "Dataset"}),
     "synthesize": ({}, {"images": "Dataset"}),
+    "fetch_dataset": ({}, {"images": "Dataset"}),
     "train": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model"} | REPORT),
     "automl": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model", "best_spec": "Artifact"} | REPORT),
     "evaluate": (DATA | {"checkpoint": "Model"}, REPORT),
@@ -38,7 +39,7 @@ PORTS = {
         {"report": "HTML"},
     ),
 }
-FLAT = ("synthesize", "report")  # their parameters are the spec's own keys
+FLAT = ("synthesize", "fetch_dataset", "report")  # their parameters are the spec's own keys
 
 
 def ports(section: dict) -> dict[str, str]:

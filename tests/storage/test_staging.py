@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stereo_core import storage
+from stereo_core import launcher, storage
 from stereo_core.actions.perform import perform
 from stereo_core.actions.staging import Stage
 from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.datasets import StereoDataset, relative_names
 from stereo_core.errors import DataError, SpecError
+from stereo_core.launcher import Artifact
 from stereo_core.spec import spec_from_dict
 
 DEPTH_NET = Path(sys.executable).parent / "depth_net"
@@ -77,6 +78,42 @@ def test_a_list_of_objects_is_read_lazily(scenes, store, tmp_path):
     item = StereoDataset(samples, [source] * 2, ["a", "b"])[1]
     assert item["left"].shape == (3, 64, 96) and 0 < item["disparity"].max() < 24
     assert len(list((tmp_path / "cache/objects").glob("*/*"))) == before + 3, "the three files of one pair"
+
+
+@marked
+def test_fetch_dataset_by_copy_and_by_reference(scenes, store, tmp_path, capsys):
+    """Through the launcher: what it gives is taken by convert, and a change of the bucket is noticed."""
+
+    def launch(action: str, parameters: dict, inputs: dict, port: str) -> tuple[int, dict]:
+        folder = tmp_path / f"{action}-{len(list(tmp_path.iterdir()))}"
+        item = {"name": port, "type": {"schemaTitle": "system.Dataset"}, "uri": str(folder / port)}
+        outputs = {"artifacts": {port: {"artifacts": [item]}}, "outputFile": str(folder / "output.json")}
+        given = {"parameterValues": parameters, "artifacts": inputs}
+        code = launcher.main([action, json.dumps({"inputs": given, "outputs": outputs})])
+        done = json.loads((folder / "output.json").read_text()) if code == 0 else {}
+        return code, done.get("artifacts", {}).get(port)
+
+    lists = {}
+    for mode in ("copy", "reference"):
+        code, images = launch("fetch_dataset", {"uri": scenes, "mode": mode}, {}, "images")
+        folder = Path(images["artifacts"][0]["uri"])
+        assert code == 0 and (folder / "scene_0001" / LEFT).is_file() == (mode == "copy")
+        code, annotations = launch("convert", {"spec": PATTERNS}, {"images": images}, "annotations")
+        assert code == 0
+        lists[mode] = Path(annotations["artifacts"][0]["uri"], "test.txt").read_text()
+    assert lists["copy"] == lists["reference"] and LEFT in lists["copy"]
+
+    inputs = {"images": Artifact("images", "", {}, "", folder, {})}
+    inputs["annotations"] = Artifact("annotations", "", {}, "", Path(annotations["artifacts"][0]["uri"]), {})
+    tree = {"dataset": {"test_dataset": {"data_sources": [{"data_file": "test.txt", "data_root": "scene_0000"}]}}}
+    inputs["checkpoint"] = Artifact("checkpoint", "", {}, "", tmp_path, {"file": "spec"})
+    (tmp_path / "spec").touch()
+    launcher.wire("evaluate", tree, "", inputs, tmp_path)
+    assert tree["dataset"]["test_dataset"]["data_sources"][0]["data_root"] == f"{scenes}/scene_0000"
+
+    storage.upload(folder / "reference.json", f"{scenes}/one-more.json")
+    assert launch("convert", {"spec": PATTERNS}, {"images": images}, "annotations")[0] == 2
+    assert "added, removed or changed" in capsys.readouterr().err
 
 
 @marked

@@ -1,0 +1,19 @@
+"""fetch_dataset as a container component."""
+
+from kfp import dsl
+
+from ..image import launch
+
+
+@dsl.container_component
+def fetch_dataset(images: dsl.Output[dsl.Dataset], uri: str = "", mode: str = "copy"):
+    """Take a data set from object storage, by copy or by reference.
+
+    Args:
+        uri: Prefix of the data set, s3://bucket/folder.
+        mode: copy fetches every object; reference notes where they are, and each is fetched when it is read.
+
+    Returns:
+        images: The folder of the data set, or of a note that refers to it.
+    """
+    return launch("fetch_dataset")
