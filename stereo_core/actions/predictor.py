@@ -96,7 +96,7 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
     if verb == "inference" and section.hierarchical:
         raise SpecError("inference.hierarchical: an engine has one size; use a checkpoint, or set it to false")
     free = _free_gpu_bytes(gpu)
-    engine = load_engine(section.trt_engine, f"cuda:{gpu}" if gpu else None)
+    engine = load_engine(section.trt_engine, engine_device(section, gpu))
     resize = section.resize if verb == "evaluate" else "pad"
     size = (engine.info["max_height"], engine.info["max_width"])
     augmentation = (spec.dataset.test_dataset if verb == "evaluate" else spec.dataset.infer_dataset).augmentation
@@ -161,6 +161,15 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
         return predict(left_B3HW, right_B3HW)
 
     return run
+
+
+def engine_device(section, gpu: int) -> str | None:
+    """The device asked for; None where the spec says nothing, which takes a GPU if there is one that serves.
+
+    gpu_ids [0] that the user wrote counts where there is a GPU: an engine that can not use it is then an error.
+    """
+    asked = gpu or ("gpu_ids" in section.model_fields_set and torch.cuda.is_available())
+    return f"cuda:{gpu}" if asked else None
 
 
 def _free_gpu_bytes(gpu: int) -> int:

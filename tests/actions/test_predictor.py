@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stereo_core.actions.predictor import Predictor, UniqueNames, padded, predictions, stretched
+from stereo_core.actions.predictor import Predictor, UniqueNames, engine_device, padded, predictions, stretched
 from stereo_core.data.synthetic import make_scene
+from stereo_core.spec.predict import Inference
 
 
 class Oracle:
@@ -113,3 +114,16 @@ def test_a_prediction_that_is_not_finite_names_its_image():
 def test_names_never_collide():
     names = UniqueNames()
     assert [names(n) for n in ("a", "b", "a", "a-2", "a")] == ["a", "b", "a-2", "a-2-2", "a-3"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "unset", "first", "second"), [(1, None, "cuda:0", "cuda:1"), (0, None, None, "cuda:1")]
+)
+def test_a_gpu_that_is_named_is_insisted_on(monkeypatch, gpus, unset, first, second):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+
+    def device(**keys):
+        section = Inference(**keys)
+        return engine_device(section, section.gpu_ids[0])
+
+    assert (device(), device(gpu_ids=[0]), device(gpu_ids=[1])) == (unset, first, second)
