@@ -116,14 +116,12 @@ def test_names_never_collide():
     assert [names(n) for n in ("a", "b", "a", "a-2", "a")] == ["a", "b", "a-2", "a-2-2", "a-3"]
 
 
-@pytest.mark.parametrize(
-    ("gpus", "unset", "first", "second"), [(1, None, "cuda:0", "cuda:1"), (0, None, None, "cuda:1")]
-)
-def test_a_gpu_that_is_named_is_insisted_on(monkeypatch, gpus, unset, first, second):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+@pytest.mark.parametrize(("gpu_here", "named"), [(True, "cuda:0"), (False, None)])
+def test_a_gpu_that_is_named_is_insisted_on(monkeypatch, gpu_here, named):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
 
     def device(**keys):
         section = Inference(**keys)
         return engine_device(section, section.gpu_ids[0])
 
-    assert (device(), device(gpu_ids=[0]), device(gpu_ids=[1])) == (unset, first, second)
+    assert (device(), device(gpu_ids=[0]), device(gpu_ids=[1])) == (None, named, "cuda:1")
