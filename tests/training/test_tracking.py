@@ -97,6 +97,7 @@ def test_wandb_takes_code_and_tensorboard_where_it_is_asked_to(tmp_path, monkeyp
         tensorboard.experiment.close()
     finally:
         wandb.teardown()  # all is written after it
+        wandb.tensorboard.unpatch()  # other tests of this process write TensorBoard files too
     (written,) = (tmp_path / "wandb").glob(f"offline-run-*-{logger.version}/*.wandb")
     for text in ("only/tensorboard", "7.125", "training/tracking.py"):
         assert text.encode() in written.read_bytes(), text
