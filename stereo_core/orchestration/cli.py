@@ -131,6 +131,44 @@ def run_command(
     return code
 
 
+@cli.command("argo")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
+@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="The S3 server [default: AWS].")
+@click.option(
+    "--secret", default="", help="Secret with accesskey and secretkey [default: the service account's rights]."
+)
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--schedule", default="", metavar="CRON", help="A CronWorkflow, say '0 3 * * *'.")
+@click.option("--service-account", default="", help="Of the pods [default: the namespace's].")
+def argo_command(
+    file: Path,
+    bucket: str,
+    endpoint: str,
+    secret: str,
+    params: tuple[str, ...],
+    schedule: str,
+    service_account: str,
+) -> None:
+    """Print a compiled pipeline as manifests for Argo Workflows, without Kubeflow.
+
+    \b
+    stereo-pipelines argo pipelines/demo/compiled/demo.yaml --artifact-repository s3://artifacts/stereo \\
+        --endpoint http://minio:9000 --secret minio-keys --param num_epochs=3 > workflow.yaml
+    kubectl create -f workflow.yaml
+    """
+    from stereo_core.orchestration.argo import Repository, manifests
+    from stereo_core.orchestration.argo_check import problems
+
+    pipeline = load_pipeline(file)
+    arguments = read_params(pipeline, params, complete=bool(schedule))
+    repository = Repository.of(bucket, endpoint, secret)
+    documents = manifests(pipeline, arguments, repository, schedule=schedule, service_account=service_account)
+    if wrong := problems(documents):
+        raise GraphError(f"{file}: its manifests would not run: " + "; ".join(wrong))
+    click.echo(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
 @cli.command("runs")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
 def runs_command(folder: Path) -> None:
@@ -182,8 +220,10 @@ def logs_command(folder: Path, step: str, follow: bool) -> None:
         time.sleep(0.2)
 
 
-def read_params(pipeline: Pipeline, params: tuple[str, ...]) -> dict[str, object]:
+def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = True) -> dict[str, object]:
     """`key=value` texts -> values of the parameters' types; `@FILE` stands for the file's text.
+
+    With `complete`, every parameter must have a value or a default.
 
     Raises:
         GraphError: no `=`, an unknown name, a value of another type, an unreadable file.
@@ -202,7 +242,7 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...]) -> dict[str, object
             except (OSError, UnicodeDecodeError) as error:
                 raise GraphError(f"--param {name}: {value[1:]}: {error}") from None
         values[name] = parse(pipeline.parameters[name], value)
-    pipeline.arguments(values)
+    pipeline.arguments(values, complete)
     return values
 
 

@@ -1,7 +1,7 @@
 """PipelineSpec IR (what KFP compiles a pipeline to) -> a small typed DAG.
 
-Read: container components, importers, constants, parameters, artifacts, accelerators, retry policies, and timeouts of
-the Kubernetes platform document. What can not be expressed here is refused by its name rather than left out.
+Read: container components, importers, constants, parameters, artifacts, resources, retry policies, and the Kubernetes
+platform document, of which this machine keeps the timeouts. What can not be expressed here is refused by its name rather than left out.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Container:
     args: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     accelerators: int = 0
+    resources: dict = field(default_factory=dict)  # as the IR has them: resourceCpuLimit, accelerator, ...
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Task:
     cache: bool = False
     retry: Retry = Retry()
     timeout: float | None = None
+    platform: dict = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,10 @@ class Pipeline:
     parameters: dict[str, Parameter]
     tasks: dict[str, Task]
 
-    def arguments(self, given: dict[str, object]) -> dict[str, object]:
+    def arguments(self, given: dict[str, object], complete: bool = True) -> dict[str, object]:
         """Defaults completed by `given`; values are checked against their types.
+
+        Unless all must be there (`complete`), a parameter without a value is left out.
 
         Raises:
             GraphError: an unknown or missing parameter, or a value of another type.
@@ -143,7 +147,7 @@ class Pipeline:
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
                 raise GraphError(f"pipeline {self.name}: unknown parameter {name}; {hint}")
         missing = [p.name for p in self.parameters.values() if p.required and p.name not in given]
-        if missing:
+        if missing and complete:
             raise GraphError(f"pipeline {self.name}: parameters without a value: {', '.join(missing)}")
         values = {p.name: p.default for p in self.parameters.values() if not p.required} | given
         return {name: typed(self.parameters[name], value) for name, value in values.items()}
@@ -232,8 +236,8 @@ def _pipeline(spec: dict, platform: dict) -> Pipeline:
     required = [port.name for port in artifacts.values() if port.required]
     if required:
         raise GraphError(f"the pipeline takes artifacts ({', '.join(required)}); import them by URI (dsl.importer)")
-    timeouts = _timeouts(platform)
-    tasks = {name: _task(name, task, spec, parameters, timeouts) for name, task in root["dag"]["tasks"].items()}
+    placed = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+    tasks = {name: _task(name, task, spec, parameters, placed) for name, task in root["dag"]["tasks"].items()}
     for task in tasks.values():
         for source in (*task.parameters.values(), *task.artifacts.values()):
             if isinstance(source, Argument) and source.name not in parameters:
@@ -276,7 +280,7 @@ def _definitions(section: dict) -> tuple[dict[str, Parameter], dict[str, Port]]:
     return parameters, ports
 
 
-def _task(name: str, task: dict, spec: dict, known: dict[str, Parameter], timeouts: dict[str, float]) -> Task:
+def _task(name: str, task: dict, spec: dict, known: dict[str, Parameter], placed: dict[str, dict]) -> Task:
     for key, word in (
         ("parameterIterator", "loops (dsl.ParallelFor)"),
         ("artifactIterator", "loops (dsl.ParallelFor)"),
@@ -302,7 +306,7 @@ def _task(name: str, task: dict, spec: dict, known: dict[str, Parameter], timeou
             raise GraphError(f"task {name}: input {key} takes {_first(item)}, which is not supported by this engine")
     produced = {s.task for s in (*parameters.values(), *artifacts.values()) if isinstance(s, Output)}
     policy = task.get("retryPolicy", {})
-    executor = spec["components"][reference]["executorLabel"]
+    platform = placed.get(spec["components"][reference]["executorLabel"], {})
     return Task(
         name=name,
         title=task.get("taskInfo", {}).get("name") or name,
@@ -317,7 +321,8 @@ def _task(name: str, task: dict, spec: dict, known: dict[str, Parameter], timeou
             float(policy.get("backoffFactor", 2.0)),
             _seconds(policy.get("backoffMaxDuration", "3600s")),
         ),
-        timeout=timeouts.get(executor),
+        timeout=float(platform["activeDeadlineSeconds"]) if "activeDeadlineSeconds" in platform else None,
+        platform=platform,
     )
 
 
@@ -361,7 +366,14 @@ def _executor(task: str, executor: dict) -> Container | Importer:
     if not command and not args:
         raise GraphError(f"task {task}: the image's own entry point can not be run here; name a command")
     env = {item["name"]: item.get("value", "") for item in container.get("env", [])}
-    return Container(container["image"], tuple(command), tuple(args), env, _accelerators(task, container))
+    return Container(
+        container["image"],
+        tuple(command),
+        tuple(args),
+        env,
+        _accelerators(task, container),
+        container.get("resources", {}),
+    )
 
 
 def _accelerators(task: str, container: dict) -> int:
@@ -370,13 +382,6 @@ def _accelerators(task: str, container: dict) -> int:
     if not count.isdigit():
         raise GraphError(f"task {task}: the accelerator count {count} is no number, which this engine wants")
     return int(count)
-
-
-def _timeouts(platform: dict) -> dict[str, float]:
-    """Executor label -> seconds, from the platform document's activeDeadlineSeconds."""
-    kubernetes = platform.get("platforms", {}).get("kubernetes", {})
-    executors = kubernetes.get("deploymentSpec", {}).get("executors", {})
-    return {k: float(v["activeDeadlineSeconds"]) for k, v in executors.items() if "activeDeadlineSeconds" in v}
 
 
 def _seconds(duration: str) -> float:

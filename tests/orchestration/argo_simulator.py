@@ -1,0 +1,268 @@
+"""What Argo's controller and executor do with a generated Workflow, done here with processes and folders.
+
+References are replaced as Argo does it: in the JSON text of a task or template, once, from `{{` to the next `}}`;
+`{{=...}}` is evaluated (the part of the expression language that the manifests use). Artifacts are copied in and out of
+a folder that stands for the pod's `/stereo`; a bucket is a folder of `store`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+POD = "/stereo"
+TOKEN = re.compile(r"\s*('[^']*'|\d+|\|\||==|[A-Za-z_]\w*|[\[\](),.?:+])")
+
+
+class Failed(Exception):
+    """A pod ended with another exit code than 0."""
+
+
+class Expression:
+    """`inputs.parameters['a'] == '' ? '[]' : f(...) + 'x'`, over a flat mapping of dotted names to texts."""
+
+    def __init__(self, text: str, values: dict[str, str]):
+        self.values, self.tokens, position = values, [], 0
+        while text[position:].strip():
+            match = TOKEN.match(text, position)
+            assert match, f"no token at {text[position : position + 30]!r}"
+            self.tokens.append(match[1])
+            position = match.end()
+
+    def take(self, *wanted: str) -> str:
+        token = self.tokens.pop(0) if self.tokens else ""
+        assert not wanted or token in wanted, f"{token!r} instead of {wanted}"
+        return token
+
+    def next_is(self, token: str) -> bool:
+        return self.tokens[:1] == [token]
+
+    def whole(self):
+        value = self.choice()
+        assert not self.tokens, f"{self.tokens} is left over"
+        return value
+
+    def choice(self):
+        value = self.either()
+        if not self.next_is("?"):
+            return value
+        self.take("?")
+        yes = self.choice()
+        self.take(":")
+        no = self.choice()
+        return yes if value else no
+
+    def either(self):
+        value = self.comparison()
+        while self.next_is("||"):
+            self.take("||")
+            right = self.comparison()
+            value = value or right
+        return value
+
+    def comparison(self):
+        value = self.sum()
+        if self.next_is("=="):
+            self.take("==")
+            return value == self.sum()
+        if self.next_is("in"):
+            self.take("in")
+            return value in self.sum()
+        return value
+
+    def sum(self):
+        value = self.atom()
+        while self.next_is("+"):
+            self.take("+")
+            value = value + self.atom()
+        return value
+
+    def items(self, end: str) -> list:
+        found = []
+        while not self.next_is(end):
+            found.append(self.choice())
+            if self.next_is(","):
+                self.take(",")
+        self.take(end)
+        return found
+
+    def atom(self):
+        token = self.take()
+        if token.startswith("'"):
+            return token[1:-1]
+        if token == "[":
+            return self.items("]")
+        name = token
+        while self.tokens[:1] in (["."], ["["], ["("]):
+            if self.next_is("("):
+                self.take("(")
+                return FUNCTIONS[name](*self.items(")"))
+            if self.take(".", "[") == ".":
+                name += "." + self.take()
+            else:
+                name += "." + self.take()[1:-1]
+                self.take("]")
+        return self.values[name]
+
+
+def go_json(value) -> str:
+    """Go's json.Marshal: keys in order, no spaces, HTML's characters escaped."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def jsonpath(text: str, path: str):
+    value = json.loads(text)
+    for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", path.removeprefix("$")):
+        value = value[name] if name else value[int(index)]
+    return value
+
+
+def replace_all(pattern: str, text: str, replacement: str) -> str:
+    return re.sub(pattern, re.sub(r"\$\{(\d+)\}", r"\\\1", replacement), text)
+
+
+FUNCTIONS = {
+    "toJson": go_json,
+    "jsonpath": jsonpath,
+    "sprig.sha256sum": lambda text: hashlib.sha256(text.encode()).hexdigest(),
+    "sprig.regexReplaceAll": replace_all,
+}
+
+
+def substituted(part, values: dict[str, str]):
+    """A part of a manifest with its references replaced; a value is put into JSON text, escaped."""
+
+    def value(match: re.Match) -> str:
+        tag = json.loads(f'"{match[1]}"')
+        found = Expression(tag[1:], values).whole() if tag.startswith("=") else values[tag]
+        assert isinstance(found, str), f"{tag} is no text"
+        return json.dumps(found)[1:-1]
+
+    return json.loads(re.sub(r"\{\{(.*?)\}\}", value, json.dumps(part), flags=re.DOTALL))
+
+
+class Simulator:
+    """Runs the Workflow among `documents`.
+
+    Args:
+        documents: What `stereo-pipelines argo` writes.
+        folder: For pods and stored artifacts.
+        store: Bucket name -> folder.
+        parameters: As `argo submit --parameter` gives them.
+        cache: What memoization keeps, from one run to the next.
+    """
+
+    def __init__(self, documents: list[dict], folder: Path, store: dict[str, Path], parameters=None, cache=None):
+        self.library = {
+            (d["metadata"]["name"], t["name"]): t
+            for d in documents
+            if d["kind"] == "WorkflowTemplate"
+            for t in d["spec"]["templates"]
+        }
+        self.spec = next(d["spec"] for d in documents if d["kind"] == "Workflow")
+        self.folder, self.store, self.cache = folder, store, {} if cache is None else cache
+        self.values = {}
+        for item in self.spec.get("arguments", {}).get("parameters", []):
+            value = (parameters or {}).get(item["name"], item.get("value"))
+            assert isinstance(value, str), f"spec.arguments.{item['name']}.value is required"
+            self.values[f"workflow.parameters.{item['name']}"] = value
+        self.outputs: dict[str, dict[str, str]] = {}  # task -> its output parameters
+        self.stored: dict[str, Path] = {}  # "tasks.<task>.outputs.artifacts.<port>" -> where it lies
+        self.pods: list[str] = []  # tasks in the order of their pods, one for each attempt
+
+    def run(self) -> None:
+        """All tasks, each after those that it depends on."""
+        templates = {template["name"]: template for template in self.spec["templates"]}
+        tasks = {task["name"]: task for task in templates[self.spec["entrypoint"]]["dag"]["tasks"]}
+        waits = {name: re.findall(r"([\w-]+)\.Succeeded", task.get("depends", "")) for name, task in tasks.items()}
+        for name in TopologicalSorter(waits).static_order():
+            self._task(tasks[name])
+
+    def _task(self, task: dict) -> None:
+        name, reference = task["name"], task["templateRef"]
+        template = self.library[reference["name"], reference["template"]]
+        artifacts = task.get("arguments", {}).get("artifacts", [])
+        sources = {item["name"]: item.pop("from")[2:-2] for item in json.loads(json.dumps(artifacts)) if "from" in item}
+        located = substituted([item for item in artifacts if "s3" in item], self.values)
+        given = substituted(task.get("arguments", {}).get("parameters", []), self.values)
+        values = {}
+        for item in template["inputs"].get("parameters", []):
+            said = next((p["value"] for p in given if p["name"] == item["name"]), item.get("default"))
+            assert said is not None, f"task {name}: inputs.parameters.{item['name']} was not supplied"
+            values[f"inputs.parameters.{item['name']}"] = said
+        files = {port: self.stored[source] for port, source in sources.items()}
+        files |= {item["name"]: self.store[item["s3"]["bucket"]] / item["s3"]["key"] for item in located}
+
+        retry = template.get("retryStrategy", {})
+        values |= {name: value for name, value in self.values.items() if name.startswith("workflow.")}
+        template = substituted({k: v for k, v in template.items() if k != "retryStrategy"}, values)
+        key = template["memoize"]["key"] if "memoize" in template else None
+        if key is None or key not in self.cache:
+            made = self._attempts(name, template, files, retry)
+            if key is None:
+                self._keep(name, made)
+                return
+            assert re.fullmatch(r"[-._a-zA-Z0-9]+", key), "keys of a ConfigMap"
+            self.cache[key] = made
+        self._keep(name, self.cache[key])
+
+    def _keep(self, task: str, made: tuple[dict[str, str], dict[str, Path]]) -> None:
+        self.outputs[task] = made[0]
+        self.values |= {f"tasks.{task}.outputs.parameters.{name}": value for name, value in made[0].items()}
+        self.stored |= {f"tasks.{task}.outputs.artifacts.{name}": path for name, path in made[1].items()}
+
+    def _attempts(self, name: str, template: dict, files: dict[str, Path], retry: dict):
+        for attempt in range(int(retry.get("limit", 0)) + 1):
+            code, made = self._pod(f"{name}-{attempt}", template, files)
+            if code == 0:
+                return made
+            last = {"lastRetry.exitCode": str(code), "lastRetry.status": "Failed"}
+            if not Expression(retry.get("expression", "'' == 'never'"), last).whole():
+                break
+        raise Failed(f"{name}: exit code {code}: {(self.folder / 'logs' / name).read_text()[-2000:]}")
+
+    def _pod(self, name: str, template: dict, files: dict[str, Path]):
+        """Exit code, and the output parameters and artifacts of one pod."""
+        task, root = name.rpartition("-")[0], self.folder / "pods" / name
+        self.pods.append(task)
+        here = lambda path: Path(str(path).replace(POD, str(root), 1))  # noqa: E731
+        for mount in template["container"]["volumeMounts"]:
+            here(mount["mountPath"]).mkdir(parents=True)
+        for item in template["inputs"].get("artifacts", []):
+            if item["name"] in files:
+                copy(files[item["name"]], here(item["path"]))
+            else:
+                assert item.get("optional"), f"task {task}: artifact {item['name']} was not supplied"
+        container = template["container"]
+        command = [part.replace(f"{POD}/", f"{root}/") for part in (*container["command"], *container.get("args", []))]
+        log = self.folder / "logs" / task
+        log.parent.mkdir(exist_ok=True)
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        environment |= {item["name"]: item["value"] for item in container.get("env", [])}
+        with log.open("wb") as file:
+            code = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
+        if code:
+            return code, None
+        parameters = {}
+        for item in template["outputs"]["parameters"]:
+            path = here(item["valueFrom"]["path"])
+            parameters[item["name"]] = path.read_text() if path.is_file() else item["valueFrom"]["default"]
+        artifacts = {}
+        for item in template["outputs"].get("artifacts", []):
+            artifacts[item["name"]] = self.folder / "artifacts" / name / item["name"]
+            copy(here(item["path"]), artifacts[item["name"]])
+        shutil.rmtree(root)  # podGC
+        return 0, (parameters, artifacts)
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)

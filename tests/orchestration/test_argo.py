@@ -1,0 +1,578 @@
+"""Argo manifests: valid, every reference resolves, and executed they give what the local engine gives."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from argo_simulator import Failed, Simulator
+from kfp import compiler, dsl
+from small_ir import container, pipeline
+from stereo_components import convert, synthesize
+from stereo_pipelines.profiles import PROFILES, apply
+
+from stereo_core.errors import UserError
+from stereo_core.files import sha256_of
+from stereo_core.orchestration.argo import Repository, manifests
+from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.cli import cli
+from stereo_core.orchestration.compile import compiled_path, pipeline_folders
+from stereo_core.orchestration.graph import GraphError, load_pipeline
+from stereo_core.orchestration.local import LocalRun
+
+SCHEMAS = Path(__file__).parents[3] / "shared/schemas"
+REPOSITORY = Repository.of("s3://artifacts/stereo", "http://minio:9000", "minio-keys")
+DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
+ECHO = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text(sys.argv[1])"
+
+
+def kinds(documents: list[dict], kind: str) -> list[dict]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def validate(documents: list[dict]) -> None:
+    for kind in ("Workflow", "CronWorkflow", "WorkflowTemplate"):
+        schema = SCHEMAS / f"argoproj.io_v1alpha1_{kind}.json.gz"
+        if not schema.is_file():
+            pytest.skip(f"{schema} is not here")
+        validator = jsonschema.Draft202012Validator(json.loads(gzip.decompress(schema.read_bytes())))
+        for document in kinds(documents, kind):
+            validator.validate(document)
+
+
+@pytest.fixture
+def small(compiled):
+    """Manifests of a small pipeline."""
+
+    def write(spec: dict, arguments=None, platform=None, **options) -> list[dict]:
+        path = compiled(spec, platform) if platform else compiled(spec)
+        return manifests(load_pipeline(path), arguments or {}, REPOSITORY, **options)
+
+    return write
+
+
+# ---- valid
+
+
+@pytest.mark.parametrize("folder", pipeline_folders(), ids=lambda folder: folder.name)
+def test_every_pipeline_becomes_valid_manifests(folder):
+    graph = load_pipeline(compiled_path(folder))
+    documents = manifests(graph, {}, REPOSITORY)
+    assert problems(documents) == []
+    validate(documents)
+    (workflow,) = kinds(documents, "Workflow")
+    steps = [name for name in graph.tasks if not name.startswith("importer")]
+    assert [task["name"] for task in workflow["spec"]["templates"][0]["dag"]["tasks"]] == steps
+
+
+def test_equal_steps_share_a_template():
+    path = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "export_and_build")
+    documents = manifests(load_pipeline(path), {}, REPOSITORY)
+    names = [document["metadata"]["name"] for document in kinds(documents, "WorkflowTemplate")]
+    assert names.count("export-and-build-gen-trt-engine") == 1 and "export-and-build-gen-trt-engine-2" not in names
+
+
+def test_a_pod_may_do_no_more_than_it_must():
+    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY, service_account="runner")
+    templates = [document["spec"]["templates"][0] for document in kinds(documents, "WorkflowTemplate")]
+    pod = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    inside = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert len(templates) == 9
+    assert all(t["securityContext"] == pod and t["container"]["securityContext"] == inside for t in templates)
+    (workflow,) = kinds(documents, "Workflow")
+    assert workflow["spec"]["securityContext"] == pod
+    assert workflow["spec"]["serviceAccountName"] == "runner"
+
+
+def test_what_is_cleared_away_and_what_stays():
+    """With its Workflow goes what another step took, was no model and is in no cache."""
+    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY)
+    spec = kinds(documents, "Workflow")[0]["spec"]
+    assert spec["podGC"] == {"strategy": "OnPodSuccess"}
+    assert spec["ttlStrategy"] == {"secondsAfterCompletion": 604800}
+    assert spec["artifactGC"] == {"strategy": "OnWorkflowDeletion"}
+    passing = {
+        (template["name"], artifact["name"])
+        for document in kinds(documents, "WorkflowTemplate")
+        for template in document["spec"]["templates"]
+        for artifact in template["outputs"]["artifacts"]
+        if artifact.get("artifactGC") != {"strategy": "Never"}
+    }
+    assert passing == {("convert", "annotations")}
+
+
+def test_the_repository_is_named_once():
+    (found,) = kinds(manifests(load_pipeline(DEMO), {}, REPOSITORY), "ConfigMap")
+    assert json.loads(found["data"]["repository"]) == {
+        "s3": {
+            "bucket": "artifacts",
+            "keyFormat": "stereo/{{workflow.name}}/{{pod.name}}",
+            "endpoint": "minio:9000",
+            "insecure": True,
+            "accessKeySecret": {"name": "minio-keys", "key": "accesskey"},
+            "secretKeySecret": {"name": "minio-keys", "key": "secretkey"},
+        }
+    }
+    own = Repository.of("s3://b")
+    assert (own.endpoint, own.insecure, own.prefix) == ("s3.amazonaws.com", False, "")
+    assert json.loads(own.config_map("x")["data"]["repository"])["s3"]["useSDKCreds"] is True
+
+
+def test_schedule():
+    documents = manifests(load_pipeline(DEMO), {"num_epochs": 3}, REPOSITORY, schedule="0 3 * * *")
+    assert problems(documents) == []
+    validate(documents)
+    (cron,) = kinds(documents, "CronWorkflow")
+    assert cron["metadata"]["name"] == "demo" and cron["spec"]["schedules"] == ["0 3 * * *"]
+    values = {p["name"]: p["value"] for p in cron["spec"]["workflowSpec"]["arguments"]["parameters"]}
+    assert values["num_epochs"] == "3" and values["backend"] == "onnxruntime"
+
+
+def test_hardware_profile(tmp_path):
+    @dsl.pipeline(name="placed")
+    def placed():
+        apply(synthesize(num_scenes=1), PROFILES["h100"], pull_secret="registry", env_secret="keys")
+
+    compiler.Compiler().compile(placed, str(tmp_path / "placed.yaml"))
+    documents = manifests(load_pipeline(tmp_path / "placed.yaml"), {}, REPOSITORY)
+    assert problems(documents) == []
+    validate(documents)
+    (template,) = kinds(documents, "WorkflowTemplate")[0]["spec"]["templates"]
+    assert template["container"]["resources"] == {
+        "limits": {"cpu": "16", "memory": "128Gi", "nvidia.com/gpu": "1"},
+        "requests": {"cpu": "16", "memory": "128Gi"},
+    }
+    assert template["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    assert template["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert template["activeDeadlineSeconds"] == 86400
+    assert {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "6400Mi"}} in template["volumes"]
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in template["container"]["volumeMounts"]
+    wandb = {"secretKeyRef": {"name": "keys", "key": "WANDB_API_KEY", "optional": True}}
+    assert {"name": "WANDB_API_KEY", "valueFrom": wandb} in template["container"]["env"]
+    assert kinds(documents, "Workflow")[0]["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
+# ---- references
+
+TRAIN = 2  # the third step of demo
+
+
+def _spec(documents):
+    return kinds(documents, "Workflow")[0]["spec"]
+
+
+def _task(documents, index=TRAIN):
+    return _spec(documents)["templates"][0]["dag"]["tasks"][index]
+
+
+def _step(documents, index=TRAIN):
+    return kinds(documents, "WorkflowTemplate")[index]["spec"]["templates"][0]
+
+
+def _wire(documents, name):
+    return next(p for p in _task(documents)["arguments"]["parameters"] if p["name"] == name)
+
+
+def _set(place, key, value):
+    place[key] = value
+
+
+MUTATIONS = {
+    "entrypoint": (lambda d: _set(_spec(d), "entrypoint", "x"), "entrypoint x is no template"),
+    "onExit": (lambda d: _set(_spec(d), "onExit", "x"), "onExit x is no template"),
+    "templateRef name": (lambda d: _set(_task(d)["templateRef"], "name", "x"), "task train: there is no template"),
+    "templateRef template": (lambda d: _set(_task(d)["templateRef"], "template", "x"), "task train: there is no"),
+    "depends": (lambda d: _set(_task(d), "depends", "x.Succeeded"), "task train: depends on x, which is no task"),
+    "state": (lambda d: _set(_task(d), "depends", "convert.Done"), "depends on convert.Done, which is no state"),
+    "cycle": (lambda d: _set(_task(d, 1), "depends", "train.Succeeded"), "tasks wait for each other"),
+    "two tasks": (lambda d: _set(_task(d), "name", "convert"), "two of task convert"),
+    "not upstream": (
+        lambda d: _set(_task(d), "depends", "synthesize.Succeeded"),
+        "{{tasks.convert.outputs.artifacts.annotations}} refers to nothing",
+    ),
+    "unknown parameter": (lambda d: _set(_wire(d, "spec"), "name", "x"), "parameters: x is no input of its template"),
+    "missing parameter": (
+        lambda d: _step(d)["inputs"]["parameters"].append({"name": "x"}),
+        "parameters: x has no value",
+    ),
+    "workflow parameter": (
+        lambda d: _spec(d)["arguments"]["parameters"].pop(),
+        "{{workflow.parameters.width}} refers to nothing",
+    ),
+    "input in the command": (
+        lambda d: _step(d)["inputs"]["parameters"].pop(0),
+        "{{inputs.parameters.dataset_name}} refers to nothing",
+    ),
+    "output parameter in an expression": (
+        lambda d: _step(d, 1)["outputs"]["parameters"].pop(0),
+        "{{tasks.convert.outputs.parameters.executor-output}} refers to nothing",
+    ),
+    "output artifact": (
+        lambda d: _step(d, 1)["outputs"]["artifacts"].pop(0),
+        "{{tasks.convert.outputs.artifacts.annotations}} refers to nothing",
+    ),
+    "unknown artifact": (
+        lambda d: _set(_task(d)["arguments"]["artifacts"][0], "name", "x"),
+        "artifacts: x is no input of its template",
+    ),
+    "missing artifact": (
+        lambda d: _task(d)["arguments"]["artifacts"].pop(0),
+        "artifacts: annotations has no value",
+    ),
+    "no end": (lambda d: _set(_wire(d, "spec"), "value", "{{workflow.name"), "a reference has no end"),
+    "volume": (lambda d: _step(d)["volumes"].clear(), "there is no volume outputs to mount"),
+    "repository": (
+        lambda d: _set(_spec(d)["artifactRepositoryRef"], "key", "x"),
+        "artifactRepositoryRef: there is no x",
+    ),
+    "nothing to run": (lambda d: _step(d).pop("container"), "it has neither a container nor a dag"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_reference_is_found(name):
+    mutate, message = MUTATIONS[name]
+    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY)
+    assert problems(documents) == []
+    mutate(documents)
+    assert any(message in problem for problem in problems(documents)), problems(documents)
+
+
+# ---- executed
+
+
+def test_real_steps_give_what_the_local_engine_gives(tmp_path):
+    layout = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
+
+    @dsl.pipeline(name="data")
+    def data(scenes: int = 1, spec: dict = {}):  # noqa: B006
+        images = synthesize(num_scenes=scenes, height=64, width=96, max_disparity=16)
+        convert(images=images.outputs["images"], spec=spec)
+
+    compiler.Compiler().compile(data, str(tmp_path / "data.yaml"))
+    graph = load_pipeline(tmp_path / "data.yaml")
+    arguments = {"scenes": 2, "spec": layout | {"split_ratio": 0.5}}
+    there = Simulator(manifests(graph, arguments, REPOSITORY), tmp_path / "argo", {})
+    there.run()
+    here = LocalRun(graph, arguments, tmp_path / "here")
+    assert here.execute() == 0
+    for task, port in (("synthesize", "images"), ("convert", "annotations")):
+        made = here.tasks[task].artifacts[port]
+        assert sha256_of(there.stored[f"tasks.{task}.outputs.artifacts.{port}"]) == made.sha256
+        said = json.loads(there.outputs[task]["executor-output"])["artifacts"][port]["artifacts"][0]["metadata"]
+        assert said == made.metadata and said["sha256"] == made.sha256
+
+
+def test_a_consumer_is_told_what_the_producer_said(tmp_path):
+    """convert refuses an artifact that says it is something else: the metadata got there."""
+
+    @dsl.pipeline(name="data")
+    def data():
+        convert(images=convert(images=dsl.importer("s3://data/x", dsl.Dataset).output).outputs["annotations"])
+
+    compiler.Compiler().compile(data, str(tmp_path / "data.yaml"))
+    documents = manifests(load_pipeline(tmp_path / "data.yaml"), {}, REPOSITORY)
+    second = documents[-1]["spec"]["templates"][0]["dag"]["tasks"][1]
+    assert second["templateRef"]["template"] == "convert"
+    run = Simulator(documents, tmp_path, {})
+    said = json.dumps({"artifacts": {"annotations": {"artifacts": [{"metadata": {"kind": "annotations"}}]}}})
+    run._keep("convert", ({"executor-output": said}, {"annotations": tmp_path / "lists"}))
+    (tmp_path / "lists").write_text("a b")
+    with pytest.raises(Failed, match=r"exit code 2(.|\n)*is of kind 'annotations'; 'images' is wanted"):
+        run._task(second)
+
+
+HARD = 'it\'s "quoted" \\n\n\ttab, {"json": [1, "}"]}, <b>&amp;</b>, ünïcode \U0001f600, ${HOME} $(id) %s }} {$'
+
+
+def parameters_spec() -> dict:
+    """One step that writes the ExecutorInput it was given, with a parameter of every type."""
+    step = container(ECHO, ("out",))
+    step["args"] = ["{{$}}", *step["args"]]
+    types = {"text": "STRING", "tree": "STRUCT", "rows": "LIST", "n": "NUMBER_INTEGER", "x": "NUMBER_DOUBLE"}
+    types["yes"] = "BOOLEAN"
+    spec = pipeline({"say": step}, **{name: {"parameterType": kind} for name, kind in types.items()})
+    definitions = spec["components"]["comp-say"]["inputDefinitions"]
+    definitions["parameters"] = {name: {"parameterType": kind} for name, kind in types.items()}
+    definitions["parameters"]["fixed"] = {"parameterType": "STRING", "defaultValue": HARD, "isOptional": True}
+    inputs = spec["root"]["dag"]["tasks"]["say"]["inputs"]
+    inputs["parameters"] = {name: {"componentInputParameter": name} for name in types}
+    return spec
+
+
+def test_parameters_arrive_as_they_are(small, tmp_path):
+    tree = {"a": {"b": {"c": HARD}}, HARD: [None, True, 0.1]}
+    given = {"text": HARD, "tree": tree, "rows": [[1, HARD]], "n": 2**60 + 1, "x": 1e-7, "yes": True}
+    documents = small(parameters_spec(), given)
+    assert problems(documents) == []
+    run = Simulator(documents, tmp_path / "argo", {})
+    run.run()
+    message = json.loads(run.stored["tasks.say.outputs.artifacts.out"].read_text())
+    assert message["inputs"]["parameterValues"] == {**given, "fixed": HARD}
+    assert set(message["outputs"]["artifacts"]) == {"out"}
+
+
+def test_parameters_without_a_value_are_left_to_the_submission(small, tmp_path):
+    given = {"tree": {}, "rows": [], "n": 1, "x": 0.5, "yes": False}
+    run = Simulator(small(parameters_spec(), given), tmp_path / "argo", {}, {"text": "later"})
+    run.run()
+    message = json.loads(run.stored["tasks.say.outputs.artifacts.out"].read_text())
+    assert message["inputs"]["parameterValues"]["text"] == "later"
+    with pytest.raises(GraphError, match="parameters without a value: text"):
+        small(parameters_spec(), given, schedule="@daily")
+
+
+def test_texts_that_argo_would_read_as_references_are_refused(small):
+    given = {"text": "a {{workflow.name}}", "tree": {}, "rows": [], "n": 1, "x": 0.5, "yes": False}
+    with pytest.raises(GraphError, match=r"parameter text: Argo would take \{\{"):
+        small(parameters_spec(), given)
+
+
+def test_output_parameters_and_nested_placeholders(small, tmp_path):
+    number = {"parameterType": "NUMBER_INTEGER"}
+    spec = pipeline({"make": container("", ()), "use": container(ECHO, ("out",))}, n={**number, "defaultValue": 20.0})
+    make, use = spec["components"]["comp-make"], spec["components"]["comp-use"]
+    make |= {"inputDefinitions": {"parameters": {"n": number}}, "outputDefinitions": {"parameters": {"sum": number}}}
+    use["inputDefinitions"] = {"parameters": {"text": {"parameterType": "STRING"}, "sum": number}}
+    spec["deploymentSpec"]["executors"]["exec-make"]["container"] = {
+        "image": "python:3",
+        "command": [sys.executable, "-c", "import sys; open(sys.argv[2], 'w').write(str(int(sys.argv[1]) + 1))"],
+        "args": ["{{$.inputs.parameters['n']}}", "{{$.outputs.parameters['sum'].output_file}}"],
+    }
+    spec["deploymentSpec"]["executors"]["exec-use"]["container"]["args"] = [
+        "{{$.inputs.parameters['text']}}",
+        "{{$.outputs.artifacts['out'].path}}",
+    ]
+    tasks = spec["root"]["dag"]["tasks"]
+    tasks["make"]["inputs"] = {"parameters": {"n": {"componentInputParameter": "n"}}}
+    tasks["use"]["inputs"] = {
+        "parameters": {
+            "sum": {"taskOutputParameter": {"producerTask": "make", "outputParameterKey": "sum"}},
+            "text": {"runtimeValue": {"constant": "it's {{$.inputs.parameters['sum']}}"}},
+        }
+    }
+    documents = small(spec)
+    assert problems(documents) == []
+    run = Simulator(documents, tmp_path / "argo", {})
+    run.run()
+    assert run.stored["tasks.use.outputs.artifacts.out"].read_text() == "it's 21"
+
+
+IMPORTER = {
+    "executorLabel": "exec-get",
+    "inputDefinitions": {"parameters": {"uri": {"parameterType": "STRING"}}},
+    "outputDefinitions": {
+        "artifacts": {"artifact": {"artifactType": {"schemaTitle": "system.Dataset", "schemaVersion": "0.0.1"}}}
+    },
+}
+
+
+def imported_spec(uri: dict) -> dict:
+    """An importer before a step that writes its ExecutorInput and, behind it, the imported text."""
+    code = "import sys, pathlib; m, i, o = sys.argv[1:]; pathlib.Path(o).write_text(m + '\\n' + open(i + '/f').read())"
+    step = container(code, ("out",), ("in",))
+    step["args"] = ["{{$}}", *step["args"]]
+    spec = pipeline({"use": step}, {"use": {"in": ("get", "artifact")}}, where={"parameterType": "STRING"})
+    spec["components"]["comp-get"] = IMPORTER
+    spec["deploymentSpec"]["executors"]["exec-get"] = {
+        "importer": {"artifactUri": {"runtimeParameter": "uri"}, "metadata": {"kind": "images"}}
+    }
+    task = {"componentRef": {"name": "comp-get"}, "inputs": {"parameters": {"uri": uri}}}
+    spec["root"]["dag"]["tasks"]["get"] = task
+    return spec
+
+
+@pytest.mark.parametrize("uri", [{"componentInputParameter": "where"}, {"runtimeValue": {"constant": "s3://b/a/c d"}}])
+def test_an_importer_is_a_place_in_a_bucket(small, tmp_path, uri):
+    (tmp_path / "b/a/c d").mkdir(parents=True)
+    (tmp_path / "b/a/c d/f").write_text("content")
+    documents = small(imported_spec(uri))
+    assert problems(documents) == []
+    validate(documents)
+    run = Simulator(documents, tmp_path / "argo", {"b": tmp_path / "b"}, {"where": "s3://b/a/c d/"})
+    run.run()
+    assert run.pods == ["use"], "an importer needs no pod"
+    message, text = run.stored["tasks.use.outputs.artifacts.out"].read_text().split("\n")
+    (item,) = json.loads(message)["inputs"]["artifacts"]["in"]["artifacts"]
+    assert item["metadata"] == {"kind": "images"} and text == "content"
+    located = documents[-1]["spec"]["templates"][0]["dag"]["tasks"][0]["arguments"]["artifacts"][0]["s3"]
+    assert located["endpoint"] == "minio:9000" and located["secretKeySecret"]["name"] == "minio-keys"
+
+
+COUNT = (
+    "import sys, pathlib; o = pathlib.Path(sys.argv[1]); c = pathlib.Path({!r}); n = len(c.read_text()) + 1\n"
+    "c.write_text('x' * n)\n"
+    "sys.exit({}) if n < 3 else o.write_text('done')"
+)
+RETRY = {"retryPolicy": {"maxRetryCount": 3, "backoffDuration": "10s", "backoffFactor": 2.0}}
+
+
+@pytest.mark.parametrize(("code", "pods"), [(143, 3), (3, 3), (1, 1), (2, 1)])
+def test_only_interruptions_are_tried_again(small, tmp_path, code, pods):
+    (tmp_path / "count").touch()
+    documents = small(pipeline({"flaky": container(COUNT.format(str(tmp_path / "count"), code), ("out",), **RETRY)}))
+    validate(documents)
+    run = Simulator(documents, tmp_path / "argo", {})
+    if pods == 1:
+        with pytest.raises(Failed, match=f"flaky: exit code {code}"):
+            run.run()
+    else:
+        run.run()
+    assert run.pods == ["flaky"] * pods
+    (template,) = documents[1]["spec"]["templates"]
+    assert template["retryStrategy"]["backoff"] == {"duration": "10s", "factor": 2, "cap": "3600s"}
+
+
+def test_a_cached_step_runs_again_only_with_other_inputs(small, tmp_path):
+    code = "import sys, json, pathlib, random; p = pathlib.Path(sys.argv[-1]); p.write_text(sys.argv[1])\n"
+    code += "said = {'artifacts': {'out': {'artifacts': [{'metadata': {'sha256': sys.argv[1]}}]}}}\n"
+    code += "p.with_name('executor_output.json').write_text(json.dumps(said))"
+    first = container(code, ("out",))
+    first["args"] = ["{{$.inputs.parameters['n']}}", *first["args"]]
+    cached = {"cachingOptions": {"enableCache": True}}
+    second = container("import sys, shutil; shutil.copy(*sys.argv[1:])", ("out",), ("in",), **cached)
+    number = {"parameterType": "NUMBER_INTEGER"}
+    spec = pipeline({"first": first, "second": second}, {"second": {"in": ("first", "out")}}, n=number)
+    spec["components"]["comp-first"]["inputDefinitions"] = {"parameters": {"n": number}}
+    spec["root"]["dag"]["tasks"]["first"]["inputs"] = {"parameters": {"n": {"componentInputParameter": "n"}}}
+    documents, cache = small(spec), {}
+    for index, (n, pods) in enumerate([("1", ["first", "second"]), ("1", ["first"]), ("2", ["first", "second"])]):
+        run = Simulator(documents, tmp_path / str(index), {}, {"n": n}, cache)
+        run.run()
+        assert run.pods == pods
+        assert run.stored["tasks.second.outputs.artifacts.out"].read_text() == n
+    assert documents[2]["spec"]["templates"][0]["memoize"]["cache"] == {"configMap": {"name": "test-cache"}}
+
+
+@pytest.mark.slow
+def test_the_demo_gives_what_the_local_engine_gives(tmp_path):
+    graph = load_pipeline(DEMO)
+    arguments = {"num_scenes": 4, "num_epochs": 1}
+    there = Simulator(manifests(graph, arguments, REPOSITORY), tmp_path / "argo", {})
+    there.run()
+    here = LocalRun(graph, arguments, tmp_path / "here", parallel=1)
+    assert here.execute() == 0
+    for task in here.tasks:
+        said = json.loads(there.outputs[task]["executor-output"])["artifacts"]
+        for port, made in here.tasks[task].artifacts.items():
+            metadata = said[port]["artifacts"][0]["metadata"]
+            assert metadata["kind"] == made.metadata["kind"], f"{task} {port}"
+            assert metadata["spec_sha256"] == made.metadata["spec_sha256"], f"{task} {port}"
+            if port in ("images", "annotations", "onnx", "engine"):
+                assert metadata["sha256"] == made.metadata["sha256"], f"{task} {port}"
+            for key in ("epe", "rmse", "bp1", "d1", "train_loss"):
+                if key in made.metadata:
+                    assert metadata[key] == pytest.approx(made.metadata[key], rel=1e-6), f"{task} {key}"
+
+
+# ---- refused
+
+
+def _platform(**settings) -> dict:
+    return {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-a": settings}}}}}
+
+
+def _with_parameter(definition: dict) -> dict:
+    spec = pipeline({"a": container(ECHO, ("out",))})
+    spec["components"]["comp-a"]["inputDefinitions"]["parameters"] = {"seed": definition}
+    return spec
+
+
+def _named(name: str) -> dict:
+    spec = pipeline({"a": container(ECHO, ("out",))})
+    spec["pipelineInfo"]["name"] = name
+    return spec
+
+
+def _with_command(text: str) -> dict:
+    step = container(ECHO, ("out",))
+    step["args"] = [text, *step["args"]]
+    return pipeline({"a": step})
+
+
+def _uri_of_another_step() -> dict:
+    spec = imported_spec({"taskOutputParameter": {"producerTask": "use", "outputParameterKey": "sum"}})
+    spec["components"]["comp-use"]["outputDefinitions"]["parameters"] = {"sum": {"parameterType": "STRING"}}
+    spec["components"]["comp-use"]["inputDefinitions"] = {}
+    spec["root"]["dag"]["tasks"]["use"]["inputs"] = {}
+    spec["deploymentSpec"]["executors"]["exec-use"]["container"]["args"] = []
+    spec["components"]["comp-last"] = {
+        "executorLabel": "exec-use",
+        "inputDefinitions": {"artifacts": {"in": IMPORTER["outputDefinitions"]["artifacts"]["artifact"]}},
+    }
+    wire = {"taskOutputArtifact": {"producerTask": "get", "outputArtifactKey": "artifact"}}
+    spec["root"]["dag"]["tasks"]["last"] = {
+        "componentRef": {"name": "comp-last"},
+        "inputs": {"artifacts": {"in": wire}},
+    }
+    return spec
+
+
+PLAIN = pipeline({"a": container(ECHO, ("out",))})
+SECRET_PARAMETER = {"secretNameParameter": {"componentInputParameter": "name"}}
+REFUSED = {
+    "placement": (PLAIN, _platform(pvcMount=[{}]), "task a: pvcMount of the platform document"),
+    "toleration": (PLAIN, _platform(tolerations=[{"tolerationJson": {}}]), "task a: tolerationJson of tolerations"),
+    "secret": (PLAIN, _platform(imagePullSecret=[SECRET_PARAMETER]), "task a: a name of imagePullSecret"),
+    "no value": (
+        _with_parameter({"parameterType": "NUMBER_INTEGER", "isOptional": True}),
+        None,
+        "task a: Argo has no value for parameter seed",
+    ),
+    "name": (_named("My_Pipeline"), None, "the pipeline: My_Pipeline can not be a name on Kubernetes"),
+    "long name": (_named("a" * 62), None, "task a: a+-a can not be a name on Kubernetes"),
+    "braces": (_with_command("x {{y}}"), None, "task a, command: Argo would take"),
+    "placeholder": (_with_command("{{$.pipeline_job_name}}"), None, "task a: placeholder .*pipeline_job_name"),
+    "backoff": (
+        pipeline({"a": container(ECHO, **{"retryPolicy": {"maxRetryCount": 1, "backoffFactor": 1.5}})}),
+        None,
+        "task a: Argo's backoff factors are whole numbers, not 1.5",
+    ),
+    "importer": (_uri_of_another_step(), None, "task get: an importer whose URI another step makes"),
+    "scheme": (
+        imported_spec({"runtimeValue": {"constant": "/data/x"}}),
+        None,
+        "task get: /data/x is no place in a bucket; s3://BUCKET/KEY is wanted",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_argo_can_not_do_is_refused_by_name(small, name):
+    spec, platform, message = REFUSED[name]
+    with pytest.raises(UserError, match=message):
+        small(spec, platform=platform)
+
+
+def test_a_value_that_is_no_place_in_a_bucket(small):
+    with pytest.raises(UserError, match="parameter where: data is no place in a bucket"):
+        small(imported_spec({"componentInputParameter": "where"}), {"where": "data"})
+
+
+@pytest.mark.parametrize(("uri", "endpoint"), [("gs://b", ""), ("s3://", ""), ("s3://b", "ftp://x"), ("s3://b", "x/y")])
+def test_repositories_that_are_none(uri, endpoint):
+    with pytest.raises(UserError, match="is wanted"):
+        Repository.of(uri, endpoint)
+
+
+# ---- the command
+
+
+def test_the_command_prints_what_kubectl_reads():
+    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "argo", str(DEMO)]
+    command += ["--artifact-repository", "s3://artifacts/stereo", "--endpoint", "http://minio:9000"]
+    command += ["--secret", "minio-keys", "--param", "num_epochs=3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(yaml.safe_load_all(done.stdout)) == manifests(load_pipeline(DEMO), {"num_epochs": 3}, REPOSITORY)
+
+
+def test_hera_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hera.workflows", None)
+    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo")
+    with pytest.raises(UserError, match=r"pip install 'stereo-pipelines\[pipelines\]'"):
+        cli(["argo", str(DEMO), "--artifact-repository", "s3://b"], standalone_mode=False)
