@@ -448,10 +448,8 @@ def _executor_input(component: Component) -> str:
         },
         "outputFile": f"{OUTPUTS}/executor_output.json",
     }
-    return (
-        f'{{"inputs": {{"parameterValues": {{ {", ".join(parameters)} }}, "artifacts": {{ {", ".join(artifacts)} }} }}, '
-        f'"outputs": {json.dumps(outputs)} }}'
-    )
+    inputs = f'"parameterValues": {{ {", ".join(parameters)} }}, "artifacts": {{ {", ".join(artifacts)} }}'
+    return f'{{"inputs": {{ {inputs} }}, "outputs": {json.dumps(outputs)} }}'
 
 
 def _as_json(parameter: Parameter) -> str:

@@ -1,7 +1,8 @@
 """PipelineSpec IR (what KFP compiles a pipeline to) -> a small typed DAG.
 
 Read: container components, importers, constants, parameters, artifacts, resources, retry policies, and the Kubernetes
-platform document, of which this machine keeps the timeouts. What can not be expressed here is refused by its name rather than left out.
+platform document, of which this machine keeps the timeouts. What can not be expressed here is refused by its name
+rather than left out.
 """
 
 from __future__ import annotations
