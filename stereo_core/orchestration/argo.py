@@ -20,6 +20,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import yaml
+
 from stereo_core.errors import GPU_ERROR, UserError
 from stereo_core.orchestration.graph import (
     Argument,
@@ -35,12 +37,17 @@ from stereo_core.orchestration.graph import (
     Task,
 )
 
+# hera changes how PyYAML writes text, for everyone in the process; that is taken back.
+_CLASSES = (yaml.representer.SafeRepresenter, yaml.representer.Representer, yaml.Dumper)
+_BEFORE = [dict(writer.yaml_representers) for writer in _CLASSES]
 try:
     from hera.workflows import models as m
 except ModuleNotFoundError as error:
     raise UserError(
         "Argo manifests are written with hera, which is missing: pip install 'stereo-pipelines[pipelines]'"
     ) from error
+for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
+    _writer.yaml_representers = _representers
 
 INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
 EXECUTOR_OUTPUT = "executor-output"  # output parameter of every step: its executor_output.json
