@@ -28,6 +28,9 @@ class ModelError(UserError):
 GPU_ERROR = 3
 """Exit code of a run that the GPU failed (not for want of its memory): another attempt, or another node, may do."""
 
+WORTH_ANOTHER_TRY = (GPU_ERROR, 130, 137, 143)
+"""Exit codes of a GPU that failed, and of Ctrl-C, SIGKILL and SIGTERM."""
+
 
 def is_gpu_error(error: BaseException) -> bool:
     """Whether CUDA, cuDNN or NCCL failed, or the GPU's memory is full; told by name, since torch may not be there."""

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from stereo_core.errors import GPU_ERROR, UserError
+from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.orchestration.graph import (
     Argument,
     Component,
@@ -51,7 +51,6 @@ for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
 
 INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
 EXECUTOR_OUTPUT = "executor-output"  # output parameter of every step: its executor_output.json
-INTERRUPTED = (GPU_ERROR, 130, 137, 143)  # exit codes worth another try, as on this machine
 KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its logs, and its intermediate artifacts
 CACHE_AGE = "720h"  # after which a cached step runs again
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -390,7 +389,7 @@ def _retry(task: Task) -> m.RetryStrategy | None:
         return None
     if not float(retry.factor).is_integer():
         raise GraphError(f"task {task.name}: Argo's backoff factors are whole numbers, not {retry.factor:g}")
-    codes = ", ".join(f"'{code}'" for code in INTERRUPTED)
+    codes = ", ".join(f"'{code}'" for code in WORTH_ANOTHER_TRY)
     wait = m.Backoff(duration=f"{retry.backoff:g}s", factor=int(retry.factor), cap=f"{retry.longest:g}s")
     return m.RetryStrategy(
         limit=retry.count,

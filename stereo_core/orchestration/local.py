@@ -38,7 +38,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
-from stereo_core.errors import GPU_ERROR, UserError
+from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.files import sha256_of
 from stereo_core.launcher import local_path, plain, size_of
 from stereo_core.orchestration.digests import Digests
@@ -59,7 +59,7 @@ from stereo_core.orchestration.record import DONE, ENDED, FILE, LOCK, Made, Reco
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
 USER_ERROR = 2
 # Exit codes worth another try: a GPU that failed, Ctrl-C, SIGKILL and SIGTERM as a shell and as Python tell them.
-INTERRUPTED = (GPU_ERROR, 130, 137, 143, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
+INTERRUPTED = (*WORTH_ANOTHER_TRY, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 MARK = "STEREO_PIPELINES_RUN"  # in the environment of every process of a run: its folder
 GPUS = "CUDA_VISIBLE_DEVICES"
 

@@ -6,11 +6,14 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment
 
 from stereo_core import __version__
-from stereo_core.actions import Outcome
+
+if TYPE_CHECKING:
+    from stereo_core.actions import Outcome
 
 PICTURES = 8
 

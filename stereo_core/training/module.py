@@ -197,8 +197,8 @@ class StereoModule(pl.LightningModule):
             with torch.compiler.set_stance("force_eager"):  # compiled parts would be compiled anew for every size
                 # Ties are for one weight in two modules; in a module of two names they would leave the averages behind.
                 prediction_BHW = functional_call(self.model, self.averages, pair, tie_weights=False)[:, 0].float()
-            predictions.update(zip(batch["index"].tolist(), prediction_BHW, strict=True))
             indices = batch["index"].tolist()
+            predictions.update(zip(indices, prediction_BHW, strict=True))
             images = zip(indices, prediction_BHW, batch["disparity"], batch["valid"], strict=True)
             for index, prediction, gt, valid in images:
                 row = disparity_metrics(prediction, gt[0], valid[0], self.max_disparity)
