@@ -98,8 +98,17 @@ def look(uri: str) -> Entry:
     return _seen[bucket, key]
 
 
-def children(uri: str, *, recursive: bool = False) -> dict[str, Entry]:
+def is_prefix(uri: str) -> bool:
+    """Whether any object lies below a prefix. Raises as `look`."""
+    bucket, key = split(uri)
+    with _told(uri):
+        return next(iter(_client(uri).list_objects(bucket, f"{key}/" if key else "")), None) is not None
+
+
+def children(uri: str, *, recursive: bool = False, start: str = "") -> dict[str, Entry]:
     """The objects below a prefix by their names relative to it, sorted; without `recursive` only the nearest level.
+
+    With `start` only the names that begin so are asked for.
 
     Raises:
         DataError, StorageError: as `look`; a prefix without objects is no error.
@@ -109,12 +118,20 @@ def children(uri: str, *, recursive: bool = False) -> dict[str, Entry]:
     with _told(uri):
         listed = [
             item
-            for item in _client(uri).list_objects(bucket, prefix, recursive=recursive)
+            for item in _client(uri).list_objects(bucket, prefix + start, recursive=recursive)
             if not item.is_dir and not item.object_name.endswith("/")
         ]
     for item in listed:
         _seen.setdefault((bucket, item.object_name), Entry(item.size, item.etag.strip('"')))
     return {item.object_name.removeprefix(prefix): _seen[bucket, item.object_name] for item in listed}
+
+
+def tree(uri: str) -> dict[str, Entry]:
+    """All objects below a prefix, as `children`; DataError where there is none."""
+    found = children(uri, recursive=True)
+    if not found:
+        raise DataError(f"{uri}: no object below this prefix; mind capitals and the bucket's name")
+    return found
 
 
 def fetch(uri: str) -> Path:
@@ -173,9 +190,7 @@ def fetch_tree(uri: str, folder: Path) -> dict[str, Entry]:
         DataError: nothing is there; or as `fetch`.
         StorageError: as `fetch`.
     """
-    found = children(uri, recursive=True)
-    if not found:
-        raise DataError(f"{uri}: no object below this prefix; mind capitals and the bucket's name")
+    found = tree(uri)
     for name in found:
         split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
     with ThreadPoolExecutor(PARALLEL) as pool:

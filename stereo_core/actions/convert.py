@@ -20,12 +20,13 @@ import operator
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
 from stereo_core.actions import Outcome
+from stereo_core.data import shards
 from stereo_core.data.annotations import write_annotations
 from stereo_core.errors import DataError, SpecError
 from stereo_core.spec import results_dir
@@ -48,7 +49,11 @@ def run(spec: Any, status: Any) -> Outcome:
     """
     folder, root = results_dir(spec, "convert"), os.path.abspath(spec.data_root).rstrip("/")
     rules = _rules(spec)
-    tree = Tree(root)
+    files = shards.packed(root or "/")
+    if files and not spec.relative_paths:
+        mend = "set relative_paths=true, and this data_root where the lists are used"
+        raise SpecError(f"data_root: {root} is packed: {mend}")
+    tree = Tree(root, files)
     lefts = sorted(tree.find(spec.image_dir_pattern, _suffix(spec.image_extension)))
     if not lefts:
         raise DataError(
@@ -70,13 +75,14 @@ def run(spec: Any, status: Any) -> Outcome:
 
 
 class Tree:
-    """The files below a root. Each folder is read once; its names are kept as one string, the cheapest way.
+    """The files below a root, or those given as below it. Each folder is read once; its names are kept as one string,
+    the cheapest way.
 
     Folders are written from the root on, with a `/` at either end; the root itself is `/`.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root, self.files = root, 0
+    def __init__(self, root: str, packed: Iterable[str] = ()) -> None:
+        self.root, self.packed, self.files = root, packed, 0
         self._listings: dict[str, str] = {}
         self.names = functools.lru_cache(maxsize=32)(self._names)
 
@@ -108,6 +114,16 @@ class Tree:
             return frozenset()
 
     def _walk(self) -> Iterator[tuple[str, list[str]]]:
+        return self._walk_packed() if self.packed else self._walk_folders()
+
+    def _walk_packed(self) -> Iterator[tuple[str, list[str]]]:
+        folders: dict[str, list[str]] = {}
+        for name in self.packed:
+            folder, _, file = f"/{name}".rpartition("/")
+            folders.setdefault(f"{folder}/", []).append(file)
+        yield from folders.items()
+
+    def _walk_folders(self) -> Iterator[tuple[str, list[str]]]:
         pending = ["/"]
         while pending:
             folder, names = pending.pop(), []

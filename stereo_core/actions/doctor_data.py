@@ -14,6 +14,7 @@ from rich.progress import track
 
 from stereo_core import storage
 from stereo_core.actions.doctor_case import SPLITS, Case
+from stereo_core.data import shards
 from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.datasets import read_pair
@@ -71,6 +72,8 @@ def find_faults(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _fault(path: str) -> str:
+    if packed := shards.parts(path):
+        return shards.fault(*packed)
     if storage.is_uri(path):
         try:
             return "" if storage.look(path).size else "the object is empty"

@@ -1,28 +1,37 @@
-"""fetch_dataset: a data set in object storage as a folder: its files, or a note from which steps read it lazily."""
+"""fetch_dataset: a data set in object storage as a folder: its files, those files in a few tar shards, or a note from
+which steps read it lazily."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from stereo_core import storage
 from stereo_core.actions import Outcome
-from stereo_core.errors import DataError
+from stereo_core.actions.convert import Tree
+from stereo_core.data import shards
+from stereo_core.errors import DataError, SpecError
 from stereo_core.files import atomic_path
+from stereo_core.storage import is_uri
 
 REFERENCE = "reference.json"
 """The note: uri, files, bytes, and a digest of all names and ETags."""
 
 
 def run(spec: Any, status: Any) -> Outcome:
-    """Fetch every object below `uri`, or note what is there.
+    """Fetch every object below `uri`, pack it, or note what is there.
 
     Raises:
         DataError, StorageError: as storage.fetch_tree.
     """
     folder, uri = Path(spec.results_dir), spec.uri.rstrip("/")
+    if spec.mode == "pack":
+        sizes = _sizes(uri, folder)
+        made = shards.pack(sizes, lambda name: _contents(f"{uri}/{name}"), folder, spec.shard_mib * 2**20)
+        return Outcome(f"{len(sizes)} files of {uri} in {len(made)} shards in {folder}", artifacts={"images": folder})
     if spec.mode == "copy":
         found = storage.fetch_tree(uri, folder)
         return Outcome(f"{len(found)} files of {uri} in {folder}", artifacts={"images": folder})
@@ -32,15 +41,37 @@ def run(spec: Any, status: Any) -> Outcome:
     return Outcome(f"{note['files']} files stay in {uri}", artifacts={"images": folder})
 
 
+def _sizes(uri: str, folder: Path) -> dict[str, int]:
+    """The files below a folder or prefix, and their sizes in bytes.
+
+    Raises:
+        DataError: there are none, or they are packed already.
+        SpecError: the shards would lie among them.
+    """
+    if is_uri(uri):
+        sizes = {name: entry.size for name, entry in storage.tree(uri).items()}
+    elif folder.resolve().is_relative_to(Path(uri).resolve()):
+        raise SpecError(f"results_dir: {folder} lies in {uri}, which is to be packed; choose a folder outside of it")
+    else:
+        sizes = {name[1:]: os.path.getsize(uri + name) for name in Tree(uri).find((), "")}
+    if not sizes:
+        raise DataError(f"{uri}: no file below this folder")
+    if shards.packed(uri):
+        raise DataError(f"{uri}: holds shards, it is packed already")
+    return sizes
+
+
+def _contents(path: str) -> bytes:
+    return storage.read(path) if is_uri(path) else Path(path).read_bytes()
+
+
 def describe(uri: str) -> dict[str, Any]:
     """What a note says of a prefix.
 
     Raises:
         DataError: nothing is there; or as storage.children.
     """
-    found = storage.children(uri, recursive=True)
-    if not found:
-        raise DataError(f"{uri}: no object below this prefix; mind capitals and the bucket's name")
+    found = storage.tree(uri)
     listing = "".join(f"{name}\0{entry.etag}\n" for name, entry in sorted(found.items()))
     digest = hashlib.sha256(listing.encode()).hexdigest()
     return {"uri": uri, "files": len(found), "bytes": sum(e.size for e in found.values()), "sha256": digest}

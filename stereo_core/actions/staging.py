@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core import storage
+from stereo_core.data import shards
 from stereo_core.errors import SpecError
 from stereo_core.spec.experiment import ExperimentSpec, section_name
 from stereo_core.spec.fields import Section
@@ -184,7 +185,7 @@ def _with_side_cars(uri: str, folder: Path) -> Path:
 
 
 def _empty_files(uri: str, folder: Path) -> None:
-    for name in storage.children(uri, recursive=True):
+    for name in shards.packed(uri) or storage.children(uri, recursive=True):
         storage.split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

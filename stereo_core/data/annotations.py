@@ -8,13 +8,15 @@ that begin with `#` say nothing. Without quotes the columns are exactly what `li
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from stereo_core import storage
+from stereo_core.data import shards
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
 
@@ -45,10 +47,11 @@ def read_annotations(data_file: str | Path, data_root: str | Path = "") -> list[
     """Read a list of samples with 2, 3 or 4 columns.
 
     A relative path in it is below `data_root`, or below the list's own folder when `data_root` is empty. Paths and
-    `data_root` may be URIs of objects.
+    `data_root` may be URIs of objects. Where that folder is packed (see `shards`) paths below it lead into its shards.
 
     Raises:
-        DataError: the file is missing, is not UTF-8 text, has no sample, or a line has a wrong number of columns.
+        DataError: the file is missing, is not UTF-8 text, has no sample, or a line has a wrong number of columns; the
+            folder's shards are incomplete.
     """
     data_file = os.fspath(data_file)
     root = os.fspath(data_root) if data_root else os.path.dirname(data_file)
@@ -65,7 +68,16 @@ def read_annotations(data_file: str | Path, data_root: str | Path = "") -> list[
         raise DataError(
             f"{data_file}: the annotation list has no sample; expected lines 'left right [disparity [mask]]'"
         )
-    return samples
+    files = shards.packed(root)
+    return [_in_shards(sample, root, files) for sample in samples] if files else samples
+
+
+def _in_shards(sample: Sample, root: str, files: dict[str, str]) -> Sample:
+    """The sample with those of its paths that name packed files leading into their shards."""
+    paths = {name: path for name in COLUMNS if (path := getattr(sample, name)) is not None}
+    below = root.rstrip("/") + "/" if root else ""
+    into = {name: files.get(posixpath.normpath(path.removeprefix(below)), path) for name, path in paths.items()}
+    return replace(sample, **into)
 
 
 def _parse(line: str, root: str, file: str, number: int) -> Sample:
@@ -140,6 +152,8 @@ def check_files(samples: Sequence[Sample]) -> None:
 
 
 def _exists(path: str, listings: dict[str, frozenset[str]]) -> bool:
+    if packed := shards.parts(path):
+        return shards.holds(*packed)
     folder, name = os.path.split(path)
     if folder not in listings:
         listings[folder] = _listing(folder)

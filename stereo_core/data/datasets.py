@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from stereo_core.data import shards
 from stereo_core.data.annotations import Sample, check_files, read_annotations
 from stereo_core.data.augmentation import Pair, augment
 from stereo_core.data.codecs import read_disparity
@@ -181,12 +182,12 @@ def _need_ground_truth(samples: Sequence[Sample], split: str) -> None:
 
 
 def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:
-    """A unique name for the outputs of each sample: its left path without suffix, with / between folders.
+    """A unique name for the outputs of each sample: its left path without suffix and shard, with / between folders.
 
     Below its data_root where it has one; if that leaves a name outside or two images with one name, all are named below
     their deepest common folder; files that differ in nothing but the suffix keep it (`a_png`, `a_jpg`).
     """
-    paths = [os.path.abspath(sample.left) for sample in samples]
+    paths = [os.path.abspath(shards.loose(sample.left)) for sample in samples]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = [os.path.relpath(path, root or common) for path, root in zip(paths, roots, strict=True)]
     if any(name.startswith("..") for name in names) or not _unique(names, paths):

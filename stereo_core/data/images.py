@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from stereo_core import storage
+from stereo_core.data import shards
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
 
@@ -65,7 +66,10 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The whole file, or the object that a URI names; DataError when it is missing, a folder or unreadable."""
+    """The whole file, loose or in a shard, or the object that a URI names; DataError when it is missing, a folder or
+    unreadable."""
+    if packed := shards.parts(path):
+        return shards.read(*packed)
     if storage.is_uri(path):
         return storage.read(path)
     try:

@@ -39,13 +39,16 @@ class SynthesizeSpec(Section):
 
 
 class FetchSpec(Section):
-    """A data set in object storage."""
+    """A data set in object storage; to pack it, in a folder too."""
 
     results_dir: Text = key("", "Folder to put the data set into", mandatory=True)
     uri: Text = key("", "Prefix of the data set: s3://bucket/folder", mandatory=True)
-    mode: Literal["copy", "reference"] = key(
-        "copy", "copy: fetch every object; reference: note where they are, each is fetched when it is read"
+    mode: Literal["copy", "pack", "reference"] = key(
+        "copy",
+        "copy: fetch every object; pack: into a few tar shards, to be read in place; reference: note where they are, "
+        "each is fetched when it is read",
     )
+    shard_mib: Int = key(256, "MiB of a shard, with mode=pack", ge=1)
 
 
 class ReportSpec(Section):

@@ -37,8 +37,10 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
     if verb == "convert":
         return [*_is_set("results_dir", spec.results_dir), *_folder("data_root", spec.data_root)]
     if verb == "fetch_dataset":
-        remote = [] if is_uri(spec.uri) else [("uri", f"{spec.uri or 'empty'}; expected s3://bucket/folder")]
-        return [*_is_set("results_dir", spec.results_dir), *remote]
+        usable = is_uri(spec.uri) or (spec.mode == "pack" and Path(spec.uri or "?").is_dir())
+        expected = "a folder or s3://bucket/folder" if spec.mode == "pack" else "s3://bucket/folder"
+        wrong = [] if usable else [("uri", f"{spec.uri or 'empty'}; expected {expected}")]
+        return [*_is_set("results_dir", spec.results_dir), *wrong]
     if verb in ("synthesize", "report"):
         return list(_is_set("results_dir", spec.results_dir))
     name = section_name(verb)

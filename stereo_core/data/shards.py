@@ -1,0 +1,237 @@
+"""Tar shards: a data set of many small files in few large ones, read in place.
+
+`fetch_dataset mode=pack` makes a packed folder of `shard-00000-of-00012.tar` and so on, uncompressed, and beside each
+its index `<shard>.index`: a line that says how many files it has, then a line a file: `offset size crc32 name`, the
+name as it was below the folder that was packed. A packed folder, or a prefix of objects that holds the same, stands
+where the loose one stood: as data_root of unchanged annotation lists. A file in it has the path
+`<folder>/<shard>/<name>`.
+
+A shard is opened anew for each read, so that any number of threads and processes may read.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import posixpath
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from stereo_core import storage
+from stereo_core.errors import DataError
+from stereo_core.files import atomic_path
+
+INDEX = ".index"
+_INDEX = re.compile(r"shard-(\d{5})-of-(\d{5})\.tar\.index")
+_MEMBER = re.compile(r"((?:.*/)?shard-\d{5}-of-\d{5}\.tar)/(.+)", re.DOTALL)
+_HEADER = "# shard of {} files: offset size crc32 name"
+_AGAIN = "copy the shard and its index again, or pack again"
+_BATCH = 64  # files that are read side by side while packing
+
+Place = tuple[int, int, int]
+"""Offset in the shard and size in bytes, and CRC-32 of the contents."""
+
+
+# ---- reading
+
+
+def parts(path: str | Path) -> tuple[str, str] | None:
+    """The shard and the name in it of a path that leads into a shard; None for any other."""
+    match = _MEMBER.fullmatch(os.fspath(path))
+    return (match[1], match[2]) if match else None
+
+
+def loose(path: str) -> str:
+    """The path without its shard: where the file would be, were it not packed."""
+    found = parts(path)
+    return posixpath.join(posixpath.dirname(found[0]), found[1]) if found else path
+
+
+def read(shard: str, name: str) -> bytes:
+    """The contents of a file in a shard.
+
+    Raises:
+        DataError: no such shard or file, a truncated shard, or contents that are not those that were packed.
+        StorageError: as storage.fetch.
+    """
+    if not holds(shard, name):
+        raise DataError(f"{shard}/{name}: the shard holds no such file")
+    offset, size, crc = _index(shard)[name]
+    data = _bytes_of(shard, offset, size)
+    if len(data) < size:
+        raise DataError(f"{shard}/{name}: the shard is truncated, {len(data)} of the file's {size} bytes; {_AGAIN}")
+    if zlib.crc32(data) != crc:
+        raise DataError(f"{shard}/{name}: damaged in the shard: its checksum is not the index's; {_AGAIN}")
+    return data
+
+
+def holds(shard: str, name: str) -> bool:
+    """Whether the shard's index has such a file; DataError where the index can not be used."""
+    return name in _index(shard)
+
+
+def fault(shard: str, name: str) -> str:
+    """What is wrong with a file in a shard, as far as can be told without reading it."""
+    try:
+        if not holds(shard, name):
+            return "the shard holds no such file"
+        offset, size, _ = _index(shard)[name]
+        there = storage.look(shard).size if storage.is_uri(shard) else os.path.getsize(shard)
+    except (DataError, OSError) as error:
+        return str(error)
+    return "the file is empty" if not size else "the shard is truncated" if offset + size > there else ""
+
+
+def packed(root: str) -> dict[str, str]:
+    """Name below `root` -> path into a shard, of a packed folder or a folder in one; empty where nothing is packed.
+
+    Raises:
+        DataError: a shard is missing, shards of two packings, or an index that can not be used.
+        StorageError: as storage.children.
+    """
+    home, below = _home(root)
+    found: dict[str, str] = {}
+    for shard in _shards(home):
+        inside = {name[len(below) :]: f"{shard}/{name}" for name in _index(shard) if name.startswith(below)}
+        if found.keys() & inside.keys():
+            raise DataError(f"{shard}{INDEX}: {min(found.keys() & inside.keys())} is in another shard too; pack again")
+        found |= inside
+    return found
+
+
+def _home(root: str) -> tuple[str, str]:
+    """`root`, or the nearest folder above it that is there, and the rest of `root` with a slash at its end."""
+    home, below = root.rstrip("/") or root or ".", ""
+    while not _is_there(home):
+        below = f"{os.path.basename(home)}/{below}"
+        home = os.path.dirname(home) or "."
+    return home, below
+
+
+def _is_there(folder: str) -> bool:
+    if storage.is_uri(folder):
+        return not storage.split(folder)[1] or storage.is_prefix(folder)
+    return folder in (".", "/") or os.path.isdir(folder)
+
+
+def _shards(home: str) -> list[str]:
+    try:
+        names = storage.children(home, start="shard-") if storage.is_uri(home) else os.listdir(home)
+    except OSError as error:
+        if isinstance(error, storage.StorageError):
+            raise
+        return []
+    found = sorted(match.groups() for name in names if (match := _INDEX.fullmatch(name)))
+    totals = {int(total) for _, total in found}
+    if len(totals) > 1:
+        raise DataError(f"{home}: holds shards of two packings ({sorted(totals)} shards); remove those of one")
+    missing = set(range(max(totals, default=0))) - {int(number) for number, _ in found}
+    if missing:
+        raise DataError(f"{home}: {len(missing)} of its {max(totals)} shards are missing, the first is number "
+                        f"{min(missing)}; copy it again, or pack again")  # fmt: skip
+    return [os.path.join(home, f"shard-{number}-of-{total}.tar") for number, total in found]
+
+
+def _bytes_of(shard: str, offset: int, size: int) -> bytes:
+    """The bytes of a span, or as many as there are."""
+    while True:
+        try:
+            with (storage.fetch(shard) if storage.is_uri(shard) else Path(shard)).open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except storage.StorageError:
+            raise
+        except OSError as error:
+            evicted = storage.is_uri(shard) and isinstance(error, FileNotFoundError)  # by another process just now
+            if not evicted:
+                raise DataError(f"{shard}: can not read the shard: {error.strerror}") from error
+
+
+def _index(shard: str) -> dict[str, Place]:
+    """The index of a shard, read once for as long as it does not change."""
+    path = shard + INDEX
+    if storage.is_uri(path):
+        return _parsed(path, storage.look(path))
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: can not read the index: {error.strerror}") from error
+    return _parsed(path, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@functools.cache
+def _parsed(path: str, version: object) -> dict[str, Place]:
+    data = storage.read(path) if storage.is_uri(path) else Path(path).read_bytes()
+    header, *lines = data.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+    entries = {}
+    for number, line in enumerate(lines, start=2):
+        offset, size, crc, name = (line.split(" ", 3) + [""] * 4)[:4]
+        leads_out = posixpath.normpath(f"/{name}") != f"/{name}"
+        if leads_out or not (offset.isdecimal() and size.isdecimal() and crc.isdecimal()):
+            raise DataError(f"{path}:{number}: not a line of an index, 'offset size crc32 name'; {_AGAIN}")
+        entries[name] = (int(offset), int(size), int(crc))
+    if header != _HEADER.format(len(entries)):
+        raise DataError(f"{path}: a truncated index, or none; {_AGAIN}")
+    return entries
+
+
+# ---- writing
+
+
+def pack(sizes: dict[str, int], contents: Callable[[str], bytes], folder: Path, limit: int) -> list[Path]:
+    """Pack files, in the order of their names, into shards; returns the shards. Earlier shards in the folder go.
+
+    Equal files give equal shards, byte by byte. Until the last shard is whole the folder is refused as incomplete.
+
+    Args:
+        sizes: name -> bytes, names relative with `/`.
+        contents: the contents of a name; called from several threads.
+        limit: bytes that a shard should not exceed, unless a single file does.
+
+    Raises:
+        DataError: a name with a line break.
+        OSError: the folder can not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("shard-*-of-*.tar*"), reverse=True):  # an index before its shard
+        old.unlink()
+    groups = list(_groups(sizes, limit))
+    shards = [folder / f"shard-{number:05d}-of-{len(groups):05d}.tar" for number in range(len(groups))]
+    for shard, names in zip(shards, groups, strict=True):
+        _write(shard, names, contents)
+    return shards
+
+
+def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    filled = 0
+    for name in sorted(sizes):
+        if "\n" in name or "\r" in name:
+            raise DataError(f"{name!r}: a line break in a file name can not stand in an index; rename the file")
+        if names and filled + sizes[name] > limit:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += sizes[name]
+    if names:
+        yield names
+
+
+def _write(shard: Path, names: list[str], contents: Callable[[str], bytes]) -> None:
+    lines = [_HEADER.format(len(names))]
+    with atomic_path(shard) as temporary, tarfile.open(temporary, "w") as tar, ThreadPool(storage.PARALLEL) as pool:
+        for start in range(0, len(names), _BATCH):
+            batch = names[start : start + _BATCH]
+            for name, data in zip(batch, pool.map(contents, batch), strict=True):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+                offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                lines.append(f"{offset} {len(data)} {zlib.crc32(data)} {name}")
+    with atomic_path(f"{shard}{INDEX}") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
