@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
-from stereo_core.orchestration.graph import (
+from stereo_core.orchestration.dag import (
     Argument,
     Component,
     Constant,
@@ -221,6 +221,8 @@ def _dag_task(
         parameters.append(m.Parameter(name=f"{port}-metadata", value=said))
         artifacts.append(_imported(producer, port, repository, values) if imported else _passed(source, port))
     given = m.Arguments(parameters=parameters or None, artifacts=artifacts or None)
+    if task.when or task.behind:
+        raise GraphError(f"task {task.name}: conditions and exit handlers are not supported on Argo")
     upstream = [f"{name}.Succeeded" for name in _steps_before(pipeline, task)]
     return m.DAGTask(
         name=task.name,

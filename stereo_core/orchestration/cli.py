@@ -12,7 +12,8 @@ import yaml
 
 from stereo_core import __version__
 from stereo_core.errors import UserError
-from stereo_core.orchestration.graph import GraphError, Pipeline, load_pipeline, parse
+from stereo_core.orchestration.dag import GraphError, Pipeline, parse
+from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import read_record
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from stereo_core.files import atomic_path, sha256_of
-from stereo_core.orchestration.graph import GraphError
+from stereo_core.orchestration.dag import GraphError
 
 SETTLED = 2_000_000_000  # ns; a file changed just now may change again without a new time
 

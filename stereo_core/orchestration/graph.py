@@ -1,210 +1,51 @@
-"""PipelineSpec IR (what KFP compiles a pipeline to) -> a small typed DAG.
+"""PipelineSpec IR (what KFP compiles a pipeline to) -> the DAG of dag.py.
 
 Read: container components, importers, constants, parameters, artifacts, resources, retry policies, and the Kubernetes
 platform document, of which this machine keeps the timeouts. What can not be expressed here is refused by its name
 rather than left out.
+
+The IR nests: a condition, a loop, the block of an exit handler and a pipeline in a pipeline are tasks with tasks
+inside. All of them become one flat level. A task takes over the conditions around it and those of what it depends on;
+a loop's tasks stand there once for each item, so its items must be known before the run. Tasks of a loop and of a
+pipeline in a pipeline have its name, and the item's number, before theirs: `for-loop-2-0-evaluate`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import yaml
 
-from stereo_core.errors import SpecError
 from stereo_core.launcher import plain
-
-
-class GraphError(SpecError):
-    """A pipeline that can not be read or run here, or arguments that do not fit it."""
-
-
-@dataclass(frozen=True)
-class Constant:
-    value: object
-
-
-@dataclass(frozen=True)
-class Argument:
-    """The value of a pipeline parameter."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Output:
-    """An output parameter or output artifact of another task."""
-
-    task: str
-    key: str
-
-
-Source = Constant | Argument | Output
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A typed value; `type` is the IR's: STRING, NUMBER_INTEGER, NUMBER_DOUBLE, BOOLEAN, LIST or STRUCT."""
-
-    name: str
-    type: str
-    required: bool = True
-    default: object = None
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class Port:
-    """An artifact that goes in or comes out."""
-
-    name: str
-    type: dict
-    required: bool = True
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class Container:
-    image: str
-    command: tuple[str, ...]
-    args: tuple[str, ...]
-    env: dict[str, str] = field(default_factory=dict)
-    accelerators: int = 0
-    resources: dict = field(default_factory=dict)  # as the IR has them: resourceCpuLimit, accelerator, ...
-
-
-@dataclass(frozen=True)
-class Importer:
-    """Makes an artifact of a URI: a constant, or the task's own parameter of that name."""
-
-    uri: Source
-    metadata: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Retry:
-    """How often a failed task runs again, and how many seconds it waits before."""
-
-    count: int = 0
-    backoff: float = 0.0
-    factor: float = 2.0
-    longest: float = 3600.0
-
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait after the failed attempt number `attempt` (from 1)."""
-        return min(self.longest, self.backoff * self.factor ** (attempt - 1))
-
-
-@dataclass(frozen=True)
-class Component:
-    """Signature and executor of a step."""
-
-    executor: Container | Importer
-    parameters: dict[str, Parameter]
-    artifacts: dict[str, Port]
-    output_parameters: dict[str, Parameter]
-    output_artifacts: dict[str, Port]
-
-
-@dataclass(frozen=True)
-class Task:
-    name: str
-    title: str
-    component: Component
-    parameters: dict[str, Source]
-    artifacts: dict[str, Output]
-    after: frozenset[str]
-    cache: bool = False
-    retry: Retry = Retry()
-    timeout: float | None = None
-    platform: dict = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Tasks in an order in which each comes after all that it needs."""
-
-    name: str
-    description: str
-    parameters: dict[str, Parameter]
-    tasks: dict[str, Task]
-
-    def arguments(self, given: dict[str, object], complete: bool = True) -> dict[str, object]:
-        """Defaults completed by `given`; values are checked against their types.
-
-        Unless all must be there (`complete`), a parameter without a value is left out.
-
-        Raises:
-            GraphError: an unknown or missing parameter, or a value of another type.
-        """
-        for name in given:
-            if name not in self.parameters:
-                near = difflib.get_close_matches(name, self.parameters, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
-                raise GraphError(f"pipeline {self.name}: unknown parameter {name}; {hint}")
-        missing = [p.name for p in self.parameters.values() if p.required and p.name not in given]
-        if missing and complete:
-            raise GraphError(f"pipeline {self.name}: parameters without a value: {', '.join(missing)}")
-        values = {p.name: p.default for p in self.parameters.values() if not p.required} | given
-        return {name: typed(self.parameters[name], value) for name, value in values.items()}
-
-
-# ---- values
-
-_READERS = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "STRING": str, "LIST": list, "STRUCT": dict}
-_WANTED = {
-    "NUMBER_INTEGER": "an integer",
-    "NUMBER_DOUBLE": "a number",
-    "BOOLEAN": "true or false",
-    "STRING": "text",
-    "LIST": "a list",
-    "STRUCT": "a mapping",
-}
-
-
-def typed(parameter: Parameter, value: object) -> object:
-    """`value` as the parameter's type; whole floats are integers (protobuf knows only doubles).
-
-    Raises:
-        GraphError: the value is of another type.
-    """
-    value = plain(value)
-    if parameter.type == "NUMBER_DOUBLE" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wanted = _READERS[parameter.type]
-    if value is None and not parameter.required:
-        return None
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise GraphError(f"parameter {parameter.name}: {_WANTED[parameter.type]} is wanted, not {value!r}")
-    return value
-
-
-def parse(parameter: Parameter, text: str) -> object:
-    """A value typed on a command line: text as it is, everything else as YAML (so also JSON).
-
-    Raises:
-        GraphError: the text is no such value.
-    """
-    if parameter.type == "STRING":
-        return text
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise GraphError(f"parameter {parameter.name}: {text!r} is no YAML: {error}") from None
-    if parameter.type == "NUMBER_DOUBLE" and isinstance(value, str):  # YAML 1.1 takes 1e-4 for text
-        try:
-            value = float(value)
-        except ValueError:
-            raise GraphError(f"parameter {parameter.name}: a number is wanted, not {text!r}") from None
-    return typed(parameter, value)
-
-
-# ---- reading
+from stereo_core.orchestration.dag import (
+    PLACEHOLDER,
+    READERS,
+    Argument,
+    Collected,
+    Comparison,
+    Component,
+    Constant,
+    Container,
+    Filled,
+    FinalStatus,
+    GraphError,
+    Importer,
+    OneOf,
+    Output,
+    Parameter,
+    Pipeline,
+    Port,
+    Retry,
+    Source,
+    Task,
+    outputs_in,
+    typed,
+)
 
 
 def load_pipeline(path: str | Path) -> Pipeline:
@@ -224,48 +65,369 @@ def load_pipeline(path: str | Path) -> Pipeline:
         raise GraphError(f"{path}: no compiled pipeline (PipelineSpec IR); `stereo-pipelines compile` writes them")
     platform = documents[1] if len(documents) > 1 else {}
     try:
-        return _pipeline(documents[0], platform)
+        return _pipeline(documents[0], platform, {})
     except GraphError as error:
         raise GraphError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise GraphError(f"{path}: malformed PipelineSpec: {type(error).__name__}: {error}") from None
 
 
-def _pipeline(spec: dict, platform: dict) -> Pipeline:
-    root = spec["root"]
+def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
+    """The pipeline with the tasks that loops over these arguments make; `load_pipeline` knows only the defaults.
+
+    Raises:
+        GraphError: an item lacks what the loop takes of it.
+    """
+    return _pipeline(pipeline.spec, pipeline.platform, arguments) if pipeline.loops else pipeline
+
+
+def _pipeline(spec: dict, platform: dict, arguments: dict[str, object]) -> Pipeline:
+    root, info = spec["root"], spec["pipelineInfo"]
     parameters, artifacts = _definitions(root.get("inputDefinitions", {}))
     required = [port.name for port in artifacts.values() if port.required]
     if required:
         raise GraphError(f"the pipeline takes artifacts ({', '.join(required)}); import them by URI (dsl.importer)")
-    placed = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
-    tasks = {name: _task(name, task, spec, parameters, placed) for name, task in root["dag"]["tasks"].items()}
-    for task in tasks.values():
-        for source in (*task.parameters.values(), *task.artifacts.values()):
-            if isinstance(source, Argument) and source.name not in parameters:
-                raise GraphError(f"task {task.name}: unknown pipeline parameter {source.name}")
-            if isinstance(source, Output):
-                _check_output(task, source, tasks)
-    try:
-        order = TopologicalSorter({task.name: task.after for task in tasks.values()}).static_order()
-        ordered = {name: tasks[name] for name in order}
-    except CycleError as error:
-        raise GraphError(f"tasks wait for each other: {' -> '.join(error.args[1])}") from None
-    info = spec["pipelineInfo"]
-    return Pipeline(info["name"], info.get("description", ""), parameters, ordered)
+    reader = _Reader(spec, platform, {p.name: p.default for p in parameters.values()} | arguments)
+    reader.level(root["dag"], _Scope(parameters={name: Argument(name) for name in parameters}))
+    tasks, loops = reader.tasks, frozenset(reader.loops)
+    return Pipeline(info["name"], info.get("description", ""), parameters, tasks, loops, spec, platform)
 
 
-def _check_output(task: Task, source: Output, tasks: dict[str, Task]) -> None:
-    producer = tasks.get(source.task)
-    known = {**producer.component.output_artifacts, **producer.component.output_parameters} if producer else {}
-    if source.key not in known:
-        raise GraphError(f"task {task.name}: there is no output {source.key} of a task {source.task}")
+@dataclass(frozen=True)
+class _Scope:
+    """A level of the pipeline: what its inputs stand for, and what its first tasks wait for (see `Task`)."""
+
+    prefix: str = ""
+    parameters: dict[str, Source] = field(default_factory=dict)
+    artifacts: dict[str, Source] = field(default_factory=dict)
+    after: frozenset[str] = frozenset()
+    behind: frozenset[str] = frozenset()
+    when: tuple[Comparison, ...] = ()
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A task or a group of tasks, as others at its level see it."""
+
+    tasks: tuple[str, ...]
+    ends: frozenset[str]  # of `tasks`, those that no other of them waits for
+    when: tuple[Comparison, ...]
+    outputs: dict[str, Source]
+
+
+class _Reader:
+    """Makes the flat `tasks`; `loops` are the pipeline parameters whose items are among them."""
+
+    def __init__(self, spec: dict, platform: dict, arguments: dict[str, object]):
+        self.spec = spec
+        self.placed = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+        self.arguments = arguments
+        self.tasks: dict[str, Task] = {}
+        self.loops: set[str] = set()
+
+    def level(self, dag: dict, scope: _Scope) -> dict[str, _Node]:
+        """All tasks of a level, each after all that it needs."""
+        waits = {name: set(_waits_for(item)) for name, item in dag["tasks"].items()}
+        for name, others in waits.items():
+            for other in others - waits.keys():
+                raise GraphError(f"task {scope.prefix}{name}: it waits for {other}, which is no task")
+        try:
+            order = list(TopologicalSorter(waits).static_order())
+        except CycleError as error:
+            raise GraphError(f"tasks wait for each other: {' -> '.join(error.args[1])}") from None
+        nodes: dict[str, _Node] = {}
+        for name in order:
+            nodes[name] = self.node(name, dag["tasks"][name], scope, nodes)
+        return nodes
+
+    def node(self, name: str, item: dict, scope: _Scope, nodes: dict[str, _Node]) -> _Node:
+        where = f"task {scope.prefix}{name}"
+        before = [nodes[other] for other in sorted(set(_waits_for(item)))]
+        trigger = item.get("triggerPolicy", {})
+        always = trigger.get("strategy", "") == "ALL_UPSTREAM_TASKS_COMPLETED"
+        component = self.spec["components"][item["componentRef"]["name"]]
+        inner = replace(
+            scope,
+            parameters=_parameters(where, item.get("inputs", {}).get("parameters", {}), scope, nodes),
+            artifacts=_artifacts(where, item.get("inputs", {}).get("artifacts", {}), scope, nodes),
+        )
+        if always:
+            inner = replace(inner, behind=frozenset(task for node in before for task in node.tasks))
+        elif before:
+            after = frozenset().union(*(node.ends for node in before))
+            inner = replace(
+                inner, after=after, behind=frozenset(), when=_united(scope.when, *(node.when for node in before))
+            )
+        if trigger.get("condition"):
+            inner = replace(inner, when=_united(inner.when, _condition(where, trigger["condition"], inner.parameters)))
+        if "dag" not in component:
+            leaves = any(_EXIT_HANDLER.fullmatch(other) for other in _waits_for(item))
+            return self.task(name, item, component, inner, exit=always and leaves)
+        if "retryPolicy" in item:
+            raise GraphError(f"{where}: retries of a pipeline in a pipeline are not supported; give them to its tasks")
+        inner = replace(inner, cache=scope.cache and item.get("cachingOptions", _CACHED).get("enableCache", False))
+        if "artifactIterator" in item:
+            raise GraphError(f"{where}: loops over artifacts are not supported")
+        if "parameterIterator" in item:
+            return self.loop(name, item, component, inner)
+        if not _BLOCK.fullmatch(name):  # a pipeline in a pipeline has names and defaults of its own
+            known, _ = _definitions(component.get("inputDefinitions", {}))
+            defaults = {p.name: Constant(p.default) for p in known.values() if not p.required}
+            inner = replace(inner, prefix=f"{scope.prefix}{name}-", parameters=defaults | inner.parameters)
+        return self.group(where, component["dag"], inner)
+
+    def group(self, where: str, dag: dict, scope: _Scope) -> _Node:
+        known = len(self.tasks)
+        nodes = self.level(dag, scope)
+        names = tuple(self.tasks)[known:]
+        waited = frozenset().union(*(self.tasks[name].after | self.tasks[name].behind for name in names))
+        ends = frozenset(names) - waited if names else scope.after
+        return _Node(names, ends, scope.when, dict(_outputs(where, dag, nodes)))
+
+    def loop(self, name: str, item: dict, component: dict, scope: _Scope) -> _Node:
+        """The tasks inside once for each item; of a limited loop, round n begins when round n - limit has ended."""
+        where = f"task {scope.prefix}{name}"
+        iterator, limit = item["parameterIterator"], int(item.get("iteratorPolicy", {}).get("parallelismLimit", 0))
+        rounds: list[_Node] = []
+        for index, value in enumerate(self.items(where, iterator["items"], scope)):
+            inner = replace(
+                scope,
+                prefix=f"{scope.prefix}{name}-{index}-",
+                parameters=scope.parameters | {iterator["itemInput"]: Constant(value)},
+            )
+            if limit and index >= limit:
+                inner = replace(inner, behind=inner.behind | frozenset(rounds[index - limit].tasks))
+            rounds.append(self.group(where, component["dag"], inner))
+        outputs = {}
+        for kind in component["dag"].get("outputs", {}).values():
+            for key in kind:
+                outputs[key] = Collected(tuple(node.outputs[key] for node in rounds))
+                if any(isinstance(part, Collected) for part in outputs[key].rounds):
+                    raise GraphError(f"{where}: dsl.Collected of a loop in a loop is not supported")
+        tasks = tuple(task for node in rounds for task in node.tasks)
+        ends = frozenset().union(*(node.ends for node in rounds)) if tasks else scope.after
+        return _Node(tasks, ends, scope.when, outputs)
+
+    def items(self, where: str, items: dict, scope: _Scope) -> list:
+        if "raw" in items:
+            return json.loads(items["raw"])
+        source = scope.parameters.get(items["inputParameter"])
+        value = None
+        if isinstance(source, Constant):
+            value = source.value
+        elif isinstance(source, Argument):
+            self.loops.add(source.name)
+            value = self.arguments[source.name] or []
+        if not isinstance(value, list):
+            raise GraphError(f"{where}: a loop wants a list that is known before the run: text or a pipeline parameter")
+        return value
+
+    def task(self, name: str, item: dict, component: dict, scope: _Scope, exit: bool) -> _Node:
+        full = scope.prefix + name
+        if full in self.tasks:
+            raise GraphError(f"task {full}: two tasks would have this name; rename one of them or its pipeline")
+        platform = self.placed.get(component["executorLabel"], {})
+        step = _component(full, component, self.spec)
+        parameters, artifacts = _inputs(full, step, item.get("inputs", {}), scope)
+        taken = {output.task for source in (*parameters.values(), *artifacts.values()) for output in outputs_in(source)}
+        asked = {o.task for test in scope.when for side in (test.left, test.right) for o in outputs_in(side)}
+        policy = item.get("retryPolicy", {})
+        title = item.get("taskInfo", {}).get("name") or name
+        self.tasks[full] = Task(
+            name=full,
+            title=full if title == name else title,
+            component=step,
+            parameters=parameters,
+            artifacts=artifacts,
+            after=(scope.after | taken | asked) - scope.behind,
+            behind=scope.behind,
+            when=scope.when,
+            exit=exit,
+            cache=scope.cache and item.get("cachingOptions", {}).get("enableCache", False),
+            retry=Retry(
+                int(policy.get("maxRetryCount", 0)),
+                _seconds(policy.get("backoffDuration", "0s")),
+                float(policy.get("backoffFactor", 2.0)),
+                _seconds(policy.get("backoffMaxDuration", "3600s")),
+            ),
+            timeout=float(platform["activeDeadlineSeconds"]) if "activeDeadlineSeconds" in platform else None,
+            platform=platform,
+        )
+        keys = (*step.output_parameters, *step.output_artifacts)
+        return _Node((full,), frozenset({full}), scope.when, {key: Output(full, key) for key in keys})
+
+
+# tasks that KFP makes of blocks of the DSL; the names inside are unique in the whole pipeline
+_BLOCK = re.compile(r"(condition|condition-branches|exit-handler)-\d+")
+_CACHED = {"enableCache": True}  # what a block says that says nothing
+_EXIT_HANDLER = re.compile(r"exit-handler-\d+")
+
+
+def _waits_for(item: dict) -> Iterator[str]:
+    yield from item.get("dependentTasks", ())
+    inputs = item.get("inputs", {})
+    for source in (*inputs.get("parameters", {}).values(), *inputs.get("artifacts", {}).values()):
+        for kind in ("taskOutputParameter", "taskOutputArtifact", "taskFinalStatus"):
+            if kind in source:
+                yield source[kind]["producerTask"]
+
+
+def _united(*parts: Iterable[Comparison]) -> tuple[Comparison, ...]:
+    """All comparisons once, in their order: those further out come first."""
+    found: list[Comparison] = []
+    for comparison in (comparison for part in parts for comparison in part):
+        if comparison not in found:
+            found.append(comparison)
+    return tuple(found)
+
+
+# ---- sources
+
+
+def _parameters(where: str, items: dict, scope: _Scope, nodes: dict[str, _Node]) -> dict[str, Source]:
+    """What a task's parameters are; one that takes an input which the level was not given is left out."""
+    found: dict[str, Source] = {}
+    for key, item in items.items():
+        if "constant" in item.get("runtimeValue", {}):
+            continue
+        source = _parameter(where, key, item, scope, nodes)
+        if source is not None:
+            found[key] = _selected(where, key, source, item)
+    for key, item in items.items():
+        if "constant" in item.get("runtimeValue", {}):
+            found[key] = _constant(where, key, plain(item["runtimeValue"]["constant"]), found)
+    return found
+
+
+def _parameter(where: str, key: str, item: dict, scope: _Scope, nodes: dict[str, _Node]) -> Source | None:
+    if "componentInputParameter" in item:
+        return scope.parameters.get(item["componentInputParameter"])
+    if "taskOutputParameter" in item:
+        output = item["taskOutputParameter"]
+        return _output(where, nodes, output["producerTask"], output["outputParameterKey"])
+    if "taskFinalStatus" in item:
+        group = item["taskFinalStatus"]["producerTask"]
+        return FinalStatus(group, nodes[group].tasks)
+    raise GraphError(f"{where}: parameter {key} takes {_first(item)}, which is not supported by this engine")
+
+
+def _selected(where: str, key: str, source: Source, item: dict) -> Source:
+    """A part of a loop's item: `parseJson(string_value)["name"]`."""
+    if "parameterExpressionSelector" not in item:
+        return source
+    found = re.fullmatch(r'parseJson\(string_value\)\["(.*)"\]', item["parameterExpressionSelector"])
+    if not found or not isinstance(source, Constant):
+        raise GraphError(f"{where}: parameter {key} uses a selector (part of a value), which is not supported")
+    if not isinstance(source.value, dict) or found[1] not in source.value:
+        raise GraphError(f"{where}: parameter {key} takes {found[1]} of an item that has none: {source.value!r}")
+    return Constant(source.value[found[1]])
+
+
+def _constant(where: str, key: str, value: object, inputs: dict[str, Source]) -> Constant | Filled:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    names = set(PLACEHOLDER.findall(text))
+    for other in re.findall(r"\{\{\$.*?\}\}", PLACEHOLDER.sub("", text)):
+        raise GraphError(f"{where}: parameter {key}: placeholder {other} is not supported by this engine")
+    for name in names - inputs.keys():
+        raise GraphError(f"{where}: parameter {key}: there is no input {name} to fill in")
+    return Filled(value, {name: inputs[name] for name in sorted(names)}) if names else Constant(value)
+
+
+def _artifacts(where: str, items: dict, scope: _Scope, nodes: dict[str, _Node]) -> dict[str, Source]:
+    found = {}
+    for key, item in items.items():
+        if "taskOutputArtifact" in item:
+            output = item["taskOutputArtifact"]
+            found[key] = _output(where, nodes, output["producerTask"], output["outputArtifactKey"])
+        elif "componentInputArtifact" not in item:
+            raise GraphError(f"{where}: input {key} takes {_first(item)}, which is not supported by this engine")
+        elif item["componentInputArtifact"] in scope.artifacts:
+            found[key] = scope.artifacts[item["componentInputArtifact"]]
+    return found
+
+
+def _output(where: str, nodes: dict[str, _Node], producer: str, key: str) -> Source:
+    if key not in nodes[producer].outputs:
+        raise GraphError(f"{where}: there is no output {key} of a task {producer}")
+    return nodes[producer].outputs[key]
+
+
+def _outputs(where: str, dag: dict, nodes: dict[str, _Node]) -> Iterator[tuple[str, Source]]:
+    """What a group gives: an output of a task inside, or (dsl.OneOf) of the first of several that has run."""
+    for key, item in dag.get("outputs", {}).get("parameters", {}).items():
+        one = item.get("valueFromParameter")
+        chosen = [one] if one else item["valueFromOneof"]["parameterSelectors"]
+        yield key, _one_of(where, nodes, [(s["producerSubtask"], s["outputParameterKey"]) for s in chosen])
+    for key, item in dag.get("outputs", {}).get("artifacts", {}).items():
+        chosen = item["artifactSelectors"]
+        yield key, _one_of(where, nodes, [(s["producerSubtask"], s["outputArtifactKey"]) for s in chosen])
+
+
+def _one_of(where: str, nodes: dict[str, _Node], outputs: list[tuple[str, str]]) -> Source:
+    sources = [_output(where, nodes, producer, key) for producer, key in outputs]
+    if len(sources) == 1:
+        return sources[0]
+    options = [o for source in sources for o in (source.options if isinstance(source, OneOf) else (source,))]
+    if not all(isinstance(option, Output) for option in options):
+        raise GraphError(f"{where}: dsl.OneOf of what dsl.Collected gives is not supported")
+    return OneOf(tuple(options))
+
+
+def _inputs(name: str, step: Component, items: dict, scope: _Scope) -> tuple[dict[str, Source], dict[str, Source]]:
+    """The inputs that a step declares and was given; KFP also lists those that only its constants take."""
+    parameters = {}
+    for key in items.get("parameters", {}).keys() & step.parameters.keys():
+        if key not in scope.parameters:
+            raise GraphError(f"task {name}: parameter {key} takes a pipeline parameter that there is not")
+        if scope.parameters[key] != Constant(None):  # an input of its pipeline that was not given
+            parameters[key] = scope.parameters[key]
+    for key in items.get("artifacts", {}).keys() - scope.artifacts.keys():
+        if step.artifacts[key].required:
+            raise GraphError(f"task {name}: input {key} takes an artifact that the pipeline was not given")
+    return {key: parameters[key] for key in step.parameters if key in parameters}, scope.artifacts
+
+
+# ---- conditions
+
+_REFERENCE = r"inputs\.parameter_values\['[^']+'\]"
+_OPERAND = rf"(?:int|double)\((?:{_REFERENCE}|[-+.\w]+)\)|{_REFERENCE}|[-+.\w]+|'.*?'(?=$|\)$| && |\) && )"
+_COMPARISON = re.compile(rf"(!\()?({_OPERAND}) (==|!=|<=|>=|<|>) ({_OPERAND})(\))?(?: && |$)", re.DOTALL)
+
+
+def _condition(where: str, text: str, inputs: dict[str, Source]) -> Iterator[Comparison]:
+    """`a == b`, and for dsl.Elif and dsl.Else `!(a == b) && c == d`. KFP does not escape quotes in texts."""
+    position = 0
+    while position < len(text):
+        found = _COMPARISON.match(text, position)
+        if not found or bool(found[1]) != bool(found[5]):
+            raise GraphError(f"{where}: the condition {text} can not be read")
+        left, right = (_operand(where, found[side], inputs) for side in (2, 4))
+        said = re.sub(r"inputs\.parameter_values\['(?:pipelinechannel--)?([^']+)'\]", r"\1", found[0])
+        yield Comparison(left, found[3], right, bool(found[1]), said.removesuffix(" && "))
+        position = found.end()
+
+
+def _operand(where: str, text: str, inputs: dict[str, Source]) -> Source:
+    if text.startswith("'"):
+        return Constant(text[1:-1])
+    text = re.sub(r"^(?:int|double)\((.*)\)$", r"\1", text)
+    name = re.fullmatch(r"inputs\.parameter_values\['([^']+)'\]", text)
+    if not name:
+        return Constant(json.loads(text))
+    if name[1] not in inputs:
+        raise GraphError(f"{where}: its condition takes {name[1]}, which is no input of it")
+    return inputs[name[1]]
+
+
+# ---- definitions and executors
 
 
 def _definitions(section: dict) -> tuple[dict[str, Parameter], dict[str, Port]]:
     parameters = {}
     for name, item in section.get("parameters", {}).items():
         kind = item["parameterType"]
-        if kind not in _READERS:
+        if kind not in READERS:
             raise GraphError(f"parameter {name}: type {kind} is not supported")
         optional = item.get("isOptional", False) or "defaultValue" in item
         parameter = Parameter(name, kind, not optional, None, item.get("description", ""))
@@ -274,75 +436,12 @@ def _definitions(section: dict) -> tuple[dict[str, Parameter], dict[str, Port]]:
         parameters[name] = parameter
     ports = {}
     for name, item in section.get("artifacts", {}).items():
-        if item.get("isArtifactList"):
-            raise GraphError(f"artifact {name}: lists of artifacts are not supported")
-        optional = item.get("isOptional", False)
-        ports[name] = Port(name, item["artifactType"], not optional, item.get("description", ""))
+        optional, many = item.get("isOptional", False), item.get("isArtifactList", False)
+        ports[name] = Port(name, item["artifactType"], not optional, item.get("description", ""), many)
     return parameters, ports
 
 
-def _task(name: str, task: dict, spec: dict, known: dict[str, Parameter], placed: dict[str, dict]) -> Task:
-    for key, word in (
-        ("parameterIterator", "loops (dsl.ParallelFor)"),
-        ("artifactIterator", "loops (dsl.ParallelFor)"),
-        ("iteratorPolicy", "loops (dsl.ParallelFor)"),
-    ):
-        if key in task:
-            raise GraphError(f"task {name}: {word} are not supported by this engine")
-    trigger = task.get("triggerPolicy", {})
-    if trigger.get("condition"):
-        raise GraphError(f"task {name}: conditions (dsl.If) are not supported by this engine")
-    if trigger.get("strategy", "TRIGGER_STRATEGY_UNSPECIFIED") == "ALL_UPSTREAM_TASKS_COMPLETED":
-        raise GraphError(f"task {name}: exit handlers and ignored failures are not supported by this engine")
-    reference = task["componentRef"]["name"]
-    component = _component(name, spec["components"][reference], spec)
-    inputs = task.get("inputs", {})
-    parameters = {key: _parameter_source(name, key, item) for key, item in inputs.get("parameters", {}).items()}
-    artifacts = {}
-    for key, item in inputs.get("artifacts", {}).items():
-        if "taskOutputArtifact" in item:
-            output = item["taskOutputArtifact"]
-            artifacts[key] = Output(output["producerTask"], output["outputArtifactKey"])
-        elif "componentInputArtifact" not in item or component.artifacts[key].required:
-            raise GraphError(f"task {name}: input {key} takes {_first(item)}, which is not supported by this engine")
-    produced = {s.task for s in (*parameters.values(), *artifacts.values()) if isinstance(s, Output)}
-    policy = task.get("retryPolicy", {})
-    platform = placed.get(spec["components"][reference]["executorLabel"], {})
-    return Task(
-        name=name,
-        title=task.get("taskInfo", {}).get("name") or name,
-        component=component,
-        parameters=parameters,
-        artifacts=artifacts,
-        after=frozenset(task.get("dependentTasks", ())) | produced,
-        cache=task.get("cachingOptions", {}).get("enableCache", False),
-        retry=Retry(
-            int(policy.get("maxRetryCount", 0)),
-            _seconds(policy.get("backoffDuration", "0s")),
-            float(policy.get("backoffFactor", 2.0)),
-            _seconds(policy.get("backoffMaxDuration", "3600s")),
-        ),
-        timeout=float(platform["activeDeadlineSeconds"]) if "activeDeadlineSeconds" in platform else None,
-        platform=platform,
-    )
-
-
-def _parameter_source(task: str, key: str, item: dict) -> Source:
-    if "parameterExpressionSelector" in item:
-        raise GraphError(f"task {task}: parameter {key} uses a selector (part of a value), which is not supported")
-    if "runtimeValue" in item and "constant" in item["runtimeValue"]:
-        return Constant(plain(item["runtimeValue"]["constant"]))
-    if "componentInputParameter" in item:
-        return Argument(item["componentInputParameter"])
-    if "taskOutputParameter" in item:
-        output = item["taskOutputParameter"]
-        return Output(output["producerTask"], output["outputParameterKey"])
-    raise GraphError(f"task {task}: parameter {key} takes {_first(item)}, which is not supported by this engine")
-
-
 def _component(task: str, component: dict, spec: dict) -> Component:
-    if "dag" in component:
-        raise GraphError(f"task {task}: pipelines in pipelines, conditions and loops are not supported by this engine")
     executor = spec["deploymentSpec"]["executors"][component["executorLabel"]]
     parameters, artifacts = _definitions(component.get("inputDefinitions", {}))
     output_parameters, output_artifacts = _definitions(component.get("outputDefinitions", {}))

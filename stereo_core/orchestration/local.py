@@ -16,6 +16,9 @@ last attempt left in its folder; one whose inputs changed starts in an empty fol
 A task is tried again, as its retry policy says, when its exit code tells of an interruption or of a GPU that failed;
 other failures would come back. Tasks that ask for accelerators take GPUs of CUDA_VISIBLE_DEVICES, or of the machine,
 for themselves; tasks that ask for none see all of them. An empty CUDA_VISIBLE_DEVICES runs every task without.
+
+A task whose condition (dsl.If) does not hold is skipped, and so is all that depends on it or on a task that failed.
+Exit handlers run when what they watch has ended, after a failure and a cancellation too, and are never taken over.
 """
 
 from __future__ import annotations
@@ -41,22 +44,29 @@ from pathlib import Path
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.files import sha256_of
 from stereo_core.launcher import local_path, plain, size_of
-from stereo_core.orchestration.digests import Digests
-from stereo_core.orchestration.graph import (
+from stereo_core.orchestration.dag import (
     Argument,
+    Collected,
     Constant,
     Container,
+    Filled,
+    FinalStatus,
     GraphError,
     Importer,
-    Output,
+    OneOf,
     Pipeline,
     Source,
     Task,
+    filled,
+    outputs_in,
     typed,
 )
+from stereo_core.orchestration.digests import Digests
+from stereo_core.orchestration.graph import unrolled
 from stereo_core.orchestration.record import DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
 
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
+LAST = 60.0  # seconds that an exit handler of a cancelled run has
 USER_ERROR = 2
 # Exit codes worth another try: a GPU that failed, Ctrl-C, SIGKILL and SIGTERM as a shell and as Python tell them.
 INTERRUPTED = (*WORTH_ANOTHER_TRY, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
@@ -94,15 +104,16 @@ class LocalRun:
         only: str | None = None,
         on_change: Callable[[Record], None] = lambda record: None,
     ):
-        self.pipeline = pipeline
+        arguments = pipeline.arguments(arguments)
+        self.pipeline = pipeline = unrolled(pipeline, arguments)
         self.parallel = parallel or len(os.sched_getaffinity(0))
         self.gpus = visible_gpus()
         self._path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         for task in pipeline.tasks.values():
             self._check_machine(task)
         folder = Path(folder).resolve()
-        tasks = {name: TaskRun(title=task.title, after=sorted(task.after)) for name, task in pipeline.tasks.items()}
-        self.record = Record(folder, pipeline.name, tasks, pipeline.arguments(arguments), started=now())
+        tasks = {name: _waiting(task) for name, task in pipeline.tasks.items()}
+        self.record = Record(folder, pipeline.name, tasks, arguments, started=now())
         self._before = self._tasks_before()
         self._scope = set(tasks) if only is None else {only}
         self._again = self._steps_to_repeat(fresh, from_step, only)
@@ -110,6 +121,7 @@ class LocalRun:
         self._digests = Digests(folder / "digests.json")
         self._lock = threading.RLock()
         self._stop = threading.Event()
+        self._cancelled = False
         self._on_change = on_change
         if only is not None:
             self._keep_the_others(only)
@@ -142,13 +154,13 @@ class LocalRun:
         again = {only} if only else {from_step} if from_step else set()
         if from_step:
             for name, task in self.pipeline.tasks.items():  # in an order in which each comes after all that it needs
-                again |= {name} if task.after & again else set()
+                again |= {name} if (task.after | task.behind) & again else set()
         return again
 
     def _keep_the_others(self, only: str) -> None:
         for name in self.tasks.keys() - self._scope:
             self.tasks[name] = self._before.get(name) or replace(self.tasks[name], state="stopped")
-        lacking = sorted(name for name in self.pipeline.tasks[only].after if self.tasks[name].state not in DONE)
+        lacking = sorted(name for name in self.pipeline.tasks[only].after if not self.tasks[name].lets_on())
         if lacking:
             raise GraphError(
                 f"--only {only}: it needs {', '.join(lacking)}, of which {self.folder} holds no result;"
@@ -207,26 +219,11 @@ class LocalRun:
     def _execute(self) -> int:
         pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="task")
         running: dict[Future, str] = {}
-        free = list(self.gpus)
         try:
             self._change()
-            while not all(self.tasks[name].state in ENDED for name in self._scope):
-                for name in self._ready():
-                    task = self.pipeline.tasks[name]
-                    wanted = self._slots(task)
-                    if len(running) == self.parallel or wanted > len(free):
-                        continue
-                    gpus, free = free[:wanted], free[wanted:]
-                    self._change(name, state="running", started=now(), gpus=gpus)
-                    running[pool.submit(self._run_task, task)] = name
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    free += self.tasks[running.pop(future)].gpus
-                    future.result()
+            self._schedule(pool, running)
         except KeyboardInterrupt:
-            self._stop.set()
-            wait(running)
-            self._finish("stopped")
+            self._cancel(pool, running)
             raise
         finally:
             self._stop.set()
@@ -237,24 +234,66 @@ class LocalRun:
             return 0
         return USER_ERROR if all(run.exit_code == USER_ERROR for run in failed) else 1
 
+    def _schedule(self, pool: ThreadPoolExecutor, running: dict[Future, str]) -> None:
+        """Run tasks until all have ended; `running` holds those that are at it."""
+        free = list(self.gpus)
+        while not all(self.tasks[name].state in ENDED for name in self._scope):
+            for name in self._ready():
+                task = self.pipeline.tasks[name]
+                wanted = self._slots(task)
+                if len(running) == self.parallel or wanted > len(free):
+                    continue
+                gpus, free = free[:wanted], free[wanted:]
+                self._change(name, state="running", started=now(), gpus=gpus)
+                running[pool.submit(self._run_task, task)] = name
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                free += self.tasks[running.pop(future)].gpus
+                future.result()
+
+    def _cancel(self, pool: ThreadPoolExecutor, running: dict[Future, str]) -> None:
+        """Stop what runs, leave what waits, then let the exit handlers run that have not."""
+        self._stop.set()
+        wait(running)
+        running.clear()
+        for name, task in self.pipeline.tasks.items():
+            if self.tasks[name].state not in ENDED and not task.exit:
+                self._change(name, state="stopped")
+        self._cancelled = True
+        self._stop.clear()
+        self._schedule(pool, running)
+        self._finish("stopped")
+
     def _slots(self, task: Task) -> int:
         """GPUs that a task takes for itself."""
         executor = task.component.executor
         return executor.accelerators if self.gpus and isinstance(executor, Container) else 0
 
     def _ready(self) -> list[str]:
-        """Waiting tasks whose predecessors are done; those behind a failed one are marked as skipped on the way."""
+        """Waiting tasks that may run now; those that will not are marked as skipped on the way."""
         ready = []
         for name, task in self.pipeline.tasks.items():
             if name not in self._scope or self.tasks[name].state != "waiting":
                 continue
-            states = {other: self.tasks[other].state for other in task.after}
-            broken = [other for other, state in states.items() if state in ("failed", "skipped", "stopped")]
+            ended = {other for other in task.after | task.behind if self.tasks[other].state in ENDED}
+            broken = sorted(other for other in task.after & ended if not self.tasks[other].lets_on())
             if broken:
-                self._change(name, state="skipped", message=f"needs {', '.join(sorted(broken))}")
-            elif all(state in DONE for state in states.values()):
+                self._change(name, state="skipped", message=f"needs {', '.join(broken)}")
+            elif len(ended) == len(task.after | task.behind) and self._is_wanted(task):
                 ready.append(name)
         return ready
+
+    def _is_wanted(self, task: Task) -> bool:
+        """Whether the task's condition holds; where it does not, or can not be told, that is the task's end."""
+        try:
+            false = next((test.text for test in task.when if not test.holds(self._value)), None)
+        except GraphError as error:
+            self._change(task.name, state="failed", exit_code=USER_ERROR, message=str(error))
+            return False
+        if false is not None:
+            shutil.rmtree(self.folder / "tasks" / task.name, ignore_errors=True)  # of a run in which it held
+            self._change(task.name, state="skipped", left_out=True, message=f"its condition does not hold: {false}")
+        return false is None
 
     def _finish(self, state: str) -> None:
         with self._lock:
@@ -289,10 +328,10 @@ class LocalRun:
         parameters = self._parameters(task)
         if isinstance(task.component.executor, Importer):
             return {"state": "succeeded", "artifacts": self._import(task, parameters)}
-        inputs = {port: self._made(source) for port, source in task.artifacts.items()}
+        inputs = {port: self._made(source) for port, source in task.artifacts.items() if self._is_there(source)}
         key = _key(task.component.executor, parameters, inputs)
         before = None if self._fresh else self._before.get(task.name)
-        whole = before is not None and before.state in DONE
+        whole = before is not None and before.state in DONE and not task.exit
         if whole and before.key == key and task.name not in self._again and self._unchanged(before):
             kept = {"parameters": before.parameters, "artifacts": before.artifacts}
             return {"state": "reused", "key": key, "exit_code": 0, "attempts": before.attempts, **kept}
@@ -315,26 +354,57 @@ class LocalRun:
         return {"state": "failed", "exit_code": code, "message": why}
 
     def _parameters(self, task: Task) -> dict[str, object]:
-        """The task's parameters: wired or default; placeholders inside constants are filled in."""
-        values = {p.name: p.default for p in task.component.parameters.values() if p.default is not None}
-        values |= {name: self._value(source) for name, source in task.parameters.items()}
-        filled = {}
-        for name, value in values.items():
-            if isinstance(value, str) and isinstance(task.parameters.get(name), Constant):
-                value = _fill(value, {"inputs": {"parameterValues": values}}, task.name)
-            filled[name] = value
+        """The task's parameters: wired or default; the default too where a task that it runs after did not end well."""
         declared = task.component.parameters
-        return {name: typed(declared[name], value) if name in declared else value for name, value in filled.items()}
+        values = {p.name: p.default for p in declared.values() if p.default is not None}
+        for name, source in task.parameters.items():
+            if self._is_there(source) or declared[name].required:
+                values[name] = self._value(source)
+        return {name: typed(declared[name], value) for name, value in values.items()}
+
+    def _is_there(self, source: Source) -> bool:
+        """Whether the outputs that a source takes were made."""
+        there = [self.tasks[output.task].state in DONE for output in outputs_in(source)]
+        return isinstance(source, Collected) or (any(there) if isinstance(source, OneOf) else all(there))
 
     def _value(self, source: Source) -> object:
-        if isinstance(source, Constant):
-            return source.value
-        if isinstance(source, Argument):
-            return self.record.arguments[source.name]
+        match source:
+            case Constant(value=value):
+                return value
+            case Argument(name=name):
+                return self.record.arguments[name]
+            case Filled(value=value, inputs=inputs):
+                return filled(value, {name: self._value(inner) for name, inner in inputs.items()})
+            case OneOf(options=options):
+                return self._value(next((option for option in options if self._is_there(option)), options[0]))
+            case Collected(rounds=rounds):
+                return [self._value(inner) for inner in rounds if self._is_there(inner)]
+            case FinalStatus():
+                return self._final_status(source)
+        if source.key not in self.tasks[source.task].parameters:
+            raise GraphError(f"task {source.task} ({self.tasks[source.task].state}) gave no parameter {source.key}")
         return self.tasks[source.task].parameters[source.key]
 
-    def _made(self, source: Output) -> Made:
-        return self.tasks[source.task].artifacts[source.key]
+    def _made(self, source: Source) -> list[Made]:
+        match source:
+            case OneOf(options=options):
+                return self._made(next(option for option in options if self._is_there(option)))
+            case Collected(rounds=rounds):
+                return [made for inner in rounds if self._is_there(inner) for made in self._made(inner)]
+        return [self.tasks[source.task].artifacts[source.key]]
+
+    def _final_status(self, source: FinalStatus) -> dict:
+        """In KFP's words; a cancelled run is told as such, whatever failed before."""
+        bad = {name: self.tasks[name] for name in source.tasks if self.tasks[name].state in ("failed", "stopped")}
+        state = "CANCELLED" if self._cancelled else "FAILED" if bad else "SUCCEEDED"
+        code = max((run.exit_code or 0 for run in bad.values()), default=0)
+        reasons = [f"{name} {run.state}" + (f": {run.message}" if run.message else "") for name, run in bad.items()]
+        return {
+            "state": state,
+            "pipelineJobResourceName": f"{self.pipeline.name} in {self.folder}",
+            "pipelineTaskName": source.group,
+            "error": {"code": code, "message": "; ".join(reasons)},
+        }
 
     def _import(self, task: Task, parameters: dict) -> dict[str, Made]:
         importer = task.component.executor
@@ -355,20 +425,24 @@ class LocalRun:
             return ""
         return self._digests.sha256_of(path) if Path(made.path).is_absolute() else sha256_of(path)
 
-    def _executor_input(self, task: Task, place: Path, parameters: dict, inputs: dict[str, Made]) -> dict:
+    def _executor_input(self, task: Task, place: Path, parameters: dict, inputs: dict[str, list[Made]]) -> dict:
         def message(name: str, kind: dict, path: Path, metadata: dict) -> dict:
-            return {"artifacts": [{"name": name, "type": kind, "uri": str(path), "metadata": metadata}]}
+            return {"name": name, "type": kind, "uri": str(path), "metadata": metadata}
 
         component = task.component
         return {
             "inputs": {
                 "parameterValues": parameters,
-                "artifacts": {p: message(p, m.type, self.folder / m.path, m.metadata) for p, m in inputs.items()},
+                "artifacts": {
+                    p: {"artifacts": [message(p, m.type, self.folder / m.path, m.metadata) for m in made]}
+                    for p, made in inputs.items()
+                },
             },
             "outputs": {
                 "parameters": {p: {"outputFile": str(place / p)} for p in component.output_parameters},
                 "artifacts": {
-                    p.name: message(p.name, p.type, place / p.name, {}) for p in component.output_artifacts.values()
+                    p.name: {"artifacts": [message(p.name, p.type, place / p.name, {})]}
+                    for p in component.output_artifacts.values()
                 },
                 "outputFile": str(place / "executor_output.json"),
             },
@@ -381,7 +455,8 @@ class LocalRun:
         environment = {**os.environ, "PATH": self._path, **container.env, MARK: str(self.folder)}
         if self.tasks[task.name].gpus:
             environment[GPUS] = ",".join(self.tasks[task.name].gpus)
-        deadline = time.monotonic() + task.timeout if task.timeout else None
+        limit = min(task.timeout or LAST, LAST) if self._cancelled else task.timeout
+        deadline = time.monotonic() + limit if limit else None
         (place / "executor_output.json").unlink(missing_ok=True)
         with (place / "log.txt").open("ab") as log:
             process = subprocess.Popen(
@@ -395,7 +470,7 @@ class LocalRun:
             while process.poll() is None:
                 if self._stop.is_set() or (deadline and time.monotonic() > deadline):
                     _end(process)
-                    why = "stopped" if self._stop.is_set() else f"stopped after {task.timeout:g} s (its time limit)"
+                    why = "stopped" if self._stop.is_set() else f"stopped after {limit:g} s (its time limit)"
                     return process.returncode or 1, why
                 time.sleep(0.05)
         return process.returncode, f"exit code {process.returncode}"
@@ -441,14 +516,19 @@ class LocalRun:
             )
 
 
-def _key(container: Container, parameters: dict, inputs: dict[str, Made]) -> str:
+def _waiting(task: Task) -> TaskRun:
+    condition = " and ".join(test.text for test in task.when)
+    return TaskRun(title=task.title, after=sorted(task.after | task.behind), condition=condition)
+
+
+def _key(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
     """What a task's outputs depend on, as one digest; paths are no part of it."""
     what = {
         "image": container.image,
         "command": [*container.command, *container.args],
         "env": container.env,
         "parameters": parameters,
-        "artifacts": {port: [made.sha256, made.type, made.metadata] for port, made in inputs.items()},
+        "artifacts": {port: [[m.sha256, m.type, m.metadata] for m in made] for port, made in inputs.items()},
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

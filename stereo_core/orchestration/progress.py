@@ -93,7 +93,7 @@ def _console(console: Console | None) -> Console:
 
 
 def summary(run: Record, console: Console | None = None) -> None:
-    """Print the steps (state, time, exit code, artifacts), the metrics, and the end of each failed step's log."""
+    """Print the steps (state, time, exit code, artifacts), why some were skipped, the metrics, the ends of failed logs."""
     console = _console(console)
     title = f"{run.pipeline} in {run.folder}"
     table = Table("step", "state", "time", "exit code", "artifact", "size", title=title)
@@ -103,6 +103,9 @@ def summary(run: Record, console: Console | None = None) -> None:
             head = (run.label(name), _state(task), _seconds(task), _code(task)) if i == 0 else ("",) * 4
             table.add_row(*head, port, size(made.bytes) if made else "")
     console.print(table)
+    for name, task in run.tasks.items():
+        if task.state == "skipped":
+            console.print(f"{name} skipped: {task.message}", highlight=False, markup=False, soft_wrap=True)
     measured = metrics_table(run)
     if measured:
         table = Table(*measured.columns, title=measured.title)

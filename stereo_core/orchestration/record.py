@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from stereo_core.files import atomic_path
-from stereo_core.orchestration.graph import GraphError
+from stereo_core.orchestration.dag import GraphError
 
 FILE, LOCK = "run.json", ".lock"
 DONE = ("succeeded", "reused")
@@ -34,6 +34,8 @@ class TaskRun:
     state: str = "waiting"
     title: str = ""
     after: list[str] = field(default_factory=list)
+    condition: str = ""
+    left_out: bool = False  # skipped because its condition does not hold
     message: str = ""
     key: str = ""
     attempts: int = 0
@@ -43,6 +45,10 @@ class TaskRun:
     gpus: list[str] = field(default_factory=list)
     parameters: dict = field(default_factory=dict)
     artifacts: dict[str, Made] = field(default_factory=dict)
+
+    def lets_on(self) -> bool:
+        """Whether tasks that come after this one may run."""
+        return self.state in DONE or self.left_out
 
 
 @dataclass

@@ -1,22 +1,29 @@
 """PipelineSpec IR -> graph: what is read is right, what can not be run is refused by name."""
 
+from typing import List  # noqa: UP035, as kfp wants it
+
 import pytest
 from kfp import compiler, dsl, kubernetes
 from small_ir import container, pipeline
-from stereo_components import convert, synthesize, train
+from stereo_components import convert, train
 
-from stereo_core.orchestration.graph import (
+from stereo_core.orchestration.dag import (
     Argument,
+    Collected,
+    Comparison,
     Constant,
+    Filled,
+    FinalStatus,
     GraphError,
     Importer,
+    OneOf,
     Output,
     Parameter,
     Retry,
-    load_pipeline,
     parse,
     typed,
 )
+from stereo_core.orchestration.graph import load_pipeline, unrolled
 
 
 @pytest.fixture
@@ -74,41 +81,161 @@ def lightweight(n: int) -> int:
     return n
 
 
-def _condition():
+@dsl.container_component
+def measure(of: str, epe: dsl.OutputPath(float), name: dsl.OutputPath(str), out: dsl.Output[dsl.Dataset]):
+    return dsl.ContainerSpec(image="python:3", command=["true"], args=[of, epe, name, out.path])
+
+
+@dsl.container_component
+def use(text: str, out: dsl.Output[dsl.Dataset], data: dsl.Input[dsl.Dataset] = None, n: int = 1):
+    return dsl.ContainerSpec(image="python:3", command=["true"], args=[text, out.path])
+
+
+@dsl.container_component
+def tell(status: dsl.PipelineTaskFinalStatus, to: str = "all"):
+    return dsl.ContainerSpec(image="python:3", command=["true"], args=[status, to])
+
+
+@dsl.container_component
+def gather(many: dsl.Input[List[dsl.Dataset]], names: list):  # noqa: UP006
+    return dsl.ContainerSpec(image="python:3", command=["true"], args=[dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER])
+
+
+def test_conditions_become_flat(compile_to):
+    @dsl.pipeline(name="p")
+    def p(limit: float = 1.0, n: int = 1, flag: bool = True):
+        found = measure(of="x")
+        with dsl.If(found.outputs["epe"] <= limit):
+            first = use(text="good")
+            with dsl.If(flag == True):  # noqa: E712
+                use(text="inside").after(first)
+        with dsl.Elif(found.outputs["name"] == "it's && (so)"):
+            second = use(text="named")
+        with dsl.Else():
+            third = use(text="bad")
+        last = use(text="z", data=dsl.OneOf(*(task.outputs["out"] for task in (first, second, third))))
+        with dsl.If(n > 2):
+            use(text="alone")
+        use(text="after").after(last)
+
+    tasks = compile_to(p).tasks
+    good = Comparison(Output("measure", "epe"), "<=", Argument("limit"), False, "measure-epe <= limit")
+    assert tasks["use"].when == (good,) and tasks["use"].after == {"measure"}
+    flag = Comparison(Argument("flag"), "==", Constant(True), False, "flag == true")
+    assert tasks["use-2"].when == (good, flag) and tasks["use-2"].after == {"measure", "use"}
+    worse, named = tasks["use-3"].when
+    assert worse.negated and (worse.left, worse.right) == (good.left, good.right)
+    assert (named.right, named.negated) == (Constant("it's && (so)"), False)
+    assert [test.negated for test in tasks["use-4"].when] == [True, True]
+    assert tasks["use-5"].artifacts == {"data": OneOf(tuple(Output(f"use{n}", "out") for n in ("", "-3", "-4")))}
+    assert tasks["use-5"].when == () and tasks["use-5"].after == {"use", "use-2", "use-3", "use-4"}
+    assert tasks["use-6"].when == (Comparison(Argument("n"), ">", Constant(2), False, "int(n) > 2"),)
+    assert tasks["use-7"].when == () and tasks["use-7"].after == {"use-5"}
+
+
+def test_what_depends_on_a_condition_takes_it_over(compile_to, compiled):
     @dsl.pipeline(name="p")
     def p(n: int = 1):
         with dsl.If(n == 1):
-            synthesize()
+            measure(of="x")
+        use(text="y")
 
-    return p
+    spec = compile_to(p).spec
+    spec["root"]["dag"]["tasks"]["use"]["dependentTasks"] = ["condition-1"]
+    tasks = load_pipeline(compiled(spec)).tasks
+    assert tasks["use"].when == tasks["measure"].when != () and tasks["use"].after == {"measure"}
 
 
-def _loop():
+def test_loops_stand_there_once_for_each_item(compile_to):
+    @dsl.pipeline(name="p")
+    def p(words: list = ["a", "b"], k: str = "key"):  # noqa: B006
+        with dsl.ParallelFor([{"of": "x", "n": "1"}, {"of": "y", "n": "2"}], parallelism=1) as item:
+            found = measure(of=item.of)
+            inner = use(text=item.n, data=found.outputs["out"])
+        with dsl.ParallelFor(words) as word:
+            use(text=f"{word} {k}")
+            with dsl.ParallelFor([3, 4]) as number:
+                use(text="x", n=number)
+        gather(many=dsl.Collected(inner.outputs["out"]), names=dsl.Collected(found.outputs["name"]))
+
+    graph = compile_to(p)
+    first, second = "for-loop-2-0-", "for-loop-2-1-"
+    tasks = graph.tasks
+    assert tasks[first + "measure"].parameters == {"of": Constant("x")} and not tasks[first + "measure"].behind
+    assert tasks[second + "measure"].behind == {first + "measure", first + "use"}, "one round at a time"
+    assert tasks[second + "use"].artifacts == {"data": Output(second + "measure", "out")}
+    assert tasks[second + "use"].parameters == {"text": Constant("2")}
+    many = Collected((Output(first + "use", "out"), Output(second + "use", "out")))
+    assert tasks["gather"].artifacts == {"many": many} and tasks["gather"].component.artifacts["many"].many
+    assert tasks["gather"].after >= {first + "use", second + "use"}
+
+    assert graph.loops == {"words"}
+    text = tasks["for-loop-3-1-use-2"].parameters["text"]
+    assert isinstance(text, Filled) and list(text.inputs.values()) == [Argument("k"), Constant("b")]
+    assert [tasks[f"for-loop-3-1-for-loop-5-{i}-use-3"].parameters["n"].value for i in (0, 1)] == [3, 4]
+    other = unrolled(graph, {"words": ["c"]}).tasks
+    assert (
+        len(other) == len(tasks) - 3 and Constant("c") in other["for-loop-3-0-use-2"].parameters["text"].inputs.values()
+    )
+    assert not [name for name in unrolled(graph, {"words": []}).tasks if name.startswith("for-loop-3")]
+
+
+def test_an_exit_handler_waits_for_all_however_it_ends(compile_to):
     @dsl.pipeline(name="p")
     def p():
-        with dsl.ParallelFor([1, 2]) as n:
-            synthesize(num_scenes=n)
+        with dsl.ExitHandler(tell(to="me")):
+            use(text="y", data=measure(of="x").outputs["out"])
 
-    return p
+    task = compile_to(p).tasks["tell"]
+    assert task.exit and task.after == frozenset() and task.behind == {"measure", "use"}
+    assert task.parameters == {"status": FinalStatus("exit-handler-1", ("measure", "use")), "to": Constant("me")}
 
 
-def _nested():
+def test_ignored_failures_are_waited_for(compile_to):
+    @dsl.pipeline(name="p")
+    def p():
+        tell(to="x").after(measure(of="x")).ignore_upstream_failure()
+
+    task = compile_to(p).tasks["tell"]
+    assert (task.after, task.behind, task.exit) == (frozenset(), {"measure"}, False)
+
+
+def test_a_pipeline_in_a_pipeline(compile_to):
     @dsl.pipeline(name="inner")
-    def inner():
-        synthesize()
+    def inner(word: str, n: int = 2) -> dsl.Dataset:
+        return use(text="last", n=n, data=use(text=word).outputs["out"]).outputs["out"]
+
+    @dsl.pipeline(name="p")
+    def p(word: str = "a"):
+        made = inner(word=word).after(use(text="before"))
+        inner(word="b", n=3)
+        use(text="end", data=made.output)
+
+    tasks = compile_to(p).tasks
+    assert tasks["inner-use"].parameters == {"text": Argument("word")} and tasks["inner-use"].after == {"use"}
+    assert tasks["inner-use-2"].parameters["n"] == Constant(2) and tasks["inner-use-2"].after == {"inner-use"}
+    assert tasks["inner-2-use-2"].parameters["n"] == Constant(3)
+    assert tasks["use-2"].artifacts == {"data": Output("inner-use-2", "out")}
+
+
+def _loop_over_an_output():
+    @dsl.container_component
+    def numbers(items: dsl.OutputPath(list)):
+        return dsl.ContainerSpec(image="python:3", command=["true"], args=[items])
 
     @dsl.pipeline(name="p")
     def p():
-        inner()
+        with dsl.ParallelFor(numbers().output) as word:
+            use(text=word)
 
     return p
 
 
-def _exit_handler():
+def _item_without():
     @dsl.pipeline(name="p")
-    def p():
-        with dsl.ExitHandler(synthesize()):
-            synthesize()
+    def p(rows: list = [{"a": "x"}, {"b": "y"}]):  # noqa: B006
+        with dsl.ParallelFor(rows) as row:
+            use(text=row.a)
 
     return p
 
@@ -132,10 +259,8 @@ def _root_artifact():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_condition, "task condition-1: .*conditions"),
-        (_loop, "task for-loop-2: loops"),
-        (_nested, "task inner: pipelines in pipelines"),
-        (_exit_handler, "task exit-handler-1: pipelines in pipelines"),
+        (_loop_over_an_output, "task for-loop-1: a loop wants a list that is known before the run"),
+        (_item_without, "task for-loop-1-1-use: parameter text takes a of an item that has none: {'b': 'y'}"),
         (_python_function, "task lightweight: Python-function components"),
         (_root_artifact, r"takes artifacts \(images\)"),
     ],

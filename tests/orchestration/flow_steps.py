@@ -1,0 +1,104 @@
+"""Steps of one line of Python each, for pipelines with conditions, loops and exit handlers, in KFP's own DSL."""
+
+import sys
+from typing import List  # noqa: UP035, as kfp wants it
+
+from kfp import dsl
+
+LIBRARY = "import json, pathlib, sys; a = sys.argv[1:]; put = lambda p, t: pathlib.Path(p).write_text(t); "
+
+
+def _run(code: str, *arguments) -> dsl.ContainerSpec:
+    return dsl.ContainerSpec(image="python:3", command=[sys.executable, "-c", LIBRARY + code], args=list(arguments))
+
+
+@dsl.container_component
+def measure(epe: float, name: str, out: dsl.Output[dsl.Dataset], found: dsl.OutputPath(float), of: dsl.OutputPath(str)):
+    """Gives its parameters back as output parameters."""
+    return _run("put(a[2], a[0]); put(a[3], a[1]); put(a[4], a[1])", epe, name, found, of, out.path)
+
+
+@dsl.container_component
+def say(text: str, out: dsl.Output[dsl.Dataset]):
+    """Writes its text."""
+    return _run("put(a[1], a[0])", text, out.path)
+
+
+@dsl.container_component
+def repeat(out: dsl.Output[dsl.Dataset], text: str = "default"):
+    """Writes its text, or its default."""
+    return _run("put(a[1], a[0])", text, out.path)
+
+
+@dsl.container_component
+def add(data: dsl.Input[dsl.Dataset], text: str, out: dsl.Output[dsl.Dataset]):
+    """Writes what it was given and its text."""
+    return _run("put(a[2], open(a[0]).read() + a[1])", data.path, text, out.path)
+
+
+@dsl.container_component
+def fail(code: int, out: dsl.Output[dsl.Dataset]):
+    """Fails."""
+    return _run("put(a[1], ''); sys.exit(int(a[0]))", code, out.path)
+
+
+@dsl.container_component
+def tell(status: dsl.PipelineTaskFinalStatus, out: dsl.Output[dsl.Dataset], to: str = "all"):
+    """Writes the status it was given."""
+    return _run("put(a[2], json.dumps([json.loads(a[0]), a[1]]))", status, to, out.path)
+
+
+@dsl.container_component
+def gather(many: dsl.Input[List[dsl.Dataset]], names: list, spec: dict, out: dsl.Output[dsl.Dataset]):  # noqa: UP006
+    """Writes the texts of many artifacts, and the parameters it was given."""
+    message = dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER
+    code = (
+        "i = json.loads(a[0])['inputs']; texts = [open(x['uri']).read() for x in i['artifacts']['many']['artifacts']]; "
+        "put(a[1], json.dumps([texts, i['parameterValues']['names'], i['parameterValues']['spec']]))"
+    )
+    return _run(code, message, out.path)
+
+
+@dsl.pipeline(name="branches")
+def branches(epe: float = 0.5, limit: float = 1.0, name: str = "x", flag: bool = True):
+    """If, Elif and Else on an output parameter; a condition inside; what follows."""
+    found = measure(epe=epe, name=name)
+    with dsl.If(found.outputs["found"] <= limit):
+        good = say(text="good")
+        with dsl.If(flag == True):  # noqa: E712
+            add(data=good.outputs["out"], text=" and flag")
+    with dsl.Elif(found.outputs["of"] == "it's && (so)"):
+        named = say(text="named")
+    with dsl.Else():
+        bad = say(text="bad")
+    one = dsl.OneOf(good.outputs["out"], named.outputs["out"], bad.outputs["out"])
+    add(data=one, text="!")
+
+
+@dsl.pipeline(name="inner")
+def inner(text: str, end: str = ".") -> dsl.Dataset:
+    """Two steps, one after the other."""
+    return add(data=say(text=text).outputs["out"], text=end).outputs["out"]
+
+
+@dsl.pipeline(name="rounds")
+def rounds(words: list = ["a", "b"], rows: list = [{"of": "x"}, {"of": "y"}], key: str = "k"):  # noqa: B006
+    """Loops over list parameters, with a condition and a pipeline inside; what they made is collected."""
+    with dsl.ParallelFor(words, parallelism=1) as word:
+        made = inner(text=f"{key}={word}")
+        with dsl.If(word == "b"):
+            add(data=made.output, text="only b")
+    with dsl.ParallelFor(rows) as row:
+        found = measure(epe=1.5, name=row.of)
+    names = dsl.Collected(found.outputs["of"])
+    gather(many=dsl.Collected(found.outputs["out"]), names=names, spec={"key": key, "inside": {"is": f"<{key}>"}})
+
+
+@dsl.pipeline(name="watched")
+def watched(code: int = 0):
+    """An exit handler around two steps, the second of which may fail, and one that does not mind."""
+    with dsl.ExitHandler(tell(to="me")):
+        first = say(text="first")
+        with dsl.If(code != 0):
+            broken = fail(code=code).after(first)
+            add(data=broken.outputs["out"], text="never")
