@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path, locked, sha256_of
@@ -169,22 +169,34 @@ def read(uri: str) -> bytes:
             return fetch(uri).read_bytes()
 
 
-def fetch_to(uri: str, path: Path) -> Path:
-    """The object at a path of its own, which an eviction does not touch: a link into the cache, or a copy."""
+def fetch_to(uri: str, path: Path, *, own: bool = False) -> Path:
+    """The object at a path of its own, which an eviction does not touch: a link into the cache, or a copy.
+
+    With `own` it is always a copy, so that it may be written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with contextlib.suppress(FileNotFoundError):
             source = fetch(uri)
-            try:
-                os.link(source, path)
-            except OSError:  # another file system
+            if own or not _linked(source, path):
                 with atomic_path(path) as temporary:
                     shutil.copyfile(source, temporary)
             return path
 
 
-def fetch_tree(uri: str, folder: Path) -> dict[str, Entry]:
-    """All objects below a prefix, as files in a folder; returns what they are.
+def _linked(source: Path, path: Path) -> bool:
+    """Make `path` a hard link; False where the file system has none, or is another."""
+    try:
+        os.link(source, path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def fetch_tree(uri: str, folder: Path, *, own: bool = False) -> dict[str, Entry]:
+    """All objects below a prefix, as files in a folder (see `fetch_to`); returns what they are.
 
     Raises:
         DataError: nothing is there; or as `fetch`.
@@ -194,7 +206,7 @@ def fetch_tree(uri: str, folder: Path) -> dict[str, Entry]:
     for name in found:
         split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
     with ThreadPoolExecutor(PARALLEL) as pool:
-        jobs = [pool.submit(fetch_to, f"{uri.rstrip('/')}/{name}", folder / name) for name in found]
+        jobs = [pool.submit(fetch_to, f"{uri.rstrip('/')}/{name}", folder / name, own=own) for name in found]
         _all_of(jobs, pool)
     return found
 
@@ -251,15 +263,16 @@ def _check(uri: str, entry: Entry, path: Path, headers: Any) -> None:
 
 
 def upload(path: Path, uri: str) -> None:
-    """Store a file under a URI, with its sha256, and make sure that it is there.
+    """Store a file, as long as it is now, under a URI, with its sha256, and make sure that it is there.
 
     Raises:
         DataError: no such bucket, or no right to write.
         StorageError: the transfer failed; under the URI lies what lay there before.
     """
     bucket, key = split(uri)
-    size, digest = path.stat().st_size, sha256_of(path)
-    with _told(uri), path.open("rb") as file, _progress(uri, size) as advance:
+    with path.open("rb") as file, _told(uri), _progress(uri, path.stat().st_size) as advance:
+        size = os.fstat(file.fileno()).st_size
+        digest = _digest_of_start(file, size)
         client = _client(uri)
         client.put_object(
             bucket,
@@ -273,6 +286,40 @@ def upload(path: Path, uri: str) -> None:
         stored = client.stat_object(bucket, key)
     if (stored.size, stored.metadata.get(SHA256)) != (size, digest):
         raise StorageError(f"{uri}: what was stored is not {path}; another program may write there too")
+
+
+def _digest_of_start(file: BinaryIO, size: int) -> str:
+    """sha256 of the first bytes of a file, which may be growing; the next read begins at its start."""
+    digest = hashlib.sha256()
+    while size and (data := file.read(min(size, 2**20))):
+        digest.update(data)
+        size -= len(data)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def copy(source: str, uri: str) -> None:
+    """Have the storage copy an object that `upload` stored. Raises as `upload`."""
+    from minio.commonconfig import CopySource
+
+    with _told(uri):
+        client = _client(uri)
+        client.copy_object(*split(uri), CopySource(*split(source)))
+        sums = [client.stat_object(*split(name)).metadata.get(SHA256) for name in (source, uri)]
+    if sums[0] is None or sums[0] != sums[1]:
+        raise StorageError(f"{uri}: what was stored is no copy of {source}; another program may write there too")
+
+
+def remove(uri: str) -> None:
+    """Remove an object; one that is not there is no error. Raises as `upload`."""
+    with _told(uri):
+        _client(uri).remove_object(*split(uri))
+
+
+def stored_digest(uri: str) -> str | None:
+    """The sha256 of an object that `upload` stored; None where another program did. Raises as `look`."""
+    with _told(uri):
+        return _client(uri).stat_object(*split(uri)).metadata.get(SHA256)
 
 
 class _Counted:

@@ -74,21 +74,24 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     received: list[int] = []
     try:
         with _sigterm_raises(received):
+            stage.take_up()
             folder = _results_folder(verb, stage.spec, spec)
             status = _open_status(folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
-            stage.fetch()
-            outcome = _action(verb)(stage.spec, status)
-            if on_outcome is not None and is_main_process():
-                on_outcome(outcome)
-            status.success(outcome.message, kpi=outcome.kpi)
+            with stage.storing():
+                stage.fetch()
+                outcome = _action(verb)(stage.spec, status)
+                if on_outcome is not None and is_main_process():
+                    on_outcome(outcome)
+            message = stage.told(outcome.message)
+            status.success(message, kpi=outcome.kpi)
     except BaseException as error:
         # A library that was being imported, say, may have turned the handler's exception into one of its own.
         ended = error if isinstance(error, Terminated) or not received else Terminated("SIGTERM")
-        return _failed(ended, status, _secrets(spec))
+        return _failed(ended, status, _secrets(spec), stage.told)
     if is_main_process():
         _print_kpi(outcome.kpi)
-        _say(outcome.message)
+        _say(message)
     return 0
 
 
@@ -219,8 +222,13 @@ def exit_code(error: BaseException) -> int:
     return GPU_ERROR if is_gpu_error(error) and not is_out_of_memory(error) else 1
 
 
-def _failed(error: BaseException, status: StatusLog, secrets: list[str]) -> int:
+def _failed(
+    error: BaseException, status: StatusLog, secrets: list[str], told: Callable[[str], str] = lambda text: text
+) -> int:
+    """Say what ended the run, without the secrets and with the names that `told` puts in."""
+
     def clear(text: str) -> str:
+        text = told(text)
         for secret in secrets:
             text = text.replace(secret, "***")
         return text

@@ -1,23 +1,26 @@
-"""A spec with URIs -> the same spec on this machine: inputs are fetched before a verb's work, results stored after it.
+"""A spec with URIs -> the same spec on this machine: inputs are fetched before a verb's work, results are stored while
+it goes on and after it.
 
 The images that a list names stay where they are: they are fetched one by one, when they are read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from stereo_core import storage
+from stereo_core.actions.mirror import CHECKPOINTS, Mirror
 from stereo_core.data import shards
 from stereo_core.errors import SpecError
-from stereo_core.spec.experiment import ExperimentSpec, section_name
+from stereo_core.spec.experiment import ExperimentSpec, results_dir, section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 from stereo_core.training.distribution import is_main_process
@@ -36,8 +39,11 @@ _KINDS = {
     "*.data_sources.data_root": "root",
     "*.images_dir": "images",
     "data_root": "names",
+    "results": "evaluations",
 }
 """Pattern of the keys that name files -> what is done about them. The first that fits counts."""
+
+LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # to checkpoints of a training
 
 _SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",)}
 _SPLITS |= {"automl": _SPLITS["train"], "quantize": ("train", "val", "quant_calibration")}
@@ -50,12 +56,15 @@ class Stage:
     Attributes:
         spec: the spec with paths of this machine; inputs are there after `fetch`.
         folder: holds them; None where nothing is remote.
+        results: folder of results -> URI of the prefix.
+        inputs: folder of an input -> URI of the prefix that it came from.
     """
 
     verb: str
     spec: Section
     folder: Path | None = None
-    results: dict[Path, str] = field(default_factory=dict)  # folder -> URI of the prefix
+    results: dict[Path, str] = field(default_factory=dict)
+    inputs: dict[Path, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Give results a place on this machine.
@@ -64,8 +73,10 @@ class Stage:
             SpecError: a URI that can not be used where it stands; names the key.
         """
         self._inputs = []
+        self._mirror = Mirror(self.results)
         for owner, name, path, kind in _named(self.verb, self.spec):
-            self._check(getattr(owner, name), path, kind)
+            for value in filter(_is_remote, _texts(getattr(owner, name))):
+                self._check(value, path, kind)
             self.folder = storage.cache() / "runs"
         if self.folder is None:
             return
@@ -79,6 +90,31 @@ class Stage:
             elif kind != "root":
                 self._inputs.append((owner, name, kind))
 
+    def take_up(self) -> None:
+        """Fetch the results of the training that this one goes on with, where the spec says `auto`.
+
+        Raises:
+            DataError, StorageError: as storage.fetch.
+        """
+        if self.verb != "train" or self.spec.train.resume_training_checkpoint_path != AUTO:
+            return
+        folder = results_dir(self.spec, "train")
+        if not any(folder.is_relative_to(here) for here in self.results):
+            return
+        uri = self._mirror.uri_of(folder).removesuffix("/.")
+        if not storage.is_prefix(uri):
+            return
+        found = storage.fetch_tree(uri, folder, own=True)
+        for name in LINKS & found.keys():
+            _link_again(folder / name, uri, found)
+        for name in found:
+            if (folder / name).exists():
+                self._mirror.know(folder / name)
+
+    def storing(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts results are stored as they are written. Raises as Mirror.running."""
+        return self._mirror.running() if self.results and is_main_process() else contextlib.nullcontext()
+
     def fetch(self) -> None:
         """Fetch the inputs and name them in the spec.
 
@@ -86,7 +122,11 @@ class Stage:
             DataError, StorageError: as storage.fetch.
         """
         for number, (owner, name, kind) in enumerate(self._inputs):
-            uri, here = getattr(owner, name), self.folder / "inputs" / str(number)
+            uri, here = getattr(owner, name), self.folder / "inputs" / f"{number:03d}"
+            if kind == "evaluations":
+                setattr(owner, name, [self._evaluation(text, here / f"{i:03d}") for i, text in enumerate(uri)])
+                continue
+            self.inputs[here] = uri if kind in ("names", "images") else uri.rpartition("/")[0]
             if kind == "names":  # convert looks at names alone
                 here.mkdir(parents=True)
                 _empty_files(uri, here)
@@ -107,13 +147,27 @@ class Stage:
             StorageError, DataError: as storage.upload; the message says where the results lie on this machine.
         """
         if is_main_process():
-            for folder, uri in self.results.items():
-                files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-                for path in sorted(files, key=lambda path: path.name == "status.json"):
-                    storage.upload(path, f"{uri}/{path.relative_to(folder).as_posix()}")
+            self._mirror.store()
         if self.folder is not None:
             shutil.rmtree(self.folder)
         return list(self.results.values())
+
+    def told(self, text: str) -> str:
+        """A text about files of this stage with the names that they have in storage."""
+        for here, uri in (self.results | self.inputs).items():
+            text = text.replace(str(here), uri)
+        return text
+
+    def _evaluation(self, text: str, here: Path) -> str:
+        """The folder of an evaluation, or its results.json, on this machine."""
+        if not storage.is_uri(text):
+            return text
+        file = "results.json" if text.endswith("/results.json") else ""
+        uri = text.removesuffix("/results.json").rstrip("/")
+        folder = here.joinpath(*storage.split(uri))  # its names are those of columns
+        self.inputs[folder] = uri
+        storage.fetch_tree(uri, folder)
+        return str(folder / file)
 
     def _redirect(self, owner: Section, name: str, path: str, kind: str) -> None:
         uri = getattr(owner, name).rstrip("/")
@@ -133,8 +187,6 @@ class Stage:
         if self.verb == "automl":
             raise SpecError(f"{path}: {value}: a search keeps its study on a file system; name a folder")
         train = self.spec.train if isinstance(self.spec, ExperimentSpec) and self.verb == "train" else None
-        if train is not None and train.resume_training_checkpoint_path == AUTO:
-            raise SpecError(f"{path}: {value}: train.resume_training_checkpoint_path=auto looks in a folder; name one")
         if train is not None and (train.num_nodes > 1 or "LOCAL_RANK" in os.environ or "WORLD_SIZE" in os.environ):
             raise SpecError(f"{path}: {value}: nodes, and processes of torchrun, need a folder that all of them see")
 
@@ -148,15 +200,33 @@ def _named(verb: str, spec: Section) -> Iterator[tuple[Section, str, str, str]]:
 
 
 def _uris(group: Section, prefix: str = "") -> Iterator[tuple[Section, str, str]]:
-    """The values with `://` in them, as section, key, and dotted path without indices."""
+    """The values with `://` in them, alone or in a list, as section, key, and dotted path without indices."""
     for name in type(group).model_fields:
         value: Any = getattr(group, name)
         path = f"{prefix}{name}"
-        if isinstance(value, str) and "://" in value:
+        if any(map(_is_remote, _texts(value))):
             yield group, name, path
-        for inner in value if isinstance(value, list) else [value]:
+        for inner in _texts(value):
             if isinstance(inner, Section):
                 yield from _uris(inner, f"{path}.")
+
+
+def _texts(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_remote(value: Any) -> bool:
+    return isinstance(value, str) and "://" in value
+
+
+def _link_again(path: Path, uri: str, names: Iterable[str]) -> None:
+    """Make a copy of a checkpoint the link that it is on a file system; without a checkpoint like it, it goes."""
+    path.unlink()
+    digest = storage.stored_digest(f"{uri}/{path.name}")
+    for name in names:
+        if name.startswith(CHECKPOINTS) and name.endswith(".pth") and storage.stored_digest(f"{uri}/{name}") == digest:
+            path.symlink_to(name)
+            return
 
 
 def _concerns(verb: str, path: str) -> bool:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from torch.utils.data import DataLoader
 
 from stereo_core import launcher, storage
 from stereo_core.actions.perform import perform
 from stereo_core.actions.staging import Stage
 from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.datasets import StereoDataset, relative_names
+from stereo_core.data.images import read_image
 from stereo_core.errors import DataError, SpecError
 from stereo_core.launcher import Artifact
 from stereo_core.spec import spec_from_dict
@@ -124,12 +129,10 @@ def test_a_missing_object_is_named_with_its_line(scenes, tmp_path):
         check_files(read_annotations(path, scenes))
 
 
-@marked
-def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
-    """Lists, images, checkpoint and results are objects, for two processes that know only the environment."""
-    lists, results = scenes.replace("scenes", "lists"), scenes.replace("scenes", "results")
-    assert run("convert", data_root=scenes, results_dir=lists, relative_paths=True, **PATTERNS) == 0
-    source = [{"data_file": f"{lists}/test.txt", "data_root": scenes, "dataset_name": "FSD"}]
+def train_spec(scenes: str, results: str, train: dict, tmp_path: Path) -> Path:
+    """A list beside the images, without data_root: its paths are relative to itself."""
+    assert run("convert", data_root=scenes, results_dir=scenes, relative_paths=True, **PATTERNS) == 0
+    source = [{"data_file": f"{scenes}/test.txt", "dataset_name": "FSD"}]
     spec = {
         "results_dir": results,
         "model": {"preset": "tiny", "stereo_backbone": {"allow_random_backbone": True}},
@@ -138,22 +141,85 @@ def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
             "train_dataset": {"data_sources": source, "workers": 1, "augmentation": {"crop_size": [64, 96]}},
             "test_dataset": {"data_sources": source, "workers": 0},
         },
-        "train": {"num_epochs": 1},
+        "train": train,
         "evaluate": {"checkpoint": f"{results}/train/dn_model_latest.pth"},
     }
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(spec))
-    for verb in ("train", "evaluate"):
-        ended = subprocess.run([DEPTH_NET, verb, "-e", file], capture_output=True, text=True, cwd=tmp_path)
+    return file
+
+
+@marked
+def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
+    """List, images, checkpoint and results are objects, for processes that know only the environment.
+
+    Training is killed as soon as a checkpoint is in the bucket, and goes on from there on another machine.
+    """
+    results, keep = scenes.replace("scenes", "results"), {"num_epochs": 40, "checkpoint_interval": 1}
+    file = train_spec(scenes, results, keep, tmp_path)
+    with subprocess.Popen([DEPTH_NET, "train", "-e", file], cwd=tmp_path, stderr=subprocess.DEVNULL) as training:
+        while "train/dn_model_latest.pth" not in names(results):
+            assert training.poll() is None
+            time.sleep(0.2)
+        training.kill()
+    assert last_line(results)["status"] in ("STARTED", "RUNNING"), "no end, for there was none"
+    latest = storage.stored_digest(f"{results}/train/dn_model_latest.pth")
+    whole = [name for name in names(results) if "model_epoch_" in name and name.endswith(".pth")]
+    (same,) = [name for name in whole if storage.stored_digest(f"{results}/{name}") == latest]
+    epochs = int(same.split("_")[2]) + 1
+
+    shutil.rmtree(tmp_path / "cache")
+    storage.forget()
+    overrides = [f"train.num_epochs={epochs + 5}", "train.resume_training_checkpoint_path=auto"]
+    for verb, more in (("train", overrides), ("evaluate", [])):
+        ended = subprocess.run([DEPTH_NET, verb, "-e", file, *more], capture_output=True, text=True, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
-        assert f"Results: {results}" in ended.stdout
+        assert f"Results: {results}" in ended.stdout and str(tmp_path / "cache") not in ended.stdout
         assert store.url.removeprefix("http://") not in ended.stdout + ended.stderr
-    assert {"train/status.json", "train/dn_model_latest.pth", "evaluate/results.json"} <= names(results)
-    figures = json.loads(storage.read(f"{results}/evaluate/results.json"))
-    assert "epe" in json.dumps(figures)
+    storage.forget()
+    told = [json.loads(line) for line in storage.read(f"{results}/train/status.json").splitlines()]
+    (resumed,) = [line["message"] for line in told if line["message"].startswith("Resuming")]
+    assert f"{epochs} epochs and 0 batches are done" in resumed
+    assert [line["epoch"] for line in told if "epoch" in line][-5:] == list(range(epochs, epochs + 5))
+    assert told[-1]["status"] == "SUCCESS" and told[0]["status"] == "STARTED"
+    kept = sorted(name for name in names(results) if name.endswith(".pth") and "model_epoch" in name)
+    last = [f"train/model_epoch_{n:03d}_step_{2 * n + 2:05d}.pth" for n in range(epochs + 2, epochs + 5)]
+    assert kept[-3:] == last and len(kept) < 6, "train.keep_checkpoints counts in the bucket too"
+    assert {"train/dn_model_latest.pth", "evaluate/results.json", "evaluate/status.json"} <= names(results)
     said = yaml.safe_load(storage.read(f"{results}/evaluate/experiment.yaml"))
     assert said["evaluate"]["checkpoint"] == f"{results}/train/dn_model_latest.pth"
-    assert left_over(tmp_path) == []
+
+    spec = {"results_dir": f"{results}/report", "results": [f"{results}/evaluate", f"{results}/evaluate/results.json"]}
+    assert run("report", **spec, names=["a", "b"]) == 0
+    assert last_line(f"{results}/report")["message"] == f"Report of 2 evaluations: {results}/report/report.html"
+    assert b"<html" in storage.read(f"{results}/report/report.html")
+
+
+def last_line(results: str) -> dict:
+    storage.forget()
+    (name,) = [name for name in names(results) if name in ("status.json", "train/status.json")]
+    return json.loads(storage.read(f"{results}/{name}").splitlines()[-1])
+
+
+@marked
+def test_a_packed_data_set_in_a_bucket(scenes, store, tmp_path):
+    packed, samples = scenes.replace("scenes", "packed"), {}
+    assert run("fetch_dataset", uri=scenes, mode="pack", results_dir=packed) == 0
+    assert names(packed) == {"status.json", "shard-00000-of-00001.tar", "shard-00000-of-00001.tar.index"}
+    lists = {root: f"{tmp_path}/{number}" for number, root in enumerate((scenes, packed))}
+    for root, folder in lists.items():
+        assert run("convert", data_root=root, results_dir=folder, relative_paths=True, **PATTERNS) == 0
+        samples[root] = read_annotations(f"{folder}/test.txt", root)
+        check_files(samples[root])
+    assert Path(lists[scenes], "test.txt").read_text() == Path(lists[packed], "test.txt").read_text()
+    source = SimpleNamespace(disparity_format="auto", disparity_scale=None, dataset_name="FSD")
+    loose, within = (StereoDataset(samples[root], [source] * 2, ["a", "b"]) for root in (scenes, packed))
+    for mine, other in zip(DataLoader(within, batch_size=None, num_workers=2), loose, strict=True):
+        assert (mine["left"] == other["left"]).all() and (mine["disparity"] == other["disparity"]).all()
+    below = f"{packed}/scene_0001"
+    Path(tmp_path, "below.txt").write_text(f"{LEFT} {LEFT}\n")
+    (sample,) = read_annotations(tmp_path / "below.txt", below)
+    assert sample.left == samples[packed][1].left and read_image(sample.left).shape == (64, 96, 3)
 
 
 @marked
@@ -167,15 +233,27 @@ def test_a_failed_run_stores_its_status(store, tmp_path, capsys):
 
 
 @marked
-def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeypatch, capsys):
+def test_a_key_that_may_not_write_is_refused_before_any_work(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "RK")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "RS")
     storage._connect.cache_clear()
     assert run("synthesize", results_dir="s3://artifacts/forbidden", num_scenes=1) == 2
+    assert not list(tmp_path.rglob("scene_0000"))
+    told = capsys.readouterr()
+    assert "access denied" in told.err and "FAIL" in told.out and "PASS" not in told.out
+
+
+@marked
+def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeypatch, capsys):
+    def cut_off(_) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+    spec = spec_from_dict("synthesize", {"results_dir": f"s3://artifacts/{tmp_path.name}/cut", "num_scenes": 1})
+    assert perform("synthesize", spec, on_outcome=cut_off) == 1
     (folder,) = left_over(tmp_path)
     assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
     told = capsys.readouterr()
-    assert "access denied" in told.err and "FAIL" in told.out and "PASS" not in told.out
+    assert "does not answer" in told.err and "FAIL" in told.out and "PASS" not in told.out
 
 
 @marked
@@ -201,11 +279,6 @@ REFUSED = [
     ("synthesize", {"results_dir": "gs://bucket/x"}, "results_dir: gs://bucket/x: scheme not supported"),
     ("convert", {"results_dir": "x", "data_root": "s3://b/x"}, "data_root: s3://b/x: set relative_paths=true"),
     ("export", {"export": {"checkpoint": "s3://b", "onnx_file": "m.onnx"}}, "export.checkpoint: s3://b: names no obj"),
-    (
-        "train",
-        {"results_dir": "s3://b/x", "train": {"resume_training_checkpoint_path": "auto"}},
-        "results_dir: s3://b/x: train.resume_training_checkpoint_path=auto looks in a folder",
-    ),
     ("train", {"results_dir": "s3://b/x", "train": {"num_nodes": 2}}, "nodes, and processes of torchrun"),
     ("automl", {"results_dir": "s3://b/x"}, "a search keeps its study on a file system"),
 ]
