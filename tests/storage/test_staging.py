@@ -16,6 +16,8 @@ import yaml
 from torch.utils.data import DataLoader
 
 from stereo_core import launcher, storage
+from stereo_core.actions import mirror as mirror_module
+from stereo_core.actions.mirror import Mirror
 from stereo_core.actions.perform import perform
 from stereo_core.actions.staging import Stage
 from stereo_core.data.annotations import check_files, read_annotations
@@ -301,3 +303,56 @@ def test_keys_of_other_verbs_are_left_alone(tmp_path, monkeypatch):
     spec = build("evaluate", {"results_dir": "x", "train": {"pretrained_model_path": "s3://b/x"}})
     stage = Stage("evaluate", spec)
     assert stage.folder is None and stage.spec is spec
+
+
+@marked
+def test_what_a_run_writes_is_stored_once_and_again_when_it_changed(store, tmp_path):
+    uri, folder = f"s3://artifacts/{tmp_path.name}/live", tmp_path / "results"
+    mirror = Mirror({folder: uri})
+    first, second = folder / "model_epoch_000.pth", folder / "model_epoch_001.pth"
+    for path, data in ((first, b"1" * 2**20), (folder / "log", b"x" * 1000), (folder / ".partial", b"x")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    (folder / "latest").symlink_to(first.name)
+    mirror.store(growing=True)
+    assert names(uri) == {"model_epoch_000.pth", "log", "latest"} and storage.read(f"{uri}/latest") == b"1" * 2**20
+
+    def log_after(more: bytes, **how) -> int:
+        with (folder / "log").open("ab") as log:
+            log.write(more)
+        mirror.store(**how)
+        return storage.children(uri)["log"].size
+
+    storage.forget()
+    assert log_after(b"y" * 100, growing=True) == 1000, "a tenth more is not worth another upload"
+    storage.forget()
+    assert log_after(b"y" * 200, growing=True) == 1300
+    second.write_bytes(b"2" * 10)
+    (folder / "latest").unlink()
+    (folder / "latest").symlink_to(second.name)
+    first.unlink()
+    storage.forget()
+    assert log_after(b"y") == 1301, "at the end everything"
+    assert names(uri) == {"model_epoch_001.pth", "log", "latest"} and storage.read(f"{uri}/latest") == b"2" * 10
+    (folder / "log").unlink()
+    mirror.store()
+    assert "log" in names(uri), "nothing but checkpoints is removed"
+
+
+@marked
+def test_a_run_outlives_a_server_that_is_away_for_a_while(store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(mirror_module, "PAUSE", 0.05)
+    uri, folder, url = f"s3://artifacts/{tmp_path.name}/away", tmp_path / "results", os.environ["AWS_ENDPOINT_URL"]
+    folder.mkdir()
+    (folder / "status.json").write_text("started\n")
+    mirror = Mirror({folder: uri})
+    with mirror.running():
+        assert names(uri) == {"status.json"}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        (folder / "a").write_text("a")
+        while not caplog.records:
+            time.sleep(0.05)
+        assert "Results are not stored for now" in caplog.text and "127.0.0.1" not in caplog.text
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        while names(uri) != {"status.json", "a"}:
+            time.sleep(0.05)
