@@ -1,0 +1,145 @@
+"""The same search by Katib: `automl` of a spec -> an Experiment (kubeflow.org/v1beta1) whose trials are trainings.
+
+Katib keeps the trials' values and Kubernetes their pods; a trial is `depth_net train` with the values as overrides, in
+our image, on the volumes and with the secret of `manifests/`.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+from stereo_core.errors import SpecError
+from stereo_core.spec import ExperimentSpec
+from stereo_core.spec.search_space import Dimension, complaints, search_space
+
+# ours -> Katib's that proposes alike. Katib stops poor trials in one way: below the median of the others (medianstop).
+ALGORITHMS = {"bayesian": "bayesianoptimization", "bohb": "multivariate-tpe", "hyperband": "random", "asha": "random"}
+RESULTS = "/results"
+MOUNTS = {"data": "/data", "cache": "/cache", "results": RESULTS, "scratch": "/tmp", "shared-memory": "/dev/shm"}
+SECRETS = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}  # variable -> key of stereo-s3
+
+
+def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/data/train.yaml") -> dict:
+    """The Experiment of a checked spec.
+
+    Args:
+        spec: Its `automl` says what is searched, how and how long; every trial has `automl_max_epochs` epochs at most.
+        name: Of the Experiment.
+        image: Of the trials.
+        spec_file: Where the trials find this spec, on the volume stereo-data (/data).
+
+    Raises:
+        SpecError: a key that can not be searched, or a range that does not fit.
+    """
+    if wrong := [f"{path}: {rule}" for path, rule in complaints(spec)]:
+        raise SpecError("\n".join(wrong))
+    own, space = spec.automl, search_space(spec)
+    early = {"earlyStopping": {"algorithmName": "medianstop"}} if own.algorithm != "bayesian" else {}
+    return {
+        "apiVersion": "kubeflow.org/v1beta1",
+        "kind": "Experiment",
+        "metadata": {"name": name},
+        "spec": {
+            "objective": {
+                "type": own.direction,
+                "objectiveMetricName": own.metric,
+                "metricStrategies": [{"name": own.metric, "value": own.direction[:3]}],
+            },
+            "algorithm": {
+                "algorithmName": ALGORITHMS[own.algorithm],
+                "algorithmSettings": [{"name": "random_state", "value": str(own.seed)}],
+            },
+            **early,
+            "maxTrialCount": own.automl_max_recommendations,
+            "parallelTrialCount": min(own.automl_max_concurrent, own.automl_max_recommendations),
+            "maxFailedTrialCount": own.automl_max_recommendations // 2,
+            "parameters": [_parameter(dimension) for dimension in space],
+            "metricsCollectorSpec": _collector(own.metric),
+            "trialTemplate": {
+                "primaryContainerName": "train",
+                "trialParameters": [{"name": _short(d.path), "reference": d.path} for d in space],
+                "trialSpec": _job(spec, space, image, spec_file),
+            },
+        },
+    }
+
+
+def _parameter(dimension: Dimension) -> dict:
+    kind = "int" if dimension.integer else "double"
+    if dimension.options:
+        values = [_text(value) for value in dimension.options]
+        return {"name": dimension.path, "parameterType": "discrete", "feasibleSpace": {"list": values}}
+    space = {"min": _text(dimension.low), "max": _text(dimension.high)}
+    if dimension.log:
+        space["distribution"] = "logUniform"
+    return {"name": dimension.path, "parameterType": kind, "feasibleSpace": space}
+
+
+def _collector(metric: str) -> dict:
+    """Each validation's line of status.json; a pattern with two groups, the metric's name and its value."""
+    return {
+        "collector": {"kind": "File"},
+        "source": {
+            "fileSystemPath": {"kind": "File", "path": f"{RESULTS}/train/status.json", "format": "TEXT"},
+            "filter": {"metricsFormat": [f'"({re.escape(metric)})": ([-+0-9.eE]+)']},
+        },
+    }
+
+
+def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: str) -> dict:
+    """The Job of a trial: one GPU, results in the pod alone; it passes pod security `restricted`."""
+    fixed = [f"results_dir={RESULTS}", f"train.num_epochs={spec.automl.automl_max_epochs}", "train.num_gpus=1"]
+    values = [f"{d.path}=${{trialParameters.{_short(d.path)}}}" for d in space]
+    container = {
+        "name": "train",
+        "image": image,
+        "command": ["depth_net", "train", "-e", spec_file, *fixed, *values],
+        "env": [
+            {"name": "HOME", "value": "/tmp"},
+            {"name": "STEREO_CACHE", "value": "/cache"},
+            *({"name": name, "valueFrom": {"secretKeyRef": _key(key)}} for name, key in SECRETS.items()),
+        ],
+        "envFrom": [{"configMapRef": {"name": "stereo-storage"}}],
+        "resources": {
+            "requests": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"},
+            "limits": {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"},
+        },
+        "securityContext": {
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": name, "mountPath": path} for name, path in MOUNTS.items()],
+    }
+    pod = {
+        "serviceAccountName": "stereo-train",
+        "automountServiceAccountToken": False,
+        "priorityClassName": "stereo-training",
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "containers": [container],
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": "stereo-data"}},
+            {"name": "cache", "persistentVolumeClaim": {"claimName": "stereo-cache"}},
+            {"name": "results", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
+        ],
+    }
+    return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"backoffLimit": 0, "template": {"spec": pod}}}
+
+
+def _key(key: str) -> dict:
+    return {"name": "stereo-s3", "key": key, "optional": True}
+
+
+def _short(path: str) -> str:
+    return path.replace(".", "_")
+
+
+def _text(value: float) -> str:
+    """Without an exponent, which one reader of YAML takes for text and the next for a number."""
+    return format(Decimal(repr(value)), "f")

@@ -1,0 +1,322 @@
+"""What `kubectl apply -k` would send: valid, within pod security `restricted`, with least rights, every name there."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from kubeflow_katib_api.models import V1beta1Experiment
+from pod_security import pods, violations
+
+from stereo_core.automl.katib import experiment
+from stereo_core.errors import SpecError
+from stereo_core.orchestration.argo_check import problems
+from stereo_core.report.status import StatusLog
+from stereo_core.spec.loading import build, read_tree
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+SCHEMAS = MANIFESTS.parent.parent / "shared/schemas"
+OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
+GPU_OVERLAYS = ["eks", "gke", "on-prem"]
+FOREIGN = ("argoproj.io", "trainer.kubeflow.org")
+
+
+def build_overlay(folder: Path) -> list[dict]:
+    """What kubectl makes of a folder."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not here")
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def overlays() -> dict[str, list[dict]]:
+    return {name: build_overlay(MANIFESTS / "overlays" / name) for name in OVERLAYS}
+
+
+def read(path: str) -> dict:
+    return yaml.safe_load((MANIFESTS / path).read_text())
+
+
+def named(documents: list[dict], kind: str) -> dict[str, dict]:
+    return {d["metadata"]["name"]: d for d in documents if d["kind"] == kind}
+
+
+def strict_schema(document: dict) -> dict:
+    path = SCHEMAS / f"{document['apiVersion'].replace('/', '_')}_{document['kind']}.json.gz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def validate(document: dict) -> None:
+    """Against the resource's own schema; unknown fields are errors."""
+    if document["apiVersion"].startswith(FOREIGN):
+        jsonschema.Draft202012Validator(strict_schema(document)).validate(document)
+    else:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def values_of(part: object, key: str):
+    """Every value of a key, at any depth."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            if name == key:
+                yield value
+            yield from values_of(value, key)
+    elif isinstance(part, list):
+        for value in part:
+            yield from values_of(value, key)
+
+
+# ---- valid
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_resource_of_an_overlay_is_valid(overlays, name):
+    documents = overlays[name]
+    for document in documents:
+        validate(document)
+    assert problems([d for d in documents if d["kind"] == "WorkflowTemplate"]) == []
+    kinds = {document["kind"] for document in documents}
+    assert {"Namespace", "NetworkPolicy", "ResourceQuota", "LimitRange", "PriorityClass", "WorkflowTemplate"} <= kinds
+    assert ("TrainingRuntime" in kinds) == (name in GPU_OVERLAYS)
+
+
+def test_a_misspelt_field_is_found():
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {}, "soft": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="soft"):
+        validate(quota)
+    runtime = read("trainer/runtime.yaml")
+    validate(runtime)
+    runtime["spec"]["mlPolicy"]["torch"] = {"numProcPerNode": "auto"}  # earlier releases had it
+    with pytest.raises(jsonschema.ValidationError, match="numProcPerNode"):
+        validate(runtime)
+
+
+def test_trainjob():
+    job = read("trainer/trainjob.yaml")
+    validate(job)
+    assert job["spec"]["runtimeRef"]["name"] == read("trainer/runtime.yaml")["metadata"]["name"]
+    gpus = job["spec"]["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
+    assert int(gpus) == job["spec"]["trainer"]["numProcPerNode"]  # a process a GPU
+
+
+def test_kubeflow_resources_carry_the_compiled_pipelines():
+    documents = build_overlay(MANIFESTS / "kfp")
+    versions = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PipelineVersion"}
+    assert {d["metadata"]["name"] for d in documents if d["kind"] == "Pipeline"} == set(versions)
+    assert {d["metadata"]["namespace"] for d in documents} == {"kubeflow"}
+    for path in sorted(MANIFESTS.parent.glob("pipelines/*/compiled/*.yaml")):
+        compiled = next(yaml.safe_load_all(path.read_text()))
+        carried = versions[compiled["pipelineInfo"]["name"]]
+        assert carried["pipelineName"] == compiled["pipelineInfo"]["name"]
+        assert carried["pipelineSpec"]["root"] == compiled["root"]
+        assert carried["pipelineSpec"]["deploymentSpec"] == compiled["deploymentSpec"]
+
+
+# ---- pod security
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_pod_passes_restricted(overlays, name):
+    found = [(d["metadata"]["name"], pod) for d in overlays[name] for pod in pods(d)]
+    components = len(list(MANIFESTS.parent.glob("components/*/component.py")))
+    assert len(found) == components + (name in GPU_OVERLAYS)
+    assert {where: list(violations(pod)) for where, pod in found if list(violations(pod))} == {}
+    labels = named(overlays[name], "Namespace")["stereo"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+MUTATIONS = {
+    "runAsNonRoot": lambda pod, c: (pod["securityContext"].pop("runAsNonRoot"), c.pop("runAsNonRoot")),
+    "runAsUser": lambda pod, c: c.update(runAsUser=0),
+    "seccompProfile": lambda pod, c: pod["securityContext"].pop("seccompProfile"),
+    "allowPrivilegeEscalation": lambda pod, c: c.pop("allowPrivilegeEscalation"),
+    "privileged": lambda pod, c: c.update(privileged=True),
+    "capabilities": lambda pod, c: c["capabilities"].update(add=["SYS_ADMIN"]),
+    "volume of hostPath": lambda pod, c: pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
+    "hostNetwork": lambda pod, c: pod.update(hostNetwork=True),
+    "podSpecPatch": lambda pod, c: pod.update(podSpecPatch="hostPID: true"),
+}
+
+
+@pytest.mark.parametrize("rule", MUTATIONS)
+@pytest.mark.parametrize("path", ["trainer/runtime.yaml", "katib/experiment.yaml", "argo/templates.yaml"])
+def test_what_restricted_refuses_is_found(path, rule):
+    (pod,) = pods(next(yaml.safe_load_all((MANIFESTS / path).read_text())))
+    assert list(violations(pod)) == []
+    pod = copy.deepcopy(pod)
+    MUTATIONS[rule](pod, pod["containers"][0]["securityContext"])
+    assert list(violations(pod)) == [rule]
+
+
+# ---- names and rights
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_what_is_named_is_there(overlays, name):
+    documents = overlays[name]
+    accounts, roles = named(documents, "ServiceAccount"), named(documents, "Role")
+    for binding in named(documents, "RoleBinding").values():
+        assert binding["roleRef"]["name"] in roles
+        assert all(s["name"] in accounts or s["namespace"] == "argo" for s in binding["subjects"])
+    for key, kind in (("serviceAccountName", "ServiceAccount"), ("priorityClassName", "PriorityClass")):
+        assert set(values_of(documents, key)) <= set(named(documents, kind))
+    claims = {claim["claimName"] for claim in values_of(documents, "persistentVolumeClaim")}
+    assert claims <= set(named(documents, "PersistentVolumeClaim"))
+    assert {ref["name"] for ref in values_of(documents, "configMapRef")} <= set(named(documents, "ConfigMap"))
+    quotas = named(documents, "ResourceQuota")["stereo-training"]["spec"]["scopeSelector"]["matchExpressions"]
+    assert quotas[0]["values"] == ["stereo-training"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_secrets_by_name_alone_and_no_wide_rights(overlays, name):
+    documents = overlays[name]
+    assert "Secret" not in {document["kind"] for document in documents}
+    assert {ref["name"] for ref in values_of(documents, "secretKeyRef")} <= {"stereo-s3"}
+    assert not {d["kind"] for d in documents} & {"ClusterRole", "ClusterRoleBinding"}
+    for role in named(documents, "Role").values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+            assert "secrets" not in rule["resources"] or rule["resourceNames"]
+    executor = named(documents, "Role")["stereo-argo"]["rules"]
+    assert {(r, v) for rule in executor for r in rule["resources"] for v in rule["verbs"]} == {
+        ("workflowtaskresults", "create"),
+        ("workflowtaskresults", "patch"),
+        ("workflowartifactgctasks", "list"),
+        ("workflowartifactgctasks", "watch"),
+        ("workflowartifactgctasks/status", "patch"),
+    }
+    assert named(documents, "ServiceAccount")["stereo-train"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_network_is_closed_but_for_what_is_named(overlays, name):
+    policies = {policy: d["spec"] for policy, d in named(overlays[name], "NetworkPolicy").items()}
+    assert policies.pop("default-deny") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    incoming = {policy for policy, spec in policies.items() if "Ingress" in spec["policyTypes"]}
+    assert incoming == {"training"}  # no other pod takes calls
+    anywhere = [rule["ports"] for spec in policies.values() for rule in spec.get("egress", []) if "to" not in rule]
+    assert [{port["port"] for port in ports} for ports in anywhere] == [{443, 6443}]
+    (label,) = policies["training"]["podSelector"]["matchLabels"].items()
+    if runtimes := named(overlays[name], "TrainingRuntime"):
+        job = runtimes["stereo-train"]["spec"]["template"]["spec"]["replicatedJobs"][0]
+        assert label in job["template"]["spec"]["template"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_artifact_repository(overlays, name):
+    maps = named(overlays[name], "ConfigMap")
+    which = maps["artifact-repositories"]["metadata"]["annotations"]
+    default = which["workflows.argoproj.io/default-artifact-repository"]
+    s3 = yaml.safe_load(maps["artifact-repositories"]["data"][default])["s3"]
+    assert s3["bucket"] and s3["keyFormat"] == "{{workflow.name}}/{{pod.name}}"
+    secured = {"name": "stereo-s3", "key": "secretkey"}
+    assert s3.get("secretKeySecret") == secured if name != "eks" else s3["useSDKCreds"] is True
+    scheme = "http" if s3.get("insecure") else "https"
+    assert maps["stereo-storage"]["data"]["AWS_ENDPOINT_URL"] == f"{scheme}://{s3['endpoint']}"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_gpu_steps_ask_for_gpus_where_there_are_some(overlays, name):
+    templates = {n: d["spec"]["templates"][0] for n, d in named(overlays[name], "WorkflowTemplate").items()}
+    on_gpu = {n for n, t in templates.items() if "nvidia.com/gpu" in str(t["container"].get("resources"))}
+    if name not in GPU_OVERLAYS:
+        assert on_gpu == set()
+        return
+    assert {"stereo-train", "stereo-gen-trt-engine", "stereo-trt-evaluate"} <= on_gpu
+    assert not on_gpu & {"stereo-convert", "stereo-synthesize", "stereo-report"}
+    priorities = {n: templates[n]["priorityClassName"] for n in on_gpu}
+    assert {n for n, p in priorities.items() if p == "stereo-training"} == {"stereo-train", "stereo-automl"}
+
+
+def test_one_image_for_all(overlays):
+    """`images:` of an overlay reaches Argo's templates too."""
+    for name, documents in overlays.items():
+        images = set(values_of(documents, "image"))
+        assert len(images) == 1, name
+        assert images.pop().endswith("stereo-pipelines/runtime:0.1.0")
+
+
+# ---- Katib
+
+
+def katib(**automl) -> dict:
+    tree = read_tree(MANIFESTS / "katib/train.yaml")
+    tree["train"]["pretrained_model_path"] = ""  # whose weights settle the model's keys
+    tree["automl"] |= automl
+    return experiment(build("automl", tree), "search", "image:1")
+
+
+def test_experiment_is_valid():
+    document = read("katib/experiment.yaml")
+    assert V1beta1Experiment.from_dict(document).to_dict() == document  # unknown fields would be lost
+    job = document["spec"]["trialTemplate"]["trialSpec"]
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+    text = (MANIFESTS / "katib/experiment.yaml").read_text()
+    assert not re.search(r"min: \d+e-", text)  # Kubernetes would read it as a number where it wants text
+
+
+def test_experiment_searches_what_the_spec_says():
+    spec = katib(
+        algorithm="bohb",
+        automl_max_recommendations=12,
+        automl_max_epochs=9,
+        automl_max_concurrent=3,
+        automl_hyperparameters=["train.optim.lr", "train.optim.weight_decay", "model.corr_radius"],
+        custom_param_ranges={
+            "train.optim.lr": {"valid_min": 1e-5, "valid_max": 1e-3},
+            "train.optim.weight_decay": {"valid_options": [0.0001, 0.01]},
+        },
+    )["spec"]
+    assert (spec["algorithm"]["algorithmName"], spec["earlyStopping"]["algorithmName"]) == (
+        "multivariate-tpe",
+        "medianstop",
+    )
+    assert (spec["maxTrialCount"], spec["parallelTrialCount"]) == (12, 3)
+    lr, decay, radius = spec["parameters"]
+    assert lr["name"] == "train.optim.lr" and lr["parameterType"] == "double"
+    assert lr["feasibleSpace"] == {"min": "0.00001", "max": "0.001", "distribution": "logUniform"}
+    assert decay["parameterType"] == "discrete" and decay["feasibleSpace"] == {"list": ["0.0001", "0.01"]}
+    assert radius["parameterType"] == "int"
+    command = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert "train.num_epochs=9" in command
+    wanted = dict(re.fullmatch(r"([\w.]+)=\$\{trialParameters\.(\w+)\}", c).groups() for c in command if "$" in c)
+    given = {p["reference"]: p["name"] for p in spec["trialTemplate"]["trialParameters"]}
+    assert wanted == given and list(given) == [p["name"] for p in spec["parameters"]]
+    assert "earlyStopping" not in katib(algorithm="bayesian")["spec"]
+    with pytest.raises(SpecError, match=r"train\.num_epochs can not be searched"):
+        katib(automl_hyperparameters=["train.num_epochs"])
+
+
+def test_experiment_reads_the_metric_from_status_json(tmp_path):
+    log = StatusLog(tmp_path)
+    log.running("Validation metrics generated.", kpi={"val/epe": 1.5, "val/epe_pixel": 7.0, "val/loss": 3e-05})
+    text = (tmp_path / "status.json").read_text()
+    for metric, value in (("val/epe", "1.5"), ("val/loss", "3e-05")):
+        source = katib(metric=metric)["spec"]["metricsCollectorSpec"]["source"]
+        assert re.findall(source["filter"]["metricsFormat"][0], text) == [(metric, value)]
+
+
+def test_katib_component_lowers_the_namespace_only_where_it_is_taken(tmp_path, overlays):
+    folder = tmp_path / "manifests"
+    shutil.copytree(MANIFESTS, folder)
+    path = folder / "overlays/gke/kustomization.yaml"
+    path.write_text(path.read_text().replace("  - ../../gpu\n", "  - ../../gpu\n  - ../../katib\n"))
+    documents = build_overlay(path.parent)
+    labels = named(documents, "Namespace")["stereo"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "baseline"
+    assert labels["pod-security.kubernetes.io/warn"] == "restricted"
+    assert "katib" in named(documents, "NetworkPolicy") and "katib" not in named(overlays["gke"], "NetworkPolicy")
+    validate(named(documents, "NetworkPolicy")["katib"])
