@@ -97,6 +97,13 @@ def compile_command(check: bool) -> int:
 @click.option("--fresh", is_flag=True, help="Run every step, also those whose inputs did not change.")
 @click.option("--from", "from_step", metavar="STEP", help="Run STEP and all that depend on it again.")
 @click.option("--only", metavar="STEP", help="Run STEP again and nothing else, on what an earlier run made.")
+@click.option(
+    "--runner",
+    type=click.Choice(["process", "podman", "docker"]),
+    default="process",
+    show_default=True,
+    help="Each step as a process of this environment, or in a container of its image.",
+)
 def run_command(
     file: Path,
     params: tuple[str, ...],
@@ -105,6 +112,7 @@ def run_command(
     fresh: bool,
     from_step: str | None,
     only: str | None,
+    runner: str,
 ) -> int:
     """Run a compiled pipeline on this machine.
 
@@ -112,6 +120,7 @@ def run_command(
     """
     from stereo_core.orchestration.local import LocalRun
     from stereo_core.orchestration.page import write_page
+    from stereo_core.orchestration.podman import Containers
     from stereo_core.orchestration.progress import Progress, summary
 
     if fresh + bool(from_step) + bool(only) > 1:
@@ -119,6 +128,7 @@ def run_command(
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
     steps = {"fresh": fresh, "from_step": from_step, "only": only}
+    steps["containers"] = None if runner == "process" else Containers(runner)
     with Progress() as progress:
         run = LocalRun(pipeline, arguments, output_dir, parallel=parallel, **steps, on_change=progress.show)
         try:

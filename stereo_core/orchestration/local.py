@@ -63,6 +63,7 @@ from stereo_core.orchestration.dag import (
 )
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
+from stereo_core.orchestration.podman import Containers, reason
 from stereo_core.orchestration.record import DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
 
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
@@ -85,6 +86,7 @@ class LocalRun:
         fresh: Run every task, whatever is there.
         from_step: Run this task and all that depend on it again; the others as usual.
         only: Run this task again and no other; its inputs are what an earlier run in the folder made.
+        containers: Runs the tasks in containers of their images; default: as processes of this environment.
         on_change: Called with this object after each change of a task's state, one call at a time.
 
     Raises:
@@ -102,12 +104,14 @@ class LocalRun:
         fresh: bool = False,
         from_step: str | None = None,
         only: str | None = None,
+        containers: Containers | None = None,
         on_change: Callable[[Record], None] = lambda record: None,
     ):
         arguments = pipeline.arguments(arguments)
         self.pipeline = pipeline = unrolled(pipeline, arguments)
         self.parallel = parallel or len(os.sched_getaffinity(0))
         self.gpus = visible_gpus()
+        self.containers = containers
         self._path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         for task in pipeline.tasks.values():
             self._check_machine(task)
@@ -201,6 +205,8 @@ class LocalRun:
             except BlockingIOError:
                 raise GraphError(f"{self.folder}: another run is going on there; wait, or choose another") from None
             self._end_leftovers()
+            if self.containers:
+                self.containers.end_leftovers(self.folder)
             for path in self.folder.glob(".*.json"):  # what it was writing then
                 path.unlink()
             yield
@@ -452,12 +458,21 @@ class LocalRun:
         """One attempt: (exit code, what happened)."""
         container = task.component.executor
         command = [_fill(part, message, task.name) for part in (*container.command, *container.args)]
+        (place / "executor_output.json").unlink(missing_ok=True)
+        gpus = self.tasks[task.name].gpus
+        if self.containers:
+            with self.containers.container(task, command, place, message, gpus or self.gpus) as line:
+                code, why = self._watch(task, line, place, {**os.environ, MARK: str(self.folder)})
+            return code, why + reason(place)
         environment = {**os.environ, "PATH": self._path, **container.env, MARK: str(self.folder)}
-        if self.tasks[task.name].gpus:
-            environment[GPUS] = ",".join(self.tasks[task.name].gpus)
+        if gpus:
+            environment[GPUS] = ",".join(gpus)
+        return self._watch(task, command, place, environment)
+
+    def _watch(self, task: Task, command: list[str], place: Path, environment: dict[str, str]) -> tuple[int, str]:
+        """Run a command to its end, or to its time limit or that of the run; (exit code, what happened)."""
         limit = min(task.timeout or LAST, LAST) if self._cancelled else task.timeout
         deadline = time.monotonic() + limit if limit else None
-        (place / "executor_output.json").unlink(missing_ok=True)
         with (place / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -508,6 +523,8 @@ class LocalRun:
                 f"task {task.name}: it asks for {container.accelerators} GPUs and {len(self.gpus)} are visible here;"
                 f" an empty {GPUS} runs the steps without, or compile the pipeline with another profile"
             )
+        if self.containers:
+            return self.containers.check(task, container)
         command = (*container.command, *container.args)[0]
         if shutil.which(command, path=self._path) is None:
             raise GraphError(

@@ -1,0 +1,165 @@
+"""A task of the local engine as a container of podman or docker, as closed as a cluster's policy would have it.
+
+The container sees its inputs (read-only) and its task folder (read-write) at the paths that they have here, an empty
+/tmp, and nothing else: the root file system is read-only, no capability is left, no network is there unless the step is
+given a URI of object storage. It runs as this user, or where that is root as another, so that no step ever is root;
+what it wrote belongs to this user in the end. The image must be there: nothing is pulled, because a name that was never
+built here could be anybody's elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from stereo_core.actions.fetch_dataset import REFERENCE
+from stereo_core.orchestration.dag import Container, GraphError, Task
+from stereo_core.storage import SCHEMES
+
+NOBODY = 65534  # who runs the steps of root
+SHARED = "1g"  # of /dev/shm, where the hardware profile says nothing
+PATIENCE = "1"  # seconds between SIGTERM and SIGKILL for a container whose client is gone
+LABEL = "stereo-pipelines.run"
+TERMINATION = "/dev/termination-log"
+THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # from this environment into the container
+STORAGE = ("AWS_", "S3_", "MINIO_")  # and what starts so, where the step may use the network
+
+
+class Containers:
+    """Starts tasks with `engine`, podman or docker.
+
+    Raises:
+        GraphError: the engine is not installed.
+    """
+
+    def __init__(self, engine: str):
+        if shutil.which(engine) is None:
+            raise GraphError(f"--runner {engine}: {engine} is not installed here")
+        self.engine = engine
+
+    def check(self, task: Task, container: Container) -> None:
+        """Raises:
+        GraphError: the image is not on this machine.
+        """
+        found = subprocess.run([self.engine, "image", "inspect", container.image], capture_output=True, text=True)
+        if found.returncode:
+            raise GraphError(
+                f"task {task.name}: {self.engine} has no image {container.image} here ({_last_line(found.stderr)});"
+                f" build it (make image-cpu), or pull it: {self.engine} pull {container.image}"
+            )
+
+    @contextlib.contextmanager
+    def container(self, task: Task, command: list[str], place: Path, message: dict, gpus: list[str]) -> Iterator[list]:
+        """The command line that runs `command` in a container of the task; in the end nothing of it is left.
+
+        Args:
+            place: The task's folder, with termination-log, what Kubernetes shows of why a container ended.
+            message: The ExecutorInput.
+            gpus: Those that it gets.
+        """
+        name = f"stereo-pipelines-{uuid.uuid4().hex[:12]}"
+        (place / "termination-log").write_bytes(b"")
+        if not os.getuid():
+            _give(place, NOBODY)
+        try:
+            yield [
+                *(self.engine, "run", "--name", name, "--label", f"{LABEL}={place.parents[1]}"),
+                *self._walls(),
+                *self._mounts(place, message),
+                *self._network(message),
+                *self._devices(gpus),
+                *("--shm-size", _shared_memory(task), "--pull", "never"),
+                *(f"--env={name}={value}" for name, value in task.component.executor.env.items()),
+                *(f"--env={name}" for name in THREADS if name in os.environ),
+                *("--entrypoint", command[0], task.component.executor.image, *command[1:]),
+            ]
+        finally:
+            self._remove(name)
+            if not os.getuid():
+                _give(place, 0)
+
+    def end_leftovers(self, folder: Path) -> None:
+        """Remove the containers of a run whose engine was killed."""
+        listing = [self.engine, "ps", "--all", "--quiet", "--filter", f"label={LABEL}={folder}"]
+        self._remove(*subprocess.run(listing, capture_output=True, text=True).stdout.split())
+
+    def _remove(self, *names: str) -> None:
+        if names:
+            subprocess.run([self.engine, "rm", "--force", "--volumes", *names], capture_output=True)
+
+    def _walls(self) -> list[str]:
+        user = f"{os.getuid() or NOBODY}:{os.getgid()}"
+        # The engines' own limits may be above those of this process, which then can not start a container.
+        limits = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}")) for name in ("nofile", "nproc")}
+        return [
+            *("--user", user, "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"),
+            *(f"--ulimit={name}={soft}:{hard}" for name, (soft, hard) in limits.items()),
+            *("--stop-timeout", PATIENCE, "--log-driver=none", "--no-healthcheck"),
+            *(["--userns=keep-id"] if self.engine == "podman" and os.getuid() else []),
+        ]
+
+    def _mounts(self, place: Path, message: dict) -> list[str]:
+        inputs = {item["uri"] for item in _artifacts(message)}
+        mounts = [f"type=bind,src={path},dst={path},ro" for path in sorted(inputs)]
+        mounts += [
+            f"type=bind,src={place},dst={place}",
+            f"type=bind,src={place / 'termination-log'},dst={TERMINATION}",
+        ]
+        if not os.getuid():  # an image's /root, closed to all others, would hide what is mounted below it
+            mounts.append("type=tmpfs,dst=/root,tmpfs-mode=0755")
+        return [f"--mount={mount}" for mount in ("type=tmpfs,dst=/tmp,tmpfs-mode=1777", *mounts)]
+
+    def _network(self, message: dict) -> list[str]:
+        if not _reads_storage(message):
+            return ["--network=none"]
+        return [f"--env={name}" for name in os.environ if name.startswith(STORAGE)]
+
+    def _devices(self, gpus: list[str]) -> list[str]:
+        if self.engine == "podman":
+            return [f"--device=nvidia.com/gpu={gpu}" for gpu in gpus]
+        return [f'--gpus="device={",".join(gpus)}"'] if gpus else []
+
+
+def reason(place: Path) -> str:
+    """What the task's container left as its termination message, in front of which stands a colon."""
+    log = place / "termination-log"
+    text = log.read_text(errors="replace").strip() if log.is_file() else ""
+    return f": {text}" if text else ""
+
+
+def _artifacts(message: dict) -> list[dict]:
+    return [item for port in message["inputs"]["artifacts"].values() for item in port["artifacts"]]
+
+
+def _reads_storage(message: dict) -> bool:
+    """Whether a parameter, a spec file or a data set taken by reference names object storage."""
+    text = json.dumps(message["inputs"]["parameterValues"])
+    for item in _artifacts(message):
+        path = Path(item["uri"])
+        if (path / REFERENCE).is_file():
+            return True
+        if item["name"] == "spec_file" and path.is_file():
+            text += path.read_text(errors="replace")
+    return any(scheme in text for scheme in SCHEMES)
+
+
+def _shared_memory(task: Task) -> str:
+    """The profile's size of /dev/shm, as these engines write it: 6400m for 6400Mi."""
+    sizes = (m["sizeLimit"] for m in task.platform.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm")
+    return next(sizes, SHARED).removesuffix("i").lower()
+
+
+def _give(folder: Path, user: int) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, user, -1, follow_symlinks=False)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
