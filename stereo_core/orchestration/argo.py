@@ -1,60 +1,48 @@
 """A compiled pipeline -> manifests for Argo Workflows, without Kubeflow.
 
     ConfigMap         the artifact repository
-    WorkflowTemplate  one a step: what the IR calls a component, with its retries, resources and placement
+    WorkflowTemplate  one a step: what the IR calls a component, with retries, resources, placement (argo_step.py)
     Workflow          the graph: which step takes what from which (CronWorkflow where a schedule is given)
 
-A step's command stays `depth_net-launch ACTION EXECUTOR_INPUT_JSON`. Its template writes that message: parameters go in
-as JSON (text through the expression function toJson), artifacts lie in INPUTS and OUTPUTS. What a producer says about
-an artifact (kind, sha256, ...) goes along as the parameter `<port>-metadata`, taken from the producer's
-executor_output.json, which is an output parameter of every step. An importer becomes an S3 location.
+What a producer says about an artifact (kind, sha256, ...) goes along as the parameter `<port>-metadata`, taken from the
+producer's executor_output.json, which is an output parameter of every step. An importer becomes an S3 location. Loops
+are unrolled here, with the values given here: what they go over is no parameter of the Workflow. A step whose condition
+does not hold is `Skipped`, and so are those that take the condition over; exit handlers become the Workflow's onExit.
 
 What Argo can not do, or would do otherwise, is refused by its name. Needs hera (extra `pipelines`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import yaml
-
-from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
+from stereo_core.errors import UserError
+from stereo_core.orchestration.argo_step import EXECUTOR_OUTPUT, m, plain, pod_security, pull_secrets, template_of
+from stereo_core.orchestration.argo_values import Values, first_that_ran, text_of
 from stereo_core.orchestration.dag import (
     Argument,
-    Component,
+    Collected,
     Constant,
     GraphError,
     Importer,
+    OneOf,
     Output,
-    Parameter,
     Pipeline,
-    Port,
     Source,
     Task,
+    outputs_in,
 )
+from stereo_core.orchestration.graph import unrolled
 
-# hera changes how PyYAML writes text, for everyone in the process; that is taken back.
-_CLASSES = (yaml.representer.SafeRepresenter, yaml.representer.Representer, yaml.Dumper)
-_BEFORE = [dict(writer.yaml_representers) for writer in _CLASSES]
-try:
-    from hera.workflows import models as m
-except ModuleNotFoundError as error:
-    raise UserError(
-        "Argo manifests are written with hera, which is missing: pip install 'stereo-pipelines[pipelines]'"
-    ) from error
-for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
-    _writer.yaml_representers = _representers
-
-INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
-EXECUTOR_OUTPUT = "executor-output"  # output parameter of every step: its executor_output.json
 KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its logs, and its intermediate artifacts
-CACHE_AGE = "720h"  # after which a cached step runs again
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME = 63
+ON_EXIT = "on-exit"  # the template of the exit handlers
+ENDED = ("Succeeded", "Failed", "Errored", "Skipped", "Omitted")
 
 
 @dataclass(frozen=True)
@@ -95,7 +83,7 @@ class Repository:
     def config_map(self, name: str) -> dict:
         """The repository as Argo's artifactRepositoryRef reads it."""
         key = "/".join(filter(None, (self.prefix, "{{workflow.name}}", "{{pod.name}}")))
-        s3 = {"bucket": self.bucket, "keyFormat": key} | _plain(m.S3Artifact(**self._access()))
+        s3 = {"bucket": self.bucket, "keyFormat": key} | plain(m.S3Artifact(**self._access()))
         return {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -135,18 +123,24 @@ def manifests(
         GraphError: something that Argo can not do, or arguments that do not fit.
     """
     _check_name(pipeline.name, "the pipeline")
+    given = pipeline.arguments(arguments, complete=bool(schedule))
+    for name in pipeline.loops:
+        if given.get(name) is None:
+            raise GraphError(f"parameter {name}: a loop goes over it, so its value is wanted now")
+    pipeline = unrolled(pipeline, given)
+    values = {n: text_of(v, f"parameter {n}") for n, v in given.items() if v is not None and n not in pipeline.loops}
     steps = {name: task for name, task in pipeline.tasks.items() if not isinstance(task.component.executor, Importer)}
     if not steps:
         raise GraphError(f"pipeline {pipeline.name}: there is no step to run")
     shared = _shared_templates(steps)
     templates = [_workflow_template(pipeline, steps[name]) for name in dict.fromkeys(shared.values())]
-    spec = _workflow_spec(pipeline, steps, shared, _values(pipeline, arguments, bool(schedule)), repository)
+    spec = _workflow_spec(pipeline, steps, shared, values, repository)
     if service_account:
         spec.service_account_name = spec.artifact_gc.service_account_name = service_account
     return [
         repository.config_map(f"{pipeline.name}-artifacts"),
-        *map(_plain, templates),
-        _plain(_workflow(pipeline, spec, schedule)),
+        *map(plain, templates),
+        plain(_workflow(pipeline, spec, schedule)),
     ]
 
 
@@ -154,9 +148,21 @@ def _shared_templates(steps: dict[str, Task]) -> dict[str, str]:
     """Step -> the first step that is the same but for its arguments; they share a template."""
 
     def what(task: Task) -> tuple:
-        return task.component, task.cache, task.retry, task.platform
+        lists = {port: len(source.rounds) for port, source in task.artifacts.items() if isinstance(source, Collected)}
+        return task.component, task.cache, task.retry, task.platform, lists
 
     return {name: next(n for n, other in steps.items() if what(other) == what(task)) for name, task in steps.items()}
+
+
+def _workflow_template(pipeline: Pipeline, task: Task) -> m.WorkflowTemplate:
+    name = f"{pipeline.name}-{task.name}"
+    _check_name(name, f"task {task.name}")
+    return m.WorkflowTemplate(
+        api_version="argoproj.io/v1alpha1",
+        kind="WorkflowTemplate",
+        metadata=m.ObjectMeta(name=name),
+        spec=m.WorkflowSpec(templates=[template_of(pipeline, task)]),
+    )
 
 
 # ---- the Workflow
@@ -178,106 +184,154 @@ def _workflow(pipeline: Pipeline, spec: m.WorkflowSpec, schedule: str) -> m.Work
 def _workflow_spec(
     pipeline: Pipeline, steps: dict[str, Task], shared: dict[str, str], values: dict[str, str], repository: Repository
 ) -> m.WorkflowSpec:
-    tasks = [_dag_task(pipeline, task, shared[task.name], repository, values) for task in steps.values()]
+    tasks = {name: _dag_task(pipeline, task, shared[name], repository, values) for name, task in steps.items()}
+    handlers = [_exit_handler(pipeline, task, tasks.pop(name)) for name, task in steps.items() if task.exit]
+    templates = [m.Template(name=pipeline.name, dag=m.DAGTemplate(tasks=list(tasks.values()), fail_fast=False))]
+    if handlers:
+        templates.append(m.Template(name=ON_EXIT, dag=m.DAGTemplate(tasks=handlers, fail_fast=False)))
     parameters = [
         m.Parameter(name=p.name, value=values.get(p.name), description=p.description or None)
         for p in pipeline.parameters.values()
+        if p.name not in pipeline.loops
     ]
-    secrets = {name for task in steps.values() for name in _pull_secrets(task)}
+    secrets = {name for task in steps.values() for name in pull_secrets(task)}
     return m.WorkflowSpec(
         entrypoint=pipeline.name,
+        on_exit=ON_EXIT if handlers else None,
         arguments=m.Arguments(parameters=parameters) if parameters else None,
-        templates=[m.Template(name=pipeline.name, dag=m.DAGTemplate(tasks=tasks, fail_fast=False))],
+        templates=templates,
         artifact_repository_ref=m.ArtifactRepositoryRef(config_map=f"{pipeline.name}-artifacts", key="repository"),
         artifact_gc=m.WorkflowLevelArtifactGC(strategy="OnWorkflowDeletion"),
         pod_gc=m.PodGC(strategy="OnPodSuccess"),
         ttl_strategy=m.TTLStrategy(seconds_after_completion=KEEP_SECONDS),
-        security_context=_pod_security(),
+        security_context=pod_security(),
         image_pull_secrets=[m.LocalObjectReference(name=name) for name in sorted(secrets)] or None,
     )
 
 
-def _values(pipeline: Pipeline, given: dict[str, object], complete: bool) -> dict[str, str]:
-    """Pipeline parameters as Argo's texts; one without a value is refused where they must be `complete`."""
-    values = pipeline.arguments(given, complete)
-    return {name: _text(value, f"parameter {name}") for name, value in values.items() if value is not None}
+def _exit_handler(pipeline: Pipeline, task: Task, made: m.DAGTask) -> m.DAGTask:
+    """The task as one of onExit, which runs when the whole Workflow has ended: so its block must be the whole."""
+    outside = [name for name, other in pipeline.tasks.items() if not other.exit and name not in task.behind]
+    if outside:
+        raise GraphError(
+            f"task {task.name}: on Argo an exit handler is for the whole pipeline; outside are {', '.join(outside)}"
+        )
+    if any(outputs_in(source) for source in (*task.parameters.values(), *task.artifacts.values())):
+        raise GraphError(f"task {task.name}: on Argo an exit handler can not take what other tasks made")
+    made.depends = None
+    return made
 
 
 def _dag_task(
     pipeline: Pipeline, task: Task, template: str, repository: Repository, values: dict[str, str]
 ) -> m.DAGTask:
-    for parameter in task.component.parameters.values():
-        if parameter.default is None and not parameter.required and parameter.name not in task.parameters:
-            raise GraphError(f"task {task.name}: Argo has no value for parameter {parameter.name}, and so wants one")
+    where, wiring = f"task {task.name}", Values(pipeline)
+    _check_inputs(pipeline, task)
     parameters = [
-        m.Parameter(name=name, value=_wired(task, name, source, nested=True))
+        m.Parameter(name=name, value=wiring.text(source, f"{where}, parameter {name}"))
         for name, source in task.parameters.items()
     ]
     artifacts = []
     for port, source in task.artifacts.items():
-        producer = pipeline.tasks[source.task]
-        imported = isinstance(producer.component.executor, Importer)
-        said = json.dumps(producer.component.executor.metadata) if imported else _metadata_of(source)
-        parameters.append(m.Parameter(name=f"{port}-metadata", value=said))
-        artifacts.append(_imported(producer, port, repository, values) if imported else _passed(source, port))
+        for name, one in _one_by_one(port, source):
+            said, artifact = _artifact(pipeline, name, one, repository, values)
+            parameters.append(m.Parameter(name=f"{name}-metadata", value=said))
+            artifacts.append(artifact)
     given = m.Arguments(parameters=parameters or None, artifacts=artifacts or None)
-    if task.when or task.behind:
-        raise GraphError(f"task {task.name}: conditions and exit handlers are not supported on Argo")
-    upstream = [f"{name}.Succeeded" for name in _steps_before(pipeline, task)]
     return m.DAGTask(
         name=task.name,
         template_ref=m.TemplateRef(name=f"{pipeline.name}-{template}", template=template),
         arguments=given if parameters or artifacts else None,
-        depends=" && ".join(upstream) or None,
+        depends=_depends(pipeline, task),
+        when=wiring.condition(task.when, f"{where}, condition"),
     )
 
 
-def _steps_before(pipeline: Pipeline, task: Task) -> list[str]:
-    """The steps that a step waits for; an importer is none, what the importer waits for is."""
+def _check_inputs(pipeline: Pipeline, task: Task) -> None:
+    """Every input has a value when the task runs."""
+    for parameter in task.component.parameters.values():
+        if parameter.default is None and not parameter.required and parameter.name not in task.parameters:
+            raise GraphError(f"task {task.name}: Argo has no value for parameter {parameter.name}, and so wants one")
+    for source in (*task.parameters.values(), *task.artifacts.values()):
+        for output in outputs_in(source):
+            if output.task in task.behind:
+                raise GraphError(f"task {task.name}: on Argo it can not take from {output.task}, which may fail")
+            missing = any(test not in task.when for test in pipeline.tasks[output.task].when)
+            if missing and not isinstance(source, OneOf):
+                raise GraphError(
+                    f"task {task.name}: on Argo it can not take what {output.task} made, which may be left out"
+                )
+
+
+def _depends(pipeline: Pipeline, task: Task) -> str | None:
+    """What must have succeeded (or was left out by its own condition), and what must have ended, however."""
+    states = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
+    for name in _steps(pipeline, task.after):
+        states[name] = ("Succeeded", "Skipped") if pipeline.tasks[name].when else ("Succeeded",)
+    parts = []
+    for name in sorted(states):
+        either = " || ".join(f"{name}.{state}" for state in states[name])
+        parts.append(either if len(states[name]) == 1 else f"({either})")
+    return " && ".join(parts) or None
+
+
+def _steps(pipeline: Pipeline, names: frozenset[str]) -> set[str]:
+    """The steps among tasks; an importer is none, it stands for what it waits for."""
     found = set()
-    for name in task.after:
-        before = pipeline.tasks[name]
-        imported = isinstance(before.component.executor, Importer)
-        found |= set(_steps_before(pipeline, before)) if imported else {name}
-    return sorted(found)
+    for name in names:
+        task = pipeline.tasks[name]
+        imported = isinstance(task.component.executor, Importer)
+        found |= _steps(pipeline, task.after) if imported else {name}
+    return found
 
 
-def _wired(task: Task, name: str, source: Source, nested: bool = False) -> str:
-    """The value of a step's parameter, or the reference to it; a constant text may hold other parameters (`nested`)."""
-    if isinstance(source, Argument):
-        return f"{{{{workflow.parameters.{source.name}}}}}"
-    if isinstance(source, Output):
-        return f"{{{{tasks.{source.task}.outputs.parameters.{source.key}}}}}"
-    where = f"task {task.name}, parameter {name}"
-    if not nested or not isinstance(source.value, str):
-        return _text(source.value, where)
+# ---- artifacts
 
-    def reference(inner: str) -> str:
-        found = re.fullmatch(r"\.inputs\.parameters\['([^']+)'\]", inner)
-        if not found or found[1] not in task.parameters:
-            raise GraphError(f"{where}: placeholder {{{{${inner}}}}} can not be filled in on Argo")
-        return _wired(task, found[1], task.parameters[found[1]])
 
-    return _substituted(source.value, reference, where)
+def _one_by_one(port: str, source: Source) -> Iterator[tuple[str, Source]]:
+    if not isinstance(source, Collected):
+        yield port, source
+        return
+    for index, inner in enumerate(source.rounds):
+        yield f"{port}-{index}", inner
+
+
+def _artifact(
+    pipeline: Pipeline, port: str, source: Source, repository: Repository, values: dict[str, str]
+) -> tuple[str, m.Artifact]:
+    """What is said about an artifact, and where it is."""
+    producers = [pipeline.tasks[output.task] for output in outputs_in(source)]
+    imported = [task for task in producers if isinstance(task.component.executor, Importer)]
+    if isinstance(source, OneOf):
+        if imported:
+            raise GraphError(f"task {imported[0].name}: dsl.OneOf of what an importer gives can not be had on Argo")
+        said = first_that_ran(source.options, _metadata_of)
+        place = first_that_ran(
+            source.options, lambda output: f"tasks['{output.task}'].outputs.artifacts['{output.key}']"
+        )
+        return f"{{{{={said}}}}}", m.Artifact(name=port, from_expression=place)
+    if imported:
+        said = json.dumps(imported[0].component.executor.metadata)
+        return said, _imported(imported[0], port, repository, values, Values(pipeline))
+    place = f"{{{{tasks.{source.task}.outputs.artifacts.{source.key}}}}}"
+    return f"{{{{={_metadata_of(source)}}}}}", m.Artifact(name=port, from_=place)
 
 
 def _metadata_of(source: Output) -> str:
     said = f"tasks['{source.task}'].outputs.parameters['{EXECUTOR_OUTPUT}']"
-    return f"{{{{=toJson(jsonpath({said}, '$.artifacts.{source.key}.artifacts[0].metadata'))}}}}"
+    return f"toJson(jsonpath({said}, '$.artifacts.{source.key}.artifacts[0].metadata'))"
 
 
-def _passed(source: Output, port: str) -> m.Artifact:
-    return m.Artifact(name=port, from_=f"{{{{tasks.{source.task}.outputs.artifacts.{source.key}}}}}")
-
-
-def _imported(task: Task, port: str, repository: Repository, values: dict[str, str]) -> m.Artifact:
+def _imported(task: Task, port: str, repository: Repository, values: dict[str, str], wiring: Values) -> m.Artifact:
     """The S3 location of an importer's URI: a constant, or cut from a pipeline parameter when the Workflow runs."""
     uri = task.component.executor.uri
     source = task.parameters[uri.name] if isinstance(uri, Argument) else uri
-    if isinstance(source, Output):
+    if not isinstance(source, Constant | Argument):
         raise GraphError(f"task {task.name}: an importer whose URI another step makes can not be had on Argo")
     if isinstance(source, Constant):
-        bucket, key = _bucket_and_key(_wired(task, "uri", source), f"task {task.name}", wanted="s3://BUCKET/KEY")
+        bucket, key = _bucket_and_key(
+            wiring.text(source, f"task {task.name}, uri"), f"task {task.name}", wanted="s3://BUCKET/KEY"
+        )
     else:
         if source.name in values:
             _bucket_and_key(values[source.name], f"parameter {source.name}", wanted="s3://BUCKET/KEY")
@@ -294,300 +348,9 @@ def _bucket_and_key(uri: str, where: str, wanted: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-# ---- a step
-
-
-def _workflow_template(pipeline: Pipeline, task: Task) -> m.WorkflowTemplate:
-    name = f"{pipeline.name}-{task.name}"
-    _check_name(name, f"task {task.name}")
-    return m.WorkflowTemplate(
-        api_version="argoproj.io/v1alpha1",
-        kind="WorkflowTemplate",
-        metadata=m.ObjectMeta(name=name),
-        spec=m.WorkflowSpec(templates=[_template(pipeline, task)]),
-    )
-
-
-def _template(pipeline: Pipeline, task: Task) -> m.Template:
-    component = task.component
-    node = _pod(task)
-    return m.Template(
-        name=task.name,
-        inputs=_inputs(component),
-        outputs=_outputs(pipeline, task),
-        container=_container(task, node.pop("mounts"), node.pop("env")),
-        retry_strategy=_retry(task),
-        memoize=_memoize(pipeline, task) if task.cache else None,
-        active_deadline_seconds=int(task.timeout) if task.timeout else None,
-        security_context=_pod_security(),
-        **node,
-    )
-
-
-def _inputs(component: Component) -> m.Inputs:
-    parameters = [
-        m.Parameter(name=p.name, default=None if p.default is None else _text(p.default, f"parameter {p.name}"))
-        for p in component.parameters.values()
-    ]
-    artifacts = []
-    for port in component.artifacts.values():
-        parameters.append(m.Parameter(name=f"{port.name}-metadata", default="{}" if port.required else ""))
-        artifacts.append(m.Artifact(name=port.name, path=f"{INPUTS}/{port.name}", optional=not port.required or None))
-    return m.Inputs(parameters=parameters or None, artifacts=artifacts or None)
-
-
-def _outputs(pipeline: Pipeline, task: Task) -> m.Outputs:
-    """Every step's outputs; a foreign command that writes no executor_output.json says nothing about its artifacts."""
-    component = task.component
-    silent = {"artifacts": {name: {"artifacts": [{"metadata": {}}]} for name in component.output_artifacts}}
-    file = m.ValueFrom(path=f"{OUTPUTS}/executor_output.json", default=json.dumps(silent))
-    parameters = [m.Parameter(name=EXECUTOR_OUTPUT, value_from=file)]
-    for parameter in component.output_parameters.values():
-        parameters.append(m.Parameter(name=parameter.name, value_from=m.ValueFrom(path=f"{OUTPUTS}/{parameter.name}")))
-    artifacts = [
-        m.Artifact(
-            name=port.name,
-            path=f"{OUTPUTS}/{port.name}",
-            optional=not port.required or None,
-            artifact_gc=None if _is_passing(pipeline, task, port) else m.ArtifactGC(strategy="Never"),
-        )
-        for port in component.output_artifacts.values()
-    ]
-    return m.Outputs(parameters=parameters, artifacts=artifacts or None)
-
-
-def _is_passing(pipeline: Pipeline, task: Task, port: Port) -> bool:
-    """Whether an artifact goes with its Workflow: another step takes it, no cache holds it, and it is no model."""
-    taken = {(s.task, s.key) for other in pipeline.tasks.values() for s in other.artifacts.values()}
-    same = [t.name for t in pipeline.tasks.values() if t.component == task.component]
-    all_taken = all((name, port.name) in taken for name in same)
-    return all_taken and not task.cache and port.type.get("schemaTitle") != "system.Model"
-
-
-def _container(task: Task, mounts: list, env: list) -> m.Container:
-    container = task.component.executor
-    where = f"task {task.name}"
-    return m.Container(
-        image=_literal(container.image, f"{where}, image"),
-        command=[_argument(part, task) for part in container.command] or None,
-        args=[_argument(part, task) for part in container.args] or None,
-        env=[m.EnvVar(name=k, value=_literal(v, f"{where}, env {k}")) for k, v in container.env.items()] + env or None,
-        resources=_resources(task),
-        volume_mounts=mounts,
-        security_context=m.SecurityContext(
-            allow_privilege_escalation=False, run_as_non_root=True, capabilities=m.Capabilities(drop=["ALL"])
-        ),
-    )
-
-
-def _pod_security() -> m.PodSecurityContext:
-    return m.PodSecurityContext(run_as_non_root=True, seccomp_profile=m.SeccompProfile(type="RuntimeDefault"))
-
-
-def _retry(task: Task) -> m.RetryStrategy | None:
-    """Again after a node that was lost, and after the exit codes of an interruption; other failures would come back."""
-    retry = task.retry
-    if not retry.count:
-        return None
-    if not float(retry.factor).is_integer():
-        raise GraphError(f"task {task.name}: Argo's backoff factors are whole numbers, not {retry.factor:g}")
-    codes = ", ".join(f"'{code}'" for code in WORTH_ANOTHER_TRY)
-    wait = m.Backoff(duration=f"{retry.backoff:g}s", factor=int(retry.factor), cap=f"{retry.longest:g}s")
-    return m.RetryStrategy(
-        limit=retry.count,
-        retry_policy="Always",
-        expression=f"lastRetry.status == 'Error' || lastRetry.exitCode in [{codes}]",
-        backoff=wait,
-    )
-
-
-def _memoize(pipeline: Pipeline, task: Task) -> m.Memoize:
-    """Outputs depend on image, command, environment, parameters, and what is said (sha256) about input artifacts."""
-    container, component = task.component.executor, task.component
-    fixed = json.dumps([container.image, container.command, container.args, container.env], sort_keys=True)
-    said = [*component.parameters, *(f"{port}-metadata" for port in component.artifacts)]
-    inputs = ", ".join(f"inputs.parameters['{name}']" for name in said)
-    digest = hashlib.sha256(fixed.encode()).hexdigest()
-    cache = m.Cache(config_map=m.LocalObjectReference(name=f"{pipeline.name}-cache"))
-    return m.Memoize(key=f"{{{{=sprig.sha256sum('{digest}' + toJson([{inputs}]))}}}}", max_age=CACHE_AGE, cache=cache)
-
-
-# ---- the command
-
-
-def _argument(text: str, task: Task) -> str:
-    """A part of the command with KFP's placeholders as Argo's."""
-
-    def reference(inner: str) -> str:
-        if not inner:
-            return _executor_input(task.component)
-        for pattern, target in _TARGETS:
-            found = re.fullmatch(pattern, inner)
-            if found:
-                return found.expand(target)
-        raise GraphError(f"task {task.name}: placeholder {{{{${inner}}}}} is not supported on Argo")
-
-    return _substituted(text, reference, f"task {task.name}, command")
-
-
-_TARGETS = (
-    (r"\.inputs\.parameters\['([^']+)'\]", r"{{inputs.parameters.\1}}"),
-    (r"\.inputs\.artifacts\['([^']+)'\]\.(?:path|uri)", rf"{INPUTS}/\1"),
-    (r"\.outputs\.artifacts\['([^']+)'\]\.(?:path|uri)", rf"{OUTPUTS}/\1"),
-    (r"\.outputs\.parameters\['([^']+)'\]\.output_file", rf"{OUTPUTS}/\1"),
-    (r"\.outputs\.output_file", f"{OUTPUTS}/executor_output.json"),
-)
-
-
-def _executor_input(component: Component) -> str:
-    """KFP's ExecutorInput message, with Argo's references where values come in.
-
-    No brace follows another one at once but in a reference: Argo reads from `{{` to the next `}}`.
-    """
-    parameters = [f"{json.dumps(p.name)}: {_as_json(p)}" for p in component.parameters.values()]
-    artifacts = [f'{json.dumps(p.name)}: {{"artifacts": {_item(p)} }}' for p in component.artifacts.values()]
-    outputs = {
-        "parameters": {name: {"outputFile": f"{OUTPUTS}/{name}"} for name in component.output_parameters},
-        "artifacts": {
-            port.name: {
-                "artifacts": [{"name": port.name, "type": port.type, "uri": f"{OUTPUTS}/{port.name}", "metadata": {}}]
-            }
-            for port in component.output_artifacts.values()
-        },
-        "outputFile": f"{OUTPUTS}/executor_output.json",
-    }
-    inputs = f'"parameterValues": {{ {", ".join(parameters)} }}, "artifacts": {{ {", ".join(artifacts)} }}'
-    return f'{{"inputs": {{ {inputs} }}, "outputs": {json.dumps(outputs)} }}'
-
-
-def _as_json(parameter: Parameter) -> str:
-    if parameter.type == "STRING":
-        return f"{{{{=toJson(inputs.parameters['{parameter.name}'])}}}}"
-    return f"{{{{inputs.parameters.{parameter.name}}}}}"  # it is JSON already
-
-
-def _item(port: Port) -> str:
-    """The list of a port's artifacts: one, or none where an optional one is not there."""
-    said = json.dumps({"name": port.name, "type": port.type, "uri": f"{INPUTS}/{port.name}"}).removesuffix("}")
-    head, tail = f'[{said}, "metadata": ', " }]"
-    if port.required:
-        return f"{head}{{{{inputs.parameters.{port.name}-metadata}}}}{tail}"
-    metadata = f"inputs.parameters['{port.name}-metadata']"
-    return f"{{{{={metadata} == '' ? '[]' : '{head}' + {metadata} + '{tail}'}}}}"
-
-
-# ---- resources and placement
-
-
-def _resources(task: Task) -> m.ResourceRequirements | None:
-    said = task.component.executor.resources
-    limits, requests = {}, {}
-    for key, place, name in (
-        ("resourceCpuLimit", limits, "cpu"),
-        ("resourceMemoryLimit", limits, "memory"),
-        ("resourceCpuRequest", requests, "cpu"),
-        ("resourceMemoryRequest", requests, "memory"),
-    ):
-        if said.get(key):
-            place[name] = _literal(said[key], f"task {task.name}, {key}")
-    if task.component.executor.accelerators:
-        accelerator = said["accelerator"]
-        kind = accelerator.get("resourceType") or accelerator.get("type")
-        limits[_literal(kind, f"task {task.name}, accelerator")] = str(task.component.executor.accelerators)
-    return m.ResourceRequirements(limits=limits or None, requests=requests or None) if limits or requests else None
-
-
-def _pod(task: Task) -> dict:
-    """What the platform document says about the step's pod, as fields of a template, and `mounts` and `env`."""
-    volumes = [m.Volume(name="outputs", empty_dir=m.EmptyDirVolumeSource())]
-    mounts = [m.VolumeMount(name="outputs", mount_path=OUTPUTS)]
-    pod = {"volumes": volumes, "mounts": mounts, "env": []}
-    for key, value in task.platform.items():
-        if key == "emptyDirMounts":
-            for item in value:
-                source = m.EmptyDirVolumeSource(medium=item.get("medium"), size_limit=item.get("sizeLimit"))
-                volumes.append(m.Volume(name=item["volumeName"], empty_dir=source))
-                mounts.append(m.VolumeMount(name=item["volumeName"], mount_path=item["mountPath"]))
-        elif key == "nodeSelector" and set(value) == {"labels"}:
-            pod["node_selector"] = dict(value["labels"])
-        elif key == "tolerations":
-            pod["tolerations"] = [m.Toleration(**_only(item, _TOLERATION, task, key)) for item in value]
-        elif key == "secretAsEnv":
-            pod["env"] += [entry for item in value for entry in _secret_env(task, item)]
-        elif key not in ("activeDeadlineSeconds", "imagePullSecret"):  # those have places of their own
-            raise GraphError(f"task {task.name}: {key} of the platform document is not supported on Argo")
-    return pod
-
-
-_TOLERATION = {
-    "key": "key",
-    "operator": "operator",
-    "value": "value",
-    "effect": "effect",
-    "tolerationSeconds": "toleration_seconds",
-}
-
-
-def _only(item: dict, known: dict[str, str], task: Task, where: str) -> dict:
-    for key in item:
-        if key not in known:
-            raise GraphError(f"task {task.name}: {key} of {where} is not supported on Argo")
-    return {known[key]: value for key, value in item.items()}
-
-
-def _secret_env(task: Task, item: dict) -> list[m.EnvVar]:
-    name, optional = _secret_name(task, item, "secretAsEnv"), item.get("optional")
-    return [
-        m.EnvVar(
-            name=pair["envVar"],
-            value_from=m.EnvVarSource(
-                secret_key_ref=m.SecretKeySelector(name=name, key=pair["secretKey"], optional=optional)
-            ),
-        )
-        for pair in item["keyToEnv"]
-    ]
-
-
-def _pull_secrets(task: Task) -> list[str]:
-    return [_secret_name(task, item, "imagePullSecret") for item in task.platform.get("imagePullSecret", [])]
-
-
-def _secret_name(task: Task, item: dict, where: str) -> str:
-    said = item.get("secretNameParameter", {}).get("runtimeValue", {}).get("constant") or item.get("secretName")
-    if not said:
-        raise GraphError(f"task {task.name}: a name of {where} that is a parameter is not supported on Argo; use text")
-    return _literal(said, f"task {task.name}, {where}")
-
-
-# ---- texts
-
-
-def _text(value: object, where: str) -> str:
-    """A value as Argo's parameters have it: text as it is, everything else as JSON."""
-    return _literal(value if isinstance(value, str) else json.dumps(value), where)
-
-
-def _literal(text: str, where: str) -> str:
-    if "{{" in text:
-        raise GraphError(
-            f"{where}: Argo would take {{{{ in {text[:60]!r} for a reference of its own; write it otherwise"
-        )
-    return text
-
-
-def _substituted(text: str, reference, where: str) -> str:
-    """`text` with every {{$...}} of KFP replaced; the rest may hold no reference."""
-    parts = re.split(r"\{\{\$(.*?)\}\}", text)
-    return "".join(reference(part) if index % 2 else _literal(part, where) for index, part in enumerate(parts))
-
-
 def _check_name(name: str, what: str) -> None:
     if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise GraphError(
             f"{what}: {name} can not be a name on Kubernetes; lower-case letters, digits and dashes, at most"
             f" {LONGEST_NAME}, are wanted"
         )
-
-
-def _plain(model) -> dict:
-    return model.model_dump(mode="json", exclude_none=True, by_alias=True)

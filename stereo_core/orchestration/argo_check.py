@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 
 TASK_STATES = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
 GLOBAL = {"workflow.name", "workflow.uid", "workflow.status", "pod.name"}
+ON_EXIT = {"workflow.failures"}  # known only there
 
 
 def problems(documents: list[dict]) -> list[str]:
@@ -24,17 +25,24 @@ def problems(documents: list[dict]) -> list[str]:
         for template in document["spec"]["templates"]
     }
     maps = {document["metadata"]["name"]: document["data"] for document in documents if document["kind"] == "ConfigMap"}
+    workflows = [document["spec"] for document in documents if document["kind"] in ("Workflow", "CronWorkflow")]
+    given = {name for spec in workflows for name in _arguments(spec.get("workflowSpec", spec))}
     for document in documents:
         if document["kind"] == "ConfigMap":
             continue
         metadata, spec = document["metadata"], document["spec"]
         where = f"{document['kind']} {metadata.get('name') or metadata['generateName']}"
         spec = spec.get("workflowSpec", spec)
-        found += [f"{where}: {problem}" for problem in _spec_problems(spec, library, maps)]
+        found += [f"{where}: {problem}" for problem in _spec_problems(spec, library, maps, given)]
     return found
 
 
-def _spec_problems(spec: dict, library: dict, maps: dict) -> Iterator[str]:
+def _arguments(spec: dict) -> list[str]:
+    return [item["name"] for item in spec.get("arguments", {}).get("parameters", [])]
+
+
+def _spec_problems(spec: dict, library: dict, maps: dict, given: set[str]) -> Iterator[str]:
+    """`given` are the parameters of the Workflow that calls the templates of a WorkflowTemplate."""
     own = {template["name"]: template for template in spec["templates"]}
     yield from _twice("template", [template["name"] for template in spec["templates"]])
     for key in ("entrypoint", "onExit"):
@@ -43,12 +51,13 @@ def _spec_problems(spec: dict, library: dict, maps: dict) -> Iterator[str]:
     repository = spec.get("artifactRepositoryRef")
     if repository and repository["key"] not in maps.get(repository["configMap"], {}):
         yield f"artifactRepositoryRef: there is no {repository['key']} in a ConfigMap {repository['configMap']}"
-    arguments = [item["name"] for item in spec.get("arguments", {}).get("parameters", [])]
-    yield from _twice("parameter", arguments)
-    scope = GLOBAL | {f"workflow.parameters.{name}" for name in arguments}
+    yield from _twice("parameter", _arguments(spec))
+    scope = GLOBAL | {f"workflow.parameters.{name}" for name in given.union(_arguments(spec))}
+    yield from _unresolved(spec.get("imagePullSecrets"), scope)
     for template in own.values():
         where = f"template {template['name']}"
-        yield from (f"{where}: {problem}" for problem in _template_problems(template, own, library, scope))
+        more = ON_EXIT if template["name"] == spec.get("onExit") else set()
+        yield from (f"{where}: {problem}" for problem in _template_problems(template, own, library, scope | more))
 
 
 def _template_problems(template: dict, own: dict, library: dict, scope: set[str]) -> Iterator[str]:
@@ -102,6 +111,7 @@ def _called(task: dict, own: dict, library: dict) -> dict | None:
 
 
 def _made(task: dict, own: dict, library: dict) -> Iterator[str]:
+    yield f"tasks.{task['name']}.status"
     outputs = (_called(task, own, library) or {}).get("outputs", {})
     for kind in ("parameters", "artifacts"):
         yield from (f"tasks.{task['name']}.outputs.{kind}.{item['name']}" for item in outputs.get(kind, []))
@@ -121,6 +131,10 @@ def _task_problems(task: dict, own: dict, library: dict, scope: set[str]) -> Ite
             if name not in given and not {"default", "value", "optional", "s3"} & set(item):
                 yield f"{kind}: {name} has no value"
     yield from _unresolved({key: value for key, value in task.items() if key != "depends"}, scope)
+    for item in task.get("arguments", {}).get("artifacts", []):
+        yield from _unresolved(f"{{{{={item.get('fromExpression', '')}}}}}", scope)
+    if re.sub(r"\{\{=.*?\}\}", "", task.get("when", ""), flags=re.DOTALL):
+        yield f"its condition is no expression: {task['when']}"
 
 
 def _unresolved(part: object, scope: set[str]) -> Iterator[str]:
@@ -140,7 +154,8 @@ def _references(text: str) -> Iterator[str]:
             yield tag.strip()
             continue
         dotted = re.sub(r"(?<=\w)\['([^']*)'\]", r".\1", tag)
-        yield from re.findall(r"\b(?:inputs|workflow|tasks)\.[\w.-]+", re.sub(r"'[^']*'", "''", dotted))
+        plain = re.sub(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'", "''", dotted)
+        yield from re.findall(r"\b(?:inputs|workflow|tasks)\.[\w.-]+", plain)
 
 
 def _texts(part: object) -> Iterator[str]:

@@ -65,7 +65,7 @@ def load_pipeline(path: str | Path) -> Pipeline:
         raise GraphError(f"{path}: no compiled pipeline (PipelineSpec IR); `stereo-pipelines compile` writes them")
     platform = documents[1] if len(documents) > 1 else {}
     try:
-        return _pipeline(documents[0], platform, {})
+        return _pipeline(documents[0], platform, {}, frozenset())
     except GraphError as error:
         raise GraphError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -75,21 +75,25 @@ def load_pipeline(path: str | Path) -> Pipeline:
 def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
     """The pipeline with the tasks that loops over these arguments make; `load_pipeline` knows only the defaults.
 
+    The parameters that were looped over are constants in it.
+
     Raises:
         GraphError: an item lacks what the loop takes of it.
     """
-    return _pipeline(pipeline.spec, pipeline.platform, arguments) if pipeline.loops else pipeline
+    return _pipeline(pipeline.spec, pipeline.platform, arguments, pipeline.loops) if pipeline.loops else pipeline
 
 
-def _pipeline(spec: dict, platform: dict, arguments: dict[str, object]) -> Pipeline:
+def _pipeline(spec: dict, platform: dict, arguments: dict[str, object], fixed: frozenset[str]) -> Pipeline:
     root, info = spec["root"], spec["pipelineInfo"]
     parameters, artifacts = _definitions(root.get("inputDefinitions", {}))
     required = [port.name for port in artifacts.values() if port.required]
     if required:
         raise GraphError(f"the pipeline takes artifacts ({', '.join(required)}); import them by URI (dsl.importer)")
-    reader = _Reader(spec, platform, {p.name: p.default for p in parameters.values()} | arguments)
-    reader.level(root["dag"], _Scope(parameters={name: Argument(name) for name in parameters}))
-    tasks, loops = reader.tasks, frozenset(reader.loops)
+    arguments = {p.name: p.default for p in parameters.values()} | arguments
+    reader = _Reader(spec, platform, arguments)
+    inputs = {name: Constant(arguments[name]) if name in fixed else Argument(name) for name in parameters}
+    reader.level(root["dag"], _Scope(parameters=inputs))
+    tasks, loops = reader.tasks, fixed | reader.loops
     return Pipeline(info["name"], info.get("description", ""), parameters, tasks, loops, spec, platform)
 
 
@@ -162,8 +166,9 @@ class _Reader:
         if trigger.get("condition"):
             inner = replace(inner, when=_united(inner.when, _condition(where, trigger["condition"], inner.parameters)))
         if "dag" not in component:
-            leaves = any(_EXIT_HANDLER.fullmatch(other) for other in _waits_for(item))
-            return self.task(name, item, component, inner, exit=always and leaves)
+            platform = _placed(where, self.placed.get(component["executorLabel"], {}), scope.parameters)
+            exit = always and any(_EXIT_HANDLER.fullmatch(other) for other in _waits_for(item))
+            return self.task(name, item, component, inner, platform, exit)
         if "retryPolicy" in item:
             raise GraphError(f"{where}: retries of a pipeline in a pipeline are not supported; give them to its tasks")
         inner = replace(inner, cache=scope.cache and item.get("cachingOptions", _CACHED).get("enableCache", False))
@@ -215,7 +220,7 @@ class _Reader:
         source = scope.parameters.get(items["inputParameter"])
         value = None
         if isinstance(source, Constant):
-            value = source.value
+            value = source.value or []
         elif isinstance(source, Argument):
             self.loops.add(source.name)
             value = self.arguments[source.name] or []
@@ -223,11 +228,10 @@ class _Reader:
             raise GraphError(f"{where}: a loop wants a list that is known before the run: text or a pipeline parameter")
         return value
 
-    def task(self, name: str, item: dict, component: dict, scope: _Scope, exit: bool) -> _Node:
+    def task(self, name: str, item: dict, component: dict, scope: _Scope, platform: dict, exit: bool) -> _Node:
         full = scope.prefix + name
         if full in self.tasks:
             raise GraphError(f"task {full}: two tasks would have this name; rename one of them or its pipeline")
-        platform = self.placed.get(component["executorLabel"], {})
         step = _component(full, component, self.spec)
         parameters, artifacts = _inputs(full, step, item.get("inputs", {}), scope)
         taken = {output.task for source in (*parameters.values(), *artifacts.values()) for output in outputs_in(source)}
@@ -386,6 +390,22 @@ def _inputs(name: str, step: Component, items: dict, scope: _Scope) -> tuple[dic
         if step.artifacts[key].required:
             raise GraphError(f"task {name}: input {key} takes an artifact that the pipeline was not given")
     return {key: parameters[key] for key in step.parameters if key in parameters}, scope.artifacts
+
+
+def _placed(where: str, platform: object, inputs: dict[str, Source]) -> object:
+    """A step's part of the platform document, with sources where it takes parameters (names of secrets)."""
+    if isinstance(platform, list):
+        return [_placed(where, item, inputs) for item in platform]
+    if not isinstance(platform, dict):
+        return platform
+    if "constant" in platform.get("runtimeValue", {}):
+        return Constant(platform["runtimeValue"]["constant"])
+    if "componentInputParameter" not in platform:
+        return {key: _placed(f"{where}, {key}", item, inputs) for key, item in platform.items()}
+    name = platform["componentInputParameter"]
+    if name not in inputs:
+        raise GraphError(f"{where}: it takes a pipeline parameter {name} that there is not")
+    return inputs[name]
 
 
 # ---- conditions

@@ -93,7 +93,7 @@ def _console(console: Console | None) -> Console:
 
 
 def summary(run: Record, console: Console | None = None) -> None:
-    """Print the steps (state, time, exit code, artifacts), why some were skipped, the metrics, the ends of failed logs."""
+    """Print the steps (state, time, exit code, artifacts), why any was skipped, the metrics, the end of failed logs."""
     console = _console(console)
     title = f"{run.pipeline} in {run.folder}"
     table = Table("step", "state", "time", "exit code", "artifact", "size", title=title)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -18,7 +19,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 POD = "/stereo"
-TOKEN = re.compile(r"\s*('[^']*'|\d+|\|\||==|[A-Za-z_]\w*|[\[\](),.?:+])")
+TOKEN = re.compile(
+    r"""\s*('[^']*'|"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:e-?\d+)?|\|\||&&|[=!<>]=|[A-Za-z_]\w*|[\[\](),.?:+<>!])"""
+)
+COMPARE = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt}
+COMPARE |= {">=": operator.ge, "in": lambda a, b: a in b, "contains": lambda a, b: b in a}
 
 
 class Failed(Exception):
@@ -26,10 +31,13 @@ class Failed(Exception):
 
 
 class Expression:
-    """`inputs.parameters['a'] == '' ? '[]' : f(...) + 'x'`, over a flat mapping of dotted names to texts."""
+    """`inputs.parameters['a'] == '' ? '[]' : f(...) + 'x'`, over a flat mapping of dotted names to texts.
+
+    What is not needed for the value (the other choice, what comes after a false `&&`) need not be in the mapping.
+    """
 
     def __init__(self, text: str, values: dict[str, str]):
-        self.values, self.tokens, position = values, [], 0
+        self.values, self.tokens, self.needed, position = values, [], True, 0
         while text[position:].strip():
             match = TOKEN.match(text, position)
             assert match, f"no token at {text[position : position + 30]!r}"
@@ -49,39 +57,53 @@ class Expression:
         assert not self.tokens, f"{self.tokens} is left over"
         return value
 
+    def unless(self, needed: bool, part):
+        """The value of a part, which may be without one where it is not needed."""
+        before, self.needed = self.needed, self.needed and bool(needed)
+        value = part()
+        self.needed = before
+        return value
+
     def choice(self):
         value = self.either()
         if not self.next_is("?"):
             return value
         self.take("?")
-        yes = self.choice()
+        yes = self.unless(value, self.choice)
         self.take(":")
-        no = self.choice()
+        no = self.unless(not value, self.choice)
         return yes if value else no
 
     def either(self):
-        value = self.comparison()
+        value = self.both()
         while self.next_is("||"):
             self.take("||")
-            right = self.comparison()
+            right = self.unless(not value, self.both)
             value = value or right
+        return value
+
+    def both(self):
+        value = self.comparison()
+        while self.next_is("&&"):
+            self.take("&&")
+            right = self.unless(value, self.comparison)
+            value = value and right
         return value
 
     def comparison(self):
         value = self.sum()
-        if self.next_is("=="):
-            self.take("==")
-            return value == self.sum()
-        if self.next_is("in"):
-            self.take("in")
-            return value in self.sum()
+        if self.tokens and self.tokens[0] in COMPARE:
+            compare = COMPARE[self.take()]
+            right = self.sum()
+            return compare(value, right) if self.needed else None
         return value
 
     def sum(self):
         value = self.atom()
         while self.next_is("+"):
             self.take("+")
-            value = value + self.atom()
+            right = self.atom()
+            value = value + right if self.needed else None
         return value
 
     def items(self, end: str) -> list:
@@ -97,19 +119,28 @@ class Expression:
         token = self.take()
         if token.startswith("'"):
             return token[1:-1]
+        if token[0] in '"-0123456789' or token in ("true", "false"):
+            return json.loads(token)
         if token == "[":
             return self.items("]")
+        if token == "!":
+            return not self.atom()
+        if token == "(":
+            value = self.choice()
+            self.take(")")
+            return value
         name = token
         while self.tokens[:1] in (["."], ["["], ["("]):
             if self.next_is("("):
                 self.take("(")
-                return FUNCTIONS[name](*self.items(")"))
+                given = self.items(")")
+                return FUNCTIONS[name](*given) if self.needed else None
             if self.take(".", "[") == ".":
                 name += "." + self.take()
             else:
                 name += "." + self.take()[1:-1]
                 self.take("]")
-        return self.values[name]
+        return self.values[name] if self.needed else None
 
 
 def go_json(value) -> str:
@@ -132,6 +163,8 @@ def replace_all(pattern: str, text: str, replacement: str) -> str:
 FUNCTIONS = {
     "toJson": go_json,
     "jsonpath": jsonpath,
+    "asInt": int,
+    "asFloat": float,
     "sprig.sha256sum": lambda text: hashlib.sha256(text.encode()).hexdigest(),
     "sprig.regexReplaceAll": replace_all,
 }
@@ -143,6 +176,7 @@ def substituted(part, values: dict[str, str]):
     def value(match: re.Match) -> str:
         tag = json.loads(f'"{match[1]}"')
         found = Expression(tag[1:], values).whole() if tag.startswith("=") else values[tag]
+        found = json.dumps(found) if isinstance(found, bool) else found
         assert isinstance(found, str), f"{tag} is no text"
         return json.dumps(found)[1:-1]
 
@@ -169,28 +203,63 @@ class Simulator:
         }
         self.spec = next(d["spec"] for d in documents if d["kind"] == "Workflow")
         self.folder, self.store, self.cache = folder, store, {} if cache is None else cache
-        self.values = {}
+        self.values = {"workflow.name": f"wf-{folder.name}"}
         for item in self.spec.get("arguments", {}).get("parameters", []):
             value = (parameters or {}).get(item["name"], item.get("value"))
             assert isinstance(value, str), f"spec.arguments.{item['name']}.value is required"
             self.values[f"workflow.parameters.{item['name']}"] = value
         self.outputs: dict[str, dict[str, str]] = {}  # task -> its output parameters
         self.stored: dict[str, Path] = {}  # "tasks.<task>.outputs.artifacts.<port>" -> where it lies
+        self.states: dict[str, str] = {}
         self.pods: list[str] = []  # tasks in the order of their pods, one for each attempt
 
     def run(self) -> None:
-        """All tasks, each after those that it depends on."""
+        """All tasks, each when what it depends on is so; then onExit.
+
+        Raises:
+            Failed: a pod failed, after all that was left to do.
+        """
+        self._dag(self.spec["entrypoint"])
+        failed = [name for name, state in self.states.items() if state == "Failed"]
+        self.values["workflow.status"] = "Failed" if failed else "Succeeded"
+        self.values["workflow.failures"] = json.dumps([{"displayName": name} for name in failed] or None)
+        if "onExit" in self.spec:
+            self._dag(self.spec["onExit"])
+        if failed:
+            raise Failed(self.why)
+
+    def _dag(self, template: str) -> None:
         templates = {template["name"]: template for template in self.spec["templates"]}
-        tasks = {task["name"]: task for task in templates[self.spec["entrypoint"]]["dag"]["tasks"]}
-        waits = {name: re.findall(r"([\w-]+)\.Succeeded", task.get("depends", "")) for name, task in tasks.items()}
+        tasks = {task["name"]: task for task in templates[template]["dag"]["tasks"]}
+        waits = {name: re.findall(r"([\w-]+)\.\w+", task.get("depends", "")) for name, task in tasks.items()}
         for name in TopologicalSorter(waits).static_order():
-            self._task(tasks[name])
+            self.states[name] = self._state(tasks[name])
+            self.values[f"tasks.{name}.status"] = self.states[name]
+
+    def _state(self, task: dict) -> str:
+        """What became of a task whose predecessors have ended."""
+        so = lambda match: json.dumps(self.states[match[1]] == match[2])  # noqa: E731
+        depends = re.sub(r"([\w-]+)\.(\w+)", so, task.get("depends", "true"))
+        if not Expression(depends, {}).whole():
+            return "Omitted"
+        if "when" in task and substituted(task["when"], self.values) != "true":
+            return "Skipped"
+        try:
+            self._task(task)
+        except Failed as error:
+            self.why = str(error)
+            return "Failed"
+        return "Succeeded"
 
     def _task(self, task: dict) -> None:
         name, reference = task["name"], task["templateRef"]
         template = self.library[reference["name"], reference["template"]]
         artifacts = task.get("arguments", {}).get("artifacts", [])
-        sources = {item["name"]: item.pop("from")[2:-2] for item in json.loads(json.dumps(artifacts)) if "from" in item}
+        sources = {item["name"]: item["from"][2:-2] for item in artifacts if "from" in item}
+        for item in artifacts:
+            if "fromExpression" in item:
+                paths = {**self.values, **{name: name for name in self.stored}}
+                sources[item["name"]] = Expression(item["fromExpression"], paths).whole()
         located = substituted([item for item in artifacts if "s3" in item], self.values)
         given = substituted(task.get("arguments", {}).get("parameters", []), self.values)
         values = {}
@@ -203,6 +272,7 @@ class Simulator:
 
         retry = template.get("retryStrategy", {})
         values |= {name: value for name, value in self.values.items() if name.startswith("workflow.")}
+        values["pod.name"] = f"{self.values['workflow.name']}-{name}"
         template = substituted({k: v for k, v in template.items() if k != "retryStrategy"}, values)
         key = template["memoize"]["key"] if "memoize" in template else None
         if key is None or key not in self.cache:

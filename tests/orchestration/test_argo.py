@@ -513,11 +513,10 @@ def _uri_of_another_step() -> dict:
 
 
 PLAIN = pipeline({"a": container(ECHO, ("out",))})
-SECRET_PARAMETER = {"secretNameParameter": {"componentInputParameter": "name"}}
 REFUSED = {
     "placement": (PLAIN, _platform(pvcMount=[{}]), "task a: pvcMount of the platform document"),
     "toleration": (PLAIN, _platform(tolerations=[{"tolerationJson": {}}]), "task a: tolerationJson of tolerations"),
-    "secret": (PLAIN, _platform(imagePullSecret=[SECRET_PARAMETER]), "task a: a name of imagePullSecret"),
+    "secret": (PLAIN, _platform(imagePullSecret=[{}]), "task a: a name of imagePullSecret is wanted"),
     "no value": (
         _with_parameter({"parameterType": "NUMBER_INTEGER", "isOptional": True}),
         None,
@@ -574,5 +573,6 @@ def test_the_command_prints_what_kubectl_reads():
 def test_hera_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "hera.workflows", None)
     monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo")
+    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo_step")
     with pytest.raises(UserError, match=r"pip install 'stereo-pipelines\[pipelines\]'"):
         cli(["argo", str(DEMO), "--artifact-repository", "s3://b"], standalone_mode=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import flow_steps
 import pytest
-from kfp import compiler, dsl
+from kfp import dsl
 from rich.console import Console
 
 from stereo_core.orchestration.graph import load_pipeline
@@ -20,26 +20,12 @@ from stereo_core.orchestration.page import write_page
 from stereo_core.orchestration.progress import summary
 
 
-@pytest.fixture(scope="module")
-def compile_to(tmp_path_factory):
-    """A function of the DSL -> its compiled file, compiled once."""
-    folder = tmp_path_factory.mktemp("compiled")
-
-    @functools.cache
-    def write(function) -> Path:
-        path = folder / f"{function.name}.yaml"
-        compiler.Compiler().compile(function, str(path))
-        return path
-
-    return write
-
-
 @pytest.fixture
-def run(compile_to, tmp_path):
+def run(compiled_once, tmp_path):
     """Run a pipeline in this test's folder; returns the exit code and the run."""
 
     def execute(function, arguments=None, **options) -> tuple[int, LocalRun]:
-        run = LocalRun(load_pipeline(compile_to(function)), arguments or {}, tmp_path / "run", **options)
+        run = LocalRun(load_pipeline(compiled_once(function)), arguments or {}, tmp_path / "run", **options)
         return run.execute(), run
 
     return execute
@@ -119,7 +105,7 @@ def test_an_exit_handler_runs_however_its_steps_end(run, code, state):
     assert again == ended and states(done)["say"] == "reused" and states(done)["tell"] == "succeeded", "it tells anew"
 
 
-def test_an_exit_handler_runs_after_ctrl_c(compile_to, tmp_path):
+def test_an_exit_handler_runs_after_ctrl_c(compiled_once, tmp_path):
     @dsl.container_component
     def wait(out: dsl.Output[dsl.Dataset]):
         code = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)"
@@ -130,7 +116,7 @@ def test_an_exit_handler_runs_after_ctrl_c(compile_to, tmp_path):
         with dsl.ExitHandler(flow_steps.tell()):
             flow_steps.add(data=wait().outputs["out"], text="never")
 
-    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(compile_to(long))]
+    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(compiled_once(long))]
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
     engine = subprocess.Popen(
         [*command, "-o", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed
