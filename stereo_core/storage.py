@@ -36,7 +36,9 @@ PARALLEL = 4  # parts, or small objects, at once
 RETRIES = 3  # of a request that was refused for now (500, 502, 503, 504) or got no answer
 PAUSES = (0.5, 2.0, 8.0)  # s before another try of a download that broke off
 CONNECT, SILENCE = 10, 30  # s: to connect, and without a byte
+INSTANCE = 2  # s for an answer of the service that has an instance's credentials: where there is none, nothing answers
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT")
+UNTOUCHED = 946684800  # 2000-01-01: when a file of the cache was changed last, until a program writes to it
 SHA256 = "x-amz-meta-sha256"
 
 
@@ -153,8 +155,9 @@ def fetch(uri: str) -> Path:
                     _make_room(uri, entry.size)
                     with atomic_path(target) as temporary:
                         _download(uri, entry, temporary)
+                        os.utime(temporary, (time.time(), UNTOUCHED))
         with contextlib.suppress(FileNotFoundError):  # evicted just now
-            os.utime(target)
+            os.utime(target, (time.time(), UNTOUCHED))  # used now
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -356,7 +359,12 @@ def _limit() -> int:
 
 
 def _is_whole(path: Path, entry: Entry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.size
+    """Whether the object is there as it was fetched: what another program writes to it changes size or time."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return (status.st_size, status.st_mtime) == (entry.size, UNTOUCHED)
 
 
 _unswept = math.inf  # bytes fetched since this process last looked through the cache
@@ -383,7 +391,7 @@ def _sweep(limit: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             if path.suffix != ".lock":
                 status = path.stat()
-                files.append((status.st_mtime, status.st_size, path))
+                files.append((status.st_atime, status.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= limit:
@@ -420,7 +428,7 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
     parts = urlsplit(endpoint or f"https://s3.{region + '.' if region else ''}amazonaws.com")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path.strip("/"):
         raise DataError(f"{' or '.join(ENDPOINTS)}: expected http://host:port or https://host, without path and user")
-    quick = urllib3.PoolManager(timeout=urllib3.Timeout(2), retries=urllib3.Retry(1))
+    quick = urllib3.PoolManager(timeout=urllib3.Timeout(INSTANCE), retries=urllib3.Retry(1))
     credentials = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
     credentials.append(providers.IamAwsProvider(http_client=quick, region=region))
     http = urllib3.PoolManager(

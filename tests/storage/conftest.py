@@ -24,6 +24,12 @@ IDENTITIES = [
 ]
 
 
+def answer(status: str, body: str) -> bytes:
+    """An HTTP answer of XML."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"{head}\r\n\r\n{body}".encode()
+
+
 def free_port() -> int:
     """A port whose gRPC twin, 10000 above, is free too."""
     while True:
@@ -84,6 +90,9 @@ class Proxy:
         self.target = port
         self.pause = 0.0  # s before each 64 KiB of an answer
         self.cuts: list[int] = []  # bytes after which the next answers end
+        self.answers: list[
+            bytes | None
+        ] = []  # what the next requests get instead of the server's, None: that; empty: none
         self.passed = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -109,6 +118,13 @@ class Proxy:
             while data := source.recv(65536):
                 if answer:
                     time.sleep(self.pause)
+                elif self.answers and data.startswith((b"GET ", b"PUT ", b"HEAD ", b"POST ")):
+                    canned = self.answers.pop(0)
+                    if canned is not None:
+                        source.sendall(canned)
+                        while canned and source.recv(65536):  # the rest of the request
+                            pass
+                        break
                 target.sendall(data)
                 sent += len(data)
                 self.passed += len(data)
@@ -118,6 +134,7 @@ class Proxy:
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,44 @@
+"""Objects as another program stores and reads them."""
+
+from __future__ import annotations
+
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+def put(server, key: str, data: bytes, **more) -> str:
+    """An object by another program: without our checksum."""
+    server.admin().put_object("artifacts", key, BytesIO(data), len(data), **more)
+    return f"s3://artifacts/{key}"
+
+
+def stored(server, key: str) -> bytes | None:
+    from minio.error import S3Error
+
+    for _ in range(100):
+        try:
+            return server.admin().get_object("artifacts", key).data
+        except S3Error as error:
+            if error.code == "NoSuchKey":
+                return None
+            assert error.code == "InternalError", "its volumes are being loaded"
+            time.sleep(0.2)
+    return pytest.fail("the server did not come back")
+
+
+def cached(folder: Path) -> list[Path]:
+    """Every file in the cache, partial ones too."""
+    return sorted(path for path in (folder / "cache").rglob("*") if path.is_file())
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
