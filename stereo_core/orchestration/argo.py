@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from stereo_core.errors import UserError
+from stereo_core.orchestration.argo_check import problems
 from stereo_core.orchestration.argo_step import EXECUTOR_OUTPUT, m, plain, pod_security, pull_secrets, template_of
 from stereo_core.orchestration.argo_values import Values, first_that_ran, text_of
 from stereo_core.orchestration.dag import (
@@ -120,7 +121,7 @@ def manifests(
         service_account: Of the pods; empty: the namespace's default.
 
     Raises:
-        GraphError: something that Argo can not do, or arguments that do not fit.
+        GraphError: something that Argo can not do, arguments that do not fit, or a reference to nothing.
     """
     _check_name(pipeline.name, "the pipeline")
     given = pipeline.arguments(arguments, complete=bool(schedule))
@@ -137,11 +138,14 @@ def manifests(
     spec = _workflow_spec(pipeline, steps, shared, values, repository)
     if service_account:
         spec.service_account_name = spec.artifact_gc.service_account_name = service_account
-    return [
+    documents = [
         repository.config_map(f"{pipeline.name}-artifacts"),
         *map(plain, templates),
         plain(_workflow(pipeline, spec, schedule)),
     ]
+    if wrong := problems(documents):
+        raise GraphError(f"the manifests of pipeline {pipeline.name} would not run: {'; '.join(wrong)}")
+    return documents
 
 
 def _shared_templates(steps: dict[str, Task]) -> dict[str, str]:

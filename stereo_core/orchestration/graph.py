@@ -56,10 +56,18 @@ def load_pipeline(path: str | Path) -> Pipeline:
     """
     path = Path(path)
     try:
-        documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d]
+        return read_pipeline(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise GraphError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except UnicodeDecodeError as error:
+        raise GraphError(f"{path}: no YAML: {error}") from None
+
+
+def read_pipeline(text: str, path: Path) -> Pipeline:
+    """The same of its text; `path` names it in errors."""
+    try:
+        documents = [d for d in yaml.safe_load_all(text) if d]
+    except yaml.YAMLError as error:
         raise GraphError(f"{path}: no YAML: {error}") from None
     if not documents or not isinstance(documents[0], dict) or "pipelineInfo" not in documents[0]:
         raise GraphError(f"{path}: no compiled pipeline (PipelineSpec IR); `stereo-pipelines compile` writes them")

@@ -20,6 +20,7 @@ from pod_security import pods, violations
 from stereo_core.automl.katib import experiment
 from stereo_core.errors import SpecError
 from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.report.status import StatusLog
 from stereo_core.spec.loading import build, read_tree
 
@@ -117,7 +118,7 @@ def test_kubeflow_resources_carry_the_compiled_pipelines():
     versions = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PipelineVersion"}
     assert {d["metadata"]["name"] for d in documents if d["kind"] == "Pipeline"} == set(versions)
     assert {d["metadata"]["namespace"] for d in documents} == {"kubeflow"}
-    for path in sorted(MANIFESTS.parent.glob("pipelines/*/compiled/*.yaml")):
+    for path in map(compiled_path, pipeline_folders()):
         compiled = next(yaml.safe_load_all(path.read_text()))
         carried = versions[compiled["pipelineInfo"]["name"]]
         assert carried["pipelineName"] == compiled["pipelineInfo"]["name"]
