@@ -168,16 +168,89 @@ def argo_command(
         --endpoint http://minio:9000 --secret minio-keys --param num_epochs=3 > workflow.yaml
     kubectl create -f workflow.yaml
     """
-    from stereo_core.orchestration.argo import Repository, manifests
-    from stereo_core.orchestration.argo_check import problems
-
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params, complete=bool(schedule))
-    repository = Repository.of(bucket, endpoint, secret)
-    documents = manifests(pipeline, arguments, repository, schedule=schedule, service_account=service_account)
-    if wrong := problems(documents):
-        raise GraphError(f"{file}: its manifests would not run: " + "; ".join(wrong))
-    click.echo(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120), nl=False)
+    documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), schedule, service_account)
+    click.echo(_as_yaml(documents), nl=False)
+
+
+def _argo_documents(
+    pipeline: Pipeline, arguments: dict, repository: tuple[str, str, str], schedule: str, service_account: str
+) -> list[dict]:
+    from stereo_core.orchestration.argo import Repository, manifests
+
+    place = Repository.of(*repository)
+    return manifests(pipeline, arguments, place, schedule=schedule, service_account=service_account)
+
+
+def _as_yaml(documents: list[dict]) -> str:
+    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
+
+
+@cli.command("submit")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--host", default="", metavar="URL", help="Kubeflow Pipelines' address; its token is KFP_TOKEN's.")
+@click.option("--argo", is_flag=True, help="Argo Workflows, on kubectl's cluster.")
+@click.option("--send", is_flag=True, help="Send it; without, what would be sent is printed.")
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--cron", default="", metavar="CRON", help="Again and again, say '0 3 * * *'.")
+@click.option("--namespace", "-n", default="", help="[default: Kubeflow's; with --argo stereo].")
+@click.option(
+    "--service-account", default="", help="Of the pods [default: Kubeflow's choice; with --argo stereo-argo]."
+)
+@click.option("--name", default="", help="Kubeflow: the run's [default: the pipeline's].")
+@click.option("--experiment", default="Default", show_default=True, help="Kubeflow: where the run belongs.")
+@click.option("--context", default="", help="Argo: of the kubeconfig [default: the current one].")
+@click.option("--artifact-repository", "bucket", default="", metavar="URI", help="Argo: s3://BUCKET[/PREFIX].")
+@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: the S3 server [default: AWS].")
+@click.option("--secret", default="", help="Argo: as for argo.")
+def submit_command(
+    file: Path,
+    host: str,
+    argo: bool,
+    send: bool,
+    params: tuple[str, ...],
+    cron: str,
+    namespace: str,
+    service_account: str,
+    name: str,
+    experiment: str,
+    context: str,
+    bucket: str,
+    endpoint: str,
+    secret: str,
+) -> None:
+    """Run a compiled pipeline on a cluster: print what would be sent, or with --send send it.
+
+    \b
+    stereo-pipelines submit pipelines/demo/compiled/demo.yaml --host https://kubeflow.example/pipeline --send
+    stereo-pipelines submit pipelines/demo/compiled/demo.yaml --argo --artifact-repository s3://artifacts/stereo --send
+    """
+    from stereo_core.orchestration import submit
+
+    if bool(host) == argo:
+        raise submit.SubmitError("where to? give --host URL (Kubeflow Pipelines) or --argo, one of the two")
+    if argo and not bucket:
+        raise submit.SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
+    pipeline = load_pipeline(file)
+    arguments = read_params(pipeline, params)
+    if cron:
+        submit.check_cron(cron)
+    if argo:
+        account = service_account or "stereo-argo"
+        documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), cron, account)
+        plan, where = _as_yaml(documents), namespace or "stereo"
+    else:
+        submit.check_host(host)
+        run = submit.kubeflow_run(pipeline, arguments, name=name, cron=cron, service_account=service_account)
+        plan, where = submit.kubeflow_plan(file, run, host, experiment, namespace), namespace
+    if not send:
+        click.echo(plan, nl=False)
+        click.echo("nothing was sent; --send sends it", err=True)
+    elif argo:
+        click.echo("\n".join(submit.send_to_argo(documents, where, context)))
+    else:
+        click.echo(submit.send_to_kubeflow(run, host, experiment, where))
 
 
 @cli.command("runs")
