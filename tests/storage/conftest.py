@@ -24,12 +24,6 @@ IDENTITIES = [
 ]
 
 
-def answer(status: str, body: str) -> bytes:
-    """An HTTP answer of XML."""
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
-    return f"{head}\r\n\r\n{body}".encode()
-
-
 def free_port() -> int:
     """A port whose gRPC twin, 10000 above, is free too."""
     while True:
@@ -90,9 +84,7 @@ class Proxy:
         self.target = port
         self.pause = 0.0  # s before each 64 KiB of an answer
         self.cuts: list[int] = []  # bytes after which the next answers end
-        self.answers: list[
-            bytes | None
-        ] = []  # what the next requests get instead of the server's, None: that; empty: none
+        self.answers: list[bytes | None] = []  # what the next requests get; None: the server's answer; empty: none
         self.passed = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"

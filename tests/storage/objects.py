@@ -1,4 +1,4 @@
-"""Objects as another program stores and reads them."""
+"""Objects as another program stores and reads them, and answers that no server gave."""
 
 from __future__ import annotations
 
@@ -42,3 +42,9 @@ def cached(folder: Path) -> list[Path]:
 def written(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+def answer(status: str, body: str) -> bytes:
+    """An HTTP answer of XML."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"{head}\r\n\r\n{body}".encode()

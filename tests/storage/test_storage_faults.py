@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import answer
-from objects import put, random_bytes, stored, written
+from objects import answer, put, random_bytes, stored, written
 
 from stereo_core import storage
 from stereo_core.errors import DataError
