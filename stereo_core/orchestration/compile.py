@@ -10,13 +10,13 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import yaml
 
 from stereo_core.files import atomic_path
 from stereo_core.launcher import plain
+from stereo_core.orchestration.dag import Task, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -33,6 +33,7 @@ TYPES = {
     "BOOLEAN": "bool",
     "LIST": "list",
     "STRUCT": "dict",
+    "TASK_FINAL_STATUS": "status",
 }
 
 
@@ -67,7 +68,7 @@ def generated() -> Iterator[tuple[Path, str]]:
     for folder in pipeline_folders():
         text = _compile(f"stereo_pipelines.{folder.name}.pipeline", folder.name)
         yield compiled_path(folder), text
-        yield folder / "README.md", _readme(folder / "README.md", pipeline_tables(text))
+        yield folder / "README.md", _readme(folder / "README.md", pipeline_tables(text, compiled_path(folder)))
         yield argo_path(folder), _argo(text, compiled_path(folder))
     if MANIFESTS.is_dir():  # a wheel is without
         from stereo_core.orchestration import manifests
@@ -140,7 +141,7 @@ def component_tables(text: str) -> str:
     spec = next(yaml.safe_load_all(text))
     component = next(iter(spec["components"].values()))
     container = next(iter(spec["deploymentSpec"]["executors"].values()))["container"]
-    inputs = component.get("inputDefinitions", {})
+    inputs, made = component.get("inputDefinitions", {}), component["outputDefinitions"]
     parts = [
         description_of(text),
         "## Inputs",
@@ -148,48 +149,47 @@ def component_tables(text: str) -> str:
         "## Outputs",
         _table(
             ("name", "type", "meaning"),
-            [(name, kind, meaning) for name, kind, _, meaning in _artifact_rows(component["outputDefinitions"])],
+            [(name, kind, meaning) for name, kind, _, meaning in (*_artifact_rows(made), *_parameter_rows(made))],
         ),
         f"Image `{container['image']}`, command `{' '.join(container['command'] + container['args'][:1])}`.",
     ]
     return "\n\n".join(parts)
 
 
-def pipeline_tables(text: str) -> str:
+def pipeline_tables(text: str, path: Path) -> str:
     """Description, graph, parameters and steps of a compiled pipeline as Markdown."""
-    spec = next(yaml.safe_load_all(text))
-    tasks = spec["root"]["dag"]["tasks"]
-    order = TopologicalSorter({name: sorted(task.get("dependentTasks", ())) for name, task in tasks.items()})
-    tasks = {name: tasks[name] for name in order.static_order()}
-    steps = [(name, task["componentRef"]["name"].removeprefix("comp-"), _caching(task)) for name, task in tasks.items()]
+    inputs = next(yaml.safe_load_all(text))["root"].get("inputDefinitions", {})
+    tasks = read_pipeline(text, path).tasks
+    head = ("step", "component", "cached on Kubeflow")
+    rows = [(name, task.reference, "yes" if task.cache else "no") for name, task in tasks.items()]
+    if any(task.when for task in tasks.values()):
+        head = (*head, "runs if")
+        rows = [(*row, " and ".join(f"`{test.text}`" for test in tasks[row[0]].when)) for row in rows]
     return "\n\n".join(
         [
             description_of(text),
             "## Graph",
             "```mermaid\n" + _graph(tasks) + "\n```",
             "## Parameters",
-            _table(("name", "type", "default", "meaning"), _parameter_rows(spec["root"].get("inputDefinitions", {}))),
+            _table(("name", "type", "default", "meaning"), _parameter_rows(inputs)),
             "## Steps",
-            _table(("step", "component", "cached on Kubeflow"), steps),
+            _table(head, rows),
         ]
     )
 
 
-def _caching(task: dict) -> str:
-    return "yes" if task.get("cachingOptions", {}).get("enableCache") else "no"
-
-
-def _graph(tasks: dict) -> str:
-    """A Mermaid flow chart; each arrow carries the artifacts it stands for."""
+def _graph(tasks: dict[str, Task]) -> str:
+    """A Mermaid flow chart; each arrow carries the artifacts it stands for, a dotted one is for any end of a step."""
     lines = ["flowchart LR"]
     for name, task in tasks.items():
-        carried: dict[str, list[str]] = {producer: [] for producer in task.get("dependentTasks", ())}
-        for port, source in task.get("inputs", {}).get("artifacts", {}).items():
-            if "taskOutputArtifact" in source:
-                carried.setdefault(source["taskOutputArtifact"]["producerTask"], []).append(port)
+        carried: dict[str, list[str]] = {producer: [] for producer in task.after | task.behind}
+        for port, source in task.artifacts.items():
+            for output in outputs_in(source):
+                carried[output.task].append(port)
         for producer, ports in sorted(carried.items()):
             label = f"|{', '.join(sorted(ports))}|" if ports else ""
-            lines.append(f"  {producer} -->{label} {name}")
+            arrow = "-.->" if producer in task.behind else "-->"
+            lines.append(f"  {producer} {arrow}{label} {name}")
     return "\n".join(lines)
 
 

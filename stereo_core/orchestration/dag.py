@@ -191,6 +191,7 @@ class Task:
 
     name: str
     title: str
+    reference: str  # the component's name in the IR
     component: Component
     parameters: dict[str, Source]
     artifacts: dict[str, Source]

@@ -140,9 +140,9 @@ class _Reader:
 
     def level(self, dag: dict, scope: _Scope) -> dict[str, _Node]:
         """All tasks of a level, each after all that it needs."""
-        waits = {name: set(_waits_for(item)) for name, item in dag["tasks"].items()}
+        waits = {name: sorted(set(_waits_for(item))) for name, item in dag["tasks"].items()}
         for name, others in waits.items():
-            for other in others - waits.keys():
+            for other in set(others) - waits.keys():
                 raise GraphError(f"task {scope.prefix}{name}: it waits for {other}, which is no task")
         try:
             order = list(TopologicalSorter(waits).static_order())
@@ -249,6 +249,7 @@ class _Reader:
         self.tasks[full] = Task(
             name=full,
             title=full if title == name else title,
+            reference=item["componentRef"]["name"].removeprefix("comp-"),
             component=step,
             parameters=parameters,
             artifacts=artifacts,
