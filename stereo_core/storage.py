@@ -5,8 +5,8 @@ in the cache; an upload completes or leaves nothing under its name. What a proce
 whole run: one that changes meanwhile is an error, never a mixture.
 
 From the environment alone: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or S3_ENDPOINT (none: AWS), AWS_REGION, credentials
-(AWS_* or MINIO_* variables, ~/.aws/credentials, web identity, the instance's role), STEREO_CACHE (a folder) and
-STEREO_CACHE_GIB. None of it is logged.
+(AWS_* or MINIO_* variables, ~/.aws/credentials, web identity (at AWS_ENDPOINT_URL_STS), the container's or instance's
+role), STEREO_CACHE (a folder) and STEREO_CACHE_GIB. None of it is logged.
 """
 
 from __future__ import annotations
@@ -429,8 +429,12 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path.strip("/"):
         raise DataError(f"{' or '.join(ENDPOINTS)}: expected http://host:port or https://host, without path and user")
     quick = urllib3.PoolManager(timeout=urllib3.Timeout(INSTANCE), retries=urllib3.Retry(1))
+    token = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")
+    if token and not os.path.isfile(token):
+        raise DataError(f"AWS_WEB_IDENTITY_TOKEN_FILE={token}: no such file")
+    sts = os.environ.get("AWS_ENDPOINT_URL_STS") if token else None
     credentials = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
-    credentials.append(providers.IamAwsProvider(http_client=quick, region=region))
+    credentials.append(providers.IamAwsProvider(custom_endpoint=sts, http_client=quick, region=region))
     http = urllib3.PoolManager(
         maxsize=2 * PARALLEL + PARALLEL**2,  # objects at once, and their parts
         timeout=urllib3.Timeout(connect=CONNECT, read=SILENCE),
@@ -455,6 +459,8 @@ _MISSING |= {"InvalidBucketName": "no such bucket"}
 @contextlib.contextmanager
 def _told(uri: str) -> Iterator[None]:
     """The client's exceptions in our words, without hosts, keys or signatures."""
+    import configparser
+
     from minio.error import MinioException, S3Error
     from urllib3.exceptions import HTTPError
 
@@ -476,6 +482,8 @@ def _told(uri: str) -> Iterator[None]:
             mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"
             raise DataError(f"{uri}: no credentials found: {mend}") from None
         raise DataError(f"{uri}: {error}") from None
+    except configparser.Error:  # whose message quotes the file
+        raise DataError(f"{uri}: the credentials file can not be read: expected [default] and key = value") from None
 
 
 def _all_of(jobs: list, pool: ThreadPoolExecutor) -> list:

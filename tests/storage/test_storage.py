@@ -42,16 +42,6 @@ def test_an_object_that_changed_is_fetched_anew(store, tmp_path):
     assert storage.read(uri) == b"new contents"
 
 
-def test_credentials_of_a_file(store, tmp_path, monkeypatch):
-    uri = put(store, "by-file", b"x")
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    lines = "[default]\naws_access_key_id = K\naws_secret_access_key = S\n"
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(written(tmp_path / "credentials", lines.encode())))
-    storage._connect.cache_clear()
-    assert storage.read(uri) == b"x"
-
-
 def test_a_tree(store, tmp_path):
     for name in ("a.txt", "b/c.txt", "b/d/e.txt"):
         put(store, f"tree/{name}", name.encode())
