@@ -31,13 +31,13 @@ from training import MODEL, WARM, Clock, device, network, peak_gib, sample
 
 from stereo_core.actions import Outcome
 from stereo_core.actions.ranks import in_ranks
-from stereo_core.actions.train import _PRECISIONS, _quieten
+from stereo_core.actions.train import _PRECISIONS, _quieten, tune
 from stereo_core.models import create_model, from_spec
 from stereo_core.report.status import StatusLog
 from stereo_core.spec import ExperimentSpec
 from stereo_core.training.distribution import Ranks, joined
 from stereo_core.training.module import StereoModule
-from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm, whole
+from stereo_core.training.strategy import GivenRanks, strategy, whole
 
 GPU = torch.cuda.is_available()
 PRECISIONS = ("bf16", "fp32")
@@ -155,13 +155,18 @@ def check(asked: argparse.Namespace, ranks: Ranks, name: str) -> None:
         images = [sample(*SIZE, 2 * step + number) for number in range(2)]
         images[1]["valid"] &= images[1]["disparity"] > 4  # the two have different numbers of valid pixels
         batches.append(double(default_collate(images if ranks.world == 1 else [images[ranks.rank % 2]])))
-    settings = {"optim": {"optimizer": "SGD", "lr": 1e-2, "warmup_steps": 0}, "results_dir": str(asked.out)}
-    fit(net, ExperimentSpec.model_validate({"train": settings}), ranks, name, batches, [])
+    sgd = {"optimizer": "SGD", "lr": 1e-2, "warmup_steps": 0}
+    settings = {"optim": sgd, "results_dir": str(asked.out)} | named(name)
+    fit(net, ExperimentSpec.model_validate({"train": settings}), ranks, batches, [])
     weights = {key: whole(value).cpu() for key, value in net.state_dict().items()}
     title = f"check {ranks.world} {name}".strip()
     if ranks.rank == 0:
         torch.save(weights, asked.out / f"{title}.pth")
     note(asked, ranks, {"name": title})
+
+
+def named(strategy_name: str) -> dict[str, str]:
+    return {"distributed_strategy": strategy_name} if strategy_name else {}
 
 
 def double(batch: dict) -> dict:
@@ -172,7 +177,7 @@ def double(batch: dict) -> dict:
 def measure(asked: argparse.Namespace, ranks: Ranks, precision: str, name: str) -> dict:
     """Steps of the network that was asked for."""
     model = MODEL | network(asked) | {"train_iters": asked.iters}
-    settings = {"precision": precision, "results_dir": str(asked.out), "num_epochs": 1}
+    settings = {"precision": precision, "results_dir": str(asked.out), "num_epochs": 1} | named(name)
     spec = ExperimentSpec.model_validate({"model": model, "train": settings})
     torch.manual_seed(0)
     gc.collect()
@@ -180,18 +185,17 @@ def measure(asked: argparse.Namespace, ranks: Ranks, precision: str, name: str) 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     batch = default_collate([sample(*asked.size, asked.batch * ranks.rank + n) for n in range(asked.batch)])
-    fit(from_spec(spec), spec, ranks, name, [batch] * (WARM + asked.runs + 1), [clock := Clock()])
+    fit(from_spec(spec), spec, ranks, [batch] * (WARM + asked.runs + 1), [clock := Clock()])
     return {"seconds": statistics.median(np.diff(clock.starts)[WARM:]), "peak_gib": peak_gib()}
 
 
-def fit(net, spec, ranks: Ranks, name: str, batches: list, callbacks: list) -> None:
+def fit(net, spec, ranks: Ranks, batches: list, callbacks: list) -> None:
     """As `train` sets it up; no logger, no checkpoints."""
-    if ranks.world > 1 and ranks.gpu:
-        synchronise_batch_norm(net)
+    tune(net, spec.train, ranks)
     trainer = pl.Trainer(
         accelerator="gpu" if ranks.gpu else "cpu",
         devices=list(ranks.devices) if ranks.gpu else len(ranks.devices),
-        strategy=strategy(name, ranks),
+        strategy=strategy(spec.train.distributed_strategy, ranks),
         plugins=[GivenRanks(ranks)] if ranks.world > 1 else [],
         precision=_PRECISIONS[spec.train.precision],
         max_epochs=1,

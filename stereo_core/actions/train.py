@@ -16,7 +16,7 @@ from stereo_core.actions.perform import Terminated
 from stereo_core.actions.ranks import in_ranks
 from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.models import from_spec
+from stereo_core.models import channels_last, from_spec
 from stereo_core.models.files import check_digest, read_sidecar
 from stereo_core.models.quantized import rounds
 from stereo_core.report.status import StatusLog
@@ -101,10 +101,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     if rounds(network):
         raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
                          "from the checkpoint that it was made from")  # fmt: skip
-    network.recompute = settings.activation_checkpoint
-    _compile(network, settings.compile)
-    if ranks.world > 1 and ranks.gpu:
-        synchronise_batch_norm(network)
+    tune(network, settings, ranks)
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
     data = StereoDataModule(spec)
     checkpoints = Checkpoints(folder, settings)
@@ -209,12 +206,20 @@ def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
         raise
 
 
-def _compile(network: torch.nn.Module, when: str) -> None:
-    """Compile the parts that take the time; the GRU once and not once an iteration. Validation runs eagerly: its images
-    have many sizes (see StereoModule). `auto` does not compile: the code it gives has not run on a GPU yet."""
-    if when == "on":
-        for name in COMPILED:
-            getattr(network, name).compile()
+def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
+    """Set how the network computes, not what: memory against time, layout, compiled parts, statistics over all ranks.
+
+    Compiled are the parts that take the time, the GRU once and not once an iteration. Validation runs eagerly: its
+    images have many sizes (see StereoModule).
+    """
+    network.recompute = settings.activation_checkpoint
+    sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # takes contiguous weights only
+    if ranks.gpu and not sharded:
+        channels_last(network)
+    for name in COMPILED if settings.compile == "on" else ():
+        getattr(network, name).compile()
+    if ranks.gpu and ranks.world > 1:
+        synchronise_batch_norm(network)
 
 
 def _quieten() -> None:

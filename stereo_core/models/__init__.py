@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from stereo_core.errors import ModelError, SpecError
@@ -9,7 +10,7 @@ from stereo_core.models.checkpoints import load_depth_anything, load_edgenext, l
 from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, make_config
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 
-__all__ = ["create_model", "from_spec", "load_model", "save_checkpoint"]
+__all__ = ["channels_last", "create_model", "from_spec", "load_model", "save_checkpoint"]
 
 
 def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
@@ -51,6 +52,16 @@ def from_spec(spec, checkpoint: str | None = None) -> nn.Module:
         load_depth_anything(model, backbone.depth_anything_v2_pretrained_path)
     if backbone.edgenext_pretrained_path:
         load_edgenext(model, backbone.edgenext_pretrained_path)
+    return model
+
+
+def channels_last(model: nn.Module, dims: tuple[int, ...] = (2, 3)) -> nn.Module:
+    """Lay the weights of the convolutions in so many dimensions out with the channels innermost, and so what they
+    compute: the layout of cuDNN's tensor core kernels. Values, names and shapes stay."""
+    layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.dim() - 2 in set(dims) & set(layouts):
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim() - 2])
     return model
 
 

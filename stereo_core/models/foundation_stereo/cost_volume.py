@@ -74,6 +74,24 @@ class FeatureAttention(nn.Module):
         return self.feat_att(feature_BChw).sigmoid()[:, :, None] * volume_BCDhw
 
 
+class SlicedConv3d(nn.Conv3d):
+    """A convolution of odd width K to one channel, computed in the image plane: one 2-D convolution to K channels, a
+    channel for each slice of the kernel along D, whose results are moved along D and added up.
+
+    Libraries have no good kernel for a 3-D convolution to a single channel: this way takes a quarter of the time on a
+    CPU, and its gradients far less on a GPU.
+    """
+
+    def forward(self, volume_BCDhw: Tensor) -> Tensor:
+        B, C, D, h, w = volume_BCDhw.shape
+        K = self.kernel_size[0]
+        planes = volume_BCDhw.transpose(1, 2).reshape(B * D, C, h, w)
+        slices = F.conv2d(planes, self.weight[0].transpose(0, 1), padding=K // 2).reshape(B, D, K, h, w)
+        slices = F.pad(at_least_float32(slices), (0, 0, 0, 0, 0, 0, K // 2, K // 2))
+        moved = [slices[:, k : k + D, k] for k in range(K)]
+        return sum(moved[1:], moved[0] + self.bias)[:, None]
+
+
 def make_stem(in_dim: int, dim: int, batch_norm: bool) -> nn.Sequential:
     norm = nn.BatchNorm3d(dim) if batch_norm else nn.InstanceNorm3d(dim)
     return nn.Sequential(
@@ -91,5 +109,5 @@ def make_classifier(dim: int, batch_norm: bool) -> nn.Sequential:
     return nn.Sequential(
         ConvNorm(nn.Conv3d(dim, half, 3, padding=1, bias=False), norm),
         ResidualConv(half, nn.Conv3d, nn.BatchNorm3d),
-        nn.Conv3d(half, 1, 7, padding=3),
+        SlicedConv3d(half, 1, 7, padding=3),
     )
