@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import ExperimentSpec
+from stereo_core.spec.loading import build, read_tree
+from stereo_core.spec.paths import dotted
 from stereo_core.spec.search_space import Dimension, complaints, search_space
 
 # ours -> Katib's that proposes alike. Katib stops poor trials in one way: below the median of the others (medianstop).
@@ -18,6 +23,19 @@ ALGORITHMS = {"bayesian": "bayesianoptimization", "bohb": "multivariate-tpe", "h
 RESULTS = "/results"
 MOUNTS = {"data": "/data", "cache": "/cache", "results": RESULTS, "scratch": "/tmp", "shared-memory": "/dev/shm"}
 SECRETS = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}  # variable -> key of stereo-s3
+
+
+def read_spec(file: Path) -> ExperimentSpec:
+    """A spec of which the files are in the cluster and not here.
+
+    Raises:
+        SpecError: a key, a type or a range that does not fit.
+    """
+    try:
+        return build("automl", read_tree(file))
+    except ValidationError as error:
+        wrong = [f"{file}: {dotted(detail['loc'])}: {detail['msg']}" for detail in error.errors(include_url=False)]
+        raise SpecError("\n".join(wrong)) from None
 
 
 def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/data/train.yaml") -> dict:
@@ -96,8 +114,7 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
         "image": image,
         "command": ["depth_net", "train", "-e", spec_file, *fixed, *values],
         "env": [
-            {"name": "HOME", "value": "/tmp"},
-            {"name": "STEREO_CACHE", "value": "/cache"},
+            {"name": "STEREO_CACHE", "value": "/cache/stereo"},
             *({"name": name, "valueFrom": {"secretKeyRef": _key(key)}} for name, key in SECRETS.items()),
         ],
         "envFrom": [{"configMapRef": {"name": "stereo-storage"}}],

@@ -253,6 +253,18 @@ def submit_command(
         click.echo(submit.send_to_kubeflow(run, host, experiment, where))
 
 
+@cli.command("katib")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--image", default=f"stereo-pipelines/runtime:{__version__}", show_default=True, help="Of the trials.")
+@click.option("--name", default="stereo-search", show_default=True, help="Of the Experiment.")
+@click.option("--spec-file", default="/data/train.yaml", show_default=True, help="FILE's path in the trials' pods.")
+def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
+    """Print the search that `automl` of the spec FILE describes as an Experiment for Katib."""
+    from stereo_core.automl.katib import experiment, read_spec
+
+    click.echo(_as_yaml([experiment(read_spec(file), name, image, spec_file)]), nl=False)
+
+
 @cli.command("runs")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
 def runs_command(folder: Path) -> None:

@@ -14,12 +14,15 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from click.testing import CliRunner
 from kubeflow_katib_api.models import V1beta1Experiment
+from kubernetes.utils.quantity import parse_quantity
 from pod_security import pods, violations
 
-from stereo_core.automl.katib import experiment
+from stereo_core.automl.katib import experiment, read_spec
 from stereo_core.errors import SpecError
 from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.report.status import StatusLog
 from stereo_core.spec.loading import build, read_tree
@@ -113,6 +116,19 @@ def test_trainjob():
     assert int(gpus) == job["spec"]["trainer"]["numProcPerNode"]  # a process a GPU
 
 
+def test_the_examples_fit_into_the_quota():
+    """What asks for more than the quota would wait for ever."""
+    quotas = named(list(yaml.safe_load_all((MANIFESTS / "base/limits.yaml").read_text())), "ResourceQuota")
+    trainer = read("trainer/trainjob.yaml")["spec"]["trainer"]
+    asked = trainer["resourcesPerNode"]["requests"]
+    for quota in ("stereo", "stereo-training"):
+        for name, most in quotas[quota]["spec"]["hard"].items():
+            if (resource := name.removeprefix("requests.")) in asked:
+                assert trainer["numNodes"] * parse_quantity(asked[resource]) <= parse_quantity(most), (quota, name)
+    search = read("katib/experiment.yaml")["spec"]
+    assert search["parallelTrialCount"] <= int(quotas["stereo-training"]["spec"]["hard"]["requests.nvidia.com/gpu"])
+
+
 def test_kubeflow_resources_carry_the_compiled_pipelines():
     documents = build_overlay(MANIFESTS / "kfp")
     versions = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PipelineVersion"}
@@ -132,11 +148,22 @@ def test_kubeflow_resources_carry_the_compiled_pipelines():
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_pod_passes_restricted(overlays, name):
     found = [(d["metadata"]["name"], pod) for d in overlays[name] for pod in pods(d)]
-    components = len(list(MANIFESTS.parent.glob("components/*/component.py")))
-    assert len(found) == components + (name in GPU_OVERLAYS)
+    steps = (MANIFESTS / "argo/templates.yaml").read_text().count("kind: WorkflowTemplate")
+    assert steps > 10 and len(found) == steps + (name in GPU_OVERLAYS)
     assert {where: list(violations(pod)) for where, pod in found if list(violations(pod))} == {}
     labels = named(overlays[name], "Namespace")["stereo"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_every_pod_of_a_pipelines_workflow_passes_restricted():
+    found = 0
+    for path in sorted(MANIFESTS.parent.glob("pipelines/*/compiled/*.argo.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            if document["kind"] in ("WorkflowTemplate", "Workflow"):
+                wrong = [rule for pod in pods(document) for rule in violations(pod)]
+                assert wrong == [], (path.name, document["metadata"])
+                found += 1
+    assert found > 20
 
 
 MUTATIONS = {
@@ -239,7 +266,9 @@ def test_gpu_steps_ask_for_gpus_where_there_are_some(overlays, name):
     assert {"stereo-train", "stereo-gen-trt-engine", "stereo-trt-evaluate"} <= on_gpu
     assert not on_gpu & {"stereo-convert", "stereo-synthesize", "stereo-report"}
     priorities = {n: templates[n]["priorityClassName"] for n in on_gpu}
-    assert {n for n, p in priorities.items() if p == "stereo-training"} == {"stereo-train", "stereo-automl"}
+    trainings = {n for n, p in priorities.items() if p == "stereo-training"}
+    assert trainings - {"stereo-train-distributed"} == {"stereo-train", "stereo-automl"}
+    assert set(priorities.values()) == {"stereo-training", "stereo-gpu-step"}
 
 
 def test_one_image_for_all(overlays):
@@ -299,6 +328,19 @@ def test_experiment_searches_what_the_spec_says():
     assert "earlyStopping" not in katib(algorithm="bayesian")["spec"]
     with pytest.raises(SpecError, match=r"train\.num_epochs can not be searched"):
         katib(automl_hyperparameters=["train.num_epochs"])
+
+
+def test_a_users_own_spec(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("automl: {algorithm: asha, automl_max_recommendations: 7}\ntrain: {num_epochs: 3}\n")
+    result = CliRunner().invoke(cli, ["katib", str(path), "--image", "mine:2", "--spec-file", "/data/own.yaml"])
+    spec = yaml.safe_load(result.output)["spec"]
+    assert (spec["algorithm"]["algorithmName"], spec["maxTrialCount"]) == ("random", 7)
+    container = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "mine:2" and "/data/own.yaml" in container["command"]
+    path.write_text("automl: {algoritm: asha}\n")
+    with pytest.raises(SpecError, match=r"train\.yaml: automl\.algoritm: "):
+        read_spec(path)
 
 
 def test_experiment_reads_the_metric_from_status_json(tmp_path):
