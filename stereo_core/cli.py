@@ -67,6 +67,14 @@ _EXAMPLES = {
         "Several evaluations side by side on one page: accuracy, latency, size.",
         "results_dir=out results=[results/evaluate,results/trt_evaluate] names=[checkpoint,engine]",
     ),
+    "publish_model": (
+        "A model, its figures and a model card, put where others take it from.",
+        "model_path=model.onnx metrics_path=results/evaluate/results.json uri=s3://models/night results_dir=out",
+    ),
+    "final_status": (
+        "What became of a pipeline's steps, as Markdown, for its exit handler.",
+        "results_dir=out title=nightly status={state: SUCCEEDED}",
+    ),
 }
 """Verb -> what it does, and the arguments of an example."""
 

@@ -42,14 +42,18 @@ ACTIONS = (
     "trt_evaluate",
     "trt_inference",
     "report",
+    "publish_model",
+    "final_status",
 )
 MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
 
 # port -> the kind of artifact it takes or gives; kind -> the formats a consumer here reads
 COMPARED = ("first", "second", "third", "fourth")  # the metrics that `report` puts side by side
-KINDS = {"pretrained": "checkpoint", "best_spec": "spec"} | dict.fromkeys(COMPARED, "metrics")
+KINDS = {"pretrained": "checkpoint", "best_spec": "spec"} | dict.fromkeys((*COMPARED, "many"), "metrics")
 FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
 FORMATS["quantized"] = ("pth", "onnx")  # of kind checkpoint or onnx, as its metadata say
+FORMATS["model"] = ("pth", "safetensors", "onnx", "trt", "rtx", "ort")
+MODEL_KINDS = ("checkpoint", "onnx", "engine")  # what the port `model` takes
 ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 
@@ -78,7 +82,7 @@ SPLITS = {
 DATA_PORTS = ("images", "annotations")
 # typed parameter -> spec key; an empty value ("" or 0) leaves the key to the spec
 TYPED = {
-    "train": {"num_epochs": "train.num_epochs"},
+    "train": {"num_epochs": "train.num_epochs", "num_gpus": "train.num_gpus", "num_nodes": "train.num_nodes"},
     "automl": {
         "algorithm": "automl.algorithm",
         "max_recommendations": "automl.automl_max_recommendations",
@@ -90,7 +94,14 @@ TYPED = {
         "precision": "gen_trt_engine.tensorrt.data_type",
     },
 }
-FLAT = ("synthesize", "fetch_dataset", "report")  # their parameters are the keys of the spec
+FLAT = (
+    "synthesize",
+    "fetch_dataset",
+    "report",
+    "publish_model",
+    "final_status",
+)  # their parameters are keys of the spec
+NODE_VARIABLES = ("PET_NODE_RANK", "NODE_RANK", "RANK")  # as training/distribution.py reads them
 LATEST = "dn_model_latest.pth"  # a training's results folder given as a model: its newest checkpoint
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
 
@@ -108,7 +119,8 @@ class Artifact:
 
     @property
     def kind(self) -> str:
-        return KINDS.get(self.port, self.port)
+        port = self.port.partition(".")[0]
+        return KINDS.get(port, port)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,7 +154,9 @@ def launch(action: str, executor_input: str) -> int:
     said = json.dumps(tree, sort_keys=True)
     digest = hashlib.sha256(said.encode()).hexdigest()
     wire(action, tree, parameters.get("dataset_name", ""), inputs, results)
-    if action == "train" and _is_another_attempt(output_file.parent / "attempted", executor_input):
+    # each node of a distributed training notes its own attempts, in a folder that all of them may share
+    node = next((os.environ[name] for name in NODE_VARIABLES if name in os.environ), "0")
+    if action == "train" and _is_another_attempt(output_file.parent / f"attempted.{node}", executor_input):
         train = tree["train"]
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
 
@@ -151,6 +165,9 @@ def launch(action: str, executor_input: str) -> int:
 
     def publish_all(outcome: Outcome) -> None:
         published = publish(action, outcome, _artifacts(outputs), results, digest, json.loads(said))
+        for name, place in (outputs.get("parameters") or {}).items():
+            with atomic_path(place["outputFile"]) as temporary:
+                temporary.write_text(json.dumps(outcome.kpi[name]))
         with atomic_path(output_file) as temporary:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
@@ -189,15 +206,15 @@ def plain(value):
 
 
 def _artifacts(section: dict) -> dict[str, Artifact]:
-    """The first artifact of each port; ports without one (optional inputs) are left out."""
+    """The artifact of each port; of a port that takes a list the others as `port.1`, `port.2`. Ports without one
+    (optional inputs) are left out."""
     found = {}
-    for port, entry in (section.get("artifacts") or {}).items():
-        if not entry.get("artifacts"):
-            continue
-        item = entry["artifacts"][0]
-        uri = item.get("uri", "")
-        path = Path(item["customPath"]) if item.get("customPath") else local_path(uri)
-        found[port] = Artifact(port, item.get("name", port), item.get("type", {}), uri, path, item.get("metadata", {}))
+    for name, entry in (section.get("artifacts") or {}).items():
+        for index, item in enumerate(entry.get("artifacts") or ()):
+            port, uri = f"{name}.{index}" if index else name, item.get("uri", "")
+            path = Path(item["customPath"]) if item.get("customPath") else local_path(uri)
+            metadata = item.get("metadata", {})
+            found[port] = Artifact(port, item.get("name", port), item.get("type", {}), uri, path, metadata)
     return found
 
 
@@ -213,8 +230,10 @@ def check_artifact(artifact: Artifact) -> Artifact:
     if not artifact.path.exists():
         raise error(f"input {artifact.port}: {artifact.uri} is not at {artifact.path}")
     kind, form = artifact.metadata.get("kind"), artifact.metadata.get("format")
-    if artifact.port != "spec_file" and kind and kind != artifact.kind:
-        raise error(f"input {artifact.port}: {artifact.uri} is of kind {kind!r}; {artifact.kind!r} is wanted here")
+    kinds = MODEL_KINDS if artifact.kind == "model" else (artifact.kind,)
+    if artifact.port != "spec_file" and kind and kind not in kinds:
+        wanted = " or ".join(map(repr, kinds))
+        raise error(f"input {artifact.port}: {artifact.uri} is of kind {kind!r}; {wanted} is wanted here")
     if form and form not in FORMATS.get(artifact.kind, (form,)):
         wanted = " or ".join(FORMATS[artifact.kind])
         raise error(f"input {artifact.port}: {artifact.uri} has format {form!r}; {wanted} is wanted here")
@@ -288,7 +307,7 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
     """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said."""
     verb = action.removeprefix("trt_")
     data = DATA_PORTS if verb in SPLITS else ()
-    wanted = {"convert": {"images"}, "report": {"first"}}.get(action, {*MODEL_KEYS.get(action, ()), *data})
+    wanted = {"convert": {"images"}, "publish_model": {"model"}}.get(action, {*MODEL_KEYS.get(action, ()), *data})
     if action == "quantize":  # one of the two
         wanted -= {"checkpoint", "onnx"} if {"checkpoint", "onnx"} & set(inputs) else {"onnx"}
     missing = sorted(wanted - {"pretrained"} - set(inputs))
@@ -299,7 +318,11 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
         if action == "convert":
             tree |= {"data_root": referred(inputs["images"].path), "relative_paths": True}
         if action == "report":
-            tree["results"] = [str(inputs[port].path) for port in COMPARED if port in inputs]
+            order = (*COMPARED, *(port for port in inputs if port.partition(".")[0] == "many"))
+            tree["results"] = [str(inputs[port].path) for port in order if port in inputs]
+        if action == "publish_model":
+            metrics = inputs.get("metrics")
+            tree |= {"model_path": str(content(inputs["model"])), "metrics_path": str(metrics.path) if metrics else ""}
         return
     put(tree, f"{verb}.results_dir", str(results))
     if verb in ("evaluate", "inference"):  # exactly one of the two is set, by the port
@@ -377,6 +400,10 @@ def publish(
             with atomic_path(artifact.path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             metadata = {"format": "html"}
+        elif port in ("card", "summary"):
+            with atomic_path(artifact.path) as temporary:
+                shutil.copyfile(outcome.artifacts[port], temporary)
+            metadata = {"format": "md"}
         else:
             metadata = _publish_result(artifact, Path(outcome.artifacts[port]))
         metadata |= _json(outcome.metadata.get(port, {}))

@@ -91,6 +91,7 @@ def test_same_spec_same_digest_elsewhere(images, tmp_path):
         ("export", "checkpoint", {"kind": "checkpoint", "format": "tlt"}, "pth or safetensors is wanted"),
         ("convert", "images", {"kind": "annotations"}, "'images' is wanted"),
         ("export", "checkpoint", {"kind": "checkpoint", "sha256": "0" * 64}, "changed since it was made"),
+        ("publish_model", "model", {"kind": "metrics"}, "'checkpoint' or 'onnx' or 'engine' is wanted"),
     ],
 )
 def test_wrong_input_is_refused_before_any_work(tmp_path, capsys, action, port, metadata, message):
@@ -299,3 +300,58 @@ def test_the_best_spec_is_what_the_user_said_with_the_best_values(tmp_path):
     assert tree == {"train": {"precision": "bf16", "optim": {"lr": 3e-3}}, "model": {"corr_radius": 5}}
     metadata = published["best_spec"]["artifacts"][0]["metadata"]
     assert (metadata["kind"], metadata["format"], metadata["model.corr_radius"]) == ("spec", "yaml", 5)
+
+
+def test_metrics_of_a_loop_stand_in_its_order(tmp_path):
+    """A list port's artifacts come after the single ones, each checked; an output parameter is a file of its own."""
+    files = [tmp_path / f"{name}.json" for name in "abc"]
+    for index, file in enumerate(files):
+        file.write_text(json.dumps({"epe": float(index + 1)}))
+    many = {"artifacts": [one for file in files[1:] for one in item(file, kind="metrics")["artifacts"]]}
+    inputs = {"many": many, "first": item(files[0], kind="metrics")}
+    text = executor_input(tmp_path, inputs, ("report",), {"names": ["one", "two", "three"]})
+    assert main(["report", text]) == 0
+    page = (tmp_path / "report").read_text()
+    assert page.index("one") < page.index("two") < page.index("three")
+    status = json.loads((tmp_path / "results" / "status.json").read_text().splitlines()[-1])
+    assert status["kpi"] == {"one/epe": 1.0, "two/epe": 2.0, "three/epe": 3.0}
+    many["artifacts"][1]["metadata"]["sha256"] = "0" * 64
+    assert main(["report", executor_input(tmp_path, inputs, ("report",))]) == 2
+
+
+def test_the_final_status_is_written_whatever_it_is(tmp_path):
+    failed = {
+        "state": "FAILED",
+        "pipelineTaskName": "exit-handler-1",
+        "error": {"code": 2, "message": "train: no | file"},
+    }
+    for status, words in (
+        (failed, ("FAILED", "train: no | file")),
+        ({"state": "SUCCEEDED"}, ("SUCCEEDED",)),
+        ({}, ("UNKNOWN",)),
+    ):
+        text = executor_input(tmp_path, {}, ("summary",), {"status": status, "title": "night"})
+        assert main(["final_status", text]) == 0
+        summary = (tmp_path / "summary").read_text()
+        assert summary.startswith(f"# night: {words[0]}\n") and all(word in summary for word in words)
+    assert output_of(tmp_path, "summary")["metadata"]["format"] == "md"
+    assert json.loads((tmp_path / "results" / "final_status.json").read_text()) == {}
+
+
+def test_nodes_that_share_a_folder_note_their_own_attempts(tmp_path, monkeypatch):
+    """Else the second node would take the first node's note for an attempt of its own, and resume alone."""
+    seen = []
+    monkeypatch.setattr(
+        "stereo_core.actions.perform.perform", lambda verb, spec, on_outcome: seen.append(spec.train) or 0
+    )
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").write_text("a.png b.png c.pfm\n")
+    (tmp_path / "images").mkdir()
+    inputs = {name: item(tmp_path / name) for name in ("images", "annotations")}
+    for node, resumed in (("0", ""), ("1", ""), ("1", "auto")):
+        monkeypatch.setenv("PET_NODE_RANK", node)
+        spec = {"model": {"stereo_backbone": {"allow_random_backbone": True}}}
+        parameters = {"num_nodes": 2, "num_gpus": 3, "spec": spec}
+        assert main(["train", executor_input(tmp_path, inputs, ("checkpoint",), parameters)]) == 0
+        assert seen[-1].resume_training_checkpoint_path == resumed
+        assert (seen[-1].num_nodes, seen[-1].num_gpus) == (2, 3)

@@ -12,6 +12,7 @@ def evaluate(
     checkpoint: dsl.Input[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    epe: dsl.OutputPath(float),
     dataset_name: str = "GenericDataset",
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
@@ -31,5 +32,6 @@ def evaluate(
     Returns:
         metrics: epe and rmse in px, bp1, bp2, bp3 and d1 as shares in 0..1.
         report: Metrics and error maps as a page.
+        epe: The mean endpoint error in px, for conditions.
     """
     return launch("evaluate")

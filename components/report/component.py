@@ -1,5 +1,7 @@
 """report as a container component."""
 
+from typing import List  # noqa: UP035, as kfp wants it
+
 from kfp import dsl
 
 from ..image import launch
@@ -7,21 +9,23 @@ from ..image import launch
 
 @dsl.container_component
 def report(
-    first: dsl.Input[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    first: dsl.Input[dsl.Metrics] = None,
     second: dsl.Input[dsl.Metrics] = None,
     third: dsl.Input[dsl.Metrics] = None,
     fourth: dsl.Input[dsl.Metrics] = None,
+    many: dsl.Input[List[dsl.Metrics]] = None,  # noqa: UP006
     names: list = [],  # noqa: B006
     title: str = "Comparison",
 ):
-    """Put the metrics of up to four evaluations side by side: accuracy, latency, size.
+    """Put the metrics of up to four evaluations, or those of a loop, side by side: accuracy, latency, size.
 
     Args:
         first: Metrics of `evaluate` or `trt_evaluate`; the others are compared with it.
         second: Metrics of another evaluation.
         third: Metrics of another evaluation.
         fourth: Metrics of another evaluation.
+        many: Metrics that a loop has collected (dsl.Collected), after those.
         names: A name for each of them, in that order.
         title: Title of the page.
 

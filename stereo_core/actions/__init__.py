@@ -18,6 +18,8 @@ ACTIONS = (
     "quantize",
     "gen_trt_engine",
     "report",
+    "publish_model",
+    "final_status",
 )
 
 

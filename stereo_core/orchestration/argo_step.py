@@ -226,7 +226,7 @@ def _as_json(parameter: Parameter) -> str:
 
 def _items(task: Task, port: Port) -> str:
     """The list of a port's artifacts; it is empty where an optional one is not there."""
-    if port.required:
+    if port.required or port.many:
         items = (_item(one, f"{{{{inputs.parameters.{one.name}-metadata}}}}") for one in ports_of(task, port))
         return f"[{', '.join(items)}]"
     metadata = f"inputs.parameters['{port.name}-metadata']"

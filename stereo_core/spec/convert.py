@@ -1,10 +1,10 @@
-"""The flat specs of `convert`, `synthesize`, `fetch_dataset` and `report`."""
+"""The flat specs: of `convert`, `synthesize`, `fetch_dataset`, `report`, `publish_model` and `final_status`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from stereo_core.spec.fields import Float, Int, Section, Text, Texts, key
+from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key
 
 
 class ConvertSpec(Section):
@@ -58,3 +58,27 @@ class ReportSpec(Section):
     title: Text = key("Comparison", "Title of the page")
     results: Texts = key([], "results.json of each evaluation, or its folder; the first is the reference")
     names: Texts = key([], "A name for each; empty: the folders' names")
+
+
+class PublishSpec(Section):
+    """A model, its figures and a model card, put where others take it from."""
+
+    results_dir: Text = key("", "Folder for status.json and a copy of what is published", mandatory=True)
+    model_path: Text = key("", "Checkpoint, ONNX file or engine", mandatory=True)
+    metrics_path: Text = key("", "results.json of its evaluation")
+    uri: Text = key("", "Where to: a folder, or s3://bucket/prefix", mandatory=True)
+    title: Text = key("", "Title of the model card; empty: the file's name")
+    existing: Literal["refuse", "replace", "compare"] = key(
+        "refuse",
+        "What to do about another model that is published there: refuse to publish; replace it; compare: replace it "
+        "unless epe has risen by more than max_epe_increase",
+    )
+    max_epe_increase: Float = key(0.0, "px by which epe may have risen, with existing=compare", ge=0)
+
+
+class FinalStatusSpec(Section):
+    """What became of a pipeline, for its exit handler."""
+
+    results_dir: Text = key("", "Folder for summary.md and final_status.json", mandatory=True)
+    status: Mapping = key({}, "KFP's PipelineTaskFinalStatus: state, error, ...")
+    title: Text = key("Pipeline", "Title of the summary")

@@ -1,4 +1,4 @@
-"""The spec of every verb but convert, synthesize, fetch_dataset and report, and which verbs there are."""
+"""The spec of every verb that has no flat one, and which verbs there are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.automl import AutoML
-from stereo_core.spec.convert import ConvertSpec, FetchSpec, ReportSpec, SynthesizeSpec
+from stereo_core.spec.convert import (
+    ConvertSpec,
+    FetchSpec,
+    FinalStatusSpec,
+    PublishSpec,
+    ReportSpec,
+    SynthesizeSpec,
+)
 from stereo_core.spec.dataset import Dataset
 from stereo_core.spec.deploy import Export, GenTrtEngine
 from stereo_core.spec.fields import Section, Text, key, section
@@ -40,6 +47,8 @@ SPECS: dict[str, type[Section]] = {
     "synthesize": SynthesizeSpec,
     "fetch_dataset": FetchSpec,
     "report": ReportSpec,
+    "publish_model": PublishSpec,
+    "final_status": FinalStatusSpec,
     "train": ExperimentSpec,
     "doctor": ExperimentSpec,
     "automl": ExperimentSpec,

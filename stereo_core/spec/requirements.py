@@ -41,7 +41,9 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
         expected = "a folder or s3://bucket/folder" if spec.mode == "pack" else "s3://bucket/folder"
         wrong = [] if usable else [("uri", f"{spec.uri or 'empty'}; expected {expected}")]
         return [*_is_set("results_dir", spec.results_dir), *wrong]
-    if verb in ("synthesize", "report"):
+    if verb == "publish_model":
+        return [one for name in ("results_dir", "model_path", "uri") for one in _is_set(name, getattr(spec, name))]
+    if verb in ("synthesize", "report", "final_status"):
         return list(_is_set("results_dir", spec.results_dir))
     name = section_name(verb)
     own = getattr(spec, name)

@@ -1,0 +1,43 @@
+"""train on several GPUs or nodes as a container component."""
+
+from kfp import dsl
+
+from ..image import launch
+
+
+@dsl.container_component
+def train_distributed(
+    images: dsl.Input[dsl.Dataset],
+    annotations: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    pretrained: dsl.Input[dsl.Model] = None,
+    dataset_name: str = "GenericDataset",
+    num_epochs: int = 0,
+    num_gpus: int = 0,
+    num_nodes: int = 0,
+    spec: dict = {},  # noqa: B006
+    spec_file: dsl.Input[dsl.Artifact] = None,
+):
+    """Train or fine-tune FoundationStereo on several GPUs, or on several nodes of a TrainJob.
+
+    Args:
+        images: The folder of images, disparities and masks.
+        annotations: The folder of annotation files that `convert` writes (train.txt, val.txt); paths relative to
+            the images.
+        pretrained: A checkpoint to start from.
+        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+            Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        num_epochs: Epochs to train; 0 leaves it to the spec.
+        num_gpus: GPUs, and so processes, of a node; without a GPU processes on the CPU. 0 leaves it to the spec.
+        num_nodes: Nodes; 0 leaves it to the spec. The variables of a TrainJob or a PyTorchJob win over both.
+        spec: Keys of `depth_net train`'s spec, nested as in the YAML file; merged over spec_file.
+        spec_file: A spec YAML file, merged over the defaults.
+
+    Returns:
+        checkpoint: The last checkpoint.
+        metrics: Validation metrics before (initial_epe) and after training (epe), in px.
+        report: Metrics and pictures as a page.
+    """
+    return launch("train")
