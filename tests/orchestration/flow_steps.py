@@ -1,9 +1,10 @@
-"""Steps of one line of Python each, for pipelines with conditions, loops and exit handlers, in KFP's own DSL."""
+"""Pipelines in KFP's own DSL: conditions, loops and exit handlers over steps of one line of Python; and real steps."""
 
 import sys
 from typing import List  # noqa: UP035, as kfp wants it
 
 from kfp import dsl
+from stereo_components import convert, synthesize
 
 LIBRARY = "import json, pathlib, sys; a = sys.argv[1:]; put = lambda p, t: pathlib.Path(p).write_text(t); "
 
@@ -102,3 +103,13 @@ def watched(code: int = 0):
         with dsl.If(code != 0):
             broken = fail(code=code).after(first)
             add(data=broken.outputs["out"], text="never")
+
+
+SPEC = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
+
+
+@dsl.pipeline(name="data")
+def data(scenes: int = 2, spec: dict = {}):  # noqa: B006
+    """synthesize -> convert, the real steps; SPEC is a spec that fits."""
+    images = synthesize(num_scenes=scenes, height=64, width=96, max_disparity=16)
+    convert(images=images.outputs["images"], spec=spec)

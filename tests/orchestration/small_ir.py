@@ -44,3 +44,22 @@ def pipeline(steps: dict[str, dict], wires: dict[str, dict[str, tuple[str, str]]
         "root": {"dag": {"tasks": tasks}, "inputDefinitions": {"parameters": parameters}},
         "schemaVersion": "2.1.0",
     }
+
+
+def sums() -> dict:
+    """`make` adds 1 to the pipeline's n (20), `use` writes the sum out of a text that holds it: it's 21."""
+    number = {"parameterType": "NUMBER_INTEGER"}
+    make = container("import sys; open(sys.argv[2], 'w').write(str(int(sys.argv[1]) + 1))")
+    make["args"] = ["{{$.inputs.parameters['n']}}", "{{$.outputs.parameters['sum'].output_file}}"]
+    use = container("import sys; open(sys.argv[2], 'w').write(sys.argv[1])", ("out",))
+    use["args"].insert(0, "{{$.inputs.parameters['text']}}")
+    spec = pipeline({"make": make, "use": use}, n={**number, "defaultValue": 20.0})
+    components, tasks = spec["components"], spec["root"]["dag"]["tasks"]
+    components["comp-make"]["inputDefinitions"] = {"parameters": {"n": number}}
+    components["comp-make"]["outputDefinitions"] = {"parameters": {"sum": number}}
+    components["comp-use"]["inputDefinitions"] = {"parameters": {"text": {"parameterType": "STRING"}, "sum": number}}
+    tasks["make"]["inputs"] = {"parameters": {"n": {"componentInputParameter": "n"}}}
+    made = {"taskOutputParameter": {"producerTask": "make", "outputParameterKey": "sum"}}
+    text = {"runtimeValue": {"constant": "it's {{$.inputs.parameters['sum']}}"}}
+    tasks["use"]["inputs"] = {"parameters": {"sum": made, "text": text}}
+    return spec

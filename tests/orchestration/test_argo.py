@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 from argo_simulator import Failed, Simulator
+from flow_steps import SPEC, data
 from kfp import compiler, dsl
-from small_ir import container, pipeline
+from small_ir import container, pipeline, sums
 from stereo_components import convert, synthesize
 from stereo_pipelines.profiles import PROFILES, apply
 
@@ -247,17 +248,9 @@ def test_a_broken_reference_is_found(name):
 # ---- executed
 
 
-def test_real_steps_give_what_the_local_engine_gives(tmp_path):
-    layout = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
-
-    @dsl.pipeline(name="data")
-    def data(scenes: int = 1, spec: dict = {}):  # noqa: B006
-        images = synthesize(num_scenes=scenes, height=64, width=96, max_disparity=16)
-        convert(images=images.outputs["images"], spec=spec)
-
-    compiler.Compiler().compile(data, str(tmp_path / "data.yaml"))
-    graph = load_pipeline(tmp_path / "data.yaml")
-    arguments = {"scenes": 2, "spec": layout | {"split_ratio": 0.5}}
+def test_real_steps_give_what_the_local_engine_gives(compiled_once, tmp_path):
+    graph = load_pipeline(compiled_once(data))
+    arguments = {"spec": SPEC | {"split_ratio": 0.5}}
     there = Simulator(manifests(graph, arguments, REPOSITORY), tmp_path / "argo", {})
     there.run()
     here = LocalRun(graph, arguments, tmp_path / "here")
@@ -335,29 +328,7 @@ def test_texts_that_argo_would_read_as_references_are_refused(small):
 
 
 def test_output_parameters_and_nested_placeholders(small, tmp_path):
-    number = {"parameterType": "NUMBER_INTEGER"}
-    spec = pipeline({"make": container("", ()), "use": container(ECHO, ("out",))}, n={**number, "defaultValue": 20.0})
-    make, use = spec["components"]["comp-make"], spec["components"]["comp-use"]
-    make |= {"inputDefinitions": {"parameters": {"n": number}}, "outputDefinitions": {"parameters": {"sum": number}}}
-    use["inputDefinitions"] = {"parameters": {"text": {"parameterType": "STRING"}, "sum": number}}
-    spec["deploymentSpec"]["executors"]["exec-make"]["container"] = {
-        "image": "python:3",
-        "command": [sys.executable, "-c", "import sys; open(sys.argv[2], 'w').write(str(int(sys.argv[1]) + 1))"],
-        "args": ["{{$.inputs.parameters['n']}}", "{{$.outputs.parameters['sum'].output_file}}"],
-    }
-    spec["deploymentSpec"]["executors"]["exec-use"]["container"]["args"] = [
-        "{{$.inputs.parameters['text']}}",
-        "{{$.outputs.artifacts['out'].path}}",
-    ]
-    tasks = spec["root"]["dag"]["tasks"]
-    tasks["make"]["inputs"] = {"parameters": {"n": {"componentInputParameter": "n"}}}
-    tasks["use"]["inputs"] = {
-        "parameters": {
-            "sum": {"taskOutputParameter": {"producerTask": "make", "outputParameterKey": "sum"}},
-            "text": {"runtimeValue": {"constant": "it's {{$.inputs.parameters['sum']}}"}},
-        }
-    }
-    documents = small(spec)
+    documents = small(sums())
     assert problems(documents) == []
     run = Simulator(documents, tmp_path / "argo", {})
     run.run()

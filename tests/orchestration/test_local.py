@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from flow_steps import SPEC, data
 from kfp import compiler, dsl
-from small_ir import container, pipeline
-from stereo_components import convert, synthesize
+from small_ir import container, pipeline, sums
+from stereo_components import convert
 
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
@@ -36,25 +37,8 @@ def states(run: LocalRun) -> dict[str, str]:
     return {name: task.state for name, task in run.tasks.items()}
 
 
-@pytest.fixture(scope="module")
-def data_pipeline(tmp_path_factory):
-    """synthesize -> convert, the real steps, compiled by kfp."""
-
-    @dsl.pipeline(name="data")
-    def data(scenes: int = 2, split_ratio: float = 0.5, spec: dict = {"image_dir_pattern": ["left/rgb"]}):  # noqa: B006
-        images = synthesize(num_scenes=scenes, height=64, width=96, max_disparity=16)
-        convert(images=images.outputs["images"], spec=spec)
-
-    path = tmp_path_factory.mktemp("compiled") / "data.yaml"
-    compiler.Compiler().compile(data, str(path))
-    return path
-
-
-SPEC = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
-
-
-def test_real_steps_and_resume_by_content(data_pipeline, tmp_path):
-    graph = load_pipeline(data_pipeline)
+def test_real_steps_and_resume_by_content(compiled_once, tmp_path):
+    graph = load_pipeline(compiled_once(data))
     first = LocalRun(graph, {"spec": SPEC}, tmp_path)
     assert first.execute() == 0
     assert states(first) == {"synthesize": "succeeded", "convert": "succeeded"}
@@ -217,33 +201,7 @@ def test_an_interrupted_task_goes_on_in_its_folder(compiled, tmp_path):
 
 
 def test_output_parameters_and_placeholders(compiled, tmp_path):
-    number = {"parameterType": "NUMBER_INTEGER"}
-    spec = pipeline({"make": container("", ()), "use": container("", ("out",))}, n={**number, "defaultValue": 20.0})
-    make, use = spec["components"]["comp-make"], spec["components"]["comp-use"]
-    make["outputDefinitions"] = {"parameters": {"sum": number}}
-    make["inputDefinitions"] = {"parameters": {"n": number}}
-    use["inputDefinitions"] = {"parameters": {"text": {"parameterType": "STRING"}, "sum": number}}
-    spec["deploymentSpec"]["executors"]["exec-make"]["container"]["args"] = [
-        "{{$.inputs.parameters['n']}}",
-        "{{$.outputs.parameters['sum'].output_file}}",
-    ]
-    spec["deploymentSpec"]["executors"]["exec-make"]["container"]["command"][2] = (
-        "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(str(int(sys.argv[1]) + 1))"
-    )
-    spec["deploymentSpec"]["executors"]["exec-use"]["container"]["command"][2] = WRITE.replace("'{}'", "sys.argv[1]")
-    spec["deploymentSpec"]["executors"]["exec-use"]["container"]["args"] = [
-        "{{$.inputs.parameters['text']}}",
-        "{{$.outputs.artifacts['out'].path}}",
-    ]
-    tasks = spec["root"]["dag"]["tasks"]
-    tasks["make"]["inputs"] = {"parameters": {"n": {"componentInputParameter": "n"}}}
-    tasks["use"]["inputs"] = {
-        "parameters": {
-            "sum": {"taskOutputParameter": {"producerTask": "make", "outputParameterKey": "sum"}},
-            "text": {"runtimeValue": {"constant": "it's {{$.inputs.parameters['sum']}}"}},
-        }
-    }
-    run = LocalRun(load_pipeline(compiled(spec)), {}, tmp_path / "run")
+    run = LocalRun(load_pipeline(compiled(sums())), {}, tmp_path / "run")
     assert run.execute() == 0, (tmp_path / "run/tasks/use/log.txt").read_text()
     assert run.tasks["make"].parameters == {"sum": 21}
     assert (tmp_path / "run/tasks/use/out").read_text() == "it's 21"
