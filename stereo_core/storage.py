@@ -302,14 +302,14 @@ def _digest_of_start(file: BinaryIO, size: int) -> str:
 
 
 def copy(source: str, uri: str) -> None:
-    """Have the storage copy an object that `upload` stored. Raises as `upload`."""
-    from minio.commonconfig import CopySource
+    """Have the storage copy an object that `upload` has stored. Raises as `upload`."""
+    from minio.commonconfig import REPLACE, CopySource
 
+    digest = stored_digest(source)
     with _told(uri):
-        client = _client(uri)
-        client.copy_object(*split(uri), CopySource(*split(source)))
-        sums = [client.stat_object(*split(name)).metadata.get(SHA256) for name in (source, uri)]
-    if sums[0] is None or sums[0] != sums[1]:
+        client, metadata = _client(uri), {"sha256": digest}  # said again, as it does not go along with more than 5 GiB
+        client.copy_object(*split(uri), CopySource(*split(source)), metadata=metadata, metadata_directive=REPLACE)
+    if stored_digest(uri) != digest:
         raise StorageError(f"{uri}: what was stored is no copy of {source}; another program may write there too")
 
 
@@ -498,7 +498,7 @@ def _all_of(jobs: list, pool: ThreadPoolExecutor) -> list:
 @contextlib.contextmanager
 def _progress(uri: str, size: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal for what takes a while; yields what is to be told of the bytes that came or went."""
-    if size <= PART or not sys.stderr.isatty():
+    if size <= PART or not sys.stderr.isatty() or threading.current_thread() is not threading.main_thread():
         yield lambda count: None
         return
     from rich.console import Console

@@ -56,9 +56,10 @@ class Mirror:
         for path in self._files():
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                 self._store(path, growing)
-        for path in [path for path in self.stored if path.name.startswith(CHECKPOINTS) and not path.is_file()]:
-            storage.remove(self.uri_of(path))
-            del self.stored[path]
+        for path in [path for path in self.stored if path.name.startswith(CHECKPOINTS)]:
+            if path.parent.is_dir() and not path.is_file():
+                storage.remove(self.uri_of(path))
+                del self.stored[path]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -139,7 +139,7 @@ def check_files(samples: Sequence[Sample]) -> None:
     Raises:
         DataError: names the first missing files with their lines, and how many there are.
     """
-    listings: dict[str, frozenset[str]] = {}
+    listings: dict[str, Collection[str]] = {}
     missing = []
     for sample in samples:
         for column in COLUMNS:
@@ -151,17 +151,17 @@ def check_files(samples: Sequence[Sample]) -> None:
         raise DataError("\n".join(missing[:5]) + more + "\nmend the lines, or set data_root of the data source")
 
 
-def _exists(path: str, listings: dict[str, frozenset[str]]) -> bool:
-    if packed := shards.parts(path):
-        return shards.holds(*packed)
-    folder, name = os.path.split(path)
+def _exists(path: str, listings: dict[str, Collection[str]]) -> bool:
+    folder, name = shards.parts(path) or os.path.split(path)
     if folder not in listings:
         listings[folder] = _listing(folder)
     # a name that is not listed may still open, on a file system that ignores case
     return name in listings[folder] or os.path.exists(path)
 
 
-def _listing(folder: str) -> frozenset[str]:
+def _listing(folder: str) -> Collection[str]:
+    if shards.is_shard(folder):
+        return shards.listed(folder)
     if storage.is_uri(folder):
         return frozenset(storage.children(folder))
     try:

@@ -18,7 +18,7 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
 
 INDEX = ".index"
-_INDEX = re.compile(r"shard-(\d{5})-of-(\d{5})\.tar\.index")
+_SHARD = re.compile(r"shard-(\d{5})-of-(\d{5})\.tar")
+_INDEX = re.compile(_SHARD.pattern + re.escape(INDEX))
 _MEMBER = re.compile(r"((?:.*/)?shard-\d{5}-of-\d{5}\.tar)/(.+)", re.DOTALL)
 _HEADER = "# shard of {} files: offset size crc32 name"
 _AGAIN = "copy the shard and its index again, or pack again"
@@ -59,7 +60,7 @@ def read(shard: str, name: str) -> bytes:
         DataError: no such shard or file, a truncated shard, or contents that are not those that were packed.
         StorageError: as storage.fetch.
     """
-    if not holds(shard, name):
+    if name not in listed(shard):
         raise DataError(f"{shard}/{name}: the shard holds no such file")
     offset, size, crc = _index(shard)[name]
     data = _bytes_of(shard, offset, size)
@@ -70,15 +71,20 @@ def read(shard: str, name: str) -> bytes:
     return data
 
 
-def holds(shard: str, name: str) -> bool:
-    """Whether the shard's index has such a file; DataError where the index can not be used."""
-    return name in _index(shard)
+def is_shard(path: str) -> bool:
+    """Whether a path has the name of a shard."""
+    return _SHARD.fullmatch(os.path.basename(path)) is not None
+
+
+def listed(shard: str) -> Collection[str]:
+    """The files in a shard; DataError where its index is missing or can not be used."""
+    return _index(shard).keys()
 
 
 def fault(shard: str, name: str) -> str:
     """What is wrong with a file in a shard, as far as can be told without reading it."""
     try:
-        if not holds(shard, name):
+        if name not in listed(shard):
             return "the shard holds no such file"
         offset, size, _ = _index(shard)[name]
         there = storage.look(shard).size if storage.is_uri(shard) else os.path.getsize(shard)
