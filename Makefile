@@ -5,8 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+ENGINE ?= $(if $(shell command -v podman),podman,docker)
+BASE   ?= docker.io/library/python:3.11-slim-bookworm
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format compile bench clean
+.PHONY: help install demo test test-all lint format compile bench image image-cpu image-gpu image-deploy clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +48,29 @@ compile: $(READY)  ## regenerate every compiled component, pipeline and README t
 bench: $(READY)  ## the benchmarks that need no GPU
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/convert.py
+
+image-cpu: NAME = runtime-cpu
+image-cpu: EXTRAS = quantize,automl,tracking
+image-cpu: image  ## container image for steps on CPUs (BASE=name@sha256:...; torch is what pip's index has)
+
+image-gpu: NAME = runtime-gpu
+image-gpu: EXTRAS = quantize,automl,tracking,modelopt,tensorrt,tensorrt-rtx
+image-gpu: image  ## container image for steps on GPUs
+
+image-deploy: NAME = deploy-gpu
+image-deploy: EXTRAS = tensorrt,tensorrt-rtx
+image-deploy: image  ## container image that builds and runs engines
+
+# Wheels first, here: the build itself needs no network. build/lib would bring modules that are no more.
+# The steps' own image is whichever runtime was built last.
+image: $(READY)
+	rm -rf build/wheels build/lib
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheels "$(TORCH)" '.[$(EXTRAS)]'
+	version=$$($(BIN)/python -c 'import stereo_core; print(stereo_core.__version__)') && \
+	$(ENGINE) build $(BUILD_FLAGS) --file images/Containerfile --build-arg BASE=$(BASE) --build-arg EXTRAS=$(EXTRAS) \
+		--build-arg NAME=$(NAME) --build-arg VERSION=$$version --build-arg REVISION=$$(git rev-parse HEAD) \
+		--tag stereo-pipelines/$(NAME):$$version \
+		$(if $(filter runtime-%,$(NAME)),--tag stereo-pipelines/runtime:$$version) build/wheels
 
 clean:  ## remove runs and caches (not .venv)
 	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
