@@ -55,7 +55,7 @@ def template_of(pipeline: Pipeline, task: Task) -> m.Template:
         outputs=_outputs(pipeline, task),
         container=_container(task, node.pop("mounts"), node.pop("env")),
         retry_strategy=_retry(task),
-        memoize=_memoize(pipeline, task) if task.cache else None,
+        memoize=_memoize(pipeline, task) if task.cache and not task.exit else None,
         active_deadline_seconds=int(task.timeout) if task.timeout else None,
         security_context=pod_security(),
         **node,

@@ -68,6 +68,7 @@ def test_an_exit_handler_is_the_workflows(written, tmp_path):
     assert spec["onExit"] == "on-exit" and [t["name"] for t in spec["templates"][1]["dag"]["tasks"]] == ["tell"]
     run = Simulator(documents, tmp_path, {})
     run.run()
+    assert "memoize" in documents[1]["spec"]["templates"][0] and "memoize" not in documents[-2]["spec"]["templates"][0]
     assert run.pods == ["say", "tell"] and json.loads(text(run, "tell"))[0]["state"] == "SUCCEEDED"
 
 

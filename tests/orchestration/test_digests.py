@@ -6,8 +6,8 @@ import os
 import pytest
 
 from stereo_core.files import sha256_of
+from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.digests import Digests
-from stereo_core.orchestration.graph import GraphError
 
 
 def write(path, text: str, age: float = 100.0) -> None:
