@@ -199,7 +199,7 @@ def _as_yaml(documents: list[dict]) -> str:
     "--service-account", default="", help="Of the pods [default: Kubeflow's choice; with --argo stereo-argo]."
 )
 @click.option("--name", default="", help="Kubeflow: the run's [default: the pipeline's].")
-@click.option("--experiment", default="Default", show_default=True, help="Kubeflow: where the run belongs.")
+@click.option("--experiment", default="", help="Kubeflow: where the run belongs [default: Default].")
 @click.option("--context", default="", help="Argo: of the kubeconfig [default: the current one].")
 @click.option("--artifact-repository", "bucket", default="", metavar="URI", help="Argo: s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: the S3 server [default: AWS].")
@@ -230,6 +230,10 @@ def submit_command(
 
     if bool(host) == argo:
         raise submit.SubmitError("where to? give --host URL (Kubeflow Pipelines) or --argo, one of the two")
+    to_kubeflow = {"--name": name, "--experiment": experiment}
+    to_argo = {"--context": context, "--artifact-repository": bucket, "--endpoint": endpoint, "--secret": secret}
+    if idle := [option for option, value in (to_kubeflow if argo else to_argo).items() if value]:
+        raise submit.SubmitError(f"{', '.join(idle)}: of no use with {'--argo' if argo else '--host'}")
     if argo and not bucket:
         raise submit.SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
     pipeline = load_pipeline(file)
@@ -242,6 +246,7 @@ def submit_command(
         plan, where = _as_yaml(documents), namespace or "stereo"
     else:
         submit.check_host(host)
+        experiment = experiment or "Default"
         run = submit.kubeflow_run(pipeline, arguments, name=name, cron=cron, service_account=service_account)
         plan, where = submit.kubeflow_plan(file, run, host, experiment, namespace), namespace
     if not send:

@@ -49,18 +49,14 @@ def kubeflow_run(
         pipeline: From `load_pipeline`.
         arguments: Values of its parameters.
         name: Of the run; empty: the pipeline's.
-        cron: Five fields, minutes first.
+        cron: Five fields, minutes first (see `check_cron`).
         service_account: Of the steps; empty: Kubeflow's own choice.
-
-    Raises:
-        SubmitError: another number of fields.
     """
     spec = {"pipeline_spec": pipeline.spec, "platform_spec": pipeline.platform} if pipeline.platform else pipeline.spec
     run = {"display_name": name or pipeline.name, "pipeline_spec": spec, "runtime_config": {"parameters": arguments}}
     if service_account:
         run["service_account"] = service_account
     if cron:
-        check_cron(cron)
         # Kubeflow's cron has seconds first. A run that takes longer than the interval is not overtaken by the next.
         trigger = {"cron_schedule": {"cron": f"0 {cron}"}}
         run |= {"trigger": trigger, "mode": "ENABLE", "max_concurrency": 1, "no_catchup": True}
@@ -68,6 +64,7 @@ def kubeflow_run(
 
 
 def check_cron(cron: str) -> None:
+    """Refuse what is not of five fields, as Argo has them; Kubeflow's own have six."""
     if len(cron.split()) != 5:
         raise SubmitError(f"--cron {cron!r}: five fields are wanted: minute, hour, day, month, weekday")
 
@@ -93,10 +90,15 @@ def kubeflow_plan(file: Path, run: dict, host: str, experiment: str, namespace: 
 def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "") -> str:
     """Start a run, or enter a recurring one, in an experiment that is made where it is missing; returns where to look.
 
+    Args:
+        run: From `kubeflow_run`.
+        host: The server's address (see `check_host`).
+        experiment: Its name.
+        namespace: Of a Kubeflow for several users; empty: that of one for a single user.
+
     Raises:
         SubmitError: the server can not be reached, refuses, or is no Kubeflow Pipelines.
     """
-    check_host(host)
     host = host.rstrip("/")
     token = os.environ.get(TOKEN, "")
     configuration = kfp_server_api.Configuration(host=host)
@@ -107,37 +109,34 @@ def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "")
     client = kfp_server_api.ApiClient(configuration)
     options = {"_preload_content": False, "_request_timeout": TIMEOUT}
 
-    def asked(what: str, call: Callable, **given) -> dict:
-        return _answer(host, what, token, lambda: call(**given, **options))
+    def asked(what: str, wanted: str, call: Callable, **given) -> dict:
+        answer = _answer(host, what, token, lambda: call(**given, **options))
+        if wanted and not answer.get(wanted):
+            raise SubmitError(f"{host}: its answer has no {wanted}; is it a Kubeflow Pipelines 2?")
+        return answer
 
-    experiments = kfp_server_api.ExperimentServiceApi(client)
-    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": experiment}
-    where = {"namespace": namespace} if namespace else {}
-    found = asked(
-        f"look for experiment {experiment}",
-        experiments.experiment_service_list_experiments,
-        filter=json.dumps({"predicates": [predicate]}),
-        **where,
-    ).get("experiments") or [
-        asked(
-            f"make experiment {experiment}",
-            experiments.experiment_service_create_experiment,
-            experiment={"display_name": experiment} | where,
-        )
-    ]
-    run = run | {"experiment_id": _field(found[0], "experiment_id", host)}
+    run = run | {
+        "experiment_id": _experiment(kfp_server_api.ExperimentServiceApi(client), asked, experiment, namespace)
+    }
     if "trigger" in run:
         create = kfp_server_api.RecurringRunServiceApi(client).recurring_run_service_create_recurring_run
-        made = asked("enter the recurring run", create, recurring_run=run)
-        return f"{host}/#/recurringrun/details/{_field(made, 'recurring_run_id', host)}"
-    made = asked("start the run", kfp_server_api.RunServiceApi(client).run_service_create_run, run=run)
-    return f"{host}/#/runs/details/{_field(made, 'run_id', host)}"
+        made = asked("enter the recurring run", "recurring_run_id", create, recurring_run=run)
+        return f"{host}/#/recurringrun/details/{made['recurring_run_id']}"
+    create = kfp_server_api.RunServiceApi(client).run_service_create_run
+    return f"{host}/#/runs/details/{asked('start the run', 'run_id', create, run=run)['run_id']}"
 
 
-def _field(answer: dict, name: str, host: str) -> str:
-    if not answer.get(name):
-        raise SubmitError(f"{host}: its answer has no {name}; is it a Kubeflow Pipelines 2?")
-    return answer[name]
+def _experiment(api, asked: Callable, name: str, namespace: str) -> str:
+    """The id of an experiment, which is made where there is none of that name."""
+    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+    where = {"namespace": namespace} if namespace else {}
+    look = {"filter": json.dumps({"predicates": [predicate]})} | where
+    found = asked(f"look for experiment {name}", "", api.experiment_service_list_experiments, **look)
+    if found.get("experiments"):
+        return found["experiments"][0]["experiment_id"]
+    make = {"experiment": {"display_name": name} | where}
+    made = asked(f"make experiment {name}", "experiment_id", api.experiment_service_create_experiment, **make)
+    return made["experiment_id"]
 
 
 # ---- Argo
