@@ -265,7 +265,7 @@ def submit_command(
 @click.option("--spec-file", default="/data/train.yaml", show_default=True, help="FILE's path in the trials' pods.")
 def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
     """Print the search that `automl` of the spec FILE describes as an Experiment for Katib."""
-    from stereo_core.automl.katib import experiment, read_spec
+    from stereo_core.orchestration.katib import experiment, read_spec
 
     click.echo(_as_yaml([experiment(read_spec(file), name, image, spec_file)]), nl=False)
 

@@ -19,10 +19,11 @@ from kubeflow_katib_api.models import V1beta1Experiment
 from kubernetes.utils.quantity import parse_quantity
 from pod_security import pods, violations
 
-from stereo_core.automl.katib import experiment, read_spec
+from stereo_core import __version__
 from stereo_core.errors import SpecError
 from stereo_core.orchestration.argo_check import problems
 from stereo_core.orchestration.cli import cli
+from stereo_core.orchestration.katib import experiment, read_spec
 from stereo_core.report.status import StatusLog
 from stereo_core.spec.loading import build, read_tree
 
@@ -277,7 +278,7 @@ def test_one_image_for_all(overlays):
     for name, documents in overlays.items():
         images = set(values_of(documents, "image"))
         assert len(images) == 1, name
-        assert images.pop().endswith("stereo-pipelines/runtime:0.1.0")
+        assert images.pop().endswith(f"stereo-pipelines/runtime:{__version__}")
 
 
 # ---- Katib
