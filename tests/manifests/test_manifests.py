@@ -25,7 +25,7 @@ from stereo_core.orchestration.argo_check import problems
 from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.katib import experiment, read_spec
 from stereo_core.report.status import StatusLog
-from stereo_core.spec.loading import build, read_tree
+from stereo_core.spec.loading import build, load_spec, read_tree
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 SCHEMAS = MANIFESTS.parent.parent / "shared/schemas"
@@ -343,6 +343,27 @@ def test_a_users_own_spec(tmp_path):
     path.write_text("automl: {algoritm: asha}\n")
     with pytest.raises(SpecError, match=r"train\.yaml: automl\.algoritm: "):
         read_spec(path)
+
+
+def test_a_trials_command_is_a_training_with_its_values(tmp_path):
+    tree = read_tree(MANIFESTS / "katib/train.yaml")
+    tree["train"]["pretrained_model_path"] = ""
+    tree["model"] = {"preset": "tiny", "stereo_backbone": {"allow_random_backbone": True}}
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.txt").write_text("left.png right.png disparity.png\n")
+        tree["dataset"][f"{name}_dataset"]["data_sources"][0]["data_file"] = str(tmp_path / f"{name}.txt")
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    trial = experiment(read_spec(path), "search", "image:1", str(path))["spec"]["trialTemplate"]
+    (container,) = trial["trialSpec"]["spec"]["template"]["spec"]["containers"]
+    values = {"train.optim.lr": "0.00025", "train.optim.weight_decay": "0.0003"}
+    command = "\n".join(container["command"])
+    for parameter in trial["trialParameters"]:  # as Katib fills them in
+        command = command.replace(f"${{trialParameters.{parameter['name']}}}", values[parameter["reference"]])
+    _, verb, _, file, *overrides = command.split("\n")
+    spec = load_spec(verb, Path(file), overrides)
+    assert (spec.train.optim.lr, spec.train.optim.weight_decay) == (0.00025, 0.0003)
+    assert (spec.results_dir, spec.train.num_epochs, spec.train.num_gpus) == ("/results", 27, 1)
 
 
 def test_experiment_reads_the_metric_from_status_json(tmp_path):
