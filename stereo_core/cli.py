@@ -23,7 +23,7 @@ _EXAMPLES = {
         "results_dir=scenes num_scenes=16 seed=7",
     ),
     "fetch_dataset": (
-        "A data set from object storage: its files, or a note of where they are.",
+        "A data set from object storage: its files, loose or packed, or a note of where they are.",
         "uri=s3://data/kitti results_dir=kitti",
     ),
     "train": ("Train, or go on with a training.", "-e train.yaml train.num_epochs=20 train.optim.lr=1e-4"),

@@ -156,8 +156,8 @@ def fetch(uri: str) -> Path:
                     with atomic_path(target) as temporary:
                         _download(uri, entry, temporary)
                         os.utime(temporary, (time.time(), UNTOUCHED))
-        with contextlib.suppress(FileNotFoundError):  # evicted just now
-            os.utime(target, (time.time(), UNTOUCHED))  # used now
+        with contextlib.suppress(OSError):  # evicted just now, another user's, or a cache that is only read
+            os.utime(target, (time.time(), UNTOUCHED))
     except OSError as error:
         if isinstance(error, StorageError):
             raise

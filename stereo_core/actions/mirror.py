@@ -26,9 +26,8 @@ _Version = tuple[str, int, int, int]
 class Mirror:
     """Stores the files of folders under URIs, each when it is there or has changed.
 
-    Files here get their names when they are whole, only logs grow; so what has a name can be stored at any time. Links,
-    which are to files beside them, are stored after what they lead to, as copies that the storage makes, and
-    status.json last.
+    Files here get their names when they are whole, only logs grow; so what has a name can be stored at any time. Links
+    within a folder are stored after what they lead to, as copies that the storage makes, and status.json last.
 
     Args:
         folders: folder on this machine -> URI of a prefix.
@@ -107,8 +106,8 @@ class Mirror:
         version = _version(path)
         if not self._is_due(path, version, growing):
             return
-        target = path.parent / version[0]
-        if version[0]:
+        target = Path(os.path.normpath(path.parent / version[0]))
+        if version[0] and any(target.is_relative_to(folder) for folder in self.folders):
             self._store(target, growing)
             storage.copy(self.uri_of(target), self.uri_of(path))
         else:

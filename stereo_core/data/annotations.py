@@ -75,7 +75,7 @@ def read_annotations(data_file: str | Path, data_root: str | Path = "") -> list[
 def _in_shards(sample: Sample, root: str, files: dict[str, str]) -> Sample:
     """The sample with those of its paths that name packed files leading into their shards."""
     paths = {name: path for name in COLUMNS if (path := getattr(sample, name)) is not None}
-    below = root.rstrip("/") + "/" if root else ""
+    below = os.path.join(root, "")
     into = {name: files.get(posixpath.normpath(path.removeprefix(below)), path) for name, path in paths.items()}
     return replace(sample, **into)
 

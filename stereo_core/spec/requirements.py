@@ -37,9 +37,11 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
     if verb == "convert":
         return [*_is_set("results_dir", spec.results_dir), *_folder("data_root", spec.data_root)]
     if verb == "fetch_dataset":
-        usable = is_uri(spec.uri) or (spec.mode == "pack" and Path(spec.uri or "?").is_dir())
-        expected = "a folder or s3://bucket/folder" if spec.mode == "pack" else "s3://bucket/folder"
+        usable = is_uri(spec.uri) or (spec.mode != "copy" and Path(spec.uri or "?").is_dir())
+        expected = "s3://bucket/folder" if spec.mode == "copy" else "a folder or s3://bucket/folder"
         wrong = [] if usable else [("uri", f"{spec.uri or 'empty'}; expected {expected}")]
+        if spec.mode != "pack" and "shard_mib" in spec.model_fields_set:
+            wrong.append(("shard_mib", "has an effect with mode=pack alone; leave it out"))
         return [*_is_set("results_dir", spec.results_dir), *wrong]
     if verb == "publish_model":
         return [one for name in ("results_dir", "model_path", "uri") for one in _is_set(name, getattr(spec, name))]

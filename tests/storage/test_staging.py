@@ -314,7 +314,11 @@ def test_what_a_run_writes_is_stored_once_and_again_when_it_changed(store, tmp_p
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
     (folder / "latest").symlink_to(first.name)
+    (folder / "outside").symlink_to(Path(__file__))
     mirror.store(growing=True)
+    assert storage.read(f"{uri}/outside") == Path(__file__).read_bytes()
+    (folder / "outside").unlink()
+    storage.remove(f"{uri}/outside")
     assert names(uri) == {"model_epoch_000.pth", "log", "latest"} and storage.read(f"{uri}/latest") == b"1" * 2**20
 
     def log_after(more: bytes, **how) -> int:
