@@ -16,7 +16,7 @@ import yaml
 
 from stereo_core.files import atomic_path
 from stereo_core.launcher import plain
-from stereo_core.orchestration.dag import Task, outputs_in
+from stereo_core.orchestration.dag import Pipeline, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -106,7 +106,8 @@ def _compile(module: str, name: str) -> str:
         path = Path(folder) / "compiled.yaml"
         compiler.Compiler().compile(function, str(path))
         # kfp's comment shows dict defaults in an order that changes from run to run; the document below it does not
-        return re.sub(r"^(#    \w+: dict) \[Default: .*\]$", r"\1", path.read_text(), flags=re.MULTILINE)
+        unordered = r"^(#    \w+: (?:dict|list(?= \[Default: \[\{))) \[Default: .*\]$"
+        return re.sub(unordered, r"\1", path.read_text(), flags=re.MULTILINE)
 
 
 def _argo(text: str, path: Path) -> str:
@@ -159,7 +160,8 @@ def component_tables(text: str) -> str:
 def pipeline_tables(text: str, path: Path) -> str:
     """Description, graph, parameters and steps of a compiled pipeline as Markdown."""
     inputs = next(yaml.safe_load_all(text))["root"].get("inputDefinitions", {})
-    tasks = read_pipeline(text, path).tasks
+    pipeline = read_pipeline(text, path)
+    tasks = pipeline.tasks
     head = ("step", "component", "cached on Kubeflow")
     rows = [(name, task.reference, "yes" if task.cache else "no") for name, task in tasks.items()]
     if any(task.when for task in tasks.values()):
@@ -169,7 +171,7 @@ def pipeline_tables(text: str, path: Path) -> str:
         [
             description_of(text),
             "## Graph",
-            "```mermaid\n" + _graph(tasks) + "\n```",
+            "```mermaid\n" + _graph(pipeline) + "\n```",
             "## Parameters",
             _table(("name", "type", "default", "meaning"), _parameter_rows(inputs)),
             "## Steps",
@@ -178,11 +180,11 @@ def pipeline_tables(text: str, path: Path) -> str:
     )
 
 
-def _graph(tasks: dict[str, Task]) -> str:
+def _graph(pipeline: Pipeline) -> str:
     """A Mermaid flow chart; each arrow carries the artifacts it stands for, a dotted one is for any end of a step."""
     lines = ["flowchart LR"]
-    for name, task in tasks.items():
-        carried: dict[str, list[str]] = {producer: [] for producer in task.after | task.behind}
+    for name, task in pipeline.tasks.items():
+        carried: dict[str, list[str]] = {producer: [] for producer in pipeline.comes_after(task)}
         for port, source in task.artifacts.items():
             for output in outputs_in(source):
                 carried[output.task].append(port)

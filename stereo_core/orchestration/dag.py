@@ -217,6 +217,11 @@ class Pipeline:
     spec: dict = field(default_factory=dict, repr=False)  # the IR that it was read from,
     platform: dict = field(default_factory=dict, repr=False)  # and its platform document
 
+    def comes_after(self, task: Task) -> set[str]:
+        """The tasks that a picture joins with this one: of those that it is behind, the last ones."""
+        earlier = set().union(*(self.tasks[name].after | self.tasks[name].behind for name in task.behind))
+        return set(task.after | (task.behind - earlier))
+
     def arguments(self, given: dict[str, object], complete: bool = True) -> dict[str, object]:
         """Defaults completed by `given`; values are checked against their types.
 

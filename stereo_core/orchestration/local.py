@@ -116,7 +116,7 @@ class LocalRun:
         for task in pipeline.tasks.values():
             self._check_machine(task)
         folder = Path(folder).resolve()
-        tasks = {name: _waiting(task) for name, task in pipeline.tasks.items()}
+        tasks = {name: _waiting(pipeline, task) for name, task in pipeline.tasks.items()}
         self.record = Record(folder, pipeline.name, tasks, arguments, started=now())
         self._before = self._tasks_before()
         self._scope = set(tasks) if only is None else {only}
@@ -533,9 +533,9 @@ class LocalRun:
             )
 
 
-def _waiting(task: Task) -> TaskRun:
+def _waiting(pipeline: Pipeline, task: Task) -> TaskRun:
     condition = " and ".join(test.text for test in task.when)
-    return TaskRun(title=task.title, after=sorted(task.after | task.behind), condition=condition)
+    return TaskRun(title=task.title, after=sorted(pipeline.comes_after(task)), condition=condition)
 
 
 def _key(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
