@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import uuid
@@ -96,11 +95,8 @@ class Containers:
 
     def _walls(self) -> list[str]:
         user = f"{os.getuid() or NOBODY}:{os.getgid()}"
-        # The engines' own limits may be above those of this process, which then can not start a container.
-        limits = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}")) for name in ("nofile", "nproc")}
         return [
             *("--user", user, "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"),
-            *(f"--ulimit={name}={soft}:{hard}" for name, (soft, hard) in limits.items()),
             *("--stop-timeout", PATIENCE, "--log-driver=none", "--no-healthcheck"),
             *(["--userns=keep-id"] if self.engine == "podman" and os.getuid() else []),
         ]
