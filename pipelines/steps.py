@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+import os
+
 import stereo_components as steps
 from kfp import dsl
+
+from .profiles import PROFILES, apply
+
+# Set STEREO_PIPELINES_PROFILE to a name of profiles.py before `stereo-pipelines compile` to compile for your nodes.
+PROFILE = os.environ.get("STEREO_PIPELINES_PROFILE", "")
+
+BENCHMARKS = [  # an example; where they lie is yours to say
+    {
+        "name": "KITTI 2015",
+        "uri": "s3://datasets/kitti2015/training",
+        "dataset_name": "Kitti",
+        "convert_spec": {
+            **{"image_dir_pattern": ["image_2"], "right_dir_pattern": ["image_3"], "depth_dir_pattern": ["disp_occ_0"]},
+            **{"image_extension": "_10.png", "depth_extension": "_10.png"},
+        },
+    },
+    {
+        "name": "Middlebury",
+        "uri": "s3://datasets/MiddEval3/trainingQ",
+        "dataset_name": "Middlebury",
+        "convert_spec": {
+            **{"image_dir_pattern": ["im0"], "right_dir_pattern": ["im1"], "depth_dir_pattern": ["disp0GT"]},
+            **{"nocc_dir_pattern": ["mask0nocc"], "image_extension": ".png", "depth_extension": ".pfm"},
+            "nocc_extension": ".png",
+        },
+    },
+]
 
 
 def train_to_engine_steps(
@@ -29,7 +58,7 @@ def train_to_engine_steps(
     """
     # Kubeflow's cache knows an artifact by its name, not by its content: the step that reads a location which others
     # may change always runs. The later ones follow from its output and may be taken from the cache.
-    convert = policy(steps.convert(images=images, spec=convert_spec), cache=False)
+    convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
     data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
 
     train = policy(steps.train(**data, num_epochs=num_epochs, spec=train_spec))
@@ -44,6 +73,30 @@ def train_to_engine_steps(
     policy(steps.trt_inference(**data, engine=engine, spec=inference_spec))
 
 
-def policy(task: dsl.PipelineTask, cache: bool = True) -> dsl.PipelineTask:
-    """Say the task's caching outright, and let it survive one interruption (an evicted or lost node)."""
+def importer(uri, kind: str):
+    """The artifact at a URI: images, or a model of which its consumers look what it is."""
+    types = {"images": dsl.Dataset, "model": dsl.Model}
+    metadata = {"kind": "images"} if kind == "images" else {}
+    task = dsl.importer(artifact_uri=uri, artifact_class=types[kind], reimport=False, metadata=metadata)
+    task.set_display_name(kind)
+    return task.output
+
+
+def reported(title: str) -> dsl.ExitHandler:
+    """The block of a pipeline's steps; however they end, a summary of it is written."""
+    return dsl.ExitHandler(policy(steps.final_status(title=title), cache=False, light=True))
+
+
+def policy(task: dsl.PipelineTask, cache: bool = True, light: bool = False) -> dsl.PipelineTask:
+    """Say the task's caching outright, and let it survive one interruption (an evicted or lost node).
+
+    The local engine and Argo tell an interruption or a GPU that failed by the exit code; Kubeflow can not and tries
+    again after any failure, which a wrong input costs a second.
+
+    Args:
+        cache: Off for what reads a place that others may change, or has an effect outside of its outputs.
+        light: No GPU is needed: the step takes the profile `cpu` where one was chosen.
+    """
+    if PROFILE:
+        apply(task, PROFILES["cpu" if light else PROFILE])
     return task.set_caching_options(cache).set_retry(num_retries=1, backoff_duration="10s", backoff_factor=2.0)

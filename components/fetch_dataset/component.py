@@ -10,7 +10,7 @@ def fetch_dataset(images: dsl.Output[dsl.Dataset], uri: str = "", mode: str = "c
     """Take a data set from object storage, by copy, packed or by reference.
 
     Args:
-        uri: Prefix of the data set, s3://bucket/folder.
+        uri: Prefix of the data set, s3://bucket/folder; to pack it or to refer to it also a folder that the steps see.
         mode: copy fetches every object; pack puts them into a few tar shards, which are read in place; reference notes
             where they are, and each is fetched when it is read.
 

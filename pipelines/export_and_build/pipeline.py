@@ -6,7 +6,7 @@ They are verified where they can run: of ONNX Runtime everywhere, of TensorRT on
 import stereo_components as steps
 from kfp import dsl
 
-from ..steps import policy
+from ..steps import importer, policy, reported
 
 EXPORT = {"export": {"dynamic_hw": True, "input_height": 320, "input_width": 736}}  # one file for every size
 SMALL = {
@@ -48,11 +48,13 @@ def export_and_build(
             it, or {} here and below.
         large_spec: Spec of gen_trt_engine for the second range of sizes.
     """
-    model = dsl.importer(artifact_uri=model_uri, artifact_class=dsl.Model, reimport=False)
-    model.set_display_name("model")
-    # Kubeflow's cache knows an artifact by its name, not by its content, and others may change what lies there.
-    export = policy(steps.export(checkpoint=model.output, spec=export_spec), cache=False)
-    for size, spec in (("small", small_spec), ("large", large_spec)):
-        for precision in ("fp32", "fp16"):
-            engine = steps.gen_trt_engine(onnx=export.outputs["onnx"], backend=backend, precision=precision, spec=spec)
-            policy(engine).set_display_name(f"{size} {precision}")
+    with reported("export-and-build"):
+        model = importer(model_uri, "model")
+        # Kubeflow's cache knows an artifact by its name, not by its content, and others may change what lies there.
+        export = policy(steps.export(checkpoint=model, spec=export_spec), cache=False)
+        for size, spec in (("small", small_spec), ("large", large_spec)):
+            for precision in ("fp32", "fp16"):
+                engine = steps.gen_trt_engine(
+                    onnx=export.outputs["onnx"], backend=backend, precision=precision, spec=spec
+                )
+                policy(engine).set_display_name(f"{size} {precision}")

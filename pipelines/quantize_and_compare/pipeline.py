@@ -3,7 +3,7 @@
 import stereo_components as steps
 from kfp import dsl
 
-from ..steps import policy
+from ..steps import importer, policy, reported
 
 QUANTIZE = {"quantize": {"backend": "modelopt.onnx", "mode": "static_ptq", "algorithm": "max"}}
 
@@ -37,30 +37,24 @@ def quantize_and_compare(
         engine_spec: Spec of gen_trt_engine for all three engines.
         evaluate_spec: Spec of trt_evaluate for all three engines.
     """
-    images = dsl.importer(
-        artifact_uri=images_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"kind": "images"}
-    )
-    images.set_display_name("images")
-    model = dsl.importer(artifact_uri=model_uri, artifact_class=dsl.Model, reimport=False)
-    model.set_display_name("model")
-    # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
-    convert = policy(steps.convert(images=images.output, spec=convert_spec), cache=False)
-    export = policy(steps.export(checkpoint=model.output, spec=export_spec), cache=False)
-    data = {"images": images.output, "annotations": convert.outputs["annotations"]}
-    quantize = policy(
-        steps.quantize(onnx=export.outputs["onnx"], **data, dataset_name=dataset_name, spec=quantize_spec)
-    )
-    plain, quantized = export.outputs["onnx"], quantize.outputs["quantized"]
-    metrics = []
-    for precision, onnx in (("fp32", plain), ("fp16", plain), ("int8", quantized)):
-        build = policy(steps.gen_trt_engine(onnx=onnx, backend=backend, precision=precision, spec=engine_spec))
-        build.set_display_name(f"build {precision}")
-        measured = steps.trt_evaluate(
-            **data, engine=build.outputs["engine"], dataset_name=dataset_name, spec=evaluate_spec
+    with reported("quantize-and-compare"):
+        images = importer(images_uri, "images")
+        model = importer(model_uri, "model")
+        # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
+        convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
+        export = policy(steps.export(checkpoint=model, spec=export_spec), cache=False)
+        data = {"images": images, "annotations": convert.outputs["annotations"]}
+        quantize = policy(
+            steps.quantize(onnx=export.outputs["onnx"], **data, dataset_name=dataset_name, spec=quantize_spec)
         )
-        metrics.append(policy(measured).set_display_name(f"evaluate {precision}").outputs["metrics"])
-    policy(
-        steps.report(
-            first=metrics[0], second=metrics[1], third=metrics[2], names=["fp32", "fp16", "int8"], title="Precisions"
-        )
-    )
+        plain, quantized = export.outputs["onnx"], quantize.outputs["quantized"]
+        metrics = []
+        for precision, onnx in (("fp32", plain), ("fp16", plain), ("int8", quantized)):
+            build = policy(steps.gen_trt_engine(onnx=onnx, backend=backend, precision=precision, spec=engine_spec))
+            build.set_display_name(f"build {precision}")
+            measured = steps.trt_evaluate(
+                **data, engine=build.outputs["engine"], dataset_name=dataset_name, spec=evaluate_spec
+            )
+            metrics.append(policy(measured).set_display_name(f"evaluate {precision}").outputs["metrics"])
+        compared = dict(zip(("first", "second", "third"), metrics, strict=True))
+        policy(steps.report(**compared, names=["fp32", "fp16", "int8"], title="Precisions"), light=True)

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from ..steps import train_to_engine_steps
+from ..steps import importer, reported, train_to_engine_steps
 
 
 @dsl.pipeline(
@@ -36,19 +36,17 @@ def train_to_engine(
         export_spec: Spec of export.
         engine_spec: Spec of gen_trt_engine.
     """
-    images = dsl.importer(
-        artifact_uri=images_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"kind": "images"}
-    )
-    images.set_display_name("images")
-    train_to_engine_steps(
-        images.output,
-        dataset_name=dataset_name,
-        num_epochs=num_epochs,
-        backend=backend,
-        convert_spec=convert_spec,
-        train_spec=train_spec,
-        evaluate_spec=evaluate_spec,
-        inference_spec=inference_spec,
-        export_spec=export_spec,
-        engine_spec=engine_spec,
-    )
+    with reported("train-to-engine"):
+        images = importer(images_uri, "images")
+        train_to_engine_steps(
+            images,
+            dataset_name=dataset_name,
+            num_epochs=num_epochs,
+            backend=backend,
+            convert_spec=convert_spec,
+            train_spec=train_spec,
+            evaluate_spec=evaluate_spec,
+            inference_spec=inference_spec,
+            export_spec=export_spec,
+            engine_spec=engine_spec,
+        )

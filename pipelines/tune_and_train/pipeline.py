@@ -3,7 +3,7 @@
 import stereo_components as steps
 from kfp import dsl
 
-from ..steps import policy
+from ..steps import importer, policy, reported
 
 
 @dsl.pipeline(
@@ -36,27 +36,24 @@ def tune_and_train(
             values.
         evaluate_spec: Spec of evaluate, for the best trial's checkpoint and the training's.
     """
-    images = dsl.importer(
-        artifact_uri=images_uri, artifact_class=dsl.Dataset, reimport=False, metadata={"kind": "images"}
-    )
-    images.set_display_name("images")
-    # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
-    convert = policy(steps.convert(images=images.output, spec=convert_spec), cache=False)
-    data = {"images": images.output, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
-    search = policy(
-        steps.automl(
-            **data,
-            algorithm=algorithm,
-            max_recommendations=max_recommendations,
-            max_epochs=max_epochs,
-            spec=automl_spec,
+    with reported("tune-and-train"):
+        images = importer(images_uri, "images")
+        # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
+        convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
+        data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+        search = policy(
+            steps.automl(
+                **data,
+                algorithm=algorithm,
+                max_recommendations=max_recommendations,
+                max_epochs=max_epochs,
+                spec=automl_spec,
+            )
         )
-    )
-    train = policy(steps.train(**data, num_epochs=num_epochs, spec_file=search.outputs["best_spec"]))
-    metrics = []
-    for name, task in (("best trial", search), ("training", train)):
-        measured = steps.evaluate(**data, checkpoint=task.outputs["checkpoint"], spec=evaluate_spec)
-        metrics.append(policy(measured).set_display_name(f"evaluate {name}").outputs["metrics"])
-    policy(
-        steps.report(first=metrics[0], second=metrics[1], names=["best trial", "training"], title="Search and training")
-    )
+        train = policy(steps.train(**data, num_epochs=num_epochs, spec_file=search.outputs["best_spec"]))
+        metrics = []
+        for name, task in (("best trial", search), ("training", train)):
+            measured = steps.evaluate(**data, checkpoint=task.outputs["checkpoint"], spec=evaluate_spec)
+            metrics.append(policy(measured).set_display_name(f"evaluate {name}").outputs["metrics"])
+        names = ["best trial", "training"]
+        policy(steps.report(first=metrics[0], second=metrics[1], names=names, title="Search and training"), light=True)

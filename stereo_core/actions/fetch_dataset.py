@@ -17,7 +17,7 @@ from stereo_core.files import atomic_path
 from stereo_core.storage import is_uri
 
 REFERENCE = "reference.json"
-"""The note: uri, files, bytes, and a digest of all names and ETags."""
+"""The note: uri, files, bytes, and a digest of all names and ETags (of a folder: times)."""
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -67,15 +67,22 @@ def _contents(path: str) -> bytes:
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """What a note says of a prefix.
+    """What a note says of a prefix, or of a folder, whose files' times stand for their contents.
 
     Raises:
         DataError: nothing is there; or as storage.children.
     """
-    found = storage.tree(uri)
+    found = storage.tree(uri) if is_uri(uri) else _files(Path(uri))
+    if not found:
+        raise DataError(f"{uri}: no file below this folder")
     listing = "".join(f"{name}\0{entry.etag}\n" for name, entry in sorted(found.items()))
     digest = hashlib.sha256(listing.encode()).hexdigest()
     return {"uri": uri, "files": len(found), "bytes": sum(e.size for e in found.values()), "sha256": digest}
+
+
+def _files(folder: Path) -> dict[str, storage.Entry]:
+    paths = ((path.relative_to(folder).as_posix(), path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {name: storage.Entry(status.st_size, str(status.st_mtime_ns)) for name, status in paths}
 
 
 def referred(folder: Path) -> str:

@@ -39,7 +39,7 @@ class SynthesizeSpec(Section):
 
 
 class FetchSpec(Section):
-    """A data set in object storage; to pack it, in a folder too."""
+    """A data set in object storage; to pack it or to note where it is, in a folder too."""
 
     results_dir: Text = key("", "Folder to put the data set into", mandatory=True)
     uri: Text = key("", "Prefix of the data set: s3://bucket/folder", mandatory=True)

@@ -1,12 +1,17 @@
 """The pipelines of the library: they load everywhere, and each step gets what it needs."""
 
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 from kfp import components
 
+from stereo_core.actions.perform import perform
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.orchestration.graph import Importer, Output, load_pipeline
 from stereo_core.orchestration.local import LocalRun
+from stereo_core.spec import spec_from_dict
 
 FOLDERS = {folder.name: folder for folder in pipeline_folders()}
 STEPS = {
@@ -24,7 +29,7 @@ STEPS = {
 @pytest.mark.parametrize(("name", "first"), [("train_to_engine", "importer"), ("demo", "synthesize")])
 def test_graph(name, first):
     graph = load_pipeline(compiled_path(FOLDERS[name]))
-    assert set(graph.tasks) == {first, *STEPS}
+    assert set(graph.tasks) - {"final-status"} == {first, *STEPS}
     for step, inputs in STEPS.items():
         task = graph.tasks[step]
         assert set(task.artifacts) == inputs
@@ -132,3 +137,105 @@ def test_demo_trains_exports_and_measures(tmp_path):
     again = LocalRun(graph, {"num_scenes": 4, "num_epochs": 2}, tmp_path / "run")
     assert again.execute() == 0
     assert {task.state for task in again.tasks.values()} == {"reused"}
+
+
+# what reads a place that others may change, or has an effect outside of its outputs, always runs
+LOOP = {f"for-loop-2-{index}-{step}" for index in (0, 1) for step in ("fetch-dataset", "convert")}
+ALWAYS = {
+    "train_to_engine": {"convert"},
+    "tune_and_train": {"convert"},
+    "export_and_build": {"export"},
+    "quantize_and_compare": {"convert", "export"},
+    "evaluate_suite": LOOP,
+    "finetune_and_compare": {"convert"} | {name.replace("convert", "convert-2") for name in LOOP},
+    "nightly_regression": {"convert", "train", "export", "gen-trt-engine", "trt-evaluate", "publish-model"},
+}
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_caching_retries_and_the_exit_handler(name):
+    graph = load_pipeline(compiled_path(FOLDERS[name]))
+    steps = [task for task in graph.tasks.values() if not isinstance(task.component.executor, Importer)]
+    assert {task.name for task in steps if not task.cache} == ALWAYS[name] | {"final-status"}
+    assert {task.retry.count for task in steps} == {1}
+    last = graph.tasks["final-status"]
+    assert last.exit and last.behind == set(graph.tasks) - {"final-status"}
+
+
+def test_an_engine_is_built_only_of_a_better_model():
+    graph = load_pipeline(compiled_path(FOLDERS["finetune_and_compare"]))
+    own = {
+        task.artifacts["checkpoint"]: task.name
+        for task in graph.tasks.values()
+        if task.title.startswith("evaluate") and not task.name.startswith("for-loop")
+    }
+    after, before = own[Output("train", "checkpoint")], own[graph.tasks["train"].artifacts["pretrained"]]
+    for name in ("export", "gen-trt-engine"):
+        (test,) = graph.tasks[name].when
+        assert (test.left, test.operator, test.right) == (Output(after, "epe"), "<=", Output(before, "epe"))
+        assert not test.negated
+
+
+def test_the_last_good_run_is_compared_with_the_engine_that_was_measured():
+    graph = load_pipeline(compiled_path(FOLDERS["nightly_regression"]))
+    publish = graph.tasks["publish-model"]
+    assert publish.artifacts["model"] == graph.tasks["trt-evaluate"].artifacts["engine"]
+    assert publish.artifacts["metrics"] == Output("trt-evaluate", "metrics")
+    assert publish.parameters["existing"].value == "compare"
+    assert publish.parameters["max_epe_increase"].name == "max_epe_increase"
+
+
+def test_a_hardware_profile_is_chosen_when_compiling(monkeypatch):
+    """Steps with a GPU get the named profile, the others `cpu`."""
+    from kfp import dsl
+    from stereo_components import export, final_status
+    from stereo_pipelines import steps
+
+    monkeypatch.setattr(steps, "PROFILE", "h100")
+
+    @dsl.pipeline(name="placed")
+    def placed(uri: str):
+        with dsl.ExitHandler(steps.policy(final_status(), light=True)):
+            steps.policy(export(checkpoint=steps.importer(uri, "model")))
+
+    executors = placed.pipeline_spec.deployment_spec["executors"]
+    gpu = {
+        name: "accelerator" in executors[name]["container"]["resources"]
+        for name in executors
+        if name != "exec-importer"
+    }
+    assert gpu == {"exec-export": True, "exec-final-status": False}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    spec = {"results_dir": str(folder), "num_scenes": 4, "height": 64, "width": 96, "max_disparity": 24}
+    assert perform("synthesize", spec_from_dict("synthesize", spec)) == 0
+    (folder / "status.json").unlink()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_night_that_is_worse_fails_and_says_so(scenes, tmp_path):
+    """Two nights on the same images: the first is published, the second, spoilt, is not; both are reported."""
+    demo = load_pipeline(compiled_path(FOLDERS["demo"])).parameters
+    graph = load_pipeline(compiled_path(FOLDERS["nightly_regression"]))
+    good = tmp_path / "good"
+    arguments = {"images_uri": str(scenes), "last_good_uri": str(good), "dataset_name": "FSD", "backend": "onnxruntime"}
+    arguments |= {key: demo[key].default for key in ("convert_spec", "train_spec", "evaluate_spec")} | {"num_epochs": 1}
+    arguments["export_spec"] = {"export": {"input_height": 64, "input_width": 96, "batch_size": 1, "on_cpu": True}}
+    first = LocalRun(graph, arguments, tmp_path / "first", parallel=1)
+    assert first.execute() == 0, {name: task.message for name, task in first.tasks.items()}
+    said = json.loads((good / "published.json").read_text())
+    assert said["metrics"]["epe"] == first.tasks["trt-evaluate"].parameters["epe"] and said["kind"] == "engine"
+
+    said["metrics"]["epe"] /= 2  # the last good run was twice as good
+    (good / "published.json").write_text(json.dumps(said | {"version": "better"}))
+    second = LocalRun(graph, arguments, tmp_path / "first", parallel=1, from_step="publish-model")
+    assert second.execute() == 1
+    assert {name for name, task in second.tasks.items() if task.state == "failed"} == {"publish-model"}
+    assert json.loads((good / "published.json").read_text())["version"] == "better"
+    summary = (tmp_path / "first/tasks/final-status/summary").read_text()
+    assert summary.startswith("# nightly-regression: FAILED") and "publish-model" in summary

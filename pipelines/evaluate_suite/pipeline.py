@@ -1,0 +1,40 @@
+"""evaluate_suite: one model on many data sets, in one table."""
+
+import stereo_components as steps
+from kfp import dsl
+
+from ..steps import BENCHMARKS, importer, policy, reported
+
+NAMES = [one["name"] for one in BENCHMARKS]
+
+
+@dsl.pipeline(name="evaluate-suite", description="One model on many data sets, in one table.")
+def evaluate_suite(
+    model_uri: str,
+    data_sets: list = BENCHMARKS,
+    names: list = NAMES,
+    evaluate_spec: dict = {},  # noqa: B006
+):
+    """Accuracy where it was trained says little about accuracy elsewhere.
+
+    Args:
+        model_uri: A checkpoint of any layout: a file or a folder that holds one; on this machine, or s3://, gs://,
+            minio://.
+        data_sets: For each data set a mapping of uri (s3://bucket/folder, or a folder that all steps see),
+            dataset_name (how disparities are coded) and convert_spec (the patterns that find its files).
+        names: A name for each of them, in that order, for the table.
+        evaluate_spec: Spec of evaluate for all of them.
+    """
+    with reported("evaluate-suite"):
+        model = importer(model_uri, "model")
+        with dsl.ParallelFor(data_sets) as one:
+            images = policy(steps.fetch_dataset(uri=one.uri, mode="reference"), cache=False, light=True)
+            convert = steps.convert(images=images.outputs["images"], spec=one.convert_spec)
+            data = {
+                "images": images.outputs["images"],
+                "annotations": policy(convert, cache=False, light=True).outputs["annotations"],
+                "dataset_name": one.dataset_name,
+            }
+            measured = policy(steps.evaluate(**data, checkpoint=model, spec=evaluate_spec))
+        metrics = dsl.Collected(measured.outputs["metrics"])
+        policy(steps.report(many=metrics, names=names, title="Evaluation suite"), light=True)

@@ -1,0 +1,74 @@
+"""finetune_and_compare: a pretrained model and what fine-tuning makes of it, on your images and on benchmarks."""
+
+import stereo_components as steps
+from kfp import dsl
+
+from ..steps import BENCHMARKS, importer, policy, reported
+
+
+def _compare(checkpoints: dict, data: dict, spec, title) -> list[dsl.PipelineTask]:
+    """Evaluate each checkpoint on the same data, and put their figures side by side; returns the evaluations."""
+    measured = []
+    for name, checkpoint in checkpoints.items():
+        task = policy(steps.evaluate(**data, checkpoint=checkpoint, spec=spec))
+        measured.append(task.set_display_name(f"evaluate {name}"))
+    first, second = (task.outputs["metrics"] for task in measured)
+    policy(steps.report(first=first, second=second, names=list(checkpoints), title=title), light=True)
+    return measured
+
+
+@dsl.pipeline(
+    name="finetune-and-compare",
+    description="A pretrained model and what fine-tuning makes of it, on your images and on benchmarks; an engine of "
+    "it only where it is better on your validation images.",
+)
+def finetune_and_compare(
+    images_uri: str,
+    model_uri: str,
+    benchmarks: list = BENCHMARKS,
+    dataset_name: str = "GenericDataset",
+    num_epochs: int = 0,
+    backend: str = "",
+    convert_spec: dict = {},  # noqa: B006
+    train_spec: dict = {},  # noqa: B006
+    evaluate_spec: dict = {},  # noqa: B006
+    export_spec: dict = {},  # noqa: B006
+    engine_spec: dict = {},  # noqa: B006
+):
+    """Whether fine-tuning helps, what it forgets elsewhere, and an engine where it helps.
+
+    Args:
+        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        model_uri: The pretrained checkpoint, of any layout.
+        benchmarks: Other data sets to compare on, each a mapping of name, uri (s3://bucket/folder, or a folder that all
+            steps see), dataset_name and convert_spec; [] for none.
+        dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
+            GenericDataset.
+        num_epochs: Epochs to train; 0 leaves it to train_spec.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split into
+            training and validation.
+        train_spec: Spec of train.
+        evaluate_spec: Spec of evaluate, for both models on all data.
+        export_spec: Spec of export.
+        engine_spec: Spec of gen_trt_engine.
+    """
+    with reported("finetune-and-compare"):
+        images, model = importer(images_uri, "images"), importer(model_uri, "model")
+        convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
+        data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+        train = policy(steps.train(**data, pretrained=model, num_epochs=num_epochs, spec=train_spec))
+        checkpoints = {"pretrained": model, "fine-tuned": train.outputs["checkpoint"]}
+        before, after = _compare(checkpoints, data, evaluate_spec, "Your validation images")
+        with dsl.ParallelFor(benchmarks) as one:
+            fetch = policy(steps.fetch_dataset(uri=one.uri, mode="reference"), cache=False, light=True)
+            lists = steps.convert(images=fetch.outputs["images"], spec=one.convert_spec)
+            theirs = {
+                "images": fetch.outputs["images"],
+                "annotations": policy(lists, cache=False, light=True).outputs["annotations"],
+                "dataset_name": one.dataset_name,
+            }
+            _compare(checkpoints, theirs, evaluate_spec, one.name)
+        with dsl.If(after.outputs["epe"] <= before.outputs["epe"], name="better"):
+            export = policy(steps.export(checkpoint=train.outputs["checkpoint"], spec=export_spec))
+            policy(steps.gen_trt_engine(onnx=export.outputs["onnx"], backend=backend, spec=engine_spec))

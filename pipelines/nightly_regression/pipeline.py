@@ -1,0 +1,61 @@
+"""nightly_regression: the whole job again, held against the last good run; it fails when the engine became worse."""
+
+import stereo_components as steps
+from kfp import dsl
+
+from ..steps import importer, policy, reported
+
+
+@dsl.pipeline(
+    name="nightly-regression",
+    description="The whole job again, held against the last good run: it fails when the engine became worse, else it "
+    "is the new last good one.",
+)
+def nightly_regression(
+    images_uri: str,
+    last_good_uri: str,
+    max_epe_increase: float = 0.05,
+    dataset_name: str = "GenericDataset",
+    num_epochs: int = 0,
+    backend: str = "",
+    convert_spec: dict = {},  # noqa: B006
+    train_spec: dict = {},  # noqa: B006
+    evaluate_spec: dict = {},  # noqa: B006
+    export_spec: dict = {},  # noqa: B006
+    engine_spec: dict = {},  # noqa: B006
+):
+    """Whether code, images or machines have spoilt anything since the last good night.
+
+    Args:
+        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        last_good_uri: Where the last good engine is published: s3://bucket/prefix, or a folder that all runs see. The
+            first run publishes there whatever comes out.
+        max_epe_increase: px by which the engine's epe may rise.
+        dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
+            GenericDataset.
+        num_epochs: Epochs to train; 0 leaves it to train_spec.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        convert_spec: Spec of convert; its seed keeps the split the same every night.
+        train_spec: Spec of train; its seed does the same for the training.
+        evaluate_spec: Spec of trt_evaluate.
+        export_spec: Spec of export.
+        engine_spec: Spec of gen_trt_engine.
+    """
+    with reported("nightly-regression"):  # nothing from a cache: it would hide what has changed
+        images = importer(images_uri, "images")
+        convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
+        data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+        train = policy(steps.train(**data, num_epochs=num_epochs, spec=train_spec), cache=False)
+        export = policy(steps.export(checkpoint=train.outputs["checkpoint"], spec=export_spec), cache=False)
+        build = steps.gen_trt_engine(onnx=export.outputs["onnx"], backend=backend, spec=engine_spec)
+        engine = policy(build, cache=False).outputs["engine"]
+        measured = policy(steps.trt_evaluate(**data, engine=engine, spec=evaluate_spec), cache=False)
+        publish = steps.publish_model(
+            model=engine,
+            metrics=measured.outputs["metrics"],
+            uri=last_good_uri,
+            title="Last good engine",
+            existing="compare",
+            max_epe_increase=max_epe_increase,
+        )
+        policy(publish, cache=False, light=True)
