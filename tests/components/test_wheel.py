@@ -28,7 +28,8 @@ convert = components.load_component_from_file(str(home / "convert" / "component.
 @dsl.container_component
 def count(lists: dsl.Input[dsl.Dataset], pairs: dsl.OutputPath(int)):
     code = "import pathlib, sys; files = pathlib.Path(sys.argv[1]).glob('*.txt'); "
-    code += "n = sum(len(file.read_text().splitlines()) for file in files); pathlib.Path(sys.argv[2]).write_text(str(n))"
+    code += "n = sum(len(file.read_text().splitlines()) for file in files); "
+    code += "pathlib.Path(sys.argv[2]).write_text(str(n))"
     return dsl.ContainerSpec(image="theirs", command=["python"], args=["-c", code, lists.path, pairs])
 
 
