@@ -7,6 +7,8 @@ import os
 import stereo_components as steps
 from kfp import dsl
 
+from stereo_core.errors import SpecError
+
 from .profiles import PROFILES, apply
 
 # Set STEREO_PIPELINES_PROFILE to a name of profiles.py before `stereo-pipelines compile` to compile for your nodes.
@@ -97,6 +99,8 @@ def policy(task: dsl.PipelineTask, cache: bool = True, light: bool = False) -> d
         cache: Off for what reads a place that others may change, or has an effect outside of its outputs.
         light: No GPU is needed: the step takes the profile `cpu` where one was chosen.
     """
+    if PROFILE and PROFILE not in PROFILES:
+        raise SpecError(f"STEREO_PIPELINES_PROFILE={PROFILE}: no such profile; there are {', '.join(PROFILES)}")
     if PROFILE:
         apply(task, PROFILES["cpu" if light else PROFILE])
     return task.set_caching_options(cache).set_retry(num_retries=1, backoff_duration="10s", backoff_factor=2.0)

@@ -135,7 +135,7 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
     """The checkpoint to go on from, said in status.json and the log; None for a new run.
 
     Raises:
-        SpecError: the checkpoint that was named has all epochs already.
+        SpecError: the checkpoint has more epochs than are wanted, or the one that was named has all of them.
         ModelError: it is damaged or none of a training run.
     """
     settings = spec.train
@@ -151,7 +151,7 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
         return None
     check_digest(path)
     progress = read_progress(path)
-    if said != AUTO and progress.epochs >= settings.num_epochs:
+    if progress.epochs + (said != AUTO) > settings.num_epochs:  # auto may find its run finished
         raise SpecError(
             f"train.num_epochs: {settings.num_epochs}, but the checkpoint to resume has {progress.epochs} already"
         )

@@ -195,6 +195,14 @@ def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_
     assert not [warning for warning in recwarn if "not resumable" in str(warning.message)]
 
 
+def test_a_run_with_more_epochs_than_are_wanted_does_not_go_on(finished, train, tmp_path, capfd):
+    """`auto` takes a finished run as finished, and one that is past the end as a mistake."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    code, _ = train(tmp_path, num_epochs=1, resume_training_checkpoint_path="auto")
+    assert code == 2
+    assert "train.num_epochs: 1, but the checkpoint to resume has 2 already" in capfd.readouterr().err
+
+
 def test_pretrained_weights_are_the_start(finished, train, tmp_path):
     folder, before = finished
     code, outcome = train(tmp_path, num_epochs=1, pretrained_model_path=str(folder / "dn_model_latest.pth"))
