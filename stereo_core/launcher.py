@@ -82,7 +82,17 @@ SPLITS = {
 DATA_PORTS = ("images", "annotations")
 # typed parameter -> spec key; an empty value ("" or 0) leaves the key to the spec
 TYPED = {
-    "train": {"num_epochs": "train.num_epochs", "num_gpus": "train.num_gpus", "num_nodes": "train.num_nodes"},
+    "train": {
+        "num_epochs": "train.num_epochs",
+        "batch_size": "dataset.train_dataset.batch_size",
+        "learning_rate": "train.optim.lr",
+        "precision": "train.precision",
+        "num_gpus": "train.num_gpus",
+        "num_nodes": "train.num_nodes",
+    },
+    **dict.fromkeys(("evaluate", "trt_evaluate"), {"batch_size": "dataset.test_dataset.batch_size"}),
+    **dict.fromkeys(("inference", "trt_inference"), {"batch_size": "dataset.infer_dataset.batch_size"}),
+    "export": {"input_height": "export.input_height", "input_width": "export.input_width"},
     "automl": {
         "algorithm": "automl.algorithm",
         "max_recommendations": "automl.automl_max_recommendations",

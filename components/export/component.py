@@ -9,6 +9,8 @@ from ..image import launch
 def export(
     checkpoint: dsl.Input[dsl.Model],
     onnx: dsl.Output[dsl.Model],
+    input_height: int = 0,
+    input_width: int = 0,
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
@@ -16,6 +18,8 @@ def export(
 
     Args:
         checkpoint: The checkpoint, or an ONNX file of TAO or NGC, which is taken over as it is.
+        input_height: Height of the images in px, a multiple of 32; 0 leaves it to the spec.
+        input_width: Their width, likewise.
         spec: Keys of `depth_net export`'s spec, nested as in the YAML file; merged over spec_file.
         spec_file: A spec YAML file, merged over the defaults.
 

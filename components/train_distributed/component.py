@@ -15,6 +15,9 @@ def train_distributed(
     pretrained: dsl.Input[dsl.Model] = None,
     dataset_name: str = "GenericDataset",
     num_epochs: int = 0,
+    batch_size: int = 0,
+    learning_rate: float = 0.0,
+    precision: str = "",
     num_gpus: int = 0,
     num_nodes: int = 0,
     spec: dict = {},  # noqa: B006
@@ -30,6 +33,9 @@ def train_distributed(
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
         num_epochs: Epochs to train; 0 leaves it to the spec.
+        batch_size: Pairs in a batch on one device; 0 leaves it to the spec.
+        learning_rate: The largest learning rate; 0 leaves it to the spec.
+        precision: fp32, bf16 or fp16; empty leaves it to the spec.
         num_gpus: GPUs, and so processes, of a node; without a GPU processes on the CPU. 0 leaves it to the spec.
         num_nodes: Nodes; 0 leaves it to the spec. The variables of a TrainJob or a PyTorchJob win over both.
         spec: Keys of `depth_net train`'s spec, nested as in the YAML file; merged over spec_file.

@@ -14,6 +14,7 @@ def trt_evaluate(
     report: dsl.Output[dsl.HTML],
     epe: dsl.OutputPath(float),
     dataset_name: str = "GenericDataset",
+    batch_size: int = 0,
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
@@ -26,6 +27,7 @@ def trt_evaluate(
         engine: The engine.
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        batch_size: Pairs in a batch; 0 leaves it to the spec.
         spec: Keys of `depth_net trt_evaluate`'s spec, nested as in the YAML file; merged over spec_file.
         spec_file: A spec YAML file, merged over the defaults.
 

@@ -13,6 +13,7 @@ def trt_inference(
     disparity: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
     dataset_name: str = "GenericDataset",
+    batch_size: int = 0,
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
@@ -25,6 +26,7 @@ def trt_inference(
         engine: The engine.
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        batch_size: Pairs in a batch; 0 leaves it to the spec.
         spec: Keys of `depth_net trt_inference`'s spec, nested as in the YAML file; merged over spec_file.
         spec_file: A spec YAML file, merged over the defaults.
 
