@@ -1,0 +1,70 @@
+"""The runtime image, built for real: debootstrap's Debian as its base, podman's storage below build/containers.
+
+The base stays there from one session to the next; the image is built anew in each.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stereo_core import __version__
+from stereo_core.orchestration.podman import Containers
+
+ROOT = Path(__file__).parents[2]
+BASE = "localhost/stereo-base:bookworm"
+IMAGE = f"stereo-pipelines/runtime:{__version__}"
+# For machines whose cgroups only runc can handle, whose limits no container may raise, and which have no systemd.
+CONFIG = """
+[containers]
+netns = "none"
+default_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]
+[engine]
+cgroup_manager = "cgroupfs"
+runtime = "runc"
+events_logger = "file"
+"""
+
+
+sys.path.append(str(ROOT / "tests/orchestration"))  # for Argo's simulator
+
+
+@pytest.fixture(scope="session")
+def podman() -> Containers:
+    """podman with storage of its own; the test skips where it, its parts or the right to use them are missing."""
+    missing = [tool for tool in ("podman", "runc", "debootstrap") if shutil.which(tool) is None]
+    if missing or os.getuid():
+        pytest.skip(f"needs root, podman, runc and debootstrap; missing here: {', '.join(missing) or 'root'}")
+    folder = ROOT / "build/containers"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "containers.conf").write_text(CONFIG)
+    storage = f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/root"\nrunroot = "{folder}/run"\n'
+    (folder / "storage.conf").write_text(storage)
+    os.environ["CONTAINERS_CONF"] = str(folder / "containers.conf")
+    os.environ["CONTAINERS_STORAGE_CONF"] = str(folder / "storage.conf")
+    if subprocess.run(["podman", "image", "exists", BASE]).returncode:
+        made = subprocess.run([ROOT / "images/debootstrap-base.sh"], capture_output=True, text=True)
+        if made.returncode:
+            pytest.fail(f"images/debootstrap-base.sh: {(made.stdout + made.stderr)[-2000:]}")
+    tried = subprocess.run(
+        ["podman", "run", "--rm", "--network=none", "--read-only", BASE, "true"], capture_output=True, text=True
+    )
+    if tried.returncode:
+        pytest.skip(f"this machine runs no containers: {tried.stderr[-500:]}")
+    return Containers("podman")
+
+
+@pytest.fixture(scope="session")
+def image(podman) -> str:
+    """The name of runtime-cpu, as `make image-cpu` builds it, with few extras."""
+    flags = "--network none --isolation oci --layers=false"
+    command = ["make", "image-cpu", "ENGINE=podman", "EXTRAS=quantize", f"BASE={BASE}", f"BUILD_FLAGS={flags}"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, (made.stdout + made.stderr)[-3000:]
+    subprocess.run(["podman", "image", "prune", "--force"], capture_output=True)
+    return IMAGE
