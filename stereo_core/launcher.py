@@ -90,8 +90,10 @@ TYPED = {
         "num_gpus": "train.num_gpus",
         "num_nodes": "train.num_nodes",
     },
-    **dict.fromkeys(("evaluate", "trt_evaluate"), {"batch_size": "dataset.test_dataset.batch_size"}),
-    **dict.fromkeys(("inference", "trt_inference"), {"batch_size": "dataset.infer_dataset.batch_size"}),
+    "evaluate": {"batch_size": "dataset.test_dataset.batch_size"},
+    "trt_evaluate": {"batch_size": "dataset.test_dataset.batch_size"},
+    "inference": {"batch_size": "dataset.infer_dataset.batch_size"},
+    "trt_inference": {"batch_size": "dataset.infer_dataset.batch_size"},
     "export": {"input_height": "export.input_height", "input_width": "export.input_width"},
     "automl": {
         "algorithm": "automl.algorithm",
