@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A base for the images without a registry: Debian with Python as localhost/stereo-base:bookworm. Needs root.
+# A base for the images without a registry: Debian with Python as a tar file, for `podman import FILE NAME`. Needs root.
+# debootstrap-base.sh FILE
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'rm -rf "$folder" "$1.part"' EXIT
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$folder"
-tar -C "$folder" --exclude=./var/cache/apt --exclude=./var/lib/apt/lists -c . |
-    "${ENGINE:-podman}" import - localhost/stereo-base:bookworm
+tar -C "$folder" --exclude=./var/cache/apt --exclude=./var/lib/apt/lists -cf "$1.part" .
+mv "$1.part" "$1"

@@ -1,6 +1,7 @@
 """The runtime image, built for real: debootstrap's Debian as its base, podman's storage below build/containers.
 
-The base stays there from one session to the next; the image is built anew in each.
+The base stays there from one session to the next (.ci/run makes its base.tar beside the other tests); the image is
+built anew in each.
 """
 
 from __future__ import annotations
@@ -47,10 +48,13 @@ def podman() -> Containers:
     (folder / "storage.conf").write_text(storage)
     os.environ["CONTAINERS_CONF"] = str(folder / "containers.conf")
     os.environ["CONTAINERS_STORAGE_CONF"] = str(folder / "storage.conf")
-    if subprocess.run(["podman", "image", "exists", BASE]).returncode:
-        made = subprocess.run([ROOT / "images/debootstrap-base.sh"], capture_output=True, text=True)
-        if made.returncode:
-            pytest.fail(f"images/debootstrap-base.sh: {(made.stdout + made.stderr)[-2000:]}")
+    if subprocess.run(["podman", "image", "exists", BASE], capture_output=True).returncode:
+        base = folder / "base.tar"
+        steps = [] if base.is_file() else [[ROOT / "images/debootstrap-base.sh", base]]
+        for command in (*steps, ["podman", "import", base, BASE]):
+            made = subprocess.run(command, capture_output=True, text=True)
+            if made.returncode:
+                pytest.fail(f"{command}: {(made.stdout + made.stderr)[-2000:]}")
     tried = subprocess.run(
         ["podman", "run", "--rm", "--network=none", "--read-only", BASE, "true"], capture_output=True, text=True
     )
