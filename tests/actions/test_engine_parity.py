@@ -97,9 +97,10 @@ def test_tiny_on_every_pair(shared, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_vits_on_two_pairs(shared, tmp_path):
     fill = runpy.run_path(str(shared / "model" / "fill.py"))["deterministic_state_dict"]
-    model = {"encoder": "vits", "valid_iters": 4}
+    model = {"encoder": "vits", "valid_iters": 2}
     network = create_model(**model, max_disparity=192)
     network.load_state_dict(fill(network), strict=True)
     save_checkpoint(network, tmp_path / "vits.pth")
