@@ -221,7 +221,7 @@ MUTATIONS = {
     ),
     "input in the command": (
         lambda d: _step(d)["inputs"]["parameters"].pop(0),
-        "{{inputs.parameters.dataset_name}} refers to nothing",
+        "{{inputs.parameters.batch_size}} refers to nothing",
     ),
     "output parameter in an expression": (
         lambda d: _step(d, 1)["outputs"]["parameters"].pop(0),
