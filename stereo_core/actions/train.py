@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from stereo_core.training.checkpoints import (
     add_metrics,
     newest_whole,
     read_progress,
+    read_seed,
 )
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
 from stereo_core.training.measurements import Measurements
@@ -62,7 +64,7 @@ def run(spec, status: StatusLog) -> Outcome:
 
     Raises:
         SpecError: settings that do not fit each other, this machine or its environment.
-        NonFiniteLossError: the loss became NaN or infinite.
+        NonFiniteLossError: the loss, its gradient or the validation became NaN or infinite.
         Terminated: SIGTERM came; the step was finished and a checkpoint written.
     """
     if spec.train.precision == "fp16" and not torch.cuda.is_available():
@@ -91,12 +93,13 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     settings = spec.train
     folder = results_dir(spec, "train")
     _quieten()
-    if settings.seed >= 0:
-        pl.seed_everything(settings.seed, workers=True, verbose=False)
     torch.backends.cudnn.benchmark = settings.cudnn.benchmark
     torch.backends.cudnn.deterministic = settings.cudnn.deterministic
     resume = _to_resume(spec, folder, status)
     _check_nodes(spec, resume, ranks)
+    if settings.seed < 0:
+        settings.seed = _drawn_seed(resume)
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
     network = from_spec(spec, resume or settings.pretrained_model_path or None)
     if rounds(network):
         raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
@@ -115,7 +118,9 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         initial = {f"initial_{name}": value for name, value in validation_kpi(trainer).items()}
     elif data.has("val") and _validation_is_due(resume, settings.validation_interval):
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
-        if trainer.is_global_zero:
+        if (
+            trainer.is_global_zero and resume.resolve().parent == folder.resolve()
+        ):  # another run's folder stays as it is
             add_metrics(resume, validation_metrics(trainer))
     with _interruptions(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume)
@@ -160,6 +165,12 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
     status.running(f"Resuming training from checkpoint: {path} ({done})")
     LOG.info("resuming from %s: %s", path, done)
     return path
+
+
+def _drawn_seed(resume: Path | None) -> int:
+    """A seed by chance where the spec wants none: the same for all processes, and for a run that goes on."""
+    drawn = read_seed(resume) if resume else secrets.randbits(32)
+    return gathered([drawn])[0]
 
 
 def _check_nodes(spec, resume: Path | None, ranks: Ranks) -> None:

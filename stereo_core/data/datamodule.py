@@ -50,7 +50,7 @@ class StereoDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches; DataError when the data set is smaller than one batch on every device."""
         dataset, section = self.datasets["train"], self._section("train")
-        sampler = EpochSampler(dataset, *_ranks(), shuffle=True, seed=max(self.spec.train.seed, 0), drop_last=True)
+        sampler = EpochSampler(dataset, *_ranks(), shuffle=True, seed=self.spec.train.seed, drop_last=True)
         needed = section.batch_size * sampler.num_replicas
         if len(dataset) < needed:
             raise DataError(

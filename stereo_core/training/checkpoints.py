@@ -86,6 +86,11 @@ def read_progress(path: Path) -> Progress:
     return progress_of(AtomicCheckpointIO().load_checkpoint(path, mmap=True))
 
 
+def read_seed(path: Path) -> int:
+    """The seed of the run that a checkpoint is of."""
+    return AtomicCheckpointIO().load_checkpoint(path, mmap=True).get("rng", {}).get("seed", 0)
+
+
 def progress_of(checkpoint: dict) -> Progress:
     """The progress in a loaded checkpoint; an epoch whose batches are all done counts as whole."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

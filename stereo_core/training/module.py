@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,11 +31,12 @@ LOG = logging.getLogger(__name__)
 
 # A bad image spoils one step an epoch. Ten in a row mean that the weights themselves are lost or the rate is too high.
 MAX_SKIPPED_IN_A_ROW = 10
+MAX_WRITTEN = 10
 BACKBONE = "model.feature."  # EdgeNeXt and what ties it to the ViT; the ViT itself is not trained
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient became NaN or infinite: the run is lost from here on and stops."""
+    """A loss, its gradient or a validation became NaN or infinite: the run is lost from here on and stops."""
 
 
 class StereoModule(pl.LightningModule):
@@ -59,12 +61,13 @@ class StereoModule(pl.LightningModule):
         self.max_disparity = spec.dataset.max_disparity
         self.rows: list[dict] = []  # of the validation in hand, one an image of this rank
         self.reports = Path(results_dir(spec, "train")) / "nonfinite"
-        self.seed = self.settings.seed if self.settings.seed >= 0 else _seed_of(None)
         self.batches_done = 0  # of the epoch that a resumed run stands in
+        self.epoch_of: dict[str, int] = {}  # how that epoch was cut into batches
         self.averages: dict[str, Tensor] = {}  # of the network's weights and statistics, by their names
         self.skipped = self.skipped_in_a_row = 0  # optimizer steps
         self.replaced = torch.zeros((), dtype=torch.int64)  # samples (dataset.on_error: skip)
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
+        self.written = 0  # steps, with their inputs
 
     def kpi(self) -> dict[str, int]:
         """What there is to count, over all ranks; empty where there is nothing."""
@@ -77,15 +80,50 @@ class StereoModule(pl.LightningModule):
     # Training
 
     def on_train_start(self) -> None:
+        """Begin, or go on with what Lightning does not take over.
+
+        Raises:
+            ModelError: the run stopped within an epoch that was cut into other batches.
+        """
+        self._apply_rates()
         if self.batches_done:
+            self._check_epoch()
             loader = self.trainer.train_dataloader
             loader.sampler.start = self.batches_done * loader.batch_size
         if self.settings.ema_decay is not None and not self.averages:
             self.averages = {name: value.detach().clone() for name, value in self._averaged()}
         self.averages = {name: value.to(self.device) for name, value in self.averages.items()}
 
+    def _apply_rates(self) -> None:
+        """Let the spec's rates hold where a resumed run's optimizer has brought those that it was stopped with."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        for number, (group, wanted) in enumerate(zip(optimizer.param_groups, self.rates, strict=True)):
+            for name, value in wanted.items():
+                was = group["initial_lr" if name == "lr" else name]
+                if was != value:
+                    LOG.warning("%s of the %s is %g and was %g: the new value holds from here",
+                                name, ("network", "backbone")[number], value, was)  # fmt: skip
+            factor = scheduler.lr_lambdas[number](scheduler.last_epoch)
+            group.update(wanted | {"initial_lr": wanted["lr"], "lr": wanted["lr"] * factor})
+        scheduler.base_lrs = [wanted["lr"] for wanted in self.rates]
+
+    def _check_epoch(self) -> None:
+        now = self._epoch_of()
+        changed = [f"{name} {was}, now {now[name]}" for name, was in self.epoch_of.items() if was != now[name]]
+        if changed:
+            raise ModelError(
+                f"{self.trainer.ckpt_path}: was written within an epoch ({'; '.join(changed)}), and what is left of it "
+                "would be other samples; set them back, or resume from an epoch's end"
+            )
+
+    def _epoch_of(self) -> dict[str, int]:
+        """What says which samples are in which batch and step of an epoch."""
+        loader = self.trainer.train_dataloader
+        return {"processes": number_of_ranks(), "samples": len(loader.dataset), "batch_size": loader.batch_size,
+                "accumulate": self.settings.accumulate}  # fmt: skip
+
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
-        place = (self.seed, self.current_epoch, batch_index, self.global_rank)
+        place = (self.settings.seed, self.current_epoch, batch_index, self.global_rank)
         pl.seed_everything(_seed_of(place), verbose=False)
         if self.settings.nonfinite == "skip":
             self.statistics = [buffer.clone() for buffer in self.model.buffers()]
@@ -101,7 +139,7 @@ class StereoModule(pl.LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        """Look at loss and gradients; with fp16 at the loss alone, as the scaler's first gradients overflow by design.
+        """Look at loss and gradients; with fp16 at the loss alone, as scaled gradients may overflow (optimizer_step).
 
         All ranks see what happened on one of them, and go the same way.
 
@@ -131,17 +169,22 @@ class StereoModule(pl.LightningModule):
             buffer.copy_(before)  # batch normalisation has taken in what is not finite
 
     def _report(self, batch: dict, batch_index: int, loss: Tensor, lr: float) -> str:
-        """Write down a step that is not finite; says what happened, and where it is written."""
+        """Write down a step that is not finite; says what happened, and where it is written.
+
+        Of the steps that are skipped only the first: a batch may be 100 MB, and they tell what there is to tell.
+        """
         what = "the gradient is not finite" if torch.isfinite(loss) else f"the loss is {loss.item()}"
         name = f"epoch_{self.current_epoch:03d}_step_{self.global_step:05d}_batch_{batch_index:05d}"
         name += f"_rank_{self.global_rank}" if number_of_ranks() > 1 else ""
         place = {"epoch": self.current_epoch, "step": self.global_step, "batch": batch_index}
         gradients = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
-        report = write_step(self.reports, name, batch, place | {"loss": loss, "lr": lr}, gradients)
+        see = ""
+        if self.settings.nonfinite == "fail" or self.written < MAX_WRITTEN:
+            see = f"see {write_step(self.reports, name, batch, place | {'loss': loss, 'lr': lr}, gradients)}; "
+            self.written += 1
         return (
             f"{what} at step {self.global_step} of epoch {self.current_epoch}, for the images "
-            f"{', '.join(batch['path'])}; see {report}; lower train.optim.lr, or look at these images and their ground "
-            "truth"
+            f"{', '.join(batch['path'])}; {see}lower train.optim.lr, or look at these images and their ground truth"
         )
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -151,7 +194,20 @@ class StereoModule(pl.LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args, **options) -> None:
+        """One step; no average is made of one that was spoilt or that the scaler left out.
+
+        Raises:
+            NonFiniteLossError: too many steps in a row were not finite, or with fp16 no scale makes gradients finite.
+        """
+        scale = self._scale()
         super().optimizer_step(*args, **options)
+        left_out = self._scale() < scale  # fp16 overflowed; by design the first steps do
+        if left_out and self._scale() < 1:
+            raise NonFiniteLossError(
+                f"the gradient is not finite at step {self.global_step} of epoch {self.current_epoch}, however fp16 "
+                "scales it; lower train.optim.lr, or set train.precision to bf16 or fp32, and resume from an earlier "
+                "checkpoint"
+            )
         self.skipped += self.spoilt
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.spoilt else 0
         if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
@@ -159,9 +215,14 @@ class StereoModule(pl.LightningModule):
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last one step "
                 f"{self.global_step}; see {self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
             )
-        if self.averages and not self.spoilt:
+        if self.averages and not (self.spoilt or left_out):
             self._average()
         self.spoilt = False
+
+    def _scale(self) -> float:
+        """What fp16 multiplies the loss by; halved after each step whose gradients overflow."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler.get_scale() if scaler else 1.0
 
     def _averaged(self) -> list[tuple[str, Tensor]]:
         """What is averaged: trained weights and running statistics."""
@@ -199,18 +260,29 @@ class StereoModule(pl.LightningModule):
                 prediction_BHW = functional_call(self.model, self.averages, pair, tie_weights=False)[:, 0].float()
             indices = batch["index"].tolist()
             predictions.update(zip(indices, prediction_BHW, strict=True))
-            images = zip(indices, prediction_BHW, batch["disparity"], batch["valid"], strict=True)
-            for index, prediction, gt, valid in images:
+            images = zip(indices, batch["path"], prediction_BHW, batch["disparity"], batch["valid"], strict=True)
+            for index, path, prediction, gt, valid in images:
                 row = disparity_metrics(prediction, gt[0], valid[0], self.max_disparity)
                 counts = valid[0] & (gt[0] > 0) & (gt[0] < self.max_disparity)
                 loss = smooth_l1_loss(prediction[counts].double(), gt[0][counts].double())
-                self.rows.append(row | {"index": index, "loss": loss.item()})
+                self.rows.append(row | {"index": index, "path": path, "loss": loss.item()})
         return predictions
 
     def on_validation_epoch_end(self) -> None:
-        """The rows of all ranks in the data set's order, so that every sum is the same on any number of them."""
+        """The rows of all ranks in the data set's order, so that every sum is the same on any number of them.
+
+        Raises:
+            NonFiniteLossError: the network's disparity is NaN or infinite, at whatever loss it trains.
+        """
         rows = sorted(gathered(self.rows), key=lambda row: row["index"])
         self.rows.clear()
+        lost = [row["path"] for row in rows if row["pixels"] and not math.isfinite(row["epe"])]
+        if lost:
+            raise NonFiniteLossError(
+                f"the disparity of {len(lost)} of {len(rows)} validation images is not finite, the first one "
+                f"{lost[0]}: the weights or the running statistics are lost; lower train.optim.lr and resume from an "
+                "earlier checkpoint, or start from other weights"
+            )
         over_images = StereoMetrics(sync_on_compute=False)
         over_images.update(rows)
         metrics = over_images.compute()
@@ -236,6 +308,8 @@ class StereoModule(pl.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay)
         else:
             optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
+        names = ("lr", "weight_decay", "momentum")
+        self.rates = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
         factor = lr_factor(optim, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -244,9 +318,9 @@ class StereoModule(pl.LightningModule):
         # What load_model can not tell from the weights alone.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
         # All generators are seeded anew for every batch from this seed and the batch's place in the run.
-        checkpoint["rng"] = {"seed": self.seed}
+        checkpoint["rng"] = {"seed": self.settings.seed}
         checkpoint["skipped"] = [self.skipped, self.skipped_in_a_row, self._replaced_everywhere()]
-        checkpoint["ranks"] = number_of_ranks()
+        checkpoint["epoch_of"] = self._epoch_of()
         if self.averages:
             average = {id(value): self.averages[name] for name, value in self._averaged()}
             both = (self.model.named_parameters, self.model.named_buffers)
@@ -258,26 +332,25 @@ class StereoModule(pl.LightningModule):
 
         Raises:
             ModelError: its weights have other names, so that the optimizer's state, by number, may be of other weights;
-                or it stands within an epoch of another number of ranks.
+                or it is of another optimizer.
         """
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise ModelError(
                 f"{self.trainer.ckpt_path}: a training run of other software (its weights have other names), and its "
                 "optimizer state does not fit; start from its weights with train.pretrained_model_path instead"
             )
-        settle_counters(checkpoint)
-        self.batches_done = progress_of(checkpoint).batches
-        ranks = checkpoint.get("ranks", 1)
-        if self.batches_done and ranks != number_of_ranks():
+        was = "AdamW" if "betas" in checkpoint["optimizer_states"][0]["param_groups"][0] else "SGD"
+        if was != self.optim.optimizer:
             raise ModelError(
-                f"{self.trainer.ckpt_path}: was written within an epoch by {ranks} processes, and this run has "
-                f"{number_of_ranks()}, which cut the epoch in another way; run as many, or resume from an epoch's end"
+                f"{self.trainer.ckpt_path}: was trained by {was}, and train.optim.optimizer is {self.optim.optimizer}; "
+                "set it back, or start from its weights with train.pretrained_model_path"
             )
+        settle_counters(checkpoint)
+        self.batches_done, self.epoch_of = progress_of(checkpoint).batches, checkpoint.get("epoch_of", {})
         seed = checkpoint.get("rng", {}).get("seed")
-        if seed is not None and self.settings.seed < 0:
-            self.seed = seed
-        elif seed not in (None, self.seed):
-            LOG.warning("train.seed is %s and was %s: samples and dropout go another way from here", self.seed, seed)
+        if seed not in (None, self.settings.seed):
+            LOG.warning("train.seed is %s and was %s: samples and dropout go another way from here",
+                        self.settings.seed, seed)  # fmt: skip
         self.skipped, self.skipped_in_a_row, replaced = checkpoint.get("skipped", (0, 0, 0))
         self.replaced = torch.tensor(replaced if self.global_rank == 0 else 0)
         averages = checkpoint.get(AVERAGES)
@@ -285,6 +358,6 @@ class StereoModule(pl.LightningModule):
             self.averages = {name: averages[f"model.{name}"] for name, _ in self._averaged()}
 
 
-def _seed_of(place: tuple[int, ...] | None) -> int:
-    """A seed (32 bits) that follows from a tuple of numbers; from the machine's entropy where there is none."""
+def _seed_of(place: tuple[int, ...]) -> int:
+    """A seed (32 bits) that follows from a tuple of numbers."""
     return int(np.random.SeedSequence(place).generate_state(1)[0])

@@ -12,21 +12,15 @@ from torch import Tensor
 from stereo_core.files import atomic_path
 from stereo_core.report.status import plain
 
-MAX_FILES = 10  # a batch may be 100 MB; the first ones tell what there is to tell
-
 
 def write_step(folder: Path, name: str, batch: dict, facts: dict, gradients: Iterable[tuple[str, Tensor]]) -> Path:
     """Write the step's inputs as `<name>.pth` (read by `torch.load(..., weights_only=True)`) and what is known of it as
     `<name>.json`: the facts, each input's range and share of finite values, the gradients that are not finite.
 
-    Nothing is written where the folder holds MAX_FILES steps already.
-
     Returns:
         The path of the .json.
     """
     path = folder / f"{name}.json"
-    if len(list(folder.glob("*.json"))) >= MAX_FILES:
-        return path
     inputs = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in batch.items()}
     with atomic_path(path.with_suffix(".pth")) as temporary:
         torch.save(inputs, temporary)

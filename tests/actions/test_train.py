@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from stereo_core.models.files import read_sidecar
 from stereo_core.spec import spec_from_dict
 from stereo_core.training.callbacks import StatusLines
 from stereo_core.training.checkpoints import AtomicCheckpointIO
+from stereo_core.training.module import StereoModule
 
 
 @pytest.fixture(scope="session")
@@ -195,6 +197,50 @@ def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_
     assert not [warning for warning in recwarn if "not resumable" in str(warning.message)]
 
 
+def test_new_rates_hold_from_where_a_run_goes_on(finished, train, tmp_path, caplog):
+    """The optimizer's state would bring back the old ones."""
+    first = str(finished[0] / "model_epoch_000_step_00002.pth")
+    rates = {"lr": 2e-4, "weight_decay": 0.005, "lr_steps": [3], "lr_decay": 0.1}
+    code, _ = train(tmp_path, num_epochs=2, optim=rates, backbone_lr_factor=0.5, resume_training_checkpoint_path=first)
+    assert code == 0
+    saved = load(tmp_path / "dn_model_latest.pth")
+    groups = saved["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.005, 0.005]
+    assert [group["lr"] for group in groups] == pytest.approx([2e-5, 1e-5])  # after the fourth step
+    assert saved["lr_schedulers"][0]["base_lrs"] == [2e-4, 1e-4]
+    said = [record.message for record in caplog.records if "the new value holds" in record.message]
+    assert said[0] == "lr of the network is 0.0002 and was 0.001: the new value holds from here" and len(said) == 4
+
+
+def test_another_optimizer_does_not_go_on(finished, train, tmp_path, status_lines):
+    first = str(finished[0] / "model_epoch_000_step_00002.pth")
+    code, _ = train(tmp_path, num_epochs=2, optim={"optimizer": "SGD"}, resume_training_checkpoint_path=first)
+    assert code == 2 and "was trained by AdamW" in status_lines(tmp_path)[-1]["message"]
+
+
+@pytest.mark.parametrize(("size", "keys", "words"), [
+    (2, {}, "batch_size 1, now 2"), (1, {"accumulate": 2}, "accumulate 1, now 2"),
+])  # fmt: skip
+def test_an_epoch_is_not_cut_anew_in_its_middle(every_two_steps, train, tmp_path, status_lines, size, keys, words):
+    within, at_end = (str(every_two_steps / f"model_epoch_000_step_{step:05d}.pth") for step in (2, 4))
+    resumed = {"num_epochs": 2, **keys, "resume_training_checkpoint_path": within}
+    assert train(tmp_path / "a", batch_size=size, **resumed)[0] == 2
+    assert words in status_lines(tmp_path / "a")[-1]["message"]
+    resumed["resume_training_checkpoint_path"] = at_end
+    assert train(tmp_path / "b", batch_size=size, **resumed)[0] == 0
+
+
+def test_a_run_that_is_gone_on_with_elsewhere_stays_as_it_is(every_two_steps, train, tmp_path):
+    """The validation that its checkpoint has not had is written beside none of its files."""
+    before = {path.name: path.read_bytes() for path in every_two_steps.glob("*.json")}
+    first = every_two_steps / "model_epoch_000_step_00004.pth"
+    assert "metrics" not in read_sidecar(first)
+    keys = {"num_epochs": 1, "resume_training_checkpoint_path": str(first)}
+    assert train(tmp_path, batch_size=1, **keys)[0] == 2  # all its epochs are done
+    assert train(tmp_path, batch_size=1, **keys | {"num_epochs": 2})[0] == 0
+    assert {path.name: path.read_bytes() for path in every_two_steps.glob("*.json")} == before
+
+
 def test_a_run_with_more_epochs_than_are_wanted_does_not_go_on(finished, train, tmp_path, capfd):
     """`auto` takes a finished run as finished, and one that is past the end as a mistake."""
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, symlinks=True)
@@ -265,7 +311,7 @@ def test_sgd_with_accumulation_and_clipping_by_value(train, tmp_path):
     assert largest < 1e-3
 
 
-def test_non_finite_loss_ends_the_run(train, tmp_path, status_lines, scenes):
+def test_lost_weights_end_the_run_before_its_first_step(train, tmp_path, status_lines, scenes):
     """TAO's item 1: a NaN loss ends in PASS there."""
     model = create_model(preset="tiny")
     with torch.no_grad():
@@ -274,9 +320,25 @@ def test_non_finite_loss_ends_the_run(train, tmp_path, status_lines, scenes):
     code, _ = train(tmp_path / "run", num_epochs=2, pretrained_model_path=str(tmp_path / "nan.pth"))
     assert code == 1
     last = status_lines(tmp_path / "run")[-1]
-    assert last["status"] == "FAILURE"
-    assert "step 0" in last["message"] and str(scenes) in last["message"] and "left.png" in last["message"]
+    assert last["status"] == "FAILURE" and "4 of 4 validation images" in last["message"]
+    assert str(scenes) in last["message"] and "left.png" in last["message"]
     assert checkpoints(tmp_path / "run") == []
+
+
+def test_lost_statistics_end_the_run(train, tmp_path, status_lines, monkeypatch):
+    """The loss never sees running statistics, only a validation does; the checkpoint before them stays the latest."""
+
+    def spoil(module, outputs, batch, batch_index):
+        if module.current_epoch == 1:
+            module.model.cost_agg.conv_patch[1].running_var.fill_(math.nan)
+
+    monkeypatch.setattr(StereoModule, "on_train_batch_end", spoil)
+    code, outcome = train(tmp_path, num_epochs=3)
+    assert code == 1 and outcome is None
+    last = status_lines(tmp_path)[-1]
+    assert last["status"] == "FAILURE" and "validation images is not finite" in last["message"]
+    assert (tmp_path / "dn_model_latest.pth").resolve().name == "model_epoch_000_step_00002.pth"
+    assert load_model(tmp_path / "dn_model_best.pth").cost_agg.conv_patch[1].running_var.isfinite().all()
 
 
 def test_what_can_not_be_resumed(finished, train, tiny_checkpoint, tmp_path, status_lines):
@@ -497,12 +559,17 @@ def test_sigterm_within_a_step_of_several_batches(train, tmp_path, monkeypatch):
 
 
 def test_two_runs_are_equal_and_another_seed_is_not(train, tmp_path):
-    for name, seed in (("one", 5), ("two", 5), ("three", 6)):
-        assert train(tmp_path / name, num_epochs=1, seed=seed)[0] == 0
-    one, two, three = (load(tmp_path / name / "dn_model_latest.pth") for name in ("one", "two", "three"))
-    assert_same(one, two)
-    name = "model.proj_cmb.weight"
-    assert not torch.equal(one["state_dict"][name], three["state_dict"][name])
+    """A negative seed is another one each time, drawn once a run: one that goes on keeps it."""
+    runs = {"one": {"seed": 5}, "two": {"seed": 5}, "three": {"seed": 6}, "four": {"seed": -1}, "five": {"seed": -1}}
+    for name, keys in runs.items():
+        assert train(tmp_path / name, num_epochs=2, keep_checkpoints=0, **keys)[0] == 0
+    first = str(tmp_path / "four" / "model_epoch_000_step_00002.pth")
+    assert train(tmp_path / "on", num_epochs=2, seed=-1, resume_training_checkpoint_path=first)[0] == 0
+    found = {name: load(tmp_path / name / "dn_model_latest.pth") for name in (*runs, "on")}
+    assert_same(found["one"], found["two"])
+    assert_same(found["four"], found["on"])
+    weights = [found[name]["state_dict"]["model.proj_cmb.weight"] for name in ("one", "three", "four", "five")]
+    assert not any(torch.equal(one, other) for one, other in combinations(weights, 2))
 
 
 def test_a_loader_process_that_dies_ends_the_run(scenes, split, tmp_path, status_lines, monkeypatch):

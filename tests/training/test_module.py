@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 
 from stereo_core.metrics import METRICS
 from stereo_core.models import create_model, load_model
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.train import Monitor
 from stereo_core.training.checkpoints import AtomicCheckpointIO
-from stereo_core.training.module import MAX_SKIPPED_IN_A_ROW, NonFiniteLossError, StereoModule
+from stereo_core.training.module import MAX_SKIPPED_IN_A_ROW, MAX_WRITTEN, NonFiniteLossError, StereoModule
 
 MODEL = {"preset": "tiny", "train_iters": 1, "valid_iters": 1, "stereo_backbone": {"allow_random_backbone": True}}
 
@@ -48,7 +51,8 @@ def fit(tmp_path):
         trainer = pl.Trainer(
             accelerator="cpu", max_epochs=1, accumulate_grad_batches=spec.train.accumulate, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            gradient_clip_val=0.1, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False,
+            gradient_clip_val=0.1, use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO(), *getattr(module, "plugins", [])],
         )  # fmt: skip
         module.trained_by = trainer
         trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
@@ -107,10 +111,40 @@ def test_a_skipped_step_leaves_no_trace(fit, caplog):
     assert math.isfinite(module.trained_by.callback_metrics["train_loss_epoch"])
 
 
-def test_skipping_has_an_end(fit):
+def test_skipping_has_an_end(fit, tmp_path, caplog):
+    """Only files that are there are named, whatever lies there of earlier runs."""
+    (tmp_path / "nonfinite").mkdir()
+    for number in range(MAX_WRITTEN):
+        (tmp_path / "nonfinite" / f"epoch_{number}.json").touch()
     batches = [make_batch(seed, True) for seed in range(MAX_SKIPPED_IN_A_ROW + 5)]
     with pytest.raises(NonFiniteLossError, match=f"{MAX_SKIPPED_IN_A_ROW + 1} steps in a row"):
         fit(batches, nonfinite="skip")
+    named = re.findall(r"see (\S+\.json);", caplog.text)
+    assert len(named) == MAX_WRITTEN and all(Path(path).stat().st_size for path in named)
+    assert caplog.text.count("step skipped") == MAX_SKIPPED_IN_A_ROW + 1
+
+
+def test_fp16_leaves_out_steps_but_not_all(fit):
+    """A scale that overflows once is halved, and the step is in no average; gradients that overflow at any scale end
+    the run."""
+    averages = []
+
+    def spoil(module, steps):
+        module.plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))]
+        module.model.proj_cmb.weight.register_hook(lambda g: g * math.inf if module.steps_seen in steps else g)
+        module.steps_seen = 0
+
+        def count(*_):
+            module.steps_seen += 1
+            averages.append(module.averages["proj_cmb.weight"].clone())
+
+        module.on_train_batch_end = count
+
+    module = fit([make_batch(seed) for seed in range(3)], lambda m: spoil(m, {1}), precision="fp16", ema_decay=0.5)
+    assert module.trained_by.precision_plugin.scaler.get_scale() == 4
+    assert torch.equal(averages[0], averages[1]) and not torch.equal(averages[1], averages[2])
+    with pytest.raises(NonFiniteLossError, match="however fp16"):
+        fit([make_batch(seed) for seed in range(6)], lambda m: spoil(m, range(9)), precision="fp16", ema_decay=0.5)
 
 
 def test_the_backbone_has_a_rate_of_its_own(fit):
