@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from kfp import dsl, kubernetes
 
+from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE, STORAGE_KEYS
+
 SHARED_MIB = 256, 512  # of /dev/shm: for every step, and for each process that loads data
 SECRET_KEYS = (
     "AWS_ACCESS_KEY_ID",
@@ -89,4 +91,14 @@ def apply(task: dsl.PipelineTask, profile: Profile, *, pull_secret=None, env_sec
         kubernetes.set_image_pull_secrets(task, [pull_secret])
     if env_secret is not None:
         kubernetes.use_secret_as_env(task, env_secret, {key: key for key in SECRET_KEYS}, optional=True)
+    return task
+
+
+def with_storage(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Let a task reach the object storage of its namespace, as `manifests/base` names it; returns the task.
+
+    Where ConfigMap or secret is missing the task runs without, on the rights of its service account.
+    """
+    kubernetes.use_config_map_as_env(task, STORAGE, STORAGE_KEYS, optional=True)
+    kubernetes.use_secret_as_env(task, CREDENTIALS, CREDENTIAL_KEYS, optional=True)
     return task

@@ -9,7 +9,7 @@ from kfp import dsl
 
 from stereo_core.errors import SpecError
 
-from .profiles import PROFILES, apply
+from .profiles import PROFILES, apply, with_storage
 
 # Set STEREO_PIPELINES_PROFILE to a name of profiles.py before `stereo-pipelines compile` to compile for your nodes.
 PROFILE = os.environ.get("STEREO_PIPELINES_PROFILE", "")
@@ -90,7 +90,7 @@ def reported(title: str) -> dsl.ExitHandler:
 
 
 def policy(task: dsl.PipelineTask, cache: bool = True, light: bool = False) -> dsl.PipelineTask:
-    """Say the task's caching outright, and let it survive one interruption (an evicted or lost node).
+    """Say the task's caching outright, let it reach object storage and survive one interruption (a lost node).
 
     The local engine and Argo tell an interruption or a GPU that failed by the exit code; Kubeflow can not and tries
     again after any failure, which a wrong input costs a second.
@@ -103,4 +103,5 @@ def policy(task: dsl.PipelineTask, cache: bool = True, light: bool = False) -> d
         raise SpecError(f"STEREO_PIPELINES_PROFILE={PROFILE}: no such profile; there are {', '.join(PROFILES)}")
     if PROFILE:
         apply(task, PROFILES["cpu" if light else PROFILE])
-    return task.set_caching_options(cache).set_retry(num_retries=1, backoff_duration="10s", backoff_factor=2.0)
+    with_storage(task).set_caching_options(cache)
+    return task.set_retry(num_retries=1, backoff_duration="10s", backoff_factor=2.0)

@@ -22,7 +22,16 @@ from urllib.parse import urlsplit
 
 from stereo_core.errors import UserError
 from stereo_core.orchestration.argo_check import problems
-from stereo_core.orchestration.argo_step import EXECUTOR_OUTPUT, m, plain, pod_security, pull_secrets, template_of
+from stereo_core.orchestration.argo_step import (
+    EXECUTOR_OUTPUT,
+    TASK_UID,
+    m,
+    plain,
+    pod_security,
+    pull_secrets,
+    template_of,
+    wants_uid,
+)
 from stereo_core.orchestration.argo_values import Values, first_that_ran, text_of
 from stereo_core.orchestration.dag import (
     Argument,
@@ -73,6 +82,8 @@ class Repository:
         """
         bucket, key = _bucket_and_key(uri, "--artifact-repository", wanted="s3://BUCKET[/PREFIX]")
         server = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
+        if server.username or server.password:
+            raise UserError("--endpoint: no user or password in the address, it would stand in the manifests; --secret")
         if server.scheme not in ("http", "https") or server.path.strip("/"):
             raise UserError(f"--endpoint {endpoint}: [http[s]://]HOST[:PORT] is wanted")
         return cls(bucket, key, server.netloc or cls.endpoint, server.scheme == "http", secret)
@@ -241,6 +252,8 @@ def _dag_task(
             said, artifact = _artifact(pipeline, name, one, repository, values)
             parameters.append(m.Parameter(name=f"{name}-metadata", value=said))
             artifacts.append(artifact)
+    if wants_uid(task):
+        parameters.append(m.Parameter(name=TASK_UID, value=f"{{{{workflow.uid}}}}/{task.name}"))
     given = m.Arguments(parameters=parameters or None, artifacts=artifacts or None)
     return m.DAGTask(
         name=task.name,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
 TASK_STATES = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
-GLOBAL = {"workflow.name", "workflow.uid", "workflow.status", "pod.name"}
+GLOBAL = {"workflow.name", "workflow.uid", "workflow.status"}
 ON_EXIT = {"workflow.failures"}  # known only there
 
 

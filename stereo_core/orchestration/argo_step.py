@@ -45,6 +45,7 @@ for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
 INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
 EXECUTOR_OUTPUT = "executor-output"  # output parameter of every step: its executor_output.json
 CACHE_AGE = "720h"  # after which a cached step runs again
+TASK_UID = "task-uid"  # input parameter of a cached step: its key may refer to inputs only, Argo fills those in last
 
 
 def template_of(pipeline: Pipeline, task: Task) -> m.Template:
@@ -55,7 +56,7 @@ def template_of(pipeline: Pipeline, task: Task) -> m.Template:
         outputs=_outputs(pipeline, task),
         container=_container(task, node.pop("mounts"), node.pop("env")),
         retry_strategy=_retry(task),
-        memoize=_memoize(pipeline, task) if task.cache and not task.exit else None,
+        memoize=_memoize(pipeline, task) if _is_cached(task) else None,
         active_deadline_seconds=int(task.timeout) if task.timeout else None,
         security_context=pod_security(),
         **node,
@@ -83,6 +84,8 @@ def _inputs(task: Task) -> m.Inputs:
     for port in _ports(task):
         parameters.append(m.Parameter(name=f"{port.name}-metadata", default="{}" if port.required else ""))
         artifacts.append(m.Artifact(name=port.name, path=f"{INPUTS}/{port.name}", optional=not port.required or None))
+    if wants_uid(task):
+        parameters.append(m.Parameter(name=TASK_UID))
     return m.Inputs(parameters=parameters or None, artifacts=artifacts or None)
 
 
@@ -152,17 +155,26 @@ def _retry(task: Task) -> m.RetryStrategy | None:
     )
 
 
+def _is_cached(task: Task) -> bool:
+    return task.cache and not task.exit
+
+
+def wants_uid(task: Task) -> bool:
+    """Whether the step's cache may need what no other task of any run has."""
+    return bool(_is_cached(task) and _ports(task))
+
+
 def _memoize(pipeline: Pipeline, task: Task) -> m.Memoize:
     """Outputs depend on image, command, environment, parameters, and what is said (sha256) about input artifacts.
 
-    An artifact of which no sha256 is said may be another one the next time: its pod's name stands for it, a new one.
+    An artifact of which no sha256 is said may be another one the next time: the task of this run stands for it.
     """
     container = task.component.executor
     fixed = json.dumps([container.image, container.command, container.args, container.env], sort_keys=True)
     inputs = [f"inputs.parameters['{name}']" for name in task.component.parameters]
     for port in _ports(task):
         said = f"inputs.parameters['{port.name}-metadata']"
-        inputs.append(f"({said} == '' || {said} contains 'sha256' ? {said} : pod.name)")
+        inputs.append(f"({said} == '' || {said} contains 'sha256' ? {said} : inputs.parameters['{TASK_UID}'])")
     digest = hashlib.sha256(fixed.encode()).hexdigest()
     key = f"{{{{=sprig.sha256sum('{digest}' + toJson([{', '.join(inputs)}]))}}}}"
     cache = m.Cache(config_map=m.LocalObjectReference(name=f"{pipeline.name}-cache"))
@@ -275,8 +287,8 @@ def _pod(task: Task) -> dict:
             pod["node_selector"] = dict(value["labels"])
         elif key == "tolerations":
             pod["tolerations"] = [m.Toleration(**_only(item, _TOLERATION, task, key)) for item in value]
-        elif key == "secretAsEnv":
-            pod["env"] += [entry for item in value for entry in _secret_env(task, item)]
+        elif key in ("secretAsEnv", "configMapAsEnv"):
+            pod["env"] += [entry for item in value for entry in _env_of(task, key, item)]
         elif key not in ("activeDeadlineSeconds", "imagePullSecret"):  # those have places of their own
             raise GraphError(f"task {task.name}: {key} of the platform document is not supported on Argo")
     return pod
@@ -298,25 +310,27 @@ def _only(item: dict, known: dict[str, str], task: Task, where: str) -> dict:
     return {known[key]: value for key, value in item.items()}
 
 
-def _secret_env(task: Task, item: dict) -> list[m.EnvVar]:
-    name, optional = _secret_name(task, item, "secretAsEnv"), item.get("optional")
-    return [
-        m.EnvVar(
-            name=pair["envVar"],
-            value_from=m.EnvVarSource(
-                secret_key_ref=m.SecretKeySelector(name=name, key=pair["secretKey"], optional=optional)
-            ),
-        )
-        for pair in item["keyToEnv"]
-    ]
+def _env_of(task: Task, where: str, item: dict) -> list[m.EnvVar]:
+    """Keys of a secret or a ConfigMap as environment variables."""
+    kind = where.removesuffix("AsEnv")
+    name, found = _name_of(task, item, kind, where), []
+    for pair in item["keyToEnv"]:
+        key = {"name": name, "key": pair[f"{kind}Key"], "optional": item.get("optional")}
+        if kind == "secret":
+            source = m.EnvVarSource(secret_key_ref=m.SecretKeySelector(**key))
+        else:
+            source = m.EnvVarSource(config_map_key_ref=m.ConfigMapKeySelector(**key))
+        found.append(m.EnvVar(name=pair["envVar"], value_from=source))
+    return found
 
 
 def pull_secrets(task: Task) -> list[str]:
-    return [_secret_name(task, item, "imagePullSecret") for item in task.platform.get("imagePullSecret", [])]
+    said = task.platform.get("imagePullSecret", [])
+    return [_name_of(task, item, "secret", "imagePullSecret") for item in said]
 
 
-def _secret_name(task: Task, item: dict, where: str) -> str:
-    said = item.get("secretNameParameter") or Constant(item.get("secretName"))
+def _name_of(task: Task, item: dict, kind: str, where: str) -> str:
+    said = item.get(f"{kind}NameParameter") or Constant(item.get(f"{kind}Name"))
     if isinstance(said, Argument):
         return f"{{{{workflow.parameters.{said.name}}}}}"
     if not isinstance(said, Constant) or not said.value:

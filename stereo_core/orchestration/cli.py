@@ -165,11 +165,15 @@ def argo_command(
 
     \b
     stereo-pipelines argo pipelines/demo/compiled/demo.yaml --artifact-repository s3://artifacts/stereo \\
-        --endpoint http://minio:9000 --secret minio-keys --param num_epochs=3 > workflow.yaml
-    kubectl create -f workflow.yaml
+        --endpoint http://minio:9000 --secret minio-keys --service-account stereo-argo > workflow.yaml
+    kubectl -n stereo create -f workflow.yaml
     """
+    from stereo_core.orchestration.submit import check_cron
+
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params, complete=bool(schedule))
+    if schedule:
+        check_cron("--schedule", schedule)
     documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), schedule, service_account)
     click.echo(_as_yaml(documents), nl=False)
 
@@ -226,6 +230,7 @@ def submit_command(
     stereo-pipelines submit pipelines/demo/compiled/demo.yaml --host https://kubeflow.example/pipeline --send
     stereo-pipelines submit pipelines/demo/compiled/demo.yaml --argo --artifact-repository s3://artifacts/stereo --send
     """
+    from stereo_core.orchestration import namespace as namespace_names
     from stereo_core.orchestration import submit
 
     if bool(host) == argo:
@@ -239,11 +244,11 @@ def submit_command(
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
     if cron:
-        submit.check_cron(cron)
+        submit.check_cron("--cron", cron)
     if argo:
-        account = service_account or "stereo-argo"
+        account = service_account or namespace_names.ACCOUNT
         documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), cron, account)
-        plan, where = _as_yaml(documents), namespace or "stereo"
+        plan, where = _as_yaml(documents), namespace or namespace_names.NAME
     else:
         submit.check_host(host)
         experiment = experiment or "Default"

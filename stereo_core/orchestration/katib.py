@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stereo_core.errors import SpecError
+from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.loading import build, read_tree
 from stereo_core.spec.paths import dotted
@@ -22,7 +23,6 @@ from stereo_core.spec.search_space import Dimension, complaints, search_space
 ALGORITHMS = {"bayesian": "bayesianoptimization", "bohb": "multivariate-tpe", "hyperband": "random", "asha": "random"}
 RESULTS = "/results"
 MOUNTS = {"data": "/data", "cache": "/cache", "results": RESULTS, "scratch": "/tmp", "shared-memory": "/dev/shm"}
-SECRETS = {"AWS_ACCESS_KEY_ID": "accesskey", "AWS_SECRET_ACCESS_KEY": "secretkey"}  # variable -> key of stereo-s3
 
 
 def read_spec(file: Path) -> ExperimentSpec:
@@ -115,9 +115,9 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
         "command": ["depth_net", "train", "-e", spec_file, *fixed, *values],
         "env": [
             {"name": "STEREO_CACHE", "value": "/cache/stereo"},
-            *({"name": name, "valueFrom": {"secretKeyRef": _key(key)}} for name, key in SECRETS.items()),
+            *({"name": name, "valueFrom": {"secretKeyRef": _key(key)}} for key, name in CREDENTIAL_KEYS.items()),
         ],
-        "envFrom": [{"configMapRef": {"name": "stereo-storage"}}],
+        "envFrom": [{"configMapRef": {"name": STORAGE}}],
         "resources": {
             "requests": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"},
             "limits": {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"},
@@ -150,7 +150,7 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
 
 
 def _key(key: str) -> dict:
-    return {"name": "stereo-s3", "key": key, "optional": True}
+    return {"name": CREDENTIALS, "key": key, "optional": True}
 
 
 def _short(path: str) -> str:

@@ -70,6 +70,7 @@ from stereo_core.orchestration.record import DONE, ENDED, FILE, LOCK, Made, Reco
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
 LAST = 60.0  # seconds that an exit handler of a cancelled run has
 USER_ERROR = 2
+TIMED_OUT = 124  # as timeout(1) says it; no interruption: the next attempt would take as long
 # Exit codes worth another try: a GPU that failed, Ctrl-C, SIGKILL and SIGTERM as a shell and as Python tell them.
 INTERRUPTED = (*WORTH_ANOTHER_TRY, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 MARK = "STEREO_PIPELINES_RUN"  # in the environment of every process of a run: its folder
@@ -486,8 +487,9 @@ class LocalRun:
             while process.poll() is None:
                 if self._stop.is_set() or (deadline and time.monotonic() > deadline):
                     _end(process)
-                    why = "stopped" if self._stop.is_set() else f"stopped after {limit:g} s (its time limit)"
-                    return process.returncode or 1, why
+                    if self._stop.is_set():
+                        return process.returncode or 1, "stopped"
+                    return TIMED_OUT, f"stopped after {limit:g} s (its time limit)"
                 time.sleep(0.05)
         return process.returncode, f"exit code {process.returncode}"
 

@@ -63,10 +63,10 @@ def kubeflow_run(
     return run
 
 
-def check_cron(cron: str) -> None:
+def check_cron(option: str, cron: str) -> None:
     """Refuse what is not of five fields, as Argo has them; Kubeflow's own have six."""
     if len(cron.split()) != 5:
-        raise SubmitError(f"--cron {cron!r}: five fields are wanted: minute, hour, day, month, weekday")
+        raise SubmitError(f"{option} {cron!r}: five fields are wanted: minute, hour, day, month, weekday")
 
 
 def check_host(host: str) -> None:

@@ -168,6 +168,28 @@ def test_every_pod_of_a_pipelines_workflow_passes_restricted():
     assert found > 20
 
 
+def test_compiled_workflows_fit_the_local_overlay(overlays):
+    """Their account may run Argo's executor, their bucket and its keys are those of the namespace."""
+    documents = overlays["kind-local"]
+    accounts = named(documents, "ServiceAccount")
+    repository = yaml.safe_load(named(documents, "ConfigMap")["artifact-repositories"]["data"]["stereo"])["s3"]
+    endpoint = named(documents, "ConfigMap")["stereo-storage"]["data"]["AWS_ENDPOINT_URL"]
+    paths = sorted(MANIFESTS.parent.glob("pipelines/*/compiled/*.argo.yaml"))
+    assert len(paths) > 4
+    for path in paths:
+        (config, *steps, workflow) = yaml.safe_load_all(path.read_text())
+        assert workflow["spec"]["serviceAccountName"] in accounts, path.name
+        own = json.loads(config["data"]["repository"])["s3"]
+        assert {key: own[key] for key in ("bucket", "endpoint", "accessKeySecret", "secretKeySecret")} == {
+            key: repository[key] for key in ("bucket", "endpoint", "accessKeySecret", "secretKeySecret")
+        }
+        assert endpoint.endswith(f"//{own['endpoint']}")
+        for step in (d for d in steps if d["kind"] == "WorkflowTemplate"):
+            environment = {e["name"]: e["valueFrom"] for e in step["spec"]["templates"][0]["container"]["env"]}
+            assert environment["AWS_ENDPOINT_URL"]["configMapKeyRef"]["name"] == "stereo-storage"
+            assert environment["AWS_SECRET_ACCESS_KEY"]["secretKeyRef"] == own["secretKeySecret"] | {"optional": True}
+
+
 MUTATIONS = {
     "runAsNonRoot": lambda pod, c: (pod["securityContext"].pop("runAsNonRoot"), c.pop("runAsNonRoot")),
     "runAsUser": lambda pod, c: c.update(runAsUser=0),

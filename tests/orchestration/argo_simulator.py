@@ -1,8 +1,9 @@
 """What Argo's controller and executor do with a generated Workflow, done here with processes and folders.
 
-References are replaced as Argo does it: in the JSON text of a task or template, once, from `{{` to the next `}}`;
-`{{=...}}` is evaluated (the part of the expression language that the manifests use). Artifacts are copied in and out of
-a folder that stands for the pod's `/stereo`; a bucket is a folder of `store`.
+References are replaced as Argo does it: in the JSON text of a task or template, from `{{` to the next `}}`; `{{=...}}`
+is evaluated (the part of the expression language that the manifests use). A template has them replaced twice, first
+what is known of the workflow, then its inputs; an expression stands as it is where one of its names is not known.
+Artifacts are copied in and out of a folder that stands for the pod's `/stereo`; a bucket is a folder of `store`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Expression:
 
     def __init__(self, text: str, values: dict[str, str]):
         self.values, self.tokens, self.needed, position = values, [], True, 0
+        self.unknown: set[str] = set()
         while text[position:].strip():
             match = TOKEN.match(text, position)
             assert match, f"no token at {text[position : position + 30]!r}"
@@ -140,6 +142,7 @@ class Expression:
             else:
                 name += "." + self.take()[1:-1]
                 self.take("]")
+        self.unknown |= {name} - self.values.keys()
         return self.values[name] if self.needed else None
 
 
@@ -183,6 +186,22 @@ def substituted(part, values: dict[str, str]):
     return json.loads(re.sub(r"\{\{(.*?)\}\}", value, json.dumps(part), flags=re.DOTALL))
 
 
+def resolved(part, values: dict[str, str]):
+    """As `substituted`, with what is not known left as it is; an expression needs all its names, used or not."""
+
+    def value(match: re.Match) -> str:
+        tag = json.loads(f'"{match[1]}"')
+        if tag.startswith("="):
+            expression = Expression(tag[1:], values)
+            expression.unless(False, expression.whole)
+            known = not expression.unknown
+        else:
+            known = tag in values
+        return json.dumps(substituted(json.loads(f'"{match[0]}"'), values))[1:-1] if known else match[0]
+
+    return json.loads(re.sub(r"\{\{(.*?)\}\}", value, json.dumps(part), flags=re.DOTALL))
+
+
 class Simulator:
     """Runs the Workflow among `documents`.
 
@@ -203,7 +222,7 @@ class Simulator:
         }
         self.spec = next(d["spec"] for d in documents if d["kind"] == "Workflow")
         self.folder, self.store, self.cache = folder, store, {} if cache is None else cache
-        self.values = {"workflow.name": f"wf-{folder.name}"}
+        self.values = {"workflow.name": f"wf-{folder.name}", "workflow.uid": f"uid-{folder.name}"}
         for item in self.spec.get("arguments", {}).get("parameters", []):
             value = (parameters or {}).get(item["name"], item.get("value"))
             assert isinstance(value, str), f"spec.arguments.{item['name']}.value is required"
@@ -262,25 +281,28 @@ class Simulator:
                 sources[item["name"]] = Expression(item["fromExpression"], paths).whole()
         located = substituted([item for item in artifacts if "s3" in item], self.values)
         given = substituted(task.get("arguments", {}).get("parameters", []), self.values)
-        values = {}
-        for item in template["inputs"].get("parameters", []):
-            said = next((p["value"] for p in given if p["name"] == item["name"]), item.get("default"))
-            assert said is not None, f"task {name}: inputs.parameters.{item['name']} was not supplied"
-            values[f"inputs.parameters.{item['name']}"] = said
+        parameters = template["inputs"].get("parameters", [])
+        of = {item["name"]: item["value"] for item in given}
+        parameters = [{**item, "value": of.get(item["name"], item.get("default"))} for item in parameters]
+        missing = [item["name"] for item in parameters if item["value"] is None]
+        assert not missing, f"task {name}: inputs.parameters {missing} were not supplied"
         files = {port: self.stored[source] for port, source in sources.items()}
         files |= {item["name"]: self.store[item["s3"]["bucket"]] / item["s3"]["key"] for item in located}
 
         retry = template.get("retryStrategy", {})
-        values |= {name: value for name, value in self.values.items() if name.startswith("workflow.")}
-        values["pod.name"] = f"{self.values['workflow.name']}-{name}"
-        template = substituted({k: v for k, v in template.items() if k != "retryStrategy"}, values)
+        of_workflow = {name: value for name, value in self.values.items() if name.startswith("workflow.")}
+        template = {**template, "inputs": {**template["inputs"], "parameters": parameters}}
+        template = resolved({k: v for k, v in template.items() if k != "retryStrategy"}, of_workflow)
+        own = {f"inputs.parameters.{item['name']}": item["value"] for item in template["inputs"]["parameters"]}
+        template = resolved(template, own)
+        assert "{{" not in json.dumps(template["container"]), "failed to resolve"
         key = template["memoize"]["key"] if "memoize" in template else None
+        assert key is None or re.fullmatch(r"[a-zA-Z0-9][-a-zA-Z0-9]*", key), "invalid cache key"
         if key is None or key not in self.cache:
             made = self._attempts(name, template, files, retry)
             if key is None:
                 self._keep(name, made)
                 return
-            assert re.fullmatch(r"[-._a-zA-Z0-9]+", key), "keys of a ConfigMap"
             self.cache[key] = made
         self._keep(name, self.cache[key])
 

@@ -544,6 +544,12 @@ def test_repositories_that_are_none(uri, endpoint):
         Repository.of(uri, endpoint)
 
 
+def test_no_password_gets_into_manifests():
+    with pytest.raises(UserError, match="no user or password") as refused:
+        Repository.of("s3://b", "http://key:hunter2@minio:9000")
+    assert "hunter2" not in str(refused.value)
+
+
 # ---- the command
 
 

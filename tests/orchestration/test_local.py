@@ -182,11 +182,14 @@ def test_time_limit(compiled, tmp_path):
     platform = {
         "platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-slow": {"activeDeadlineSeconds": 1}}}}}
     }
-    run = LocalRun(load_pipeline(compiled(pipeline({"slow": step}), platform)), {}, tmp_path / "run")
+    spec = pipeline({"slow": step})
+    spec["root"]["dag"]["tasks"]["slow"]["retryPolicy"] = {"maxRetryCount": 1, "backoffDuration": "0s"}
+    run = LocalRun(load_pipeline(compiled(spec, platform)), {}, tmp_path / "run")
     begin = time.monotonic()
     assert run.execute() == 1
     assert time.monotonic() - begin < 10
     assert "time limit" in run.tasks["slow"].message
+    assert (run.tasks["slow"].exit_code, run.tasks["slow"].attempts) == (124, 1), "it would take as long again"
 
 
 def test_an_interrupted_task_goes_on_in_its_folder(compiled, tmp_path):

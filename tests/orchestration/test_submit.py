@@ -142,9 +142,10 @@ def test_a_run_on_kubeflow(kubeflow):
     (predicate,) = json.loads(looked[2]["filter"])["predicates"]
     assert predicate == {"operation": "EQUALS", "key": "display_name", "stringValue": "night"}
     assert looked[2]["namespace"] == "team" and made[3] == {"display_name": "night", "namespace": "team"}
+    spec, platform = yaml.safe_load_all(DEMO.read_text())
     assert run[3] == {
         "display_name": "demo",
-        "pipeline_spec": next(yaml.safe_load_all(DEMO.read_text())),
+        "pipeline_spec": {"pipeline_spec": spec, "platform_spec": platform},
         "runtime_config": {"parameters": {"num_epochs": 3}},
         "experiment_id": "e1",
     }

@@ -1,0 +1,10 @@
+"""Names of what `manifests/base` puts into a namespace, for those that refer to it."""
+
+from __future__ import annotations
+
+NAME = "stereo"
+ACCOUNT = "stereo-argo"  # may do what Argo's executor does in a pod
+STORAGE = "stereo-storage"  # ConfigMap: the object storage's address
+CREDENTIALS = "stereo-s3"  # secret: those for it
+CREDENTIAL_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}  # its keys -> variables
+STORAGE_KEYS = {"AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL"}
