@@ -44,6 +44,15 @@ for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
 
 INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
 EXECUTOR_OUTPUT = "executor-output"  # output parameter of every step: its executor_output.json
+USER = 10001  # of our images
+# Argo's own containers take theirs from the controller's settings, which say nothing unless an administrator has.
+_LEAST = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+EXECUTOR_SECURITY = json.dumps(
+    {
+        "initContainers": [{"name": "init", "securityContext": _LEAST}],
+        "containers": [{"name": "wait", "securityContext": _LEAST}],
+    }
+)
 CACHE_AGE = "720h"  # after which a cached step runs again
 TASK_UID = "task-uid"  # input parameter of a cached step: its key may refer to inputs only, Argo fills those in last
 
@@ -59,6 +68,7 @@ def template_of(pipeline: Pipeline, task: Task) -> m.Template:
         memoize=_memoize(pipeline, task) if _is_cached(task) else None,
         active_deadline_seconds=int(task.timeout) if task.timeout else None,
         security_context=pod_security(),
+        pod_spec_patch=EXECUTOR_SECURITY,
         **node,
     )
 
@@ -135,7 +145,9 @@ def _container(task: Task, mounts: list, env: list) -> m.Container:
 
 
 def pod_security() -> m.PodSecurityContext:
-    return m.PodSecurityContext(run_as_non_root=True, seccomp_profile=m.SeccompProfile(type="RuntimeDefault"))
+    """One user for all containers of a pod: files that Argo's own bring may be read by their owner alone."""
+    profile = m.SeccompProfile(type="RuntimeDefault")
+    return m.PodSecurityContext(run_as_non_root=True, run_as_user=USER, run_as_group=0, seccomp_profile=profile)
 
 
 def _retry(task: Task) -> m.RetryStrategy | None:

@@ -143,7 +143,7 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
             {"name": "cache", "persistentVolumeClaim": {"claimName": "stereo-cache"}},
             {"name": "results", "emptyDir": {}},
             {"name": "scratch", "emptyDir": {}},
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "5Gi"}},
         ],
     }
     return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"backoffLimit": 0, "template": {"spec": pod}}}

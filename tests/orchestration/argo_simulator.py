@@ -241,7 +241,8 @@ class Simulator:
         self._dag(self.spec["entrypoint"])
         failed = [name for name, state in self.states.items() if state == "Failed"]
         self.values["workflow.status"] = "Failed" if failed else "Succeeded"
-        self.values["workflow.failures"] = json.dumps([{"displayName": name} for name in failed] or None)
+        failures = json.dumps([{"displayName": name} for name in failed] or None)
+        self.values["workflow.failures"] = json.dumps(failures)  # Argo quotes it, for the null of a success too
         if "onExit" in self.spec:
             self._dag(self.spec["onExit"])
         if failed:

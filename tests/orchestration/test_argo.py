@@ -95,7 +95,7 @@ def test_equal_steps_share_a_template():
 def test_a_pod_may_do_no_more_than_it_must():
     documents = manifests(load_pipeline(DEMO), {}, REPOSITORY, service_account="runner")
     templates = [document["spec"]["templates"][0] for document in kinds(documents, "WorkflowTemplate")]
-    pod = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    pod = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}}
     inside = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert len(templates) == 9
     assert all(t["securityContext"] == pod and t["container"]["securityContext"] == inside for t in templates)

@@ -59,7 +59,7 @@ def test_a_failure_is_no_skip(written, tmp_path):
     assert run.states == {"say": "Succeeded", "fail": "Failed", "add": "Omitted", "tell": "Succeeded"}
     status, to = json.loads(text(run, "tell"))
     assert (status["state"], status["pipelineTaskName"], to) == ("FAILED", "exit-handler-1", "me")
-    assert json.loads(status["error"]["message"]) == [{"displayName": "fail"}]
+    assert json.loads(json.loads(status["error"]["message"])) == [{"displayName": "fail"}]
 
 
 def test_an_exit_handler_is_the_workflows(written, tmp_path):
