@@ -44,7 +44,9 @@ for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
 
 INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
 EXECUTOR_OUTPUT = "executor-output"  # output parameter of every step: its executor_output.json
-USER = 10001  # of our images
+LAUNCHER = "depth_net-launch"  # what our images run
+USER = 10001  # as whom
+WRITABLE = {"scratch": "/tmp", "cache": "/cache"}  # where they write
 # Argo's own containers take theirs from the controller's settings, which say nothing unless an administrator has.
 _LEAST = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 EXECUTOR_SECURITY = json.dumps(
@@ -139,9 +141,17 @@ def _container(task: Task, mounts: list, env: list) -> m.Container:
         resources=_resources(task),
         volume_mounts=mounts,
         security_context=m.SecurityContext(
-            allow_privilege_escalation=False, run_as_non_root=True, capabilities=m.Capabilities(drop=["ALL"])
+            allow_privilege_escalation=False,
+            run_as_non_root=True,
+            capabilities=m.Capabilities(drop=["ALL"]),
+            read_only_root_filesystem=_is_ours(task) or None,
         ),
     )
+
+
+def _is_ours(task: Task) -> bool:
+    """Whether it runs in an image of this library, of which is known where it writes."""
+    return task.component.executor.command[:1] == (LAUNCHER,)
 
 
 def pod_security() -> m.PodSecurityContext:
@@ -288,6 +298,9 @@ def _pod(task: Task) -> dict:
     """What the platform document says about the step's pod, as fields of a template, and `mounts` and `env`."""
     volumes = [m.Volume(name="outputs", empty_dir=m.EmptyDirVolumeSource())]
     mounts = [m.VolumeMount(name="outputs", mount_path=OUTPUTS)]
+    for name, path in WRITABLE.items() if _is_ours(task) else ():
+        volumes.append(m.Volume(name=name, empty_dir=m.EmptyDirVolumeSource()))
+        mounts.append(m.VolumeMount(name=name, mount_path=path))
     pod = {"volumes": volumes, "mounts": mounts, "env": []}
     for key, value in task.platform.items():
         if key == "emptyDirMounts":

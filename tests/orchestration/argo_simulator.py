@@ -328,7 +328,8 @@ class Simulator:
         self.pods.append(task)
         here = lambda path: Path(str(path).replace(POD, str(root), 1))  # noqa: E731
         for mount in template["container"]["volumeMounts"]:
-            here(mount["mountPath"]).mkdir(parents=True)
+            if mount["mountPath"].startswith(POD):
+                here(mount["mountPath"]).mkdir(parents=True)
         for item in template["inputs"].get("artifacts", []):
             if item["name"] in files:
                 copy(files[item["name"]], here(item["path"]))
