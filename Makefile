@@ -66,6 +66,7 @@ image-deploy: image  ## container image that builds and runs engines
 image: $(READY)
 	rm -rf build/wheels build/lib
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheels "$(TORCH)" '.[$(EXTRAS)]'
+	@case '$(BASE)' in *@sha256:*) ;; *) echo 'warning: BASE=$(BASE) has no digest: it may be another one tomorrow' >&2;; esac
 	version=$$($(BIN)/python -c 'import stereo_core; print(stereo_core.__version__)') && \
 	$(ENGINE) build $(BUILD_FLAGS) --file images/Containerfile --build-arg BASE=$(BASE) --build-arg EXTRAS=$(EXTRAS) \
 		--build-arg NAME=$(NAME) --build-arg VERSION=$$version --build-arg REVISION=$$(git rev-parse HEAD) \

@@ -50,7 +50,7 @@ from stereo_core.orchestration.graph import unrolled
 
 KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its logs, and its intermediate artifacts
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-LONGEST_NAME = 63
+LONGEST_NAME, LONGEST_CRON_NAME = 63, 52
 ON_EXIT = "on-exit"  # the template of the exit handlers
 ENDED = ("Succeeded", "Failed", "Errored", "Skipped", "Omitted")
 
@@ -134,7 +134,7 @@ def manifests(
     Raises:
         GraphError: something that Argo can not do, arguments that do not fit, or a reference to nothing.
     """
-    _check_name(pipeline.name, "the pipeline")
+    _check_name(pipeline.name, "the pipeline", LONGEST_CRON_NAME if schedule else LONGEST_NAME)
     given = pipeline.arguments(arguments, complete=bool(schedule))
     for name in pipeline.loops:
         if given.get(name) is None:
@@ -365,9 +365,9 @@ def _bucket_and_key(uri: str, where: str, wanted: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def _check_name(name: str, what: str) -> None:
-    if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+def _check_name(name: str, what: str, longest: int = LONGEST_NAME) -> None:
+    if not NAME.fullmatch(name) or len(name) > longest:
         raise GraphError(
             f"{what}: {name} can not be a name on Kubernetes; lower-case letters, digits and dashes, at most"
-            f" {LONGEST_NAME}, are wanted"
+            f" {longest}, are wanted"
         )

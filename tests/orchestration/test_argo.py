@@ -149,6 +149,12 @@ def test_schedule():
     assert values["num_epochs"] == "3" and values["backend"] == "onnxruntime"
 
 
+def test_a_cron_workflow_has_a_shorter_name(small):
+    small(_named("a" * 53))
+    with pytest.raises(GraphError, match="at most 52"):
+        small(_named("a" * 53), schedule="0 3 * * *")
+
+
 def test_hardware_profile(tmp_path):
     @dsl.pipeline(name="placed")
     def placed():
