@@ -52,7 +52,7 @@ def run(spec, status: StatusLog) -> Outcome:
     """Train and leave checkpoints (see `Checkpoints`), links to the newest and the best, and a TensorBoard log.
 
     Where there is validation data it is also evaluated before the first step of a new run; the result stands in the KPI
-    as `initial_epe` and so on beside the last validation's. The checkpoint handed on is the best by `train.monitor`, or
+    as `initial_epe` and so on beside the last validation's, of a run that was stopped too. The checkpoint handed on is the best by `train.monitor`, or
     the last where nothing is validated; the message says which.
 
     With `train.resume_training_checkpoint_path` a run goes on as if it had never stopped; `auto` takes the newest whole
@@ -112,10 +112,9 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]
     trainer = _trainer(spec, folder, ranks, [*watchers, checkpoints])
     module = StereoModule(network, spec)
-    initial = {}
     if data.has("val") and not resume:
         trainer.validate(module, datamodule=data, verbose=False)
-        initial = {f"initial_{name}": value for name, value in validation_kpi(trainer).items()}
+        checkpoints.initial = {f"initial_{name}": value for name, value in validation_kpi(trainer).items()}
     elif data.has("val") and _validation_is_due(resume, settings.validation_interval):
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
         if (
@@ -130,7 +129,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         return Outcome(f"Train finished successfully: {done}")
     return Outcome(
         f"Train finished successfully: {done}; {checkpoints.words()}",
-        kpi=initial | train_kpi(trainer) | validation_kpi(trainer) | counts,
+        kpi=checkpoints.initial | train_kpi(trainer) | validation_kpi(trainer) | counts,
         artifacts={"checkpoint": checkpoints.best or checkpoints.latest} if checkpoints.latest else {},
         metadata={"checkpoint": {name: getattr(network.config, name) for name in _METADATA}},
     )

@@ -162,6 +162,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.interval, self.unit = settings.checkpoint_interval, settings.checkpoint_interval_unit
         self.keep, self.monitor = settings.keep_checkpoints, settings.monitor
         self.names: list[str] = []  # of this run, oldest first
+        self.initial: dict[str, float] = {}  # of the validation before its first step
         self.step = 0  # the optimizer step seen last
         self.saved_step = 0  # of the newest checkpoint, or where the run started
         self.metrics: dict[str, float] = {}  # of the last validation
@@ -188,10 +189,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         return f"the last is {self.latest.name}, nothing was validated" if self.latest else "no checkpoint was written"
 
     def state_dict(self) -> dict:
-        return {"names": self.names}
+        return {"names": self.names, "initial": self.initial}
 
     def load_state_dict(self, state: dict) -> None:
-        self.names = list(state["names"])
+        self.names, self.initial = list(state["names"]), dict(state["initial"])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.step = self.saved_step = trainer.global_step

@@ -151,7 +151,7 @@ def test_resume_goes_on(finished, train, tmp_path):
     saved = load(tmp_path / "dn_model_latest.pth")
     assert (saved["epoch"], saved["global_step"]) == (3, 8)
     assert saved["optimizer_states"][0]["state"][0]["step"] == 8
-    assert "initial_epe" not in outcome.kpi
+    assert outcome.kpi["initial_epe"] == finished[1].kpi["initial_epe"] != outcome.kpi["epe"]
 
 
 def test_resume_equals_an_undisturbed_run(train, tmp_path):
@@ -460,7 +460,7 @@ def test_auto_goes_on_only_where_there_is_something(train, tmp_path, status_line
     code, outcome = train(tmp_path, num_epochs=1)  # not asked: a new run
     assert code == 0 and outcome.kpi["initial_epe"] > 0
     code, outcome = train(tmp_path, **keys)
-    assert code == 0 and "initial_epe" not in outcome.kpi
+    assert code == 0 and outcome.kpi["initial_epe"] != outcome.kpi["epe"]
     messages = [line["message"] for line in status_lines(tmp_path)]
     said = f"Resuming training from checkpoint: {tmp_path / 'model_epoch_000_step_00002.pth'} "
     assert [message for message in messages if message.startswith(said)]
