@@ -35,7 +35,7 @@ def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
     """Do the work in every process of this node; returns the outcome of the first.
 
     A single process, or one that torchrun started, does it itself. Else each is started anew, and this one waits: a
-    SIGTERM goes on to them, the first that fails ends all.
+    SIGTERM or Ctrl-C goes on to them, the first that fails ends all.
 
     Raises:
         whatever the first process to fail raised, with its traceback as a note; RuntimeError for one that was killed.
@@ -47,7 +47,7 @@ def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
     LOG.info("%s", ranks)
     started: list[_Started] = []
     try:
-        with _sigterm_goes_on_to(started) as stopping:
+        with _signals_go_on_to(started) as stopping:
             for local in range(len(ranks.devices)):
                 started.append(_start(work, spec, status, replace(ranks, local=local)))
             _wait(started, lambda: all(one.ended for one in started) or any(one.error for one in started))
@@ -57,7 +57,8 @@ def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
     finally:
         for one in started:
             one.end()
-    raise _cause(started, bool(stopping))
+    cause = _cause(started, bool(stopping))
+    raise KeyboardInterrupt(str(cause).replace("SIGTERM", "Ctrl-C")) if signal.SIGINT in stopping else cause
 
 
 class _Silent(RuntimeError):
@@ -135,8 +136,9 @@ def _cause(started: list[_Started], stopping: bool) -> BaseException:
 
 
 @contextlib.contextmanager
-def _sigterm_goes_on_to(started: list[_Started]) -> Iterator[list[int]]:
-    """While it lasts a SIGTERM is for the processes, which answer it; it is noted in the list that is given."""
+def _signals_go_on_to(started: list[_Started]) -> Iterator[list[int]]:
+    """While it lasts SIGTERM and the first Ctrl-C are for the processes, which answer them as a SIGTERM; what came is
+    noted in the list that is given."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -144,14 +146,16 @@ def _sigterm_goes_on_to(started: list[_Started]) -> Iterator[list[int]]:
 
     def pass_on(number: int, _: object) -> None:
         received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for one in started:
             one.process.terminate()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _free_port() -> int:
@@ -169,6 +173,7 @@ def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -
 
     try:
         signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process passes it on
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         set_up_logging(ranks.rank)
         outcome = work(spec, status, ranks)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,7 @@ from stereo_core.training.tracking import trackers
 LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
+HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it"
 COMPILED = ("feature", "cnet", "cost_agg", "update_block")
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -52,8 +55,8 @@ def run(spec, status: StatusLog) -> Outcome:
     """Train and leave checkpoints (see `Checkpoints`), links to the newest and the best, and a TensorBoard log.
 
     Where there is validation data it is also evaluated before the first step of a new run; the result stands in the KPI
-    as `initial_epe` and so on beside the last validation's, of a run that was stopped too. The checkpoint handed on is the best by `train.monitor`, or
-    the last where nothing is validated; the message says which.
+    as `initial_epe` and so on beside the last validation's, of a run that was stopped too. The checkpoint handed on is
+    the best by `train.monitor`, or the last where nothing is validated; the message says which.
 
     With `train.resume_training_checkpoint_path` a run goes on as if it had never stopped; `auto` takes the newest whole
     checkpoint of the results folder, begins a new run where there is none, and does nothing to a run that is over. A
@@ -65,7 +68,7 @@ def run(spec, status: StatusLog) -> Outcome:
     Raises:
         SpecError: settings that do not fit each other, this machine or its environment.
         NonFiniteLossError: the loss, its gradient or the validation became NaN or infinite.
-        Terminated: SIGTERM came; the step was finished and a checkpoint written.
+        Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
     """
     if spec.train.precision == "fp16" and not torch.cuda.is_available():
         raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
@@ -121,7 +124,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
             trainer.is_global_zero and resume.resolve().parent == folder.resolve()
         ):  # another run's folder stays as it is
             add_metrics(resume, validation_metrics(trainer))
-    with _interruptions(trainer):
+    with _interruptions(trainer, checkpoints):
         trainer.fit(module, datamodule=data, ckpt_path=resume)
     done = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
     counts = module.kpi()
@@ -157,7 +160,8 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
     progress = read_progress(path)
     if progress.epochs + (said != AUTO) > settings.num_epochs:  # auto may find its run finished
         raise SpecError(
-            f"train.num_epochs: {settings.num_epochs}, but the checkpoint to resume has {progress.epochs} already"
+            f"train.num_epochs: {settings.num_epochs}, but the checkpoint to resume has {progress.epochs} already "
+            f"({path}); raise num_epochs"
         )
     rest = "; train_loss of that epoch will cover the rest of it" if progress.batches else ""
     done = f"{progress.epochs} epochs and {progress.batches} batches are done{rest}"
@@ -197,12 +201,16 @@ def _validation_is_due(path: Path, interval: int) -> bool:
 
 
 @contextlib.contextmanager
-def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
+def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
     """Give Ctrl-C and SIGTERM back under their own names, and say what a dead loader process means."""
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         yield
     except Stopped as error:
-        raise Terminated("SIGTERM; the step was finished and a checkpoint written") from error
+        done = f"the step was finished and a checkpoint written; {HOW_TO_GO_ON}"
+        if checkpoints.stop_asked == signal.SIGINT:
+            raise KeyboardInterrupt(f"Ctrl-C; {done}") from error
+        raise Terminated(f"SIGTERM; {done}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -214,6 +222,9 @@ def _interruptions(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.interrupted:
             raise KeyboardInterrupt from error
         raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_ctrl_c)
 
 
 def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -191,3 +192,4 @@ def _cores() -> int:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the training may want to end a step

@@ -29,6 +29,7 @@ LOG = logging.getLogger(__name__)
 
 LATEST = "dn_model_latest.pth"
 BEST = "dn_model_best.pth"
+NONE_YET = "model_epoch_000_step_00000.pth"  # what the link to the latest leads to before there is one
 _NAME = re.compile(r"model_epoch_\d+_step_(\d+)\.pth")
 
 
@@ -116,13 +117,14 @@ def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that is whole: `dn_model_latest.pth`, else the ones before it; None where there is none.
 
     A damaged one is passed over with an error in the log. Later steps than the link's are of an earlier run and do not
-    count.
+    count; a run that has none yet has a link to step 0.
 
     Raises:
         ModelError: there are checkpoints, and every one is damaged.
     """
     steps = {path: int(match[1]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
-    last = steps.get(folder / os.readlink(folder / LATEST), math.inf) if (folder / LATEST).is_symlink() else math.inf
+    newest = _NAME.fullmatch(os.readlink(folder / LATEST)) if (folder / LATEST).is_symlink() else None
+    last = int(newest[1]) if newest else math.inf
     candidates = sorted((path for path, step in steps.items() if step <= last), key=steps.get, reverse=True)
     for path in candidates:
         try:
@@ -139,7 +141,7 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 class Stopped(BaseException):
-    """SIGTERM came, the step was finished and its checkpoint written."""
+    """SIGTERM or Ctrl-C came, the step was finished and its checkpoint written."""
 
 
 class Checkpoints(pl.callbacks.Checkpoint):
@@ -148,8 +150,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
     `dn_model_latest.pth` points at the newest, `dn_model_best.pth` at the one with the lowest value of a metric; a
     validation that is better than all before it leaves a checkpoint, whatever the interval. Every checkpoint stands
     between two optimizer steps: at an epoch's end it is the state after the last step, before the validation, whenever
-    it is written. While it trains, SIGTERM lets the step end, which may be several batches long, writes a checkpoint
-    and raises Stopped; within a validation it does so after the batch.
+    it is written. While it trains, SIGTERM and the first Ctrl-C let the step end, which may be several batches long,
+    write a checkpoint and raise Stopped; within a validation they do so after the batch.
 
     Args:
         folder: where they go.
@@ -168,7 +170,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.metrics: dict[str, float] = {}  # of the last validation
         self.validated_step = -1
         self.epoch_end: dict | None = None  # Lightning's loops after the epoch's last batch
-        self.stop_asked = False
+        self.stop_asked = 0  # by which signal
 
     @property
     def latest(self) -> Path | None:
@@ -199,6 +201,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if threading.current_thread() is threading.main_thread():
             # Instead of Lightning's handler, which ends between two batches of a step; Lightning sets back the first.
             signal.signal(signal.SIGTERM, self._ask_to_stop)
+            signal.signal(signal.SIGINT, self._ask_to_stop)
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
         for leftover in self.folder.glob(".model_epoch_*"):  # of a process that was killed while writing
@@ -206,6 +209,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         at_home = trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == self.folder.resolve()
         self.names = [name for name in self.names if at_home and (self.folder / name).is_file()]
         (self.folder / BEST).unlink(missing_ok=True)  # may be another run's
+        if not at_home and (self.folder / LATEST).is_symlink():  # as well: until there is a checkpoint it says so
+            _point(self.folder / LATEST, self.folder / NONE_YET)
         self._tidy()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
@@ -255,14 +260,17 @@ class Checkpoints(pl.callbacks.Checkpoint):
                 add_metrics(self.folder / name, self.metrics)
             self._tidy()
 
-    def _ask_to_stop(self, *_) -> None:
-        self.stop_asked = True
+    def _ask_to_stop(self, number: int, _: object) -> None:
+        self.stop_asked = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            LOG.warning("Ctrl-C: finishing the step and writing a checkpoint; once more ends at once")
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
         """On all ranks together: one of them has had the signal, and all of them save."""
-        if trainer.strategy.reduce_boolean_decision(self.stop_asked, all=False):
+        if trainer.strategy.reduce_boolean_decision(bool(self.stop_asked), all=False):
             self.save(trainer)
-            raise Stopped("SIGTERM")
+            raise Stopped(self.stop_asked)
 
     def _is_best(self) -> bool:
         """Whether the last validation is better than all before it."""

@@ -98,17 +98,18 @@ def _until(condition) -> None:
         time.sleep(0.02)
 
 
-def test_sigterm_goes_to_every_rank(tmp_path):
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_goes_to_every_rank(tmp_path, number, raised):
     def stop():
         _until(lambda: len(list(tmp_path.iterdir())) == 2)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(Terminated):
+    with pytest.raises(raised):
         in_ranks(wait_for_sigterm, tmp_path, StatusLog(None), TWO)
     assert {"0.ended", "1.ended"} <= {path.name for path in tmp_path.iterdir()}
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_ranks_do_not_outlive_their_parent(tmp_path):

@@ -410,20 +410,21 @@ def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, status_lines):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, status_lines, number, code):
     def stop_once_it_runs():
         while "Train metrics" not in (tmp_path / "status.json").read_text():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     (tmp_path / "status.json").touch()
     killer = threading.Thread(target=stop_once_it_runs, daemon=True)
     killer.start()
-    before = signal.getsignal(signal.SIGTERM)
-    code, _ = train(tmp_path, num_epochs=1000, checkpoint_interval=1000, validation_interval=1000)
-    assert code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert status_lines(tmp_path)[-1]["status"] == "FAILURE"
+    before = signal.getsignal(number)
+    assert train(tmp_path, num_epochs=1000, checkpoint_interval=1000, validation_interval=1000)[0] == code
+    assert signal.getsignal(number) == before
+    last = status_lines(tmp_path)[-1]
+    assert last["status"] == "FAILURE" and "resume_training_checkpoint_path=auto goes on from it" in last["message"]
     (name,) = checkpoints(tmp_path)
     saved = load(tmp_path / "dn_model_latest.pth")
     assert saved["global_step"] >= 2 and name.endswith(f"step_{saved['global_step']:05d}.pth")
@@ -471,6 +472,19 @@ def test_auto_goes_on_only_where_there_is_something(train, tmp_path, status_line
     code, _ = train(tmp_path / "new", num_epochs=1, resume_training_checkpoint_path="auto")
     assert code == 0
     assert f"No checkpoint in {tmp_path / 'new'}: a new run." in [x["message"] for x in status_lines(tmp_path / "new")]
+
+
+def test_auto_does_not_go_back_to_the_run_before(finished, train, tmp_path, monkeypatch, status_lines):
+    """A new run in the folder of another, killed before its first checkpoint, has nothing to go on from."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(StatusLines, "on_train_batch_end", lambda *_: 1 / 0, raising=False)
+        assert train(tmp_path, num_epochs=4)[0] == 1
+    assert len(checkpoints(tmp_path)) == 2
+    code, outcome = train(tmp_path, num_epochs=3, resume_training_checkpoint_path="auto")
+    assert code == 0 and "3 epochs, 6 steps" in outcome.message
+    assert f"No checkpoint in {tmp_path}: a new run." in [line["message"] for line in status_lines(tmp_path)]
+    assert (tmp_path / "dn_model_latest.pth").resolve().name == "model_epoch_002_step_00006.pth"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit"])
