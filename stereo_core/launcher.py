@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from stereo_core.actions.fetch_dataset import referred
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.storage import is_uri
-from stereo_core.termination import explain
+from stereo_core.termination import Terminated, explain, sigterm_raises
 
 ACTIONS = (
     "convert",
@@ -138,14 +139,28 @@ class Artifact:
 def main(argv: list[str] | None = None) -> int:
     """Run one action; returns its exit code (see `stereo_core.actions.perform`)."""
     argv = sys.argv[1:] if argv is None else argv
+    received: list[int] = []
     try:
-        if len(argv) != 2 or argv[0] not in ACTIONS:
-            raise UserError(f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON, ACTION one of {', '.join(ACTIONS)}")
-        return launch(argv[0], argv[1])
-    except UserError as error:
-        explain(error, str(error))
-        print(f"depth_net-launch: error: {error}", file=sys.stderr)
-        return 2
+        with sigterm_raises(received):  # digests of large inputs take minutes
+            if len(argv) != 2 or argv[0] not in ACTIONS:
+                raise UserError(
+                    f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON, ACTION one of {', '.join(ACTIONS)}"
+                )
+            return launch(argv[0], argv[1])
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        return _failed(Terminated("SIGTERM") if received else error)
+
+
+def _failed(error: BaseException) -> int:
+    """Say what ended the run before its action began; its exit code."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    explain(error, reason)
+    if isinstance(error, Exception) and not isinstance(error, UserError):
+        traceback.print_exception(error)
+    print(f"depth_net-launch: error: {reason}", file=sys.stderr)
+    if isinstance(error, Exception):
+        return 2 if isinstance(error, UserError) else 1
+    return 143 if isinstance(error, Terminated) else 130
 
 
 def launch(action: str, executor_input: str) -> int:
@@ -281,7 +296,10 @@ def user_spec(action: str, parameters: dict, inputs: dict[str, Artifact]) -> dic
     """What the user said: spec_file < spec parameter < typed parameters. Defaults are the spec's own business."""
     if action in FLAT:
         return dict(parameters)
-    tree = merge(_read_spec_file(inputs.get("spec_file")), parameters.get("spec") or {})
+    spec = parameters.get("spec") or {}
+    if not isinstance(spec, dict):
+        raise UserError(f"parameter spec: a mapping of spec keys is wanted, not {spec!r}")
+    tree = merge(_read_spec_file(inputs.get("spec_file")), spec)
     for name, key in TYPED.get(action, {}).items():
         if parameters.get(name):
             put(tree, key, parameters[name])

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import DataError, ModelError, UserError, is_gpu_error
 
 FILE = "/dev/termination-log"  # Kubernetes puts it into each container; STEREO_TERMINATION_LOG names another
 BYTES = 4096  # more, Kubernetes cuts off
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that no handler for ordinary errors takes it for one."""
+
+
+@contextlib.contextmanager
+def sigterm_raises(received: list[int]) -> Iterator[None]:
+    """SIGTERM raises Terminated, so that files are closed and the status is written. Only the main thread can.
+
+    The signal is also noted in `received`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise Terminated("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explain(error: BaseException, reason: str) -> None:

@@ -50,6 +50,30 @@ def test_the_message_names_the_class_and_the_reason(message, tmp_path):
     assert message.read_text() == "failure: KeyError: 'onnx'\n"
 
 
+@pytest.mark.parametrize(
+    ("note", "spec", "words"),
+    [
+        ("{", {}, ("data error: ", "reference.json: no note of fetch_dataset", "run fetch_dataset again")),
+        ('{"files": 3}', {}, ("data error: ", "reference.json: no note of fetch_dataset", "uri")),
+        ("", [1], ("user error: parameter spec: a mapping", "[1]")),
+    ],
+)
+def test_a_damaged_note_and_a_spec_that_is_none_are_the_users(message, tmp_path, note, spec, words):
+    (tmp_path / "images").mkdir()
+    if note:
+        (tmp_path / "images/reference.json").write_text(note)
+    text = task(tmp_path / "a", {"images": port(tmp_path / "images")}, ("annotations",), spec=spec)
+    assert main(["convert", text]) == 2
+    assert message.read_text().startswith(words[0]) and all(word in message.read_text() for word in words)
+
+
+def test_a_failure_before_the_action_begins_is_told_too(message, tmp_path, capsys):
+    unreadable = port(Path("/proc/self/mem"), sha256="0" * 64)
+    assert main(["convert", task(tmp_path / "a", {"images": unreadable}, ("annotations",))]) == 1
+    assert message.read_text().startswith("failure: OSError: ")
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_a_run_that_is_done_leaves_no_message_and_none_is_made_elsewhere(message, tmp_path, monkeypatch):
     assert main(["synthesize", task(tmp_path / "a", {}, ("images",), **SMALL)]) == 0
     assert message.read_text() == ""
@@ -74,6 +98,23 @@ def test_an_interruption(message, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(30) == 143
     assert message.read_text().startswith("interruption: ")
+
+
+def test_an_interruption_while_inputs_are_read(message, tmp_path):
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(2**36)  # 64 GiB of nothing: read for longer than this test lasts
+    images = {"images": port(large, sha256="0" * 64)}
+    command = [str(Path(sys.executable).parent / "depth_net-launch"), "convert"]
+    process = subprocess.Popen([*command, task(tmp_path / "a", images, ("annotations",))], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while large not in (path.resolve() for path in Path(f"/proc/{process.pid}/fd").iterdir()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert b"Traceback" not in process.communicate(timeout=30)[1]
+    assert process.returncode == 143
+    assert message.read_text() == "interruption: Terminated: SIGTERM\n"
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,17 @@ def referred(folder: Path) -> str:
     """The URI that a folder's note refers to; of a folder without a note its own path.
 
     Raises:
-        DataError: the objects are no longer those that the note was written for.
+        DataError: the note can not be read, or the objects are no longer those that it was written for.
     """
-    if not (folder / REFERENCE).is_file():
+    file = folder / REFERENCE
+    if not file.is_file():
         return str(folder)
-    note = json.loads((folder / REFERENCE).read_text(encoding="utf-8"))
-    if describe(note["uri"]) != note:
-        raise DataError(f"{note['uri']}: objects were added, removed or changed since fetch_dataset; run it again")
-    return note["uri"]
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+        uri = str(note["uri"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{file}: no note of fetch_dataset ({reason}); run fetch_dataset again") from None
+    if describe(uri) != note:
+        raise DataError(f"{uri}: objects were added, removed or changed since fetch_dataset; run it again")
+    return uri

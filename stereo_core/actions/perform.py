@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +23,10 @@ from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.experiment import section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
-from stereo_core.termination import explain
+from stereo_core.termination import Terminated, explain, sigterm_raises
 from stereo_core.training.distribution import is_main_process
 
 log = logging.getLogger(__name__)
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that no handler for ordinary errors takes it for one."""
 
 
 def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | None = None) -> int:
@@ -73,7 +66,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     status = StatusLog(None)
     received: list[int] = []
     try:
-        with _sigterm_raises(received):
+        with sigterm_raises(received):
             stage.take_up()
             folder = _results_folder(verb, stage.spec, spec)
             status = _open_status(folder, spec)
@@ -164,27 +157,6 @@ def _secrets(spec: Section) -> list[str]:
             value = getattr(value, name)
         values.append(value)
     return [value for value in values if value]
-
-
-@contextlib.contextmanager
-def _sigterm_raises(received: list[int]) -> Iterator[None]:
-    """SIGTERM raises Terminated, so that files are closed and the status is written. Only the main thread can.
-
-    The signal is also noted in `received`.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        received.append(number)
-        raise Terminated("SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 _INTERRUPTIONS = (KeyboardInterrupt, SystemExit, Terminated)
