@@ -16,7 +16,7 @@ PROFILE = os.environ.get("STEREO_PIPELINES_PROFILE", "")
 
 BENCHMARKS = [  # an example; where they lie is yours to say
     {
-        "name": "KITTI 2015",
+        "title": "KITTI 2015",
         "uri": "s3://datasets/kitti2015/training",
         "dataset_name": "Kitti",
         "convert_spec": {
@@ -25,7 +25,7 @@ BENCHMARKS = [  # an example; where they lie is yours to say
         },
     },
     {
-        "name": "Middlebury",
+        "title": "Middlebury",
         "uri": "s3://datasets/MiddEval3/trainingQ",
         "dataset_name": "Middlebury",
         "convert_spec": {

@@ -350,6 +350,8 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
         if action == "report":
             order = (*COMPARED, *(port for port in inputs if port.partition(".")[0] == "many"))
             tree["results"] = [str(inputs[port].path) for port in order if port in inputs]
+            names = tree.get("names") or []
+            tree["names"] = [one.get("title") or one.get("uri") if isinstance(one, dict) else one for one in names]
         if action == "publish_model":
             metrics = inputs.get("metrics")
             tree |= {"model_path": str(content(inputs["model"])), "metrics_path": str(metrics.path) if metrics else ""}

@@ -309,7 +309,9 @@ def test_metrics_of_a_loop_stand_in_its_order(tmp_path):
         file.write_text(json.dumps({"epe": float(index + 1)}))
     many = {"artifacts": [one for file in files[1:] for one in item(file, kind="metrics")["artifacts"]]}
     inputs = {"many": many, "first": item(files[0], kind="metrics")}
-    text = executor_input(tmp_path, inputs, ("report",), {"names": ["one", "two", "three"]})
+    text = executor_input(
+        tmp_path, inputs, ("report",), {"names": ["one", {"title": "two", "uri": "s3://a/b"}, {"uri": "three"}]}
+    )
     assert main(["report", text]) == 0
     page = (tmp_path / "report").read_text()
     assert page.index("one") < page.index("two") < page.index("three")

@@ -26,7 +26,7 @@ def report(
         third: Metrics of another evaluation.
         fourth: Metrics of another evaluation.
         many: Metrics that a loop has collected (dsl.Collected), after those.
-        names: A name for each of them, in that order.
+        names: A name for each of them, in that order; of a mapping its title, without one its uri.
         title: Title of the page.
 
     Returns:

@@ -5,14 +5,11 @@ from kfp import dsl
 
 from ..steps import BENCHMARKS, importer, policy, reported
 
-NAMES = [one["name"] for one in BENCHMARKS]
-
 
 @dsl.pipeline(name="evaluate-suite", description="One model on many data sets, in one table.")
 def evaluate_suite(
     model_uri: str,
     data_sets: list = BENCHMARKS,
-    names: list = NAMES,
     evaluate_spec: dict = {},  # noqa: B006
 ):
     """Accuracy where it was trained says little about accuracy elsewhere.
@@ -20,9 +17,8 @@ def evaluate_suite(
     Args:
         model_uri: A checkpoint of any layout: a file or a folder that holds one; on this machine, or s3://, gs://,
             minio://.
-        data_sets: For each data set a mapping of uri (s3://bucket/folder, or a folder that all steps see),
-            dataset_name (how disparities are coded) and convert_spec (the patterns that find its files).
-        names: A name for each of them, in that order, for the table.
+        data_sets: For each data set a mapping of title (in the table), uri (s3://bucket/folder, or a folder that all
+            steps see), dataset_name (how disparities are coded) and convert_spec (the patterns that find its files).
         evaluate_spec: Spec of evaluate for all of them.
     """
     with reported("evaluate-suite"):
@@ -37,4 +33,4 @@ def evaluate_suite(
             }
             measured = policy(steps.evaluate(**data, checkpoint=model, spec=evaluate_spec))
         metrics = dsl.Collected(measured.outputs["metrics"])
-        policy(steps.report(many=metrics, names=names, title="Evaluation suite"), light=True)
+        policy(steps.report(many=metrics, names=data_sets, title="Evaluation suite"), light=True)

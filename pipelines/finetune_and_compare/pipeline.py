@@ -40,8 +40,8 @@ def finetune_and_compare(
     Args:
         images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
         model_uri: The pretrained checkpoint, of any layout.
-        benchmarks: Other data sets to compare on, each a mapping of name, uri (s3://bucket/folder, or a folder that all
-            steps see), dataset_name and convert_spec; [] for none.
+        benchmarks: Other data sets to compare on, each a mapping of title, uri (s3://bucket/folder, or a folder that
+            all steps see), dataset_name and convert_spec; [] for none.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
@@ -68,7 +68,7 @@ def finetune_and_compare(
                 "annotations": policy(lists, cache=False, light=True).outputs["annotations"],
                 "dataset_name": one.dataset_name,
             }
-            _compare(checkpoints, theirs, evaluate_spec, one.name)
+            _compare(checkpoints, theirs, evaluate_spec, one.title)
         with dsl.If(after.outputs["epe"] <= before.outputs["epe"], name="better"):
             export = policy(steps.export(checkpoint=train.outputs["checkpoint"], spec=export_spec))
             policy(steps.gen_trt_engine(onnx=export.outputs["onnx"], backend=backend, spec=engine_spec))

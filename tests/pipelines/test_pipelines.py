@@ -9,7 +9,8 @@ from kfp import components
 
 from stereo_core.actions.perform import perform
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
-from stereo_core.orchestration.graph import Importer, Output, load_pipeline
+from stereo_core.orchestration.dag import Argument, Constant
+from stereo_core.orchestration.graph import Importer, Output, load_pipeline, unrolled
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.spec import spec_from_dict
 
@@ -80,6 +81,16 @@ def test_the_training_after_a_search_takes_the_best_spec_alone():
     report = graph.tasks["report"]
     measured = [graph.tasks[report.artifacts[port].task].artifacts["checkpoint"] for port in ("first", "second")]
     assert measured == [Output("automl", "checkpoint"), Output("train", "checkpoint")]
+
+
+def test_every_benchmark_has_its_title_in_the_reports():
+    """Not `name`: an item of a loop has an attribute of that name already, and kfp takes it for a constant."""
+    one = load_pipeline(compiled_path(FOLDERS["finetune_and_compare"]))
+    one = unrolled(one, one.arguments({"images_uri": "/images", "model_uri": "/model"}))
+    titles = [task.parameters["title"] for name, task in one.tasks.items() if name.endswith("report-2")]
+    assert titles == [Constant("KITTI 2015"), Constant("Middlebury")]
+    suite = load_pipeline(compiled_path(FOLDERS["evaluate_suite"]))
+    assert suite.tasks["report"].parameters["names"] == Argument("data_sets"), "of any number, in their order"
 
 
 @pytest.mark.parametrize("name", FOLDERS)
