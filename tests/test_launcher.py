@@ -327,15 +327,20 @@ def test_the_final_status_is_written_whatever_it_is(tmp_path):
         "pipelineTaskName": "exit-handler-1",
         "error": {"code": 2, "message": "train: no | file"},
     }
+    failures = [{"displayName": "train", "message": 'no "file"'}, {"displayName": "report"}]
+    argo = {"state": "Failed", "error": {"message": json.dumps(json.dumps(failures))}}
     for status, words in (
         (failed, ("FAILED", "train: no | file")),
-        ({"state": "SUCCEEDED"}, ("SUCCEEDED",)),
+        (argo, ("Failed", '```\ntrain: no "file"\nreport: failed\n```')),
+        (failed | {"error": {"message": '"cut off'}}, ("FAILED", '```\n"cut off\n```')),
+        ({"state": "SUCCEEDED", "error": {"message": '"null"'}}, ("SUCCEEDED",)),
         ({}, ("UNKNOWN",)),
     ):
         text = executor_input(tmp_path, {}, ("summary",), {"status": status, "title": "night"})
         assert main(["final_status", text]) == 0
         summary = (tmp_path / "summary").read_text()
         assert summary.startswith(f"# night: {words[0]}\n") and all(word in summary for word in words)
+        assert ("```" in summary) == (len(words) > 1), "an error where there was one"
     assert output_of(tmp_path, "summary")["metadata"]["format"] == "md"
     assert json.loads((tmp_path / "results" / "final_status.json").read_text()) == {}
 

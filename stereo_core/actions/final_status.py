@@ -26,9 +26,19 @@ def run(spec: Any, status: Any) -> Outcome:
 
 def summary(title: str, status: dict) -> str:
     """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, pipelineTaskName, error) as Markdown."""
-    error = status.get("error") or {}
-    lines = [f"# {title}: {status.get('state', 'UNKNOWN')}", ""]
+    state, error = status.get("state", "UNKNOWN"), status.get("error") or {}
+    lines = [f"# {title}: {state}", ""]
     lines += [f"- run: {status['pipelineJobResourceName']}"] if status.get("pipelineJobResourceName") else []
     lines += [f"- steps: {status['pipelineTaskName']}"] if status.get("pipelineTaskName") else []
-    lines += ["", "```", f"{error['message'].strip()}", "```"] if error.get("message") else []
+    if state != "SUCCEEDED" and error.get("message"):
+        lines += ["", "```", readable(error["message"]).strip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def readable(message: str) -> str:
+    """A line a failed step where the message is Argo's list of them, JSON in quotes; any other as it is."""
+    try:
+        failures = json.loads(json.loads(message))
+        return "\n".join(f"{one['displayName']}: {one.get('message') or 'failed'}" for one in failures)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return message
