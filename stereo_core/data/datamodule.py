@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from stereo_core.data.datasets import StereoDataset, build_dataset, collate
 from stereo_core.errors import DataError
 
+GRACE_SECONDS = 25  # that a loader process goes on for after a SIGTERM, if it is not ended before
 MAX_SKIPPED = 0.1  # share of an epoch: with more missing it is a lost folder, and not the data set that was asked for
 
 _SPLIT_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("infer",)}
@@ -192,4 +194,12 @@ def _cores() -> int:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the training may want to end a step
+    # Terminals, timeout(1) and Slurm signal all processes at once, and a training ends its step first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
+
+
+def _leave_later(*_: object) -> None:
+    timer = threading.Timer(GRACE_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()

@@ -90,6 +90,8 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
             yield path, why
     if isinstance(spec, ExperimentSpec):
         yield from _crop_sizes(verb, spec)
+        if verb == "train":
+            yield from _optim(spec)
         if verb == "quantize":
             yield from _quantize(spec)
         if verb == "automl":
@@ -107,6 +109,28 @@ def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     path = f"dataset.{split}_dataset.augmentation.crop_size"
     if path in _changed(spec, ()) and (verb == "inference" or spec.evaluate.resize == "none"):
         yield path, why + ("" if verb == "inference" else "; evaluate.resize pad or stretch brings them to this one")
+
+
+_MULTI_STEP = ("MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler")
+_SCHEDULES = {
+    "lr_steps": _MULTI_STEP,
+    "lr_decay": (*_MULTI_STEP, "StepLR"),
+    "lr_step_size": ("StepLR",),
+    "min_lr": ("CosineAnnealingLR",),
+}
+"""Key of train.optim -> the schedules that take it."""
+
+
+def _optim(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """The keys that only some optimizers and schedules take."""
+    optim, changed = spec.train.optim, set(_changed(spec.train.optim, ()))
+    if optim.optimizer == "AdamW" and "momentum" in changed:
+        yield "train.optim.momentum", "AdamW has none"
+    for name, schedules in _SCHEDULES.items():
+        if name in changed and optim.lr_scheduler not in schedules:
+            yield f"train.optim.{name}", f"{optim.lr_scheduler} does not take it"
+    if "warmup_steps" in changed and optim.lr_scheduler == "OneCycleLR":
+        yield "train.optim.warmup_steps", "OneCycleLR has a warm-up of its own"
 
 
 def _quantize(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:

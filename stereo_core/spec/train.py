@@ -63,7 +63,7 @@ class Train(Section):
     num_gpus: Int = key(1, "GPUs on a node", ge=1)
     gpu_ids: Annotated[list[NonNegative], Field(min_length=1)] = key([0], "GPU indices")
     num_nodes: Int = key(1, "Nodes", ge=1)
-    seed: Int = key(1234, "Random seed; -1: none", ge=-1)
+    seed: Int = key(1234, "Random seed; -1: drawn anew for every run", ge=-1)
     cudnn: Cudnn = section(Cudnn, "cuDNN switches")
     pretrained_model_path: Text = key("", "Checkpoint to start from, any layout")
     resume_training_checkpoint_path: Text = key(

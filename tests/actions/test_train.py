@@ -603,6 +603,26 @@ def test_a_loader_process_that_dies_ends_the_run(scenes, split, tmp_path, status
     assert "DataLoader worker" in last["message"] and "dataset.train_dataset.workers" in last["message"]
 
 
+def test_sigterm_to_all_processes_at_once(scenes, split, tmp_path, monkeypatch):
+    """As timeout(1) and Slurm send it: loader processes go on until the step, here of three batches, is at its end."""
+
+    def stop_all(self, trainer, *_):
+        if not self.stopped:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.stopped = True
+
+    monkeypatch.setattr(StatusLines, "stopped", False, raising=False)
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", stop_all, raising=False)
+    dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", 1) | {"workers": 1}}
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    keys = {"results_dir": str(tmp_path), "num_epochs": 20, "accumulate": 3}
+    assert training_runs.start(dataset, keys) == 143
+    assert checkpoints(tmp_path) == ["model_epoch_000_step_00001.pth"]
+
+
 @pytest.mark.slow
 def test_a_run_stopped_in_every_step_is_the_run_that_never_stopped(train, tmp_path, monkeypatch):
     """A resumed run is resumed again and again; two batches a step, a validation after every second epoch, averages."""

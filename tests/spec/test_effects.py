@@ -92,6 +92,19 @@ def test_a_crop_size_that_brings_nothing_to_a_size_is_named(workspace, caplog):
     assert not [line for line in warnings(caplog, "evaluate", "evaluate", "evaluate.resize=pad") if path in line]
 
 
+def test_an_optimizer_and_a_schedule_take_their_own_keys(workspace, caplog):
+    set_away = {"momentum": "0.5", "lr_decay": "0.5", "min_lr": "1e-5", "warmup_steps": "3"}
+    own = [f"train.optim.{name}={value}" for name, value in set_away.items()]
+
+    def named(*overrides: str) -> set[str]:
+        found = warnings(caplog, "train", "train", *own, *overrides)
+        return {line.split()[0].removeprefix("train.optim.") for line in found if line.startswith("train.optim.")}
+
+    assert named("train.optim.lr_scheduler=StepLR") == {"momentum", "min_lr"}
+    others = ("train.optim.optimizer=SGD", "train.optim.lr_scheduler=OneCycleLR")
+    assert named(*others) == {"lr_decay", "min_lr", "warmup_steps"}
+
+
 def test_tao_s_defaults_draw_no_warning(workspace, caplog):
     assert warnings(caplog, "convert", "convert_middlebury") == []
     assert warnings(caplog, "gen_trt_engine", "gen_trt_engine") == []
