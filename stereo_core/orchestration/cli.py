@@ -15,6 +15,7 @@ from stereo_core.errors import UserError
 from stereo_core.orchestration.dag import GraphError, Pipeline, parse
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import read_record
+from stereo_core.storage import is_uri
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,15 +60,16 @@ def list_command() -> None:
 
     for title, folders in (("Pipelines", pipeline_folders()), ("Components", component_folders())):
         click.echo(f"{title}:")
+        width = 2 + max(len(folder.name) for folder in folders)
         for folder in folders:
             path = compiled_path(folder)
             text = path.read_text()
             inputs = next(yaml.safe_load_all(text))["root"].get("inputDefinitions", {})
-            click.echo(f"  {folder.name:18}{description_of(text)}")
-            click.echo(f"  {'':18}{_relative(path)}")
+            click.echo(f"  {folder.name:{width}}{description_of(text)}")
+            click.echo(f"  {'':{width}}{_relative(path)}")
             for kind in ("artifacts", "parameters"):
                 if inputs.get(kind):
-                    click.echo(f"  {'':18}{kind}: {', '.join(inputs[kind])}")
+                    click.echo(f"  {'':{width}}{kind}: {', '.join(inputs[kind])}")
 
 
 @cli.command("compile")
@@ -92,7 +94,7 @@ def compile_command(check: bool) -> int:
 @click.option(
     "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, or YAML/JSON; @FILE reads one."
 )
-@click.option("--output-dir", "-o", required=True, type=click.Path(path_type=Path), help="The run folder.")
+@click.option("--output-dir", "-o", required=True, type=click.Path(), help="The run folder.")
 @click.option("--parallel", type=click.IntRange(min=1), metavar="N", help="Steps at a time [default: CPU cores].")
 @click.option("--fresh", is_flag=True, help="Run every step, also those whose inputs did not change.")
 @click.option("--from", "from_step", metavar="STEP", help="Run STEP and all that depend on it again.")
@@ -107,7 +109,7 @@ def compile_command(check: bool) -> int:
 def run_command(
     file: Path,
     params: tuple[str, ...],
-    output_dir: Path,
+    output_dir: str,
     parallel: int | None,
     fresh: bool,
     from_step: str | None,
@@ -125,6 +127,8 @@ def run_command(
 
     if fresh + bool(from_step) + bool(only) > 1:
         raise GraphError("--fresh, --from and --only exclude each other; give one")
+    if is_uri(output_dir):
+        raise GraphError(f"--output-dir {output_dir}: a folder of this machine is wanted")
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
     steps = {"fresh": fresh, "from_step": from_step, "only": only}
@@ -277,7 +281,7 @@ def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
 
 @cli.command("runs")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
-def runs_command(folder: Path) -> None:
+def runs_command(folder: Path) -> int:
     """List the runs in FOLDER and in the folders of it."""
     from stereo_core.orchestration.progress import runs_table
     from stereo_core.orchestration.record import FILE
@@ -285,7 +289,14 @@ def runs_command(folder: Path) -> None:
     found = [path.parent for pattern in (FILE, f"*/{FILE}") for path in folder.glob(pattern)]
     if not found:
         raise GraphError(f"{folder}: there is no run in it; name the folder above those given to `run --output-dir`")
-    runs_table(sorted((read_record(path) for path in found), key=lambda run: run.started))
+    runs = []
+    for path in found:
+        try:
+            runs.append(read_record(path))
+        except GraphError as error:
+            click.echo(f"stereo-pipelines: error: {error}", err=True)
+    runs_table(sorted(runs, key=lambda run: run.started))
+    return 0 if runs else 2
 
 
 @cli.command("show")

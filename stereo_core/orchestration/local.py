@@ -66,6 +66,7 @@ from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
 from stereo_core.orchestration.podman import Containers, reason
 from stereo_core.orchestration.record import DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
+from stereo_core.storage import is_uri
 
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
 LAST = 60.0  # seconds that an exit handler of a cancelled run has
@@ -200,8 +201,13 @@ class LocalRun:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the folder's lock; the system lets go of it when this process ends, however it ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("w") as lock:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / LOCK).open("w")
+        except OSError as error:
+            reason = error.strerror.lower()
+            raise GraphError(f"{self.folder} can not be the run folder: {reason}; choose another") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -416,10 +422,15 @@ class LocalRun:
 
     def _import(self, task: Task, parameters: dict) -> dict[str, Made]:
         importer = task.component.executor
-        uri = parameters[importer.uri.name] if isinstance(importer.uri, Argument) else importer.uri.value
+        named = isinstance(importer.uri, Argument)
+        uri = parameters[importer.uri.name] if named else importer.uri.value
         path = local_path(uri).absolute()
         if not path.exists():
-            raise UserError(f"{uri} is not at {path}")
+            where = f"parameter {importer.uri.name}: " if named else ""
+            if is_uri(uri):
+                hint = "this engine imports what lies on this machine; `depth_net fetch_dataset` brings it"
+                raise UserError(f"{where}{uri} is in object storage, and not mounted at {path}; {hint}")
+            raise UserError(f"{where}{path}: no such file or folder")
         port = next(iter(task.component.output_artifacts.values()))
         return {port.name: Made(port.type, str(path), self._digests.sha256_of(path), size_of(path), importer.metadata)}
 

@@ -45,10 +45,13 @@ class Containers:
 
     def check(self, task: Task, container: Container) -> None:
         """Raises:
-        GraphError: the image is not on this machine.
+        GraphError: the image is not on this machine, or the engine does not answer.
         """
         found = subprocess.run([self.engine, "image", "inspect", container.image], capture_output=True, text=True)
         if found.returncode:
+            alive = subprocess.run([self.engine, "ps"], capture_output=True, text=True)
+            if alive.returncode:
+                raise GraphError(f"--runner {self.engine}: {self.engine} does not answer ({_last_line(alive.stderr)})")
             raise GraphError(
                 f"task {task.name}: {self.engine} has no image {container.image} here ({_last_line(found.stderr)});"
                 f" build it (make image-cpu), or pull it: {self.engine} pull {container.image}"

@@ -40,7 +40,7 @@ class Progress:
             self._live.start()
             return
         for name, task in run.tasks.items():
-            if task.state != self._seen.get(name, "waiting"):
+            if task.state != self._seen.get(name, "waiting") and task.state != "skipped":  # summary says why
                 took = f" after {task.seconds:.1f} s" if task.state in ENDED and task.seconds else ""
                 note = f": {task.message}" if task.message else ""
                 line = f"{datetime.now():%H:%M:%S} {name} {task.state}{took}{note}"

@@ -90,10 +90,11 @@ def read_record(folder: Path) -> Record:
         record.tasks = {name: TaskRun(**item) for name, item in record.tasks.items()}
         for run in record.tasks.values():
             run.artifacts = {port: Made(**item) for port, item in run.artifacts.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise GraphError(f"{folder}: there is no run ({FILE}); name a folder given to `run --output-dir`") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GraphError(f"{path}: no run record ({error}); remove it or choose another folder") from None
+        mend = "remove it to start anew, or choose another folder"
+        raise GraphError(f"{path}: damaged run record ({error}); {mend}") from None
     if record.state == "running" and not is_going_on(folder):
         record.state = "stopped"
         for run in record.tasks.values():

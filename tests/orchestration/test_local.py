@@ -101,7 +101,12 @@ def test_imported_images_are_known_by_content(tmp_path):
 
     missing = LocalRun(graph, {"uri": "s3://bucket/images"}, tmp_path / "other")
     assert missing.execute() == 2
-    assert "/s3/bucket/images" in missing.tasks["importer"].message and states(missing)["convert"] == "skipped"
+    told = missing.tasks["importer"].message
+    assert "parameter uri: s3://bucket/images" in told and "/s3/bucket/images" in told and "fetch_dataset" in told
+    assert states(missing)["convert"] == "skipped"
+    missing = LocalRun(graph, {"uri": "/gone"}, tmp_path / "other")
+    assert missing.execute() == 2
+    assert missing.tasks["importer"].message == "parameter uri: /gone: no such file or folder"
 
 
 def test_artifacts_flow_and_independent_tasks_run_side_by_side(compiled, tmp_path):

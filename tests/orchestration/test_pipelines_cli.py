@@ -1,6 +1,7 @@
 """`stereo-pipelines`: exit codes, messages, what a console and a file get to see."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,21 @@ def test_no_such_file_and_no_output_dir(tmp_path):
     assert done.returncode == 2 and "--output-dir" in done.stderr
 
 
+def test_a_run_folder_that_can_not_be(compiled, tmp_path):
+    path = compiled(pipeline({"a": WRITE}))
+    for folder in (str(path), "/proc/none", "s3://bucket/run"):
+        done = command("run", str(path), "-o", folder, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and folder in done.stderr, done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="docker is not installed")
+def test_a_container_engine_that_does_not_answer(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none")
+    done = command("run", str(compiled(pipeline({"a": WRITE}))), "-o", str(tmp_path / "run"), "--runner", "docker")
+    assert done.returncode == 2 and "docker does not answer" in done.stderr and "build it" not in done.stderr
+
+
 def test_params_from_files_and_with_equals_signs(compiled, tmp_path):
     struct, text = {"parameterType": "STRUCT"}, {"parameterType": "STRING"}
     graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec=struct, name=text)))
@@ -81,6 +97,7 @@ def test_list_names_pipelines_and_components():
     assert done.returncode == 0
     for name in ("train_to_engine", "demo", "gen_trt_engine", "trt_inference"):
         assert name in done.stdout
+    assert "  quantize_and_compare  " in done.stdout, "a blank behind the longest name"
     assert "images_uri" in done.stdout and "compiled/train_to_engine.yaml" in done.stdout
 
 
@@ -109,7 +126,8 @@ def test_runs_show_and_logs(compiled, tmp_path):
     later = container("", **{"dependentTasks": ["bad"]})
     path = compiled(pipeline({"good": WRITE, "bad": bad, "later": later}, {"bad": {"in": ("good", "out")}}))
     for name in ("one", "two"):
-        assert command("run", str(path), "-o", str(tmp_path / "runs" / name)).returncode == 1
+        done = command("run", str(path), "-o", str(tmp_path / "runs" / name))
+        assert done.returncode == 1 and done.stdout.count("later skipped") == 1
     listed = command("runs", str(tmp_path / "runs"))
     assert listed.returncode == 0
     text = " ".join(listed.stdout.split())
@@ -127,11 +145,17 @@ def test_runs_show_and_logs(compiled, tmp_path):
         (("logs", str(folder), "worse"), "no step worse; known: good, bad, later"),
         (("logs", str(folder), "later"), "step later (skipped) has printed nothing"),
         (("show", str(tmp_path)), "there is no run"),
+        (("show", str(path)), "there is no run"),
         (("runs", str(folder / "tasks")), "there is no run in it"),
         (("run", str(path), "-o", str(folder), "--only", "good", "--fresh"), "exclude each other"),
     ):
         done = command(*arguments)
         assert done.returncode == 2 and message in done.stderr, done.stderr
+
+    (tmp_path / "runs/two/run.json").write_text("{")
+    listed = command("runs", str(tmp_path / "runs"))
+    assert listed.returncode == 0 and "runs/two/run.json: damaged" in listed.stderr
+    assert listed.stdout.count("1 of 3") == 1, "the other one is listed"
 
 
 def test_a_run_that_was_killed_is_told_as_stopped(compiled, tmp_path):
