@@ -204,6 +204,14 @@ class Task:
     timeout: float | None = None
     platform: dict = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
 
+    @property
+    def imported(self) -> Source | None:
+        """Where the URI of an importer comes from; None of another task."""
+        executor = self.component.executor
+        if not isinstance(executor, Importer):
+            return None
+        return self.parameters[executor.uri.name] if isinstance(executor.uri, Argument) else executor.uri
+
 
 @dataclass(frozen=True)
 class Pipeline:

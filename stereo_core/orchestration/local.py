@@ -422,11 +422,10 @@ class LocalRun:
 
     def _import(self, task: Task, parameters: dict) -> dict[str, Made]:
         importer = task.component.executor
-        named = isinstance(importer.uri, Argument)
-        uri = parameters[importer.uri.name] if named else importer.uri.value
+        uri = parameters[importer.uri.name] if isinstance(importer.uri, Argument) else importer.uri.value
         path = local_path(uri).absolute()
         if not path.exists():
-            where = f"parameter {importer.uri.name}: " if named else ""
+            where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
             if is_uri(uri):
                 hint = "this engine imports what lies on this machine; `depth_net fetch_dataset` brings it"
                 raise UserError(f"{where}{uri} is in object storage, and not mounted at {path}; {hint}")

@@ -17,7 +17,8 @@ import yaml
 
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
-from stereo_core.orchestration.dag import Pipeline
+from stereo_core.launcher import MOUNTS
+from stereo_core.orchestration.dag import Argument, Constant, Pipeline
 
 TOKEN = "KFP_TOKEN"
 TIMEOUT = 60  # s for an answer
@@ -51,7 +52,11 @@ def kubeflow_run(
         name: Of the run; empty: the pipeline's.
         cron: Five fields, minutes first (see `check_cron`).
         service_account: Of the steps; empty: Kubeflow's own choice.
+
+    Raises:
+        SubmitError: an importer would read a place that the cluster does not see.
     """
+    _check_imports(pipeline, pipeline.arguments(arguments))
     spec = {"pipeline_spec": pipeline.spec, "platform_spec": pipeline.platform} if pipeline.platform else pipeline.spec
     run = {"display_name": name or pipeline.name, "pipeline_spec": spec, "runtime_config": {"parameters": arguments}}
     if service_account:
@@ -61,6 +66,17 @@ def kubeflow_run(
         trigger = {"cron_schedule": {"cron": f"0 {cron}"}}
         run |= {"trigger": trigger, "mode": "ENABLE", "max_concurrency": 1, "no_catchup": True}
     return run
+
+
+def _check_imports(pipeline: Pipeline, values: dict[str, object]) -> None:
+    for task in pipeline.tasks.values():
+        source = task.imported
+        if not isinstance(source, Argument | Constant):
+            continue
+        named = isinstance(source, Argument)
+        where, uri = (f"parameter {source.name}", values[source.name]) if named else (f"task {task.name}", source.value)
+        if not str(uri).startswith(tuple(MOUNTS)):
+            raise SubmitError(f"{where}: {uri} is no place that Kubeflow imports from; {', '.join(MOUNTS)} are")
 
 
 def check_cron(option: str, cron: str) -> None:

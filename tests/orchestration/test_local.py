@@ -75,8 +75,8 @@ def test_real_steps_and_resume_by_content(compiled_once, tmp_path):
 
 def test_imported_images_are_known_by_content(tmp_path):
     @dsl.pipeline(name="imported")
-    def imported(uri: str):
-        images = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, metadata={"kind": "images"})
+    def imported(images_uri: str):
+        images = dsl.importer(artifact_uri=images_uri, artifact_class=dsl.Dataset, metadata={"kind": "images"})
         spec = {"image_extension": ".png", "image_dir_pattern": ["left"], "right_dir_pattern": ["right"]}
         convert(images=images.output, spec=spec)
 
@@ -89,7 +89,7 @@ def test_imported_images_are_known_by_content(tmp_path):
             (tmp_path / "images" / side / name).write_bytes(name.encode())
 
     add("0.png")
-    arguments = {"uri": str(tmp_path / "images")}
+    arguments = {"images_uri": str(tmp_path / "images")}
     assert LocalRun(graph, arguments, tmp_path / "run").execute() == 0
     again = LocalRun(graph, arguments, tmp_path / "run")
     assert again.execute() == 0 and states(again)["convert"] == "reused"
@@ -99,14 +99,16 @@ def test_imported_images_are_known_by_content(tmp_path):
     lines = (tmp_path / "run/tasks/convert/annotations/test.txt").read_text().splitlines()
     assert sorted(lines) == ["left/0.png right/0.png", "left/1.png right/1.png"]
 
-    missing = LocalRun(graph, {"uri": "s3://bucket/images"}, tmp_path / "other")
+    missing = LocalRun(graph, {"images_uri": "s3://bucket/images"}, tmp_path / "other")
     assert missing.execute() == 2
     told = missing.tasks["importer"].message
-    assert "parameter uri: s3://bucket/images" in told and "/s3/bucket/images" in told and "fetch_dataset" in told
+    assert (
+        "parameter images_uri: s3://bucket/images" in told and "/s3/bucket/images" in told and "fetch_dataset" in told
+    )
     assert states(missing)["convert"] == "skipped"
-    missing = LocalRun(graph, {"uri": "/gone"}, tmp_path / "other")
+    missing = LocalRun(graph, {"images_uri": "/gone"}, tmp_path / "other")
     assert missing.execute() == 2
-    assert missing.tasks["importer"].message == "parameter uri: /gone: no such file or folder"
+    assert missing.tasks["importer"].message == "parameter images_uri: /gone: no such file or folder"
 
 
 def test_artifacts_flow_and_independent_tasks_run_side_by_side(compiled, tmp_path):

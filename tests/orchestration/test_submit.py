@@ -19,6 +19,8 @@ from click.testing import CliRunner
 
 from stereo_core.errors import UserError
 from stereo_core.orchestration.cli import cli
+from stereo_core.orchestration.graph import load_pipeline
+from stereo_core.orchestration.submit import SubmitError, kubeflow_run
 
 DEMO = Path(__file__).parents[2] / "pipelines/demo/compiled/demo.yaml"
 TOKEN = "s3cr3t-t0ken"
@@ -128,6 +130,15 @@ def test_nothing_is_sent_until_it_is_asked_for(kubeflow, kubernetes):
 
 
 # ---- Kubeflow
+
+
+@pytest.mark.parametrize("uri", ["/data/kitti", "file:///data/kitti", "https://host/kitti"])
+def test_kubeflow_does_not_see_this_machine(uri):
+    pipeline = load_pipeline(DEMO.parents[2] / "train_to_engine/compiled/train_to_engine.yaml")
+    with pytest.raises(SubmitError, match=rf"parameter images_uri: {uri} .*; s3://, gs://, minio:// are"):
+        kubeflow_run(pipeline, {"images_uri": uri})
+    run = kubeflow_run(pipeline, {"images_uri": "gs://data/kitti"})
+    assert run["runtime_config"]["parameters"] == {"images_uri": "gs://data/kitti"}
 
 
 def test_a_run_on_kubeflow(kubeflow):
