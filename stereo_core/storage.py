@@ -476,7 +476,9 @@ def _told(uri: str) -> Iterator[None]:
             raise StorageError(f"{uri}: the object was changed during the run; run again") from None
         raise StorageError(f"{uri}: the storage refused: {error.code}") from None
     except (HTTPError, MinioException) as error:
-        raise StorageError(f"{uri}: the storage does not answer as it should: {type(error).__name__}") from None
+        said = next((name for name in ENDPOINTS if os.environ.get(name)), "")
+        server = f"the server that {said} names" if said else "AWS (no AWS_ENDPOINT_URL is set)"
+        raise StorageError(f"{uri}: {server} does not answer as it should: {type(error).__name__}") from None
     except ValueError as error:
         if "fail to fetch credentials" in str(error):
             mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"

@@ -182,10 +182,13 @@ def _check_nodes(spec, resume: Path | None, ranks: Ranks) -> None:
     Raises:
         SpecError: their specs differ, or they do not see the same checkpoints.
     """
-    train = spec.train.model_dump() | {"num_gpus": 0, "gpu_ids": []}
-    for name, mine in {"train": train, "dataset": spec.dataset, "model": spec.model}.items():
-        if any(other != mine for other in gathered([mine])):
-            raise SpecError(f"{name}: differs between the {ranks.nodes} nodes; give all of them one spec")
+    mine = {f"{group}.{name}": value for group in ("train", "dataset", "model")
+            for name, value in getattr(spec, group).model_dump().items()}  # fmt: skip
+    own = {"train.num_gpus", "train.gpu_ids"}  # of each node
+    others = gathered([mine])
+    changed = [name for name in mine if name not in own and any(other[name] != mine[name] for other in others)]
+    if changed:
+        raise SpecError(f"{', '.join(changed)}: differ between the {ranks.nodes} nodes; give all of them one spec")
     found = sorted(set(gathered([str(resume)])))
     if len(found) > 1:
         raise SpecError(

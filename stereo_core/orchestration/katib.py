@@ -10,13 +10,10 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from stereo_core.errors import SpecError
 from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE
 from stereo_core.spec import ExperimentSpec
-from stereo_core.spec.loading import build, read_tree
-from stereo_core.spec.paths import dotted
+from stereo_core.spec.loading import checked, read_tree
 from stereo_core.spec.search_space import Dimension, complaints, search_space
 
 # ours -> Katib's that proposes alike. Katib stops poor trials in one way: below the median of the others (medianstop).
@@ -31,11 +28,7 @@ def read_spec(file: Path) -> ExperimentSpec:
     Raises:
         SpecError: a key, a type or a range that does not fit.
     """
-    try:
-        return build("automl", read_tree(file))
-    except ValidationError as error:
-        wrong = [f"{file}: {dotted(detail['loc'])}: {detail['msg']}" for detail in error.errors(include_url=False)]
-        raise SpecError("\n".join(wrong)) from None
+    return checked("automl", read_tree(file), str(file))
 
 
 def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/data/train.yaml") -> dict:

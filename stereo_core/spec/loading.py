@@ -102,6 +102,19 @@ def build(verb: str, tree: dict[str, Any]) -> Section:
     return group.model_validate(tree)
 
 
+def checked(verb: str, tree: dict[str, Any], source: str) -> Section:
+    """The same, with clear complaints: for a spec whose files are elsewhere.
+
+    Raises:
+        SpecError: one line a complaint, each with `source`, the dotted path and the rule broken.
+    """
+    try:
+        return build(verb, tree)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise SpecError("\n".join(_complaint(SPECS[verb], one, _Source(source)) for one in details)) from None
+
+
 def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Section:
     spec = None
     try:

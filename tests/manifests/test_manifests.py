@@ -381,7 +381,7 @@ def test_a_users_own_spec(tmp_path):
     container = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "mine:2" and "/data/own.yaml" in container["command"]
     path.write_text("automl: {algoritm: asha}\n")
-    with pytest.raises(SpecError, match=r"train\.yaml: automl\.algoritm: "):
+    with pytest.raises(SpecError, match=r"train\.yaml: automl\.algoritm: unknown; did you mean automl\.algorithm\?"):
         read_spec(path)
 
 
