@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from kubeflow_katib_api.models import V1beta1Experiment
 from kubernetes.utils.quantity import parse_quantity
 from pod_security import pods, violations
+from stereo_pipelines.profiles import SHARED_MIB
 
 from stereo_core import __version__
 from stereo_core.errors import SpecError
@@ -118,6 +119,31 @@ def test_trainjob():
     assert job["spec"]["runtimeRef"]["name"] == read("trainer/runtime.yaml")["metadata"]["name"]
     gpus = job["spec"]["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
     assert int(gpus) == job["spec"]["trainer"]["numProcPerNode"]  # a process a GPU
+
+
+def test_a_wrong_spec_is_not_tried_again_and_a_lost_node_is():
+    job = read("trainer/runtime.yaml")["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    rules = {rule["action"]: rule for rule in job["podFailurePolicy"]["rules"]}
+    assert rules["FailJob"]["onExitCodes"]["values"] == [2] and rules["Ignore"]["onPodConditions"]
+    validate({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, "spec": job})
+
+
+def test_every_loader_process_has_its_shared_memory(overlays):
+    """Without, loaders die of a bus error."""
+    every, each = SHARED_MIB
+    workers = build("train", {}).dataset.train_dataset.workers
+    steps = {n: d["spec"]["templates"][0] for n, d in named(overlays["gke"], "WorkflowTemplate").items()}
+    steps = {n: (pod, pod["container"]["resources"]) for n, pod in steps.items() if "/dev/shm" in str(pod)}
+    job = named(overlays["gke"], "TrainingRuntime")["stereo-train"]["spec"]["template"]["spec"]["replicatedJobs"][0]
+    training = read("trainer/trainjob.yaml")["spec"]["trainer"]["resourcesPerNode"]
+    steps["TrainJob"] = job["template"]["spec"]["template"]["spec"], training
+    assert {"stereo-train", "stereo-train-distributed", "stereo-trt-inference", "TrainJob"} <= set(steps)
+    for name, (pod, resources) in steps.items():
+        (size,) = (v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shared-memory")
+        wanted = (every + each * workers * int(resources["limits"]["nvidia.com/gpu"])) * 2**20
+        assert wanted <= parse_quantity(size) < 1.25 * wanted, name
+        assert parse_quantity(size) < parse_quantity(resources["requests"]["memory"]) / 2, name
 
 
 def test_the_examples_fit_into_the_quota():
