@@ -65,9 +65,8 @@ def demo(
         export_spec: Spec of export; its input size is the images'.
         engine_spec: Spec of gen_trt_engine.
     """
-    images = policy(
-        steps.synthesize(num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234)
-    )
+    scenes = steps.synthesize(num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234)
+    images = policy(scenes, light=True)
     train_to_engine_steps(
         images.outputs["images"],
         dataset_name=dataset_name,

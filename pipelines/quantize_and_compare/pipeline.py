@@ -48,13 +48,17 @@ def quantize_and_compare(
             steps.quantize(onnx=export.outputs["onnx"], **data, dataset_name=dataset_name, spec=quantize_spec)
         )
         plain, quantized = export.outputs["onnx"], quantize.outputs["quantized"]
-        metrics = []
+        builds = {}
         for precision, onnx in (("fp32", plain), ("fp16", plain), ("int8", quantized)):
             build = policy(steps.gen_trt_engine(onnx=onnx, backend=backend, precision=precision, spec=engine_spec))
-            build.set_display_name(f"build {precision}")
+            builds[precision] = build.set_display_name(f"build {precision}")
+        metrics, before = [], [*builds.values()]
+        for precision, build in builds.items():
             measured = steps.trt_evaluate(
                 **data, engine=build.outputs["engine"], dataset_name=dataset_name, spec=evaluate_spec
             )
-            metrics.append(policy(measured).set_display_name(f"evaluate {precision}").outputs["metrics"])
+            # One after the other, when nothing is built any more: times are compared, and steps may share a machine.
+            before = [policy(measured).set_display_name(f"evaluate {precision}").after(*before)]
+            metrics.append(measured.outputs["metrics"])
         compared = dict(zip(("first", "second", "third"), metrics, strict=True))
         policy(steps.report(**compared, names=["fp32", "fp16", "int8"], title="Precisions"), light=True)

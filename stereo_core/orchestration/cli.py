@@ -74,11 +74,16 @@ def list_command() -> None:
 
 @cli.command("compile")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 when a committed file differs.")
-def compile_command(check: bool) -> int:
-    """Regenerate component.yaml, compiled pipelines and README tables."""
+@click.option("--output-dir", "-o", "folder", type=click.Path(path_type=Path), help="Where the YAML files go instead.")
+def compile_command(check: bool, folder: Path | None) -> int:
+    """Regenerate component.yaml, compiled pipelines, manifests and README tables.
+
+    \b
+    STEREO_PIPELINES_IMAGE=registry.example/stereo@sha256:... stereo-pipelines compile --output-dir mine
+    """
     from stereo_core.orchestration.compile import write
 
-    changed = write(check)
+    changed = write(check, folder)
     for path in changed:
         click.echo(f"{'differs' if check else 'written'}: {_relative(path)}")
     if check and changed:

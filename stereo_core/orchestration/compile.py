@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
 from stereo_core.launcher import plain
 from stereo_core.orchestration.dag import Pipeline, outputs_in
@@ -78,10 +79,28 @@ def generated() -> Iterator[tuple[Path, str]]:
         yield from manifests.generated(MANIFESTS, [folder.name for folder in pipeline_folders()])
 
 
-def write(check: bool = False) -> list[Path]:
-    """Bring the generated files up to date; returns those that differed. With `check` nothing is written."""
+def write(check: bool = False, folder: Path | None = None) -> list[Path]:
+    """Bring the generated files up to date; returns those that differed.
+
+    Args:
+        check: Write nothing.
+        folder: Where the YAML files go, by the same names; without it they are those of this checkout.
+
+    Raises:
+        SpecError: an installed library without `folder`, or STEREO_PIPELINES_IMAGE is no image's name.
+    """
+    from stereo_components.image import IMAGE
+
+    if not re.fullmatch(r"[\w./:@-]+", IMAGE):
+        raise SpecError(f"STEREO_PIPELINES_IMAGE={IMAGE!r}: no name of an image; [REGISTRY/]NAME[:TAG][@sha256:...]")
+    root = Path(importlib.import_module("stereo_components").__file__).parents[1]
+    if folder is None and not (root / "pyproject.toml").is_file():
+        raise SpecError("an installed library stays as it is; give --output-dir FOLDER")
     changed = []
     for path, text in generated():
+        if folder and path.suffix != ".yaml":
+            continue
+        path = folder / path.relative_to(root) if folder else path
         if path.is_file() and _comparable(path.read_text()) == _comparable(text):
             continue
         changed.append(path)

@@ -79,3 +79,10 @@ def test_the_wheel_alone_serves_another_repository(tmp_path):
     assert tasks["convert"]["artifacts"]["annotations"]["metadata"]["kind"] == "annotations"
     listed = subprocess.run([home / "bin" / "stereo-pipelines", "list"], **run, capture_output=True, text=True).stdout
     assert "nightly_regression" in listed and "publish_model" in listed, "each folder travels with its compiled YAML"
+    refused = subprocess.run([home / "bin" / "stereo-pipelines", "compile"], **run | {"check": False})
+    assert refused.returncode == 2, "an installed library is not written to"
+    environment["STEREO_PIPELINES_IMAGE"] = "registry.example/stereo:1@sha256:0f"
+    subprocess.run([home / "bin" / "stereo-pipelines", "compile", "--output-dir", "mine"], **run)
+    for name in ("stereo_components/train/component.yaml", "stereo_pipelines/demo/compiled/demo.argo.yaml"):
+        text = (tmp_path / "mine" / name).read_text()
+        assert "registry.example/stereo:1@sha256:0f" in text and "stereo-pipelines/runtime" not in text

@@ -101,6 +101,12 @@ def test_list_names_pipelines_and_components():
     assert "images_uri" in done.stdout and "compiled/train_to_engine.yaml" in done.stdout
 
 
+def test_compile_refuses_an_image_that_has_no_name(monkeypatch):
+    monkeypatch.setenv("STEREO_PIPELINES_IMAGE", "Foo Bar")
+    done = command("compile", "--check")
+    assert done.returncode == 2 and "STEREO_PIPELINES_IMAGE='Foo Bar'" in done.stderr
+
+
 def test_compile_check_finds_the_committed_files_right():
     done = command("compile", "--check")
     assert done.returncode == 0, done.stdout
