@@ -208,17 +208,22 @@ def fetch_tree(uri: str, folder: Path, *, own: bool = False) -> dict[str, Entry]
     found = tree(uri)
     for name in found:
         split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        jobs = [pool.submit(fetch_to, f"{uri.rstrip('/')}/{name}", folder / name, own=own) for name in found]
-        _all_of(jobs, pool)
+    size = sum(entry.size for entry in found.values())
+    with progress(uri, size) as advance, ThreadPoolExecutor(PARALLEL) as pool:
+
+        def fetch_one(name: str) -> None:
+            fetch_to(f"{uri.rstrip('/')}/{name}", folder / name, own=own)
+            advance(found[name].size)
+
+        _all_of([pool.submit(fetch_one, name) for name in found], pool)
     return found
 
 
 def _download(uri: str, entry: Entry, path: Path) -> None:
     """Fill `path` with the object, all parts of one version, and check it."""
     spans = [(start, min(PART, entry.size - start)) for start in range(0, entry.size, PART)]
-    progress, pool = _progress(uri, entry.size), ThreadPoolExecutor(PARALLEL)
-    with path.open("r+b") as file, _told(uri), progress as advance, pool:
+    bar, pool = progress(uri, entry.size), ThreadPoolExecutor(PARALLEL)
+    with path.open("r+b") as file, _told(uri), bar as advance, pool:
         jobs = [pool.submit(_part, uri, entry, file.fileno(), *span, advance) for span in spans]
         headers = _all_of(jobs, pool)
     _check(uri, entry, path, headers[0] if headers else {})
@@ -273,7 +278,7 @@ def upload(path: Path, uri: str) -> None:
         StorageError: the transfer failed; under the URI lies what lay there before.
     """
     bucket, key = split(uri)
-    with path.open("rb") as file, _told(uri), _progress(uri, path.stat().st_size) as advance:
+    with path.open("rb") as file, _told(uri), progress(uri, path.stat().st_size) as advance:
         size = os.fstat(file.fileno()).st_size
         digest = _digest_of_start(file, size)
         client = _client(uri)
@@ -498,7 +503,7 @@ def _all_of(jobs: list, pool: ThreadPoolExecutor) -> list:
 
 
 @contextlib.contextmanager
-def _progress(uri: str, size: int) -> Iterator[Callable[[int], None]]:
+def progress(uri: str, size: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal for what takes a while; yields what is to be told of the bytes that came or went."""
     if size <= PART or not sys.stderr.isatty() or threading.current_thread() is not threading.main_thread():
         yield lambda count: None
@@ -508,5 +513,5 @@ def _progress(uri: str, size: int) -> Iterator[Callable[[int], None]]:
 
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(uri.rpartition("/")[2], total=size)
+        task = bar.add_task(uri.rstrip("/").rpartition("/")[2], total=size)
         yield lambda count: bar.advance(task, count)

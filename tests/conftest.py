@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -24,3 +25,15 @@ def shared() -> Path:
     if not (folder / "INTERFACES.md").is_file():
         pytest.skip(f"{folder} is not here: facts, goldens and real benchmark pairs are not part of the project")
     return folder
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> io.StringIO:
+    """A terminal, for a test to set as sys.stderr; it keeps what it gets to see."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    return Terminal()

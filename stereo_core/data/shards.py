@@ -208,8 +208,15 @@ def pack(sizes: dict[str, int], contents: Callable[[str], bytes], folder: Path, 
         old.unlink()
     groups = list(_groups(sizes, limit))
     shards = [folder / f"shard-{number:05d}-of-{len(groups):05d}.tar" for number in range(len(groups))]
-    for shard, names in zip(shards, groups, strict=True):
-        _write(shard, names, contents)
+    with storage.progress(str(folder), sum(sizes.values())) as advance:
+
+        def counted(name: str) -> bytes:
+            data = contents(name)
+            advance(len(data))
+            return data
+
+        for shard, names in zip(shards, groups, strict=True):
+            _write(shard, names, counted)
     return shards
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tarfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +31,19 @@ def pack(folder: Path, into: Path, limit: int = 20_000) -> Path:
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     shards.pack(sizes, lambda name: (folder / name).read_bytes(), into, limit)
     return into
+
+
+def test_packing_has_a_bar_on_a_terminal_of_the_main_thread(tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(shards.storage, "PART", 100)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    sizes = {"a": 300, "b": 200}
+    thread = threading.Thread(target=shards.pack, args=(sizes, lambda name: bytes(sizes[name]), tmp_path / "x", 1000))
+    thread.start()
+    thread.join()
+    assert terminal.getvalue() == ""
+    shards.pack(sizes, lambda name: bytes(sizes[name]), tmp_path / "packed", 1000)
+    assert "packed" in terminal.getvalue() and "500/500 bytes" in terminal.getvalue()
+    assert set(shards.packed(str(tmp_path / "packed"))) == {"a", "b"}
 
 
 @pytest.fixture

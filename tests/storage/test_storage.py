@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 
 import pytest
 from objects import cached, put, random_bytes, stored, written
@@ -51,6 +52,15 @@ def test_a_tree(store, tmp_path):
     assert files == set(found) == {"a.txt", "b/c.txt", "b/d/e.txt"}
     assert (tmp_path / "tree/b/c.txt").read_bytes() == b"b/c.txt"
     assert set(storage.children("s3://artifacts/tree/b")) == {"c.txt"}
+
+
+def test_a_tree_has_a_bar_on_a_terminal(store, tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(storage, "PART", 100)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for name in "ab":
+        put(store, f"shown/{name}", bytes(300))
+    storage.fetch_tree("s3://artifacts/shown", tmp_path / "shown")
+    assert "shown" in terminal.getvalue() and "600/600 bytes" in terminal.getvalue()
 
 
 def test_least_recently_used_goes_first(store, tmp_path, monkeypatch):
