@@ -112,6 +112,8 @@ def test_metadata_and_readme(name):
     assert metadata["name"] == name
     assert {"stability", "tags", "dependencies", "lastVerified", "links"} <= set(metadata)
     assert (FOLDERS[name] / metadata["links"]["documentation"]).is_file()
+    newest = "TASK_FINAL_STATUS" in (FOLDERS[name] / "component.yaml").read_text()
+    assert metadata["dependencies"]["kubeflow"][0]["version"] == (">=2.14" if newest else ">=2.5")
     text = (FOLDERS[name] / "README.md").read_text()
     assert text.index(BEGIN) < text.index(END)
 
