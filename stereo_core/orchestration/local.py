@@ -65,7 +65,7 @@ from stereo_core.orchestration.dag import (
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
 from stereo_core.orchestration.podman import Containers, reason
-from stereo_core.orchestration.record import DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
+from stereo_core.orchestration.record import AGAIN, DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
 from stereo_core.storage import is_uri
 
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
@@ -182,6 +182,30 @@ class LocalRun:
             raise GraphError(
                 f"--only: the results of {', '.join(changed)} changed since they were made; run without --only"
             )
+        outdated = sorted(name for name in self._all_before(self._scope) - self._scope if self._is_outdated(name))
+        if outdated:
+            raise GraphError(
+                f"--only: {', '.join(outdated)} was made with other parameters or inputs than are given now;"
+                " give the same, or run without --only"
+            )
+
+    def _all_before(self, names: set[str]) -> set[str]:
+        """Tasks that these need, directly or not."""
+        needed = set().union(*(self.pipeline.tasks[name].after for name in names))
+        return needed | self._all_before(needed) if needed else needed
+
+    def _is_outdated(self, name: str) -> bool:
+        """Whether a task that was kept would be made of something else now."""
+        task, run = self.pipeline.tasks[name], self.tasks[name]
+        if run.state not in DONE or task.exit:
+            return False
+        try:
+            parameters = self._parameters(task)
+            if isinstance(task.component.executor, Importer):
+                return [made.path for made in run.artifacts.values()] != [str(self._imported(task, parameters)[1])]
+            return _key(task.component.executor, parameters, self._inputs(task)) != run.key
+        except UserError:  # an input is no longer there
+            return True
 
     # ---- scheduling
 
@@ -315,6 +339,10 @@ class LocalRun:
             for run in self.tasks.values():
                 if run.state in ("waiting", "running"):
                     run.state = "stopped"
+            for name in self.tasks.keys() - self._scope:
+                if self.tasks[name].state in DONE:
+                    note = f"older than its inputs or parameters; --from {name} makes it again"
+                    self.tasks[name].message = note if self._is_outdated(name) else ""
             self._change()
 
     def _change(self, name: str | None = None, **values) -> None:
@@ -342,7 +370,7 @@ class LocalRun:
         parameters = self._parameters(task)
         if isinstance(task.component.executor, Importer):
             return {"state": "succeeded", "artifacts": self._import(task, parameters)}
-        inputs = {port: self._made(source) for port, source in task.artifacts.items() if self._is_there(source)}
+        inputs = self._inputs(task)
         key = _key(task.component.executor, parameters, inputs)
         before = None if self._fresh else self._before.get(task.name)
         whole = before is not None and before.state in DONE and not task.exit
@@ -358,14 +386,18 @@ class LocalRun:
             self._change(task.name, key=key, attempts=attempt)
             code, why = self._process(task, place, message)
             if code == 0:
-                return {"state": "succeeded", "exit_code": 0, **self._collect(task, place, message)}
+                return {"state": "succeeded", "exit_code": 0, "message": "", **self._collect(task, place, message)}
             if self._stop.is_set():
                 return {"state": "stopped", "exit_code": code}
             if code not in INTERRUPTED or attempt > task.retry.count:
                 break
+            self._change(task.name, message=f"attempt {attempt}: {why}")
             if self._stop.wait(task.retry.delay(attempt)):
                 return {"state": "stopped", "exit_code": code}
         return {"state": "failed", "exit_code": code, "message": why}
+
+    def _inputs(self, task: Task) -> dict[str, list[Made]]:
+        return {port: self._made(source) for port, source in task.artifacts.items() if self._is_there(source)}
 
     def _parameters(self, task: Task) -> dict[str, object]:
         """The task's parameters: wired or default; the default too where a task that it runs after did not end well."""
@@ -422,8 +454,7 @@ class LocalRun:
 
     def _import(self, task: Task, parameters: dict) -> dict[str, Made]:
         importer = task.component.executor
-        uri = parameters[importer.uri.name] if isinstance(importer.uri, Argument) else importer.uri.value
-        path = local_path(uri).absolute()
+        uri, path = self._imported(task, parameters)
         if not path.exists():
             where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
             if is_uri(uri):
@@ -432,6 +463,12 @@ class LocalRun:
             raise UserError(f"{where}{path}: no such file or folder")
         port = next(iter(task.component.output_artifacts.values()))
         return {port.name: Made(port.type, str(path), self._digests.sha256_of(path), size_of(path), importer.metadata)}
+
+    def _imported(self, task: Task, parameters: dict) -> tuple[str, Path]:
+        """An importer's URI, and where that is on this machine."""
+        source = task.component.executor.uri
+        uri = parameters[source.name] if isinstance(source, Argument) else source.value
+        return uri, local_path(uri).absolute()
 
     def _unchanged(self, run: TaskRun) -> bool:
         return all(self._digest(made) == made.sha256 for made in run.artifacts.values())
@@ -479,13 +516,19 @@ class LocalRun:
         environment = {**os.environ, "PATH": self._path, **container.env, MARK: str(self.folder)}
         if gpus:
             environment[GPUS] = ",".join(gpus)
-        return self._watch(task, command, place, environment)
+        environment["STEREO_TERMINATION_LOG"] = str(place / "termination-log")
+        (place / "termination-log").write_bytes(b"")
+        code, why = self._watch(task, command, place, environment)
+        return code, why + reason(place)
 
     def _watch(self, task: Task, command: list[str], place: Path, environment: dict[str, str]) -> tuple[int, str]:
         """Run a command to its end, or to its time limit or that of the run; (exit code, what happened)."""
         limit = min(task.timeout or LAST, LAST) if self._cancelled else task.timeout
         deadline = time.monotonic() + limit if limit else None
         with (place / "log.txt").open("ab") as log:
+            if log.tell():
+                log.write(f"{AGAIN}\n".encode())
+                log.flush()
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -501,6 +544,8 @@ class LocalRun:
                         return process.returncode or 1, "stopped"
                     return TIMED_OUT, f"stopped after {limit:g} s (its time limit)"
                 time.sleep(0.05)
+        if process.returncode < 0:
+            return process.returncode, f"ended by {signal.Signals(-process.returncode).name}"
         return process.returncode, f"exit code {process.returncode}"
 
     def _collect(self, task: Task, place: Path, message: dict) -> dict:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stereo_core.orchestration.page import metrics_table, size
-from stereo_core.orchestration.record import DONE, ENDED, Record, TaskRun
+from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Record, TaskRun
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # columns of the tables in a file or a pipe
@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
         self._run: Record | None = None
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, tuple[str, str]] = {}
         self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Progress:
@@ -40,12 +40,13 @@ class Progress:
             self._live.start()
             return
         for name, task in run.tasks.items():
-            if task.state != self._seen.get(name, "waiting") and task.state != "skipped":  # summary says why
+            now = (task.state, task.message)
+            if now != self._seen.get(name, ("waiting", "")) and task.state != "skipped":  # summary says why
                 took = f" after {task.seconds:.1f} s" if task.state in ENDED and task.seconds else ""
                 note = f": {task.message}" if task.message else ""
                 line = f"{datetime.now():%H:%M:%S} {name} {task.state}{took}{note}"
                 self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-            self._seen[name] = task.state
+            self._seen[name] = now
 
     def close(self) -> None:
         self._live.stop()
@@ -104,8 +105,8 @@ def summary(run: Record, console: Console | None = None) -> None:
             table.add_row(*head, port, size(made.bytes) if made else "")
     console.print(table)
     for name, task in run.tasks.items():
-        if task.state == "skipped":
-            console.print(f"{name} skipped: {task.message}", highlight=False, markup=False, soft_wrap=True)
+        if task.state == "skipped" or (task.state in DONE and task.message):
+            console.print(f"{name} {task.state}: {task.message}", highlight=False, markup=False, soft_wrap=True)
     measured = metrics_table(run)
     if measured:
         table = Table(*measured.columns, title=measured.title)
@@ -115,14 +116,14 @@ def summary(run: Record, console: Console | None = None) -> None:
     for name, task in run.tasks.items():
         if task.state == "failed":
             log = run.folder / "tasks" / name / "log.txt"
-            where = f"; its log: {log}" if log.is_file() else ""
+            begun = task.attempts and log.is_file()  # else the log is of an earlier run
+            where = f"; its log: {log}" if begun else ""
             console.print(
                 f"{name} failed: {task.message}{where}", style="red", highlight=False, markup=False, soft_wrap=True
             )
-            console.print(_tail(log), highlight=False, markup=False, soft_wrap=True)
+            console.print(_tail(log) if begun else "", highlight=False, markup=False, soft_wrap=True)
 
 
 def _tail(log: Path) -> str:
-    if not log.is_file():
-        return ""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
+    """The last lines of the last attempt."""
+    return "\n".join(log.read_text(errors="replace").rpartition(f"{AGAIN}\n")[2].splitlines()[-TAIL:])

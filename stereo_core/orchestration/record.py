@@ -12,6 +12,7 @@ from stereo_core.files import atomic_path
 from stereo_core.orchestration.dag import GraphError
 
 FILE, LOCK = "run.json", ".lock"
+AGAIN = "--- another attempt ---"  # the line in a log between two
 DONE = ("succeeded", "reused")
 ENDED = (*DONE, "failed", "skipped", "stopped")
 

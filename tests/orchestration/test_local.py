@@ -72,6 +72,11 @@ def test_real_steps_and_resume_by_content(compiled_once, tmp_path):
     assert fresh.execute() == 0
     assert set(states(fresh).values()) == {"succeeded"}
 
+    wrong = LocalRun(graph, {"spec": SPEC | {"split_ratio": 7}}, tmp_path)
+    assert wrong.execute() == 2
+    assert wrong.tasks["convert"].message.startswith("exit code 2: user error: ")
+    assert "split_ratio" in wrong.tasks["convert"].message
+
 
 def test_imported_images_are_known_by_content(tmp_path):
     @dsl.pipeline(name="imported")
@@ -328,6 +333,21 @@ def test_only_one_step(compiled, tmp_path):
     (tmp_path / "run/tasks/a/out").write_text("z")
     with pytest.raises(GraphError, match="results of a changed"):
         LocalRun(graph, {}, tmp_path / "run", only="b").execute()
+
+
+def test_one_step_with_other_parameters(compiled, tmp_path):
+    """What it needs must be what these parameters make; what it leaves behind is told to be older."""
+    graph = load_pipeline(compiled(sums()))
+    assert LocalRun(graph, {"n": 20}, tmp_path / "run").execute() == 0
+    with pytest.raises(GraphError, match="--only: make was made with other parameters"):
+        LocalRun(graph, {"n": 30}, tmp_path / "run", only="use").execute()
+    assert record(tmp_path / "run")["arguments"] == {"n": 20}
+    assert LocalRun(graph, {"n": 30}, tmp_path / "run", only="make").execute() == 0
+    assert "older than its inputs" in record(tmp_path / "run")["tasks"]["use"]["message"]
+    assert LocalRun(graph, {"n": 30}, tmp_path / "run", only="use").execute() == 0
+    assert record(tmp_path / "run")["tasks"]["use"]["message"] == ""
+    assert LocalRun(graph, {"n": 30}, tmp_path / "run", only="make").execute() == 0
+    assert record(tmp_path / "run")["tasks"]["use"]["message"] == "", "the same came out"
 
 
 def gpu_steps(count: int, names: str, code: str = "") -> dict:

@@ -41,6 +41,19 @@ def test_run_shows_the_end_of_a_failed_log(compiled, tmp_path):
     assert "the reason" in done.stdout and "bad failed: exit code 1" in done.stdout
 
 
+def test_the_end_of_a_log_is_that_of_the_last_attempt(compiled, tmp_path):
+    code = (
+        "import os, pathlib, sys; c = pathlib.Path(sys.argv[1]).with_name('count')\n"
+        "n = len(c.read_text()) if c.exists() else 0; c.write_text('x' * (n + 1))\n"
+        "print('reason', n, flush=True); os.kill(os.getpid(), 9)"
+    )
+    path = compiled(pipeline({"bad": container(code, ("out",), retryPolicy={"maxRetryCount": 1})}))
+    done = command("run", str(path), "-o", str(tmp_path / "run"))
+    assert "bad running: attempt 1: ended by SIGKILL" in done.stdout
+    assert "reason 1" in done.stdout and "reason 0" not in done.stdout
+    assert "reason 0\n--- another attempt ---\nreason 1\n" in (tmp_path / "run/tasks/bad/log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
