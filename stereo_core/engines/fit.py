@@ -64,8 +64,8 @@ def fit(image: tuple[int, int], frame: tuple[int, int], resize: str) -> Fit:
         return Fit(image, frame, frame)
     if resize == "none" and image != frame:
         raise UserError(
-            f"images of {image[0]} x {image[1]} do not fit the engine's {frame[0]} x {frame[1]}; "
-            "set `resize` to pad or stretch"
+            f"evaluate.resize=none, but images of {image[0]} x {image[1]} do not fit the engine's {frame[0]} x "
+            f"{frame[1]}; set it to pad or stretch"
         )
     if resize not in RESIZE:
         raise UserError(f"resize: {resize!r} is not one of {', '.join(RESIZE)}")

@@ -17,6 +17,8 @@ from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import read_record
 from stereo_core.storage import is_uri
 
+EXTRA = ("kfp", "hera")  # what the extra `pipelines` brings
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: stop as on Ctrl-C, but say so in the exit code."""
@@ -34,6 +36,13 @@ def main() -> None:
         code = 2
     except UserError as error:
         click.echo(f"stereo-pipelines: error: {error}", err=True)
+        code = 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        click.echo(
+            f"stereo-pipelines: error: {error.name} is missing: pip install 'stereo-pipelines[pipelines]'", err=True
+        )
         code = 2
     except (KeyboardInterrupt, click.Abort) as error:  # click turns the one into the other
         code = 143 if isinstance(error.__cause__ or error, Terminated) else 130
@@ -358,12 +367,14 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
         if name not in pipeline.parameters:
             values[name] = value  # refused below, with the nearest name
             continue
-        if value.startswith("@"):
-            try:
-                value = Path(value[1:]).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise GraphError(f"--param {name}: {value[1:]}: {error}") from None
-        values[name] = parse(pipeline.parameters[name], value)
+        file = value[1:] if value.startswith("@") else ""
+        try:
+            value = Path(file).read_text(encoding="utf-8") if file else value
+            values[name] = parse(pipeline.parameters[name], value)
+        except (OSError, UnicodeDecodeError) as error:
+            raise GraphError(f"--param {name}: {file}: {error}") from None
+        except GraphError as error:
+            raise GraphError(f"{file}: {error}" if file else str(error)) from None
     pipeline.arguments(values, complete)
     return values
 

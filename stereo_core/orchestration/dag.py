@@ -313,7 +313,9 @@ def parse(parameter: Parameter, text: str) -> object:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise GraphError(f"parameter {parameter.name}: {text!r} is no YAML: {error}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise GraphError(f"parameter {parameter.name}: {line}no valid YAML: {problem}") from None
     if parameter.type == "NUMBER_DOUBLE" and isinstance(value, str):  # YAML 1.1 takes 1e-4 for text
         try:
             value = float(value)

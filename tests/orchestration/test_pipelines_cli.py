@@ -103,6 +103,16 @@ def test_params_from_files_and_with_equals_signs(compiled, tmp_path):
     assert values == {"spec": {"train": {"num_epochs": 3}}, "name": "a=b c"}
     with pytest.raises(GraphError, match=r"gone\.yaml"):
         read_params(graph, ("spec=@gone.yaml", "name=x"))
+    (tmp_path / "bad.yaml").write_text("a: 1\nb: [1\n")
+    with pytest.raises(GraphError, match=r"bad\.yaml: parameter spec: line 3: no valid YAML: [^\n]*$"):
+        read_params(graph, (f"spec=@{tmp_path}/bad.yaml", "name=x"))
+
+
+def test_a_missing_extra_is_named():
+    start = "import sys; sys.modules['kfp'] = None; from stereo_core.orchestration.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", start, "list"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "kfp is missing: pip install 'stereo-pipelines[pipelines]'" in done.stderr
 
 
 def test_list_names_pipelines_and_components():
