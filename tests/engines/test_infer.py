@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from stereo_core import launcher
 from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.engines.fit import fit
 from stereo_core.errors import UserError
@@ -204,3 +206,20 @@ def test_uint8_and_float_agree(colour_onnx):
 def test_wrong_images_are_refused(colour_onnx, left, right, message):
     with pytest.raises(ValueError, match=message):
         engine_of(colour_onnx()).infer(left, right)
+
+
+def test_sizes_that_the_onnx_file_lacks_end_the_step_at_once(colour_onnx, tmp_path, capsys):
+    def port(path):
+        return {"artifacts": [{"name": path.stem, "uri": str(path), "metadata": {}}]}
+
+    given = {
+        "inputs": {
+            "parameterValues": {"backend": "onnxruntime", "spec": {"gen_trt_engine": {"opt_height": 128}}},
+            "artifacts": {"onnx": port(colour_onnx())},
+        },
+        "outputs": {"artifacts": {"engine": port(tmp_path / "engine")}, "outputFile": str(tmp_path / "out.json")},
+    }
+    assert launcher.main(["gen_trt_engine", json.dumps(given)]) == 2
+    error = capsys.readouterr().err
+    assert "gen_trt_engine: min_height, opt_height, max_height" in error and "a height of 64 px only" in error
+    assert not (tmp_path / "engine").exists() and not list((tmp_path / "results").glob("model*"))
