@@ -23,6 +23,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from stereo_core.errors import SpecError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _TORCHRUN = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
 _RESOLVE_SECONDS = 30  # a pod's name is known a little later than the pod of another node starts
+_MEET_SECONDS = 600  # one node may still pull the image
+_POLL_SECONDS = 0.5
 _PORT = 29500
 
 
@@ -240,11 +243,15 @@ def _bind(names: _Names, port: int) -> None:
 
 
 @contextlib.contextmanager
-def joined(ranks: Ranks, backend: str | None = None) -> Iterator[None]:
+def joined(ranks: Ranks, backend: str | None = None, seconds: float = _MEET_SECONDS) -> Iterator[None]:
     """Be one of the processes of a run; with one alone there is nothing to join.
 
     Args:
         backend: nccl or gloo; by default what the devices take.
+        seconds: how long nodes wait for each other.
+
+    Raises:
+        SpecError: not all nodes came.
     """
     if ranks.world == 1:
         yield
@@ -255,14 +262,50 @@ def joined(ranks: Ranks, backend: str | None = None) -> Iterator[None]:
         torch.cuda.set_device(ranks.device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // len(ranks.devices)))
-    torch.distributed.init_process_group(
-        backend or ("nccl" if ranks.gpu else "gloo"),
-        init_method=f"tcp://{ranks.address}:{ranks.port}",
-        world_size=ranks.world,
-        rank=ranks.rank,
-    )
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which brings its processes together itself
+    if ranks.nodes > 1 and not by_torchrun:
+        place = {"store": _meet(ranks, seconds)}
+    else:
+        place = {"init_method": f"tcp://{ranks.address}:{ranks.port}"}
+    backend = backend or ("nccl" if ranks.gpu else "gloo")
+    torch.distributed.init_process_group(backend, **place, world_size=ranks.world, rank=ranks.rank)
     yield
     torch.distributed.destroy_process_group()  # not after an error: it may wait for a process that is gone
+
+
+def _meet(ranks: Ranks, seconds: float) -> Any:
+    """Wait until all processes of all nodes are there; returns the store by which they find each other.
+
+    torch's own waiting hears no SIGTERM.
+
+    Raises:
+        SpecError: node 0 can not be reached, or others did not come.
+    """
+    from torch.distributed import DistError, TCPStore
+
+    where, end = f"{ranks.address}:{ranks.port}", time.monotonic() + seconds
+    mend = "set MASTER_ADDR and MASTER_PORT (Kubeflow Trainer: PET_*) to node 0's everywhere, and start all nodes"
+    while ranks.rank:
+        try:
+            socket.create_connection((ranks.address, ranks.port), timeout=_POLL_SECONDS).close()
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                raise SpecError(f"node 0 can not be reached at {where} for {seconds:g} s ({error}); {mend}") from None
+            time.sleep(_POLL_SECONDS)
+    try:
+        answer = timedelta(seconds=min(seconds, _RESOLVE_SECONDS))
+        store = TCPStore(ranks.address, ranks.port, ranks.world, ranks.rank == 0, answer, wait_for_workers=False)
+        store.add("here", 1)
+        while (here := store.add("here", 0)) < ranks.world:
+            if time.monotonic() > end:
+                raise SpecError(f"{here} of {ranks.world} processes came to {where} in {seconds:g} s; {mend}")
+            time.sleep(_POLL_SECONDS)
+    except DistError as error:
+        why = str(error).splitlines()[0]
+        raise SpecError(f"node 0 at {where} does not answer as one of this run ({why}); {mend}") from None
+    store.set_timeout(timedelta(seconds=_MEET_SECONDS))
+    return store
 
 
 def number_of_ranks() -> int:

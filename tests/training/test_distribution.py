@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
+import threading
+import time
 
 import pytest
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.train import Train
 from stereo_core.training import distribution
-from stereo_core.training.distribution import Ranks, is_main_process, resolve
+from stereo_core.training.distribution import Ranks, is_main_process, joined, resolve
 
 TAO = {"WORLD_SIZE": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
 PET = {
@@ -127,3 +132,52 @@ def test_node_0_needs_its_port():
 )
 def test_one_process_of_all_writes_reports(environment, main):
     assert is_main_process(environment) == main
+
+
+# ---- nodes that do not meet
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("node", "words"), [(0, "1 of 2 processes came to 127.0.0.1:"), (1, "node 0 can not be reached at 127.0.0.1:")]
+)
+def test_a_node_does_not_wait_for_ever(closed_port, node, words):
+    alone = Ranks(nodes=2, node=node, port=closed_port, local=0)
+    with pytest.raises(SpecError, match=words) as told, joined(alone, seconds=1):
+        raise AssertionError("it must not train alone")
+    assert "MASTER_ADDR" in str(told.value)
+
+
+def test_another_program_at_node_0s_port_is_not_waited_for():
+    def hang_up(server):
+        with contextlib.suppress(OSError):
+            while True:
+                server.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=hang_up, args=(other,), daemon=True).start()
+        alone = Ranks(nodes=2, node=1, port=other.getsockname()[1], local=0)
+        with pytest.raises(SpecError, match="does not answer as one of this run"), joined(alone, seconds=1):
+            raise AssertionError("it must not train alone")
+
+
+def test_a_waiting_node_hears_sigterm(closed_port):
+    class Heard(Exception):
+        pass
+
+    def hear(*_):
+        raise Heard
+
+    before = signal.signal(signal.SIGTERM, hear)
+    try:
+        threading.Thread(target=lambda: (time.sleep(0.7), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+        with pytest.raises(Heard), joined(Ranks(nodes=2, node=1, port=closed_port, local=0), seconds=60):
+            raise AssertionError("it must not train alone")
+    finally:
+        signal.signal(signal.SIGTERM, before)
