@@ -13,6 +13,7 @@ from stereo_core.actions import Outcome
 from stereo_core.actions.doctor_case import Case, this_machine
 from stereo_core.actions.doctor_data import files, pairs, samples
 from stereo_core.actions.doctor_machine import cores, devices, disk, memory, shared_memory
+from stereo_core.actions.train import beyond_the_cost_volume
 from stereo_core.errors import SpecError, UserError
 from stereo_core.models import from_spec
 from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
@@ -79,6 +80,8 @@ def weights(case: Case) -> Iterator[Finding]:
     millions = sum(p.numel() for p in case.network.parameters()) / 1e6
     what = resume or train.pretrained_model_path or "a new network"
     yield ok(f"{what}: {case.network.config.encoder}, {millions:.1f} million parameters")
+    if beyond := beyond_the_cost_volume(case.spec, case.network):
+        yield warning(*beyond.split("; ", 1))
 
 
 CHECKS: dict[str, Callable[[Case], Iterator[Finding]]] = {

@@ -108,6 +108,8 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
                          "from the checkpoint that it was made from")  # fmt: skip
     tune(network, settings, ranks)
+    if beyond := beyond_the_cost_volume(spec, network):
+        LOG.warning("%s", beyond)
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
     data = StereoDataModule(spec)
     checkpoints = Checkpoints(folder, settings)
@@ -244,6 +246,17 @@ def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
         getattr(network, name).compile()
     if ranks.gpu and ranks.world > 1:
         synchronise_batch_norm(network)
+
+
+def beyond_the_cost_volume(spec, network: torch.nn.Module) -> str:
+    """What is wrong with ground truth that counts and that the network can hardly find; empty where nothing is."""
+    counts, found = spec.dataset.max_disparity, network.config.max_disparity
+    if counts <= found:
+        return ""
+    return (
+        f"dataset.max_disparity: ground truth up to {counts} px counts, and the network's cost volume ends at {found} "
+        f"px: it is trained towards what it can hardly find; lower it to {found}, or raise model.max_disparity"
+    )
 
 
 def _quieten() -> None:

@@ -20,7 +20,8 @@ from stereo_core.spec.automl import AutoML
 LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 60  # for a trial to finish its step and write a checkpoint, once it was asked to stop
+GRACE_SECONDS = 25  # for a trial to finish its step and write a checkpoint, once it was asked to stop
+LOCK_SECONDS = 60  # for the trials of a search that was killed
 _USER_ERROR = 2  # exit code of a training whose input is wrong
 
 
@@ -44,7 +45,7 @@ def alone(folder: Path) -> Iterator[int]:
     Raises:
         SpecError: another search is still there after a minute.
     """
-    end = time.monotonic() + GRACE_SECONDS
+    end = time.monotonic() + LOCK_SECONDS
     with (folder / "search.lock").open("ab") as file:
         waiting = False
         while True:
@@ -173,5 +174,6 @@ class Search:
     def _stop_all(self) -> None:
         for trial in self.running:
             trial.stop()
+        end = time.monotonic() + GRACE_SECONDS
         for trial in self.running:  # together they have the time of one
-            trial.wait(GRACE_SECONDS)
+            trial.wait(max(0.0, end - time.monotonic()))

@@ -84,7 +84,7 @@ class Train(Section):
     nonfinite: Literal["fail", "skip"] = key("fail", "What a loss that is NaN or infinite does (ours)")
     ema_decay: Float | None = key(None, "Decay of averaged weights (ours)", gt=0, lt=1)
     backbone_lr_factor: Float = key(1.0, "Learning rate of the backbones relative to lr (ours)", ge=0)
-    compile: Literal["auto", "on", "off"] = key("auto", "torch.compile; auto: off, measured to be slower (ours)")
+    compile: Literal["auto", "on", "off"] = key("auto", "torch.compile; auto: off; on may compile for minutes (ours)")
     optim: Optim = section(Optim, "Optimizer and schedule")
     log_every_n_steps: Int = key(500, "Steps between log lines", ge=1)
     vis_step_interval: Int = key(10, "Steps between logged pictures", ge=1)

@@ -178,6 +178,14 @@ def test_weights_are_loaded_as_the_training_will(case, tmp_path, tiny_checkpoint
     assert levels(weights(case(train={"pretrained_model_path": str(tiny_checkpoint)}))) == ["warning", "ok"]
 
 
+def test_ground_truth_beyond_the_cost_volume(case):
+    one = case()
+    one.spec.dataset.max_disparity = 65
+    assert levels(weights(one)) == ["ok", "warning"]
+    (finding,) = [finding for finding in weights(one) if finding.level == "warning"]
+    assert "65 px" in finding.text and finding.mend.startswith("lower it to 64")
+
+
 def test_devices_and_arithmetic(case):
     assert levels(devices(case(train={"precision": "fp16"}))) == ["problem"]
     assert levels(devices(case(SERVER, train={"precision": "bf16"}))) == ["warning"]

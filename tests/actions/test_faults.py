@@ -20,7 +20,7 @@ def _child(dataset: dict, settings: dict) -> None:
 
 @pytest.fixture(scope="module")
 def launch(scenes, split):
-    """folder -> a process of its own that trains in it: nine steps of two batches, a checkpoint after every step."""
+    """folder -> a process of its own that trains in it: ten steps of two batches, a checkpoint after every step."""
     context = multiprocessing.get_context("forkserver")
     # Children are forked from a process that has imported torch but never used it: a start costs no import.
     context.set_forkserver_preload(["training_runs", "stereo_core.actions.train"])

@@ -19,14 +19,16 @@ import training_runs
 from training_runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
-from stereo_core.actions.train import COMPILED
+from stereo_core.actions.train import COMPILED, tune
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import create_model, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
 from stereo_core.models.files import read_sidecar
 from stereo_core.spec import spec_from_dict
+from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import StatusLines
 from stereo_core.training.checkpoints import AtomicCheckpointIO
+from stereo_core.training.distribution import Ranks
 from stereo_core.training.module import StereoModule
 
 
@@ -309,6 +311,86 @@ def test_sgd_with_accumulation_and_clipping_by_value(train, tmp_path):
     )
     # Two clipped steps: at most 1.8 * 1e-4, and weight decay (1e-4) times a weight on top.
     assert largest < 1e-3
+
+
+@pytest.mark.parametrize("keys", [{"clip_grad_norm": 0.01}, {"clip_grad_value": 1e-4}])
+def test_gradients_are_clipped_by_norm_or_by_value(train, tmp_path, monkeypatch, keys):
+    """TAO's item 12: there clip_grad_norm clips by value."""
+    seen = []
+
+    def look(module, *_):
+        gradients = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]).double()
+        seen.append((float(gradients.norm()), float(gradients.abs().max()), float(gradients.abs().median())))
+
+    monkeypatch.setattr(StereoModule, "on_train_batch_end", look)
+    assert train(tmp_path, num_epochs=1, **keys)[0] == 0
+    for norm, largest, middle in seen:
+        if "clip_grad_norm" in keys:
+            assert norm == pytest.approx(0.01, rel=1e-3) and largest > 100 * middle
+        else:
+            assert largest == pytest.approx(1e-4) and norm > 0.01
+    assert len(seen) == 2
+
+
+def test_cudnn_does_what_the_spec_says(train, tmp_path, monkeypatch):
+    for name in ("benchmark", "deterministic"):
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # set back afterwards
+    for wanted in (True, False):
+        assert train(tmp_path, num_epochs=1, cudnn={"benchmark": wanted, "deterministic": not wanted})[0] == 0
+        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (wanted, not wanted)
+
+
+def test_how_the_network_computes_is_what_the_spec_says():
+    one, two = Ranks(local=0), Ranks((0, 1), gpu=True, local=0)
+
+    def tuned(ranks=one, **keys):
+        network = create_model(preset="tiny")
+        tune(network, Train(**keys), ranks)
+        return network
+
+    plain = tuned()
+    assert not plain.recompute and all(getattr(plain, name)._compiled_call_impl is None for name in COMPILED)
+    assert tuned(activation_checkpoint=True).recompute
+    assert all(getattr(tuned(compile="on"), name)._compiled_call_impl for name in COMPILED)
+    for strategy, innermost in (("ddp", True), ("fsdp", False)):
+        network = tuned(two, distributed_strategy=strategy)
+        assert network.proj_cmb.weight.shape[1] > 1
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in network.modules())
+        convolutions = [p for p in network.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+        laid_out = {p.is_contiguous(memory_format=torch.channels_last) for p in convolutions}
+        assert laid_out == {innermost}
+
+
+def test_an_image_that_breaks_in_a_later_epoch(train, tmp_path, monkeypatch, status_lines, scenes):
+    """The run ends with its name, and goes on from before it, once it is mended, as if nothing had been."""
+    keys = {"num_epochs": 3, "keep_checkpoints": 0}
+    assert train(tmp_path / "whole", **keys)[0] == 0
+    image = next(path for path in scenes.rglob("*right*.png"))
+    content = image.read_bytes()
+
+    def break_it(self, trainer, *_):
+        if trainer.current_epoch == 0:
+            image.write_bytes(content[: len(content) // 2])
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(StatusLines, "on_train_epoch_end", break_it)
+            assert train(tmp_path / "run", **keys)[0] == 2
+    finally:
+        image.write_bytes(content)
+    last = status_lines(tmp_path / "run")[-1]
+    assert last["status"] == "FAILURE" and str(image) in last["message"]
+    assert checkpoints(tmp_path / "run") == ["model_epoch_000_step_00002.pth"]
+    assert train(tmp_path / "run", **keys, resume_training_checkpoint_path="auto")[0] == 0
+    assert_same(*(load(tmp_path / name / "dn_model_latest.pth") for name in ("run", "whole")))
+
+
+def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, scenes, split, tmp_path):
+    """TAO's item 26: nothing ties the two keys there."""
+    dataset = {"max_disparity": 65, "train_dataset": split(scenes / "list.txt", 2)}
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    assert training_runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 1}) == 0
+    assert "dataset.max_disparity: ground truth up to 65 px counts" in caplog.text and "ends at 64 px" in caplog.text
 
 
 def test_lost_weights_end_the_run_before_its_first_step(train, tmp_path, status_lines, scenes):
