@@ -20,6 +20,7 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stereo_core import __version__
 from stereo_core.actions import Outcome
@@ -198,7 +199,10 @@ def launch(action: str, executor_input: str) -> int:
         with atomic_path(output_file) as temporary:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
-    return perform(action, spec_from_dict(action, tree), on_outcome=publish_all)
+    spec = spec_from_dict(action, tree)
+    if action == "trt_evaluate" and spec.evaluate.resize == "none":
+        check_frame(inputs["engine"], spec.dataset.test_dataset.data_sources[0])
+    return perform(action, spec, on_outcome=publish_all)
 
 
 def _is_another_attempt(note: Path, executor_input: str) -> bool:
@@ -268,6 +272,28 @@ def check_artifact(artifact: Artifact) -> Artifact:
     if digest and digest != sha256_of(content(artifact)):
         raise error(f"input {artifact.port}: {artifact.uri} changed since it was made (sha256 differs); make it again")
     return artifact
+
+
+def check_frame(engine: Artifact, source: Any) -> None:
+    """Refuse an engine of one size, as its metadata has it, that is not the size of the first image.
+
+    Raises:
+        ModelError: the sizes differ. DataError: the list or the image can not be read.
+    """
+    from stereo_core.data.annotations import read_annotations
+    from stereo_core.data.images import read_image
+
+    said = engine.metadata
+    frame = tuple(said.get(f"input_{side}") for side in ("height", "width"))
+    if None in frame or any(said.get(f"min_{side}") != said.get(f"max_{side}") for side in ("height", "width")):
+        return
+    first = read_annotations(source.data_file, source.data_root)[0]
+    size = read_image(first.left).shape[:2]
+    if size != frame:
+        raise ModelError(
+            f"input engine: {engine.uri} is for images of {frame[0]} x {frame[1]}, and {first.left} has {size[0]} x "
+            f"{size[1]}; set evaluate.resize to pad or stretch, or build an engine of this size"
+        )
 
 
 def content(artifact: Artifact) -> Path:

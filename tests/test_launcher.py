@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,34 @@ def test_synthesize_then_convert(images, tmp_path):
     assert metadata["bytes"] == sum(p.stat().st_size for p in Path(annotations["uri"]).iterdir())
     assert metadata["producer"].startswith("stereo-pipelines ") and metadata["producer"].endswith(" convert")
     assert json.loads((tmp_path / "results" / "status.json").read_text().splitlines()[-1])["status"] == "SUCCESS"
+
+
+def test_an_engine_of_another_size_than_the_images_is_refused_before_any_work(images, tmp_path):
+    """Where nothing brings them to it; torch is not even imported by then."""
+    (tmp_path / "model.engine").write_bytes(b"engine")
+    (tmp_path / "lists").mkdir()
+    lines = "left.png right.png disparity.png\n"
+    (tmp_path / "lists" / "test.txt").write_text(lines)
+    scene = next(Path(images["uri"]).rglob("left/rgb/*.png"))
+    shutil.copy(scene, tmp_path / "left.png")
+
+    def ended(height: int) -> str:
+        size = {f"{which}_height": height for which in ("input", "min", "max")}
+        size |= {f"{which}_width": 96 for which in ("input", "min", "max")}
+        inputs = {
+            "engine": item(tmp_path / "model.engine", kind="engine", **size),
+            "annotations": item(tmp_path / "lists"),
+            "images": item(tmp_path),
+        }
+        message = executor_input(tmp_path / "task", inputs, ("metrics",), {"spec": {"evaluate": {"resize": "none"}}})
+        code = f"import sys; from stereo_core.launcher import main; print(main(['trt_evaluate', {message!r}]))"
+        code += "; print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    told = ended(128)
+    assert told.startswith("2\nFalse\n") and "is for images of 128 x 96" in told and "left.png has 64 x 96" in told
+    assert "evaluate.resize" in told and "is for images of" not in ended(64)
 
 
 def test_same_spec_same_digest_elsewhere(images, tmp_path):
