@@ -340,7 +340,11 @@ class Simulator:
         log = self.folder / "logs" / task
         log.parent.mkdir(exist_ok=True)
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        environment |= {item["name"]: item["value"] for item in container.get("env", [])}
+        for item in container.get("env", []):
+            if "value" in item:
+                environment[item["name"]] = item["value"]
+            else:  # no secret and no ConfigMap is there
+                assert all(source["optional"] for source in item["valueFrom"].values()), f"{item['name']}: no such key"
         with log.open("wb") as file:
             code = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
         if code:
