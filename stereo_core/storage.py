@@ -482,7 +482,7 @@ def _told(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: the storage refused: {error.code}") from None
     except (HTTPError, MinioException) as error:
         said = next((name for name in ENDPOINTS if os.environ.get(name)), "")
-        server = f"the server that {said} names" if said else "AWS (no AWS_ENDPOINT_URL is set)"
+        server = f"the storage that {said} names" if said else "the storage of AWS (no AWS_ENDPOINT_URL is set)"
         raise StorageError(f"{uri}: {server} does not answer as it should: {type(error).__name__}") from None
     except ValueError as error:
         if "fail to fetch credentials" in str(error):
