@@ -103,6 +103,8 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     if settings.seed < 0:
         settings.seed = _drawn_seed(resume)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
+    data = StereoDataModule(spec)
+    data.setup()  # bad lists are told before the network is built and validated
     network = from_spec(spec, resume or settings.pretrained_model_path or None)
     if rounds(network):
         raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
@@ -111,7 +113,6 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     if beyond := beyond_the_cost_volume(spec, network):
         LOG.warning("%s", beyond)
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
-    data = StereoDataModule(spec)
     checkpoints = Checkpoints(folder, settings)
     measurements = Measurements()
     watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]

@@ -41,35 +41,41 @@ class StereoDataModule(pl.LightningDataModule):
         self.datasets: dict[str, StereoDataset] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the annotation lists of the stage (fit, validate, test, predict); DataError when one is unusable."""
+        """Read the annotation lists of the stage (fit, validate, test, predict).
+
+        Raises:
+            DataError: a list is unusable, or too short for a training batch on every device or for all processes.
+        """
         for split in _SPLIT_OF_STAGE[stage or "fit"]:
             if split not in self.datasets and (split != "val" or self.has("val")):
                 self.datasets[split] = build_dataset(self.spec, split)
+                self._check_size(split)
+
+    def _check_size(self, split: str) -> None:
+        samples, processes, batch_size = len(self.datasets[split]), _ranks()[0], self._section(split).batch_size
+        if split == "train" and samples < batch_size * processes:
+            raise DataError(
+                f"dataset.train_dataset: {samples} samples, but a batch takes {batch_size * processes}"
+                f" (batch_size {batch_size} on {processes} devices); lower batch_size or add samples"
+            )
+        if split == "val" and samples < processes:
+            raise DataError(
+                f"dataset.val_dataset: {samples} samples for {processes} processes; each needs one, add samples"
+            )
 
     def has(self, split: str) -> bool:
         """Whether the spec names a data source for the split."""
         return bool(self._section(split).data_sources)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches; DataError when the data set is smaller than one batch on every device."""
-        dataset, section = self.datasets["train"], self._section("train")
-        sampler = EpochSampler(dataset, *_ranks(), shuffle=True, seed=self.spec.train.seed, drop_last=True)
-        needed = section.batch_size * sampler.num_replicas
-        if len(dataset) < needed:
-            raise DataError(
-                f"dataset.train_dataset: {len(dataset)} samples, but a batch takes {needed}"
-                f" (batch_size {section.batch_size} on {sampler.num_replicas} devices); lower batch_size or add samples"
-            )
+        """Shuffled batches."""
+        dataset, seed = self.datasets["train"], self.spec.train.seed
+        sampler = EpochSampler(dataset, *_ranks(), shuffle=True, seed=seed, drop_last=True)
         return self._loader("train", sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Whole images in order; no loader when the spec names no validation data; DataError when a rank has none."""
-        if "val" not in self.datasets:
-            return []
-        images, ranks = len(self.datasets["val"]), _ranks()[0]
-        if images < ranks:
-            raise DataError(f"dataset.val_dataset: {images} samples for {ranks} processes; each needs one, add samples")
-        return self._ordered("val")
+        """Whole images in order; no loader when the spec names no validation data."""
+        return self._ordered("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> DataLoader:
         """Whole images in order."""

@@ -462,9 +462,11 @@ def test_fp16_needs_a_gpu(train, tmp_path, status_lines):
     assert "train.precision: fp16 needs a GPU" in status_lines(tmp_path)[-1]["message"]
 
 
-def test_a_batch_larger_than_the_data_set(train, tmp_path, status_lines):
+def test_a_batch_larger_than_the_data_set_is_told_before_any_work(train, tmp_path, status_lines, caplog):
+    caplog.set_level("INFO")
     assert train(tmp_path, batch_size=5)[0] == 2
     assert "4 samples, but a batch takes 5" in status_lines(tmp_path)[-1]["message"]
+    assert "million parameters" not in caplog.text  # which is said of the network that was made
 
 
 def test_dry_run_leaves_no_checkpoint(train, tmp_path):

@@ -54,7 +54,7 @@ def test_training_order_follows_the_seed_and_changes_with_the_epoch(pairs):
 
 def test_too_few_samples_for_a_batch(pairs):
     with pytest.raises(DataError, match=r"train_dataset: 5 samples, but a batch takes 6 .*batch_size"):
-        module(pairs, batch_size=6).train_dataloader()
+        module(pairs, batch_size=6)
 
 
 @pytest.mark.parametrize(("split", "loader"), [("val", "val"), ("test", "test"), ("infer", "predict")])
@@ -78,9 +78,9 @@ def test_every_sample_once_on_any_number_of_ranks():
     assert len({index for part in parts for index, _ in part}) == 4
 
 
-def make_a_loader(folder, status, ranks):
+def set_up(folder, status, ranks):
     with joined(ranks, "gloo"):
-        module(folder, "val").val_dataloader()
+        module(folder, "val")
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_fewer_validation_images_than_ranks_are_refused(tmp_path):
     """Lightning would leave out the validation on some ranks, and the others would wait for them."""
     write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, "one")])
     with pytest.raises(DataError, match=r"dataset\.val_dataset: 1 samples for 2 processes"):
-        in_ranks(make_a_loader, tmp_path, StatusLog(None), Ranks((0, 0)))
+        in_ranks(set_up, tmp_path, StatusLog(None), Ranks((0, 0)))
 
 
 def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):
