@@ -109,10 +109,10 @@ def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
     wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with alone(tmp_path) as lock:
         child = subprocess.Popen(wait, stdin=subprocess.PIPE, pass_fds=(lock,))
-    monkeypatch.setattr("stereo_core.automl.search.GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("stereo_core.automl.search.LOCK_SECONDS", 0.05)
     with pytest.raises(SpecError, match="another search, or a trial of one, is running"), alone(tmp_path):
         pass
-    monkeypatch.setattr("stereo_core.automl.search.GRACE_SECONDS", 30)
+    monkeypatch.setattr("stereo_core.automl.search.LOCK_SECONDS", 30)
     child.communicate()
     with alone(tmp_path):
         pass
