@@ -441,27 +441,6 @@ def test_a_cached_step_runs_again_only_with_other_inputs(small, tmp_path):
     assert documents[2]["spec"]["templates"][0]["memoize"]["cache"] == {"configMap": {"name": "test-cache"}}
 
 
-@pytest.mark.slow
-def test_the_demo_gives_what_the_local_engine_gives(tmp_path):
-    graph = load_pipeline(DEMO)
-    arguments = {"num_scenes": 4, "num_epochs": 1}
-    there = Simulator(manifests(graph, arguments, REPOSITORY), tmp_path / "argo", {})
-    there.run()
-    here = LocalRun(graph, arguments, tmp_path / "here", parallel=1)
-    assert here.execute() == 0
-    for task in here.tasks:
-        said = json.loads(there.outputs[task]["executor-output"])["artifacts"]
-        for port, made in here.tasks[task].artifacts.items():
-            metadata = said[port]["artifacts"][0]["metadata"]
-            assert metadata["kind"] == made.metadata["kind"], f"{task} {port}"
-            assert metadata["spec_sha256"] == made.metadata["spec_sha256"], f"{task} {port}"
-            if port in ("images", "annotations", "onnx", "engine"):
-                assert metadata["sha256"] == made.metadata["sha256"], f"{task} {port}"
-            for key in ("epe", "rmse", "bp1", "d1", "train_loss"):
-                if key in made.metadata:
-                    assert metadata[key] == pytest.approx(made.metadata[key], rel=1e-6), f"{task} {key}"
-
-
 # ---- refused
 
 

@@ -1,4 +1,4 @@
-"""Conformance: the compiled steps run under kfp's own local engine too, and give what ours gives.
+"""Conformance: the demo does the whole job, and gives the same by the local engine, kfp's own and as an Argo Workflow.
 
 kfp.local runs container components in Docker only; two of its private checks are lifted so that their commands run as
 plain processes. Where an upgrade takes these hooks away, the test says so.
@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from argo_simulator import Simulator
 from kfp import compiler, components, dsl, local
 from kfp.local.subprocess_task_handler import SubprocessTaskHandler
 from stereo_components import convert, synthesize
 
 from stereo_core.files import sha256_of
+from stereo_core.orchestration.argo import Repository, manifests
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
@@ -28,6 +30,15 @@ SPEC = {
     "split_ratio": 0.5,
 }
 TINY = {"num_scenes": 4, "num_epochs": 1}
+DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory) -> LocalRun:
+    """The demo, run by the local engine."""
+    run = LocalRun(load_pipeline(DEMO), TINY, tmp_path_factory.mktemp("demo") / "run")
+    assert run.execute() == 0, {name: task.message for name, task in run.tasks.items()}
+    return run
 
 
 @pytest.fixture
@@ -65,11 +76,28 @@ def test_data_steps_give_the_same_under_both_engines(kfp_root, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_whole_pipeline_gives_the_same_under_both_engines(kfp_root, tmp_path):
-    (demo,) = (folder for folder in pipeline_folders() if folder.name == "demo")
-    components.load_component_from_file(str(compiled_path(demo)))(**TINY)
-    ours = LocalRun(load_pipeline(compiled_path(demo)), TINY, tmp_path / "ours", parallel=1)
-    assert ours.execute() == 0
+def test_the_demo_trains_exports_and_measures(ours):
+    """Metrics of checkpoint and engine agree, every artifact is of the kind its port promises, nothing runs twice."""
+    for task in ours.tasks.values():
+        for port, made in task.artifacts.items():
+            assert made.metadata["kind"] == port and made.bytes > 0
+    train = ours.tasks["train"].artifacts["metrics"].metadata
+    assert train["initial_epe"] > 0 and train["epe"] > 0
+    checkpoint, engine = (ours.tasks[name].artifacts["metrics"].metadata for name in ("evaluate", "trt-evaluate"))
+    assert abs(checkpoint["epe"] - engine["epe"]) < 0.01
+    assert ours.tasks["gen-trt-engine"].artifacts["engine"].metadata["format"] == "ort"
+    maps = list((ours.folder / "tasks/trt-inference/disparity/disparity_png16").rglob("*.png"))
+    lists = (ours.folder / "tasks/convert/annotations/val.txt").read_text().splitlines()
+    assert len(maps) == len(lists) > 0
+    again = LocalRun(load_pipeline(DEMO), TINY, ours.folder)
+    assert again.execute() == 0
+    assert {task.state for task in again.tasks.values()} == {"reused"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_gives_the_same_by_kfp(kfp_root, ours):
+    components.load_component_from_file(str(DEMO))(**TINY)
     for task in ("evaluate", "trt-evaluate"):
         theirs = json.loads(artifact(kfp_root, task, "metrics").read_text())
         for name in ("epe", "d1", "rmse"):
@@ -77,3 +105,22 @@ def test_whole_pipeline_gives_the_same_under_both_engines(kfp_root, tmp_path):
     for task, run in ours.tasks.items():
         for port, made in run.artifacts.items():
             assert artifact(kfp_root, task, port).exists(), f"{task}/{port} ({made.path})"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_gives_the_same_as_an_argo_workflow(ours, tmp_path):
+    repository = Repository.of("s3://artifacts/stereo", "http://minio:9000", "minio-keys")
+    theirs = Simulator(manifests(load_pipeline(DEMO), TINY, repository), tmp_path, {})
+    theirs.run()
+    for task, run in ours.tasks.items():
+        said = json.loads(theirs.outputs[task]["executor-output"])["artifacts"]
+        for port, made in run.artifacts.items():
+            metadata = said[port]["artifacts"][0]["metadata"]
+            assert metadata["kind"] == made.metadata["kind"], f"{task} {port}"
+            assert metadata["spec_sha256"] == made.metadata["spec_sha256"], f"{task} {port}"
+            if port in ("images", "annotations", "onnx", "engine"):
+                assert metadata["sha256"] == made.metadata["sha256"], f"{task} {port}"
+            for key in ("epe", "rmse", "bp1", "d1", "train_loss"):
+                if key in made.metadata:
+                    assert metadata[key] == pytest.approx(made.metadata[key], rel=1e-6), f"{task} {key}"
