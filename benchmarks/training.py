@@ -97,7 +97,7 @@ PLAIN = {  # augmentation: the crop alone
     "color_aug_hue_range": [0.0, 0.0],
 }
 SPLITS = {
-    "memorise": {"batch_size": 2, "augmentation": PLAIN | {"crop_size": [384, 768]}},
+    "memorise": {"batch_size": 2, "augmentation": PLAIN | {"crop_size": [540, 960]}},  # whole images, as evaluated
     "scenes": {"batch_size": 6, "augmentation": PLAIN | {"crop_size": [256, 512]}},
 }
 FLYING_THINGS = {

@@ -47,7 +47,7 @@ LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
 HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it"
-COMPILED = ("feature", "cnet", "cost_agg", "update_block")
+COMPILED = ("feature", "cnet", "update_block")
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -236,8 +236,8 @@ def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[No
 def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
     """Set how the network computes, not what: memory against time, layout, compiled parts, statistics over all ranks.
 
-    Compiled are the parts that take the time, the GRU once and not once an iteration. Validation runs eagerly: its
-    images have many sizes (see StereoModule).
+    Compiled are parts of many small operations, the GRU once and not once an iteration; the filter of the cost volume
+    gets slower by it (benchmarks/RESULTS.md). Validation runs eagerly: its images have many sizes (see StereoModule).
     """
     network.recompute = settings.activation_checkpoint
     sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # takes contiguous weights only
