@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import threading
@@ -96,8 +97,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     settings = spec.train
     folder = results_dir(spec, "train")
     _quieten()
-    torch.backends.cudnn.benchmark = settings.cudnn.benchmark
-    torch.backends.cudnn.deterministic = settings.cudnn.deterministic
+    choose_kernels(settings.cudnn, ranks.gpu)
     resume = _to_resume(spec, folder, status)
     _check_nodes(spec, resume, ranks)
     if settings.seed < 0:
@@ -231,6 +231,16 @@ def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[No
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, on_ctrl_c)
+
+
+def choose_kernels(cudnn, gpu: bool) -> None:
+    """Switch cuDNN; `deterministic` holds for PyTorch's own GPU kernels too, else two runs would differ by the order in
+    which their sums are made. An operation that has no such kernel warns."""
+    torch.backends.cudnn.benchmark = cudnn.benchmark
+    torch.backends.cudnn.deterministic = cudnn.deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes time
+    torch.use_deterministic_algorithms(cudnn.deterministic and gpu, warn_only=True)
 
 
 def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:

@@ -53,8 +53,8 @@ class Optim(Section):
 
 
 class Cudnn(Section):
-    benchmark: bool = key(False, "Try convolution algorithms and keep the fastest")
-    deterministic: bool = key(True, "Deterministic kernels only")
+    benchmark: bool = key(False, "Try convolution algorithms and keep the fastest: then runs may differ")
+    deterministic: bool = key(True, "Deterministic kernels only, also beside cuDNN: equal seeds give equal weights")
 
 
 class Train(Section):

@@ -340,6 +340,20 @@ def test_cudnn_does_what_the_spec_says(train, tmp_path, monkeypatch):
         assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (wanted, not wanted)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_two_runs_on_a_gpu_are_equal(train, tmp_path, precision):
+    """Kernels that add up in any order differ in the last bits, and after some steps in more. One of the two is stopped
+    and goes on, with fp16 its scaler too."""
+    assert train(tmp_path / "one", num_epochs=4, precision=precision)[0] == 0
+    assert train(tmp_path / "two", num_epochs=2, precision=precision)[0] == 0
+    assert train(tmp_path / "two", num_epochs=4, precision=precision, resume_training_checkpoint_path="auto")[0] == 0
+    one, two = (load(tmp_path / name / "dn_model_latest.pth") for name in ("one", "two"))
+    assert ("MixedPrecision" in one) == (precision == "fp16") and one.get("MixedPrecision") == two.get("MixedPrecision")
+    assert_same(one, two)
+
+
 def test_how_the_network_computes_is_what_the_spec_says():
     one, two = Ranks(local=0), Ranks((0, 1), gpu=True, local=0)
 
