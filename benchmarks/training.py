@@ -581,7 +581,7 @@ CONFIGURATIONS = {
     "fp32-recompute": RECOMPUTE,
     "bf16": {"precision": "bf16"},
     "bf16-recompute": {"precision": "bf16"} | RECOMPUTE,
-    "bf16-any-order": {"precision": "bf16", "cudnn": {"benchmark": False, "deterministic": False}},
+    "bf16-deterministic": {"precision": "bf16", "deterministic": True},
     "bf16-cudnn-benchmark": {"precision": "bf16", "cudnn": {"benchmark": True, "deterministic": False}},
     "bf16-compile": {"precision": "bf16"} | COMPILED,
     "bf16-recompute-compile": {"precision": "bf16"} | RECOMPUTE | COMPILED,
@@ -644,7 +644,7 @@ def measure(asked: argparse.Namespace) -> dict:
     model = MODEL | network(asked) | {"train_iters": asked.iters}
     settings = CONFIGURATIONS[asked.part] | {"results_dir": str(asked.out / "steps"), "num_epochs": 1}
     spec = ExperimentSpec.model_validate({"model": model, "train": settings})
-    choose_kernels(spec.train.cudnn, GPU)
+    choose_kernels(spec.train, GPU)
     torch.manual_seed(0)
     net = from_spec(spec)
     tune(net, spec.train, Ranks(gpu=GPU))

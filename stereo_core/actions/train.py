@@ -97,7 +97,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     settings = spec.train
     folder = results_dir(spec, "train")
     _quieten()
-    choose_kernels(settings.cudnn, ranks.gpu)
+    choose_kernels(settings, ranks.gpu)
     resume = _to_resume(spec, folder, status)
     _check_nodes(spec, resume, ranks)
     if settings.seed < 0:
@@ -233,14 +233,14 @@ def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[No
             signal.signal(signal.SIGINT, on_ctrl_c)
 
 
-def choose_kernels(cudnn, gpu: bool) -> None:
-    """Switch cuDNN; `deterministic` holds for PyTorch's own GPU kernels too, else two runs would differ by the order in
-    which their sums are made. An operation that has no such kernel warns."""
-    torch.backends.cudnn.benchmark = cudnn.benchmark
-    torch.backends.cudnn.deterministic = cudnn.deterministic
+def choose_kernels(settings, gpu: bool) -> None:
+    """cuDNN's switches, and with `train.deterministic` PyTorch's own GPU kernels: without it some sums are made in any
+    order, and equal seeds give weights that differ in their last bits. An operation without such a kernel warns."""
+    torch.backends.cudnn.benchmark = settings.cudnn.benchmark and not settings.deterministic
+    torch.backends.cudnn.deterministic = settings.cudnn.deterministic or settings.deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes time
-    torch.use_deterministic_algorithms(cudnn.deterministic and gpu, warn_only=True)
+    torch.use_deterministic_algorithms(settings.deterministic and gpu, warn_only=True)
 
 
 def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:

@@ -53,8 +53,8 @@ class Optim(Section):
 
 
 class Cudnn(Section):
-    benchmark: bool = key(False, "Try convolution algorithms and keep the fastest: then runs may differ")
-    deterministic: bool = key(True, "Deterministic kernels only, also beside cuDNN: equal seeds give equal weights")
+    benchmark: bool = key(False, "Try convolution algorithms and keep the fastest")
+    deterministic: bool = key(True, "Deterministic cuDNN kernels only")
 
 
 class Train(Section):
@@ -65,6 +65,9 @@ class Train(Section):
     num_nodes: Int = key(1, "Nodes", ge=1)
     seed: Int = key(1234, "Random seed; -1: drawn anew for every run", ge=-1)
     cudnn: Cudnn = section(Cudnn, "cuDNN switches")
+    deterministic: bool = key(
+        False, "Deterministic GPU kernels only: equal seeds, equal weights, and slower; CPUs need no switch (ours)"
+    )
     pretrained_model_path: Text = key("", "Checkpoint to start from, any layout")
     resume_training_checkpoint_path: Text = key(
         "", "Checkpoint to go on from; auto: the newest whole one of the results folder, if any; empty: a new run"

@@ -191,7 +191,6 @@ class StereoModule(pl.LightningModule):
         """Clip; a spoilt step loses its gradients, and without them an optimizer leaves weights and state alone."""
         if self.spoilt:
             optimizer.zero_grad(set_to_none=True)
-        _in_the_layout_of_their_weights(optimizer)
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args, **options) -> None:
@@ -357,14 +356,6 @@ class StereoModule(pl.LightningModule):
         averages = checkpoint.get(AVERAGES)
         if averages and self.settings.ema_decay is not None:
             self.averages = {name: averages[f"model.{name}"] for name, _ in self._averaged()}
-
-
-def _in_the_layout_of_their_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Give gradients the strides of their weights. A dimension of size 1 may have any stride, and autograd and
-    `channels_last` choose differently; one such gradient, and the optimizer updates weight by weight: 5,000 kernels."""
-    for weight in (p for group in optimizer.param_groups for p in group["params"]):
-        if weight.grad is not None and weight.grad.stride() != weight.stride():
-            weight.grad = weight.grad.as_strided(weight.shape, weight.stride())
 
 
 def _seed_of(place: tuple[int, ...]) -> int:

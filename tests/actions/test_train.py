@@ -346,9 +346,10 @@ def test_cudnn_does_what_the_spec_says(train, tmp_path, monkeypatch):
 def test_two_runs_on_a_gpu_are_equal(train, tmp_path, precision):
     """Kernels that add up in any order differ in the last bits, and after some steps in more. One of the two is stopped
     and goes on, with fp16 its scaler too."""
-    assert train(tmp_path / "one", num_epochs=4, precision=precision)[0] == 0
-    assert train(tmp_path / "two", num_epochs=2, precision=precision)[0] == 0
-    assert train(tmp_path / "two", num_epochs=4, precision=precision, resume_training_checkpoint_path="auto")[0] == 0
+    keys = {"precision": precision, "deterministic": True}
+    assert train(tmp_path / "one", num_epochs=4, **keys)[0] == 0
+    assert train(tmp_path / "two", num_epochs=2, **keys)[0] == 0
+    assert train(tmp_path / "two", num_epochs=4, resume_training_checkpoint_path="auto", **keys)[0] == 0
     one, two = (load(tmp_path / name / "dn_model_latest.pth") for name in ("one", "two"))
     assert ("MixedPrecision" in one) == (precision == "fp16") and one.get("MixedPrecision") == two.get("MixedPrecision")
     assert_same(one, two)
