@@ -19,7 +19,7 @@ import training_runs
 from training_runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
-from stereo_core.actions.train import COMPILED, tune
+from stereo_core.actions.train import COMPILED, choose_kernels, tune
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import create_model, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
@@ -338,6 +338,18 @@ def test_cudnn_does_what_the_spec_says(train, tmp_path, monkeypatch):
     for wanted in (True, False):
         assert train(tmp_path, num_epochs=1, cudnn={"benchmark": wanted, "deterministic": not wanted})[0] == 0
         assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (wanted, not wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "expected"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_deterministic_kernels_are_chosen_where_there_is_a_choice(wanted, gpu, expected):
+    try:
+        choose_kernels(Train(deterministic=wanted), gpu)
+        assert torch.are_deterministic_algorithms_enabled() == expected
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == expected
+    finally:
+        choose_kernels(Train(), False)
 
 
 @pytest.mark.gpu
