@@ -23,7 +23,7 @@ from stereo_core.spec import results_dir
 from stereo_core.training.checkpoints import progress_of, settle_counters
 from stereo_core.training.distribution import gathered, number_of_ranks, summed, taken_from_first
 from stereo_core.training.losses import stereo_loss
-from stereo_core.training.nonfinite import write_step
+from stereo_core.training.nonfinite import NonFiniteLossError, write_step
 from stereo_core.training.schedules import lr_factor
 from stereo_core.training.strategy import whole
 
@@ -33,10 +33,6 @@ LOG = logging.getLogger(__name__)
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_WRITTEN = 10
 BACKBONE = "model.feature."  # EdgeNeXt and what ties it to the ViT; the ViT itself is not trained
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss, its gradient or a validation became NaN or infinite: the run is lost from here on and stops."""
 
 
 class StereoModule(pl.LightningModule):

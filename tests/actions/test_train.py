@@ -377,27 +377,48 @@ def test_how_the_network_computes_is_what_the_spec_says():
 
 
 def test_an_image_that_breaks_in_a_later_epoch(train, tmp_path, monkeypatch, status_lines, scenes):
-    """The run ends with its name, and goes on from before it, once it is mended, as if nothing had been."""
-    keys = {"num_epochs": 3, "keep_checkpoints": 0}
-    assert train(tmp_path / "whole", **keys)[0] == 0
-    image = next(path for path in scenes.rglob("*right*.png"))
-    content = image.read_bytes()
+    """The run ends with its name; no step before it is lost, and once it is mended the run goes on as if nothing had
+    been. Two batches a step, and the image is in the second batch of one: half a step is no step."""
+    keys = {"num_epochs": 3, "accumulate": 2, "ema_decay": 0.5, "checkpoint_interval": 3, "validation_interval": 3}
+    assert train(tmp_path / "whole", batch_size=1, **keys)[0] == 0
+    content = {}
 
-    def break_it(self, trainer, *_):
-        if trainer.current_epoch == 0:
-            image.write_bytes(content[: len(content) // 2])
+    def break_it(self, trainer, module, outputs, batch, batch_index):
+        if (trainer.current_epoch, batch_index) == (1, 2):
+            order = [index for index, _ in trainer.train_dataloader.sampler]
+            image = scenes / f"scene{order[3]}" / "right.png"
+            content[image] = image.read_bytes()
+            image.write_bytes(content[image][:1000])
 
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(StatusLines, "on_train_epoch_end", break_it)
-            assert train(tmp_path / "run", **keys)[0] == 2
+            patched.setattr(StatusLines, "on_train_batch_end", break_it, raising=False)
+            assert train(tmp_path / "run", batch_size=1, **keys)[0] == 2
     finally:
-        image.write_bytes(content)
+        for image in content:
+            image.write_bytes(content[image])
     last = status_lines(tmp_path / "run")[-1]
     assert last["status"] == "FAILURE" and str(image) in last["message"]
-    assert checkpoints(tmp_path / "run") == ["model_epoch_000_step_00002.pth"]
-    assert train(tmp_path / "run", **keys, resume_training_checkpoint_path="auto")[0] == 0
+    assert checkpoints(tmp_path / "run") == ["model_epoch_001_step_00003.pth"]
+    assert train(tmp_path / "run", batch_size=1, **keys, resume_training_checkpoint_path="auto")[0] == 0
     assert_same(*(load(tmp_path / name / "dn_model_latest.pth") for name in ("run", "whole")))
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
+def test_whatever_ends_a_run_its_last_step_is_there(finished, train, tmp_path, monkeypatch, hook):
+    """A tracker that can not be reached, say, right after a step, or a validation that fails after the epoch's last."""
+    keys = {"num_epochs": 2, "checkpoint_interval": 2}
+
+    def fail(self, trainer, *_):
+        if trainer.global_step == 2:
+            raise ConnectionError("the tracker is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StatusLines, hook, fail, raising=False)
+        assert train(tmp_path, **keys)[0] == 1
+    assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]
+    assert train(tmp_path, **keys, resume_training_checkpoint_path="auto")[0] == 0
+    assert_same(*(load(folder / "dn_model_latest.pth") for folder in (tmp_path, finished[0])))
 
 
 def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, scenes, split, tmp_path):
