@@ -20,6 +20,7 @@ from training_runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
 from stereo_core.actions.train import COMPILED, tune
+from stereo_core.data.images import write_png
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import create_model, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
@@ -427,6 +428,29 @@ def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, s
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
     assert training_runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 1}) == 0
     assert "dataset.max_disparity: ground truth up to 65 px counts" in caplog.text and "ends at 64 px" in caplog.text
+
+
+def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, status_lines):
+    """A wrong coding or mask: no metric, no best checkpoint, and the latest would be handed on."""
+    dataset = {f"{name}_dataset": split(scenes / "list.txt", 2) for name in ("train", "val")}
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    assert training_runs.start(dataset | {"max_disparity": 1}, {"results_dir": str(tmp_path)}) == 2
+    said = status_lines(tmp_path)[-1]["message"]
+    assert "dataset.val_dataset: none of the 4 images has a valid ground-truth pixel" in said
+
+
+def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp_path, caplog):
+    write_png(tmp_path / "nothing.png", np.zeros((64, 96), np.uint8))
+    lines = (scenes / "list.txt").read_text().splitlines()
+    lines[0] = lines[0].replace("scene0/mask.png", str(tmp_path / "nothing.png"))
+    (tmp_path / "val.txt").write_text("\n".join(lines) + "\n")
+    dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", 1)}
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    dataset["val_dataset"] = split(tmp_path / "val.txt", 2, data_root=str(scenes))
+    keys = {"results_dir": str(tmp_path), "num_epochs": 1, "is_dry_run": True}  # validates one batch, twice
+    assert training_runs.start(dataset, keys) == 0
+    said = [record.getMessage() for record in caplog.records if "no valid ground-truth pixel" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("1 of 2 validation images") and "scene0/left.png" in said[0]
 
 
 def test_lost_weights_end_the_run_before_its_first_step(train, tmp_path, status_lines, scenes):
