@@ -30,7 +30,6 @@ LOG = logging.getLogger(__name__)
 
 LATEST = "dn_model_latest.pth"
 BEST = "dn_model_best.pth"
-NONE_YET = "model_epoch_000_step_00000.pth"  # what the link to the latest leads to before there is one
 _NAME = re.compile(r"model_epoch_\d+_step_(\d+)\.pth")
 
 
@@ -117,8 +116,8 @@ def settle_counters(checkpoint: dict) -> None:
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that is whole: `dn_model_latest.pth`, else the ones before it; None where there is none.
 
-    A damaged one is passed over with an error in the log. Later steps than the link's are of an earlier run and do not
-    count; a run that has none yet has a link to step 0.
+    A damaged one is passed over with an error in the log. Later steps than the link's do not count: the run went back
+    to an earlier one.
 
     Raises:
         ModelError: there are checkpoints, and every one is damaged.
@@ -215,9 +214,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             leftover.unlink(missing_ok=True)
         at_home = trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == self.folder.resolve()
         self.names = [name for name in self.names if at_home and (self.folder / name).is_file()]
-        (self.folder / BEST).unlink(missing_ok=True)  # may be another run's
-        if not at_home and (self.folder / LATEST).is_symlink():  # as well: until there is a checkpoint it says so
-            _point(self.folder / LATEST, self.folder / NONE_YET)
+        (self.folder / BEST).unlink(missing_ok=True)  # may be of a later step than this run goes back to
         self._tidy()
 
     def on_before_optimizer_step(self, *_) -> None:

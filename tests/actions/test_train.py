@@ -337,7 +337,8 @@ def test_cudnn_does_what_the_spec_says(train, tmp_path, monkeypatch):
     for name in ("benchmark", "deterministic"):
         monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # set back afterwards
     for wanted in (True, False):
-        assert train(tmp_path, num_epochs=1, cudnn={"benchmark": wanted, "deterministic": not wanted})[0] == 0
+        keys = {"num_epochs": 1, "cudnn": {"benchmark": wanted, "deterministic": not wanted}}
+        assert train(tmp_path / f"{wanted}", **keys)[0] == 0
         assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (wanted, not wanted)
 
 
@@ -598,12 +599,18 @@ def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     assert saved["optimizer_states"][0]["state"][0]["step"] == 12
 
 
-def test_auto_goes_on_only_where_there_is_something(train, tmp_path, status_lines):
+def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, status_lines):
     """TAO's item 27: there a run resumes because a file lies there. Here it is asked to, says so, and may be over."""
     keys = {"num_epochs": 2, "resume_training_checkpoint_path": "auto"}
     assert train(tmp_path, num_epochs=1)[0] == 0
-    code, outcome = train(tmp_path, num_epochs=1)  # not asked: a new run
-    assert code == 0 and outcome.kpi["initial_epe"] > 0
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
+    elsewhere = str(finished[0] / "model_epoch_000_step_00002.pth")
+    for other in ({}, {"resume_training_checkpoint_path": elsewhere}):  # not asked for what is there
+        assert train(tmp_path, num_epochs=2, **other)[0] == 2
+        said = status_lines(tmp_path)[-1]["message"]
+        assert f"{tmp_path} holds checkpoints of another training" in said and "_path=auto goes on with that" in said
+    assert train(tmp_path, num_epochs=1, is_dry_run=True)[0] == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")} == before
     code, outcome = train(tmp_path, **keys)
     assert code == 0 and outcome.kpi["initial_epe"] != outcome.kpi["epe"]
     messages = [line["message"] for line in status_lines(tmp_path)]
@@ -616,19 +623,6 @@ def test_auto_goes_on_only_where_there_is_something(train, tmp_path, status_line
     code, _ = train(tmp_path / "new", num_epochs=1, resume_training_checkpoint_path="auto")
     assert code == 0
     assert f"No checkpoint in {tmp_path / 'new'}: a new run." in [x["message"] for x in status_lines(tmp_path / "new")]
-
-
-def test_auto_does_not_go_back_to_the_run_before(finished, train, tmp_path, monkeypatch, status_lines):
-    """A new run in the folder of another, killed before its first checkpoint, has nothing to go on from."""
-    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, symlinks=True)
-    with monkeypatch.context() as patched:
-        patched.setattr(StatusLines, "on_train_batch_end", lambda *_: 1 / 0, raising=False)
-        assert train(tmp_path, num_epochs=4)[0] == 1
-    assert len(checkpoints(tmp_path)) == 2
-    code, outcome = train(tmp_path, num_epochs=3, resume_training_checkpoint_path="auto")
-    assert code == 0 and "3 epochs, 6 steps" in outcome.message
-    assert f"No checkpoint in {tmp_path}: a new run." in [line["message"] for line in status_lines(tmp_path)]
-    assert (tmp_path / "dn_model_latest.pth").resolve().name == "model_epoch_002_step_00006.pth"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit"])
