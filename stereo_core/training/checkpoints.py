@@ -129,7 +129,7 @@ def newest_whole(folder: Path) -> Path | None:
     for path in candidates:
         try:
             check_digest(path)
-            AtomicCheckpointIO().load_checkpoint(path)
+            AtomicCheckpointIO().load_checkpoint(path, mmap=True)
             return path
         except Exception as error:  # whatever torch makes of a damaged file
             LOG.error("%s can not be resumed, the checkpoint before it is tried: %s", path, error)

@@ -22,7 +22,8 @@ from stereo_core.actions.perform import perform
 from stereo_core.actions.train import COMPILED, tune
 from stereo_core.data.images import write_png
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.models import create_model, load_model, save_checkpoint
+from stereo_core.files import sha256_of
+from stereo_core.models import create_model, files, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
 from stereo_core.models.files import read_sidecar
 from stereo_core.spec import spec_from_dict
@@ -599,8 +600,9 @@ def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     assert saved["optimizer_states"][0]["state"][0]["step"] == 12
 
 
-def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, status_lines):
-    """TAO's item 27: there a run resumes because a file lies there. Here it is asked to, says so, and may be over."""
+def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, status_lines, monkeypatch):
+    """TAO's item 27: there a run resumes because a file lies there. Here it is asked to, says so, and may be over. The
+    file, which may have gigabytes, is checked once."""
     keys = {"num_epochs": 2, "resume_training_checkpoint_path": "auto"}
     assert train(tmp_path, num_epochs=1)[0] == 0
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
@@ -611,7 +613,10 @@ def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, s
         assert f"{tmp_path} holds checkpoints of another training" in said and "_path=auto goes on with that" in said
     assert train(tmp_path, num_epochs=1, is_dry_run=True)[0] == 0
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")} == before
+    checked = []
+    monkeypatch.setattr(files, "sha256_of", lambda path: checked.append(path.name) or sha256_of(path))
     code, outcome = train(tmp_path, **keys)
+    assert checked == ["model_epoch_000_step_00002.pth"]
     assert code == 0 and outcome.kpi["initial_epe"] != outcome.kpi["epe"]
     messages = [line["message"] for line in status_lines(tmp_path)]
     said = f"Resuming training from checkpoint: {tmp_path / 'model_epoch_000_step_00002.pth'} "
