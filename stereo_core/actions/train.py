@@ -77,11 +77,12 @@ def run(spec, status: StatusLog) -> Outcome:
         raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
     ranks = resolve(spec.train, "train", torch.cuda.device_count())
     if ranks.world > 1 and spec.train.distributed_strategy == "fsdp":
-        _check_fsdp(spec.train)
+        check_fsdp(spec.train)
     return in_ranks(_train, spec, status, ranks)
 
 
-def _check_fsdp(settings) -> None:
+def check_fsdp(settings) -> None:
+    """SpecError where the spec's `train` asks for what weights in parts can not do."""
     if settings.ema_decay is not None:
         raise SpecError(
             "train.ema_decay: fsdp has the weights in parts and can not average them; use ddp, or leave it out"

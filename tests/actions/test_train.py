@@ -19,7 +19,7 @@ import training_runs
 from training_runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
-from stereo_core.actions.train import COMPILED, tune
+from stereo_core.actions.train import COMPILED, check_fsdp, tune
 from stereo_core.data.images import write_png
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import sha256_of
@@ -261,7 +261,12 @@ def test_pretrained_weights_are_the_start(finished, train, tmp_path):
     assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]
 
 
-def test_step_interval(train, tmp_path):
+def test_step_interval(train, tmp_path, monkeypatch):
+    """On the way: each epoch has an order of its own, and what a kill in a write has left is swept up."""
+    order = {0: [], 1: []}
+    look = lambda self, trainer, module, batch, index: order[trainer.current_epoch].extend(batch["path"])  # noqa: E731
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", look, raising=False)
+    (tmp_path / ".model_epoch_000_step_00003.abc.pth").touch()
     keys = {"checkpoint_interval": 3, "checkpoint_interval_unit": "step", "num_epochs": 2, "validation_interval": 2}
     assert train(tmp_path, batch_size=1, **keys)[0] == 0
     assert checkpoints(tmp_path) == [
@@ -269,6 +274,8 @@ def test_step_interval(train, tmp_path):
         "model_epoch_001_step_00006.pth",
         "model_epoch_001_step_00008.pth",  # the end always counts
     ]
+    assert len(set(order[0])) == 4 and sorted(order[0]) == sorted(order[1]) and order[0] != order[1]
+    assert not list(tmp_path.glob(".model_epoch_*"))
 
 
 def test_steps_of_several_batches_are_saved_once_each(train, tmp_path, monkeypatch):
@@ -294,10 +301,19 @@ def test_steps_of_several_batches_are_saved_once_each(train, tmp_path, monkeypat
 
 
 def test_bf16_runs(train, tmp_path):
-    code, outcome = train(tmp_path, num_epochs=1, precision="bf16")
+    """With fsdp, which on one device has nothing to share out."""
+    code, outcome = train(tmp_path, num_epochs=1, precision="bf16", distributed_strategy="fsdp", ema_decay=0.5)
     assert code == 0 and math.isfinite(outcome.kpi["train_loss"]) and math.isfinite(outcome.kpi["epe"])
     weights = load(tmp_path / "dn_model_latest.pth")["state_dict"].values()
     assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.float32}
+
+
+def test_what_fsdp_can_not_do_is_refused(train, tmp_path, status_lines):
+    """Before any process is started; fp16 would be refused here for want of a GPU."""
+    assert train(tmp_path, num_gpus=2, distributed_strategy="fsdp", ema_decay=0.5)[0] == 2
+    assert "train.ema_decay: fsdp" in status_lines(tmp_path)[-1]["message"]
+    with pytest.raises(SpecError, match=r"train\.precision: fp16"):
+        check_fsdp(Train(distributed_strategy="fsdp", precision="fp16"))
 
 
 def test_sgd_with_accumulation_and_clipping_by_value(train, tmp_path):
@@ -469,6 +485,44 @@ def test_lost_weights_end_the_run_before_its_first_step(train, tmp_path, status_
     assert checkpoints(tmp_path / "run") == []
 
 
+def spoil(step):
+    """A hook for StatusLines.on_train_batch_start: the left images of one step hold a NaN."""
+
+    def hook(self, trainer, module, batch, batch_index):
+        if trainer.global_step == step:
+            batch["left"][0, 0, 0, 0] = math.nan
+
+    return hook
+
+
+def test_a_step_that_is_not_finite_ends_the_run(train, tmp_path, status_lines, monkeypatch):
+    """TAO's item 1, from the command's side: exit 1, a line that says why, and the step's inputs."""
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", spoil(1), raising=False)
+    code, outcome = train(tmp_path, num_epochs=1)
+    assert code == 1 and outcome is None and checkpoints(tmp_path) == []
+    last, name = status_lines(tmp_path)[-1], "epoch_000_step_00001_batch_00001"
+    assert last["status"] == "FAILURE" and "the loss is nan at step 1 of epoch 0" in last["message"]
+    assert f"see {tmp_path / 'nonfinite' / name}.json" in last["message"]
+    assert not torch.load(tmp_path / "nonfinite" / f"{name}.pth", weights_only=True)["left"].isfinite().all()
+
+
+def test_what_was_skipped_is_counted_in_the_end(scenes, split, tmp_path, status_lines, monkeypatch):
+    """One unreadable pair in twelve, and one step of four."""
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    lines = (scenes / "list.txt").read_text().splitlines() * 3
+    lines[5] = lines[5].replace("scene1/left.png", str(tmp_path / "broken.png"))
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", spoil(2), raising=False)
+    dataset = {"max_disparity": 64, "on_error": "skip"}
+    dataset["train_dataset"] = split(tmp_path / "list.txt", 3, data_root=str(scenes))
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    keys = {"results_dir": str(tmp_path), "num_epochs": 1, "nonfinite": "skip"}
+    assert training_runs.start(dataset, keys) == 0
+    last = status_lines(tmp_path)[-1]
+    assert last["status"] == "SUCCESS"
+    assert (last["kpi"]["skipped_steps"], last["kpi"]["skipped_samples"]) == (1, 1)
+
+
 def test_lost_statistics_end_the_run(train, tmp_path, status_lines, monkeypatch):
     """The loss never sees running statistics, only a validation does; the checkpoint before them stays the latest."""
 
@@ -558,9 +612,12 @@ def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, status_lines, number, code):
+    sent = []
+
     def stop_once_it_runs():
         while "Train metrics" not in (tmp_path / "status.json").read_text():
             time.sleep(0.05)
+        sent.append(time.monotonic())
         os.kill(os.getpid(), number)
 
     (tmp_path / "status.json").touch()
@@ -568,6 +625,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, sta
     killer.start()
     before = signal.getsignal(number)
     assert train(tmp_path, num_epochs=1000, checkpoint_interval=1000, validation_interval=1000)[0] == code
+    assert time.monotonic() - sent[0] < 30  # what Kubernetes gives a pod
     assert signal.getsignal(number) == before
     last = status_lines(tmp_path)[-1]
     assert last["status"] == "FAILURE" and "resume_training_checkpoint_path=auto goes on from it" in last["message"]
