@@ -72,9 +72,9 @@ def weights(case: Case) -> Iterator[Finding]:
         over = warning if said == AUTO else problem  # auto leaves a run that is over alone
         yield ok(text) if done < train.num_epochs else over(text, "raise train.num_epochs")
     elif next(folder.glob("model_epoch_*.pth"), None):
-        yield warning(
-            f"a new run, but {folder} holds checkpoints of an earlier one",
-            "train.resume_training_checkpoint_path=auto goes on with that; results_dir takes another folder",
+        yield problem(
+            f"a new run, but {folder} holds checkpoints of another one",
+            "train.resume_training_checkpoint_path=auto goes on with that; train.results_dir takes another folder",
         )
     case.network = from_spec(case.spec, resume or train.pretrained_model_path or None)
     millions = sum(p.numel() for p in case.network.parameters()) / 1e6

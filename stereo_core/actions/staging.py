@@ -43,6 +43,18 @@ _KINDS = {
 }
 """Pattern of the keys that name files -> what is done about them. The first that fits counts."""
 
+
+def check_no_other_training(settings: Section, place: str | Path, names: Iterable[str]) -> None:
+    """SpecError where a training, `settings`, would write over the checkpoints of another, which lie at `place`."""
+    there = sorted(name for name in names if fnmatchcase(name, "model_epoch_*.pth"))
+    if there and not settings.is_dry_run:
+        raise SpecError(
+            f"train.results_dir: {place} holds checkpoints of another training, the last one {there[-1]}, and this one "
+            "would write over them; train.resume_training_checkpoint_path=auto goes on with that training, "
+            "train.results_dir=<folder> takes another folder, or remove them"
+        )
+
+
 LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # to checkpoints of a training
 
 _SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",)}
@@ -94,14 +106,19 @@ class Stage:
         """Fetch the results of the training that this one goes on with, where the spec says `auto`.
 
         Raises:
+            SpecError: they are those of a training that this one does not go on with.
             DataError, StorageError: as storage.fetch.
         """
-        if self.verb != "train" or self.spec.train.resume_training_checkpoint_path != AUTO:
+        if self.verb != "train":
             return
         folder = results_dir(self.spec, "train")
         if not any(folder.is_relative_to(here) for here in self.results):
             return
-        uri = self._mirror.uri_of(folder).removesuffix("/.")
+        uri, resume = self._mirror.uri_of(folder).removesuffix("/."), self.spec.train.resume_training_checkpoint_path
+        if resume != AUTO:
+            there = storage.children(uri, start="model_epoch_") if resume.rpartition("/")[0] != uri else ()
+            check_no_other_training(self.spec.train, uri, there)
+            return
         if not storage.is_prefix(uri):
             return
         found = storage.fetch_tree(uri, folder, own=True)

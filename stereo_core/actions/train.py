@@ -18,6 +18,7 @@ import torch
 from stereo_core.actions import Outcome
 from stereo_core.actions.perform import Terminated
 from stereo_core.actions.ranks import in_ranks
+from stereo_core.actions.staging import check_no_other_training
 from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import channels_last, from_spec
@@ -61,7 +62,8 @@ def run(spec, status: StatusLog) -> Outcome:
 
     With `train.resume_training_checkpoint_path` a run goes on as if it had never stopped; `auto` takes the newest whole
     checkpoint of the results folder, begins a new run where there is none, and does nothing to a run that is over. A
-    checkpoint whose validation did not come to its end is validated first.
+    checkpoint whose validation did not come to its end is validated first. A run that goes on with none of the folder's
+    checkpoints is refused where there are some.
 
     On several devices or nodes (see `stereo_core.training.distribution`) every process does the same on its part of the
     data; only the first writes files.
@@ -75,11 +77,12 @@ def run(spec, status: StatusLog) -> Outcome:
         raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
     ranks = resolve(spec.train, "train", torch.cuda.device_count())
     if ranks.world > 1 and spec.train.distributed_strategy == "fsdp":
-        _check_fsdp(spec.train)
+        check_fsdp(spec.train)
     return in_ranks(_train, spec, status, ranks)
 
 
-def _check_fsdp(settings) -> None:
+def check_fsdp(settings) -> None:
+    """SpecError where the spec's `train` asks for what weights in parts can not do."""
     if settings.ema_decay is not None:
         raise SpecError(
             "train.ema_decay: fsdp has the weights in parts and can not average them; use ddp, or leave it out"
@@ -145,19 +148,18 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
     """The checkpoint to go on from, said in status.json and the log; None for a new run.
 
     Raises:
-        SpecError: the checkpoint has more epochs than are wanted, or the one that was named has all of them.
+        SpecError: the checkpoint has more epochs than are wanted, or the one that was named has all of them; the folder
+            holds those of another run.
         ModelError: it is damaged or none of a training run.
     """
     settings = spec.train
     said = settings.resume_training_checkpoint_path
-    if not said:
-        if list(folder.glob("model_epoch_*.pth")):
-            LOG.warning("%s holds checkpoints of an earlier run; this is a new run (to go on with that one: "
-                        "train.resume_training_checkpoint_path=auto)", folder)  # fmt: skip
-        return None
-    path = newest_whole(folder) if said == AUTO else Path(said)
+    path = newest_whole(folder) if said == AUTO else Path(said) if said else None
+    if path is None or path.resolve().parent != folder.resolve():
+        check_no_other_training(settings, folder, (file.name for file in folder.iterdir()))
     if path is None:
-        status.running(f"No checkpoint in {folder}: a new run.")
+        if said:
+            status.running(f"No checkpoint in {folder}: a new run.")
         return None
     check_digest(path)
     progress = read_progress(path)

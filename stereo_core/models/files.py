@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import pickle
@@ -76,11 +77,23 @@ def read_sidecar(path: Path) -> dict:
 def check_digest(path: Path) -> None:
     """ModelError where a checkpoint is not the file that our trainer wrote; others have no digest to compare with."""
     noted = read_sidecar(path).get("sha256")
-    if noted and path.is_file() and sha256_of(path) != noted:
+    if noted and path.is_file() and _digest(path.resolve(), *_identity(path)) != noted:
         raise ModelError(
             f"{path}: damaged, its SHA-256 is not the one in {sidecar_of(path).name}; copy it again or take another "
             "checkpoint (if you replaced the file yourself, remove that note)"
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: Path, *identity: int) -> str:
+    """SHA-256 of a file, read once as long as it stays the same: a training that goes on checks its checkpoint, of
+    gigabytes, wherever it opens it."""
+    return sha256_of(path)
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_ctime_ns
 
 
 def _kind(path: Path) -> str:

@@ -126,6 +126,8 @@ def _optim(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     optim, changed = spec.train.optim, set(_changed(spec.train.optim, ()))
     if optim.optimizer == "AdamW" and "momentum" in changed:
         yield "train.optim.momentum", "AdamW has none"
+    elif "momentum" in changed and optim.lr_scheduler == "OneCycleLR":
+        yield "train.optim.momentum", "OneCycleLR lets it cycle between 0.85 and 0.95"
     for name, schedules in _SCHEDULES.items():
         if name in changed and optim.lr_scheduler not in schedules:
             yield f"train.optim.{name}", f"{optim.lr_scheduler} does not take it"

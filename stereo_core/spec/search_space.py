@@ -95,7 +95,10 @@ _AUGMENTATION = "dataset.train_dataset.augmentation"
 _FLIPS = _unless(lambda spec: spec.dataset.train_dataset.augmentation.do_flip, f"nothing flips without {_AUGMENTATION}.do_flip")  # fmt: skip  # noqa: E501
 _STEPS = ("MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler", "StepLR")
 _CONDITIONS = {
-    "train.optim.momentum": _unless(lambda s: s.train.optim.optimizer == "SGD", "only SGD has a momentum"),
+    "train.optim.momentum": _unless(
+        lambda s: s.train.optim.optimizer == "SGD" and s.train.optim.lr_scheduler != "OneCycleLR",
+        "only SGD has a momentum, and OneCycleLR sets it",
+    ),
     "train.optim.lr_step_size": _unless(lambda s: s.train.optim.lr_scheduler == "StepLR", "only StepLR reads it"),
     "train.optim.lr_decay": _unless(
         lambda s: s.train.optim.lr_scheduler in _STEPS, f"only {', '.join(_STEPS)} read it"

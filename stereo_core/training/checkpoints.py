@@ -24,12 +24,12 @@ from stereo_core.files import atomic_path, sha256_of
 from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
 from stereo_core.report.status import plain
 from stereo_core.training.callbacks import validation_metrics
+from stereo_core.training.nonfinite import NonFiniteLossError
 
 LOG = logging.getLogger(__name__)
 
 LATEST = "dn_model_latest.pth"
 BEST = "dn_model_best.pth"
-NONE_YET = "model_epoch_000_step_00000.pth"  # what the link to the latest leads to before there is one
 _NAME = re.compile(r"model_epoch_\d+_step_(\d+)\.pth")
 
 
@@ -116,8 +116,8 @@ def settle_counters(checkpoint: dict) -> None:
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that is whole: `dn_model_latest.pth`, else the ones before it; None where there is none.
 
-    A damaged one is passed over with an error in the log. Later steps than the link's are of an earlier run and do not
-    count; a run that has none yet has a link to step 0.
+    A damaged one is passed over with an error in the log. Later steps than the link's do not count: the run went back
+    to an earlier one.
 
     Raises:
         ModelError: there are checkpoints, and every one is damaged.
@@ -129,7 +129,7 @@ def newest_whole(folder: Path) -> Path | None:
     for path in candidates:
         try:
             check_digest(path)
-            AtomicCheckpointIO().load_checkpoint(path)
+            AtomicCheckpointIO().load_checkpoint(path, mmap=True)
             return path
         except Exception as error:  # whatever torch makes of a damaged file
             LOG.error("%s can not be resumed, the checkpoint before it is tried: %s", path, error)
@@ -153,6 +153,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
     it is written. While it trains, SIGTERM and the first Ctrl-C let the step end, which may be several batches long,
     write a checkpoint and raise Stopped; within a validation they do so after the batch.
 
+    Any other error than lost weights or a failed write, such as a corrupt image or a loader process that died, leaves a
+    checkpoint of the last whole step; not with several processes, which would wait for the one that is gone.
+
     Args:
         folder: where they go.
         settings: the spec's `train`: checkpoint_interval, checkpoint_interval_unit (the end of training always counts),
@@ -165,11 +168,14 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.keep, self.monitor = settings.keep_checkpoints, settings.monitor
         self.names: list[str] = []  # of this run, oldest first
         self.initial: dict[str, float] = {}  # of the validation before its first step
-        self.step = 0  # the optimizer step seen last
-        self.saved_step = 0  # of the newest checkpoint, or where the run started
+        self.step: int | None = None  # the optimizer step seen last; None before training
+        self.epoch = 0  # of that step
+        self.loops: dict | None = None  # Lightning's after it; None before this process's first step
+        self.buffers: list[torch.Tensor] = []  # the network's after it
+        self.within_update = False  # the weights are of no step
+        self.saved_step = 0  # of the newest checkpoint, be it that its write failed, or where the run started
         self.metrics: dict[str, float] = {}  # of the last validation
         self.validated_step = -1
-        self.epoch_end: dict | None = None  # Lightning's loops after the epoch's last batch
         self.stop_asked = 0  # by which signal
 
     @property
@@ -208,18 +214,19 @@ class Checkpoints(pl.callbacks.Checkpoint):
             leftover.unlink(missing_ok=True)
         at_home = trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == self.folder.resolve()
         self.names = [name for name in self.names if at_home and (self.folder / name).is_file()]
-        (self.folder / BEST).unlink(missing_ok=True)  # may be another run's
-        if not at_home and (self.folder / LATEST).is_symlink():  # as well: until there is a checkpoint it says so
-            _point(self.folder / LATEST, self.folder / NONE_YET)
+        (self.folder / BEST).unlink(missing_ok=True)  # may be of a later step than this run goes back to
         self._tidy()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
-        stepped, self.step = trainer.global_step != self.step, trainer.global_step
-        self.epoch_end = copy.deepcopy(trainer.fit_loop.state_dict()) if trainer.is_last_batch else None
-        if stepped and self.unit == "step" and trainer.global_step % self.interval == 0:
+    def on_before_optimizer_step(self, *_) -> None:
+        self.within_update = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+        if trainer.global_step == self.step:
+            return
+        self._look(trainer, module)
+        if self.unit == "step" and trainer.global_step % self.interval == 0:
             self.save(trainer)
-        if stepped:
-            self._stop_if_asked(trainer)
+        self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_index: int, *_) -> None:
         sampler = trainer.val_dataloaders.sampler
@@ -244,21 +251,48 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._stop_if_asked(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
-        if self.epoch_end is not None:
-            checkpoint["loops"]["fit_loop"] = self.epoch_end
+        if self.loops is not None:
+            checkpoint["epoch"], checkpoint["loops"]["fit_loop"] = self.epoch, self.loops
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write the state of now; nothing where no step was made since the last time, or on a dry run."""
-        if trainer.global_step == self.saved_step or trainer.fast_dev_run:
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        lost = not isinstance(exception, Exception) or isinstance(exception, NonFiniteLossError)
+        if lost or self.step is None or trainer.world_size > 1:
             return
-        name = f"model_epoch_{trainer.current_epoch:03d}_step_{trainer.global_step:05d}.pth"
+        try:
+            self._save_last_step(trainer, module)
+        except Exception as error:  # the one that ended the run is to be told
+            LOG.error("the last step could not be saved: %s", error)
+
+    def _save_last_step(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Save the state after the last step, wherever in the next one, or in a callback, an error came."""
+        if trainer.global_step != self.step:  # another callback failed, and ours had not come to its turn
+            self._look(trainer, module)
+        elif self.loops is None or self.within_update:
+            return
+        for buffer, after_step in zip(module.model.buffers(), self.buffers, strict=True):
+            buffer.copy_(after_step)
+        if self.save(trainer):
+            LOG.warning("the last step was saved: %s", self.latest)
+
+    def _look(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Keep what of the state after a step will be gone when the next batch has begun."""
+        self.step, self.epoch, self.within_update = trainer.global_step, trainer.current_epoch, False
+        self.loops = copy.deepcopy(trainer.fit_loop.state_dict())
+        self.buffers = [buffer.clone() for buffer in module.model.buffers()]
+
+    def save(self, trainer: pl.Trainer) -> bool:
+        """Write the state after the last step; nothing, and False, where it was before, or on a dry run."""
+        if trainer.global_step == self.saved_step or trainer.fast_dev_run:
+            return False
+        self.saved_step = trainer.global_step
+        name = f"model_epoch_{self.epoch:03d}_step_{trainer.global_step:05d}.pth"
         self.names = [other for other in self.names if other != name] + [name]
         trainer.save_checkpoint(self.folder / name)
-        self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             if self.validated_step == trainer.global_step:
                 add_metrics(self.folder / name, self.metrics)
             self._tidy()
+        return True
 
     def _ask_to_stop(self, number: int, _: object) -> None:
         self.stop_asked = number

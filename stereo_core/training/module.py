@@ -16,27 +16,26 @@ from torch.func import functional_call
 from torch.nn.functional import smooth_l1_loss
 
 from stereo_core.data.datasets import group_by_size
-from stereo_core.errors import ModelError
+from stereo_core.errors import DataError, ModelError
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.files import AVERAGES
 from stereo_core.spec import results_dir
 from stereo_core.training.checkpoints import progress_of, settle_counters
 from stereo_core.training.distribution import gathered, number_of_ranks, summed, taken_from_first
 from stereo_core.training.losses import stereo_loss
-from stereo_core.training.nonfinite import write_step
-from stereo_core.training.schedules import lr_factor
+from stereo_core.training.nonfinite import NonFiniteLossError, write_step
+from stereo_core.training.schedules import lr_factor, one_cycle_momentum
 from stereo_core.training.strategy import whole
 
 LOG = logging.getLogger(__name__)
 
 # A bad image spoils one step an epoch. Ten in a row mean that the weights themselves are lost or the rate is too high.
 MAX_SKIPPED_IN_A_ROW = 10
+MAX_SKIPPED = 0.1  # share of an epoch's steps
+FEW_SKIPPED = 3  # steps of an epoch that are no reason to stop, be it ever so short
 MAX_WRITTEN = 10
+_CODING = "check dataset_name, disparity_format, the masks and dataset.max_disparity"
 BACKBONE = "model.feature."  # EdgeNeXt and what ties it to the ViT; the ViT itself is not trained
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss, its gradient or a validation became NaN or infinite: the run is lost from here on and stops."""
 
 
 class StereoModule(pl.LightningModule):
@@ -64,7 +63,9 @@ class StereoModule(pl.LightningModule):
         self.batches_done = 0  # of the epoch that a resumed run stands in
         self.epoch_of: dict[str, int] = {}  # how that epoch was cut into batches
         self.averages: dict[str, Tensor] = {}  # of the network's weights and statistics, by their names
-        self.skipped = self.skipped_in_a_row = 0  # optimizer steps
+        self.skipped = self.skipped_in_epoch = self.skipped_in_a_row = 0  # optimizer steps
+        self.pixels: Tensor | None = None  # that counted in this epoch; None where another process began it
+        self.told_of_empty = False  # validation images
         self.replaced = torch.zeros((), dtype=torch.int64)  # samples (dataset.on_error: skip)
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
         self.written = 0  # steps, with their inputs
@@ -122,6 +123,18 @@ class StereoModule(pl.LightningModule):
         return {"processes": number_of_ranks(), "samples": len(loader.dataset), "batch_size": loader.batch_size,
                 "accumulate": self.settings.accumulate}  # fmt: skip
 
+    def on_train_epoch_start(self) -> None:
+        self.skipped_in_epoch = 0
+        self.pixels = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def on_train_epoch_end(self) -> None:
+        """DataError where the epoch has taught nothing."""
+        if self.pixels is not None and not summed(self.pixels):
+            raise DataError(
+                f"dataset.train_dataset: not one pixel of epoch {self.current_epoch} has ground truth that counts "
+                f"(mask, 0 < disparity < dataset.max_disparity), so nothing was learnt; {_CODING}"
+            )
+
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
         place = (self.settings.seed, self.current_epoch, batch_index, self.global_rank)
         pl.seed_everything(_seed_of(place), verbose=False)
@@ -134,12 +147,17 @@ class StereoModule(pl.LightningModule):
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
         self.step_in_hand = batch, batch_index, loss.detach()
         self.prediction_B1HW = disparities[-1].detach()  # for pictures
+        if self.pixels is not None:
+            self.pixels += (batch["valid"] & (batch["disparity"].abs() < self.max_disparity)).sum()
         if "skipped" in batch:
             self.replaced = self.replaced.to(self.device) + batch["skipped"].sum()
         return loss
 
     def on_after_backward(self) -> None:
-        """Look at loss and gradients; with fp16 at the loss alone, as scaled gradients may overflow (optimizer_step).
+        """Look at loss and gradients.
+
+        At the loss alone with fp16, where scaled gradients may overflow (see optimizer_step), and in a step that an
+        earlier batch has spoilt, whose gradients the sum still holds.
 
         All ranks see what happened on one of them, and go the same way.
 
@@ -148,7 +166,7 @@ class StereoModule(pl.LightningModule):
         """
         batch, batch_index, loss = self.step_in_hand
         total = loss
-        if self.settings.precision != "fp16":
+        if self.settings.precision != "fp16" and not self.spoilt:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             total = loss + whole(torch.nn.utils.get_total_norm(gradients))
         lr = self.optimizers().param_groups[0]["lr"]
@@ -193,31 +211,48 @@ class StereoModule(pl.LightningModule):
             optimizer.zero_grad(set_to_none=True)
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.optim.lr_scheduler == "OneCycleLR":
+            momentum = one_cycle_momentum(self.global_step, int(self.trainer.estimated_stepping_batches))
+            for group in optimizer.param_groups:
+                group.update({"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum})
+
     def optimizer_step(self, *args, **options) -> None:
         """One step; no average is made of one that was spoilt or that the scaler left out.
 
         Raises:
-            NonFiniteLossError: too many steps in a row were not finite, or with fp16 no scale makes gradients finite.
+            NonFiniteLossError: too many steps in a row or of the epoch were not finite, or with fp16 no scale makes
+                gradients finite.
         """
         scale = self._scale()
         super().optimizer_step(*args, **options)
         left_out = self._scale() < scale  # fp16 overflowed; by design the first steps do
         if left_out and self._scale() < 1:
+            report = self._report(*self.step_in_hand, self.optimizers().param_groups[0]["lr"])
             raise NonFiniteLossError(
-                f"the gradient is not finite at step {self.global_step} of epoch {self.current_epoch}, however fp16 "
-                "scales it; lower train.optim.lr, or set train.precision to bf16 or fp32, and resume from an earlier "
+                f"however fp16 scales it, {report}; or set train.precision to bf16 or fp32, and resume from an earlier "
                 "checkpoint"
             )
-        self.skipped += self.spoilt
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.spoilt else 0
-        if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-            raise NonFiniteLossError(
-                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last one step "
-                f"{self.global_step}; see {self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
-            )
+        self._count_skipped()
         if self.averages and not (self.spoilt or left_out):
             self._average()
         self.spoilt = False
+
+    def _count_skipped(self) -> None:
+        self.skipped += self.spoilt
+        self.skipped_in_epoch += self.spoilt
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.spoilt else 0
+        steps = math.ceil(self.trainer.num_training_batches / self.settings.accumulate)
+        many = ""
+        if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+            many = f"{self.skipped_in_a_row} steps in a row"
+        elif self.skipped_in_epoch > max(FEW_SKIPPED, MAX_SKIPPED * steps):
+            many = f"{self.skipped_in_epoch} of this epoch's {steps} steps, more than {MAX_SKIPPED:.0%},"
+        if many:
+            raise NonFiniteLossError(
+                f"{many} had a loss or gradient that is not finite, the last one step {self.global_step}; see "
+                f"{self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
+            )
 
     def _scale(self) -> float:
         """What fp16 multiplies the loss by; halved after each step whose gradients overflow."""
@@ -273,6 +308,7 @@ class StereoModule(pl.LightningModule):
 
         Raises:
             NonFiniteLossError: the network's disparity is NaN or infinite, at whatever loss it trains.
+            DataError: no image has ground truth that counts.
         """
         rows = sorted(gathered(self.rows), key=lambda row: row["index"])
         self.rows.clear()
@@ -286,11 +322,23 @@ class StereoModule(pl.LightningModule):
         over_images = StereoMetrics(sync_on_compute=False)
         over_images.update(rows)
         metrics = over_images.compute()
-        if metrics["images"]:
-            losses = [row["loss"] for row in rows if row["pixels"]]
-            loss = torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
-            self.log_dict({"val_loss": loss, "val/loss": loss})
-            self.log_dict({f"val/{name}{s}": metrics[f"{name}{s}"] for s in ("", "_pixel") for name in METRICS})
+        self._check_ground_truth([row["path"] for row in rows if not row["pixels"]], len(rows))
+        losses = [row["loss"] for row in rows if row["pixels"]]
+        loss = torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
+        self.log_dict({"val_loss": loss, "val/loss": loss})
+        self.log_dict({f"val/{name}{s}": metrics[f"{name}{s}"] for s in ("", "_pixel") for name in METRICS})
+
+    def _check_ground_truth(self, empty: list[str], images: int) -> None:
+        """Some images without a pixel that counts are told once; DataError where all are."""
+        if len(empty) == images:
+            raise DataError(
+                f"dataset.val_dataset: none of the {images} images has a valid ground-truth pixel (mask, 0 < disparity "
+                f"< dataset.max_disparity); {_CODING}"
+            )
+        if empty and not self.told_of_empty and self.trainer.is_global_zero:
+            LOG.warning("%d of %d validation images have no valid ground-truth pixel and count nowhere, the first one "
+                        "%s", len(empty), images, empty[0])  # fmt: skip
+            self.told_of_empty = True
 
     # Optimizer and checkpoints
 
@@ -308,7 +356,7 @@ class StereoModule(pl.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay)
         else:
             optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
-        names = ("lr", "weight_decay", "momentum")
+        names = ("lr", "weight_decay", *(["momentum"] if optim.lr_scheduler != "OneCycleLR" else []))
         self.rates = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
         factor = lr_factor(optim, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -320,6 +368,7 @@ class StereoModule(pl.LightningModule):
         # All generators are seeded anew for every batch from this seed and the batch's place in the run.
         checkpoint["rng"] = {"seed": self.settings.seed}
         checkpoint["skipped"] = [self.skipped, self.skipped_in_a_row, self._replaced_everywhere()]
+        checkpoint["skipped_in_epoch"] = self.skipped_in_epoch
         checkpoint["epoch_of"] = self._epoch_of()
         if self.averages:
             average = {id(value): self.averages[name] for name, value in self._averaged()}
@@ -352,6 +401,7 @@ class StereoModule(pl.LightningModule):
             LOG.warning("train.seed is %s and was %s: samples and dropout go another way from here",
                         self.settings.seed, seed)  # fmt: skip
         self.skipped, self.skipped_in_a_row, replaced = checkpoint.get("skipped", (0, 0, 0))
+        self.skipped_in_epoch = checkpoint.get("skipped_in_epoch", 0)
         self.replaced = torch.tensor(replaced if self.global_rank == 0 else 0)
         averages = checkpoint.get(AVERAGES)
         if averages and self.settings.ema_decay is not None:

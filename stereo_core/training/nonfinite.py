@@ -13,6 +13,10 @@ from stereo_core.files import atomic_path
 from stereo_core.report.status import plain
 
 
+class NonFiniteLossError(RuntimeError):
+    """A loss, its gradient or a validation became NaN or infinite: the run is lost from here on and stops."""
+
+
 def write_step(folder: Path, name: str, batch: dict, facts: dict, gradients: Iterable[tuple[str, Tensor]]) -> Path:
     """Write the step's inputs as `<name>.pth` (read by `torch.load(..., weights_only=True)`) and what is known of it as
     `<name>.json`: the facts, each input's range and share of finite values, the gradients that are not finite.

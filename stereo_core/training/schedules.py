@@ -47,15 +47,21 @@ def _cosine(optim, total_steps: int) -> Factor:
 
 
 def _one_cycle(optim, total_steps: int) -> Factor:
-    """torch's OneCycleLR with its defaults: from 1/25 up to 1 over the first 30 % of the steps, down to 1/250000."""
+    """torch's OneCycleLR with its defaults: from 1/25 up to 1, down to 1/250000; see one_cycle_momentum."""
+    return lambda step: _cycle(step, total_steps, 1 / 25, 1, 1 / 25e4)
+
+
+def one_cycle_momentum(step: int, total_steps: int) -> float:
+    """The momentum (of AdamW: beta1) that torch's OneCycleLR sets: the other way, from 0.95 down to 0.85 and back."""
+    return _cycle(step, max(1, total_steps), 0.95, 0.85, 0.95)
+
+
+def _cycle(step: int, total_steps: int, start: float, middle: float, end: float) -> float:
+    """From `start` to `middle` over the first 30 % of the steps, over the rest to `end`."""
     peak, last = 0.3 * total_steps - 1, total_steps - 1
-
-    def factor(step: int) -> float:
-        if step <= peak:
-            return _half_cosine(1 / 25, 1, step / peak)
-        return _half_cosine(1, 1 / 25e4, (min(step, last) - peak) / (last - peak))
-
-    return factor
+    if step <= peak:
+        return _half_cosine(start, middle, step / peak)
+    return _half_cosine(middle, end, (min(step, last) - peak) / (last - peak))
 
 
 def _half_cosine(start: float, end: float, part: float) -> float:

@@ -168,14 +168,14 @@ def test_ground_truth_above_the_limit_is_counted():
 def test_weights_are_loaded_as_the_training_will(case, tmp_path, tiny_checkpoint):
     (tmp_path / "model_epoch_000_step_00003.pth").write_bytes(tiny_checkpoint.read_bytes()[:1000])
     one = case()
-    assert levels(weights(one)) == ["warning", "ok"]  # another run's checkpoints are there, and would be left alone
+    assert levels(weights(one)) == ["problem", "ok"]  # another run's checkpoints are there
     assert one.network.config.preset == "tiny"
     damaged = case(train={"resume_training_checkpoint_path": "auto"})
     with pytest.raises(ModelError, match="none of its 1 checkpoints is whole"):
         list(weights(damaged))
     with pytest.raises(ModelError, match="no state of a training run"):
         list(weights(case(train={"resume_training_checkpoint_path": str(tiny_checkpoint)})))
-    assert levels(weights(case(train={"pretrained_model_path": str(tiny_checkpoint)}))) == ["warning", "ok"]
+    assert levels(weights(case(train={"pretrained_model_path": str(tiny_checkpoint)}))) == ["problem", "ok"]
 
 
 def test_ground_truth_beyond_the_cost_volume(case):

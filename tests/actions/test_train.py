@@ -19,9 +19,11 @@ import training_runs
 from training_runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
-from stereo_core.actions.train import COMPILED, choose_kernels, tune
+from stereo_core.actions.train import COMPILED, check_fsdp, choose_kernels, tune
+from stereo_core.data.images import write_png
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.models import create_model, load_model, save_checkpoint
+from stereo_core.files import sha256_of
+from stereo_core.models import create_model, files, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
 from stereo_core.models.files import read_sidecar
 from stereo_core.spec import spec_from_dict
@@ -259,7 +261,12 @@ def test_pretrained_weights_are_the_start(finished, train, tmp_path):
     assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]
 
 
-def test_step_interval(train, tmp_path):
+def test_step_interval(train, tmp_path, monkeypatch):
+    """On the way: each epoch has an order of its own, and what a kill in a write has left is swept up."""
+    order = {0: [], 1: []}
+    look = lambda self, trainer, module, batch, index: order[trainer.current_epoch].extend(batch["path"])  # noqa: E731
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", look, raising=False)
+    (tmp_path / ".model_epoch_000_step_00003.abc.pth").touch()
     keys = {"checkpoint_interval": 3, "checkpoint_interval_unit": "step", "num_epochs": 2, "validation_interval": 2}
     assert train(tmp_path, batch_size=1, **keys)[0] == 0
     assert checkpoints(tmp_path) == [
@@ -267,6 +274,8 @@ def test_step_interval(train, tmp_path):
         "model_epoch_001_step_00006.pth",
         "model_epoch_001_step_00008.pth",  # the end always counts
     ]
+    assert len(set(order[0])) == 4 and sorted(order[0]) == sorted(order[1]) and order[0] != order[1]
+    assert not list(tmp_path.glob(".model_epoch_*"))
 
 
 def test_steps_of_several_batches_are_saved_once_each(train, tmp_path, monkeypatch):
@@ -292,10 +301,19 @@ def test_steps_of_several_batches_are_saved_once_each(train, tmp_path, monkeypat
 
 
 def test_bf16_runs(train, tmp_path):
-    code, outcome = train(tmp_path, num_epochs=1, precision="bf16")
+    """With fsdp, which on one device has nothing to share out."""
+    code, outcome = train(tmp_path, num_epochs=1, precision="bf16", distributed_strategy="fsdp", ema_decay=0.5)
     assert code == 0 and math.isfinite(outcome.kpi["train_loss"]) and math.isfinite(outcome.kpi["epe"])
     weights = load(tmp_path / "dn_model_latest.pth")["state_dict"].values()
     assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.float32}
+
+
+def test_what_fsdp_can_not_do_is_refused(train, tmp_path, status_lines):
+    """Before any process is started; fp16 would be refused here for want of a GPU."""
+    assert train(tmp_path, num_gpus=2, distributed_strategy="fsdp", ema_decay=0.5)[0] == 2
+    assert "train.ema_decay: fsdp" in status_lines(tmp_path)[-1]["message"]
+    with pytest.raises(SpecError, match=r"train\.precision: fp16"):
+        check_fsdp(Train(distributed_strategy="fsdp", precision="fp16"))
 
 
 def test_sgd_with_accumulation_and_clipping_by_value(train, tmp_path):
@@ -336,7 +354,8 @@ def test_cudnn_does_what_the_spec_says(train, tmp_path, monkeypatch):
     for name in ("benchmark", "deterministic"):
         monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # set back afterwards
     for wanted in (True, False):
-        assert train(tmp_path, num_epochs=1, cudnn={"benchmark": wanted, "deterministic": not wanted})[0] == 0
+        keys = {"num_epochs": 1, "cudnn": {"benchmark": wanted, "deterministic": not wanted}}
+        assert train(tmp_path / f"{wanted}", **keys)[0] == 0
         assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (wanted, not wanted)
 
 
@@ -388,27 +407,48 @@ def test_how_the_network_computes_is_what_the_spec_says():
 
 
 def test_an_image_that_breaks_in_a_later_epoch(train, tmp_path, monkeypatch, status_lines, scenes):
-    """The run ends with its name, and goes on from before it, once it is mended, as if nothing had been."""
-    keys = {"num_epochs": 3, "keep_checkpoints": 0}
-    assert train(tmp_path / "whole", **keys)[0] == 0
-    image = next(path for path in scenes.rglob("*right*.png"))
-    content = image.read_bytes()
+    """The run ends with its name; no step before it is lost, and once it is mended the run goes on as if nothing had
+    been. Two batches a step, and the image is in the second batch of one: half a step is no step."""
+    keys = {"num_epochs": 3, "accumulate": 2, "ema_decay": 0.5, "checkpoint_interval": 3, "validation_interval": 3}
+    assert train(tmp_path / "whole", batch_size=1, **keys)[0] == 0
+    content = {}
 
-    def break_it(self, trainer, *_):
-        if trainer.current_epoch == 0:
-            image.write_bytes(content[: len(content) // 2])
+    def break_it(self, trainer, module, outputs, batch, batch_index):
+        if (trainer.current_epoch, batch_index) == (1, 2):
+            order = [index for index, _ in trainer.train_dataloader.sampler]
+            image = scenes / f"scene{order[3]}" / "right.png"
+            content[image] = image.read_bytes()
+            image.write_bytes(content[image][:1000])
 
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(StatusLines, "on_train_epoch_end", break_it)
-            assert train(tmp_path / "run", **keys)[0] == 2
+            patched.setattr(StatusLines, "on_train_batch_end", break_it, raising=False)
+            assert train(tmp_path / "run", batch_size=1, **keys)[0] == 2
     finally:
-        image.write_bytes(content)
+        for image in content:
+            image.write_bytes(content[image])
     last = status_lines(tmp_path / "run")[-1]
     assert last["status"] == "FAILURE" and str(image) in last["message"]
-    assert checkpoints(tmp_path / "run") == ["model_epoch_000_step_00002.pth"]
-    assert train(tmp_path / "run", **keys, resume_training_checkpoint_path="auto")[0] == 0
+    assert checkpoints(tmp_path / "run") == ["model_epoch_001_step_00003.pth"]
+    assert train(tmp_path / "run", batch_size=1, **keys, resume_training_checkpoint_path="auto")[0] == 0
     assert_same(*(load(tmp_path / name / "dn_model_latest.pth") for name in ("run", "whole")))
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
+def test_whatever_ends_a_run_its_last_step_is_there(finished, train, tmp_path, monkeypatch, hook):
+    """A tracker that can not be reached, say, right after a step, or a validation that fails after the epoch's last."""
+    keys = {"num_epochs": 2, "checkpoint_interval": 2}
+
+    def fail(self, trainer, *_):
+        if trainer.global_step == 2:
+            raise ConnectionError("the tracker is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StatusLines, hook, fail, raising=False)
+        assert train(tmp_path, **keys)[0] == 1
+    assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]
+    assert train(tmp_path, **keys, resume_training_checkpoint_path="auto")[0] == 0
+    assert_same(*(load(folder / "dn_model_latest.pth") for folder in (tmp_path, finished[0])))
 
 
 def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, scenes, split, tmp_path):
@@ -417,6 +457,29 @@ def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, s
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
     assert training_runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 1}) == 0
     assert "dataset.max_disparity: ground truth up to 65 px counts" in caplog.text and "ends at 64 px" in caplog.text
+
+
+def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, status_lines):
+    """A wrong coding or mask: no metric, no best checkpoint, and the latest would be handed on."""
+    dataset = {f"{name}_dataset": split(scenes / "list.txt", 2) for name in ("train", "val")}
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    assert training_runs.start(dataset | {"max_disparity": 1}, {"results_dir": str(tmp_path)}) == 2
+    said = status_lines(tmp_path)[-1]["message"]
+    assert "dataset.val_dataset: none of the 4 images has a valid ground-truth pixel" in said
+
+
+def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp_path, caplog):
+    write_png(tmp_path / "nothing.png", np.zeros((64, 96), np.uint8))
+    lines = (scenes / "list.txt").read_text().splitlines()
+    lines[0] = lines[0].replace("scene0/mask.png", str(tmp_path / "nothing.png"))
+    (tmp_path / "val.txt").write_text("\n".join(lines) + "\n")
+    dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", 1)}
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    dataset["val_dataset"] = split(tmp_path / "val.txt", 2, data_root=str(scenes))
+    keys = {"results_dir": str(tmp_path), "num_epochs": 1, "is_dry_run": True}  # validates one batch, twice
+    assert training_runs.start(dataset, keys) == 0
+    said = [record.getMessage() for record in caplog.records if "no valid ground-truth pixel" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("1 of 2 validation images") and "scene0/left.png" in said[0]
 
 
 def test_lost_weights_end_the_run_before_its_first_step(train, tmp_path, status_lines, scenes):
@@ -431,6 +494,44 @@ def test_lost_weights_end_the_run_before_its_first_step(train, tmp_path, status_
     assert last["status"] == "FAILURE" and "4 of 4 validation images" in last["message"]
     assert str(scenes) in last["message"] and "left.png" in last["message"]
     assert checkpoints(tmp_path / "run") == []
+
+
+def spoil(step):
+    """A hook for StatusLines.on_train_batch_start: the left images of one step hold a NaN."""
+
+    def hook(self, trainer, module, batch, batch_index):
+        if trainer.global_step == step:
+            batch["left"][0, 0, 0, 0] = math.nan
+
+    return hook
+
+
+def test_a_step_that_is_not_finite_ends_the_run(train, tmp_path, status_lines, monkeypatch):
+    """TAO's item 1, from the command's side: exit 1, a line that says why, and the step's inputs."""
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", spoil(1), raising=False)
+    code, outcome = train(tmp_path, num_epochs=1)
+    assert code == 1 and outcome is None and checkpoints(tmp_path) == []
+    last, name = status_lines(tmp_path)[-1], "epoch_000_step_00001_batch_00001"
+    assert last["status"] == "FAILURE" and "the loss is nan at step 1 of epoch 0" in last["message"]
+    assert f"see {tmp_path / 'nonfinite' / name}.json" in last["message"]
+    assert not torch.load(tmp_path / "nonfinite" / f"{name}.pth", weights_only=True)["left"].isfinite().all()
+
+
+def test_what_was_skipped_is_counted_in_the_end(scenes, split, tmp_path, status_lines, monkeypatch):
+    """One unreadable pair in twelve, and one step of four."""
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    lines = (scenes / "list.txt").read_text().splitlines() * 3
+    lines[5] = lines[5].replace("scene1/left.png", str(tmp_path / "broken.png"))
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(StatusLines, "on_train_batch_start", spoil(2), raising=False)
+    dataset = {"max_disparity": 64, "on_error": "skip"}
+    dataset["train_dataset"] = split(tmp_path / "list.txt", 3, data_root=str(scenes))
+    dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
+    keys = {"results_dir": str(tmp_path), "num_epochs": 1, "nonfinite": "skip"}
+    assert training_runs.start(dataset, keys) == 0
+    last = status_lines(tmp_path)[-1]
+    assert last["status"] == "SUCCESS"
+    assert (last["kpi"]["skipped_steps"], last["kpi"]["skipped_samples"]) == (1, 1)
 
 
 def test_lost_statistics_end_the_run(train, tmp_path, status_lines, monkeypatch):
@@ -522,9 +623,12 @@ def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, status_lines, number, code):
+    sent = []
+
     def stop_once_it_runs():
         while "Train metrics" not in (tmp_path / "status.json").read_text():
             time.sleep(0.05)
+        sent.append(time.monotonic())
         os.kill(os.getpid(), number)
 
     (tmp_path / "status.json").touch()
@@ -532,6 +636,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, sta
     killer.start()
     before = signal.getsignal(number)
     assert train(tmp_path, num_epochs=1000, checkpoint_interval=1000, validation_interval=1000)[0] == code
+    assert time.monotonic() - sent[0] < 30  # what Kubernetes gives a pod
     assert signal.getsignal(number) == before
     last = status_lines(tmp_path)[-1]
     assert last["status"] == "FAILURE" and "resume_training_checkpoint_path=auto goes on from it" in last["message"]
@@ -564,13 +669,23 @@ def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     assert saved["optimizer_states"][0]["state"][0]["step"] == 12
 
 
-def test_auto_goes_on_only_where_there_is_something(train, tmp_path, status_lines):
-    """TAO's item 27: there a run resumes because a file lies there. Here it is asked to, says so, and may be over."""
+def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, status_lines, monkeypatch):
+    """TAO's item 27: there a run resumes because a file lies there. Here it is asked to, says so, and may be over. The
+    file, which may have gigabytes, is checked once."""
     keys = {"num_epochs": 2, "resume_training_checkpoint_path": "auto"}
     assert train(tmp_path, num_epochs=1)[0] == 0
-    code, outcome = train(tmp_path, num_epochs=1)  # not asked: a new run
-    assert code == 0 and outcome.kpi["initial_epe"] > 0
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
+    elsewhere = str(finished[0] / "model_epoch_000_step_00002.pth")
+    for other in ({}, {"resume_training_checkpoint_path": elsewhere}):  # not asked for what is there
+        assert train(tmp_path, num_epochs=2, **other)[0] == 2
+        said = status_lines(tmp_path)[-1]["message"]
+        assert f"{tmp_path} holds checkpoints of another training" in said and "_path=auto goes on with that" in said
+    assert train(tmp_path, num_epochs=1, is_dry_run=True)[0] == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")} == before
+    checked = []
+    monkeypatch.setattr(files, "sha256_of", lambda path: checked.append(path.name) or sha256_of(path))
     code, outcome = train(tmp_path, **keys)
+    assert checked == ["model_epoch_000_step_00002.pth"]
     assert code == 0 and outcome.kpi["initial_epe"] != outcome.kpi["epe"]
     messages = [line["message"] for line in status_lines(tmp_path)]
     said = f"Resuming training from checkpoint: {tmp_path / 'model_epoch_000_step_00002.pth'} "
@@ -582,19 +697,6 @@ def test_auto_goes_on_only_where_there_is_something(train, tmp_path, status_line
     code, _ = train(tmp_path / "new", num_epochs=1, resume_training_checkpoint_path="auto")
     assert code == 0
     assert f"No checkpoint in {tmp_path / 'new'}: a new run." in [x["message"] for x in status_lines(tmp_path / "new")]
-
-
-def test_auto_does_not_go_back_to_the_run_before(finished, train, tmp_path, monkeypatch, status_lines):
-    """A new run in the folder of another, killed before its first checkpoint, has nothing to go on from."""
-    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, symlinks=True)
-    with monkeypatch.context() as patched:
-        patched.setattr(StatusLines, "on_train_batch_end", lambda *_: 1 / 0, raising=False)
-        assert train(tmp_path, num_epochs=4)[0] == 1
-    assert len(checkpoints(tmp_path)) == 2
-    code, outcome = train(tmp_path, num_epochs=3, resume_training_checkpoint_path="auto")
-    assert code == 0 and "3 epochs, 6 steps" in outcome.message
-    assert f"No checkpoint in {tmp_path}: a new run." in [line["message"] for line in status_lines(tmp_path)]
-    assert (tmp_path / "dn_model_latest.pth").resolve().name == "model_epoch_002_step_00006.pth"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit"])

@@ -150,7 +150,9 @@ def nodes(spec: Path, folder: Path, second: str) -> tuple[list[int], list[str]]:
 
 
 def test_two_nodes_with_taos_variables(undisturbed, spec_file, tmp_path):
+    text = spec_file.read_bytes()
     assert nodes(spec_file, tmp_path, "train.seed=1234")[0] == [0, 0]
+    assert spec_file.read_bytes() == text  # TAO's item 50: there each node writes its variables into it
     assert [line["status"] for line in lines_of(tmp_path)].count("SUCCESS") == 1
     assert_same(load(tmp_path / "dn_model_latest.pth"), load(undisturbed / "dn_model_latest.pth"))
 

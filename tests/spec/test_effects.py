@@ -102,7 +102,7 @@ def test_an_optimizer_and_a_schedule_take_their_own_keys(workspace, caplog):
 
     assert named("train.optim.lr_scheduler=StepLR") == {"momentum", "min_lr"}
     others = ("train.optim.optimizer=SGD", "train.optim.lr_scheduler=OneCycleLR")
-    assert named(*others) == {"lr_decay", "min_lr", "warmup_steps"}
+    assert named(*others) == {"momentum", "lr_decay", "min_lr", "warmup_steps"}
 
 
 def test_tao_s_defaults_draw_no_warning(workspace, caplog):

@@ -37,7 +37,7 @@ def test_learning_rate_and_weight_decay_by_their_logarithm_are_the_default(works
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("train.optim.momentum", "only SGD has a momentum"),
+        ("train.optim.momentum", "only SGD has a momentum, and OneCycleLR sets it"),
         ("train.optim.lr_step_size", "only StepLR reads it"),
         ("train.optim.min_lr", "only CosineAnnealingLR reads it"),
         ("model.cv_group", "8 correlation groups"),

@@ -172,6 +172,8 @@ def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
 
     shutil.rmtree(tmp_path / "cache")
     storage.forget()
+    anew = subprocess.run([DEPTH_NET, "train", "-e", file], capture_output=True, text=True, cwd=tmp_path)
+    assert anew.returncode == 2 and f"{results}/train holds checkpoints of another training" in anew.stderr
     overrides = [f"train.num_epochs={epochs + 5}", "train.resume_training_checkpoint_path=auto"]
     for verb, more in (("train", overrides), ("evaluate", [])):
         ended = subprocess.run([DEPTH_NET, verb, "-e", file, *more], capture_output=True, text=True, cwd=tmp_path)

@@ -18,7 +18,8 @@ from stereo_core.report.status import StatusLog
 from stereo_core.spec import spec_from_dict
 from stereo_core.training.checkpoints import AtomicCheckpointIO
 from stereo_core.training.distribution import Ranks, joined
-from stereo_core.training.module import NonFiniteLossError, StereoModule
+from stereo_core.training.module import StereoModule
+from stereo_core.training.nonfinite import NonFiniteLossError
 from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm, whole
 
 STEPS = 10

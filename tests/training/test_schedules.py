@@ -10,7 +10,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from stereo_core.spec.train import Scheduler
-from stereo_core.training.schedules import lr_factor
+from stereo_core.training.schedules import lr_factor, one_cycle_momentum
 
 STEPS = 60
 
@@ -39,15 +39,17 @@ def optim(name, **more):
         ("StepLR", lambda o: lr_scheduler.StepLR(o, 15, 0.1)),
         ("PolynomialLR", lambda o: lr_scheduler.PolynomialLR(o, STEPS)),
         ("CosineAnnealingLR", lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, 1e-5)),
-        ("OneCycleLR", lambda o: lr_scheduler.OneCycleLR(o, 1e-3, STEPS, cycle_momentum=False)),
+        ("OneCycleLR", lambda o: lr_scheduler.OneCycleLR(o, 1e-3, STEPS)),
     ],
 )
 def test_equals_torch(name, theirs):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3, momentum=0.9)
     scheduler = theirs(optimizer)
     factor = lr_factor(optim(name), STEPS)
     for step in range(STEPS):
         assert 1e-3 * factor(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        if name == "OneCycleLR":
+            assert one_cycle_momentum(step, STEPS) == pytest.approx(optimizer.param_groups[0]["momentum"], rel=1e-9)
         optimizer.step()
         if step < STEPS - 1:  # OneCycleLR has no more values
             scheduler.step()
