@@ -222,8 +222,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_index: int, *_) -> None:
-        sampler = trainer.val_dataloaders.sampler
-        on_every_rank = len(sampler.dataset) // sampler.num_replicas / trainer.val_dataloaders.batch_size
+        on_every_rank = trainer.val_dataloaders.sampler.batches_on_every_rank
         if trainer.state.fn == TrainerFn.FITTING and batch_index < on_every_rank:
             self._stop_if_asked(trainer)
 
