@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stereo_core.spec.choice import OF_A_TRAINING
 from stereo_core.spec.fields import Float, Int, NonNegative, Positive, Section, Text, Texts, key, section
 
 Scheduler = Literal[
@@ -68,9 +69,11 @@ class Train(Section):
     deterministic: bool = key(
         False, "Deterministic GPU kernels only: equal seeds, equal weights, and slower; CPUs need no switch (ours)"
     )
-    pretrained_model_path: Text = key("", "Checkpoint to start from, any layout")
+    pretrained_model_path: Text = key("", f"Checkpoint to start from, any layout, {OF_A_TRAINING}")
     resume_training_checkpoint_path: Text = key(
-        "", "Checkpoint to go on from; auto: the newest whole one of the results folder, if any; empty: a new run"
+        "",
+        f"Checkpoint to go on from, {OF_A_TRAINING}; auto: the newest whole one of the results folder, if any;"
+        " empty: a new run",
     )
     checkpoint_interval: Int = key(1, "Checkpoint every so many epochs or steps", ge=1)
     checkpoint_interval_unit: Literal["epoch", "step"] = key("epoch", "Unit of checkpoint_interval")

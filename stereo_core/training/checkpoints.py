@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import threading
@@ -23,14 +22,12 @@ from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
 from stereo_core.report.status import plain
+from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.training.callbacks import validation_metrics
 
 LOG = logging.getLogger(__name__)
 
-LATEST = "dn_model_latest.pth"
-BEST = "dn_model_best.pth"
 NONE_YET = "model_epoch_000_step_00000.pth"  # what the link to the latest leads to before there is one
-_NAME = re.compile(r"model_epoch_\d+_step_(\d+)\.pth")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -116,16 +113,13 @@ def settle_counters(checkpoint: dict) -> None:
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that is whole: `dn_model_latest.pth`, else the ones before it; None where there is none.
 
-    A damaged one is passed over with an error in the log. Later steps than the link's are of an earlier run and do not
-    count; a run that has none yet has a link to step 0.
+    A damaged one is passed over with an error in the log. A run that has none yet has a link to step 0, so that those
+    of an earlier run do not count.
 
     Raises:
         ModelError: there are checkpoints, and every one is damaged.
     """
-    steps = {path: int(match[1]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
-    newest = _NAME.fullmatch(os.readlink(folder / LATEST)) if (folder / LATEST).is_symlink() else None
-    last = int(newest[1]) if newest else math.inf
-    candidates = sorted((path for path, step in steps.items() if step <= last), key=steps.get, reverse=True)
+    candidates = checkpoints_of(folder)[::-1]
     for path in candidates:
         try:
             check_digest(path)
