@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from stereo_core.spec.choice import OF_A_TRAINING
 from stereo_core.spec.fields import Float, Int, NonNegative, Positive, Section, Text, Texts, key, section
 
-Scheduler = Literal[
-    "MultiStepLR",
-    "MultiStep",
-    "StepLR",
-    "CustomMultiStepLRScheduler",
-    "LambdaLR",
-    "PolynomialLR",
-    "OneCycleLR",
-    "CosineAnnealingLR",
-]
+MultiStep = Literal["MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler"]
+Scheduler = Literal[MultiStep, "StepLR", "LambdaLR", "PolynomialLR", "OneCycleLR", "CosineAnnealingLR"]
+MULTI_STEP = get_args(MultiStep)  # TAO's words for one schedule
 
 Monitor = Literal[
     "val_loss",
