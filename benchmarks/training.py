@@ -61,8 +61,8 @@ from stereo_core.metrics import StereoMetrics, disparity_metrics
 from stereo_core.models import from_spec
 from stereo_core.models.files import read_sidecar
 from stereo_core.spec import ExperimentSpec, spec_from_dict
+from stereo_core.spec.choice import LATEST
 from stereo_core.spec.overrides import apply_override, parse_override
-from stereo_core.training.checkpoints import LATEST
 from stereo_core.training.distribution import Ranks
 from stereo_core.training.module import StereoModule
 

@@ -37,7 +37,7 @@ _EXAMPLES = {
     ),
     "evaluate": (
         "Metrics of a checkpoint, or of an engine with evaluate.trt_engine.",
-        "-e evaluate.yaml evaluate.checkpoint=dn_model_latest.pth results_dir=results",
+        "-e evaluate.yaml evaluate.checkpoint=results/train@best results_dir=results",
     ),
     "inference": (
         "Disparity maps from a checkpoint, or from an engine with inference.trt_engine.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,10 +17,11 @@ from stereo_core.automl.progress import SearchBar
 from stereo_core.automl.search import Search, alone, slots
 from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import best_of, train_tree, trial_folder
+from stereo_core.data.annotations import read_annotations
 from stereo_core.errors import SpecError
 from stereo_core.report.status import StatusLog
 from stereo_core.spec import ExperimentSpec, results_dir
-from stereo_core.spec.search_space import search_space
+from stereo_core.spec.search_space import never_reached, search_space
 from stereo_core.training.distribution import Ranks, resolve
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     With `automl_policy: off` this is `depth_net train`, in the folder of the search.
 
     Raises:
-        SpecError: Optuna is missing, the folder holds another search or one is running in it, or there are more nodes.
+        SpecError: Optuna is missing, the folder holds another search or one is running in it, there are more nodes, or
+            a searched key of the schedule would act after a trial's last step.
         UserError: a trial's input is wrong.
         RuntimeError: no trial came to its end.
     """
@@ -49,6 +52,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     ranks = resolve(spec.train, "train", torch.cuda.device_count())
     if ranks.nodes > 1 or ranks.local is not None:
         raise SpecError(f"automl: a search runs as one process on one node, and the environment asks for {_who(ranks)}")
+    _check_schedule(spec)
     with alone(folder) as lock:
         study = SearchStudy(folder, spec.automl, search_space(spec), _what_counts(spec))
         places = slots(spec.automl, ranks.devices if ranks.gpu else (), dict(os.environ))
@@ -74,6 +78,15 @@ def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Ou
         outcome.artifacts["best_spec"] = results.write_spec(spec, folder, {})
         outcome.metadata["best_spec"] = {}
     return outcome
+
+
+def _check_schedule(spec: ExperimentSpec) -> None:
+    split = spec.dataset.train_dataset
+    pairs = sum(len(read_annotations(source.data_file, source.data_root)) for source in split.data_sources)
+    steps = spec.automl.automl_max_epochs * math.ceil(pairs // split.batch_size / spec.train.accumulate)
+    idle = [f"automl.automl_hyperparameters: {path} changes nothing: {why}" for path, why in never_reached(spec, steps)]
+    if idle:
+        raise SpecError("\n".join(idle))
 
 
 def _who(ranks: Ranks) -> str:

@@ -37,7 +37,7 @@ def run(spec, status: StatusLog) -> Outcome:
     a valid pixel, which count nowhere), `model_bytes`, for engines latency, throughput and GPU memory (of the first
     process), and `settings`.
 
-    Several devices or nodes (see `stereo_core.training.distribution`) share the images; the first process writes the
+    Several devices or nodes (see `stereo_core.training.distribution`) share the batches; the first process writes the
     same lines and figures that one alone would.
 
     Raises:

@@ -17,7 +17,7 @@ from stereo_core.files import atomic_path
 from stereo_core.models.files import sidecar_of
 from stereo_core.report.html import Table, page
 from stereo_core.spec import ExperimentSpec
-from stereo_core.training.checkpoints import BEST
+from stereo_core.spec.choice import BEST
 
 BEST_SPEC, TRIALS, REPORT = "best_spec.yaml", "trials.csv", "report.html"
 _STATES = {"COMPLETE": "done", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "running"}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from itertools import islice
 from typing import Any
 
@@ -32,7 +33,7 @@ class StereoDataModule(pl.LightningDataModule):
 
     Training batches are dicts of stacked tensors (see `StereoDataset`), shuffled by `train.seed`, the last incomplete
     batch dropped. All other batches are lists of items, because image sizes differ; every sample comes exactly once,
-    on any number of ranks.
+    on any number of ranks, and in the same batch.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -58,9 +59,10 @@ class StereoDataModule(pl.LightningDataModule):
                 f"dataset.train_dataset: {samples} samples, but a batch takes {batch_size * processes}"
                 f" (batch_size {batch_size} on {processes} devices); lower batch_size or add samples"
             )
-        if split == "val" and samples < processes:
+        if split == "val" and math.ceil(samples / batch_size) < processes:
             raise DataError(
-                f"dataset.val_dataset: {samples} samples for {processes} processes; each needs one, add samples"
+                f"dataset.val_dataset: {samples} samples in batches of {batch_size} for {processes} processes; each "
+                "needs a batch: lower batch_size or add samples"
             )
 
     def has(self, split: str) -> bool:
@@ -89,7 +91,8 @@ class StereoDataModule(pl.LightningDataModule):
         return getattr(self.spec.dataset, f"{split}_dataset")
 
     def _ordered(self, split: str) -> DataLoader:
-        return self._loader(split, OrderedSampler(self.datasets[split], *_ranks()), collate_fn=collate)
+        sampler = OrderedSampler(self.datasets[split], *_ranks(), self._section(split).batch_size)
+        return self._loader(split, sampler, collate_fn=collate)
 
     def _loader(self, split: str, sampler: DistributedSampler, **options: Any) -> DataLoader:
         section, dataset = self._section(split), self.datasets[split]
@@ -176,14 +179,32 @@ class EpochSampler(DistributedSampler):
 
 
 class OrderedSampler(DistributedSampler):
-    """Every sample exactly once over all ranks: DistributedSampler itself repeats some, which would bend metrics."""
+    """Every sample exactly once over all ranks, in the batches of one process, of which rank r has r, r + ranks, ...
+
+    Images that are computed together with others may come out different in their last bits, so the batches have to be
+    the same for the figures to be. DistributedSampler itself repeats samples, which would bend metrics.
+
+    Args:
+        batch_size: the loader's.
+    """
+
+    def __init__(self, dataset: Sized, ranks: int, rank: int, batch_size: int) -> None:
+        super().__init__(dataset, ranks, rank, shuffle=False)
+        self.batch_size = batch_size
+
+    @property
+    def batches_on_every_rank(self) -> int:
+        """How many batches even the rank with the fewest has."""
+        return math.ceil(len(self.dataset) / self.batch_size) // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this rank's indices in order."""
-        return iter(range(self.rank, len(self.dataset), self.num_replicas))
+        """Yield the indices of this rank's batches in order; only its last batch may be incomplete."""
+        count, size = len(self.dataset), self.batch_size
+        for start in range(self.rank * size, count, self.num_replicas * size):
+            yield from range(start, min(start + size, count))
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.dataset), self.num_replicas))
+        return sum(1 for _ in self)
 
 
 def _ranks() -> tuple[int, int]:

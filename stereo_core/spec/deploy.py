@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from stereo_core.spec.choice import OF_A_TRAINING
 from stereo_core.spec.fields import Int, Positive, Section, Text, Texts, any_case, key, null_is, section
 
 Batch = Annotated[Int, null_is(-1)]
@@ -15,7 +16,9 @@ class Export(Section):
         "", "Output folder, used as it is; empty: <results_dir>/export, else the folder of onnx_file"
     )
     gpu_id: Int = key(0, "GPU to trace on", ge=0)
-    checkpoint: Text = key("", "Checkpoint of any layout, or an ONNX file to take over as it is", mandatory=True)
+    checkpoint: Text = key(
+        "", f"Checkpoint of any layout, {OF_A_TRAINING}; or an ONNX file to take over as it is", mandatory=True
+    )
     onnx_file: Text = key("", "ONNX file to write", mandatory=True)
     on_cpu: bool = key(False, "Trace on the CPU")
     input_channel: Literal[1, 3] = key(3, "Channels of an image; only 3 exists here")

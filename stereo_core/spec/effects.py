@@ -14,6 +14,7 @@ from stereo_core.spec.dataset import Augmentation
 from stereo_core.spec.experiment import ExperimentSpec, section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import dotted, group_of
+from stereo_core.spec.train import MULTI_STEP
 
 _MONO = "it belongs to mono depth; this product is for stereo"
 _FAST = "it belongs to FastFoundationStereo, which is not available here"
@@ -111,10 +112,9 @@ def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
         yield path, why + ("" if verb == "inference" else "; evaluate.resize pad or stretch brings them to this one")
 
 
-_MULTI_STEP = ("MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler")
 _SCHEDULES = {
-    "lr_steps": _MULTI_STEP,
-    "lr_decay": (*_MULTI_STEP, "StepLR"),
+    "lr_steps": MULTI_STEP,
+    "lr_decay": (*MULTI_STEP, "StepLR"),
     "lr_step_size": ("StepLR",),
     "min_lr": ("CosineAnnealingLR",),
 }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from stereo_core.spec import search_space
+from stereo_core.spec import choice, search_space
 from stereo_core.spec.dataset import Augmentation, Dataset, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file, section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 from stereo_core.storage import is_uri
+
+LOG = logging.getLogger(__name__)
 
 Complaint = tuple[str, str]
 """A dotted path and the rule it breaks."""
@@ -24,6 +27,9 @@ _QUANTIZE_MODES = {
     "modelopt.pytorch": "static_ptq",
     "modelopt.onnx": "static_ptq",
 }
+# section -> its keys that name checkpoints
+_CHECKPOINTS = {"train": ("pretrained_model_path", "resume_training_checkpoint_path"), "quantize": ("model_path",)}
+_CHECKPOINTS |= dict.fromkeys(("evaluate", "inference", "export"), ("checkpoint",))
 _CALIBRATIONS = ("minmax", "max", "entropy")
 
 
@@ -60,8 +66,8 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
 
 
 def settle(verb: str, spec: Section) -> None:
-    """Fill in what follows from the rest: entries of data_sources without a file go, evaluate.resize and
-    quantize.mode are decided.
+    """Fill in what follows from the rest: chosen checkpoints become their files, entries of data_sources without a
+    file go, evaluate.resize and quantize.mode are decided.
 
     Baseline and focal length at TAO's defaults, which its templates write out, belong to nobody's camera: not set.
     """
@@ -79,6 +85,12 @@ def settle(verb: str, spec: Section) -> None:
         spec.quantize.mode = _QUANTIZE_MODES[spec.quantize.backend]
     if spec.evaluate.resize is None:
         spec.evaluate.resize = "pad" if spec.evaluate.trt_engine else "none"
+    name = "train" if verb == "automl" else section_name(verb)
+    for key in _CHECKPOINTS.get(name, ()):
+        said = getattr(getattr(spec, name), key)
+        if said not in ("", AUTO) and not is_uri(said) and (file := str(choice.chosen(said))) != said:
+            LOG.info("%s.%s: %s is %s", name, key, said, file)
+            setattr(getattr(spec, name), key, file)
 
 
 def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -89,9 +101,9 @@ def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         yield from _augmentation(
             f"dataset.{name}_dataset.augmentation", getattr(spec.dataset, f"{name}_dataset").augmentation
         )
-    yield from _file("train.pretrained_model_path", train.pretrained_model_path, needed=False)
+    yield from _checkpoint("train.pretrained_model_path", train.pretrained_model_path)
     if train.resume_training_checkpoint_path != AUTO:
-        yield from _file("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path, needed=False)
+        yield from _checkpoint("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path)
     if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
         yield (
             "train.checkpoint_interval",
@@ -135,7 +147,7 @@ def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         yield f"{name}.checkpoint", f"{name}.trt_engine is set too; exactly one of the two is possible"
     elif not own.checkpoint and not own.trt_engine:
         yield f"{name}.checkpoint", f"{verb} needs either this or {name}.trt_engine"
-    yield from _file(f"{name}.checkpoint", own.checkpoint, needed=False)
+    yield from _checkpoint(f"{name}.checkpoint", own.checkpoint)
     yield from _file(f"{name}.trt_engine", own.trt_engine, needed=False)
     if name == "inference":
         yield from _file("inference.calibration", own.calibration, needed=False)
@@ -143,7 +155,7 @@ def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     export = spec.export
-    yield from _file("export.checkpoint", export.checkpoint)
+    yield from _checkpoint("export.checkpoint", export.checkpoint, needed=True)
     yield from _is_set("export.onnx_file", export.onnx_file)
     for path, size in (("export.input_height", export.input_height), ("export.input_width", export.input_width)):
         if size % 32:
@@ -168,7 +180,7 @@ def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     own, dataset = spec.quantize, spec.dataset
-    yield from _file("quantize.model_path", own.model_path)
+    yield from _checkpoint("quantize.model_path", own.model_path, needed=True)
     for split in ("train", "val"):
         yield from _sources(spec, split, needed=False)
     if "mode" in own.model_fields_set and own.mode != _QUANTIZE_MODES[own.backend]:
@@ -272,13 +284,21 @@ def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
     if needed:
         yield from _is_set(path, value)
     if value and not is_uri(value) and not Path(value).is_file():
-        yield path, f"no such file: {value}{_checkpoints_beside(Path(value))}"
+        yield path, f"no such file: {value}"
 
 
-def _checkpoints_beside(path: Path) -> str:
-    """What a training left where a checkpoint is missing: another one is never taken in its place."""
-    names = sorted(other.name for other in path.parent.glob("model_epoch_*.pth"))
-    return f"; the folder holds {', '.join(names)}" if names else ""
+def _checkpoint(path: str, value: str, *, needed: bool = False) -> Iterator[Complaint]:
+    """As _file, where a folder and a choice may stand too; another checkpoint is never taken in its place."""
+    if not value:
+        yield from _is_set(path, value) if needed else ()
+        return
+    try:
+        file = choice.chosen(value)
+    except choice.NoChoice as error:
+        yield path, str(error)
+        return
+    if not is_uri(value) and not file.is_file():
+        yield path, f"no such file: {value}{choice.beside(file)}"
 
 
 def _folder(path: str, value: str) -> Iterator[Complaint]:

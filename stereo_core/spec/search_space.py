@@ -12,6 +12,7 @@ from stereo_core.spec import effects
 from stereo_core.spec.automl import ParamRange
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.paths import nearest, walk
+from stereo_core.spec.train import MULTI_STEP
 
 LOG_RATIO = 1000  # a range this wide is searched by its logarithm
 OPEN = 0.01  # where a range is open at its lower end, this share of it is left out
@@ -92,30 +93,88 @@ def _unless(holds: Callable[[ExperimentSpec], Any], why: str) -> Callable[[Exper
 
 
 _AUGMENTATION = "dataset.train_dataset.augmentation"
-_FLIPS = _unless(lambda spec: spec.dataset.train_dataset.augmentation.do_flip, f"nothing flips without {_AUGMENTATION}.do_flip")  # fmt: skip  # noqa: E501
-_STEPS = ("MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler", "StepLR")
+_DECAY, _PERIOD = "train.optim.lr_decay", "train.optim.lr_step_size"
+_DECAYING = (*MULTI_STEP, "StepLR")
+
+
+def _above_0(spec: ExperimentSpec, path: str) -> bool:
+    """Whether trials have a probability above 0: the spec's own, or because the key is searched too."""
+    return value_of(spec, path) > 0 or path in _keys(spec)
+
+
+def _flips(spec: ExperimentSpec) -> str | None:
+    return None if value_of(spec, _AUGMENTATION).do_flip else f"nothing flips without {_AUGMENTATION}.do_flip"
+
+
+def _stretches(spec: ExperimentSpec) -> str | None:
+    if value_of(spec, _AUGMENTATION).max_stretch == 0:
+        return f"nothing stretches with {_AUGMENTATION}.max_stretch 0"
+    scaled = _above_0(spec, f"{_AUGMENTATION}.spatial_aug_prob")
+    return None if scaled else f"nothing stretches with {_AUGMENTATION}.spatial_aug_prob 0"
+
+
+def _scales(spec: ExperimentSpec) -> str | None:
+    own = value_of(spec, _AUGMENTATION)
+    if own.min_scale or own.max_scale or (own.max_stretch and _above_0(spec, f"{_AUGMENTATION}.stretch_prob")):
+        return None
+    return f"with {_AUGMENTATION}.min_scale, max_scale and the stretch at 0 images that fill a crop stay as they are"
+
+
+def _recolours(spec: ExperimentSpec) -> str | None:
+    own = value_of(spec, _AUGMENTATION)
+    ranges = (own.color_aug_saturation, own.color_aug_hue_range, own.gamma[:2], own.gamma[2:])
+    if own.color_aug_brightness or own.color_aug_contrast or any(low != high for low, high in ranges):
+        return None
+    return f"the colours of {_AUGMENTATION} (color_aug_*, gamma) have no range, so that both views change alike anyway"
+
+
+def _has_a_period(spec: ExperimentSpec) -> str | None:
+    if spec.train.optim.lr_scheduler != "StepLR":
+        return "only StepLR reads it"
+    return f"nothing decays with {_DECAY} 1" if spec.train.optim.lr_decay == 1 and _DECAY not in _keys(spec) else None
+
+
+def _keys(spec: ExperimentSpec) -> list[str]:
+    return spec.automl.automl_hyperparameters
+
+
 _CONDITIONS = {
     "train.optim.momentum": _unless(
         lambda s: s.train.optim.optimizer == "SGD" and s.train.optim.lr_scheduler != "OneCycleLR",
         "only SGD has a momentum, and OneCycleLR sets it",
     ),
-    "train.optim.lr_step_size": _unless(lambda s: s.train.optim.lr_scheduler == "StepLR", "only StepLR reads it"),
-    "train.optim.lr_decay": _unless(
-        lambda s: s.train.optim.lr_scheduler in _STEPS, f"only {', '.join(_STEPS)} read it"
-    ),
+    _PERIOD: _has_a_period,
+    _DECAY: _unless(lambda s: s.train.optim.lr_scheduler in _DECAYING, f"only {', '.join(_DECAYING)} read it"),
     "train.optim.min_lr": _unless(
         lambda s: s.train.optim.lr_scheduler == "CosineAnnealingLR", "only CosineAnnealingLR reads it"
     ),
     "model.corr_radius": _unless(
         lambda s: not s.train.pretrained_model_path, "the weights of train.pretrained_model_path have their own"
     ),
-    f"{_AUGMENTATION}.h_flip_prob": _FLIPS,
-    f"{_AUGMENTATION}.v_flip_prob": _FLIPS,
-    f"{_AUGMENTATION}.stretch_prob": _unless(
-        lambda s: s.dataset.train_dataset.augmentation.max_stretch > 0,
-        f"nothing stretches with {_AUGMENTATION}.max_stretch 0",
-    ),
+    f"{_AUGMENTATION}.h_flip_prob": _flips,
+    f"{_AUGMENTATION}.v_flip_prob": _flips,
+    f"{_AUGMENTATION}.stretch_prob": _stretches,
+    f"{_AUGMENTATION}.spatial_aug_prob": _scales,
+    f"{_AUGMENTATION}.color_aug_prob": _recolours,
 }
+
+
+def never_reached(spec: ExperimentSpec, steps: int) -> Iterator[tuple[str, str]]:
+    """The searched keys of the schedule that would act only after a trial's last step, and why.
+
+    Args:
+        steps: optimizer steps of a trial, known once the training pairs are counted.
+    """
+    optim, searched = spec.train.optim, _keys(spec)
+    periods = [min(d.options or [d.low]) for d in search_space(spec) if d.path == _PERIOD] or [optim.lr_step_size]
+    first = min(periods if optim.lr_scheduler == "StepLR" else optim.lr_steps, default=None)
+    if first is None or first >= steps:
+        when = f"at step {first:g}" if first else "never, for train.optim.lr_steps is empty"
+        for path in (_DECAY, _PERIOD):
+            if path in searched:
+                yield path, f"the rate decays {when}, and a trial has {steps} steps; set earlier ones, or leave it out"
+
+
 _FIXED = {
     "model.cv_group": "the network has 8 correlation groups and no other number",
     "model.volume_dim": "the network has 28 cost volume channels and no other number",

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from stereo_core.spec.choice import OF_A_TRAINING
 from stereo_core.spec.fields import Float, Int, NonNegative, Positive, Section, Text, Texts, key, section
 
-Scheduler = Literal[
-    "MultiStepLR",
-    "MultiStep",
-    "StepLR",
-    "CustomMultiStepLRScheduler",
-    "LambdaLR",
-    "PolynomialLR",
-    "OneCycleLR",
-    "CosineAnnealingLR",
-]
+MultiStep = Literal["MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler"]
+Scheduler = Literal[MultiStep, "StepLR", "LambdaLR", "PolynomialLR", "OneCycleLR", "CosineAnnealingLR"]
+MULTI_STEP = get_args(MultiStep)  # TAO's words for one schedule
 
 Monitor = Literal[
     "val_loss",
@@ -68,9 +62,11 @@ class Train(Section):
     deterministic: bool = key(
         False, "Deterministic GPU kernels only: equal seeds, equal weights, and slower; CPUs need no switch (ours)"
     )
-    pretrained_model_path: Text = key("", "Checkpoint to start from, any layout")
+    pretrained_model_path: Text = key("", f"Checkpoint to start from, any layout, {OF_A_TRAINING}")
     resume_training_checkpoint_path: Text = key(
-        "", "Checkpoint to go on from; auto: the newest whole one of the results folder, if any; empty: a new run"
+        "",
+        f"Checkpoint to go on from, {OF_A_TRAINING}; auto: the newest whole one of the results folder, if any;"
+        " empty: a new run",
     )
     checkpoint_interval: Int = key(1, "Checkpoint every so many epochs or steps", ge=1)
     checkpoint_interval_unit: Literal["epoch", "step"] = key("epoch", "Unit of checkpoint_interval")

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import threading
@@ -23,14 +22,11 @@ from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
 from stereo_core.report.status import plain
+from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.training.callbacks import validation_metrics
 from stereo_core.training.nonfinite import NonFiniteLossError
 
 LOG = logging.getLogger(__name__)
-
-LATEST = "dn_model_latest.pth"
-BEST = "dn_model_best.pth"
-_NAME = re.compile(r"model_epoch_\d+_step_(\d+)\.pth")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -122,10 +118,7 @@ def newest_whole(folder: Path) -> Path | None:
     Raises:
         ModelError: there are checkpoints, and every one is damaged.
     """
-    steps = {path: int(match[1]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
-    newest = _NAME.fullmatch(os.readlink(folder / LATEST)) if (folder / LATEST).is_symlink() else None
-    last = int(newest[1]) if newest else math.inf
-    candidates = sorted((path for path, step in steps.items() if step <= last), key=steps.get, reverse=True)
+    candidates = checkpoints_of(folder)[::-1]
     for path in candidates:
         try:
             check_digest(path)
@@ -229,8 +222,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_index: int, *_) -> None:
-        sampler = trainer.val_dataloaders.sampler
-        on_every_rank = len(sampler.dataset) // sampler.num_replicas / trainer.val_dataloaders.batch_size
+        on_every_rank = trainer.val_dataloaders.sampler.batches_on_every_rank
         if trainer.state.fn == TrainerFn.FITTING and batch_index < on_every_rank:
             self._stop_if_asked(trainer)
 

@@ -6,6 +6,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 
+from stereo_core.spec.train import MULTI_STEP
+
 Factor = Callable[[int], float]
 
 
@@ -70,9 +72,7 @@ def _half_cosine(start: float, end: float, part: float) -> float:
 
 
 _SCHEDULES = {
-    "MultiStepLR": _multi_step,
-    "MultiStep": _multi_step,
-    "CustomMultiStepLRScheduler": _multi_step,
+    **dict.fromkeys(MULTI_STEP, _multi_step),
     "StepLR": _step,
     "PolynomialLR": _linear,
     "LambdaLR": _linear,

@@ -214,3 +214,13 @@ def test_policy_off_is_plain_training(tree, tmp_path, caplog):
     assert made["checkpoint"].parent == folder and not (folder / "trials").exists()
     assert made["best_spec"] == folder / "best_spec.yaml"
     assert load_spec("train", made["best_spec"]).train.num_epochs == 1
+
+
+def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tmp_path):
+    """Six pairs in batches of two for three epochs, two batches a step: six steps. TAO's milestone is step 1000."""
+    tree["automl"]["automl_hyperparameters"] = ["train.optim.lr_decay"]
+    tree["train"] = {"accumulate": 2}
+    assert perform("automl", spec_from_dict("automl", tree)) == 2
+    message = lines(tmp_path / "automl")[-1]["message"]
+    assert "train.optim.lr_decay changes nothing: the rate decays at step 1000, and a trial has 6 steps" in message
+    assert not (tmp_path / "automl" / "trials").exists()

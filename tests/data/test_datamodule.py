@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from samples import make_pair, make_spec
+from torch.utils.data import DataLoader
 
 from stereo_core.actions.ranks import in_ranks
 from stereo_core.data.annotations import write_annotations
@@ -68,11 +69,19 @@ def test_validation_is_optional_in_training(pairs):
     assert module(pairs).val_dataloader() == []
 
 
-def test_every_sample_once_on_any_number_of_ranks():
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_every_sample_once_on_any_number_of_ranks_in_the_batches_of_one(batch_size):
+    whole = list(DataLoader(range(8), batch_size, collate_fn=list))
     for ranks in (1, 2, 3, 7):
-        shares = [OrderedSampler(range(5), ranks, rank) for rank in range(ranks)]
-        assert sorted(index for share in shares for index in share) == [0, 1, 2, 3, 4]
+        shares = [OrderedSampler(range(8), ranks, rank, batch_size) for rank in range(ranks)]
+        loaders = [list(DataLoader(range(8), batch_size, sampler=share, collate_fn=list)) for share in shares]
+        assert [loaders[number % ranks][number // ranks] for number in range(len(whole))] == whole
+        assert sum(map(len, loaders)) == len(whole)
         assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+        assert {share.batches_on_every_rank for share in shares} == {min(map(len, loaders))}
+
+
+def test_training_takes_as_many_samples_on_every_rank():
     parts = [list(EpochSampler(range(5), 2, rank, shuffle=True, seed=3, drop_last=True)) for rank in (0, 1)]
     assert [len(part) for part in parts] == [2, 2]
     assert len({index for part in parts for index, _ in part}) == 4
@@ -80,14 +89,14 @@ def test_every_sample_once_on_any_number_of_ranks():
 
 def set_up(folder, status, ranks):
     with joined(ranks, "gloo"):
-        module(folder, "val")
+        module(folder, "val", batch_size=2)
 
 
 @pytest.mark.slow
-def test_fewer_validation_images_than_ranks_are_refused(tmp_path):
+def test_fewer_validation_batches_than_ranks_are_refused(tmp_path):
     """Lightning would leave out the validation on some ranks, and the others would wait for them."""
-    write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, "one")])
-    with pytest.raises(DataError, match=r"dataset\.val_dataset: 1 samples for 2 processes"):
+    write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, name) for name in ("one", "two")])
+    with pytest.raises(DataError, match=r"dataset\.val_dataset: 2 samples in batches of 2 for 2 .*lower batch_size"):
         in_ranks(set_up, tmp_path, StatusLog(None), Ranks((0, 0)))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import load_spec
-from stereo_core.spec.search_space import search_space
+from stereo_core.spec.search_space import never_reached, search_space
 
 TEMPLATE = Path(__file__).parent / "tao" / "train.yaml"
 AUGMENTATION = "dataset.train_dataset.augmentation"
@@ -70,6 +70,57 @@ def test_a_key_that_changes_nothing_is_refused_with_the_reason_and_the_choices(w
 def test_the_same_key_is_searched_where_it_counts(workspace, path, settings):
     (dimension,) = search_space(load(f"automl.automl_hyperparameters=[{path}]", *settings))
     assert dimension.path == path and dimension.low <= dimension.default <= dimension.high
+
+
+FLAT = {"brightness": "0", "contrast": "0", "saturation": "[1,1]", "hue_range": "[0.1,0.1]"}
+
+
+@pytest.mark.parametrize(
+    ("path", "idle", "reason", "mend"),
+    [
+        ("train.optim.lr_step_size", ["train.optim.lr_scheduler=StepLR", "train.optim.lr_decay=1"],
+         "nothing decays", "train.optim.lr_decay=0.5"),
+        (f"{AUGMENTATION}.stretch_prob", [f"{AUGMENTATION}.max_stretch=0"],
+         "nothing stretches", f"{AUGMENTATION}.max_stretch=0.1"),
+        (f"{AUGMENTATION}.stretch_prob", [f"{AUGMENTATION}.spatial_aug_prob=0"],
+         "nothing stretches", f"{AUGMENTATION}.spatial_aug_prob=0.1"),
+        (f"{AUGMENTATION}.spatial_aug_prob",
+         [f"{AUGMENTATION}.{name}=0" for name in ("min_scale", "max_scale", "stretch_prob")],
+         "stay as they are", f"{AUGMENTATION}.stretch_prob=0.1"),
+        (f"{AUGMENTATION}.color_aug_prob", [f"{AUGMENTATION}.color_aug_{name}={value}" for name, value in FLAT.items()],
+         "both views change alike", f"{AUGMENTATION}.gamma=[0.8,1.2,1,1]"),
+    ],
+)  # fmt: skip
+def test_a_key_whose_change_other_keys_undo_is_refused(workspace, path, idle, reason, mend):
+    keys = f"automl.automl_hyperparameters=[{path}]"
+    said, _, choices = refusal(keys, *idle).partition("; with this spec can be: ")
+    assert f"{path} can not be searched: " in said and reason in said and path not in choices.split(", ")
+    assert [dimension.path for dimension in search_space(load(keys, *idle, mend))] == [path]
+
+
+def test_two_keys_that_need_each_other_may_be_searched_together(workspace):
+    """Trials have them above 0, whatever the spec's own values."""
+    paths = [f"{AUGMENTATION}.stretch_prob", f"{AUGMENTATION}.spatial_aug_prob"]
+    idle = [f"{path}=0" for path in paths] + [f"{AUGMENTATION}.min_scale=0", f"{AUGMENTATION}.max_scale=0"]
+    assert [d.path for d in search_space(load(f"automl.automl_hyperparameters=[{','.join(paths)}]", *idle))] == paths
+
+
+@pytest.mark.parametrize(
+    ("keys", "settings", "first"),
+    [
+        (["lr_decay"], ["lr_scheduler=MultiStep", "lr_steps=[40,20]"], 20),
+        (["lr_decay"], ["lr_scheduler=StepLR", "lr_step_size=20"], 20),
+        (["lr_decay", "lr_step_size"], ["lr_scheduler=StepLR", "lr_step_size=3000"], 1),
+    ],
+)
+def test_a_decay_after_a_trial_s_last_step_is_told(workspace, keys, settings, first):
+    """With TAO's default, at step 1000, the decay of a short trial would be searched in vain."""
+    searched = f"automl.automl_hyperparameters=[{','.join(f'train.optim.{key}' for key in keys)}]"
+    spec = load(searched, *(f"train.optim.{setting}" for setting in settings))
+    assert not list(never_reached(spec, first + 1))
+    told = dict(never_reached(spec, first))
+    assert set(told) == {f"train.optim.{key}" for key in keys}
+    assert f"decays at step {first}, and a trial has {first} steps" in told["train.optim.lr_decay"]
 
 
 def test_the_radius_of_pretrained_weights_is_theirs(workspace):

@@ -1,0 +1,86 @@
+"""Which checkpoint of a training is meant: `results/train@best`, `@latest`, `@epoch=7` or `@step=1600`."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+from stereo_core.storage import is_uri
+
+LATEST = "dn_model_latest.pth"
+BEST = "dn_model_best.pth"
+CHOICES = "best, latest, epoch=N or step=N"
+OF_A_TRAINING = "or <folder of a training>@best, @latest, @epoch=N, @step=N"  # for the keys' descriptions
+_LINKS = {"best": BEST, "latest": LATEST}
+_NAME = re.compile(r"model_epoch_(\d+)_step_(\d+)\.pth")
+_CHOICE = re.compile(r"best|latest|(epoch|step)=(\d+)")
+
+
+class NoChoice(ValueError):
+    """A choice that can not be made, and what there is instead."""
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints of the training in a folder, by their steps.
+
+    Later steps than the link to the latest says are of an earlier run in the same folder and do not count.
+    """
+    steps = {path: int(match[2]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
+    newest = _NAME.fullmatch(os.readlink(folder / LATEST)) if (folder / LATEST).is_symlink() else None
+    last = int(newest[2]) if newest else math.inf
+    return sorted((path for path, step in steps.items() if step <= last), key=steps.get)
+
+
+def chosen(text: str) -> Path:
+    """The file that a key for checkpoints names: a path as it is, or the choice behind the last `@` of a folder.
+
+    best and latest are where the training's links lead (best: by its `train.monitor`); epoch (from 0, as in the files'
+    names) is the last checkpoint of that epoch.
+
+    Raises:
+        NoChoice: the folder has no such checkpoint, or it is not said which one is meant. None is taken in its place.
+    """
+    path, (where, _, choice) = Path(text), text.rpartition("@")
+    match, folder = _CHOICE.fullmatch(choice), Path(where)
+    if is_uri(text) and match:
+        raise NoChoice(f"{text}: only a folder of this machine can be searched; name the object, as {where}/{BEST}")
+    if is_uri(text) or path.is_file():
+        return path
+    if path.is_dir():
+        raise NoChoice(f"{text}: a folder; say which checkpoint, {text}@ with {CHOICES}{_held(path)}")
+    if not where or not (match or folder.is_dir()):
+        return path
+    if not match:
+        raise NoChoice(f"{text}: {choice} is no choice, they are {CHOICES}{_held(folder)}")
+    if not folder.is_dir():
+        raise NoChoice(f"{text}: no such folder: {where}")
+    file = _linked(folder / _LINKS[choice]) if choice in _LINKS else _numbered(folder, match[1], int(match[2]))
+    if file is None:
+        raise NoChoice(f"{text}: there is none{_held(folder)}")
+    return file
+
+
+def _linked(link: Path) -> Path | None:
+    """Where a link leads, so that it is known which file it was; a copy of a folder may have files in their place."""
+    file = Path(os.path.normpath(link.parent / os.readlink(link))) if link.is_symlink() else link
+    return file if file.is_file() else None
+
+
+def _numbered(folder: Path, unit: str, number: int) -> Path | None:
+    group = {"epoch": 1, "step": 2}[unit]
+    files = [path for path in checkpoints_of(folder) if int(_NAME.fullmatch(path.name)[group]) == number]
+    return files[-1] if files else None
+
+
+def beside(path: Path) -> str:
+    """What a training left where a checkpoint is missing, for an error message; empty where it left nothing."""
+    return _held(path.parent) if checkpoints_of(path.parent) else ""
+
+
+def _held(folder: Path) -> str:
+    files = {name: _linked(folder / link) for name, link in _LINKS.items()}
+    held = [", ".join(path.name for path in checkpoints_of(folder)) or "no checkpoint of a training"]
+    held += [f"{name} is {os.path.relpath(file, folder)}" for name, file in files.items() if file]
+    return f"; the folder holds {', '.join(held)}"
