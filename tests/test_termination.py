@@ -37,6 +37,7 @@ def message(tmp_path, monkeypatch) -> Path:
 
 
 SMALL = {"num_scenes": 2, "height": 64, "width": 96, "max_disparity": 16}
+PATTERNS = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
 
 
 def test_the_message_names_the_class_and_the_reason(message, tmp_path):
@@ -68,8 +69,10 @@ def test_a_damaged_note_and_a_spec_that_is_none_are_the_users(message, tmp_path,
 
 
 def test_a_failure_before_the_action_begins_is_told_too(message, tmp_path, capsys):
-    unreadable = port(Path("/proc/self/mem"), sha256="0" * 64)
-    assert main(["convert", task(tmp_path / "a", {"images": unreadable}, ("annotations",))]) == 1
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/unreadable.png").symlink_to("/proc/self/mem")
+    images = {"images": port(tmp_path / "images", sha256="0" * 64)}
+    assert main(["convert", task(tmp_path / "a", images, ("annotations",), spec=PATTERNS)]) == 1
     assert message.read_text().startswith("failure: OSError: ")
     assert "Traceback" in capsys.readouterr().err
 
@@ -101,12 +104,14 @@ def test_an_interruption(message, tmp_path):
 
 
 def test_an_interruption_while_inputs_are_read(message, tmp_path):
-    large = tmp_path / "large"
+    (tmp_path / "images").mkdir()
+    large = tmp_path / "images/large"
     with large.open("wb") as file:
         file.truncate(2**36)  # 64 GiB of nothing: read for longer than this test lasts
-    images = {"images": port(large, sha256="0" * 64)}
+    images = {"images": port(large.parent, sha256="0" * 64)}
     command = [str(Path(sys.executable).parent / "depth_net-launch"), "convert"]
-    process = subprocess.Popen([*command, task(tmp_path / "a", images, ("annotations",))], stderr=subprocess.PIPE)
+    text = task(tmp_path / "a", images, ("annotations",), spec=PATTERNS)
+    process = subprocess.Popen([*command, text], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30
     while large not in (path.resolve() for path in Path(f"/proc/{process.pid}/fd").iterdir()):
         assert time.monotonic() < deadline and process.poll() is None
@@ -135,8 +140,7 @@ def test_a_gpu_that_failed_has_its_own_code_and_full_memory_has_not(error, code,
 def test_a_train_task_that_is_tried_again_goes_on(tmp_path):
     """The same task goes on from its checkpoint; another one in the same folder begins anew."""
     assert main(["synthesize", task(tmp_path / "s", {}, ("images",), **SMALL)]) == 0
-    patterns = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
-    patterns |= {"depth_dir_pattern": ["left/disparity"], "depth_extension": ".png", "split_ratio": 0.5}
+    patterns = PATTERNS | {"depth_dir_pattern": ["left/disparity"], "depth_extension": ".png", "split_ratio": 0.5}
     images = port(tmp_path / "s/images")
     assert main(["convert", task(tmp_path / "c", {"images": images}, ("annotations",), spec=patterns)]) == 0
     data = {"images": images, "annotations": port(tmp_path / "c/annotations")}
