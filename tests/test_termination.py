@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import onnxruntime.capi.onnxruntime_pybind11_state as onnxruntime
 import pytest
 import torch
 
 from stereo_core.actions.perform import exit_code
+from stereo_core.errors import GpuError, ModelError
 from stereo_core.launcher import main
 from stereo_core.termination import BYTES, error_class, explain
 
@@ -122,13 +124,34 @@ def test_an_interruption_while_inputs_are_read(message, tmp_path):
     assert message.read_text() == "interruption: Terminated: SIGTERM\n"
 
 
+TENSORRT = "TensorRT refuses the run: IExecutionContext::enqueueV3:"
+
+
+def onnxruntime_error(said: str) -> Exception:
+    return onnxruntime.RuntimeException(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : while running Conv node. {said}")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "name"),
     [
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), 3, "GPU error"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), 3, "GPU error"),
         (torch.distributed.DistBackendError("NCCL error: unhandled system error"), 3, "GPU error"),
+        (RuntimeError("CUDA driver error: unspecified launch failure"), 3, "GPU error"),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Cuda failure 700: an illegal memory access was encountered"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 1: Cuda Runtime (an illegal memory access ...)"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 3: API Usage Error (Parameter check failed)"), 1, "failure"),
+        (onnxruntime_error("CUDA failure 700: an illegal memory access was encountered ; GPU=0"), 3, "GPU error"),
+        (onnxruntime_error("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0"), 3, "GPU error"),
+        (onnxruntime_error("Got invalid dimensions for input"), 1, "failure"),
+        (GpuError("DistBackendError: ncclUnhandledCudaError"), 3, "GPU error"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1, "GPU error"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), 1, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 1: Cuda Runtime (out of memory)"), 1, "GPU error"),
+        (onnxruntime_error("CUDA failure 2: out of memory ; GPU=0 ; hostname=x"), 1, "GPU error"),
+        (RuntimeError("ONNX Runtime could not start its CUDA provider"), 1, "failure"),
+        (ModelError("engine.trt: CUDA error of the user's"), 2, "data error"),
         (RuntimeError("the size of tensor a must match"), 1, "failure"),
     ],
 )
