@@ -28,7 +28,7 @@ from stereo_core.actions import Outcome
 from stereo_core.actions.fetch_dataset import referred
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import atomic_path, sha256_of
-from stereo_core.storage import is_uri
+from stereo_core.storage import bucket_of, is_uri
 from stereo_core.termination import Terminated, explain, sigterm_raises
 
 ACTIONS = (
@@ -231,6 +231,7 @@ def local_path(uri: str) -> Path:
     /minio."""
     for scheme, mount in (MOUNTS | {"aws://": MOUNTS["s3://"]}).items():
         if uri.startswith(scheme):
+            bucket_of(uri)  # refuses a secret in it before any message shows the URI
             return Path(mount) / uri.removeprefix(scheme)
     if "://" in uri and not uri.startswith("file://"):
         raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)}, aws:// or file://")
