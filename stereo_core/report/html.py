@@ -39,7 +39,7 @@ footer{margin-top:3rem;color:#57606a}
 <table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
 <tr>{% for cell in row %}
-<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else '%.4g' % cell }}</td>{% endfor %}</tr>
+<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else figure(cell) }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
 {% for title, caption, pictures in galleries %}
@@ -70,7 +70,7 @@ LEFT_BY_ACTIONS = (
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; strings are left-aligned, numbers right-aligned with four figures."""
+    """A titled table; strings are left-aligned, numbers right-aligned, see `figure`."""
 
     title: str
     columns: Sequence[str]
@@ -81,13 +81,24 @@ Gallery = tuple[str, str, Sequence[Path]]
 """Title, caption, PNG files."""
 
 
+def figure(value: float) -> str:
+    """Four figures, and all before the point: seconds and bytes are not read as 1.235e+04."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def page(
     title: str, tables: Iterable[Table], galleries: Iterable[Gallery] = (), *, note: str = "", drawing: str = ""
 ) -> str:
     """HTML text with `tables`, the PNG files of `galleries` and `drawing`, an SVG element, embedded."""
     embedded = [(name, caption, [(p.stem, _base64(p)) for p in pictures]) for name, caption, pictures in galleries]
     return _PAGE.render(
-        title=title, note=note, drawing=drawing, tables=list(tables), galleries=embedded, version=__version__
+        title=title,
+        note=note,
+        drawing=drawing,
+        tables=list(tables),
+        galleries=embedded,
+        figure=figure,
+        version=__version__,
     )
 
 
