@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 _GPU_FAILED = re.compile(
-    r"\b(cuda|cudnn|cudnn_fe|cublas|cublas_lt|cufft|nccl|triton) (driver |runtime )?(error|failure)\b"
+    r"\b(cuda|cudnn|cudnn_fe|cublas|cublas_lt|cufft|nccl|triton)\)? (driver |runtime )?(error|failure)\b"
     r"|\bcuda (runtime|driver) \("
     r"|CUDA out of memory",
     re.IGNORECASE,

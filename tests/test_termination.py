@@ -141,6 +141,7 @@ def onnxruntime_error(said: str) -> Exception:
         (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), 3, "GPU error"),
         (RuntimeError(f"{TENSORRT} Cuda failure 700: an illegal memory access was encountered"), 3, "GPU error"),
         (RuntimeError(f"{TENSORRT} Error Code 1: Cuda Runtime (an illegal memory access ...)"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 1: Myelin ([cask_fusion.cpp] Platform (Cuda) error)"), 3, "GPU error"),
         (RuntimeError(f"{TENSORRT} Error Code 3: API Usage Error (Parameter check failed)"), 1, "failure"),
         (onnxruntime_error("CUDA failure 700: an illegal memory access was encountered ; GPU=0"), 3, "GPU error"),
         (onnxruntime_error("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0"), 3, "GPU error"),
