@@ -4,6 +4,8 @@ Their message says what is wrong, where (file, line or key) and what to do; the 
 traceback and exits 2. Every other exception is a failed run: exit 1, with its traceback unless it is RefusedResult.
 """
 
+import re
+
 
 class UserError(Exception):
     """The user's input is wrong: a spec key, a command line, a file."""
@@ -25,6 +27,10 @@ class ModelError(UserError):
     """A checkpoint, an ONNX file or an engine that can not be used here."""
 
 
+class GpuError(RuntimeError):
+    """The GPU failed: in place of a library's own error where that can not leave the process it arose in."""
+
+
 GPU_ERROR = 3
 """Exit code of a run that the GPU failed (not for want of its memory): another attempt, or another node, may do."""
 
@@ -33,12 +39,25 @@ WORTH_ANOTHER_TRY = (GPU_ERROR, 130, 137, 143)
 
 
 def is_gpu_error(error: BaseException) -> bool:
-    """Whether CUDA, cuDNN or NCCL failed, or the GPU's memory is full; told by name, since torch may not be there."""
+    """Whether CUDA, one of its libraries or NCCL failed, or the GPU's memory is full.
+
+    Told by name, since torch may not be there, and by the words of torch, Triton, TensorRT and ONNX Runtime, which wrap
+    them into errors of their own.
+    """
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    named = kinds & {"AcceleratorError", "OutOfMemoryError", "DistBackendError"}
-    return bool(named) or str(error).startswith(("CUDA error", "cuDNN error", "CUDA out of memory"))
+    named = kinds & {"GpuError", "AcceleratorError", "OutOfMemoryError", "DistBackendError"}
+    return bool(named) or bool(_GPU_FAILED.search(str(error)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the GPU's memory is full: the same work will fill it again."""
-    return is_gpu_error(error) and "out of memory" in str(error)
+    return is_gpu_error(error) and bool(_FULL.search(str(error)))
+
+
+_GPU_FAILED = re.compile(
+    r"\b(cuda|cudnn|cudnn_fe|cublas|cublas_lt|cufft|nccl|triton)\)? (driver |runtime )?(error|failure)\b"
+    r"|\bcuda (runtime|driver) \("
+    r"|CUDA out of memory",
+    re.IGNORECASE,
+)
+_FULL = re.compile(r"out of memory|OutOfMemory|ALLOC_FAILED|failed to allocate", re.IGNORECASE)

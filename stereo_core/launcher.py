@@ -11,6 +11,7 @@ lies beside it (an engine's side-car, an ONNX file's external data); a plain fil
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -27,7 +28,7 @@ from stereo_core.actions import Outcome
 from stereo_core.actions.fetch_dataset import referred
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import atomic_path, sha256_of
-from stereo_core.storage import is_uri
+from stereo_core.storage import bucket_of, is_uri
 from stereo_core.termination import Terminated, explain, sigterm_raises
 
 ACTIONS = (
@@ -51,7 +52,9 @@ MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP
 
 # port -> the kind of artifact it takes or gives; kind -> the formats a consumer here reads
 COMPARED = ("first", "second", "third", "fourth")  # the metrics that `report` puts side by side
-KINDS = {"pretrained": "checkpoint", "best_spec": "spec"} | dict.fromkeys((*COMPARED, "many"), "metrics")
+KINDS = {"pretrained": "checkpoint", "spec_file": "spec", "best_spec": "spec"} | dict.fromkeys(
+    (*COMPARED, "many"), "metrics"
+)
 FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
 FORMATS["quantized"] = ("pth", "onnx")  # of kind checkpoint or onnx, as its metadata say
 FORMATS["model"] = ("pth", "safetensors", "onnx", "trt", "rtx", "ort")
@@ -174,7 +177,10 @@ def launch(action: str, executor_input: str) -> int:
         raise UserError(f"EXECUTOR_INPUT_JSON is no ExecutorInput message: {type(error).__name__}: {error}") from None
 
     given = message.get("inputs") or {}
-    inputs = {port: check_artifact(artifact) for port, artifact in _artifacts(given).items()}
+    inputs = _artifacts(given)
+    for artifact in inputs.values():
+        check_artifact(artifact)
+    check_ports(action, inputs)
     parameters = plain(given.get("parameterValues") or {})
     results = output_file.parent / "results"
 
@@ -202,6 +208,9 @@ def launch(action: str, executor_input: str) -> int:
     spec = spec_from_dict(action, tree)
     if action == "trt_evaluate" and spec.evaluate.resize == "none":
         check_frame(inputs["engine"], spec.dataset.test_dataset.data_sources[0])
+    # Last, since large inputs take minutes; models, which are smaller, before data.
+    for artifact in sorted(inputs.values(), key=lambda one: one.kind not in FORMATS):
+        check_digest(artifact)
     return perform(action, spec, on_outcome=publish_all)
 
 
@@ -218,12 +227,14 @@ def _is_another_attempt(note: Path, executor_input: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """Where an artifact's URI lies on this machine: s3://, gs:// and minio:// under /s3, /gcs and /minio."""
-    for scheme, mount in MOUNTS.items():
+    """Where an artifact's URI lies on this machine: s3:// and aws:// (the same), gs:// and minio:// under /s3, /gcs and
+    /minio."""
+    for scheme, mount in (MOUNTS | {"aws://": MOUNTS["s3://"]}).items():
         if uri.startswith(scheme):
+            bucket_of(uri)  # refuses a secret in it before any message shows the URI
             return Path(mount) / uri.removeprefix(scheme)
     if "://" in uri and not uri.startswith("file://"):
-        raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)} or file://")
+        raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)}, aws:// or file://")
     return Path(uri.removeprefix("file://"))
 
 
@@ -244,13 +255,13 @@ def _artifacts(section: dict) -> dict[str, Artifact]:
         for index, item in enumerate(entry.get("artifacts") or ()):
             port, uri = f"{name}.{index}" if index else name, item.get("uri", "")
             path = Path(item["customPath"]) if item.get("customPath") else local_path(uri)
-            metadata = item.get("metadata", {})
+            metadata = plain(item.get("metadata") or {})
             found[port] = Artifact(port, item.get("name", port), item.get("type", {}), uri, path, metadata)
     return found
 
 
-def check_artifact(artifact: Artifact) -> Artifact:
-    """Refuse an input that is absent, of another kind or format, or changed since it was made.
+def check_artifact(artifact: Artifact) -> None:
+    """Refuse an input that is absent, or of another kind or format.
 
     Metadata that a foreign producer did not write is not asked for.
 
@@ -262,16 +273,40 @@ def check_artifact(artifact: Artifact) -> Artifact:
         raise error(f"input {artifact.port}: {artifact.uri} is not at {artifact.path}")
     kind, form = artifact.metadata.get("kind"), artifact.metadata.get("format")
     kinds = MODEL_KINDS if artifact.kind == "model" else (artifact.kind,)
-    if artifact.port != "spec_file" and kind and kind not in kinds:
+    if kind and kind not in kinds:
         wanted = " or ".join(map(repr, kinds))
         raise error(f"input {artifact.port}: {artifact.uri} is of kind {kind!r}; {wanted} is wanted here")
     if form and form not in FORMATS.get(artifact.kind, (form,)):
         wanted = " or ".join(FORMATS[artifact.kind])
         raise error(f"input {artifact.port}: {artifact.uri} has format {form!r}; {wanted} is wanted here")
-    digest = artifact.metadata.get("sha256")
-    if digest and digest != sha256_of(content(artifact)):
+
+
+def check_ports(action: str, inputs: dict[str, Artifact]) -> None:
+    """Refuse a task that lacks an input.
+
+    Raises:
+        UserError: names all that are missing.
+    """
+    data = DATA_PORTS if action.removeprefix("trt_") in SPLITS else ()
+    wanted = {"convert": {"images"}, "publish_model": {"model"}}.get(action, {*MODEL_KEYS.get(action, ()), *data})
+    if action == "quantize":  # one of the two
+        wanted -= {"checkpoint", "onnx"} if {"checkpoint", "onnx"} & set(inputs) else {"onnx"}
+    missing = sorted(wanted - {"pretrained"} - set(inputs))
+    if missing:
+        raise UserError(f"{action}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(missing)}")
+
+
+def check_digest(artifact: Artifact) -> None:
+    """Refuse an input that changed since it was made: of a model's folder all files count, where it says so.
+
+    Raises:
+        DataError, ModelError: a digest differs.
+    """
+    whole = artifact.metadata.get("folder_sha256") if artifact.path.is_dir() else None
+    digest = whole or artifact.metadata.get("sha256")
+    if digest and digest != sha256_of(artifact.path if whole else content(artifact)):
+        error = ModelError if artifact.kind in FORMATS else DataError
         raise error(f"input {artifact.port}: {artifact.uri} changed since it was made (sha256 differs); make it again")
-    return artifact
 
 
 def check_frame(engine: Artifact, source: Any) -> None:
@@ -308,7 +343,10 @@ def content(artifact: Artifact) -> Path:
     latest = artifact.path / LATEST
     if latest.is_file():
         return latest.resolve()
-    files = [p for p in sorted(artifact.path.iterdir()) if p.suffix in (".pth", ".pt", ".safetensors", ".onnx")]
+    from stereo_core.engines.files import read_sidecar
+
+    here = sorted(path for path in artifact.path.iterdir() if path.is_file())
+    files = [p for p in here if p.suffix in (".pth", ".pt", ".safetensors", ".onnx") or read_sidecar(p)]
     if len(files) != 1:
         names = ", ".join(p.name for p in files) or "none"
         raise ModelError(f"input {artifact.port}: {artifact.uri} must hold one model file; found: {names}")
@@ -362,13 +400,6 @@ def put(tree: dict, key: str, value: object) -> None:
 def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact], results: Path) -> None:
     """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said."""
     verb = action.removeprefix("trt_")
-    data = DATA_PORTS if verb in SPLITS else ()
-    wanted = {"convert": {"images"}, "publish_model": {"model"}}.get(action, {*MODEL_KEYS.get(action, ()), *data})
-    if action == "quantize":  # one of the two
-        wanted -= {"checkpoint", "onnx"} if {"checkpoint", "onnx"} & set(inputs) else {"onnx"}
-    missing = sorted(wanted - {"pretrained"} - set(inputs))
-    if missing:
-        raise UserError(f"{action}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(missing)}")
     if action == "convert" or action in FLAT:
         tree["results_dir"] = str(results)
         if action == "convert":
@@ -465,10 +496,12 @@ def publish(
         else:
             metadata = _publish_result(artifact, Path(outcome.artifacts[port]))
         metadata |= _json(outcome.metadata.get(port, {}))
-        digest_of = artifact.path / metadata["file"] if "file" in metadata else artifact.path
+        once = functools.cache(sha256_of)
+        if "file" in metadata:
+            metadata["folder_sha256"] = sha256_of(artifact.path, once)
         metadata |= {
             "kind": metadata.get("kind", artifact.kind),
-            "sha256": sha256_of(digest_of),
+            "sha256": once(artifact.path / metadata.get("file", "")),
             "bytes": size_of(artifact.path),
             "producer": f"stereo-pipelines {__version__} {action}",
             "spec_sha256": spec_sha256,

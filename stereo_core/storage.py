@@ -59,16 +59,32 @@ def is_uri(path: Any) -> bool:
     return isinstance(path, str) and path.startswith(SCHEMES)
 
 
+def bucket_of(uri: str) -> str:
+    """The bucket of a URI.
+
+    Raises:
+        DataError: there is none, or a key and a secret stand before it, which the message leaves out.
+    """
+    scheme, _, rest = uri.partition("://")
+    bucket = rest.partition("/")[0]
+    if not bucket:
+        raise DataError(f"{uri}: names no bucket; expected s3://bucket/key")
+    if {"@", ":"} & set(bucket):
+        raise DataError(
+            f"{scheme}://...: @ or : in the bucket's name; write s3://bucket/key: credentials and the server's address "
+            "come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+        )
+    return bucket
+
+
 def split(uri: str) -> tuple[str, str]:
     """Bucket and key, without slashes at their ends.
 
     Raises:
-        DataError: no bucket, or a key with an empty, `.` or `..` part, which no local path can stand for.
+        DataError: as `bucket_of`; or a key with an empty, `.` or `..` part, which no local path can stand for.
     """
-    bucket, _, key = uri.partition("://")[2].partition("/")
-    key = key.rstrip("/")
-    if not bucket:
-        raise DataError(f"{uri}: names no bucket; expected s3://bucket/key")
+    bucket = bucket_of(uri)
+    key = uri.partition("://")[2].partition("/")[2].rstrip("/")
     if key and {"", ".", ".."} & set(key.split("/")):
         raise DataError(f"{uri}: an empty part, . or .. in the key; name the object as the bucket lists it")
     return bucket, key

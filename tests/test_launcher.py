@@ -13,9 +13,21 @@ import pytest
 import yaml
 
 from stereo_core.actions import Outcome
+from stereo_core.engines.files import SIDECAR_KEYS, write_sidecar
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import sha256_of
-from stereo_core.launcher import Artifact, content, local_path, main, merge, plain, publish, user_spec, wire
+from stereo_core.launcher import (
+    Artifact,
+    check_digest,
+    content,
+    local_path,
+    main,
+    merge,
+    plain,
+    publish,
+    user_spec,
+    wire,
+)
 
 PATTERNS = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
 
@@ -112,9 +124,32 @@ def test_same_spec_same_digest_elsewhere(images, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_large_inputs_are_hashed_last_and_models_before_data(images, tmp_path, capsys):
+    """Every digest is wrong here: one that was looked at too early would be told instead."""
+    (tmp_path / "model.engine").write_bytes(b"engine")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "test.txt").write_text("left.png right.png disparity.png\n")
+    shutil.copy(next(Path(images["uri"]).rglob("left/rgb/*.png")), tmp_path / "left.png")
+    size = {f"{which}_{side}": 128.0 for which in ("input", "min", "max") for side in ("height", "width")}
+    paths = {"annotations": tmp_path / "lists", "engine": tmp_path / "model.engine", "images": tmp_path}
+
+    def told(spec: dict, said: dict, ports: tuple = ("annotations", "engine", "images")) -> str:
+        inputs = {port: item(paths[port], sha256="0" * 64, **said.get(port, {})) for port in ports}
+        assert main(["trt_evaluate", executor_input(tmp_path / "task", inputs, (), {"spec": spec})]) == 2
+        return capsys.readouterr().err
+
+    assert "'images' is wanted" in told({}, {"images": {"kind": "metrics"}})
+    assert "no artifact for input engine" in told({}, {}, ("annotations", "images"))
+    assert "evaluate.batch_size" in told({"evaluate": {"batch_sise": 1}}, {})
+    shape = told({"evaluate": {"resize": "none"}}, {"engine": size})
+    assert "is for images of 128 x 128, and" in shape, "whole numbers, though KFP's are doubles"
+    assert "input engine" in told({}, {}) and "changed since it was made" in told({}, {})
+
+
 @pytest.mark.parametrize(
     ("action", "port", "metadata", "message"),
     [
+        ("export", "spec_file", {"kind": "metrics"}, "'spec' is wanted"),
         ("gen_trt_engine", "onnx", {"kind": "engine"}, "'onnx' is wanted"),
         ("trt_evaluate", "engine", {"kind": "onnx", "format": "onnx"}, "'engine' is wanted"),
         ("export", "checkpoint", {"kind": "checkpoint", "format": "tlt"}, "pth or safetensors is wanted"),
@@ -167,6 +202,7 @@ def test_results_that_can_not_be_published_fail_the_run(images, tmp_path):
 
 def test_remote_artifacts_are_where_kfp_puts_them():
     assert local_path("s3://bucket/a/b") == Path("/s3/bucket/a/b")
+    assert local_path("aws://bucket/a") == Path("/s3/bucket/a")
     assert local_path("gs://bucket/a") == Path("/gcs/bucket/a")
     assert local_path("minio://mlpipeline/v2/x") == Path("/minio/mlpipeline/v2/x")
     assert local_path("/data/x") == Path("/data/x")
@@ -286,6 +322,42 @@ def test_a_training_folder_given_as_a_model_is_its_newest_checkpoint(tmp_path):
         content(folder)
     (tmp_path / "dn_model_latest.pth").symlink_to("model_epoch_001_step_00002.pth")
     assert content(folder) == tmp_path.resolve() / "model_epoch_001_step_00002.pth"
+
+
+def test_what_lies_beside_a_model_counts_too(tmp_path, capsys):
+    """A foreign file of weights beside an ONNX file would change the network, a side-car what is done with it."""
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    (tmp_path / "model.onnx.data").write_bytes(b"weights")
+    outputs = {"onnx": artifact("onnx", tmp_path / "out")}
+    published = publish("export", Outcome("done", artifacts={"onnx": tmp_path / "model.onnx"}), outputs, tmp_path, "s")
+    given = Artifact("onnx", "onnx", {}, "u", tmp_path / "out", published["onnx"]["artifacts"][0]["metadata"])
+    check_digest(given)
+    for name in ("model.onnx.data", "model.onnx.json"):
+        (tmp_path / "out" / name).unlink(missing_ok=True)  # it is a hard link
+        (tmp_path / "out" / name).write_bytes(b"others")
+        with pytest.raises(ModelError, match="changed since it was made"):
+            check_digest(given)
+        (tmp_path / "out" / name).unlink()
+        shutil.copy(tmp_path / "model.onnx.data", tmp_path / "out")
+    check_digest(given)
+
+
+def test_an_engine_is_found_in_the_folder_that_publish_model_writes(tmp_path):
+    (tmp_path / "model.engine").write_bytes(b"ftrt plan")
+    sidecar = dict.fromkeys(SIDECAR_KEYS) | {"kind": "engine", "sha256": sha256_of(tmp_path / "model.engine")}
+    write_sidecar(tmp_path / "model.engine", sidecar)
+    (tmp_path / "metrics").write_text('{"epe": 1.0}')
+    inputs = {"model": item(tmp_path / "model.engine"), "metrics": item(tmp_path / "metrics")}
+    text = executor_input(tmp_path / "task", inputs, ("card",), {"uri": str(tmp_path / "shelf")})
+    assert main(["publish_model", text]) == 0
+    (version,) = (path for path in (tmp_path / "shelf").iterdir() if path.is_dir())
+    assert sorted(path.name for path in version.iterdir()) == [
+        "README.md",
+        "metrics.json",
+        "model.engine",
+        "model.engine.json",
+    ]
+    assert content(artifact("engine", version)) == version / "model.engine"
 
 
 def test_a_cut_off_publication_is_no_obstacle(tmp_path):

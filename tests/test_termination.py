@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import onnxruntime.capi.onnxruntime_pybind11_state as onnxruntime
 import pytest
 import torch
 
 from stereo_core.actions.perform import exit_code
+from stereo_core.errors import GpuError, ModelError
 from stereo_core.launcher import main
 from stereo_core.termination import BYTES, error_class, explain
 
@@ -37,6 +39,7 @@ def message(tmp_path, monkeypatch) -> Path:
 
 
 SMALL = {"num_scenes": 2, "height": 64, "width": 96, "max_disparity": 16}
+PATTERNS = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
 
 
 def test_the_message_names_the_class_and_the_reason(message, tmp_path):
@@ -68,8 +71,10 @@ def test_a_damaged_note_and_a_spec_that_is_none_are_the_users(message, tmp_path,
 
 
 def test_a_failure_before_the_action_begins_is_told_too(message, tmp_path, capsys):
-    unreadable = port(Path("/proc/self/mem"), sha256="0" * 64)
-    assert main(["convert", task(tmp_path / "a", {"images": unreadable}, ("annotations",))]) == 1
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/unreadable.png").symlink_to("/proc/self/mem")
+    images = {"images": port(tmp_path / "images", sha256="0" * 64)}
+    assert main(["convert", task(tmp_path / "a", images, ("annotations",), spec=PATTERNS)]) == 1
     assert message.read_text().startswith("failure: OSError: ")
     assert "Traceback" in capsys.readouterr().err
 
@@ -101,12 +106,14 @@ def test_an_interruption(message, tmp_path):
 
 
 def test_an_interruption_while_inputs_are_read(message, tmp_path):
-    large = tmp_path / "large"
+    (tmp_path / "images").mkdir()
+    large = tmp_path / "images/large"
     with large.open("wb") as file:
         file.truncate(2**36)  # 64 GiB of nothing: read for longer than this test lasts
-    images = {"images": port(large, sha256="0" * 64)}
+    images = {"images": port(large.parent, sha256="0" * 64)}
     command = [str(Path(sys.executable).parent / "depth_net-launch"), "convert"]
-    process = subprocess.Popen([*command, task(tmp_path / "a", images, ("annotations",))], stderr=subprocess.PIPE)
+    text = task(tmp_path / "a", images, ("annotations",), spec=PATTERNS)
+    process = subprocess.Popen([*command, text], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30
     while large not in (path.resolve() for path in Path(f"/proc/{process.pid}/fd").iterdir()):
         assert time.monotonic() < deadline and process.poll() is None
@@ -117,13 +124,35 @@ def test_an_interruption_while_inputs_are_read(message, tmp_path):
     assert message.read_text() == "interruption: Terminated: SIGTERM\n"
 
 
+TENSORRT = "TensorRT refuses the run: IExecutionContext::enqueueV3:"
+
+
+def onnxruntime_error(said: str) -> Exception:
+    return onnxruntime.RuntimeException(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : while running Conv node. {said}")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "name"),
     [
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), 3, "GPU error"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), 3, "GPU error"),
         (torch.distributed.DistBackendError("NCCL error: unhandled system error"), 3, "GPU error"),
+        (RuntimeError("CUDA driver error: unspecified launch failure"), 3, "GPU error"),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Cuda failure 700: an illegal memory access was encountered"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 1: Cuda Runtime (an illegal memory access ...)"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 1: Myelin ([cask_fusion.cpp] Platform (Cuda) error)"), 3, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 3: API Usage Error (Parameter check failed)"), 1, "failure"),
+        (onnxruntime_error("CUDA failure 700: an illegal memory access was encountered ; GPU=0"), 3, "GPU error"),
+        (onnxruntime_error("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0"), 3, "GPU error"),
+        (onnxruntime_error("Got invalid dimensions for input"), 1, "failure"),
+        (GpuError("DistBackendError: ncclUnhandledCudaError"), 3, "GPU error"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1, "GPU error"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), 1, "GPU error"),
+        (RuntimeError(f"{TENSORRT} Error Code 1: Cuda Runtime (out of memory)"), 1, "GPU error"),
+        (onnxruntime_error("CUDA failure 2: out of memory ; GPU=0 ; hostname=x"), 1, "GPU error"),
+        (RuntimeError("ONNX Runtime could not start its CUDA provider"), 1, "failure"),
+        (ModelError("engine.trt: CUDA error of the user's"), 2, "data error"),
         (RuntimeError("the size of tensor a must match"), 1, "failure"),
     ],
 )
@@ -135,8 +164,7 @@ def test_a_gpu_that_failed_has_its_own_code_and_full_memory_has_not(error, code,
 def test_a_train_task_that_is_tried_again_goes_on(tmp_path):
     """The same task goes on from its checkpoint; another one in the same folder begins anew."""
     assert main(["synthesize", task(tmp_path / "s", {}, ("images",), **SMALL)]) == 0
-    patterns = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
-    patterns |= {"depth_dir_pattern": ["left/disparity"], "depth_extension": ".png", "split_ratio": 0.5}
+    patterns = PATTERNS | {"depth_dir_pattern": ["left/disparity"], "depth_extension": ".png", "split_ratio": 0.5}
     images = port(tmp_path / "s/images")
     assert main(["convert", task(tmp_path / "c", {"images": images}, ("annotations",), spec=patterns)]) == 0
     data = {"images": images, "annotations": port(tmp_path / "c/annotations")}

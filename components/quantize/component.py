@@ -36,6 +36,6 @@ def quantize(
     Returns:
         quantized: The quantised checkpoint, or ONNX file with QuantizeLinear and DequantizeLinear.
         metrics: epe and d1 before and after, bytes before and after, how many layers were quantised.
-        report: The same as a page.
+        report: The same as a page, with pictures before and after.
     """
     return launch("quantize")

@@ -38,8 +38,8 @@ def train(
         spec_file: A spec YAML file, merged over the defaults.
 
     Returns:
-        checkpoint: The last checkpoint.
-        metrics: Validation metrics before (initial_epe) and after training (epe), in px.
-        report: Metrics and pictures as a page.
+        checkpoint: The best checkpoint by train.monitor; the last one where nothing is validated.
+        metrics: Validation metrics of that checkpoint (epe), and before training (initial_epe), in px.
+        report: Metrics, curves and the last validation's pictures as a page.
     """
     return launch("train")

@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 
 from stereo_core.actions import Outcome
 from stereo_core.actions.perform import Terminated, reason, set_up_logging
+from stereo_core.errors import GpuError, is_gpu_error
 from stereo_core.report.status import StatusLog
 from stereo_core.training.distribution import Ranks
 
@@ -193,6 +194,6 @@ def _portable(error: BaseException) -> BaseException:
     try:
         error = pickle.loads(pickle.dumps(error))
     except Exception:
-        error = RuntimeError(reason(error))
+        error = (GpuError if is_gpu_error(error) else RuntimeError)(reason(error))
     error.add_note(note)
     return error

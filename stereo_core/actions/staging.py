@@ -30,6 +30,7 @@ _KINDS = {
     "*.results_dir": "results",
     "export.onnx_file": "output",
     "gen_trt_engine.trt_engine": "output",
+    "gen_trt_engine.timing_cache": "local",
     "*.checkpoint": "file",
     "*.trt_engine": "file",
     "*.onnx_file": "file",
@@ -195,6 +196,8 @@ class Stage:
     def _check(self, value: str, path: str, kind: str) -> None:
         if not storage.is_uri(value):
             raise SpecError(f"{path}: {value}: scheme not supported; use a path, {', '.join(storage.SCHEMES)}")
+        if kind == "local":
+            raise SpecError(f"{path}: {value}: is updated while an engine is built; name a file of this machine")
         if not storage.split(value)[1] and kind not in ("results", "root", "names"):
             raise SpecError(f"{path}: {value}: names no object in the bucket")
         if kind == "names" and not self.spec.relative_paths:
@@ -211,9 +214,14 @@ class Stage:
 def _named(verb: str, spec: Section) -> Iterator[tuple[Section, str, str, str]]:
     """The files outside of this machine that a verb reads and writes: section, key, dotted path, kind."""
     for owner, name, path in _uris(spec):
-        kind = next((kind for pattern, kind in _KINDS.items() if fnmatchcase(path, pattern)), None)
+        kind = kind_of(path)
         if kind and _concerns(verb, path):
             yield owner, name, path, kind
+
+
+def kind_of(path: str) -> str | None:
+    """What is done about the files that a key names, by its dotted path without indices; None: it names none."""
+    return next((kind for pattern, kind in _KINDS.items() if fnmatchcase(path, pattern)), None)
 
 
 def _uris(group: Section, prefix: str = "") -> Iterator[tuple[Section, str, str]]:

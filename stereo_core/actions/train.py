@@ -57,8 +57,8 @@ def run(spec, status: StatusLog) -> Outcome:
     """Train and leave checkpoints (see `Checkpoints`), links to the newest and the best, and a TensorBoard log.
 
     Where there is validation data it is also evaluated before the first step of a new run; the result stands in the KPI
-    as `initial_epe` and so on beside the last validation's, of a run that was stopped too. The checkpoint handed on is
-    the best by `train.monitor`, or the last where nothing is validated; the message says which.
+    as `initial_epe` and so on, of a run that was stopped too. The checkpoint handed on is the best by `train.monitor`,
+    or the last where nothing is validated; the message says which, and `epe` and so on are its own.
 
     With `train.resume_training_checkpoint_path` a run goes on as if it had never stopped; `auto` takes the newest whole
     checkpoint of the results folder, begins a new run where there is none, and does nothing to a run that is over. A
@@ -123,7 +123,8 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     module = StereoModule(network, spec)
     if data.has("val") and not resume:
         trainer.validate(module, datamodule=data, verbose=False)
-        checkpoints.initial = {f"initial_{name}": value for name, value in validation_kpi(trainer).items()}
+        first = validation_kpi(validation_metrics(trainer))
+        checkpoints.initial = {f"initial_{name}": value for name, value in first.items()}
     elif data.has("val") and _validation_is_due(resume, settings.validation_interval):
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
         if (
@@ -138,7 +139,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         return Outcome(f"Train finished successfully: {done}")
     return Outcome(
         f"Train finished successfully: {done}; {checkpoints.words()}",
-        kpi=checkpoints.initial | train_kpi(trainer) | validation_kpi(trainer) | counts,
+        kpi=checkpoints.initial | train_kpi(trainer) | validation_kpi(checkpoints.validation) | counts,
         artifacts={"checkpoint": checkpoints.best or checkpoints.latest} if checkpoints.latest else {},
         metadata={"checkpoint": {name: getattr(network.config, name) for name in _METADATA}},
     )

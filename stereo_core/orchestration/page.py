@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Record
-from stereo_core.report.html import Table, page, pictures_of
+from stereo_core.report.html import Table, galleries_of, page
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # the metrics of a network before its training
@@ -98,11 +98,11 @@ def write_page(run: Record) -> Path:
         for port, made in task.artifacts.items():
             artifacts.rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
     tables = [table for table in (metrics_table(run), steps, artifacts) if table]
-    galleries = []
-    for name in run.tasks:
-        pictures, caption = pictures_of(run.folder / "tasks" / name / "results")
-        if pictures:
-            galleries.append((run.label(name), caption, pictures))
+    galleries = [
+        (f"{run.label(name)}: {title}", caption, pictures)
+        for name in run.tasks
+        for title, caption, pictures in galleries_of(run.folder / "tasks" / name / "results")
+    ]
     path = run.folder / "report.html"
     with atomic_path(path) as temporary:
         title = f"{run.pipeline}: {run.state}"

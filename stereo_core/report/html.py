@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 
 from stereo_core import __version__
+from stereo_core.errors import DataError
+from stereo_core.report.curves import plot
 
 if TYPE_CHECKING:
     from stereo_core.actions import Outcome
@@ -36,7 +39,7 @@ footer{margin-top:3rem;color:#57606a}
 <table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in table.rows %}
 <tr>{% for cell in row %}
-<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else '%.4g' % cell }}</td>{% endfor %}</tr>
+<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else figure(cell) }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
 {% for title, caption, pictures in galleries %}
@@ -50,16 +53,24 @@ footer{margin-top:3rem;color:#57606a}
 </body></html>
 """)
 
-CAPTIONS = {
-    "panels": "Left image, ground truth, prediction, error. Disparities share one colour scale; errors go from blue "
-    "(0) to red (8 px and more); black has no ground truth.",
-    "predicted_depth": "Predicted disparity in colour.",
-}
+_PANELS = (
+    "Left image, ground truth, prediction, error. Disparities share one colour scale; errors go from blue (0) to red "
+    "(8 px and more); black has no ground truth."
+)
+LEFT_BY_ACTIONS = (
+    ("Curves", "curves.png", ""),
+    ("Last validation", "validation.png", _PANELS),
+    ("Pictures", "panels/*.png", _PANELS),
+    ("Before", "before/panels/*.png", _PANELS),
+    ("After", "after/panels/*.png", _PANELS),
+    ("Pictures", "predicted_depth/*.png", "Predicted disparity in colour."),
+)
+"""Title, pattern below the results folder, caption."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; strings are left-aligned, numbers right-aligned with four figures."""
+    """A titled table; strings are left-aligned, numbers right-aligned, see `figure`."""
 
     title: str
     columns: Sequence[str]
@@ -70,13 +81,24 @@ Gallery = tuple[str, str, Sequence[Path]]
 """Title, caption, PNG files."""
 
 
+def figure(value: float) -> str:
+    """Four figures, and all before the point: seconds and bytes are not read as 1.235e+04."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def page(
     title: str, tables: Iterable[Table], galleries: Iterable[Gallery] = (), *, note: str = "", drawing: str = ""
 ) -> str:
     """HTML text with `tables`, the PNG files of `galleries` and `drawing`, an SVG element, embedded."""
     embedded = [(name, caption, [(p.stem, _base64(p)) for p in pictures]) for name, caption, pictures in galleries]
     return _PAGE.render(
-        title=title, note=note, drawing=drawing, tables=list(tables), galleries=embedded, version=__version__
+        title=title,
+        note=note,
+        drawing=drawing,
+        tables=list(tables),
+        galleries=embedded,
+        figure=figure,
+        version=__version__,
     )
 
 
@@ -89,17 +111,15 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     return Table(title, ("metric", "value"), list(metrics.items()))
 
 
-def pictures_of(results_dir: Path) -> tuple[list[Path], str]:
-    """The first pictures an action left in its results folder, and their caption."""
-    for folder, caption in CAPTIONS.items():
-        found = sorted((results_dir / folder).glob("*.png"))[:PICTURES]
-        if found:
-            return found, caption
-    return [], ""
+def galleries_of(results_dir: Path) -> list[Gallery]:
+    """The first pictures of each kind that an action left in its results folder."""
+    found = [(title, text, sorted(results_dir.glob(files))[:PICTURES]) for title, files, text in LEFT_BY_ACTIONS]
+    return [(title, caption, pictures) for title, caption, pictures in found if pictures]
 
 
 def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
-    """The page of one action: its message, its metrics and the pictures in `results_dir`."""
-    pictures, caption = pictures_of(results_dir)
-    galleries = [("Pictures", caption, pictures)] if pictures else []
-    return page(verb, [metrics_table("Metrics", outcome.kpi)], galleries, note=outcome.message)
+    """The page of one action: its message, its metrics and the pictures in `results_dir`, for train with its curves."""
+    if verb == "train":
+        with contextlib.suppress(DataError):  # no epoch and no validation came to its end
+            plot(results_dir)
+    return page(verb, [metrics_table("Metrics", outcome.kpi)], galleries_of(results_dir), note=outcome.message)

@@ -35,7 +35,7 @@ class StatusLines(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         when = " before training" if trainer.state.fn == TrainerFn.VALIDATING else ""
-        self.status.running(f"Eval metrics generated{when}.", kpi=validation_kpi(trainer))
+        self.status.running(f"Eval metrics generated{when}.", kpi=validation_kpi(validation_metrics(trainer)))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.monotonic()
@@ -78,7 +78,6 @@ def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
 
 
-def validation_kpi(trainer: pl.Trainer) -> dict[str, float]:
-    """The last validation by plain names: `val_loss`, `epe`, `bp1`, ...; empty where there was none."""
-    logged = validation_metrics(trainer)
+def validation_kpi(logged: dict[str, float]) -> dict[str, float]:
+    """A validation by plain names: `val_loss`, `epe`, `bp1`, ..."""
     return {name.removeprefix("val/"): value for name, value in logged.items() if name != "val/loss"}

@@ -182,6 +182,12 @@ class Checkpoints(pl.callbacks.Checkpoint):
         best = min(self.names, key=values.get, default=None)
         return self.folder / best if best and math.isfinite(values[best]) else None
 
+    @property
+    def validation(self) -> dict[str, float]:
+        """The validation of the best checkpoint, which is handed on; where there is none, the last one."""
+        metrics = read_sidecar(self.best)["metrics"] if self.best else self.metrics
+        return {name: value for name, value in metrics.items() if value is not None}  # what is not finite is None there
+
     def words(self) -> str:
         """Which checkpoint is handed on, and why."""
         best = self.best

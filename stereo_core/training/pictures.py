@@ -1,4 +1,5 @@
-"""What a training run shows: disparity panels in its loggers, and augmented samples as files before it starts."""
+"""What a training run shows: disparity panels in its loggers, those of its last validation as a file too, and augmented
+samples as files before it starts."""
 
 from __future__ import annotations
 
@@ -33,12 +34,13 @@ class Pictures(pl.Callback):
 
     Args:
         spec: the experiment; train.vis_step_interval, train.dataloader_visualize and dataset.max_disparity count.
-        folder: the run's results; augmented samples go to `dataloader` in it.
+        folder: the run's results; augmented samples go to `dataloader` in it, the last validation to `validation.png`.
     """
 
     def __init__(self, spec, folder: Path) -> None:
         self.interval, self.maximum = spec.train.vis_step_interval, spec.dataset.max_disparity
         self.samples_folder = folder / "dataloader" if spec.train.dataloader_visualize else None
+        self.file = folder / "validation.png"
         self.validated: list[np.ndarray] = []
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
@@ -69,7 +71,10 @@ class Pictures(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.validated:
-            self._log(trainer, "val", np.vstack(self.validated))
+            picture = np.vstack(self.validated)
+            self._log(trainer, "val", picture)
+            if not trainer.fast_dev_run:
+                write_png(self.file, picture)
 
     def _panel(self, sample: dict[str, Tensor], prediction_HW: Tensor) -> np.ndarray:
         gt_HW = sample["disparity"][0].cpu().numpy()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from stereo_core.actions import Outcome
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import write_png
 from stereo_core.data.synthetic import make_scene
+from stereo_core.launcher import Artifact, publish
 from stereo_core.models import create_model, save_checkpoint
 
 SIZES = ((64, 96), (64, 96), (64, 96), (48, 80))
@@ -58,3 +62,25 @@ def split():
 def status_lines():
     """results folder -> the objects of its status.json."""
     return lambda folder: [json.loads(line) for line in (folder / "status.json").read_text().splitlines()]
+
+
+@pytest.fixture
+def shown(tmp_path_factory):
+    """(action, its results folder, outcome) -> title and name of each picture in the page that its component gives."""
+
+    def pictures(action: str, folder: Path, outcome: Outcome) -> list[tuple[str, str]]:
+        place = tmp_path_factory.mktemp("published")
+        results = place / "results"
+        shutil.copytree(folder, results, ignore=shutil.ignore_patterns("*.pth"))
+        page = Artifact("report", "report", {}, "", place / "page.html")
+        publish(action, outcome, {"report": page}, results, "")
+        found = re.findall(
+            r'<h2>(.+)</h2>|<img alt="(.+)" src="data:image/png;base64,iVBOR', page.path.read_text(encoding="utf-8")
+        )
+        title, names = "", []
+        for heading, name in found:
+            title = heading or title
+            names += [(title, name)] if name else []
+        return names
+
+    return pictures

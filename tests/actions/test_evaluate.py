@@ -135,7 +135,7 @@ def test_real_data(shared, name, pairs, max_disparity, split, run_evaluate, tiny
 # -- files and settings ------------------------------------------------------------------------------------------------
 
 
-def test_files(scenes, split, run_evaluate, tmp_path):
+def test_files(scenes, split, run_evaluate, tmp_path, shown):
     code, outcome = run_evaluate(tmp_path, split(scenes / "list.txt"))
     assert code == 0
     rows = read_rows(tmp_path)
@@ -152,6 +152,7 @@ def test_files(scenes, split, run_evaluate, tmp_path):
     panels = sorted((tmp_path / "panels").iterdir())
     assert [path.name for path in panels] == [f"scene{n}_left.png" for n in range(4)]
     assert cv2.imread(str(panels[3])).shape == (48, 4 * 80, 3)
+    assert shown("evaluate", tmp_path, outcome) == [("Pictures", panel.stem) for panel in panels]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions import predictor
+from stereo_core.actions import Outcome, predictor
 from stereo_core.actions.perform import perform
 from stereo_core.data.codecs import read_disparity
 from stereo_core.engines import BuildSettings, build_engine, load_engine
@@ -44,6 +44,11 @@ def all_files(infer, scenes, tmp_path_factory):
     everything = dict.fromkeys(("save_raw_pfm", "save_depth", "save_point_cloud"), True)
     assert infer(folder / "out", scenes / "list.txt", calibration=str(folder / "K.txt"), **everything) == 0
     return folder / "out"
+
+
+def test_the_page_shows_predictions(all_files, shown):
+    names = [("Pictures", f"scene{number}_left") for number in range(4)]
+    assert shown("inference", all_files, Outcome("done")) == names
 
 
 def test_names(all_files):

@@ -15,7 +15,7 @@ import pytest
 from stereo_core.actions import Outcome, ranks
 from stereo_core.actions.perform import Terminated
 from stereo_core.actions.ranks import in_ranks
-from stereo_core.errors import DataError
+from stereo_core.errors import DataError, GpuError
 from stereo_core.report.status import StatusLog
 from stereo_core.training.distribution import Ranks
 
@@ -35,9 +35,16 @@ def say_who(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
     return Outcome(f"from rank {ranks.rank}")
 
 
-def second_fails(error: BaseException | None, status: StatusLog, ranks: Ranks) -> Outcome:
-    if ranks.rank == 1 and error is None:
-        raise Unportable("one", "two")
+class DistBackendError(Unportable):
+    """As torch's, were it not portable: told by its name alone."""
+
+
+UNPORTABLE = {"one": Unportable, "gpu": DistBackendError}
+
+
+def second_fails(error: BaseException | str, status: StatusLog, ranks: Ranks) -> Outcome:
+    if ranks.rank == 1 and error in UNPORTABLE:
+        raise UNPORTABLE[error](error, "two")
     if ranks.rank == 1:
         raise error
     time.sleep(600)
@@ -77,7 +84,11 @@ def test_one_rank_alone_is_this_process(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
-    [(DataError("left.png: broken"), DataError, "left.png: broken"), (None, RuntimeError, "Unportable: onetwo")],
+    [
+        (DataError("left.png: broken"), DataError, "left.png: broken"),
+        ("one", RuntimeError, "Unportable: onetwo"),
+        ("gpu", GpuError, "DistBackendError: gputwo"),
+    ],
 )
 def test_the_first_error_ends_all(error, kind, message, monkeypatch):
     monkeypatch.setattr(ranks, "_GRACE_SECONDS", 0.2)

@@ -69,7 +69,8 @@ def test_files(finished):
     assert outcome.artifacts["checkpoint"] == (folder / "dn_model_best.pth").resolve()
     others = {path.name for path in folder.iterdir()} - set(checkpoints(folder))
     others -= {f"{name}.json" for name in checkpoints(folder)}
-    assert others == {"dn_model_latest.pth", "dn_model_best.pth", "experiment.yaml", "status.json", "lightning_logs"}
+    links = {"dn_model_latest.pth", "dn_model_best.pth"}
+    assert others == links | {"experiment.yaml", "status.json", "lightning_logs", "validation.png"}
     assert list((folder / "lightning_logs" / "version_1").glob("events.*"))
 
 
@@ -105,10 +106,14 @@ def test_status_lines(finished, status_lines):
     assert math.isfinite(lines[start + 3]["kpi"]["train_loss"])
 
 
+def test_the_page_of_a_training_shows_its_curves_and_its_last_validation(finished, shown):
+    assert shown("train", *finished) == [("Curves", "curves"), ("Last validation", "validation")]
+
+
 def test_validation_is_what_evaluate_says(finished, scenes, split, tmp_path):
-    """Whole images, no augmentation, the same metrics: the last validation equals evaluate on the last checkpoint."""
-    folder, outcome = finished
-    evaluate = {"checkpoint": str(folder / "dn_model_latest.pth"), "results_dir": str(tmp_path)}
+    """Whole images, no augmentation, the same metrics: those of a training equal evaluate on its checkpoint."""
+    _, outcome = finished
+    evaluate = {"checkpoint": str(outcome.artifacts["checkpoint"]), "results_dir": str(tmp_path)}
     dataset = {"max_disparity": 64, "test_dataset": split(scenes / "list.txt", 4)}
     found = []
     spec = spec_from_dict("evaluate", {"dataset": dataset, "model": MODEL, "evaluate": evaluate})
@@ -756,6 +761,7 @@ def test_the_newest_and_the_best_are_kept(train, tmp_path, status_lines, monkeyp
     assert {path.name for path in tmp_path.glob("*.pth.json")} == {f"{name}.json" for name in checkpoints(tmp_path)}
     assert outcome.artifacts["checkpoint"] == tmp_path / best and best in outcome.message
     assert read_sidecar(tmp_path / best)["metrics"]["val/rmse"] == pytest.approx(min(values), rel=1e-6)
+    assert outcome.kpi["rmse"] == pytest.approx(min(values), rel=1e-6) != values[-1], "of the checkpoint handed on"
 
 
 def test_the_best_is_kept_between_two_checkpoints(train, tmp_path, status_lines):

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import json
+import re
 
 import pytest
 import stereo_components
@@ -10,6 +12,7 @@ import yaml
 from kfp import components, dsl
 
 from stereo_core import launcher
+from stereo_core.actions import ACTIONS
 from stereo_core.orchestration.compile import BEGIN, END, compiled_path, component_folders, write
 from stereo_core.spec.experiment import spec_class
 
@@ -60,6 +63,7 @@ def test_committed_files_are_what_the_dsl_says():
 def test_every_component_is_there():
     assert set(FOLDERS) == set(PORTS) == set(stereo_components.__all__)
     assert {ACTION.get(name, name) for name in FOLDERS} == set(launcher.ACTIONS)
+    assert {action.removeprefix("trt_") for action in launcher.ACTIONS} == set(ACTIONS) - {"doctor"}
 
 
 @pytest.mark.parametrize("name", PORTS)
@@ -104,6 +108,24 @@ def test_typed_parameters_reach_a_spec_key(name):
     known = {"spec", *launcher.TYPED.get(action, {})} - ({"num_gpus", "num_nodes"} if name == "train" else set())
     known |= {"dataset_name"} if action.removeprefix("trt_") in launcher.SPLITS else set()
     assert parameters == known
+
+
+INPUTS = [(name, port.removesuffix("?")) for name, (inputs, _) in PORTS.items() for port in [*inputs, "spec_file?"]]
+INPUTS = [(name, port) for name, port in INPUTS if port != "spec_file" or name not in FLAT]
+MADE = {"images", "annotations", "checkpoint", "onnx", "engine", "metrics", "spec"}  # kinds that some step gives
+
+
+@pytest.mark.parametrize(("name", "port"), INPUTS)
+def test_every_input_is_checked_for_its_kind(name, port, tmp_path, capsys):
+    """What some step gives is taken, anything else ends the task before its results folder is made."""
+    given = {"artifacts": [{"uri": str(tmp_path), "metadata": {"kind": "nonsense"}}]}
+    outputs = {"outputFile": str(tmp_path / "executor_output.json")}
+    message = {"inputs": {"artifacts": {port: given}}, "outputs": outputs}
+    assert launcher.main([ACTION.get(name, name), json.dumps(message)]) == 2
+    told = capsys.readouterr().err
+    assert f"input {port}: {tmp_path} is of kind 'nonsense'; " in told and not list(tmp_path.iterdir())
+    wanted = set(re.findall(r"'(\w+)'", told.partition("; ")[2]))
+    assert wanted and wanted <= MADE
 
 
 @pytest.mark.parametrize("name", PORTS)

@@ -1,5 +1,7 @@
 """A run's page: rows before and after training, columns that were measured, nothing else."""
 
+import re
+
 from small_ir import container, pipeline
 
 from stereo_core.orchestration.graph import load_pipeline
@@ -29,6 +31,23 @@ def test_metrics_side_by_side(compiled, tmp_path):
     ]
     html = write_page(run.record).read_text()
     assert "train, untrained" in html and "1.25" in html and "77" not in html
+
+
+def test_rows_of_steps_and_artifacts(compiled, tmp_path):
+    run = LocalRun(load_pipeline(compiled(pipeline({n: container("") for n in ("a", "b")}))), {}, tmp_path / "run")
+    first, second = run.tasks["a"], run.tasks["b"]
+    first.state, first.started, first.seconds = "succeeded", "2031-02-03T04:05:06.789+00:00", 12345.6
+    first.attempts, first.exit_code = 2, 0
+    first.artifacts["model"] = Made(MODEL, "tasks/a/model", "0123456789abcdef", 3_400_000, {})
+    second.state, second.seconds, second.attempts, second.exit_code = "failed", 1.25, 1, 2
+    second.message = "no <file>"
+    html = write_page(run.record).read_text()
+    lines = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)]
+    assert [line for line in lines if line] == [
+        ["a", "succeeded", "2031-02-03 04:05:06", "12346", "2", "0", ""],
+        ["b", "failed", "", "1.2", "1", "2", "no &lt;file&gt;"],
+        ["a", "model", "3.4 MB", "0123456789ab", "tasks/a/model"],
+    ]
 
 
 def test_graph_names_steps_and_draws_an_arrow_a_need(compiled, tmp_path):

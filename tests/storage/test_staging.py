@@ -16,16 +16,19 @@ import yaml
 from torch.utils.data import DataLoader
 
 from stereo_core import launcher, storage
+from stereo_core.actions import ACTIONS
 from stereo_core.actions import mirror as mirror_module
 from stereo_core.actions.mirror import Mirror
 from stereo_core.actions.perform import perform
-from stereo_core.actions.staging import Stage
+from stereo_core.actions.staging import Stage, kind_of
 from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.datasets import StereoDataset, relative_names
 from stereo_core.data.images import read_image
 from stereo_core.errors import DataError, SpecError
 from stereo_core.launcher import Artifact
 from stereo_core.spec import spec_from_dict
+from stereo_core.spec.experiment import spec_class
+from stereo_core.spec.paths import walk
 
 DEPTH_NET = Path(sys.executable).parent / "depth_net"
 PATTERNS = {
@@ -285,6 +288,7 @@ REFUSED = [
     ("export", {"export": {"checkpoint": "s3://b", "onnx_file": "m.onnx"}}, "export.checkpoint: s3://b: names no obj"),
     ("train", {"results_dir": "s3://b/x", "train": {"num_nodes": 2}}, "nodes, and processes of torchrun"),
     ("automl", {"results_dir": "s3://b/x"}, "a search keeps its study on a file system"),
+    ("gen_trt_engine", {"gen_trt_engine": {"timing_cache": "s3://b/x"}}, "timing_cache: s3://b/x: is updated while"),
 ]
 
 
@@ -296,6 +300,33 @@ def test_what_is_refused_by_name(verb, spec, message, tmp_path, monkeypatch):
     with pytest.raises(SpecError, match=message):
         Stage(verb, build(verb, spec))
     assert left_over(tmp_path) == []
+
+
+NO_FILES = {
+    *("image_dir_pattern", "right_dir_pattern", "depth_dir_pattern", "nocc_dir_pattern", "nocc_mask_dir_name"),
+    *("image_extension", "depth_extension", "nocc_extension", "encryption_key", "model_name", "tile_wtype"),
+    *("automl_hyperparameters", "compute_capabilities", "layers_precision", "device", "module_name", "skip_names"),
+    *("observer_or_fake_quant", "project", "entity", "name", "run_id", "group", "tags", "title", "names"),
+    "uri",  # fetch_dataset and publish_model take objects themselves
+}
+"""Keys with a text that names no file."""
+
+
+def test_every_key_that_names_files_takes_objects_or_refuses_them():
+    """A key that nobody decided about would make a folder `s3:` in the working directory."""
+    specs = {spec_class(verb) for verb in ACTIONS if verb != "doctor"}
+    texts = {
+        path.replace("[]", "")
+        for spec in specs
+        for path, field in walk(spec)
+        if "str" in str(field.annotation)
+        and "Literal" not in str(field.annotation)
+        and "dict" not in str(field.annotation)
+    }
+    assert len(texts) > 50
+    assert {path for path in texts if kind_of(path) is None} == {
+        path for path in texts if path.rpartition(".")[2] in NO_FILES
+    }
 
 
 def test_keys_of_other_verbs_are_left_alone(tmp_path, monkeypatch):

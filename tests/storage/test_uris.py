@@ -6,7 +6,10 @@ import sys
 import pytest
 
 from stereo_core import storage
+from stereo_core.actions.staging import Stage
 from stereo_core.errors import DataError
+from stereo_core.launcher import local_path
+from stereo_core.spec import spec_from_dict
 
 
 def test_parts_of_a_uri():
@@ -19,6 +22,16 @@ def test_parts_of_a_uri():
 def test_uris_that_no_path_can_stand_for(uri):
     with pytest.raises(DataError, match=r"names no bucket|empty part"):
         storage.split(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://mykey:hu5h@bucket/x", "minio://hu5h@bucket", "aws://mykey:hu5/h@bucket/x"])
+def test_a_secret_in_a_uri_is_refused_and_not_shown(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path))
+    spec = spec_from_dict("export", {"export": {"checkpoint": uri, "onnx_file": "m.onnx"}})
+    for refuse in (storage.split, local_path, lambda _: Stage("export", spec)):
+        with pytest.raises(DataError, match="come from the environment") as told:
+            refuse(uri)
+        assert "mykey" not in str(told.value) and "hu5" not in str(told.value)
 
 
 def test_minio_needs_a_server(monkeypatch):
