@@ -15,7 +15,7 @@ from flow_steps import SPEC, data
 from kfp import compiler, dsl
 from small_ir import container, pipeline, sums
 from stereo_components import convert, synthesize
-from stereo_pipelines.profiles import PROFILES, apply
+from stereo_pipelines.profiles import PROFILES, apply, with_environment
 
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
@@ -158,7 +158,8 @@ def test_a_cron_workflow_has_a_shorter_name(small):
 def test_hardware_profile(tmp_path):
     @dsl.pipeline(name="placed")
     def placed():
-        apply(synthesize(num_scenes=1), PROFILES["h100"], pull_secret="registry", env_secret="keys")
+        task = apply(synthesize(num_scenes=1), PROFILES["h100"], pull_secret="registry")
+        with_environment(task, env_secret="keys")
 
     compiler.Compiler().compile(placed, str(tmp_path / "placed.yaml"))
     documents = manifests(load_pipeline(tmp_path / "placed.yaml"), {}, REPOSITORY)

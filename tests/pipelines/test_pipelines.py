@@ -177,8 +177,10 @@ def test_a_hardware_profile_is_chosen_when_compiling(monkeypatch):
     from kfp import dsl
     from stereo_components import export, final_status
     from stereo_pipelines import steps
+    from stereo_pipelines.profiles import PROFILES
 
-    monkeypatch.setattr(steps, "PROFILE", "h100")
+    monkeypatch.setattr(steps, "HEAVY", PROFILES["h100"])
+    monkeypatch.setattr(steps, "LIGHT", PROFILES["cpu"])
 
     @dsl.pipeline(name="placed")
     def placed(uri: str):
