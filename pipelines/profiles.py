@@ -6,22 +6,23 @@ Placement belongs to a pipeline, not to a component. A profile of your own is on
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 
 from kfp import dsl, kubernetes
 
-from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE, STORAGE_KEYS
-
-SHARED_MIB = 256, 512  # of /dev/shm: for every step, and for each process that loads data
-SECRET_KEYS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "WANDB_API_KEY",
-    "MLFLOW_TRACKING_URI",
+from stereo_core.errors import SpecError
+from stereo_core.orchestration.namespace import (
+    CREDENTIAL_KEYS,
+    CREDENTIALS,
+    STORAGE,
+    STORAGE_KEYS,
+    VARIABLE_KEYS,
+    VARIABLES,
 )
+
+SHARED_MIB = 256, 512  # of /dev/shm: for the step, and for each process that loads data
+DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Profile:
     """Resources of one step.
 
     Args:
-        cpu: CPU cores, requested and at most, as Kubernetes writes them ("8", "500m").
+        cpu: CPU cores, requested and at most, as Kubernetes writes them ("8", "500m"); empty: the cluster's default.
         memory: The same for memory ("32Gi"); /dev/shm counts towards it.
-        workers: Processes that load data, of all ranks together; they size /dev/shm.
+        workers: Processes that load data, of all ranks together; they size /dev/shm. 0: the container's own 64 MiB.
         accelerators: GPUs of the step; 0 asks for none.
         accelerator: The resource by which nodes offer them.
         node_selector: Labels that the node must have.
@@ -39,50 +40,76 @@ class Profile:
         timeout: Seconds after which the step is stopped.
     """
 
-    cpu: str
-    memory: str
+    cpu: str = ""
+    memory: str = ""
     workers: int = 0
     accelerators: int = 0
     accelerator: str = "nvidia.com/gpu"
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerate: tuple[str, ...] = ("nvidia.com/gpu",)
-    timeout: int = 24 * 3600
+    timeout: int = DAY
 
 
 def _product(name: str) -> dict[str, str]:
     return {"nvidia.com/gpu.product": name}  # the label of NVIDIA's GPU feature discovery
 
 
+# Of the pipelines here where no profile was chosen: they run wherever they are put, and no step for ever.
+ANYWHERE = Profile(workers=8, tolerate=(), timeout=7 * DAY)
+ANYWHERE_LIGHT = Profile(tolerate=())
+
 PROFILES = {
     "cpu": Profile("4", "16Gi", workers=4, tolerate=()),
     "one-gpu": Profile("8", "32Gi", workers=8, accelerators=1),
-    "multi-gpu": Profile("64", "256Gi", workers=64, accelerators=8, timeout=72 * 3600),
+    "multi-gpu": Profile("64", "256Gi", workers=64, accelerators=8, timeout=3 * DAY),
     "a100": Profile("12", "80Gi", workers=8, accelerators=1, node_selector=_product("NVIDIA-A100-SXM4-80GB")),
     "h100": Profile("16", "128Gi", workers=12, accelerators=1, node_selector=_product("NVIDIA-H100-80GB-HBM3")),
     "l4": Profile("8", "32Gi", workers=6, accelerators=1, node_selector=_product("NVIDIA-L4")),
     "t4": Profile("4", "16Gi", workers=4, accelerators=1, node_selector=_product("Tesla-T4")),
     "jetson": Profile(
-        "4", "12Gi", workers=2, accelerators=1, node_selector={"kubernetes.io/arch": "arm64"}, timeout=6 * 3600
+        "4", "12Gi", workers=2, accelerators=1, node_selector={"kubernetes.io/arch": "arm64"}, timeout=DAY // 4
     ),
 }
 
 
-def apply(task: dsl.PipelineTask, profile: Profile, *, pull_secret=None, env_secret=None) -> dsl.PipelineTask:
+def profile_named(name: str) -> Profile:
+    """A profile of this file by its name, or one of yours as MODULE:NAME, of a module that Python finds.
+
+    Raises:
+        SpecError: there is no such profile.
+    """
+    module, colon, variable = name.partition(":")
+    if not colon:
+        if name not in PROFILES:
+            raise SpecError(f"no profile {name!r}; there are {', '.join(PROFILES)}, or MODULE:NAME for one of yours")
+        return PROFILES[name]
+    try:
+        profile = getattr(importlib.import_module(module), variable)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SpecError(f"profile {name}: {error}; is its folder in PYTHONPATH?") from None
+    if not isinstance(profile, Profile):
+        raise SpecError(f"profile {name}: a stereo_pipelines.profiles.Profile is wanted, not {profile!r}")
+    return profile
+
+
+def apply(task: dsl.PipelineTask, profile: Profile, *, pull_secret=None) -> dsl.PipelineTask:
     """Give a task the resources and the placement of a profile; returns the task.
 
     Args:
         task: A container step of a pipeline.
         profile: What it needs.
         pull_secret: Name of the secret for pulling the image: text or a pipeline parameter.
-        env_secret: Name of a secret of which the keys SECRET_KEYS, those that it has, become environment variables.
     """
-    task.set_cpu_request(profile.cpu).set_cpu_limit(profile.cpu)
-    task.set_memory_request(profile.memory).set_memory_limit(profile.memory)
+    if profile.cpu:
+        task.set_cpu_request(profile.cpu).set_cpu_limit(profile.cpu)
+    if profile.memory:
+        task.set_memory_request(profile.memory).set_memory_limit(profile.memory)
     if profile.accelerators:
         task.set_accelerator_type(profile.accelerator).set_accelerator_limit(profile.accelerators)
-    every, each = SHARED_MIB
-    shared = f"{every + each * profile.workers}Mi"
-    kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
+    if profile.workers:
+        own, each = SHARED_MIB
+        shared = f"{own + each * profile.workers}Mi"
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
     for label, value in profile.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
     for key in profile.tolerate:
@@ -90,16 +117,21 @@ def apply(task: dsl.PipelineTask, profile: Profile, *, pull_secret=None, env_sec
     kubernetes.set_timeout(task, profile.timeout)
     if pull_secret is not None:
         kubernetes.set_image_pull_secrets(task, [pull_secret])
-    if env_secret is not None:
-        kubernetes.use_secret_as_env(task, env_secret, {key: key for key in SECRET_KEYS}, optional=True)
     return task
 
 
-def with_storage(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Let a task reach the object storage of its namespace, as `manifests/base` names it; returns the task.
+def with_environment(task: dsl.PipelineTask, *, storage_secret=CREDENTIALS, env_secret=VARIABLES) -> dsl.PipelineTask:
+    """Let a task reach the object storage and the trackers of its namespace; returns the task.
 
-    Where ConfigMap or secret is missing the task runs without, on the rights of its service account.
+    What is missing of these (all of it, or a key) is left out: the task runs without, on the rights of its account.
+    The storage's address and region are those of the ConfigMap `stereo-storage`, as `manifests/base` has it.
+
+    Args:
+        task: A container step of a pipeline.
+        storage_secret: Name of the secret with `accesskey` and `secretkey`: text or a pipeline parameter.
+        env_secret: Name of one whose keys are the variables' own names, of VARIABLE_KEYS (WANDB_API_KEY, ...).
     """
     kubernetes.use_config_map_as_env(task, STORAGE, STORAGE_KEYS, optional=True)
-    kubernetes.use_secret_as_env(task, CREDENTIALS, CREDENTIAL_KEYS, optional=True)
+    kubernetes.use_secret_as_env(task, storage_secret, CREDENTIAL_KEYS, optional=True)
+    kubernetes.use_secret_as_env(task, env_secret, VARIABLE_KEYS, optional=True)
     return task

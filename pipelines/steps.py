@@ -7,12 +7,13 @@ import os
 import stereo_components as steps
 from kfp import dsl
 
-from stereo_core.errors import SpecError
+from .profiles import ANYWHERE, ANYWHERE_LIGHT, PROFILES, apply, profile_named, with_environment
 
-from .profiles import PROFILES, apply, with_storage
-
-# Set STEREO_PIPELINES_PROFILE to a name of profiles.py before `stereo-pipelines compile` to compile for your nodes.
-PROFILE = os.environ.get("STEREO_PIPELINES_PROFILE", "")
+# To compile for your nodes, set before `stereo-pipelines compile`: STEREO_PIPELINES_PROFILE to a name of profiles.py or
+# to MODULE:NAME of one of yours, STEREO_PIPELINES_PULL_SECRET to the name of the secret that pulls the image.
+_CHOSEN = os.environ.get("STEREO_PIPELINES_PROFILE", "")
+HEAVY, LIGHT = (profile_named(_CHOSEN), PROFILES["cpu"]) if _CHOSEN else (ANYWHERE, ANYWHERE_LIGHT)
+PULL_SECRET = os.environ.get("STEREO_PIPELINES_PULL_SECRET") or None
 
 BENCHMARKS = [  # an example; where they lie is yours to say
     {
@@ -20,8 +21,11 @@ BENCHMARKS = [  # an example; where they lie is yours to say
         "uri": "s3://datasets/kitti2015/training",
         "dataset_name": "Kitti",
         "convert_spec": {
-            **{"image_dir_pattern": ["image_2"], "right_dir_pattern": ["image_3"], "depth_dir_pattern": ["disp_occ_0"]},
-            **{"image_extension": "_10.png", "depth_extension": "_10.png"},
+            "image_dir_pattern": ["image_2"],
+            "right_dir_pattern": ["image_3"],
+            "depth_dir_pattern": ["disp_occ_0"],
+            "image_extension": "_10.png",
+            "depth_extension": "_10.png",
         },
     },
     {
@@ -29,8 +33,12 @@ BENCHMARKS = [  # an example; where they lie is yours to say
         "uri": "s3://datasets/MiddEval3/trainingQ",
         "dataset_name": "Middlebury",
         "convert_spec": {
-            **{"image_dir_pattern": ["im0"], "right_dir_pattern": ["im1"], "depth_dir_pattern": ["disp0GT"]},
-            **{"nocc_dir_pattern": ["mask0nocc"], "image_extension": ".png", "depth_extension": ".pfm"},
+            "image_dir_pattern": ["im0"],
+            "right_dir_pattern": ["im1"],
+            "depth_dir_pattern": ["disp0GT"],
+            "nocc_dir_pattern": ["mask0nocc"],
+            "image_extension": ".png",
+            "depth_extension": ".pfm",
             "nocc_extension": ".png",
         },
     },
@@ -90,18 +98,16 @@ def reported(title: str) -> dsl.ExitHandler:
 
 
 def policy(task: dsl.PipelineTask, cache: bool = True, light: bool = False) -> dsl.PipelineTask:
-    """Say the task's caching outright, let it reach object storage and survive one interruption (a lost node).
+    """Place the task, let it reach object storage and trackers, say its caching outright, and let it survive one
+    interruption (a lost node).
 
     The local engine and Argo tell an interruption or a GPU that failed by the exit code; Kubeflow can not and tries
     again after any failure, which a wrong input costs a second.
 
     Args:
         cache: Off for what reads a place that others may change, or has an effect outside of its outputs.
-        light: No GPU is needed: the step takes the profile `cpu` where one was chosen.
+        light: It needs no GPU and loads no data in processes of its own.
     """
-    if PROFILE and PROFILE not in PROFILES:
-        raise SpecError(f"STEREO_PIPELINES_PROFILE={PROFILE}: no such profile; there are {', '.join(PROFILES)}")
-    if PROFILE:
-        apply(task, PROFILES["cpu" if light else PROFILE])
-    with_storage(task).set_caching_options(cache)
+    apply(task, LIGHT if light else HEAVY, pull_secret=PULL_SECRET)
+    with_environment(task).set_caching_options(cache)
     return task.set_retry(num_retries=1, backoff_duration="10s", backoff_factor=2.0)

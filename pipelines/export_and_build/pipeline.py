@@ -11,14 +11,22 @@ from ..steps import importer, policy, reported
 EXPORT = {"export": {"dynamic_hw": True, "input_height": 320, "input_width": 736}}  # one file for every size
 SMALL = {
     "gen_trt_engine": {
-        **{"min_height": 256, "opt_height": 320, "max_height": 384},
-        **{"min_width": 320, "opt_width": 736, "max_width": 832},
+        "min_height": 256,
+        "opt_height": 320,
+        "max_height": 384,
+        "min_width": 320,
+        "opt_width": 736,
+        "max_width": 832,
     }
 }
 LARGE = {
     "gen_trt_engine": {
-        **{"min_height": 384, "opt_height": 576, "max_height": 768},
-        **{"min_width": 640, "opt_width": 960, "max_width": 1280},
+        "min_height": 384,
+        "opt_height": 576,
+        "max_height": 768,
+        "min_width": 640,
+        "opt_width": 960,
+        "max_width": 1280,
     }
 }
 

@@ -48,7 +48,7 @@ from stereo_core.orchestration.dag import (
 )
 from stereo_core.orchestration.graph import unrolled
 
-KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its logs, and its intermediate artifacts
+KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its steps' logs and its intermediate artifacts
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME, LONGEST_CRON_NAME = 63, 52
 ON_EXIT = "on-exit"  # the template of the exit handlers
@@ -120,6 +120,7 @@ def manifests(
     *,
     schedule: str = "",
     service_account: str = "",
+    priority_class: str = "",
 ) -> list[dict]:
     """The Kubernetes resources that run a pipeline, in the order in which they are to be created.
 
@@ -130,6 +131,7 @@ def manifests(
         repository: Where artifacts go.
         schedule: Cron expression; a CronWorkflow instead of a Workflow.
         service_account: Of the pods; empty: the namespace's default.
+        priority_class: Of the steps that ask for accelerators; empty: the cluster's default.
 
     Raises:
         GraphError: something that Argo can not do, arguments that do not fit, or a reference to nothing.
@@ -145,7 +147,7 @@ def manifests(
     if not steps:
         raise GraphError(f"pipeline {pipeline.name}: there is no step to run")
     shared = _shared_templates(steps)
-    templates = [_workflow_template(pipeline, steps[name]) for name in dict.fromkeys(shared.values())]
+    templates = [_workflow_template(pipeline, steps[name], priority_class) for name in dict.fromkeys(shared.values())]
     spec = _workflow_spec(pipeline, steps, shared, values, repository)
     if service_account:
         spec.service_account_name = spec.artifact_gc.service_account_name = service_account
@@ -169,14 +171,17 @@ def _shared_templates(steps: dict[str, Task]) -> dict[str, str]:
     return {name: next(n for n, other in steps.items() if what(other) == what(task)) for name, task in steps.items()}
 
 
-def _workflow_template(pipeline: Pipeline, task: Task) -> m.WorkflowTemplate:
+def _workflow_template(pipeline: Pipeline, task: Task, priority_class: str) -> m.WorkflowTemplate:
     name = f"{pipeline.name}-{task.name}"
     _check_name(name, f"task {task.name}")
+    template = template_of(pipeline, task)
+    if priority_class and task.component.executor.accelerators:
+        template.priority_class_name = priority_class
     return m.WorkflowTemplate(
         api_version="argoproj.io/v1alpha1",
         kind="WorkflowTemplate",
         metadata=m.ObjectMeta(name=name),
-        spec=m.WorkflowSpec(templates=[template_of(pipeline, task)]),
+        spec=m.WorkflowSpec(templates=[template]),
     )
 
 
@@ -210,6 +215,12 @@ def _workflow_spec(
         if p.name not in pipeline.loops
     ]
     secrets = {name for task in steps.values() for name in pull_secrets(task)}
+    said = pipeline.config
+    ttl = m.TTLStrategy(
+        seconds_after_completion=said.get("resourceTtlOnCompletion", KEEP_SECONDS),
+        seconds_after_success=said.get("resourceTtlOnSuccess"),
+        seconds_after_failure=said.get("resourceTtlOnFailure"),
+    )
     return m.WorkflowSpec(
         entrypoint=pipeline.name,
         on_exit=ON_EXIT if handlers else None,
@@ -218,7 +229,9 @@ def _workflow_spec(
         artifact_repository_ref=m.ArtifactRepositoryRef(config_map=f"{pipeline.name}-artifacts", key="repository"),
         artifact_gc=m.WorkflowLevelArtifactGC(strategy="OnWorkflowDeletion"),
         pod_gc=m.PodGC(strategy="OnPodSuccess"),
-        ttl_strategy=m.TTLStrategy(seconds_after_completion=KEEP_SECONDS),
+        archive_logs=True,  # the pods go
+        active_deadline_seconds=said.get("activeDeadlineSeconds"),
+        ttl_strategy=ttl,
         security_context=pod_security(),
         image_pull_secrets=[m.LocalObjectReference(name=name) for name in sorted(secrets)] or None,
     )
@@ -266,6 +279,8 @@ def _dag_task(
 
 def _check_inputs(pipeline: Pipeline, task: Task) -> None:
     """Every input has a value when the task runs."""
+    if task.cache_key:
+        raise GraphError(f"task {task.name}: a cache key of its own (cacheKey) can not be had on Argo")
     for parameter in task.component.parameters.values():
         if parameter.default is None and not parameter.required and parameter.name not in task.parameters:
             raise GraphError(f"task {task.name}: Argo has no value for parameter {parameter.name}, and so wants one")
@@ -352,8 +367,11 @@ def _imported(task: Task, port: str, repository: Repository, values: dict[str, s
     else:
         if source.name in values:
             _bucket_and_key(values[source.name], f"parameter {source.name}", wanted="s3://BUCKET/KEY")
-        cut = "sprig.regexReplaceAll('^(s3|minio|aws)://([^/]+)/(.*?)/*$', workflow.parameters['{}'], '${{{}}}')"
-        bucket, key = (f"{{{{={cut.format(source.name, group)}}}}}" for group in (2, 3))
+        place, uri = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
+        bucket, key = (f"sprig.regexReplaceAll({place}, {uri}, '${{{group}}}')" for group in (2, 3))
+        # given to `argo submit`, so not known now: another text is named in Argo's error about the bucket
+        none = f"parameter {source.name} is no s3://BUCKET/KEY"
+        bucket, key = f"{{{{={uri} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
     archive = m.ArchiveStrategy(none=m.NoneStrategy())
     return m.Artifact(name=port, s3=repository.location(bucket, key), archive=archive)
 

@@ -1,7 +1,8 @@
 """Do the references in Argo manifests resolve? What the resources' schemas can not tell.
 
 Looked at: entrypoint and onExit, templates and templateRefs, what a task waits for, parameters and artifacts that it
-gives and that its template wants, references (`{{...}}` and those in expressions `{{=...}}`), volumes, ConfigMaps.
+gives and that its template wants, references (`{{...}}`) and expressions (`{{=...}}`, and those of retries), outputs,
+volumes and mounts, ConfigMaps.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
+from stereo_core.orchestration.argo_expression import Expression
+
 TASK_STATES = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
 GLOBAL = {"workflow.name", "workflow.uid", "workflow.status"}
 ON_EXIT = {"workflow.failures"}  # known only there
+RETRY = {f"lastRetry.{name}" for name in ("exitCode", "status", "duration", "message")}
+FUNCTIONS = {"toJson", "jsonpath", "asInt", "asFloat", "sprig.sha256sum", "sprig.regexReplaceAll"}  # that we write
 
 
 def problems(documents: list[dict]) -> list[str]:
     """What is wrong, a line each; empty where every reference resolves."""
-    found = []
+    named = [(d["kind"], d["metadata"]["name"]) for d in documents if "name" in d["metadata"]]
+    found = list(_twice("document", [f"{kind} {name}" for kind, name in named]))
     library = {
         (document["metadata"]["name"], template["name"]): template
         for document in documents
@@ -30,11 +36,22 @@ def problems(documents: list[dict]) -> list[str]:
     for document in documents:
         if document["kind"] == "ConfigMap":
             continue
-        metadata, spec = document["metadata"], document["spec"]
-        where = f"{document['kind']} {metadata.get('name') or metadata['generateName']}"
+        kind, metadata, spec = document["kind"], document["metadata"], document["spec"]
+        where = f"{kind} {metadata.get('name') or metadata['generateName']}"
         spec = spec.get("workflowSpec", spec)
+        found += [f"{where}: {problem}" for problem in _kind_problems(kind, spec)]
         found += [f"{where}: {problem}" for problem in _spec_problems(spec, library, maps, given)]
     return found
+
+
+def _kind_problems(kind: str, spec: dict) -> Iterator[str]:
+    """What one kind must have and another need not."""
+    if kind != "WorkflowTemplate" and "entrypoint" not in spec:
+        yield "there is no entrypoint"
+    if kind == "CronWorkflow":
+        for item in spec.get("arguments", {}).get("parameters", []):
+            if "value" not in item:
+                yield f"parameter {item['name']} has no value, and nobody is there to give one"
 
 
 def _arguments(spec: dict) -> list[str]:
@@ -66,15 +83,29 @@ def _template_problems(template: dict, own: dict, library: dict, scope: set[str]
         names = [item["name"] for item in inputs.get(kind, [])]
         yield from _twice(f"input of {kind}", names)
         scope = scope | {f"inputs.{kind}.{name}" for name in names}
-    mounted = {mount["name"] for mount in template.get("container", {}).get("volumeMounts", [])}
-    for name in sorted(mounted - {volume["name"] for volume in template.get("volumes", [])}):
-        yield f"there is no volume {name} to mount"
     if "dag" in template:
         yield from _dag_problems(template["dag"]["tasks"], own, library, scope)
     elif "container" in template:
-        yield from _unresolved({k: v for k, v in template.items() if k != "retryStrategy"}, scope)
+        yield from _container_problems(template, scope)
     else:
         yield "it has neither a container nor a dag"
+
+
+def _container_problems(template: dict, scope: set[str]) -> Iterator[str]:
+    mounts, outputs = template["container"].get("volumeMounts", []), template.get("outputs", {})
+    for name in sorted({m["name"] for m in mounts} - {volume["name"] for volume in template.get("volumes", [])}):
+        yield f"there is no volume {name} to mount"
+    paths = [mount["mountPath"] for mount in mounts]
+    yield from _twice("mount at", paths)
+    for item in outputs.get("parameters", []):
+        if "valueFrom" not in item:
+            yield f"output parameter {item['name']} comes from nowhere"
+    for item in outputs.get("artifacts", []):
+        if not any(item["path"].startswith(f"{path}/") for path in paths):
+            yield f"output artifact {item['name']}: {item['path']} is in no mounted volume"
+    yield from _unresolved({k: v for k, v in template.items() if k != "retryStrategy"}, scope)
+    if again := template.get("retryStrategy", {}).get("expression"):
+        yield from (f"retryStrategy: {problem}" for problem in _unresolved(f"{{{{={again}}}}}", RETRY))
 
 
 def _dag_problems(tasks: list[dict], own: dict, library: dict, scope: set[str]) -> Iterator[str]:
@@ -83,6 +114,7 @@ def _dag_problems(tasks: list[dict], own: dict, library: dict, scope: set[str]) 
     waits = {}
     for task in tasks:
         waits[task["name"]] = set()
+        yield from (f"task {task['name']}: {problem}" for problem in _depends_problems(task.get("depends", "")))
         for name, state in re.findall(r"([\w-]+)(?:\.(\w+))?", task.get("depends", "")):
             if name not in by_name:
                 yield f"task {task['name']}: depends on {name}, which is no task"
@@ -102,6 +134,17 @@ def _dag_problems(tasks: list[dict], own: dict, library: dict, scope: set[str]) 
         known = scope | {item for name in before[task["name"]] for item in _made(by_name[name], own, library)}
         where = f"task {task['name']}"
         yield from (f"{where}: {problem}" for problem in _task_problems(task, own, library, known))
+
+
+def _depends_problems(depends: str) -> Iterator[str]:
+    """Whether it is `a && (b.Failed || !c)`, whatever the names."""
+    plain = re.sub(r"[\w-]+(?:\.\w+)?", "x", depends)
+    try:
+        logical = not depends or (not Expression(plain).functions and not set(plain) - set("x&|!() "))
+    except SyntaxError:
+        logical = False
+    if not logical:
+        yield f"its depends can not be read: {depends}"
 
 
 def _called(task: dict, own: dict, library: dict) -> dict | None:
@@ -131,31 +174,54 @@ def _task_problems(task: dict, own: dict, library: dict, scope: set[str]) -> Ite
             if name not in given and not {"default", "value", "optional", "s3"} & set(item):
                 yield f"{kind}: {name} has no value"
     yield from _unresolved({key: value for key, value in task.items() if key != "depends"}, scope)
-    for item in task.get("arguments", {}).get("artifacts", []):
-        yield from _unresolved(f"{{{{={item.get('fromExpression', '')}}}}}", scope)
+    arguments = task.get("arguments", {})
+    for item in arguments.get("parameters", []):
+        if "value" not in item:
+            yield f"parameters: {item['name']} is given no value"
+        yield from _of_kind(item, "artifacts")
+    for item in arguments.get("artifacts", []):
+        if not {"from", "fromExpression", "s3"} & set(item):
+            yield f"artifacts: {item['name']} is given from nowhere"
+        text = f"{{{{={item['fromExpression']}}}}}" if "fromExpression" in item else item.get("from", "")
+        yield from _unresolved(text, scope)
+        yield from _of_kind({"name": item["name"], "from": text}, "parameters")
     if re.sub(r"\{\{=.*?\}\}", "", task.get("when", ""), flags=re.DOTALL):
         yield f"its condition is no expression: {task['when']}"
 
 
+def _of_kind(item: dict, other: str) -> Iterator[str]:
+    """An argument that takes what is of the other kind."""
+    for text in _texts(item):
+        for reference in _read(text)[0]:
+            if f".{other}." in reference:
+                yield f"{item['name']} can not take {reference}"
+
+
 def _unresolved(part: object, scope: set[str]) -> Iterator[str]:
-    """References to what is not in scope, and braces without an end, in every text of a part."""
+    """References to what is not in scope, and what can not be read, in every text of a part."""
     for text in _texts(part):
-        for reference in _references(text):
-            if reference not in scope:
-                yield f"{{{{{reference}}}}} refers to nothing"
-        if "{{" in re.sub(r"\{\{.*?\}\}", "", text, flags=re.DOTALL):
-            yield f"a reference has no end in {text[:60]!r}"
+        references, wrong = _read(text)
+        yield from (f"{{{{{reference}}}}} refers to nothing" for reference in references if reference not in scope)
+        yield from wrong
 
 
-def _references(text: str) -> Iterator[str]:
-    """Dotted names; in an expression `a['b']` is `a.b`."""
+def _read(text: str) -> tuple[list[str], list[str]]:
+    """The dotted names that a text refers to (in an expression `a['b']` is `a.b`), and what is wrong in it."""
+    references, wrong = [], []
     for tag in re.findall(r"\{\{(.*?)\}\}", text, flags=re.DOTALL):
         if not tag.startswith("="):
-            yield tag.strip()
+            references.append(tag.strip())
             continue
-        dotted = re.sub(r"(?<=\w)\['([^']*)'\]", r".\1", tag)
-        plain = re.sub(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'", "''", dotted)
-        yield from re.findall(r"\b(?:inputs|workflow|tasks)\.[\w.-]+", plain)
+        try:
+            expression = Expression(tag[1:])
+        except SyntaxError as error:
+            wrong.append(f"the expression {tag[1:61]!r} can not be read: {error}")
+            continue
+        references += sorted(expression.names)
+        wrong += [f"there is no function {name} in {tag[1:61]!r}" for name in sorted(expression.functions - FUNCTIONS)]
+    if "{{" in re.sub(r"\{\{.*?\}\}", "", text, flags=re.DOTALL):
+        wrong.append(f"a reference has no end in {text[:60]!r}")
+    return references, wrong
 
 
 def _texts(part: object) -> Iterator[str]:

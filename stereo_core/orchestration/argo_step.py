@@ -55,6 +55,7 @@ EXECUTOR_SECURITY = json.dumps(
         "containers": [{"name": "wait", "securityContext": _LEAST}],
     }
 )
+COMES_AGAIN = "lastRetry.message matches 'OOMKilled|longer than the specified deadline'"
 CACHE_AGE = "720h"  # after which a cached step runs again
 TASK_UID = "task-uid"  # input parameter of a cached step: its key may refer to inputs only, Argo fills those in last
 
@@ -134,10 +135,10 @@ def _container(task: Task, mounts: list, env: list) -> m.Container:
     container = task.component.executor
     where = f"task {task.name}"
     return m.Container(
-        image=literal(container.image, f"{where}, image"),
+        image=_fixed(container.image, f"{where}, image"),
         command=[_argument(part, task) for part in container.command] or None,
         args=[_argument(part, task) for part in container.args] or None,
-        env=[m.EnvVar(name=k, value=literal(v, f"{where}, env {k}")) for k, v in container.env.items()] + env or None,
+        env=[m.EnvVar(name=k, value=_fixed(v, f"{where}, env {k}")) for k, v in container.env.items()] + env or None,
         resources=_resources(task),
         volume_mounts=mounts,
         security_context=m.SecurityContext(
@@ -161,7 +162,12 @@ def pod_security() -> m.PodSecurityContext:
 
 
 def _retry(task: Task) -> m.RetryStrategy | None:
-    """Again after a node that was lost, and after the exit codes of an interruption; other failures would come back."""
+    """Again after a node that was lost, and after the exit codes of an interruption; other failures would come back.
+
+    So would a container that wanted more memory than it may have and a step that its time limit stopped, which end
+    with the codes of SIGKILL and SIGTERM: Argo's message tells them (main: OOMKilled (exit code 137); Pod was active on
+    the node longer than the specified deadline).
+    """
     retry = task.retry
     if not retry.count:
         return None
@@ -172,7 +178,7 @@ def _retry(task: Task) -> m.RetryStrategy | None:
     return m.RetryStrategy(
         limit=retry.count,
         retry_policy="Always",
-        expression=f"lastRetry.status == 'Error' || lastRetry.exitCode in [{codes}]",
+        expression=f"lastRetry.status == 'Error' || (lastRetry.exitCode in [{codes}] && !({COMES_AGAIN}))",
         backoff=wait,
     )
 
@@ -196,7 +202,7 @@ def _memoize(pipeline: Pipeline, task: Task) -> m.Memoize:
     inputs = [f"inputs.parameters['{name}']" for name in task.component.parameters]
     for port in _ports(task):
         said = f"inputs.parameters['{port.name}-metadata']"
-        inputs.append(f"({said} == '' || {said} contains 'sha256' ? {said} : inputs.parameters['{TASK_UID}'])")
+        inputs.append(f"({said} == '' || {said} contains '\"sha256\":' ? {said} : inputs.parameters['{TASK_UID}'])")
     digest = hashlib.sha256(fixed.encode()).hexdigest()
     key = f"{{{{=sprig.sha256sum('{digest}' + toJson([{', '.join(inputs)}]))}}}}"
     cache = m.Cache(config_map=m.LocalObjectReference(name=f"{pipeline.name}-cache"))
@@ -286,12 +292,19 @@ def _resources(task: Task) -> m.ResourceRequirements | None:
         ("resourceMemoryRequest", requests, "memory"),
     ):
         if said.get(key):
-            place[name] = literal(said[key], f"task {task.name}, {key}")
+            place[name] = _fixed(said[key], f"task {task.name}, {key}")
     if task.component.executor.accelerators:
         accelerator = said["accelerator"]
         kind = accelerator.get("resourceType") or accelerator.get("type")
-        limits[literal(kind, f"task {task.name}, accelerator")] = str(task.component.executor.accelerators)
+        limits[_fixed(kind, f"task {task.name}, accelerator")] = str(task.component.executor.accelerators)
     return m.ResourceRequirements(limits=limits or None, requests=requests or None) if limits or requests else None
+
+
+def _fixed(text: str, where: str) -> str:
+    """A value of a template, which is the same in every run."""
+    if "{{$" in text:
+        raise GraphError(f"{where}: a value from a parameter can not be had on Argo; write it as text")
+    return literal(text, where)
 
 
 def _pod(task: Task) -> dict:

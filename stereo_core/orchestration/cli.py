@@ -170,6 +170,7 @@ def run_command(
 @click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
 @click.option("--schedule", default="", metavar="CRON", help="A CronWorkflow, say '0 3 * * *'.")
 @click.option("--service-account", default="", help="Of the pods [default: the namespace's].")
+@click.option("--priority-class", default="", help="Of the steps that ask for GPUs [default: the cluster's].")
 def argo_command(
     file: Path,
     bucket: str,
@@ -178,6 +179,7 @@ def argo_command(
     params: tuple[str, ...],
     schedule: str,
     service_account: str,
+    priority_class: str,
 ) -> None:
     """Print a compiled pipeline as manifests for Argo Workflows, without Kubeflow.
 
@@ -192,17 +194,17 @@ def argo_command(
     arguments = read_params(pipeline, params, complete=bool(schedule))
     if schedule:
         check_cron("--schedule", schedule)
-    documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), schedule, service_account)
+    options = {"schedule": schedule, "service_account": service_account, "priority_class": priority_class}
+    documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
     click.echo(_as_yaml(documents), nl=False)
 
 
 def _argo_documents(
-    pipeline: Pipeline, arguments: dict, repository: tuple[str, str, str], schedule: str, service_account: str
+    pipeline: Pipeline, arguments: dict, repository: tuple[str, str, str], **options: str
 ) -> list[dict]:
     from stereo_core.orchestration.argo import Repository, manifests
 
-    place = Repository.of(*repository)
-    return manifests(pipeline, arguments, place, schedule=schedule, service_account=service_account)
+    return manifests(pipeline, arguments, Repository.of(*repository), **options)
 
 
 def _as_yaml(documents: list[dict]) -> str:
@@ -226,6 +228,7 @@ def _as_yaml(documents: list[dict]) -> str:
 @click.option("--artifact-repository", "bucket", default="", metavar="URI", help="Argo: s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: the S3 server [default: AWS].")
 @click.option("--secret", default="", help="Argo: as for argo.")
+@click.option("--priority-class", default="", help="Argo: as for argo.")
 def submit_command(
     file: Path,
     host: str,
@@ -241,6 +244,7 @@ def submit_command(
     bucket: str,
     endpoint: str,
     secret: str,
+    priority_class: str,
 ) -> None:
     """Run a compiled pipeline on a cluster: print what would be sent, or with --send send it.
 
@@ -255,6 +259,7 @@ def submit_command(
         raise submit.SubmitError("where to? give --host URL (Kubeflow Pipelines) or --argo, one of the two")
     to_kubeflow = {"--name": name, "--experiment": experiment}
     to_argo = {"--context": context, "--artifact-repository": bucket, "--endpoint": endpoint, "--secret": secret}
+    to_argo["--priority-class"] = priority_class
     if idle := [option for option, value in (to_kubeflow if argo else to_argo).items() if value]:
         raise submit.SubmitError(f"{', '.join(idle)}: of no use with {'--argo' if argo else '--host'}")
     if argo and not bucket:
@@ -265,7 +270,8 @@ def submit_command(
         submit.check_cron("--cron", cron)
     if argo:
         account = service_account or namespace_names.ACCOUNT
-        documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), cron, account)
+        options = {"schedule": cron, "service_account": account, "priority_class": priority_class}
+        documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
         plan, where = _as_yaml(documents), namespace or namespace_names.NAME
     else:
         submit.check_host(host)

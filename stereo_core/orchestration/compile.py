@@ -17,7 +17,7 @@ import yaml
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
 from stereo_core.launcher import plain
-from stereo_core.orchestration.dag import Pipeline, outputs_in
+from stereo_core.orchestration.dag import Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 from stereo_core.orchestration.namespace import ACCOUNT, CREDENTIALS
 
@@ -184,10 +184,13 @@ def pipeline_tables(text: str, path: Path) -> str:
     pipeline = read_pipeline(text, path)
     tasks = pipeline.tasks
     head = ("step", "component", "cached on Kubeflow")
-    rows = [(name, task.reference, "yes" if task.cache else "no") for name, task in tasks.items()]
+    rows = [
+        (_step(task), re.sub(r"-\d+$", "", task.reference), "yes" if task.cache else "no") for task in tasks.values()
+    ]
     if any(task.when for task in tasks.values()):
         head = (*head, "runs if")
-        rows = [(*row, " and ".join(f"`{test.text}`" for test in tasks[row[0]].when)) for row in rows]
+        tests = (" and ".join(f"`{test.text}`" for test in task.when) for task in tasks.values())
+        rows = [(*row, test) for row, test in zip(rows, tests, strict=True)]
     return "\n\n".join(
         [
             description_of(text),
@@ -201,9 +204,23 @@ def pipeline_tables(text: str, path: Path) -> str:
     )
 
 
+def _step(task: Task) -> str:
+    return task.name if task.title == task.name else f"{task.name} ({task.title})"
+
+
 def _graph(pipeline: Pipeline) -> str:
-    """A Mermaid flow chart; each arrow carries the artifacts it stands for, a dotted one is for any end of a step."""
+    """A Mermaid flow chart, with a frame around the steps of a condition; each arrow carries the artifacts it stands
+    for, a dotted one is for any end of a step."""
     lines = ["flowchart LR"]
+    groups: dict[tuple, list[Task]] = {}
+    for task in pipeline.tasks.values():
+        groups.setdefault(task.when, []).append(task)
+    for number, (tests, tasks) in enumerate(groups.items()):
+        steps = [f'{task.name}["{_quoted(_step(task))}"]' for task in tasks]
+        if tests:
+            said = _quoted(" and ".join(test.text for test in tests))
+            steps = [f'subgraph condition{number}["if {said}"]', *(f"  {step}" for step in steps), "end"]
+        lines += [f"  {step}" for step in steps]
     for name, task in pipeline.tasks.items():
         carried: dict[str, list[str]] = {producer: [] for producer in pipeline.comes_after(task)}
         for port, source in task.artifacts.items():
@@ -214,6 +231,10 @@ def _graph(pipeline: Pipeline) -> str:
             arrow = "-.->" if producer in task.behind else "-->"
             lines.append(f"  {producer} {arrow}{label} {name}")
     return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return text.replace('"', "#quot;")  # as Mermaid has it
 
 
 def _artifact_rows(section: dict) -> list[tuple]:

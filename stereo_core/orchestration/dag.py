@@ -200,6 +200,7 @@ class Task:
     when: tuple[Comparison, ...] = ()
     exit: bool = False
     cache: bool = False
+    cache_key: str = ""  # of the pipeline's own choice, for Kubeflow's cache
     retry: Retry = Retry()
     timeout: float | None = None
     platform: dict = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
@@ -223,7 +224,8 @@ class Pipeline:
     tasks: dict[str, Task]
     loops: frozenset[str] = frozenset()  # parameters whose items make the tasks: see `unrolled`
     spec: dict = field(default_factory=dict, repr=False)  # the IR that it was read from,
-    platform: dict = field(default_factory=dict, repr=False)  # and its platform document
+    platform: dict = field(default_factory=dict, repr=False)  # and its platform document,
+    config: dict = field(default_factory=dict)  # of which this is what is said about the whole run, as it has it
 
     def comes_after(self, task: Task) -> set[str]:
         """The tasks that a picture joins with this one: of those that it is behind, the last ones."""

@@ -1,8 +1,8 @@
 """PipelineSpec IR (what KFP compiles a pipeline to) -> the DAG of dag.py.
 
 Read: container components, importers, constants, parameters, artifacts, resources, retry policies, and the Kubernetes
-platform document, of which this machine keeps the timeouts. What can not be expressed here is refused by its name
-rather than left out.
+platform document, of which this machine keeps the steps' timeouts; placement, and when the run's record may go, mean
+nothing here. What can not be expressed is refused by its name rather than left out.
 
 The IR nests: a condition, a loop, the block of an exit handler and a pipeline in a pipeline are tasks with tasks
 inside. All of them become one flat level. A task takes over the conditions around it and those of what it depends on;
@@ -98,11 +98,29 @@ def _pipeline(spec: dict, platform: dict, arguments: dict[str, object], fixed: f
     if required:
         raise GraphError(f"the pipeline takes artifacts ({', '.join(required)}); import them by URI (dsl.importer)")
     arguments = {p.name: p.default for p in parameters.values()} | arguments
+    config = _config(platform)
     reader = _Reader(spec, platform, arguments)
     inputs = {name: Constant(arguments[name]) if name in fixed else Argument(name) for name in parameters}
     reader.level(root["dag"], _Scope(parameters=inputs))
     tasks, loops = reader.tasks, fixed | reader.loops
-    return Pipeline(info["name"], info.get("description", ""), parameters, tasks, loops, spec, platform)
+    return Pipeline(info["name"], info.get("description", ""), parameters, tasks, loops, spec, platform, config)
+
+
+_RUN = {"activeDeadlineSeconds", "resourceTtlOnCompletion", "resourceTtlOnSuccess", "resourceTtlOnFailure"}
+
+
+def _config(platform: dict) -> dict:
+    """What the platform document says about the whole run."""
+    said = platform.get("platforms", {}).get("kubernetes", {})
+    config = said.get("pipelineConfig", {})
+    for where, part, known in (
+        ("platforms.kubernetes", said, {"deploymentSpec", "pipelineConfig"}),
+        ("deploymentSpec", said.get("deploymentSpec", {}), {"executors"}),
+        ("pipelineConfig", config, _RUN),
+    ):
+        for key in part.keys() - known:
+            raise GraphError(f"{where} of the platform document: {key} is not supported by this engine")
+    return config
 
 
 @dataclass(frozen=True)
@@ -258,6 +276,7 @@ class _Reader:
             when=scope.when,
             exit=exit,
             cache=scope.cache and item.get("cachingOptions", {}).get("enableCache", False),
+            cache_key=item.get("cachingOptions", {}).get("cacheKey", ""),
             retry=Retry(
                 int(policy.get("maxRetryCount", 0)),
                 _seconds(policy.get("backoffDuration", "0s")),
@@ -482,7 +501,12 @@ def _executor(task: str, executor: dict) -> Container | Importer:
         importer = executor["importer"]
         uri = importer["artifactUri"]
         source = Argument(uri["runtimeParameter"]) if "runtimeParameter" in uri else Constant(uri["constant"])
-        return Importer(source, plain(importer.get("metadata", {})))
+        metadata = plain(importer.get("metadata", {}))
+        if "{{$" in json.dumps(metadata):
+            raise GraphError(f"task {task}: an importer's metadata from a parameter is not supported; write it as text")
+        if importer.get("downloadToWorkspace"):
+            raise GraphError(f"task {task}: downloadToWorkspace of an importer is not supported by this engine")
+        return Importer(source, metadata)  # reimport is for Kubeflow's own records; here every import is a new one
     if "container" not in executor:
         raise GraphError(f"task {task}: executor {_first(executor)} is not supported by this engine")
     container = executor["container"]

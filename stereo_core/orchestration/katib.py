@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from stereo_core.errors import SpecError
-from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE
+from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE, VARIABLES
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.loading import checked, read_tree
 from stereo_core.spec.search_space import Dimension, complaints, search_space
@@ -110,7 +110,7 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
             {"name": "STEREO_CACHE", "value": "/cache/stereo"},
             *({"name": name, "valueFrom": {"secretKeyRef": _key(key)}} for key, name in CREDENTIAL_KEYS.items()),
         ],
-        "envFrom": [{"configMapRef": {"name": STORAGE}}],
+        "envFrom": [{"configMapRef": {"name": STORAGE}}, {"secretRef": {"name": VARIABLES, "optional": True}}],
         "resources": {
             "requests": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"},
             "limits": {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"},

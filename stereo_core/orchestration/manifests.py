@@ -59,7 +59,7 @@ def _compile_library(path: Path) -> None:
     from kfp import compiler, dsl
 
     library = importlib.import_module("stereo_components")
-    with_storage = importlib.import_module("stereo_pipelines.profiles").with_storage
+    with_environment = importlib.import_module("stereo_pipelines.profiles").with_environment
 
     @dsl.pipeline(name=LIBRARY)
     def steps():
@@ -71,7 +71,7 @@ def _compile_library(path: Path) -> None:
             wanted = {port: spec.type for port, spec in inputs.items() if not spec.optional}
             kinds = {port: getattr(dsl, type.split("@")[0].removeprefix("system.")) for port, type in wanted.items()}
             task = component(**{port: dsl.importer("s3://any/thing", kind).output for port, kind in kinds.items()})
-            with_storage(task).set_caching_options(False)  # memoizing is for the workflow to say
+            with_environment(task).set_caching_options(False)  # memoizing is for the workflow to say
 
     compiler.Compiler().compile(steps, str(path))
 

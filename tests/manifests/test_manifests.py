@@ -280,7 +280,7 @@ def test_what_is_named_is_there(overlays, name):
 def test_secrets_by_name_alone_and_no_wide_rights(overlays, name):
     documents = overlays[name]
     assert "Secret" not in {document["kind"] for document in documents}
-    assert {ref["name"] for ref in values_of(documents, "secretKeyRef")} <= {"stereo-s3"}
+    assert {ref["name"] for ref in values_of(documents, "secretKeyRef")} <= {"stereo-s3", "stereo-env"}
     assert not {d["kind"] for d in documents} & {"ClusterRole", "ClusterRoleBinding"}
     for role in named(documents, "Role").values():
         for rule in role["rules"]:

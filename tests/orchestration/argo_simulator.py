@@ -25,6 +25,8 @@ TOKEN = re.compile(
 )
 COMPARE = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt}
 COMPARE |= {">=": operator.ge, "in": lambda a, b: a in b, "contains": lambda a, b: b in a}
+COMPARE["matches"] = lambda a, b: re.search(b, a) is not None
+LATE = "Pod was active on the node longer than the specified deadline"  # kubelet's message, which becomes Argo's
 
 
 class Failed(Exception):
@@ -211,9 +213,13 @@ class Simulator:
         store: Bucket name -> folder.
         parameters: As `argo submit --parameter` gives them.
         cache: What memoization keeps, from one run to the next.
+        fates: Pod (task-attempt) -> status, exit code and message of one that the cluster ends before it has begun.
     """
 
-    def __init__(self, documents: list[dict], folder: Path, store: dict[str, Path], parameters=None, cache=None):
+    def __init__(
+        self, documents: list[dict], folder: Path, store: dict[str, Path], parameters=None, cache=None, fates=None
+    ):
+        self.fates = fates or {}
         self.library = {
             (d["metadata"]["name"], t["name"]): t
             for d in documents
@@ -314,18 +320,22 @@ class Simulator:
 
     def _attempts(self, name: str, template: dict, files: dict[str, Path], retry: dict):
         for attempt in range(int(retry.get("limit", 0)) + 1):
-            code, made = self._pod(f"{name}-{attempt}", template, files)
+            last, made = self._pod(f"{name}-{attempt}", template, files)
+            status, code, message = last
             if code == 0:
                 return made
-            last = {"lastRetry.exitCode": str(code), "lastRetry.status": "Failed"}
+            last = {"lastRetry.status": status, "lastRetry.exitCode": str(code), "lastRetry.message": message}
             if not Expression(retry.get("expression", "'' == 'never'"), last).whole():
                 break
-        raise Failed(f"{name}: exit code {code}: {(self.folder / 'logs' / name).read_text()[-2000:]}")
+        log = self.folder / "logs" / name
+        raise Failed(f"{name}: exit code {code}: {message}\n{log.read_text()[-2000:] if log.is_file() else ''}")
 
     def _pod(self, name: str, template: dict, files: dict[str, Path]):
-        """Exit code, and the output parameters and artifacts of one pod."""
+        """Status, exit code and message, and the output parameters and artifacts of one pod."""
         task, root = name.rpartition("-")[0], self.folder / "pods" / name
         self.pods.append(task)
+        if name in self.fates:
+            return self.fates[name], None
         here = lambda path: Path(str(path).replace(POD, str(root), 1))  # noqa: E731
         for mount in template["container"]["volumeMounts"]:
             if mount["mountPath"].startswith(POD):
@@ -345,10 +355,14 @@ class Simulator:
                 environment[item["name"]] = item["value"]
             else:  # no secret and no ConfigMap is there
                 assert all(source["optional"] for source in item["valueFrom"].values()), f"{item['name']}: no such key"
+        limit = template.get("activeDeadlineSeconds")
         with log.open("wb") as file:
-            code = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
-        if code:
-            return code, None
+            try:
+                code = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=limit)
+            except subprocess.TimeoutExpired:
+                return ("Failed", 143, LATE), None
+        if code.returncode:
+            return ("Failed", code.returncode, f"main: Error (exit code {code.returncode})"), None
         parameters = {}
         for item in template["outputs"]["parameters"]:
             path = here(item["valueFrom"]["path"])
@@ -358,7 +372,7 @@ class Simulator:
             artifacts[item["name"]] = self.folder / "artifacts" / name / item["name"]
             copy(here(item["path"]), artifacts[item["name"]])
         shutil.rmtree(root)  # podGC
-        return 0, (parameters, artifacts)
+        return ("Succeeded", 0, ""), (parameters, artifacts)
 
 
 def copy(source: Path, target: Path) -> None:

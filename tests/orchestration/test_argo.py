@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from flow_steps import SPEC, data
 from kfp import compiler, dsl
 from small_ir import container, pipeline, sums
 from stereo_components import convert, synthesize
-from stereo_pipelines.profiles import PROFILES, apply
+from stereo_pipelines.profiles import PROFILES, apply, with_environment
 
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
@@ -73,16 +74,34 @@ def test_every_pipeline_has_valid_manifests(folder):
     assert {task["name"] for template in templates for task in template["dag"]["tasks"]} == steps
 
 
-@pytest.mark.skipif(not shutil.which("tugboat"), reason="argo-tugboat, which wants Python 3.12, is not installed")
-@pytest.mark.parametrize("folder", pipeline_folders(), ids=lambda folder: folder.name)
-def test_tugboat_finds_no_error(folder, tmp_path):
+@pytest.fixture(scope="module")
+def tugboat(tmp_path_factory) -> str:
+    """argo-tugboat, which wants Python 3.12, in an environment of its own."""
+    python, environment = shutil.which("python3.12"), os.environ | {"PYENV_VERSION": "3.12"}  # which pyenv's shim wants
+    if not python or subprocess.run([python, "-c", ""], env=environment, capture_output=True).returncode:
+        pytest.skip("no python3.12 is at hand, which argo-tugboat wants")
+    folder = tmp_path_factory.mktemp("tugboat")
+    subprocess.run([python, "-m", "venv", folder], env=environment, check=True)
+    install = [folder / "bin/python", "-m", "pip", "install", "--quiet", "argo-tugboat"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"argo-tugboat can not be installed: {done.stderr[-300:]}")
+    return str(folder / "bin/tugboat")
+
+
+@pytest.mark.slow
+def test_tugboat_finds_no_error(tugboat, tmp_path):
     """Another's linter; it wants a value for each parameter, which ours leave to `argo submit`."""
-    graph = load_pipeline(compiled_path(folder))
-    wanted = {p.name: "s3://bucket/key" for p in graph.parameters.values() if p.required}
-    path = tmp_path / "workflow.yaml"
-    path.write_text(yaml.safe_dump_all(manifests(graph, wanted, REPOSITORY)))
-    done = subprocess.run(["tugboat", str(path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    for folder in pipeline_folders():
+        graph = load_pipeline(compiled_path(folder))
+        wanted = {p.name: "s3://bucket/key" for p in graph.parameters.values() if p.required}
+        documents = manifests(graph, wanted, REPOSITORY)
+        (tmp_path / f"{folder.name}.yaml").write_text(yaml.safe_dump_all(documents))
+    done = subprocess.run([tugboat, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _spec(documents)["entrypoint"] = "nothing"
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump_all(documents))
+    assert subprocess.run([tugboat, str(tmp_path)], capture_output=True).returncode, "it looks at the files"
 
 
 def test_equal_steps_share_a_template():
@@ -102,14 +121,14 @@ def test_a_pod_may_do_no_more_than_it_must():
     assert all(t["securityContext"] == pod and t["container"]["securityContext"] == inside for t in templates)
     (workflow,) = kinds(documents, "Workflow")
     assert workflow["spec"]["securityContext"] == pod
-    assert workflow["spec"]["serviceAccountName"] == "runner"
+    assert workflow["spec"]["serviceAccountName"] == workflow["spec"]["artifactGC"]["serviceAccountName"] == "runner"
 
 
 def test_what_is_cleared_away_and_what_stays():
     """With its Workflow goes what another step took, was no model and is in no cache."""
     documents = manifests(load_pipeline(DEMO), {}, REPOSITORY)
     spec = kinds(documents, "Workflow")[0]["spec"]
-    assert spec["podGC"] == {"strategy": "OnPodSuccess"}
+    assert spec["podGC"] == {"strategy": "OnPodSuccess"} and spec["archiveLogs"], "a pod's log outlives it"
     assert spec["ttlStrategy"] == {"secondsAfterCompletion": 604800}
     assert spec["artifactGC"] == {"strategy": "OnWorkflowDeletion"}
     passing = {
@@ -158,7 +177,8 @@ def test_a_cron_workflow_has_a_shorter_name(small):
 def test_hardware_profile(tmp_path):
     @dsl.pipeline(name="placed")
     def placed():
-        apply(synthesize(num_scenes=1), PROFILES["h100"], pull_secret="registry", env_secret="keys")
+        task = apply(synthesize(num_scenes=1), PROFILES["h100"], pull_secret="registry")
+        with_environment(task, env_secret="keys")
 
     compiler.Compiler().compile(placed, str(tmp_path / "placed.yaml"))
     documents = manifests(load_pipeline(tmp_path / "placed.yaml"), {}, REPOSITORY)
@@ -177,6 +197,22 @@ def test_hardware_profile(tmp_path):
     wandb = {"secretKeyRef": {"name": "keys", "key": "WANDB_API_KEY", "optional": True}}
     assert {"name": "WANDB_API_KEY", "valueFrom": wandb} in template["container"]["env"]
     assert kinds(documents, "Workflow")[0]["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_only_steps_on_gpus_have_the_priority(tmp_path):
+    @dsl.pipeline(name="placed")
+    def placed():
+        images = apply(synthesize(num_scenes=1), PROFILES["cpu"]).outputs["images"]
+        apply(convert(images=images), PROFILES["h100"])
+
+    compiler.Compiler().compile(placed, str(tmp_path / "placed.yaml"))
+    documents = manifests(load_pipeline(tmp_path / "placed.yaml"), {}, REPOSITORY, priority_class="stereo-training")
+    validate(documents)
+    templates = [document["spec"]["templates"][0] for document in kinds(documents, "WorkflowTemplate")]
+    assert {t["name"]: t.get("priorityClassName") for t in templates} == {
+        "synthesize": None,
+        "convert": "stereo-training",
+    }
 
 
 # ---- references
@@ -198,6 +234,16 @@ def _step(documents, index=TRAIN):
 
 def _wire(documents, name):
     return next(p for p in _task(documents)["arguments"]["parameters"] if p["name"] == name)
+
+
+def _given(documents):
+    return _task(documents)["arguments"]["parameters"]
+
+
+def _expression(documents, text):
+    artifact = _task(documents)["arguments"]["artifacts"][0]
+    artifact.pop("from")
+    artifact["fromExpression"] = text
 
 
 def _set(place, key, value):
@@ -253,6 +299,87 @@ MUTATIONS = {
         "artifactRepositoryRef: there is no x",
     ),
     "nothing to run": (lambda d: _step(d).pop("container"), "it has neither a container nor a dag"),
+    "no entrypoint": (lambda d: _spec(d).pop("entrypoint"), "Workflow demo-: there is no entrypoint"),
+    "two parameters": (
+        lambda d: _spec(d)["arguments"]["parameters"].append({"name": "width"}),
+        "two of parameter width",
+    ),
+    "two templates": (lambda d: _spec(d)["templates"].append(_spec(d)["templates"][0]), "two of template demo"),
+    "two inputs": (
+        lambda d: _step(d)["inputs"]["parameters"].append({"name": "spec", "default": ""}),
+        "two of input of parameters spec",
+    ),
+    "two arguments": (lambda d: _given(d).append(_given(d)[0]), "two of argument of parameters"),
+    "two WorkflowTemplates": (lambda d: d.insert(1, d[1]), "two of document WorkflowTemplate demo-synthesize"),
+    "pull secret": (
+        lambda d: _set(_spec(d), "imagePullSecrets", [{"name": "{{workflow.parameters.x}}"}]),
+        "Workflow demo-: {{workflow.parameters.x}} refers to nothing",
+    ),
+    "depends without an operator": (
+        lambda d: _set(_task(d, 4), "depends", "train.Succeeded convert.Succeeded"),
+        "its depends can not be read: train.Succeeded convert.Succeeded",
+    ),
+    "depends with one bar": (lambda d: _set(_task(d, 4), "depends", "train | convert"), "depends can not be read"),
+    "depends with a bracket": (lambda d: _set(_task(d, 4), "depends", "(train && convert"), "depends can not be read"),
+    "no value": (lambda d: _wire(d, "spec").pop("value"), "parameters: spec is given no value"),
+    "artifact from nowhere": (
+        lambda d: _task(d)["arguments"]["artifacts"][0].pop("from"),
+        "artifacts: annotations is given from nowhere",
+    ),
+    "artifact from a parameter": (
+        lambda d: _set(
+            _task(d)["arguments"]["artifacts"][0], "from", "{{tasks.convert.outputs.parameters.executor-output}}"
+        ),
+        "annotations can not take tasks.convert.outputs.parameters.executor-output",
+    ),
+    "artifact from an expression": (
+        lambda d: _expression(d, "tasks['convert'].outputs.artifacts['x']"),
+        "{{tasks.convert.outputs.artifacts.x}} refers to nothing",
+    ),
+    "artifact from no expression": (
+        lambda d: _expression(d, "tasks['convert'].status == 'Succeeded' ? "),
+        "can not be read: a value is wanted, not its end",
+    ),
+    "parameter from an artifact": (
+        lambda d: _set(_wire(d, "spec"), "value", "{{tasks.convert.outputs.artifacts.annotations}}"),
+        "spec can not take tasks.convert.outputs.artifacts.annotations",
+    ),
+    "output parameter": (
+        lambda d: _step(d)["outputs"]["parameters"][0].pop("valueFrom"),
+        "output parameter executor-output comes from nowhere",
+    ),
+    "output artifact's place": (
+        lambda d: _set(_step(d)["outputs"]["artifacts"][0], "path", "/elsewhere/checkpoint"),
+        "output artifact checkpoint: /elsewhere/checkpoint is in no mounted volume",
+    ),
+    "two mounts": (
+        lambda d: _step(d)["container"]["volumeMounts"].append({"name": "cache", "mountPath": "/tmp"}),
+        "two of mount at /tmp",
+    ),
+    "expression": (
+        lambda d: _set(_wire(d, "spec"), "value", "{{=toJson(workflow.parameters['train_spec']}}"),
+        "can not be read: , is wanted, not its end",
+    ),
+    "operator": (
+        lambda d: _set(_wire(d, "spec"), "value", "{{=workflow.name === 'x'}}"),
+        "the expression \"workflow.name === 'x'\" can not be read",
+    ),
+    "function": (
+        lambda d: _set(_wire(d, "spec"), "value", "{{=toJSON(workflow.name)}}"),
+        "there is no function toJSON",
+    ),
+    "name in an expression": (
+        lambda d: _set(_wire(d, "spec"), "value", "{{=toJson(workflows.name)}}"),
+        "{{workflows.name}} refers to nothing",
+    ),
+    "retry": (
+        lambda d: _set(_step(d)["retryStrategy"], "expression", "lastRetry.code == '1'"),
+        "template train: retryStrategy: {{lastRetry.code}} refers to nothing",
+    ),
+    "retry's syntax": (
+        lambda d: _set(_step(d)["retryStrategy"], "expression", "lastRetry.exitCode in ['1'"),
+        "template train: retryStrategy: the expression",
+    ),
 }
 
 
@@ -263,6 +390,21 @@ def test_a_broken_reference_is_found(name):
     assert problems(documents) == []
     mutate(documents)
     assert any(message in problem for problem in problems(documents)), problems(documents)
+
+
+def test_a_cron_workflow_is_checked_as_a_workflow_is():
+    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY, schedule="0 3 * * *")
+    spec = documents[-1]["spec"]["workflowSpec"]
+    spec["arguments"]["parameters"][0].pop("value")
+    spec["templates"][0]["dag"]["tasks"][0]["depends"] = "nobody"
+    spec.pop("entrypoint")
+    found = "\n".join(problems(documents))
+    for wrong in (
+        "CronWorkflow demo: there is no entrypoint",
+        "CronWorkflow demo: parameter backend has no value, and nobody is there to give one",
+        "task synthesize: depends on nobody, which is no task",
+    ):
+        assert wrong in found
 
 
 # ---- executed
@@ -420,6 +562,37 @@ def test_only_interruptions_are_tried_again(small, tmp_path, code, pods):
     assert template["retryStrategy"]["backoff"] == {"duration": "10s", "factor": 2, "cap": "3600s"}
 
 
+FATES = {
+    "lost node": (("Error", -1, "pod deleted"), True),
+    "evicted": (("Failed", 137, "The node was low on resource: ephemeral-storage."), True),
+    "preempted": (("Failed", 143, "Pod was terminated in response to imminent node shutdown."), True),
+    "out of memory": (("Failed", 137, "main: OOMKilled (exit code 137)"), False),
+    "no image": (("Failed", -1, "main: ImagePullBackOff"), False),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_what_the_cluster_did_is_tried_again_but_not_what_comes_again(small, tmp_path, fate):
+    end, again = FATES[fate]
+    documents = small(pipeline({"say": container("import sys; open(sys.argv[1], 'w').write('x')", ("out",), **RETRY)}))
+    run = Simulator(documents, tmp_path, {}, fates={"say-0": end})
+    if again:
+        run.run()
+    else:
+        with pytest.raises(Failed, match=f"exit code {end[1]}"):
+            run.run()
+    assert run.pods == ["say"] * (1 + again)
+
+
+def test_a_time_limit_that_ran_out_is_not_tried_again(small, tmp_path):
+    platform = _platform(activeDeadlineSeconds="1")
+    documents = small(pipeline({"a": container("import time; time.sleep(60)", ("out",), **RETRY)}), platform=platform)
+    run = Simulator(documents, tmp_path, {})
+    with pytest.raises(Failed, match="exit code 143: Pod was active on the node longer"):
+        run.run()
+    assert run.pods == ["a"]
+
+
 def test_a_cached_step_runs_again_only_with_other_inputs(small, tmp_path):
     code = "import sys, json, pathlib, random; p = pathlib.Path(sys.argv[-1]); p.write_text(sys.argv[1])\n"
     code += "said = {'artifacts': {'out': {'artifacts': [{'metadata': {'sha256': sys.argv[1]}}]}}}\n"
@@ -439,6 +612,36 @@ def test_a_cached_step_runs_again_only_with_other_inputs(small, tmp_path):
         assert run.pods == pods
         assert run.stored["tasks.second.outputs.artifacts.out"].read_text() == n
     assert documents[2]["spec"]["templates"][0]["memoize"]["cache"] == {"configMap": {"name": "test-cache"}}
+
+
+def test_a_digest_of_something_else_does_not_stand_for_an_input(small, tmp_path):
+    """spec_sha256 and onnx_sha256 say nothing about the file itself."""
+    code = "import sys, json, pathlib; p = pathlib.Path(sys.argv[-1]); p.write_text('x')\n"
+    code += "said = {'artifacts': {'out': {'artifacts': [{'metadata': {'spec_sha256': 'same'}}]}}}\n"
+    code += "p.with_name('executor_output.json').write_text(json.dumps(said))"
+    cached = {"cachingOptions": {"enableCache": True}}
+    second = container("import sys, shutil; shutil.copy(*sys.argv[1:])", ("out",), ("in",), **cached)
+    spec = pipeline({"first": container(code, ("out",)), "second": second}, {"second": {"in": ("first", "out")}})
+    documents, cache = small(spec), {}
+    for index in range(2):
+        run = Simulator(documents, tmp_path / str(index), {}, cache=cache)
+        run.run()
+        assert run.pods == ["first", "second"]
+
+
+def test_a_uri_given_later_that_is_no_place_in_a_bucket_is_named(small, tmp_path):
+    documents = small(imported_spec({"componentInputParameter": "where"}))
+    run = Simulator(documents, tmp_path, {}, {"where": "gs://b/a"})
+    with pytest.raises(KeyError, match="parameter where is no s3://BUCKET/KEY"):
+        run.run()
+
+
+def test_the_runs_time_and_how_long_its_record_stays(small):
+    config = {"activeDeadlineSeconds": 7200, "resourceTtlOnCompletion": 3600, "resourceTtlOnFailure": 60}
+    documents = small(PLAIN, platform={"platforms": {"kubernetes": {"pipelineConfig": config}}})
+    validate(documents)
+    assert _spec(documents)["activeDeadlineSeconds"] == 7200
+    assert _spec(documents)["ttlStrategy"] == {"secondsAfterCompletion": 3600, "secondsAfterFailure": 60}
 
 
 # ---- refused
@@ -484,8 +687,51 @@ def _uri_of_another_step() -> dict:
     return spec
 
 
+def _kubernetes(**settings) -> dict:
+    return {"platforms": {"kubernetes": settings}}
+
+
+def _container_with(**settings) -> dict:
+    spec = pipeline({"a": container(ECHO, ("out",))})
+    spec["deploymentSpec"]["executors"]["exec-a"]["container"] |= settings
+    return spec
+
+
+def _importer_with(**settings) -> dict:
+    spec = imported_spec({"runtimeValue": {"constant": "s3://b/k"}})
+    spec["deploymentSpec"]["executors"]["exec-get"]["importer"] |= settings
+    return spec
+
+
+FROM_PARAMETER = "{{$.inputs.parameters['pipelinechannel--x']}}"
 PLAIN = pipeline({"a": container(ECHO, ("out",))})
 REFUSED = {
+    "workspace": (
+        PLAIN,
+        _kubernetes(pipelineConfig={"workspace": {"size": "1Gi"}}),
+        "pipelineConfig of the platform document: workspace is not supported",
+    ),
+    "platform": (PLAIN, _kubernetes(magic={}), "platforms.kubernetes of the platform document: magic is not"),
+    "deployment": (PLAIN, _kubernetes(deploymentSpec={"magic": {}}), "deploymentSpec of the platform document: magic"),
+    "cache key": (
+        pipeline({"a": container(ECHO, **{"cachingOptions": {"enableCache": True, "cacheKey": "mine"}})}),
+        None,
+        r"task a: a cache key of its own \(cacheKey\)",
+    ),
+    "import into a workspace": (_importer_with(downloadToWorkspace=True), None, "task get: downloadToWorkspace"),
+    "metadata": (_importer_with(metadata={"v": FROM_PARAMETER}), None, "task get: an importer's metadata from a"),
+    "image": (_container_with(image=FROM_PARAMETER), None, "task a, image: a value from a parameter"),
+    "variable": (_container_with(env=[{"name": "X", "value": FROM_PARAMETER}]), None, "task a, env X: a value from a"),
+    "cpu": (
+        _container_with(resources={"resourceCpuLimit": FROM_PARAMETER}),
+        None,
+        "task a, resourceCpuLimit: a value from a parameter can not be had on Argo; write it as text",
+    ),
+    "memory": (
+        _container_with(resources={"resourceMemoryRequest": FROM_PARAMETER}),
+        None,
+        "task a, resourceMemoryRequest: a value from a parameter",
+    ),
     "placement": (PLAIN, _platform(pvcMount=[{}]), "task a: pvcMount of the platform document"),
     "toleration": (PLAIN, _platform(tolerations=[{"tolerationJson": {}}]), "task a: tolerationJson of tolerations"),
     "secret": (PLAIN, _platform(imagePullSecret=[{}]), "task a: a name of imagePullSecret is wanted"),
@@ -546,6 +792,18 @@ def test_the_command_prints_what_kubectl_reads():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(yaml.safe_load_all(done.stdout)) == manifests(load_pipeline(DEMO), {"num_epochs": 3}, REPOSITORY)
+
+
+def test_the_command_passes_its_options_on(capsys):
+    options = {"schedule": "0 3 * * *", "service_account": "runner", "priority_class": "high"}
+    command = ["argo", str(DEMO), "--artifact-repository", "s3://artifacts/stereo", "--endpoint", "http://minio:9000"]
+    command += ["--secret", "minio-keys", *(f"--{key.replace('_', '-')}={value}" for key, value in options.items())]
+    cli(command, standalone_mode=False)
+    said = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert said == manifests(load_pipeline(DEMO), {}, REPOSITORY, **options)
+    assert said[-1]["kind"] == "CronWorkflow" and said[-1]["spec"]["schedules"] == ["0 3 * * *"]
+    with pytest.raises(UserError, match="--schedule '@daily': five fields"):
+        cli([*command, "--schedule", "@daily"], standalone_mode=False)
 
 
 def test_hera_is_named_where_it_is_missing(monkeypatch):

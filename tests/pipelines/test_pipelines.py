@@ -8,7 +8,7 @@ import yaml
 from kfp import components
 
 from stereo_core.actions.perform import perform
-from stereo_core.orchestration.compile import compiled_path, pipeline_folders
+from stereo_core.orchestration.compile import compiled_path, pipeline_folders, pipeline_tables
 from stereo_core.orchestration.dag import Argument, Constant
 from stereo_core.orchestration.graph import Importer, Output, load_pipeline, unrolled
 from stereo_core.orchestration.local import LocalRun
@@ -91,6 +91,25 @@ def test_every_benchmark_has_its_title_in_the_reports():
     assert titles == [Constant("KITTI 2015"), Constant("Middlebury")]
     suite = load_pipeline(compiled_path(FOLDERS["evaluate_suite"]))
     assert suite.tasks["report"].parameters["names"] == Argument("data_sets"), "of any number, in their order"
+
+
+def _picture(name: str) -> list[str]:
+    text = compiled_path(FOLDERS[name]).read_text()
+    drawn = pipeline_tables(text, compiled_path(FOLDERS[name])).partition("```mermaid\n")[2].partition("```")[0]
+    return [line.strip() for line in drawn.splitlines()]
+
+
+def test_the_picture_names_what_equal_steps_are_for():
+    lines = _picture("export_and_build")
+    assert 'gen-trt-engine-2["gen-trt-engine-2 (small fp16)"]' in lines and 'export["export"]' in lines
+    assert "export -->|onnx| gen-trt-engine-2" in lines
+
+
+def test_the_picture_shows_conditions():
+    lines = _picture("finetune_and_compare")
+    (start,) = [index for index, line in enumerate(lines) if line.startswith("subgraph")]
+    assert lines[start].endswith('["if evaluate-2-epe <= evaluate-epe"]')
+    assert lines[start + 1 : start + 4] == ['export["export"]', 'gen-trt-engine["gen-trt-engine"]', "end"]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -177,8 +196,10 @@ def test_a_hardware_profile_is_chosen_when_compiling(monkeypatch):
     from kfp import dsl
     from stereo_components import export, final_status
     from stereo_pipelines import steps
+    from stereo_pipelines.profiles import PROFILES
 
-    monkeypatch.setattr(steps, "PROFILE", "h100")
+    monkeypatch.setattr(steps, "HEAVY", PROFILES["h100"])
+    monkeypatch.setattr(steps, "LIGHT", PROFILES["cpu"])
 
     @dsl.pipeline(name="placed")
     def placed(uri: str):
