@@ -33,7 +33,8 @@ from stereo_core.files import atomic_path, locked, sha256_of
 SCHEMES = ("s3://", "aws://", "minio://")
 PART = 16 * 2**20  # bytes
 PARALLEL = 4  # parts, or small objects, at once
-RETRIES = 3  # of a request that was refused for now (500, 502, 503, 504) or got no answer
+RETRIES = 3  # of a request that was refused for now or got no answer
+FOR_NOW = (429, 500, 502, 503, 504)
 PAUSES = (0.5, 2.0, 8.0)  # s before another try of a download that broke off
 CONNECT, SILENCE = 10, 30  # s: to connect, and without a byte
 INSTANCE = 2  # s for an answer of the service that has an instance's credentials: where there is none, nothing answers
@@ -277,20 +278,19 @@ def upload(path: Path, uri: str) -> None:
         DataError: no such bucket, or no right to write.
         StorageError: the transfer failed; under the URI lies what lay there before.
     """
+    from minio.error import S3Error
+
     bucket, key = split(uri)
     with path.open("rb") as file, _told(uri), progress(uri, path.stat().st_size) as advance:
         size = os.fstat(file.fileno()).st_size
         digest = _digest_of_start(file, size)
         client = _client(uri)
-        client.put_object(
-            bucket,
-            key,
-            _Counted(file, advance),
-            size,
-            metadata={"sha256": digest},
-            part_size=PART,
-            num_parallel_uploads=PARALLEL,
-        )
+        how = {"metadata": {"sha256": digest}, "part_size": PART, "num_parallel_uploads": PARALLEL}
+        try:
+            client.put_object(bucket, key, _Counted(file, advance), size, **how)
+        except S3Error as error:  # NoSuchUpload: its end was told twice, because the first answer got lost
+            if error.code != "NoSuchUpload":
+                raise
         stored = client.stat_object(bucket, key)
     if (stored.size, stored.metadata.get(SHA256)) != (size, digest):
         raise StorageError(f"{uri}: what was stored is not {path}; another program may write there too")
@@ -443,7 +443,8 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
     http = urllib3.PoolManager(
         maxsize=2 * PARALLEL + PARALLEL**2,  # objects at once, and their parts
         timeout=urllib3.Timeout(connect=CONNECT, read=SILENCE),
-        retries=urllib3.Retry(RETRIES, backoff_factor=0.5, status_forcelist=(500, 502, 503, 504)),
+        # POST too: one that begins an upload does no harm twice, and `upload` looks what became of one that ended it.
+        retries=urllib3.Retry(RETRIES, backoff_factor=0.5, status_forcelist=FOR_NOW, allowed_methods=None),
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
     )

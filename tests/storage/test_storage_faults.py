@@ -30,6 +30,9 @@ FAULTS: dict[str, Callable] = {}
 REFUSALS = {
     "expired": answer("403 Forbidden", "<Error><Code>ExpiredToken</Code><Message>The token is old</Message></Error>"),
     "busy": answer("503 Slow Down", "<Error><Code>SlowDown</Code></Error>"),
+    "many": answer("429 Too Many Requests", "<Error><Code>TooManyRequests</Code></Error>"),
+    "over": answer("404 Not Found", "<Error><Code>NoSuchUpload</Code></Error>"),
+    "none": b"",
     "broken": answer("500 Internal Server Error", "<Error><Code>InternalError</Code></Error>"),
 }
 
@@ -245,6 +248,23 @@ def upload_that_breaks_off_once(bed):
     bed.proxy.answers = [None, None, b""]
     bed.put()
     assert stored(bed.server, bed.key) == NEW
+
+
+@fault
+def upload_whose_first_or_last_request_fails_once(bed):
+    """One to begin it, four parts, one to end it."""
+    for before, refusal in ((0, "busy"), (5, "none"), (5, "many")):
+        bed.proxy.answers = [None] * before + [REFUSALS[refusal]]
+        bed.put()
+        assert bed.proxy.answers == [] and stored(bed.server, bed.key) == NEW
+
+
+@fault
+def upload_whose_last_answer_is_lost(bed):
+    """To the second asking AWS says that there is no such upload; this server does not."""
+    bed.proxy.losing, bed.proxy.answers = 1, [None] * 5 + [REFUSALS["over"]]
+    bed.put()
+    assert bed.proxy.losing == 0 and bed.proxy.answers == [] and stored(bed.server, bed.key) == NEW
 
 
 @fault
