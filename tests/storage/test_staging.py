@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -256,6 +258,42 @@ def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeyp
     assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
     told = capsys.readouterr()
     assert "does not answer" in told.err and "FAIL" in told.out and "PASS" not in told.out
+
+
+@marked
+def test_a_signal_while_the_results_are_stored(store, proxy, tmp_path, monkeypatch, capsys):
+    """By a server that has gone silent, long before anybody's patience has."""
+
+    def silence(_) -> None:
+        proxy.pause = 100
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    begin = time.monotonic()
+    spec = spec_from_dict("synthesize", {"results_dir": f"s3://artifacts/{tmp_path.name}/slow", "num_scenes": 1})
+    assert perform("synthesize", spec, on_outcome=silence) == 143
+    assert time.monotonic() - begin < 15
+    (folder,) = left_over(tmp_path)
+    assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
+    assert f"SIGTERM; the results stay in {folder}" in capsys.readouterr().err
+
+
+@marked
+@pytest.mark.slow
+def test_a_signal_while_inputs_come_from_a_server_that_has_gone_silent(store, proxy, tmp_path):
+    """The engine waits 20 s before it kills, Kubernetes 30."""
+    uri, file = f"s3://artifacts/{tmp_path.name}", tmp_path / "file"
+    file.write_bytes(bytes(40 * 2**20))
+    storage.upload(file, f"{uri}/in/file")
+    proxy.passed, proxy.pause = 0, 0.02
+    command = [DEPTH_NET, "fetch_dataset", f"uri={uri}/in", f"results_dir={uri}/out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fetching:
+        while proxy.passed < 2 * 2**20:
+            time.sleep(0.01)
+        proxy.pause, begin = 100, time.monotonic()
+        fetching.terminate()
+        told = fetching.communicate()[0]
+    assert time.monotonic() - begin < 20
+    assert fetching.returncode == 143 and "FAIL" in told and str(left_over(tmp_path)[0]) in told, told
 
 
 @marked

@@ -22,6 +22,7 @@ from objects import answer, put, random_bytes, stored, written
 from stereo_core import storage
 from stereo_core.errors import DataError
 from stereo_core.storage import StorageError
+from stereo_core.transfers import MOMENT
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 PART = 5 * 2**20
@@ -406,6 +407,35 @@ def killed_midway(bed: Bed, line: str) -> None:
             time.sleep(0.005)
         other.send_signal(signal.SIGKILL)
     assert other.returncode == -signal.SIGKILL
+
+
+def terminated_midway(bed: Bed, line: str, break_it: Callable = lambda: None) -> None:
+    before = "from stereo_core.termination import sigterm_raises\nheard = sigterm_raises([])\nheard.__enter__()"
+    bed.proxy.pause, bed.proxy.passed = 0.02, 0
+    with bed.python(line, before) as other:
+        while bed.proxy.passed < 2 * 2**20:
+            assert other.poll() is None
+            time.sleep(0.005)
+        break_it()
+        begin = time.monotonic()
+        other.send_signal(signal.SIGTERM)
+        assert "Terminated: SIGTERM" in other.communicate()[1]
+    assert time.monotonic() - begin < 2 + MOMENT, "sooner than who sent it loses patience"
+
+
+@fault
+def client_stopped_in_the_middle_of_a_get_from_a_server_that_went_silent(bed):
+    terminated_midway(bed, f"storage.fetch({bed.uri!r})", lambda: setattr(bed.proxy, "pause", 100))
+
+
+@fault
+def client_stopped_in_the_middle_of_a_put(bed):
+    """No part of it stays in the bucket, where nobody would see it."""
+    bed.file.write_bytes(random_bytes(12 * PART))
+    terminated_midway(bed, f"storage.upload(Path({str(bed.file)!r}), {bed.uri!r})")
+    bed.file.write_bytes(NEW)
+    assert stored(bed.server, bed.key) == OLD
+    assert bed.server.admin()._list_multipart_uploads("artifacts", prefix=bed.key).uploads == []
 
 
 @fault
