@@ -695,4 +695,5 @@ def visible_gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(query, capture_output=True, text=True)
+    return [] if found.returncode else [index for index in found.stdout.split() if index.isdigit()]

@@ -444,6 +444,19 @@ def test_gpus_that_are_not_there(compiled, tmp_path, monkeypatch):
     assert seen(tmp_path / "run", "a") == [""]
 
 
+@pytest.mark.parametrize(
+    ("says", "code", "gpus"),
+    [("0\n1", 0, ["0", "1"]), ("No devices were found", 0, []), ("No devices were found", 6, []), ("0", 9, [])],
+)
+def test_gpus_are_those_that_the_driver_lists(tmp_path, monkeypatch, says, code, gpus):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.visible_gpus() == gpus
+
+
 def test_no_more_tasks_at_a_time_than_parallel(compiled, tmp_path, monkeypatch):
     graph = load_pipeline(compiled(gpu_steps(0, "abc")))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
