@@ -12,6 +12,7 @@ role), STEREO_CACHE (a folder) and STEREO_CACHE_GIB. None of it is logged.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import logging
@@ -154,9 +155,7 @@ def fetch(uri: str) -> Path:
             with locked(target):
                 if not _is_whole(target, entry):
                     _make_room(uri, entry.size)
-                    with atomic_path(target) as temporary:
-                        _download(uri, entry, temporary)
-                        os.utime(temporary, (time.time(), UNTOUCHED))
+                    _fill(target, uri, entry)
         with contextlib.suppress(OSError):  # evicted just now, another user's, or a cache that is only read
             os.utime(target, (time.time(), UNTOUCHED))
     except OSError as error:
@@ -164,6 +163,22 @@ def fetch(uri: str) -> Path:
             raise
         raise StorageError(f"{uri}: can not be written to the cache {cache()}: {error.strerror}") from None
     return target
+
+
+def _fill(target: Path, uri: str, entry: Entry) -> None:
+    try:
+        _fetch_whole(target, uri, entry)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _sweep(_limit(), entry.size)  # others have filled the disk before the cache was at its limit
+        _fetch_whole(target, uri, entry)
+
+
+def _fetch_whole(target: Path, uri: str, entry: Entry) -> None:
+    with atomic_path(target) as temporary:
+        _download(uri, entry, temporary)
+        os.utime(temporary, (time.time(), UNTOUCHED))
 
 
 def read(uri: str) -> bytes:
@@ -381,25 +396,25 @@ def _is_whole(path: Path, entry: Entry) -> bool:
     return (status.st_size, status.st_mtime) == (entry.size, UNTOUCHED)
 
 
-_unswept = math.inf  # bytes fetched since this process last looked through the cache
+PROCESSES = 64  # that may fetch at once without the cache growing over its limit
+_room = 0  # bytes that this process may fetch before it looks through the cache again: its share of what is free
 _sweeping = threading.Lock()
 
 
 def _make_room(uri: str, size: int) -> None:
-    """Evict what was not used for longest. The cache is looked through once a hundredth of its limit was fetched."""
-    global _unswept
+    """Evict what was not used for longest, where the cache may be full."""
+    global _room
     limit = _limit()
     if size > 0.9 * limit:
         raise DataError(f"{uri}: {size} bytes do not go into the cache of {limit} bytes; raise STEREO_CACHE_GIB")
     with _sweeping:
-        _unswept += size
-        if _unswept < limit / 100:
-            return
-        _sweep(int(0.9 * limit) - size)
-        _unswept = 0
+        _room -= size
+        if _room < 0:
+            _room = (limit - size - _sweep(int(0.9 * limit) - size)) // PROCESSES
 
 
-def _sweep(limit: int) -> None:
+def _sweep(limit: int, room: int = 0) -> int:
+    """Evict until the cache holds `limit` bytes at most and `room` less than now; returns what it holds."""
     files = []
     for path in (cache() / "objects").glob("*/*"):
         with contextlib.suppress(FileNotFoundError):
@@ -407,11 +422,13 @@ def _sweep(limit: int) -> None:
                 status = path.stat()
                 files.append((status.st_atime, status.st_size, path))
     total = sum(size for _, size, _ in files)
+    limit = min(limit, total - room)
     for _, size, path in sorted(files):
         if total <= limit:
-            return
+            break
         path.unlink(missing_ok=True)
         total -= size
+    return total
 
 
 # ---- the way there

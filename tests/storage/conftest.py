@@ -158,7 +158,7 @@ def store(server, tmp_path, monkeypatch):
     monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(storage, "PAUSES", (0.05, 0.2))
     monkeypatch.setattr(storage, "RETRIES", 1)
-    monkeypatch.setattr(storage, "_unswept", float("inf"))
+    monkeypatch.setattr(storage, "_room", 0)
     connect = storage._connect
     connect.cache_clear()
     storage.forget()

@@ -260,6 +260,40 @@ def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeyp
     assert "does not answer" in told.err and "FAIL" in told.out and "PASS" not in told.out
 
 
+def test_what_killed_runs_left_goes(tmp_path, monkeypatch):
+    """Inputs with the next run, results after a week; nothing of a run that goes on."""
+    from stereo_core.spec.loading import build
+
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    spec = build("synthesize", {"results_dir": "s3://b/x"})
+
+    def begun() -> tuple[int, Path]:
+        """A run in a process of its own, with an input and a result."""
+        known = set(left_over(tmp_path))
+        child = os.fork()
+        if not child:
+            folder = Stage("synthesize", spec).folder
+            for kind in ("results", "inputs"):
+                (folder / kind / "folder").mkdir(parents=True)
+            time.sleep(60)
+            os._exit(1)
+        while not (new := [path for path in set(left_over(tmp_path)) - known if (path / "inputs/folder").is_dir()]):
+            time.sleep(0.01)
+        return child, new[0]
+
+    (first, young), (second, old), (third, alive) = (begun() for _ in range(3))
+    for child in (first, second):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    for path in (old, *old.rglob("*")):
+        os.utime(path, (0, 0))
+    Stage("synthesize", spec)
+    assert not old.exists()
+    assert os.listdir(young) == ["results"] and sorted(os.listdir(alive)) == ["inputs", "results"]
+    os.kill(third, signal.SIGKILL)
+    os.waitpid(third, 0)
+
+
 @marked
 def test_a_signal_while_the_results_are_stored(store, proxy, tmp_path, monkeypatch, capsys):
     """By a server that has gone silent, long before anybody's patience has."""

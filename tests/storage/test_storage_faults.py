@@ -364,6 +364,38 @@ def disk_that_is_full(bed):
     assert p.returncode == 1 and not [path for path in (bed.tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+def on_a_small_disk(folder: Path, mebibytes: int, code: str) -> subprocess.CompletedProcess:
+    """Run Python where a folder is a file system of its own, which goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = f"mount -t tmpfs -o size={mebibytes}m tmpfs '{folder}' && exec '{sys.executable}' -c \"$0\""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    return subprocess.run(["unshare", "-rm", "sh", "-c", mount, code], capture_output=True, text=True)
+
+
+@fault
+def disk_that_others_have_filled(bed):
+    """Long before the cache is at its limit: what was not used for longest goes, as it would there."""
+    uris = [put(bed.server, f"{bed.key}-{number}", random_bytes(6 * 2**20, number)) for number in range(3)]
+    code = (
+        f"from stereo_core import storage\nfor uri in {uris}: size = len(storage.read(uri))\nassert size == 6 * 2**20"
+    )
+    done = on_a_small_disk(bed.tmp_path / "cache", 15, code)
+    assert done.returncode == 0, done.stderr
+
+
+@fault
+def disk_that_is_full_where_a_tree_is_to_go(bed):
+    uri, into = put(bed.server, f"{bed.key}-tree/a", OLD).removesuffix("/a"), bed.tmp_path / "small"
+    code = (
+        f"import os\nfrom pathlib import Path\nfrom stereo_core import storage\ninto = Path({str(into)!r})\n"
+        f"try: storage.fetch_tree({uri!r}, into)\nexcept OSError as error: print(error, os.listdir(into))"
+    )
+    bed.others.append(OLD)
+    done = on_a_small_disk(into, 3, code)
+    assert "No space left" in done.stdout and str(into) in done.stdout and done.stdout.endswith("[]\n"), done
+
+
 @fault
 def cache_that_is_no_folder(bed):
     bed.patch.setenv("STEREO_CACHE", str(bed.file))
