@@ -94,12 +94,20 @@ def look(uri: str) -> Entry:
         DataError: no such bucket or object, or no right to read it.
         StorageError: the storage can not be reached.
     """
+    from minio.error import S3Error
+
     bucket, key = split(uri)
-    if (bucket, key) not in _seen:
-        with _told(uri):
-            found = _client(uri).stat_object(bucket, key)
-        _seen[bucket, key] = Entry(found.size, found.etag)
-    return _seen[bucket, key]
+    if (bucket, key) in _seen:
+        return _seen[bucket, key]
+    with _told(uri):
+        client = _client(uri)
+        try:
+            found = client.stat_object(bucket, key)
+        except S3Error as error:  # of a bucket that is not there the storage says the same
+            if error.code == "NoSuchKey" and not client.bucket_exists(bucket):
+                raise DataError(f"{uri}: no such bucket") from None
+            raise
+    return _seen.setdefault((bucket, key), Entry(found.size, found.etag))
 
 
 def is_prefix(uri: str) -> bool:
@@ -469,6 +477,7 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
     credentials = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
     credentials.append(providers.IamAwsProvider(custom_endpoint=sts, http_client=quick, region=region))
     http = Pool(
+        blocksize=2**18,
         maxsize=2 * PARALLEL + PARALLEL**2,  # objects at once, and their parts
         timeout=urllib3.Timeout(connect=CONNECT, read=SILENCE),
         # POST too: one that begins an upload does no harm twice, and `upload` looks what became of one that ended it.

@@ -28,10 +28,12 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 PART = 5 * 2**20
 OLD, NEW = random_bytes(PART + 2**20, 1), random_bytes(3 * PART + 17, 2)
 FAULTS: dict[str, Callable] = {}
+SILENCE = storage.SILENCE
 REFUSALS = {
     "expired": answer("403 Forbidden", "<Error><Code>ExpiredToken</Code><Message>The token is old</Message></Error>"),
     "busy": answer("503 Slow Down", "<Error><Code>SlowDown</Code></Error>"),
     "many": answer("429 Too Many Requests", "<Error><Code>TooManyRequests</Code></Error>"),
+    "nowhere": answer("404 Not Found", "<Error><Code>NoSuchBucket</Code></Error>"),
     "over": answer("404 Not Found", "<Error><Code>NoSuchUpload</Code></Error>"),
     "none": b"",
     "broken": answer("500 Internal Server Error", "<Error><Code>InternalError</Code></Error>"),
@@ -80,6 +82,7 @@ class Bed:
         self.proxy.pause, self.proxy.cuts, self.proxy.answers = 0.0, [], []
         self.patch.setenv("AWS_ENDPOINT_URL", self.proxy.url)
         self.patch.delenv("STEREO_CACHE_GIB", raising=False)
+        self.patch.setattr(storage, "SILENCE", SILENCE)
         self.credentials("K", "S")
 
     def python(self, line: str, before: str = "") -> subprocess.Popen:
@@ -163,7 +166,9 @@ def no_credentials(bed):
 
 @fault
 def missing_bucket(bed):
-    bed.fails(DataError, "s3://nowhere/x: no such", lambda: storage.fetch("s3://nowhere/x"))
+    bed.fails(DataError, "s3://nowhere/x: no such bucket", lambda: storage.fetch("s3://nowhere/x"))
+    bed.proxy.answers = [REFUSALS["nowhere"]]  # this server would make the bucket
+    bed.fails(DataError, "s3://nowhere/x: no such bucket", lambda: storage.upload(bed.file, "s3://nowhere/x"))
     bed.fails(DataError, "s3://nowhere: no such bucket", lambda: storage.children("s3://nowhere"))
 
 
@@ -210,8 +215,13 @@ def no_server(bed):
 
 @fault
 def slow_server(bed):
-    bed.proxy.pause = 0.01
-    assert bed.get() == OLD
+    """One that takes longer than it may be silent, in pieces."""
+    bed.patch.setattr(storage, "SILENCE", 1.5)
+    bed.patch.setattr(storage, "PAUSES", ())
+    bed.look()
+    bed.proxy.pause, begin = 0.05, time.monotonic()
+    assert storage.read(bed.uri) == OLD
+    assert time.monotonic() - begin > 2 * storage.SILENCE
 
 
 @fault
