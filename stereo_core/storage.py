@@ -12,6 +12,7 @@ role), STEREO_CACHE (a folder) and STEREO_CACHE_GIB. None of it is logged.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import logging
@@ -22,20 +23,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path, locked, sha256_of
+from stereo_core.transfers import PARALLEL, leaving, side_by_side
 
 SCHEMES = ("s3://", "aws://", "minio://")
 PART = 16 * 2**20  # bytes
-PARALLEL = 4  # parts, or small objects, at once
-RETRIES = 3  # of a request that was refused for now (500, 502, 503, 504) or got no answer
+RETRIES = 3  # of a request that was refused for now or got no answer
+FOR_NOW = (429, 500, 502, 503, 504)
 PAUSES = (0.5, 2.0, 8.0)  # s before another try of a download that broke off
 CONNECT, SILENCE = 10, 30  # s: to connect, and without a byte
+HURRY = 8  # s without a byte, when a signal is to end the process
 INSTANCE = 2  # s for an answer of the service that has an instance's credentials: where there is none, nothing answers
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT")
 UNTOUCHED = 946684800  # 2000-01-01: when a file of the cache was changed last, until a program writes to it
@@ -108,12 +110,20 @@ def look(uri: str) -> Entry:
         DataError: no such bucket or object, or no right to read it.
         StorageError: the storage can not be reached.
     """
+    from minio.error import S3Error
+
     bucket, key = split(uri)
-    if (bucket, key) not in _seen:
-        with _told(uri):
-            found = _client(uri).stat_object(bucket, key)
-        _seen[bucket, key] = Entry(found.size, found.etag)
-    return _seen[bucket, key]
+    if (bucket, key) in _seen:
+        return _seen[bucket, key]
+    with _told(uri):
+        client = _client(uri)
+        try:
+            found = client.stat_object(bucket, key)
+        except S3Error as error:  # of a bucket that is not there the storage says the same
+            if error.code == "NoSuchKey" and not client.bucket_exists(bucket):
+                raise DataError(f"{uri}: no such bucket") from None
+            raise
+    return _seen.setdefault((bucket, key), Entry(found.size, found.etag))
 
 
 def is_prefix(uri: str) -> bool:
@@ -169,9 +179,7 @@ def fetch(uri: str) -> Path:
             with locked(target):
                 if not _is_whole(target, entry):
                     _make_room(uri, entry.size)
-                    with atomic_path(target) as temporary:
-                        _download(uri, entry, temporary)
-                        os.utime(temporary, (time.time(), UNTOUCHED))
+                    _fill(target, uri, entry)
         with contextlib.suppress(OSError):  # evicted just now, another user's, or a cache that is only read
             os.utime(target, (time.time(), UNTOUCHED))
     except OSError as error:
@@ -179,6 +187,22 @@ def fetch(uri: str) -> Path:
             raise
         raise StorageError(f"{uri}: can not be written to the cache {cache()}: {error.strerror}") from None
     return target
+
+
+def _fill(target: Path, uri: str, entry: Entry) -> None:
+    try:
+        _fetch_whole(target, uri, entry)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _sweep(_limit(), entry.size)  # others have filled the disk before the cache was at its limit
+        _fetch_whole(target, uri, entry)
+
+
+def _fetch_whole(target: Path, uri: str, entry: Entry) -> None:
+    with atomic_path(target) as temporary:
+        _download(uri, entry, temporary)
+        os.utime(temporary, (time.time(), UNTOUCHED))
 
 
 def read(uri: str) -> bytes:
@@ -225,29 +249,35 @@ def fetch_tree(uri: str, folder: Path, *, own: bool = False) -> dict[str, Entry]
     for name in found:
         split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
     size = sum(entry.size for entry in found.values())
-    with progress(uri, size) as advance, ThreadPoolExecutor(PARALLEL) as pool:
+    with progress(uri, size) as advance:
 
         def fetch_one(name: str) -> None:
             fetch_to(f"{uri.rstrip('/')}/{name}", folder / name, own=own)
             advance(found[name].size)
 
-        _all_of([pool.submit(fetch_one, name) for name in found], pool)
+        side_by_side(fetch_one, found)
     return found
 
 
 def _download(uri: str, entry: Entry, path: Path) -> None:
     """Fill `path` with the object, all parts of one version, and check it."""
     spans = [(start, min(PART, entry.size - start)) for start in range(0, entry.size, PART)]
-    bar, pool = progress(uri, entry.size), ThreadPoolExecutor(PARALLEL)
-    with path.open("r+b") as file, _told(uri), bar as advance, pool:
-        jobs = [pool.submit(_part, uri, entry, file.fileno(), *span, advance) for span in spans]
-        headers = _all_of(jobs, pool)
+    each = side_by_side if len(spans) > 1 else map
+    with _told(uri), progress(uri, entry.size) as advance:
+        headers = list(each(lambda span: _part(uri, entry, path, *span, advance), spans))
     _check(uri, entry, path, headers[0] if headers else {})
 
 
-def _part(uri: str, entry: Entry, file: int, start: int, length: int, advance: Callable[[int], None]) -> Any:
+def _part(uri: str, entry: Entry, path: Path, start: int, length: int, advance: Callable[[int], None]) -> Any:
     """Write one part at its place; goes on where a broken connection ended. Returns the response's headers."""
+    with path.open("r+b") as file:  # its own: who waits for it may have left
+        return _write_part(uri, entry, file.fileno(), start, length, advance)
+
+
+def _write_part(uri: str, entry: Entry, file: int, start: int, length: int, advance: Callable[[int], None]) -> Any:
     from urllib3.exceptions import HTTPError, IncompleteRead
+
+    from stereo_core.http_client import go_on
 
     done = 0
     for pause in (*PAUSES, None):
@@ -260,14 +290,14 @@ def _part(uri: str, entry: Entry, file: int, start: int, length: int, advance: C
                     os.pwrite(file, data, start + done)
                     done += len(data)
                     advance(len(data))
+                    go_on()
             response.release_conn()
             if done == length:
                 return response.headers
             raise IncompleteRead(done, length - done)
         except HTTPError:
-            if pause is None:
+            if pause is None or leaving.wait(pause):
                 raise
-            time.sleep(pause)
     raise AssertionError("unreachable")
 
 
@@ -293,20 +323,19 @@ def upload(path: Path, uri: str) -> None:
         DataError: no such bucket, or no right to write.
         StorageError: the transfer failed; under the URI lies what lay there before.
     """
+    from minio.error import S3Error
+
     bucket, key = split(uri)
     with path.open("rb") as file, _told(uri), progress(uri, path.stat().st_size) as advance:
         size = os.fstat(file.fileno()).st_size
         digest = _digest_of_start(file, size)
         client = _client(uri)
-        client.put_object(
-            bucket,
-            key,
-            _Counted(file, advance),
-            size,
-            metadata={"sha256": digest},
-            part_size=PART,
-            num_parallel_uploads=PARALLEL,
-        )
+        how = {"metadata": {"sha256": digest}, "part_size": PART, "num_parallel_uploads": PARALLEL}
+        try:  # in a thread, which a signal gives time to remove the parts that are there
+            side_by_side(lambda data: client.put_object(bucket, key, data, size, **how), [_Counted(file, advance)])
+        except S3Error as error:  # NoSuchUpload: its end was told twice, because the first answer got lost
+            if error.code != "NoSuchUpload":
+                raise
         stored = client.stat_object(bucket, key)
     if (stored.size, stored.metadata.get(SHA256)) != (size, digest):
         raise StorageError(f"{uri}: what was stored is not {path}; another program may write there too")
@@ -353,6 +382,9 @@ class _Counted:
         self.file, self.advance = file, advance
 
     def read(self, size: int = -1) -> bytes:
+        from stereo_core.http_client import go_on
+
+        go_on()
         data = self.file.read(size)
         self.advance(len(data))
         return data
@@ -388,25 +420,25 @@ def _is_whole(path: Path, entry: Entry) -> bool:
     return (status.st_size, status.st_mtime) == (entry.size, UNTOUCHED)
 
 
-_unswept = math.inf  # bytes fetched since this process last looked through the cache
+PROCESSES = 64  # that may fetch at once without the cache growing over its limit
+_room = 0  # bytes that this process may fetch before it looks through the cache again: its share of what is free
 _sweeping = threading.Lock()
 
 
 def _make_room(uri: str, size: int) -> None:
-    """Evict what was not used for longest. The cache is looked through once a hundredth of its limit was fetched."""
-    global _unswept
+    """Evict what was not used for longest, where the cache may be full."""
+    global _room
     limit = _limit()
     if size > 0.9 * limit:
         raise DataError(f"{uri}: {size} bytes do not go into the cache of {limit} bytes; raise STEREO_CACHE_GIB")
     with _sweeping:
-        _unswept += size
-        if _unswept < limit / 100:
-            return
-        _sweep(int(0.9 * limit) - size)
-        _unswept = 0
+        _room -= size
+        if _room < 0:
+            _room = (limit - size - _sweep(int(0.9 * limit) - size)) // PROCESSES
 
 
-def _sweep(limit: int) -> None:
+def _sweep(limit: int, room: int = 0) -> int:
+    """Evict until the cache holds `limit` bytes at most and `room` less than now; returns what it holds."""
     files = []
     for path in (cache() / "objects").glob("*/*"):
         with contextlib.suppress(FileNotFoundError):
@@ -414,11 +446,13 @@ def _sweep(limit: int) -> None:
                 status = path.stat()
                 files.append((status.st_atime, status.st_size, path))
     total = sum(size for _, size, _ in files)
+    limit = min(limit, total - room)
     for _, size, path in sorted(files):
         if total <= limit:
-            return
+            break
         path.unlink(missing_ok=True)
         total -= size
+    return total
 
 
 # ---- the way there
@@ -445,6 +479,8 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
     from minio import Minio
     from minio.credentials import providers
 
+    from stereo_core.http_client import Pool, Retry
+
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings name the endpoint
     parts = urlsplit(endpoint or f"https://s3.{region + '.' if region else ''}amazonaws.com")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path.strip("/"):
@@ -456,10 +492,12 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
     sts = os.environ.get("AWS_ENDPOINT_URL_STS") if token else None
     credentials = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
     credentials.append(providers.IamAwsProvider(custom_endpoint=sts, http_client=quick, region=region))
-    http = urllib3.PoolManager(
+    http = Pool(
+        blocksize=2**18,
         maxsize=2 * PARALLEL + PARALLEL**2,  # objects at once, and their parts
         timeout=urllib3.Timeout(connect=CONNECT, read=SILENCE),
-        retries=urllib3.Retry(RETRIES, backoff_factor=0.5, status_forcelist=(500, 502, 503, 504)),
+        # POST too: one that begins an upload does no harm twice, and `upload` looks what became of one that ended it.
+        retries=Retry(RETRIES, backoff_factor=0.5, status_forcelist=FOR_NOW, allowed_methods=None),
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
     )
@@ -470,6 +508,20 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
         region=region or ("us-east-1" if endpoint else None),
         http_client=http,
     )
+
+
+@contextlib.contextmanager
+def in_a_hurry() -> Iterator[None]:
+    """While it lasts no answer is waited for long and nothing is tried again: who sent a signal does not wait long."""
+    global SILENCE, RETRIES
+    before = SILENCE, RETRIES
+    SILENCE, RETRIES = min(SILENCE, HURRY), 0
+    _connect.cache_clear()
+    try:
+        yield
+    finally:
+        SILENCE, RETRIES = before
+        _connect.cache_clear()
 
 
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
@@ -507,15 +559,6 @@ def _told(uri: str) -> Iterator[None]:
         raise DataError(f"{uri}: {error}") from None
     except configparser.Error:  # whose message quotes the file
         raise DataError(f"{uri}: the credentials file can not be read: expected [default] and key = value") from None
-
-
-def _all_of(jobs: list, pool: ThreadPoolExecutor) -> list:
-    """The results of all jobs; the first failure ends those that have not begun."""
-    try:
-        return [job.result() for job in jobs]
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
 
 
 @contextlib.contextmanager

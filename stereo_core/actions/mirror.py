@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stereo_core import storage
 from stereo_core.errors import UserError
+from stereo_core.transfers import MOMENT, leave
 
 LOG = logging.getLogger(__name__)
 
@@ -72,11 +73,18 @@ class Mirror:
         ended = threading.Event()
         thread = threading.Thread(target=self._go_on, args=(ended,), name="mirror", daemon=True)
         thread.start()
+        limit: float | None = MOMENT  # a signal's sender does not wait for a slow server
         try:
             yield
+            limit = None
+        except Exception:
+            limit = None
+            raise
         finally:
             ended.set()
-            thread.join()
+            thread.join(limit)
+            if thread.is_alive():
+                leave(thread.join)
 
     def _go_on(self, ended: threading.Event) -> None:
         said, pause = "", PAUSE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from stereo_core import storage
 from stereo_core.actions import ACTIONS, Outcome
 from stereo_core.actions.staging import Stage
 from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, is_gpu_error, is_out_of_memory
@@ -50,10 +52,14 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
         return _failed(error, StatusLog(None), _secrets(spec))
     code = _perform(verb, spec, stage, on_outcome)
     try:
-        stored = stage.store()
+        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else contextlib.nullcontext():
+            stored = stage.store()
     except BaseException as error:
-        log.error("The results stay in %s", stage.folder)
-        return code or _failed(error, StatusLog(None), _secrets(spec))
+        stay = f"the results stay in {stage.folder}"
+        if code:
+            log.error("%s; %s", reason(error), stay)
+            return code
+        return _failed(error, StatusLog(None), _secrets(spec), lambda text: f"{text}; {stay}")
     for uri in stored:
         _say(f"Results: {uri}")
     if code == 0:

@@ -7,9 +7,11 @@ The images that a list names stay where they are: they are fetched one by one, w
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -44,6 +46,12 @@ _KINDS = {
 }
 """Pattern of the keys that name files -> what is done about them. The first that fits counts."""
 
+WEEK = 7 * 24 * 3600  # s that results which may not be stored stay, once their run has ended
+LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # to checkpoints of a training
+
+_SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",)}
+_SPLITS |= {"automl": _SPLITS["train"], "quantize": ("train", "val", "quant_calibration")}
+
 
 def check_no_other_training(settings: Section, place: str | Path, names: Iterable[str]) -> None:
     """SpecError where a training, `settings`, would write over the checkpoints of another, which lie at `place`."""
@@ -54,12 +62,6 @@ def check_no_other_training(settings: Section, place: str | Path, names: Iterabl
             "would write over them; train.resume_training_checkpoint_path=auto goes on with that training, "
             "train.results_dir=<folder> takes another folder, or remove them"
         )
-
-
-LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # to checkpoints of a training
-
-_SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",)}
-_SPLITS |= {"automl": _SPLITS["train"], "quantize": ("train", "val", "quant_calibration")}
 
 
 @dataclass
@@ -95,7 +97,10 @@ class Stage:
             return
         storage.forget()
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.iterdir():
+            _clear(left)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.verb}-", dir=self.folder))
+        self._alive = _held(self.folder)
         self.spec = self.spec.model_copy(deep=True)
         for owner, name, path, kind in list(_named(self.verb, self.spec)):
             if kind in ("results", "output"):
@@ -168,6 +173,7 @@ class Stage:
             self._mirror.store()
         if self.folder is not None:
             shutil.rmtree(self.folder)
+            os.close(self._alive)
         return list(self.results.values())
 
     def told(self, text: str) -> str:
@@ -209,6 +215,28 @@ class Stage:
         train = self.spec.train if isinstance(self.spec, ExperimentSpec) and self.verb == "train" else None
         if train is not None and (train.num_nodes > 1 or "LOCAL_RANK" in os.environ or "WORLD_SIZE" in os.environ):
             raise SpecError(f"{path}: {value}: nodes, and processes of torchrun, need a folder that all of them see")
+
+
+def _held(folder: Path) -> int | None:
+    """Lock a run's folder, for as long as the process or a child of it lives; None where another run holds it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run left that was killed: inputs at once, results that may not be stored after a WEEK."""
+    with contextlib.suppress(OSError):  # another process does it too, or it is another user's
+        handle = _held(folder)
+        if handle is None:
+            return
+        newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        shutil.rmtree(folder if newest < time.time() - WEEK else folder / "inputs", ignore_errors=True)
+        os.close(handle)
 
 
 def _named(verb: str, spec: Section) -> Iterator[tuple[Section, str, str, str]]:

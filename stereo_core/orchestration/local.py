@@ -43,7 +43,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
@@ -123,9 +122,9 @@ class LocalRun:
         for task in pipeline.tasks.values():
             self._check_machine(task)
         folder = Path(folder).resolve()
-        tasks = {name: _waiting(pipeline, task) for name, task in pipeline.tasks.items()}
+        self._before = self._tasks_before(folder)
+        tasks = {name: self._waiting(task) for name, task in pipeline.tasks.items()}
         self.record = Record(folder, pipeline.name, tasks, arguments, started=now())
-        self._before = self._tasks_before()
         self._scope = set(tasks) if only is None else {only}
         self._again = self._steps_to_repeat(fresh, from_step, only)
         self._fresh = fresh
@@ -145,14 +144,27 @@ class LocalRun:
     def tasks(self) -> dict[str, TaskRun]:
         return self.record.tasks
 
-    def _tasks_before(self) -> dict[str, TaskRun]:
+    def _tasks_before(self, folder: Path) -> dict[str, TaskRun]:
         """The tasks of the run that is in the folder, if any."""
-        if not (self.folder / FILE).is_file():
+        if not (folder / FILE).is_file():
             return {}
-        before = read_record(self.folder)
+        before = read_record(folder)
         if before.pipeline != self.pipeline.name:
-            raise GraphError(f"{self.folder} holds a run of pipeline {before.pipeline}; choose another folder")
+            raise GraphError(f"{folder} holds a run of pipeline {before.pipeline}; choose another folder")
         return before.tasks
+
+    def _waiting(self, task: Task) -> TaskRun:
+        """A task that is still to come, with what lies in its folder: this run may end before it gets there."""
+        before = self._before.get(task.name, TaskRun())
+        return TaskRun(
+            title=task.title,
+            after=sorted(self.pipeline.comes_after(task)),
+            condition=" and ".join(test.text for test in task.when),
+            key=before.key,
+            made=before.made,
+            parameters=before.parameters,
+            artifacts=before.artifacts,
+        )
 
     def _steps_to_repeat(self, fresh: bool, from_step: str | None, only: str | None) -> set[str]:
         for option, step in (("--from", from_step), ("--only", only)):
@@ -170,7 +182,9 @@ class LocalRun:
 
     def _keep_the_others(self, only: str) -> None:
         for name in self.tasks.keys() - self._scope:
-            self.tasks[name] = self._before.get(name) or replace(self.tasks[name], state="stopped")
+            run = self.tasks[name] = self._before.get(name, self.tasks[name])
+            if run.state in ("waiting", "stopped"):
+                run.state = "reused" if run.made else "stopped"  # a run that was cut off had not come to it again
         lacking = sorted(name for name in self.pipeline.tasks[only].after if not self.tasks[name].lets_on())
         if lacking:
             raise GraphError(
@@ -333,7 +347,7 @@ class LocalRun:
             self._change(task.name, state="failed", exit_code=USER_ERROR, message=str(error))
             return False
         if false is not None:
-            shutil.rmtree(self.folder / "tasks" / task.name, ignore_errors=True)  # of a run in which it held
+            self._empty(task)  # of a run in which it held
             self._change(task.name, state="skipped", left_out=True, message=f"its condition does not hold: {false}")
         return false is None
 
@@ -373,24 +387,26 @@ class LocalRun:
         """Take over what an earlier run made, or run the task as often as its retry policy allows."""
         parameters = self._parameters(task)
         if isinstance(task.component.executor, Importer):
-            return {"state": "succeeded", "artifacts": self._import(task, parameters)}
+            return {"state": "succeeded", "made": True, "artifacts": self._import(task, parameters)}
         inputs = self._inputs(task)
         key = _key(task.component.executor, parameters, inputs)
-        before = None if self._fresh else self._before.get(task.name)
-        whole = before is not None and before.state in DONE and not task.exit
-        if whole and before.key == key and task.name not in self._again and self._unchanged(before):
-            kept = {"parameters": before.parameters, "artifacts": before.artifacts}
-            return {"state": "reused", "key": key, "exit_code": 0, "attempts": before.attempts, **kept}
+        run = self.tasks[task.name]
+        same = run.key == key and not self._fresh
+        if run.made and same and task.name not in self._again and not task.exit and self._unchanged(run):
+            return {"state": "reused", "exit_code": 0, "attempts": self._before[task.name].attempts}
+        if self._stop.is_set():
+            return {"state": "stopped"}
+        if run.made or not same:
+            self._empty(task)
         place = self.folder / "tasks" / task.name
-        if not before or before.key != key or whole:
-            shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         message = self._executor_input(task, place, parameters, inputs)
         for attempt in range(1, task.retry.count + 2):
             self._change(task.name, key=key, attempts=attempt)
             code, why = self._process(task, place, message)
             if code == 0:
-                return {"state": "succeeded", "exit_code": 0, "message": "", **self._collect(task, place, message)}
+                outputs = self._collect(task, place, message)
+                return {"state": "succeeded", "made": True, "exit_code": 0, "message": "", **outputs}
             if self._stop.is_set():
                 return {"state": "stopped", "exit_code": code}
             if code not in INTERRUPTED or attempt > task.retry.count:
@@ -399,6 +415,11 @@ class LocalRun:
             if self._stop.wait(task.retry.delay(attempt)):
                 return {"state": "stopped", "exit_code": code}
         return {"state": "failed", "exit_code": code, "message": why}
+
+    def _empty(self, task: Task) -> None:
+        """Remove the task's folder; the record first, which must never tell of what is gone."""
+        self._change(task.name, key="", made=False, parameters={}, artifacts={})
+        shutil.rmtree(self.folder / "tasks" / task.name, ignore_errors=True)
 
     def _inputs(self, task: Task) -> dict[str, list[Made]]:
         return {port: self._made(source) for port, source in task.artifacts.items() if self._is_there(source)}
@@ -595,11 +616,6 @@ class LocalRun:
             )
 
 
-def _waiting(pipeline: Pipeline, task: Task) -> TaskRun:
-    condition = " and ".join(test.text for test in task.when)
-    return TaskRun(title=task.title, after=sorted(pipeline.comes_after(task)), condition=condition)
-
-
 def _key(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
     """What a task's outputs depend on, as one digest; paths are no part of it."""
     what = {
@@ -679,4 +695,5 @@ def visible_gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(query, capture_output=True, text=True)
+    return [] if found.returncode else [index for index in found.stdout.split() if index.isdigit()]

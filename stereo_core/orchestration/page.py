@@ -18,7 +18,7 @@ def measured(run: Record) -> list[tuple[str, dict[str, float]]]:
     """(what was measured, its metrics by name) in the pipeline's order; train gives a row before and a row after."""
     rows = []
     for name, task in run.tasks.items():
-        for made in task.artifacts.values():
+        for made in task.results().values():
             if made.type.get("schemaTitle") != "system.Metrics":
                 continue
             values = {key: value for key, value in made.metadata.items() if isinstance(value, int | float)}
@@ -95,7 +95,7 @@ def write_page(run: Record) -> Path:
         code = "" if task.exit_code is None else str(task.exit_code)
         seconds = round(task.seconds, 1)
         steps.rows.append((run.label(name), task.state, started, seconds, task.attempts, code, task.message))
-        for port, made in task.artifacts.items():
+        for port, made in task.results().items():
             artifacts.rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
     tables = [table for table in (metrics_table(run), steps, artifacts) if table]
     galleries = [

@@ -99,7 +99,7 @@ def summary(run: Record, console: Console | None = None) -> None:
     title = f"{run.pipeline} in {run.folder}"
     table = Table("step", "state", "time", "exit code", "artifact", "size", title=title)
     for name, task in run.tasks.items():
-        ports = [(port, made) for port, made in task.artifacts.items() if made.bytes] or [("", None)]
+        ports = [(port, made) for port, made in task.results().items() if made.bytes] or [("", None)]
         for i, (port, made) in enumerate(ports):
             head = (run.label(name), _state(task), _seconds(task), _code(task)) if i == 0 else ("",) * 4
             table.add_row(*head, port, size(made.bytes) if made else "")

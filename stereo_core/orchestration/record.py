@@ -30,7 +30,11 @@ class Made:
 
 @dataclass
 class TaskRun:
-    """What became of a task; states: waiting running succeeded reused failed skipped stopped."""
+    """What became of a task; states: waiting running succeeded reused failed skipped stopped.
+
+    `key`, `made`, `parameters` and `artifacts` tell what lies in its folder, whatever the state: an earlier run may
+    have put it there, for this one or a later one to take over.
+    """
 
     state: str = "waiting"
     title: str = ""
@@ -38,7 +42,8 @@ class TaskRun:
     condition: str = ""
     left_out: bool = False  # skipped because its condition does not hold
     message: str = ""
-    key: str = ""
+    key: str = ""  # digest of what the folder's contents depend on
+    made: bool = False  # whether the outputs are there and whole
     attempts: int = 0
     exit_code: int | None = None
     started: str | None = None
@@ -50,6 +55,10 @@ class TaskRun:
     def lets_on(self) -> bool:
         """Whether tasks that come after this one may run."""
         return self.state in DONE or self.left_out
+
+    def results(self) -> dict[str, Made]:
+        """The artifacts that count in this run."""
+        return self.artifacts if self.state in DONE else {}
 
 
 @dataclass

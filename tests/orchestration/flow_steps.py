@@ -44,6 +44,15 @@ def fail(code: int, out: dsl.Output[dsl.Dataset]):
 
 
 @dsl.container_component
+def train(data: dsl.Input[dsl.Dataset], out: dsl.Output[dsl.Dataset]):
+    """Is cut off the first time, and goes on with what it left then."""
+    code = (
+        "left = pathlib.Path(a[1]).with_name('checkpoint'); again = left.exists(); left.touch(); again or sys.exit(1)"
+    )
+    return _run(f"{code}; put(a[1], open(a[0]).read())", data.path, out.path)
+
+
+@dsl.container_component
 def tell(status: dsl.PipelineTaskFinalStatus, out: dsl.Output[dsl.Dataset], to: str = "all"):
     """Writes the status it was given."""
     return _run("put(a[2], json.dumps([json.loads(a[0]), a[1]]))", status, to, out.path)
@@ -103,6 +112,14 @@ def watched(code: int = 0):
         with dsl.If(code != 0):
             broken = fail(code=code).after(first)
             add(data=broken.outputs["out"], text="never")
+
+
+@dsl.pipeline(name="trained")
+def trained(code: int = 0):
+    """Two steps after one that may fail."""
+    first = fail(code=code)
+    add(data=first.outputs["out"], text="x")
+    train(data=first.outputs["out"])
 
 
 SPEC = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}

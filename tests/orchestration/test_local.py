@@ -13,16 +13,18 @@ import time
 from pathlib import Path
 
 import pytest
-from flow_steps import SPEC, data
+from flow_steps import SPEC, data, trained
 from kfp import compiler, dsl
 from small_ir import container, pipeline, sums
 from stereo_components import convert
 
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
+from stereo_core.orchestration import local
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import MARK, LocalRun, _processes_with
+from stereo_core.orchestration.record import read_record
 
 WRITE = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text('{}')"
 APPEND = "import sys, pathlib; *i, o = sys.argv[1:]; pathlib.Path(o).write_text(''.join(map(open_, i)) + '{}')"
@@ -307,6 +309,55 @@ STEPS = {
 WIRES = {"b": {"in": ("a", "out")}, "c": {"in": ("b", "out")}}
 
 
+def killed_at_once(graph, folder: Path, patch) -> None:
+    """kill -9 as soon as the run is on record, of an engine in a process of its own."""
+    child = os.fork()
+    if not child:
+        try:
+            LocalRun(graph, {}, folder, on_change=lambda _: os.kill(os.getpid(), signal.SIGKILL)).execute()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def interrupted_while_it_checks(graph, folder: Path, patch) -> None:
+    def digest(path: Path) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return sha256_of(path)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with patch.context() as here, pytest.raises(KeyboardInterrupt):
+        here.setattr(local, "sha256_of", digest)
+        LocalRun(graph, {}, folder, parallel=1).execute()
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("cut_off", [killed_at_once, interrupted_while_it_checks])
+def test_a_finished_run_that_is_cut_off_while_it_is_looked_at_stays_finished(compiled, tmp_path, monkeypatch, cut_off):
+    graph = load_pipeline(compiled(pipeline(STEPS, WIRES)))
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    for _ in range(2):
+        cut_off(graph, tmp_path / "run", monkeypatch)
+        assert "stopped" in {task.state for task in read_record(tmp_path / "run").tasks.values()}
+    only = LocalRun(graph, {}, tmp_path / "run", only="c")
+    assert only.execute() == 0 and states(only)["b"] == "reused"
+    again = LocalRun(graph, {}, tmp_path / "run")
+    assert again.execute() == 0 and set(states(again).values()) == {"reused"}
+
+
+def test_a_wrong_parameter_costs_nothing_that_does_not_depend_on_it(compiled_once, tmp_path):
+    """A finished step is taken over afterwards, and one that was cut off goes on with its checkpoint."""
+    graph = load_pipeline(compiled_once(trained))
+    first = LocalRun(graph, {}, tmp_path)
+    assert first.execute() == 1 and states(first)["add"] == "succeeded"
+    wrong = LocalRun(graph, {"code": 2}, tmp_path)
+    assert wrong.execute() == 2 and states(wrong) == {"fail": "failed", "add": "skipped", "train": "skipped"}
+    assert wrong.tasks["add"].results() == {}, "what waits to be taken over is no result of this run"
+    again = LocalRun(graph, {}, tmp_path)
+    assert again.execute() == 0
+    assert states(again) == {"fail": "succeeded", "add": "reused", "train": "succeeded"}
+
+
 def test_from_a_step_on(compiled, tmp_path):
     graph = load_pipeline(compiled(pipeline(STEPS, WIRES)))
     assert LocalRun(graph, {}, tmp_path / "run", from_step="b").execute() == 0, "nothing to take over yet"
@@ -393,6 +444,19 @@ def test_gpus_that_are_not_there(compiled, tmp_path, monkeypatch):
     assert seen(tmp_path / "run", "a") == [""]
 
 
+@pytest.mark.parametrize(
+    ("says", "code", "gpus"),
+    [("0\n1", 0, ["0", "1"]), ("No devices were found", 0, []), ("No devices were found", 6, []), ("0", 9, [])],
+)
+def test_gpus_are_those_that_the_driver_lists(tmp_path, monkeypatch, says, code, gpus):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.visible_gpus() == gpus
+
+
 def test_no_more_tasks_at_a_time_than_parallel(compiled, tmp_path, monkeypatch):
     graph = load_pipeline(compiled(gpu_steps(0, "abc")))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
@@ -422,17 +486,19 @@ def test_ten_kills_lose_nothing(compiled, tmp_path):
     ended: dict[str, int] = {}  # step -> when its output was made
     for kill in range(10):
         engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while kill % 3 and not _has_a_running_step(folder, engine.pid) and engine.poll() is None:
+        deadline, begun = time.monotonic() + 30, _written(folder)
+        while engine.poll() is None and not (_has_a_running_step(engine.pid) if kill % 3 else _written(folder) > begun):
             assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.7))
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.7 if kill % 3 else 0.02))  # or while it looks at what is there
         engine.kill()
         for pid in _processes_with(mark) if kill % 2 else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         engine.wait()
-        for name, task in record(folder)["tasks"].items() if (folder / "run.json").exists() else ():
+        tasks = record(folder)["tasks"] if (folder / "run.json").exists() else {}
+        assert all(tasks[name]["artifacts"] for name in ended), "what had ended is still on record"
+        for name, task in tasks.items():
             for made in task["artifacts"].values():  # run.json is whole at any moment
                 assert sha256_of(folder / made["path"]) == made["sha256"]
                 when = (folder / made["path"]).stat().st_mtime_ns
@@ -445,6 +511,10 @@ def test_ten_kills_lose_nothing(compiled, tmp_path):
     assert not _processes_with(mark)
 
 
-def _has_a_running_step(folder: Path, engine: int) -> bool:
-    children = Path(f"/proc/{engine}/task").glob("*/children")
-    return (folder / "run.json").is_file() and any(path.read_text() for path in children)
+def _has_a_running_step(engine: int) -> bool:
+    return any(path.read_text() for path in Path(f"/proc/{engine}/task").glob("*/children"))
+
+
+def _written(folder: Path) -> int:
+    """When run.json was."""
+    return (folder / "run.json").stat().st_mtime_ns if (folder / "run.json").exists() else 0

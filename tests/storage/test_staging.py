@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,6 +263,76 @@ def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeyp
     assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
     told = capsys.readouterr()
     assert "does not answer" in told.err and "FAIL" in told.out and "PASS" not in told.out
+
+
+def test_what_killed_runs_left_goes(tmp_path, monkeypatch):
+    """Inputs with the next run, results after a week; nothing of a run that goes on."""
+    from stereo_core.spec.loading import build
+
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    spec = build("synthesize", {"results_dir": "s3://b/x"})
+
+    def begun() -> tuple[int, Path]:
+        """A run in a process of its own, with an input and a result."""
+        known = set(left_over(tmp_path))
+        child = os.fork()
+        if not child:
+            folder = Stage("synthesize", spec).folder
+            for kind in ("results", "inputs"):
+                (folder / kind / "folder").mkdir(parents=True)
+            time.sleep(60)
+            os._exit(1)
+        while not (new := [path for path in set(left_over(tmp_path)) - known if (path / "inputs/folder").is_dir()]):
+            time.sleep(0.01)
+        return child, new[0]
+
+    (first, young), (second, old), (third, alive) = (begun() for _ in range(3))
+    for child in (first, second):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    for path in (old, *old.rglob("*")):
+        os.utime(path, (0, 0))
+    Stage("synthesize", spec)
+    assert not old.exists()
+    assert os.listdir(young) == ["results"] and sorted(os.listdir(alive)) == ["inputs", "results"]
+    os.kill(third, signal.SIGKILL)
+    os.waitpid(third, 0)
+
+
+@marked
+def test_a_signal_while_the_results_are_stored(store, proxy, tmp_path, monkeypatch, capsys):
+    """By a server that has gone silent, long before anybody's patience has."""
+
+    def silence(_) -> None:
+        proxy.pause = 100
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    begin = time.monotonic()
+    spec = spec_from_dict("synthesize", {"results_dir": f"s3://artifacts/{tmp_path.name}/slow", "num_scenes": 1})
+    assert perform("synthesize", spec, on_outcome=silence) == 143
+    assert time.monotonic() - begin < 15
+    (folder,) = left_over(tmp_path)
+    assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
+    assert f"SIGTERM; the results stay in {folder}" in capsys.readouterr().err
+
+
+@marked
+@pytest.mark.slow
+def test_a_signal_while_inputs_come_from_a_server_that_has_gone_silent(store, proxy, tmp_path):
+    """The engine waits 20 s before it kills, Kubernetes 30."""
+    uri, file = f"s3://artifacts/{tmp_path.name}", tmp_path / "file"
+    file.write_bytes(bytes(40 * 2**20))
+    storage.upload(file, f"{uri}/in/file")
+    proxy.passed, proxy.pause = 0, 0.02
+    command = [DEPTH_NET, "fetch_dataset", f"uri={uri}/in", f"results_dir={uri}/out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fetching:
+        while proxy.passed < 2 * 2**20:
+            time.sleep(0.01)
+        proxy.pause, begin = 100, time.monotonic()
+        fetching.terminate()
+        told = fetching.communicate()[0]
+    assert time.monotonic() - begin < 20
+    assert fetching.returncode == 143 and "FAIL" in told and str(left_over(tmp_path)[0]) in told, told
 
 
 @marked

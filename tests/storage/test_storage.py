@@ -63,6 +63,22 @@ def test_a_tree_has_a_bar_on_a_terminal(store, tmp_path, monkeypatch, terminal):
     assert "shown" in terminal.getvalue() and "600/600 bytes" in terminal.getvalue()
 
 
+def test_many_processes_keep_to_the_limit(tmp_path, monkeypatch):
+    """Each with what it knows of the cache, in turn."""
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    limit, size, held = 10**6, 4000, []
+    monkeypatch.setenv("STEREO_CACHE_GIB", str(limit / 2**30))
+    (tmp_path / "cache/objects/00").mkdir(parents=True)
+    rooms = [0] * 64
+    for number in range(7 * 64):
+        monkeypatch.setattr(storage, "_room", rooms[number % 64])
+        storage._make_room("s3://b/x", size)
+        rooms[number % 64] = storage._room
+        (tmp_path / f"cache/objects/00/{number}").write_bytes(bytes(size))
+        held.append(size * len(os.listdir(tmp_path / "cache/objects/00")))
+    assert 0.85 * limit < max(held) <= limit
+
+
 def test_least_recently_used_goes_first(store, tmp_path, monkeypatch):
     monkeypatch.setenv("STEREO_CACHE_GIB", str(1 / 1024))  # 1 MiB
     sizes = (300_000, 300_000, 300_000, 500_000)

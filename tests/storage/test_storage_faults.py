@@ -22,14 +22,20 @@ from objects import answer, put, random_bytes, stored, written
 from stereo_core import storage
 from stereo_core.errors import DataError
 from stereo_core.storage import StorageError
+from stereo_core.transfers import MOMENT
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 PART = 5 * 2**20
 OLD, NEW = random_bytes(PART + 2**20, 1), random_bytes(3 * PART + 17, 2)
 FAULTS: dict[str, Callable] = {}
+SILENCE = storage.SILENCE
 REFUSALS = {
     "expired": answer("403 Forbidden", "<Error><Code>ExpiredToken</Code><Message>The token is old</Message></Error>"),
     "busy": answer("503 Slow Down", "<Error><Code>SlowDown</Code></Error>"),
+    "many": answer("429 Too Many Requests", "<Error><Code>TooManyRequests</Code></Error>"),
+    "nowhere": answer("404 Not Found", "<Error><Code>NoSuchBucket</Code></Error>"),
+    "over": answer("404 Not Found", "<Error><Code>NoSuchUpload</Code></Error>"),
+    "none": b"",
     "broken": answer("500 Internal Server Error", "<Error><Code>InternalError</Code></Error>"),
 }
 
@@ -76,6 +82,7 @@ class Bed:
         self.proxy.pause, self.proxy.cuts, self.proxy.answers = 0.0, [], []
         self.patch.setenv("AWS_ENDPOINT_URL", self.proxy.url)
         self.patch.delenv("STEREO_CACHE_GIB", raising=False)
+        self.patch.setattr(storage, "SILENCE", SILENCE)
         self.credentials("K", "S")
 
     def python(self, line: str, before: str = "") -> subprocess.Popen:
@@ -159,7 +166,9 @@ def no_credentials(bed):
 
 @fault
 def missing_bucket(bed):
-    bed.fails(DataError, "s3://nowhere/x: no such", lambda: storage.fetch("s3://nowhere/x"))
+    bed.fails(DataError, "s3://nowhere/x: no such bucket", lambda: storage.fetch("s3://nowhere/x"))
+    bed.proxy.answers = [REFUSALS["nowhere"]]  # this server would make the bucket
+    bed.fails(DataError, "s3://nowhere/x: no such bucket", lambda: storage.upload(bed.file, "s3://nowhere/x"))
     bed.fails(DataError, "s3://nowhere: no such bucket", lambda: storage.children("s3://nowhere"))
 
 
@@ -206,8 +215,13 @@ def no_server(bed):
 
 @fault
 def slow_server(bed):
-    bed.proxy.pause = 0.01
-    assert bed.get() == OLD
+    """One that takes longer than it may be silent, in pieces."""
+    bed.patch.setattr(storage, "SILENCE", 1.5)
+    bed.patch.setattr(storage, "PAUSES", ())
+    bed.look()
+    bed.proxy.pause, begin = 0.05, time.monotonic()
+    assert storage.read(bed.uri) == OLD
+    assert time.monotonic() - begin > 2 * storage.SILENCE
 
 
 @fault
@@ -245,6 +259,23 @@ def upload_that_breaks_off_once(bed):
     bed.proxy.answers = [None, None, b""]
     bed.put()
     assert stored(bed.server, bed.key) == NEW
+
+
+@fault
+def upload_whose_first_or_last_request_fails_once(bed):
+    """One to begin it, four parts, one to end it."""
+    for before, refusal in ((0, "busy"), (5, "none"), (5, "many")):
+        bed.proxy.answers = [None] * before + [REFUSALS[refusal]]
+        bed.put()
+        assert bed.proxy.answers == [] and stored(bed.server, bed.key) == NEW
+
+
+@fault
+def upload_whose_last_answer_is_lost(bed):
+    """To the second asking AWS says that there is no such upload; this server does not."""
+    bed.proxy.losing, bed.proxy.answers = 1, [None] * 5 + [REFUSALS["over"]]
+    bed.put()
+    assert bed.proxy.losing == 0 and bed.proxy.answers == [] and stored(bed.server, bed.key) == NEW
 
 
 @fault
@@ -343,6 +374,38 @@ def disk_that_is_full(bed):
     assert p.returncode == 1 and not [path for path in (bed.tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+def on_a_small_disk(folder: Path, mebibytes: int, code: str) -> subprocess.CompletedProcess:
+    """Run Python where a folder is a file system of its own, which goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = f"mount -t tmpfs -o size={mebibytes}m tmpfs '{folder}' && exec '{sys.executable}' -c \"$0\""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    return subprocess.run(["unshare", "-rm", "sh", "-c", mount, code], capture_output=True, text=True)
+
+
+@fault
+def disk_that_others_have_filled(bed):
+    """Long before the cache is at its limit: what was not used for longest goes, as it would there."""
+    uris = [put(bed.server, f"{bed.key}-{number}", random_bytes(6 * 2**20, number)) for number in range(3)]
+    code = (
+        f"from stereo_core import storage\nfor uri in {uris}: size = len(storage.read(uri))\nassert size == 6 * 2**20"
+    )
+    done = on_a_small_disk(bed.tmp_path / "cache", 15, code)
+    assert done.returncode == 0, done.stderr
+
+
+@fault
+def disk_that_is_full_where_a_tree_is_to_go(bed):
+    uri, into = put(bed.server, f"{bed.key}-tree/a", OLD).removesuffix("/a"), bed.tmp_path / "small"
+    code = (
+        f"import os\nfrom pathlib import Path\nfrom stereo_core import storage\ninto = Path({str(into)!r})\n"
+        f"try: storage.fetch_tree({uri!r}, into)\nexcept OSError as error: print(error, os.listdir(into))"
+    )
+    bed.others.append(OLD)
+    done = on_a_small_disk(into, 3, code)
+    assert "No space left" in done.stdout and str(into) in done.stdout and done.stdout.endswith("[]\n"), done
+
+
 @fault
 def cache_that_is_no_folder(bed):
     bed.patch.setenv("STEREO_CACHE", str(bed.file))
@@ -386,6 +449,35 @@ def killed_midway(bed: Bed, line: str) -> None:
             time.sleep(0.005)
         other.send_signal(signal.SIGKILL)
     assert other.returncode == -signal.SIGKILL
+
+
+def terminated_midway(bed: Bed, line: str, break_it: Callable = lambda: None) -> None:
+    before = "from stereo_core.termination import sigterm_raises\nheard = sigterm_raises([])\nheard.__enter__()"
+    bed.proxy.pause, bed.proxy.passed = 0.02, 0
+    with bed.python(line, before) as other:
+        while bed.proxy.passed < 2 * 2**20:
+            assert other.poll() is None
+            time.sleep(0.005)
+        break_it()
+        begin = time.monotonic()
+        other.send_signal(signal.SIGTERM)
+        assert "Terminated: SIGTERM" in other.communicate()[1]
+    assert time.monotonic() - begin < 2 + MOMENT, "sooner than who sent it loses patience"
+
+
+@fault
+def client_stopped_in_the_middle_of_a_get_from_a_server_that_went_silent(bed):
+    terminated_midway(bed, f"storage.fetch({bed.uri!r})", lambda: setattr(bed.proxy, "pause", 100))
+
+
+@fault
+def client_stopped_in_the_middle_of_a_put(bed):
+    """No part of it stays in the bucket, where nobody would see it."""
+    bed.file.write_bytes(random_bytes(12 * PART))
+    terminated_midway(bed, f"storage.upload(Path({str(bed.file)!r}), {bed.uri!r})")
+    bed.file.write_bytes(NEW)
+    assert stored(bed.server, bed.key) == OLD
+    assert bed.server.admin()._list_multipart_uploads("artifacts", prefix=bed.key).uploads == []
 
 
 @fault

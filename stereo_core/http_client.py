@@ -1,0 +1,42 @@
+"""urllib3, except that requests, the sending of bodies and pauses end when transfers are to end (transfers.leaving)."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from stereo_core.transfers import leaving
+
+
+def go_on() -> None:
+    """Raises HTTPError when transfers are to end."""
+    if leaving.is_set():
+        raise HTTPError("the run is being stopped")
+
+
+class Retry(urllib3.Retry):
+    """Pauses before another try that end when transfers are to end."""
+
+    def sleep(self, response: Any = None) -> None:
+        leaving.wait(self.get_backoff_time())
+        go_on()
+
+
+class _Body(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        go_on()
+        return super().read(size)
+
+
+class Pool(urllib3.PoolManager):
+    """Connections; a request begun while transfers are to end is refused, unless it clears up (DELETE)."""
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **how: Any) -> Any:
+        if method != "DELETE":
+            go_on()
+        if isinstance(how.get("body"), bytes):
+            how["body"] = _Body(how["body"])
+        return super().urlopen(method, url, redirect, **how)
