@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from needs import lacking
 
 # Test processes run side by side: threads that wait for each other while spinning would slow all of them tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of facts, goldens and real data that lies beside the project; the test skips where it is missing."""
+    """The folder of facts, goldens and real data that lies beside the project, where it is there."""
     folder = ROOT.parent / "shared"
     if not (folder / "INTERFACES.md").is_file():
-        pytest.skip(f"{folder} is not here: facts, goldens and real benchmark pairs are not part of the project")
+        lacking("shared", f"{folder} is not here: facts, goldens and real benchmark pairs are not part of the project")
     return folder
 
 

@@ -178,10 +178,14 @@ def send_to_argo(documents: list[dict], namespace: str, context: str = "") -> li
             kubernetes.config.load_incluster_config()
         else:
             kubernetes.config.load_kube_config(file, context or None)
-    except (kubernetes.config.ConfigException, OSError) as error:
-        raise SubmitError(f"no cluster to talk to: {error}; set KUBECONFIG, or look at `kubectl config view`") from None
+    except (kubernetes.config.ConfigException, OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        # The last three: what is no YAML, no mapping, no text.
+        why, now = " ".join(str(error).split()), file or "unset"
+        raise SubmitError(
+            f"no cluster to talk to: {why}; set KUBECONFIG (now {now}), or look at `kubectl config view`"
+        ) from None
     server = kubernetes.client.ApiClient()
-    token = server.configuration.api_key.get("authorization", "").removeprefix("Bearer ")
+    token = server.configuration.api_key.get("authorization", "").rpartition(" ")[2]  # "Bearer ", in a pod "bearer "
     return [_created(server, document, namespace, token) for document in documents]
 
 

@@ -17,6 +17,10 @@ VOLUMES = {
     "secret",
 }
 
+CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
+PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+SELINUX = ("", "container_t", "container_init_t", "container_kvm_t", "container_engine_t")
+
 
 def pods(document: dict) -> Iterator[dict]:
     """The pod specs that a document leads to."""
@@ -31,6 +35,8 @@ def pods(document: dict) -> Iterator[dict]:
             for template in spec["templates"]:
                 if "dag" not in template:
                     yield _argo_pod(template)
+        case kind if "containers" in str(spec):
+            raise ValueError(f"{kind}: where its pods stand is not known here")
 
 
 def _argo_pod(template: dict) -> dict:
@@ -49,32 +55,50 @@ def _argo_pod(template: dict) -> dict:
 
 
 def violations(pod: dict) -> Iterator[str]:
-    """What `restricted` would refuse in a pod spec."""
+    """What `restricted` would refuse in a pod spec, and any sysctl, of which it allows some."""
     for key in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(key):
             yield key
     for volume in pod.get("volumes", []):
         yield from (f"volume of {kind}" for kind in set(volume) - {"name"} - VOLUMES)
     shared = pod.get("securityContext", {})
-    if shared.get("sysctls"):
-        yield "sysctls"
-    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+    yield from _refused_anywhere(shared)
+    for container in (c for key in CONTAINERS for c in pod.get(key, [])):
         own = container.get("securityContext", {})
         both = shared | own
+        yield from _refused_anywhere(own)
         if both.get("runAsNonRoot") is not True:
             yield "runAsNonRoot"
-        if both.get("runAsUser", 0 if container.get("image") == ARGOEXEC else 1) == 0:
+        if container.get("image") == ARGOEXEC and "runAsUser" not in both:  # its image runs as root
             yield "runAsUser"
-        if both.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+        if both.get("seccompProfile", {}).get("type") is None:
             yield "seccompProfile"
         if own.get("allowPrivilegeEscalation") is not False:
             yield "allowPrivilegeEscalation"
-        if own.get("privileged"):
-            yield "privileged"
-        if own.get("procMount", "Default") != "Default":
-            yield "procMount"
         capabilities = own.get("capabilities", {})
         if "ALL" not in capabilities.get("drop", []) or set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"}:
             yield "capabilities"
         if any(port.get("hostPort") for port in container.get("ports", [])):
             yield "hostPort"
+        hooks = [container.get(key, {}) for key in PROBES] + [*container.get("lifecycle", {}).values()]
+        if any(call.get("host") for hook in hooks for call in hook.values() if isinstance(call, dict)):
+            yield "host of a probe"
+
+
+def _refused_anywhere(context: dict) -> Iterator[str]:
+    """What neither a pod's nor a container's securityContext may say."""
+    if context.get("runAsNonRoot") is False:
+        yield "runAsNonRoot"
+    if context.get("runAsUser") == 0:
+        yield "runAsUser"
+    for key in ("seccompProfile", "appArmorProfile"):
+        if context.get(key, {}).get("type", "RuntimeDefault") not in ("RuntimeDefault", "Localhost"):
+            yield key
+    selinux = context.get("seLinuxOptions", {})
+    if selinux.get("type", "") not in SELINUX or selinux.get("user") or selinux.get("role"):
+        yield "seLinuxOptions"
+    if context.get("procMount", "Default") != "Default":
+        yield "procMount"
+    if context.get("windowsOptions", {}).get("hostProcess"):
+        yield "hostProcess"
+    yield from (key for key in ("privileged", "sysctls") if context.get(key))

