@@ -102,7 +102,7 @@ class StereoModule(pl.LightningModule):
             for name, value in wanted.items():
                 was = group["initial_lr" if name == "lr" else name]
                 if was != value:
-                    LOG.warning("%s of the %s is %g and was %g: the new value holds from here",
+                    LOG.warning("%s of the %s is %s and was %s: the new value holds from here",
                                 name, ("network", "backbone")[number], value, was)  # fmt: skip
             factor = scheduler.lr_lambdas[number](scheduler.last_epoch)
             group.update(wanted | {"initial_lr": wanted["lr"], "lr": wanted["lr"] * factor})
@@ -356,7 +356,7 @@ class StereoModule(pl.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay)
         else:
             optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
-        names = ("lr", "weight_decay", *(["momentum"] if optim.lr_scheduler != "OneCycleLR" else []))
+        names = ("lr", "weight_decay", *(("momentum", "betas") if optim.lr_scheduler != "OneCycleLR" else ()))
         self.rates = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
         factor = lr_factor(optim, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -207,8 +207,11 @@ def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_
 
 
 def test_new_rates_hold_from_where_a_run_goes_on(finished, train, tmp_path, caplog):
-    """The optimizer's state would bring back the old ones."""
-    first = str(finished[0] / "model_epoch_000_step_00002.pth")
+    """The optimizer's state would bring back the old ones; here beta1 stands where OneCycleLR has left it."""
+    content, first = load(finished[0] / "model_epoch_000_step_00002.pth"), str(tmp_path / "cycled.pth")
+    for group in content["optimizer_states"][0]["param_groups"]:
+        group["betas"] = (0.87, 0.999)
+    torch.save(content, first)
     rates = {"lr": 2e-4, "weight_decay": 0.005, "lr_steps": [3], "lr_decay": 0.1}
     code, _ = train(tmp_path, num_epochs=2, optim=rates, backbone_lr_factor=0.5, resume_training_checkpoint_path=first)
     assert code == 0
@@ -216,9 +219,10 @@ def test_new_rates_hold_from_where_a_run_goes_on(finished, train, tmp_path, capl
     groups = saved["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.005, 0.005]
     assert [group["lr"] for group in groups] == pytest.approx([2e-5, 1e-5])  # after the fourth step
+    assert [group["betas"] for group in groups] == [(0.9, 0.999)] * 2
     assert saved["lr_schedulers"][0]["base_lrs"] == [2e-4, 1e-4]
     said = [record.message for record in caplog.records if "the new value holds" in record.message]
-    assert said[0] == "lr of the network is 0.0002 and was 0.001: the new value holds from here" and len(said) == 4
+    assert said[0] == "lr of the network is 0.0002 and was 0.001: the new value holds from here" and len(said) == 6
 
 
 def test_another_optimizer_does_not_go_on(finished, train, tmp_path, status_lines):
