@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+from stereo_core.cores import usable_cores
+
 LOG = logging.getLogger(__name__)
 
 
@@ -87,7 +89,7 @@ def sha256_of(path: str | Path, of_file: Callable[[Path], str] | None = None) ->
         return of_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
-    with ThreadPool(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPool(usable_cores()) as pool:
         for file, content in zip(files, pool.imap(of_file, files), strict=True):
             digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stereo_core.cores import usable_cores
 from stereo_core.data.annotations import Sample
 from stereo_core.training.distribution import Ranks
 
@@ -40,7 +41,7 @@ def this_machine() -> Machine:
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Machine(
         tuple(Gpu(gpu.name, gpu.total_memory, (gpu.major, gpu.minor)) for gpu in gpus),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        usable_cores(),
         min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_container_limit()]),
         shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None,
     )

@@ -65,8 +65,8 @@ def run(spec: Any, status: Any) -> Outcome:
     status.running(f"Loading checkpoint: {section.checkpoint}")
     model = from_spec(spec, section.checkpoint).eval().to(device)
     _check_weights(model)
-    # The file is float32 for every batch; lower precision and memory for speed are the engine's business.
-    model.config = replace(model.config, mixed_precision=False, low_memory=0, valid_iters=section.valid_iters)
+    # The file is float32 for every batch; lower precision is the engine's business.
+    model.config = replace(model.config, mixed_precision=False, valid_iters=section.valid_iters)
     model.feature.dino.open_size = section.dynamic_hw
     graph = ExportGraph(model).eval()
     info = _info(model.config, section)

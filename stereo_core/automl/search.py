@@ -141,6 +141,7 @@ class Search:
                 self.study.prune(trial.number)
                 self.on_change(f"Trial {trial.number} is stopped after {epoch} epochs: {self._named(value)} is poor")
                 trial.stop()
+        trial.insist(GRACE_SECONDS)
         if ended:
             self.running.remove(trial)
             self.free.append(trial.slot)

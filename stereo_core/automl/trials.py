@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,7 @@ class TrialProcess:
     slot: Slot
     lock: int
     process: subprocess.Popen = field(init=False)
-    stopping: bool = False
+    asked_to_stop: float | None = None  # when, by time.monotonic()
 
     def start(self, tree: dict[str, Any]) -> None:
         with atomic_path(self.folder / SPEC) as path:
@@ -133,11 +134,20 @@ class TrialProcess:
         """The validations since the last call: how many epochs were done, and the metric."""
         return self._status.validations()
 
+    @property
+    def stopping(self) -> bool:
+        return self.asked_to_stop is not None
+
     def stop(self) -> None:
         """Ask it to write a checkpoint and end."""
-        self.stopping = True
+        self.asked_to_stop = self.asked_to_stop or time.monotonic()
         if not self.ended:
             self.process.send_signal(signal.SIGTERM)
+
+    def insist(self, seconds: float) -> None:
+        """Kill it where it was asked to stop so many seconds ago and still runs; its last checkpoint counts."""
+        if self.stopping and time.monotonic() > self.asked_to_stop + seconds:
+            self.process.kill()
 
     def wait(self, seconds: float) -> None:
         """Until it has ended; after so many seconds it is killed, and its last checkpoint counts."""

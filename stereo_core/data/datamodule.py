@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from stereo_core.cores import usable_cores
 from stereo_core.data.datasets import StereoDataset, build_dataset, collate
 from stereo_core.errors import DataError
 
@@ -96,7 +97,7 @@ class StereoDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, sampler: DistributedSampler, **options: Any) -> DataLoader:
         section, dataset = self._section(split), self.datasets[split]
-        workers = min(section.workers, _cores(), len(dataset))
+        workers = min(section.workers, usable_cores(), len(dataset))
         if workers < section.workers:
             logger.info("dataset.%s_dataset.workers: %d of %d used", split, workers, section.workers)
         return StereoLoader(
@@ -212,11 +213,6 @@ def _ranks() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size(), torch.distributed.get_rank()
     return 1, 0
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker(_: int) -> None:

@@ -22,8 +22,6 @@ from stereo_core.errors import DataError
 
 REPLACEMENTS = 10  # pairs tried for an unreadable one: with a tenth of them unreadable all fail once in 10**10 times
 
-DATASETS = ("FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset")
-
 
 class StereoDataset(Dataset):
     """Stereo pairs with or without ground truth, read from their files one by one.

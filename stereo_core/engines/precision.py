@@ -12,11 +12,9 @@ the semantics of PyTorch's autocast, so that an fp16 engine computes what the fp
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -297,10 +295,3 @@ def _lost(number: np.ndarray, kind: int) -> bool:
     with np.errstate(over="ignore", under="ignore"):
         low = number.astype(_NUMPY[kind]).astype(np.float32)
     return bool(np.any((low == 0) & (number != 0)) or np.any(np.isinf(low) & np.isfinite(number)))
-
-
-def float_types(model: onnx.ModelProto) -> dict[str, Any]:
-    """How many nodes compute in each float type: {"FLOAT": 120, "FLOAT16": 431}."""
-    types = _element_types(model)
-    names = {kind: TensorProto.DataType.Name(kind) for kind in TYPES.values()}
-    return dict(Counter(names[types[n.output[0]]] for n in model.graph.node if types[n.output[0]] in names))

@@ -39,6 +39,8 @@ WITHOUT_EFFECT: dict[str, str] = {
         for name in _AUGMENTATIONS
     },
     "model.mono_backbone.*": _MONO,
+    "model.low_memory": "the lookup that it splits in TAO never holds the most memory, in training or without; smaller "
+    "batches or inference.tile take less",
     "model.gwc_feature_normalize": _FAST,
     "model.motion_encoder_*": _FAST,
     "model.gru_*": _FAST,

@@ -112,7 +112,7 @@ def resolve(section: Any, name: str, gpus: int, environment: Mapping[str, str] =
     if nodes > 1 or names.node in environment:
         mend = f"{names.nodes} (number of nodes) is {nodes}; give each node its own number, from 0"
         node = _number(environment, names.node, 0, nodes - 1, mend)
-    devices = _devices(section, name, gpus, *_count(environment, names, section, gpus))
+    devices = _devices(section, name, gpus, *_count(environment, names, gpus))
     if nodes == 1:
         return Ranks(devices, gpus > 0)
     address = environment.get(names.address)
@@ -166,7 +166,7 @@ def _nodes(environment: Mapping[str, str], names: _Names, said: int) -> int:
     return _number({names.nodes: least}, names.nodes, 1, None, "it is the number of nodes")
 
 
-def _count(environment: Mapping[str, str], names: _Names, section: Any, gpus: int) -> tuple[int | None, str]:
+def _count(environment: Mapping[str, str], names: _Names, gpus: int) -> tuple[int | None, str]:
     """(processes on this node, who says so); None where the spec says it."""
     text = environment.get(names.count)
     if text is None:

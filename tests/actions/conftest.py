@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper, save
 
 from stereo_core.actions import Outcome
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import write_png
 from stereo_core.data.synthetic import make_scene
+from stereo_core.engines import BuildSettings, build_engine
 from stereo_core.launcher import Artifact, publish
 from stereo_core.models import create_model, save_checkpoint
 
@@ -84,3 +86,27 @@ def shown(tmp_path_factory):
         return names
 
     return pictures
+
+
+@pytest.fixture(scope="session")
+def broken_engine(tmp_path_factory) -> Path:
+    """An engine of 64 x 96 that looks up a row that a table does not have: seen only when an image comes."""
+    folder = tmp_path_factory.mktemp("broken")
+    value = helper.make_tensor_value_info
+    images = [value(name, TensorProto.FLOAT, [1, 3, 64, 96]) for name in ("left_image", "right_image")]
+    table = numpy_helper.from_array(np.zeros((2, 1, 1, 64, 96), np.float32), "table")
+    nodes = [
+        helper.make_node("Sub", ["left_image", "right_image"], ["difference"]),
+        helper.make_node("ReduceMax", ["difference"], ["most"], keepdims=0),
+        helper.make_node("Add", ["most", "far"], ["row"]),
+        helper.make_node("Cast", ["row"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["disparity"]),
+    ]
+    out = [value("disparity", TensorProto.FLOAT, [1, 1, 64, 96])]
+    weights = [table, numpy_helper.from_array(np.float32(1000), "far")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", images, out, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    save(model, folder / "broken.onnx")
+    build_engine(folder / "broken.onnx", folder / "e", BuildSettings(backend="onnxruntime", verify=False))
+    return folder / "e"

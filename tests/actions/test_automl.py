@@ -216,9 +216,10 @@ def test_policy_off_is_plain_training(tree, tmp_path, caplog):
     assert load_spec("train", made["best_spec"]).train.num_epochs == 1
 
 
-def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tmp_path):
+@pytest.mark.parametrize("policy", ["on", "auto"])
+def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tmp_path, policy):
     """Six pairs in batches of two for three epochs, two batches a step: six steps. TAO's milestone is step 1000."""
-    tree["automl"]["automl_hyperparameters"] = ["train.optim.lr_decay"]
+    tree["automl"] |= {"automl_hyperparameters": ["train.optim.lr_decay"], "automl_policy": policy}
     tree["train"] = {"accumulate": 2}
     assert perform("automl", spec_from_dict("automl", tree)) == 2
     message = lines(tmp_path / "automl")[-1]["message"]

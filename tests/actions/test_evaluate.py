@@ -232,31 +232,11 @@ def test_a_gpu_that_is_not_there_is_an_error(engine, scenes, split, run_evaluate
     assert code == 2 and "device cuda:31" in status_lines(tmp_path)[-1]["message"]
 
 
-def test_an_engine_that_fails_while_it_runs_fails_the_run(scenes, split, run_evaluate, status_lines, tmp_path):
-    """A network that looks up a row that a table does not have: seen only when an image comes."""
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    from stereo_core.engines import BuildSettings, build_engine
-
-    value = helper.make_tensor_value_info
-    images = [value(name, TensorProto.FLOAT, [1, 3, 64, 96]) for name in ("left_image", "right_image")]
-    table = numpy_helper.from_array(np.zeros((2, 1, 1, 64, 96), np.float32), "table")
-    nodes = [
-        helper.make_node("Sub", ["left_image", "right_image"], ["difference"]),
-        helper.make_node("ReduceMax", ["difference"], ["most"], keepdims=0),
-        helper.make_node("Add", ["most", "far"], ["row"]),
-        helper.make_node("Cast", ["row"], ["index"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["table", "index"], ["disparity"]),
-    ]
-    out = [value("disparity", TensorProto.FLOAT, [1, 1, 64, 96])]
-    weights = [table, numpy_helper.from_array(np.float32(1000), "far")]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", images, out, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
-    save(model, tmp_path / "broken.onnx")
-    build_engine(tmp_path / "broken.onnx", tmp_path / "e", BuildSettings(backend="onnxruntime", verify=False))
+def test_an_engine_that_fails_while_it_runs_fails_the_run(
+    broken_engine, scenes, split, run_evaluate, status_lines, tmp_path
+):
     section = split(scenes / "list.txt")
-    code, _ = run_evaluate(tmp_path / "out", section, checkpoint="", trt_engine=str(tmp_path / "e"))
+    code, _ = run_evaluate(tmp_path / "out", section, checkpoint="", trt_engine=str(broken_engine))
     last = status_lines(tmp_path / "out")[-1]
     assert code == 1 and last["status"] == "FAILURE" and "out of data bounds" in last["message"]
     assert not (tmp_path / "out" / "results.json").exists() and not (tmp_path / "out" / "metrics.csv").exists()

@@ -166,6 +166,14 @@ def test_a_tile_overlap_below_the_disparities_is_named(infer, scenes, tmp_path, 
     assert "tile" not in caplog.text
 
 
+def test_an_engine_that_fails_while_it_runs_fails_the_run(broken_engine, scenes, infer, status_lines, tmp_path):
+    """TAO's item 22: an empty predicted_depth/ with a status of success."""
+    assert infer(tmp_path, scenes / "list.txt", checkpoint="", trt_engine=str(broken_engine)) == 1
+    last = status_lines(tmp_path)[-1]
+    assert last["status"] == "FAILURE" and "out of data bounds" in last["message"]
+    assert files(tmp_path) == set() and not (tmp_path / "results.json").exists()
+
+
 def test_tiles_of_an_engine(scenes, infer, tiny_checkpoint, tmp_path, caplog, monkeypatch):
     """End to end: an engine of 32 x 64 on images of 64 x 96; whole images would be scaled down instead."""
     export = {"checkpoint": str(tiny_checkpoint), "onnx_file": str(tmp_path / "tiny.onnx"), "on_cpu": True}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from stereo_core.automl.search import alone, slots
-from stereo_core.automl.trials import Slot, StatusReader, best_of, train_tree, trial_tree
+from stereo_core.automl.search import Search, alone, slots
+from stereo_core.automl.study import SearchStudy
+from stereo_core.automl.trials import Slot, StatusReader, TrialProcess, best_of, train_tree, trial_folder, trial_tree
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.report.status import StatusLog
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.automl import AutoML
+from stereo_core.spec.search_space import Dimension
 
 
 @pytest.fixture
@@ -116,3 +120,42 @@ def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
     child.communicate()
     with alone(tmp_path):
         pass
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
+
+
+@pytest.mark.timeout(60)
+def test_a_poor_trial_that_does_not_heed_its_end_is_killed_and_frees_its_slot(tmp_path, monkeypatch):
+    monkeypatch.setattr("stereo_core.automl.search.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("stereo_core.automl.search.POLL_SECONDS", 0.05)
+    spec = SimpleNamespace(automl=AutoML(algorithm="asha", automl_max_recommendations=4))
+    space = [Dimension("train.optim.lr", 1e-6, 1e-2, True, False, (), 1e-4)]
+    study = SearchStudy(tmp_path, spec.automl, space, {})
+    for number in range(4):
+        study.values(study.ask())
+        if number < 3:
+            study.report(number, 1, float(number))
+            study.complete(number, float(number))
+    folder, slot = trial_folder(tmp_path, 3), Slot(None, 1)
+    folder.mkdir(parents=True)
+    status = StatusLog(folder)
+    status.running("Eval metrics generated.", kpi={"epe": 9.0})
+    status.running("Training loop in progress", epoch=0)
+    said: list[str] = []
+    with alone(tmp_path) as lock:
+        search = Search(spec, study, tmp_path, [], lock, said.append)
+        search.interrupted.clear()  # the fourth trial is under way
+        trial = TrialProcess(3, folder, "val/epe", slot, lock)
+        trial._status = StatusReader(folder / "status.json", "val/epe")
+        trial.process = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE)
+        try:
+            trial.process.stdout.readline()
+            search.running.append(trial)
+            search.run()
+        finally:
+            trial.process.kill()
+            trial.process.communicate()
+    assert trial.process.returncode == -signal.SIGKILL and search.free == [slot]
+    assert said == ["Trial 3 is stopped after 1 epochs: val/epe 9.0000 is poor"]
+    assert study.trials()[3].state.name == "PRUNED"

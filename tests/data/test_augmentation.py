@@ -322,6 +322,38 @@ def test_different_jitter_of_the_views_has_the_configured_strength():
         assert np.mean(left == right) < 0.2
 
 
+def contrast(image: np.ndarray) -> float:
+    """The distance of two greys, 80 and 120 before."""
+    return float(image[0, 0, 0]) - float(image[0, -1, 0])
+
+
+def saturation(image: np.ndarray) -> float:
+    """The distance of the channels, 80 and 120 before."""
+    return float(image[0, 0, 0]) - float(image[0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("measure", "key", "low", "high"),
+    [
+        (contrast, {"color_aug_contrast": 0.1}, 0.9, 1.1),
+        (contrast, {"color_aug_contrast": 0.9}, 0.1, 1.9),
+        (saturation, {"color_aug_saturation": [0.9, 1.1]}, 0.9, 1.1),
+        (saturation, {"color_aug_saturation": [0.1, 1.9]}, 0.1, 1.9),
+    ],
+)
+def test_different_jitter_has_the_configured_contrast_and_saturation(measure, key, low, high):
+    """TAO's item 16: it draws them from 0.4 and from [0.6, 1.4] whatever the spec says."""
+    image = np.full((8, 8, 3), 80, np.uint8)
+    image[:, :4] = 120 if measure is contrast else (120, 80, 80)
+    if measure is saturation:
+        image[:, 4:] = image[0, 0]
+    pair = Pair(image, image, np.zeros((8, 8), np.float32))
+    made = [jitter_colours(pair, settings(color_aug_prob=1.0, **key), rng(seed)) for seed in range(200)]
+    for side in ("left", "right"):
+        factors = [measure(getattr(one, side)) / 40 for one in made]
+        assert min(factors) == pytest.approx(low, abs=0.06) and max(factors) == pytest.approx(high, abs=0.06)
+
+
 @pytest.mark.parametrize(
     "keys",
     [
@@ -367,6 +399,62 @@ def test_the_eraser_fills_rectangles_of_the_right_view_with_its_mean_colour():
             assert not (inside and pieces == 3) or (50 <= width - 2 <= 99 and 50 <= height - 2 <= 99)
     assert counts == {1, 2}
     assert warping_error(pair).max() < 2 * EXACT  # the given pair is as it was
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"color_aug_contrast": 0.3},
+        {"color_aug_saturation": [0.5, 1.2]},
+        {"color_aug_hue_range": [0.1, 0.15]},
+        {"gamma": [0.7, 0.8, 0.9, 1.0]},
+        {"color_aug_brightness": 0.3, "color_aug_contrast": 0.3, "gamma": [0.9, 1.1, 1.0, 1.0]},
+    ],
+)
+def test_equal_colours_keep_the_equation(keys):
+    """What changes both views alike changes what one pixel shows in both alike, and leaves the ground truth."""
+    pair = scene(0)
+    for seed in range(3):
+        changed = jitter_colours(pair, settings(color_aug_prob=0.0, **keys), rng(seed))
+        assert np.array_equal(changed.left, pair.left) == (not keys) and changed.disparity is pair.disparity
+        assert warping_error(changed).mean() < RESAMPLED
+        assert warping_error(replace(changed, right=pair.right)).mean() > RESAMPLED or not keys
+        assert warping_error(replace(changed, disparity=pair.disparity + np.float32(2) * pair.valid)).mean() > SWAPPED
+
+
+def test_the_eraser_keeps_the_equation_outside_of_its_rectangles():
+    pair = scene(0, 160, 256)
+    for seed in range(5):
+        erased = erase(pair, rng(seed))
+        gone = cv2.dilate((erased.right != pair.right).any(axis=-1).astype(np.uint8), np.ones((5, 5), np.uint8))
+        y, x = np.mgrid[:160, :256]
+        column = np.clip(np.rint(x - pair.disparity).astype(int), 0, 255)
+        seen = pair.valid & (gone[y, column] == 0)
+        assert pair.valid.sum() > seen.sum() > 0.2 * seen.size
+        assert warping_error(replace(erased, disparity=np.where(seen, pair.disparity, np.float32(0)))).max() < 2 * EXACT
+        hidden = np.where(pair.valid & ~seen, pair.disparity, np.float32(0))
+        assert np.abs(erased.left.astype(float) - erased.right[y, column])[hidden > 0].mean() > 18
+
+
+def test_vertical_jitter_undone_keeps_the_equation():
+    """The right view of the crop, moved back by the rows it was moved, matches the left one again."""
+    pair, found = scene(0), []
+    for seed in range(6):
+        crop = augment(pair, settings(crop_size=[96, 160], yjitter_prob=1.0), 416, rng(seed))
+        errors = {down: warping_error(rows_moved(crop, -down)).max() for down in range(-2, 3)}
+        found.append(min(errors, key=errors.get))
+        assert errors[found[-1]] < 2 * EXACT
+        assert found[-1] == 0 or warping_error(crop).mean() > SWAPPED
+    assert len(set(found)) > 2
+
+
+def rows_moved(crop: Pair, down: int) -> Pair:
+    """The right view moved by whole rows; rows that come from outside of the crop have no ground truth."""
+    rows = np.arange(len(crop.right)) + down
+    inside = (rows >= 0) & (rows < len(crop.right))
+    right = crop.right[np.clip(rows, 0, len(crop.right) - 1)]
+    return Pair(crop.left, right, np.where(inside[:, None], crop.disparity, np.float32(0)))
 
 
 # -- the whole --------------------------------------------------------------------------------------------------------

@@ -212,6 +212,14 @@ def test_png16_rounds_saturates_and_keeps_invalid_zero(tmp_path):
     assert read_disparity(tmp_path / "c.png", dataset_name="crestereo")[0].tolist() == [[1.5]]
 
 
+def test_a_zero_of_crestereo_is_invalid(tmp_path):
+    """TAO's item 11: there it stays 0 px and counts in the loss."""
+    cv2.imwrite(str(tmp_path / "c.png"), np.array([[0, 32, 0, 1]], np.uint16))
+    disparity, valid = read_disparity(tmp_path / "c.png", dataset_name="Crestereo")
+    assert valid.tolist() == [[False, True, False, True]]
+    assert disparity[valid].tolist() == [1.0, 1 / 32]
+
+
 def test_rgb_code_is_exact_to_half_a_thousandth(tmp_path):
     disparity = np.random.default_rng(1).uniform(0.001, 416, (50, 60))
     disparity[0, :3] = [0.2549, 65.025, 16646.399]  # carries of the digits, the largest code

@@ -29,6 +29,7 @@ from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.katib import experiment, read_spec
 from stereo_core.report.status import StatusLog
 from stereo_core.spec.loading import build, load_spec, read_tree
+from stereo_core.spec.train import AUTO
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 KUBECTL = Path(sys.executable).parent / "kubectl"
@@ -154,6 +155,15 @@ def test_a_wrong_spec_is_not_tried_again_and_a_lost_node_is():
     rules = {rule["action"]: rule for rule in job["podFailurePolicy"]["rules"]}
     assert rules["FailJob"]["onExitCodes"]["values"] == [2] and rules["Ignore"]["onPodConditions"]
     validate({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, "spec": job})
+
+
+def test_another_attempt_goes_on_from_the_checkpoint():
+    """A lost node's pod is begun anew with the same arguments, in the same folder."""
+    job = read("trainer/runtime.yaml")["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (node,) = job["template"]["spec"]["containers"]
+    for args in (node["args"], read("trainer/trainjob.yaml")["spec"]["trainer"]["args"]):
+        keys = dict(token.split("=") for token in args if "=" in token)
+        assert keys["train.resume_training_checkpoint_path"] == AUTO and keys["results_dir"].startswith("/data/")
 
 
 def test_every_loader_process_has_its_shared_memory(overlays):

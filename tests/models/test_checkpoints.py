@@ -307,6 +307,24 @@ def test_backbone_files_in_the_wrong_place(tmp_path, tiny_state):
         from_spec(spec(encoder="vits", stereo_backbone=other))
 
 
+@pytest.mark.parametrize("change", ["renamed", "missing", "unexpected"])
+def test_a_backbone_file_with_another_key_is_an_error_that_names_it(tmp_path, tiny_state, change):
+    """TAO's item 20: it loads such a file, and the key's weights stay random without a word."""
+    state, key = depth_anything(tiny_state), "pretrained.blocks.2.attn.qkv.weight"
+    if change == "unexpected":
+        state["pretrained.more.weight"] = torch.zeros(1)
+    else:
+        value = state.pop(key)
+    if change == "renamed":
+        state["pretrained.blocks.2.attn.qvk.weight"] = value
+    torch.save(state, tmp_path / "vit.pth")
+    paths = {"depth_anything_v2_pretrained_path": str(tmp_path / "vit.pth")}
+    with pytest.raises(ModelError) as error:
+        from_spec(spec(preset="tiny", stereo_backbone=paths))
+    named = {"renamed": [key, "qvk.weight"], "missing": [key], "unexpected": ["pretrained.more.weight"]}[change]
+    assert str(tmp_path / "vit.pth") in str(error.value) and all(name in str(error.value) for name in named)
+
+
 def test_a_checkpoint_decides_what_the_spec_leaves_unsaid(tmp_path):
     model = create_model(preset="tiny", max_disparity=96, valid_iters=5)
     save_checkpoint(model, tmp_path / "m.pth")

@@ -112,18 +112,6 @@ def test_every_gru_layer_count_updates_its_states(images, levels):
         assert all((a - b).abs().max() > 1e-3 for a, b in zip(after, before, strict=True))
 
 
-def test_low_memory_changes_nothing(images, monkeypatch):
-    from stereo_core.models.foundation_stereo import geometry
-
-    monkeypatch.setattr(geometry, "ROWS", 100)  # 16 * 24 pixels are then read in four parts
-    found = []
-    for low_memory in (0, 1):
-        torch.manual_seed(0)
-        model = create_model(preset="tiny", low_memory=low_memory).eval()
-        found.append(predict(model, *images(64, 96)))
-    assert torch.equal(*found)
-
-
 @pytest.mark.parametrize("variant", ["nvlabs", "tao"])
 def test_three_attentions_are_three_networks(images, variant):
     found = []

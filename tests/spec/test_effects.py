@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 import stereo_core
+from stereo_core.models.foundation_stereo.config import SETTINGS
 from stereo_core.spec import SPECS, load_spec
-from stereo_core.spec.effects import WITHOUT_EFFECT, reason
+from stereo_core.spec.effects import WITHOUT_EFFECT, reason, without_effect
 from stereo_core.spec.paths import group_of, walk
 
 TEMPLATES = Path(__file__).parent / "tao"
@@ -32,8 +34,82 @@ JUDGED_AT_LOADING = {  # read by spec/requirements.py alone: one value only is p
 }
 
 
+FLAT = ("convert", "synthesize", "fetch_dataset", "report", "publish_model", "final_status")
+READ_AT = """
+automl.algorithm: automl/study.py: settings.algorithm == "bayesian"
+quantize.algorithm: quantization/modelopt_torch.py: section.algorithm
+gen_trt_engine.backend: actions/gen_trt_engine.py: backend=section.backend
+quantize.backend: actions/quantize.py: BACKENDS[section.backend]
+dataset.*_dataset.batch_size: data/datamodule.py: batch_size=section.batch_size
+export.batch_size: actions/export.py: section.batch_size
+evaluate.checkpoint, inference.checkpoint: actions/predictor.py: from_spec(spec, section.checkpoint)
+export.checkpoint: actions/export.py: from_spec(spec, section.checkpoint)
+convert:data_root: actions/convert.py: spec.data_root
+dataset.*_dataset.data_sources[].data_root: data/datasets.py: source.data_root
+dataset.*_dataset.data_sources[].dataset_name: data/datasets.py: source.dataset_name
+train.cudnn.deterministic: actions/train.py: settings.cudnn.deterministic
+train.deterministic: actions/train.py: settings.deterministic
+quantize.layers[].activations.dtype, quantize.layers[].weights.dtype: quantization/rules.py: getattr(rule, part).dtype
+export.gpu_id: actions/export.py: section.gpu_id
+gen_trt_engine.gpu_id: actions/gen_trt_engine.py: gpu_id=section.gpu_id
+evaluate.gpu_ids, evaluate.num_gpus, evaluate.num_nodes: actions/evaluate.py: resolve(spec.evaluate,
+train.gpu_ids, train.num_gpus, train.num_nodes: actions/train.py: resolve(spec.train,
+train.gpu_ids, evaluate.gpu_ids: training/distribution.py: section.gpu_ids
+train.num_gpus, evaluate.num_gpus: training/distribution.py: section.num_gpus
+train.num_nodes, evaluate.num_nodes: training/distribution.py: section.num_nodes
+inference.gpu_ids: actions/inference.py: spec.inference.gpu_ids
+export.input_height: actions/export.py: section.input_height
+export.input_width: actions/export.py: section.input_width
+dataset.max_disparity: training/module.py: spec.dataset.max_disparity
+dataset.max_disparity: actions/evaluate.py: spec.dataset.max_disparity
+synthesize:max_disparity: actions/synthesize.py: spec.max_disparity
+publish_model:max_epe_increase: actions/publish_model.py: spec.max_epe_increase
+quantize.max_epe_increase: actions/quantize.py: section.max_epe_increase
+fetch_dataset:mode: actions/fetch_dataset.py: spec.mode
+publish_model:model_path: actions/publish_model.py: spec.model_path
+quantize.model_path: actions/quantize.py: section.model_path
+export.onnx_file: actions/export.py: section.onnx_file
+gen_trt_engine.onnx_file: actions/gen_trt_engine.py: section.onnx_file
+automl.seed: automl/study.py: self.settings.seed + number
+convert:seed: actions/convert.py: spec.seed
+synthesize:seed: actions/synthesize.py: spec.seed
+train.seed: actions/train.py: settings.seed
+train.seed: data/datasets.py: seed=spec.train.seed
+final_status:title: actions/final_status.py: spec.title
+publish_model:title: actions/publish_model.py: spec.title
+report:title: actions/report.py: spec.title
+evaluate.trt_engine, inference.trt_engine: actions/predictor.py: load_engine(section.trt_engine
+gen_trt_engine.trt_engine: actions/gen_trt_engine.py: section.trt_engine
+fetch_dataset:uri: actions/fetch_dataset.py: spec.uri
+publish_model:uri: actions/publish_model.py: spec.uri
+export.valid_iters: actions/export.py: valid_iters=section.valid_iters
+export.verbose: actions/export.py: verbose=section.verbose
+gen_trt_engine.verbose: actions/gen_trt_engine.py: verbose=section.verbose
+"""
+"""Keys whose last name others have too: in which file each is read, and by which words."""
+
+ROOT = Path(stereo_core.__file__).parent
+CODE = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py")}
+OWNERS = "spec|section|settings|own|train|optim|augmentation|source|rule"  # what the code calls a section
+
+
 def keys(verb: str) -> list[str]:
     return [path for path, field in walk(SPECS[verb]) if group_of(field)[0] is None]
+
+
+def every_key() -> list[str]:
+    """All keys, those of the flat specs as `verb:key`, those of the four splits once."""
+    flat = [f"{verb}:{key}" for verb in FLAT for key in keys(verb)]
+    splits = [re.sub(r"(?<=dataset\.)[a-z]+(?=_dataset\.)", "*", key) for key in keys("train")]
+    return list(dict.fromkeys(splits + flat))
+
+
+def name_of(key: str) -> str:
+    return re.split(r"[.:]", key)[-1]
+
+
+def has_effect(key: str) -> bool:
+    return not reason(key.partition(":")[2] or key.replace("*", "train")) and key not in JUDGED_AT_LOADING
 
 
 def test_every_pattern_of_the_table_fits_a_key():
@@ -42,19 +118,57 @@ def test_every_pattern_of_the_table_fits_a_key():
         assert any(fnmatchcase(path, pattern) for path in known), pattern
 
 
-@pytest.mark.parametrize("verb", ["convert", "synthesize", "train"])
-def test_a_key_is_read_or_in_the_table(verb):
-    root = Path(stereo_core.__file__).parent
-    files = [path for path in root.rglob("*.py") if path.parent.name != "spec"]
-    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+def test_a_key_with_an_effect_is_read_from_its_own_section():
+    """One word `.batch_size` somewhere is no proof for five keys of that name."""
+    names = Counter(map(name_of, every_key()))
+    outside = "\n".join(text for file, text in CODE.items() if not file.startswith("spec/"))
+    network = "\n".join(text for file, text in CODE.items() if file.startswith("models/"))
     silent = []
-    for path in keys(verb):
-        leaf = path.rpartition(".")[2]
-        if reason(path) or path in JUDGED_AT_LOADING:
-            continue
-        if not re.search(rf"""\.{leaf}\b|["']{leaf}["']""", code):
-            silent.append(path)
+    for key in filter(has_effect, every_key()):
+        name, group = name_of(key), re.escape(re.sub(r"[][*]", "", key.rpartition(".")[0].rpartition(".")[2]))
+        if key.startswith("model.") and name in SETTINGS:  # taken by name into the network's config
+            read = re.search(rf"\b(?:config|section)\.{name}\b", network)
+        elif name == "results_dir":  # experiment.results_dir resolves it for all
+            read = "own.results_dir" in CODE["spec/experiment.py"]
+        elif names[name] == 1:
+            read = re.search(rf"\b(?:{OWNERS}|{group or 'spec'})\.{name}\b", outside)
+        else:
+            read = any(key in row.split(": ")[0].split(", ") for row in READ_AT.strip().splitlines())
+        if not read:
+            silent.append(key)
     assert not silent
+
+
+@pytest.mark.parametrize("row", READ_AT.strip().splitlines())
+def test_where_a_key_is_read(row):
+    found, file, words = row.split(": ", 2)
+    assert set(found.split(", ")) <= set(filter(has_effect, every_key()))
+    assert words in CODE[file]
+
+
+def reader(path: str) -> str:
+    """A verb that reads the section of a key."""
+    head, _, rest = path.partition(".")
+    if head == "dataset":
+        return {"test_dataset": "evaluate", "infer_dataset": "inference"}.get(rest.partition(".")[0], "train")
+    return "train" if head in ("model", "wandb") or not rest else head
+
+
+@pytest.mark.parametrize("verb", ["convert", "train"])
+def test_each_key_without_effect_draws_one_warning_where_it_is_set(verb):
+    """TAO's item 17, for every key there is; those at their defaults draw none."""
+    vain = [path for path in keys(verb) if reason(path) and "[]." not in path]
+    assert len(vain) > (60 if verb == "train" else 0)
+    for path in vain:
+        read_by = verb if verb == "convert" else reader(path)
+        spec = SPECS[verb](**({"quantize": {"layers": [{}]}} if verb == "train" else {}))
+        assert list(without_effect(read_by, spec)) == []
+        *groups, name = path.split(".")
+        owner = spec
+        for group in groups:
+            owner = getattr(owner, group)
+        owner.__dict__[name] = object()  # whatever it is set to
+        assert list(without_effect(read_by, spec)) == [(path, reason(path))]
 
 
 def warnings(caplog, verb: str, template: str, *overrides: str) -> list[str]:

@@ -186,6 +186,7 @@ def test_names_of_the_contract(workspace):
 )
 def test_what_a_search_can_not_do_without(workspace, override, rule):
     assert rule in refusal(override)
+    assert rule in refusal(override, "automl.automl_policy=auto"), "auto is a search too"
     if "max_epochs" not in override:
         assert load(override, "automl.automl_policy=off"), "plain training does without"
 

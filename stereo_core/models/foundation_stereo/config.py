@@ -91,7 +91,7 @@ class FoundationStereoConfig:
     n_gru_layers: int = 3
     train_iters: int = 22
     valid_iters: int = 22
-    low_memory: int = 0
+    low_memory: int = 0  # taken, and without effect: the lookup that TAO splits never holds the most memory
     mixed_precision: bool = False
     widths: Widths = field(default_factory=Widths)
 

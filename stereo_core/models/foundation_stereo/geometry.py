@@ -12,8 +12,6 @@ from torch import Tensor
 from stereo_core.models.foundation_stereo.cost_volume import all_pairs
 from stereo_core.models.foundation_stereo.layers import at_least_float32
 
-ROWS = 102400  # pixels read at a time when memory is to be saved
-
 
 class GeometryLookup:
     """Volumes of one image pair, ready to be read at any disparity.
@@ -22,11 +20,9 @@ class GeometryLookup:
     right image's columns (all-pairs). Everything in float32 or wider.
     """
 
-    def __init__(
-        self, volume_BCDhw: Tensor, left_BChw: Tensor, right_BChw: Tensor, levels: int, radius: int, low_memory: bool
-    ):
+    def __init__(self, volume_BCDhw: Tensor, left_BChw: Tensor, right_BChw: Tensor, levels: int, radius: int):
         B, C, D, h, w = volume_BCDhw.shape
-        self.levels, self.radius, self.low_memory = levels, radius, low_memory
+        self.levels, self.radius = levels, radius
         self.size = B, h, w  # not each disparity's: in an exported graph that would be computed in every iteration
         geometry_NDC = at_least_float32(volume_BCDhw).permute(0, 3, 4, 2, 1).reshape(B * h * w, D, C)
         pairs_Nw1 = all_pairs(left_BChw, right_BChw).reshape(B * h * w, w, 1)
@@ -45,15 +41,9 @@ class GeometryLookup:
         found = []
         for level in range(self.levels):
             scale = 2**level
-            found.append(self.read(self.geometry[level], disp_N / scale))
-            found.append(self.read(self.pairs[level], match_N / scale))
+            found.append(read_around(self.geometry[level], disp_N / scale, self.radius))
+            found.append(read_around(self.pairs[level], match_N / scale, self.radius))
         return torch.cat(found, dim=1).reshape(B, h, w, -1).permute(0, 3, 1, 2)
-
-    def read(self, rows_NLC: Tensor, centre_N: Tensor) -> Tensor:
-        if not self.low_memory:
-            return read_around(rows_NLC, centre_N, self.radius)
-        parts = zip(rows_NLC.split(ROWS), centre_N.split(ROWS), strict=True)
-        return torch.cat([read_around(rows, centre, self.radius) for rows, centre in parts])
 
 
 def read_around(rows_NLC: Tensor, centre_N: Tensor, radius: int) -> Tensor:

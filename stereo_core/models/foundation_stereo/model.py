@@ -149,9 +149,7 @@ class FoundationStereo(nn.Module):
             states, contexts, attentions = self.context(left_B3HW, vit_BChw[:B])
             stem_2x = self.stem_2(left_B3HW)
             config = self.config
-            lookup = GeometryLookup(
-                volume, left4, right4, config.corr_levels, config.corr_radius, bool(config.low_memory)
-            )
+            lookup = GeometryLookup(volume, left4, right4, config.corr_levels, config.corr_radius)
             disparities = []
             for i in range(iters):
                 fixed = (lookup, contexts, attentions, stem_2x if every or i == iters - 1 else None)
