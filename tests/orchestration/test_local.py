@@ -1,6 +1,7 @@
 """The local engine: order, side-by-side tasks, failures, retries, limits, cancellation, resume by content."""
 
 import contextlib
+import fcntl
 import functools
 import itertools
 import json
@@ -9,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from stereo_core.orchestration import local
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import MARK, LocalRun, _processes_with
-from stereo_core.orchestration.record import read_record
+from stereo_core.orchestration.podman import Containers
+from stereo_core.orchestration.record import LOCK, read_record
 
 WRITE = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text('{}')"
 APPEND = "import sys, pathlib; *i, o = sys.argv[1:]; pathlib.Path(o).write_text(''.join(map(open_, i)) + '{}')"
@@ -259,7 +262,53 @@ def test_two_runs_in_one_folder_do_not_mix(compiled, tmp_path):
         assert first.wait(30) == 143
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_looks_at_a_run_does_not_keep_it_from_starting(compiled, tmp_path):
+    graph = load_pipeline(compiled(pipeline({"a": container(WRITE.format("a"), ("out",))})))
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    with (tmp_path / "run" / LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+
+
+@pytest.fixture
+def fake_podman(tmp_path, monkeypatch) -> Path:
+    """Notes in a file what it is told to do, and lists one container."""
+    program, told = tmp_path / "bin/podman", tmp_path / "told"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {told}\necho c0ffee\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return told
+
+
+def test_containers_of_a_killed_run_are_ended_by_a_run_without(compiled, tmp_path, fake_podman):
+    graph = load_pipeline(compiled(pipeline({"a": container(WRITE.format("a"), ("out",))})))
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    assert not fake_podman.exists() and record(tmp_path / "run")["runner"] == "process"
+    (tmp_path / "run/run.json").write_text(json.dumps(record(tmp_path / "run") | {"runner": "podman"}))
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    listed, removed = fake_podman.read_text().splitlines()
+    assert listed.endswith(f"label=stereo-pipelines.run={tmp_path / 'run'}")
+    assert removed == "rm --force --volumes c0ffee"
+
+
+def test_a_container_that_reads_storage_sees_the_files_of_credentials(compiled, tmp_path, fake_podman, monkeypatch):
+    task = load_pipeline(compiled(pipeline({"a": container("", ())}))).tasks["a"]
+    token, place = tmp_path / "token", tmp_path / "run/tasks/a"
+    place.mkdir(parents=True)
+    token.touch()
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for uri, seen in (("s3://bucket/x", True), ("/data/x", False)):
+        message = {"inputs": {"parameterValues": {"uri": uri}, "artifacts": {}}}
+        with Containers("podman").container(task, ["true"], place, message, []) as line:
+            assert (f"--mount=type=bind,src={token},dst={token},ro" in line) == seen
+            assert (f"--env=AWS_WEB_IDENTITY_TOKEN_FILE={token}" in line) == seen
+            assert not [part for part in line if "src=" + str(tmp_path / "none") in part]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
     """The step's own child too, which is in its process group."""
     step = container(
@@ -274,8 +323,8 @@ def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
         )
     )
     command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(tmp_path / "run")]
-    # A shell's background job ignores SIGINT and its children inherit that: the tests may run in one.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A shell's background job ignores SIGINT, nohup's SIGHUP, and children inherit that: the tests may run in one.
+    heed = functools.partial(signal.signal, signum, signal.SIG_DFL)
     engine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed)
     pid = tmp_path / "run/tasks/long/pid"
     deadline = time.monotonic() + 30
@@ -287,6 +336,7 @@ def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
     assert engine.returncode == code, output
     saved = record(tmp_path / "run")
     assert saved["state"] == "stopped"
+    assert "test: stopped" in (tmp_path / "run/report.html").read_text()
     assert {name: task["state"] for name, task in saved["tasks"].items()} == {"long": "stopped", "after": "stopped"}
     time.sleep(0.2)
     assert not _runs(int(pid.read_text()))

@@ -34,6 +34,32 @@ def test_run_prints_steps_and_ends_with_a_table(compiled, tmp_path):
     assert (tmp_path / "runs/x/report.html").is_file() and "runs/x/report.html" in done.stdout
 
 
+def test_a_run_goes_on_when_nobody_reads_it(compiled, tmp_path):
+    """`stereo-pipelines run ... | head -1`"""
+    path = compiled(pipeline(dict.fromkeys("abc", WRITE)))
+    program = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(tmp_path / "run")]
+    with subprocess.Popen([*program, "--parallel", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert b"a running" in run.stdout.readline()
+        run.stdout.close()
+        told = run.stderr.read()
+    assert run.returncode == 0 and told == b"", told
+    found = read_record(tmp_path / "run")
+    assert (found.state, {task.state for task in found.tasks.values()}) == ("succeeded", {"succeeded"})
+    assert "test: succeeded" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_disk_that_a_step_fills(compiled, tmp_path, on_a_small_disk):
+    """The run's record can not be written any more: that is told, and the run is not left going on."""
+    fill = "import sys\nfile = open(sys.argv[1], 'wb', buffering=0)\ntry:\n  while file.write(bytes(512)): pass\n"
+    path = compiled(pipeline({"full": container(fill + "except OSError: pass", ("out",)), "other": WRITE}))
+    program = Path(sys.executable).parent / "stereo-pipelines"
+    line = f"{program} run {path} -o {tmp_path}/run --parallel 1; echo exit $?; {program} show {tmp_path}/run"
+    done = on_a_small_disk(tmp_path / "run", "300k", "sh", "-c", line)
+    assert "exit 2" in done.stdout and "Traceback" not in done.stderr, done.stderr
+    assert f"{tmp_path}/run/run.json can not be written: No space left on device; make room there" in done.stderr
+    assert "full │ stopped" in " ".join(done.stdout.split()), done.stdout
+
+
 def test_run_shows_the_end_of_a_failed_log(compiled, tmp_path):
     path = compiled(pipeline({"bad": container("print('the reason'); raise SystemExit(1)")}))
     done = command("run", str(path), "-o", str(tmp_path / "run"))
