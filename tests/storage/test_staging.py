@@ -331,14 +331,17 @@ def test_a_signal_while_inputs_come_from_a_server_that_has_gone_silent(store, pr
 
 
 @marked
-def test_side_cars_come_along(store, tmp_path):
+def test_side_cars_come_along(store, tmp_path, monkeypatch):
     uri = f"s3://artifacts/{tmp_path.name}/models"
     for name in ("model.onnx", "model.onnx.data", "model.onnx2", "other.onnx"):
         (tmp_path / name).write_text(name)
         storage.upload(tmp_path / name, f"{uri}/{name}")
     spec = {"gen_trt_engine": {"onnx_file": f"{uri}/model.onnx", "trt_engine": f"{uri}/engines/model.engine"}}
-    stage = Stage("gen_trt_engine", spec_from_dict("gen_trt_engine", spec))
+    stage, listed = Stage("gen_trt_engine", spec_from_dict("gen_trt_engine", spec)), []
+    children = storage.children
+    monkeypatch.setattr(storage, "children", lambda *a, **how: listed.extend(found := children(*a, **how)) or found)
     stage.fetch()
+    assert listed == ["model.onnx.data"], "not all that lies in the bucket beside it"
     here = Path(stage.spec.gen_trt_engine.onnx_file)
     assert sorted(os.listdir(here.parent)) == ["model.onnx", "model.onnx.data"]
     engine = Path(stage.spec.gen_trt_engine.trt_engine)
@@ -382,8 +385,13 @@ def test_what_a_run_writes_is_stored_once_and_again_when_it_changed(store, tmp_p
     uri, folder = f"s3://artifacts/{tmp_path.name}/live", tmp_path / "results"
     mirror = Mirror({folder: uri})
     first, second = folder / "model_epoch_000.pth", folder / "model_epoch_001.pth"
-    for path, data in ((first, b"1" * 2**20), (folder / "log", b"x" * 1000), (folder / ".partial", b"x")):
-        path.parent.mkdir(exist_ok=True)
+    for path, data in (
+        (first, b"1" * 2**20),
+        (folder / "log", b"x" * 1000),
+        (folder / ".partial", b"x"),
+        (folder / ".cache/x", b"x"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     (folder / "latest").symlink_to(first.name)
     (folder / "outside").symlink_to(Path(__file__))
