@@ -209,6 +209,38 @@ def test_time_limit(compiled, tmp_path):
     assert (run.tasks["slow"].exit_code, run.tasks["slow"].attempts) == (124, 1), "it would take as long again"
 
 
+def test_a_step_that_is_deaf_to_sigterm_is_killed(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "GRACE", 0.5)
+    code = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: heard.touch())\n"
+        "heard = pathlib.Path(sys.argv[1]).with_name('heard'); time.sleep(1); time.sleep(60); time.sleep(60)"
+    )
+    limit = {"deploymentSpec": {"executors": {"exec-deaf": {"activeDeadlineSeconds": 1}}}}
+    path = compiled(pipeline({"deaf": container(code, ("out",))}), {"platforms": {"kubernetes": limit}})
+    begin = time.monotonic()
+    assert LocalRun(load_pipeline(path), {}, tmp_path / "run").execute() == 1
+    assert 1.5 <= time.monotonic() - begin < 10
+    assert (tmp_path / "run/tasks/deaf/heard").exists()
+    assert not _processes_with(f"{MARK}={tmp_path / 'run'}".encode())
+
+
+def test_cancellation_does_not_wait_for_another_attempt(compiled, tmp_path):
+    retry = {"retryPolicy": {"maxRetryCount": 2, "backoffDuration": "60s"}}
+    graph = load_pipeline(compiled(pipeline({"bad": container(COUNT.format("sys.exit(137)"), ("out",), **retry)})))
+
+    def interrupt(run) -> None:
+        if run.tasks["bad"].message.startswith("attempt 1: exit code 137"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    begin, before = time.monotonic(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        LocalRun(graph, {}, tmp_path / "run", on_change=interrupt).execute()
+    signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - begin < 20
+    task = record(tmp_path / "run")["tasks"]["bad"]
+    assert (task["state"], task["attempts"], task["exit_code"]) == ("stopped", 1, 137)
+
+
 def test_an_interrupted_task_goes_on_in_its_folder(compiled, tmp_path):
     """A task that failed is run again with what it left; one whose arguments changed starts from nothing."""
     first = pipeline({"a": container(COUNT.format("sys.exit(1)"), ("out",))})
@@ -513,6 +545,11 @@ def test_no_more_tasks_at_a_time_than_parallel(compiled, tmp_path, monkeypatch):
     assert LocalRun(graph, {}, tmp_path / "run", parallel=1).execute() == 0
     assert (tmp_path / "run/times").read_text() == "()()()"
     assert seen(tmp_path / "run", "abc") == ["5"] * 3, "who asks for none sees what the engine sees"
+
+    graph = load_pipeline(compiled(gpu_steps(0, "abcdef")))
+    assert LocalRun(graph, {}, tmp_path / "two", parallel=2).execute() == 0
+    at_once = list(itertools.accumulate(1 if mark == "(" else -1 for mark in (tmp_path / "two/times").read_text()))
+    assert (max(at_once), at_once[-1]) == (2, 0)
 
 
 CHAIN = (

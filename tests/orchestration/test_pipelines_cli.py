@@ -1,9 +1,11 @@
 """`stereo-pipelines`: exit codes, messages, what a console and a file get to see."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -163,12 +165,35 @@ def test_compile_check_finds_the_committed_files_right():
 
 def test_terminal_shows_one_live_table(compiled, tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    slow = container("import time; time.sleep(0.6)")
     with Progress(console) as progress:
-        run = LocalRun(load_pipeline(compiled(pipeline({"a": WRITE}))), {}, tmp_path / "run", on_change=progress.show)
+        run = LocalRun(load_pipeline(compiled(pipeline({"a": slow}))), {}, tmp_path / "run", on_change=progress.show)
         run.execute()
+    first, *drawn = re.split(r"\x1b\[\?25[lh]|(?:\r?\x1b\[1A\x1b\[2K)+", console.file.getvalue())
+    assert first == "" and sum("running" in table for table in drawn) > 1, "drawn again and again while it runs"
+    assert all(table.count("┃ step") <= 1 for table in drawn), "each time over the one before"
+    assert "step" not in drawn[-1] and "running" not in drawn[-1], "in the end it goes"
     summary(run.record, console)
-    shown = console.file.getvalue()
-    assert "succeeded" in shown and "\x1b[" in shown
+    assert "succeeded" in console.file.getvalue()
+
+
+def test_logs_follow_a_step_that_runs(compiled, tmp_path):
+    code = (
+        "import pathlib, sys, time; go = pathlib.Path(sys.argv[1]).with_name('go'); print('one', flush=True)\n"
+        "while not go.exists(): time.sleep(0.02)\n"
+        "print('two')"
+    )
+    path, folder = compiled(pipeline({"long": container(code, ("out",))})), tmp_path / "run"
+    program = str(Path(sys.executable).parent / "stereo-pipelines")
+    with subprocess.Popen([program, "run", str(path), "-o", str(folder)], stdout=subprocess.DEVNULL) as run:
+        while not (folder / "tasks/long/log.txt").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        with subprocess.Popen([program, "logs", str(folder), "long", "-f"], stdout=subprocess.PIPE) as logs:
+            assert logs.stdout.readline() == b"one\n"
+            (folder / "tasks/long/go").touch()
+            assert logs.stdout.read() == b"two\n"
+    assert (run.returncode, logs.returncode) == (0, 0)
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (12_000_000, "12.0 MB")])
