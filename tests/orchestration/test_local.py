@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from flow_steps import SPEC, data, trained
+from flow_steps import SPEC, data, trained, training
 from kfp import compiler, dsl
 from small_ir import container, pipeline, sums
 from stereo_components import convert
@@ -433,11 +433,11 @@ def test_a_wrong_parameter_costs_nothing_that_does_not_depend_on_it(compiled_onc
     first = LocalRun(graph, {}, tmp_path)
     assert first.execute() == 1 and states(first)["add"] == "succeeded"
     wrong = LocalRun(graph, {"code": 2}, tmp_path)
-    assert wrong.execute() == 2 and states(wrong) == {"fail": "failed", "add": "skipped", "train": "skipped"}
+    assert wrong.execute() == 2 and states(wrong) == {"fail": "failed", "add": "skipped", "go-on": "skipped"}
     assert wrong.tasks["add"].results() == {}, "what waits to be taken over is no result of this run"
     again = LocalRun(graph, {}, tmp_path)
     assert again.execute() == 0
-    assert states(again) == {"fail": "succeeded", "add": "reused", "train": "succeeded"}
+    assert states(again) == {"fail": "succeeded", "add": "reused", "go-on": "succeeded"}
 
 
 def test_from_a_step_on(compiled, tmp_path):
@@ -605,3 +605,26 @@ def _has_a_running_step(engine: int) -> bool:
 def _written(folder: Path) -> int:
     """When run.json was."""
     return (folder / "run.json").stat().st_mtime_ns if (folder / "run.json").exists() else 0
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_after_its_engine_was_killed(compiled_once, tmp_path):
+    """The real step, which the killed engine left running; a look at the run that is cut off costs nothing either."""
+    path, folder = compiled_once(training), tmp_path / "run"
+    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as engine:
+        while not list(folder.glob("tasks/train/results/**/model_epoch_*.pth")):
+            assert engine.poll() is None, (folder / "tasks/train/log.txt").read_text()
+            time.sleep(0.05)
+        engine.kill()
+    killed_at_once(load_pipeline(path), folder, None)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    tasks = record(folder)["tasks"]
+    assert {name: task["state"] for name, task in tasks.items()} == {
+        "synthesize": "reused",
+        "convert": "reused",
+        "train": "succeeded",
+    }
+    status = next(folder.glob("tasks/train/results/**/status.json")).read_text()
+    assert "Resuming training from checkpoint" in status
