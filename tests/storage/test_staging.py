@@ -17,7 +17,7 @@ import pytest
 import yaml
 from torch.utils.data import DataLoader
 
-from stereo_core import launcher, storage
+from stereo_core import launcher, storage, transfers
 from stereo_core.actions import mirror as mirror_module
 from stereo_core.actions.mirror import Mirror
 from stereo_core.actions.perform import perform
@@ -440,3 +440,21 @@ def test_a_run_outlives_a_server_that_is_away_for_a_while(store, tmp_path, monke
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         while names(uri) != {"status.json", "a"}:
             time.sleep(0.05)
+
+
+@marked
+def test_an_interrupted_run_does_not_wait_for_a_silent_server(store, proxy, tmp_path, monkeypatch):
+    for module in (mirror_module, transfers):
+        monkeypatch.setattr(module, "MOMENT", 0.3)
+    monkeypatch.setattr(mirror_module, "PAUSE", 0.05)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    mirror = Mirror({folder: f"s3://artifacts/{tmp_path.name}/silent"})
+    with pytest.raises(KeyboardInterrupt), mirror.running():
+        proxy.pause, proxy.passed = 100, 0
+        (folder / "large").write_bytes(bytes(20 * 2**20))
+        while not proxy.passed:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 5
