@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,18 @@ def terminal(monkeypatch) -> io.StringIO:
 
     monkeypatch.setenv("TERM", "xterm")
     return Terminal()
+
+
+@pytest.fixture
+def on_a_small_disk():
+    """Runs a command to which a folder is a file system of its own, of a size, that goes with the command."""
+
+    def run(folder: Path, size: str, *command: str | Path) -> subprocess.CompletedProcess:
+        alone = ["unshare", "-rm"]
+        if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+        folder.mkdir(parents=True, exist_ok=True)
+        mount = f"mount -t tmpfs -o size={size} tmpfs '{folder}' && exec \"$@\""
+        return subprocess.run([*alone, "sh", "-c", mount, "sh", *command], capture_output=True, text=True)
+
+    return run

@@ -100,7 +100,12 @@ class Mirror:
 
     def _files(self) -> list[Path]:
         """The files, in the order in which they are stored."""
-        files = [path for folder in self.folders for path in folder.rglob("[!.]*") if path.is_file()]
+        files = [
+            path
+            for folder in self.folders
+            for path in folder.rglob("*")
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
         return sorted(files, key=lambda path: (path.name == "status.json", path.is_symlink(), path))
 
     def _is_due(self, path: Path, version: _Version, growing: bool) -> bool:

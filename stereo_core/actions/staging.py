@@ -301,9 +301,8 @@ def _with_side_cars(uri: str, folder: Path) -> Path:
     """A model file, and what lies beside it under its name with a further suffix."""
     parent, _, name = uri.rpartition("/")
     path = _one(uri, folder)
-    for other in storage.children(parent):
-        if other.startswith(f"{name}."):
-            _one(f"{parent}/{other}", folder)
+    for other in storage.children(parent, start=f"{name}."):
+        _one(f"{parent}/{other}", folder)
     return path
 
 

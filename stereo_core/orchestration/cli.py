@@ -14,19 +14,22 @@ from stereo_core import __version__
 from stereo_core.errors import UserError
 from stereo_core.orchestration.dag import GraphError, Pipeline, parse
 from stereo_core.orchestration.graph import load_pipeline
-from stereo_core.orchestration.record import read_record
+from stereo_core.orchestration.record import Record, read_record
 from stereo_core.storage import is_uri
 
 EXTRA = ("kfp", "hera")  # what the extra `pipelines` brings
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: stop as on Ctrl-C, but say so in the exit code."""
+    """SIGTERM, or SIGHUP of a lost terminal: stop as on Ctrl-C, but say so in the exit code."""
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
-    """Entry point; exit codes: 0 done, 1 a step failed, 2 wrong input, 130 Ctrl-C, 143 SIGTERM."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """Entry point; exit codes: 0 done, 1 a step failed, 2 wrong input, 130 Ctrl-C, 143 SIGTERM or SIGHUP."""
+    for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _stop)
     try:
@@ -51,9 +54,9 @@ def main() -> None:
 
 def _stop(signum, frame) -> None:
     """The first signal stops the run; those that follow do not cut the stopping short, which takes seconds at most."""
-    for other in (signal.SIGINT, signal.SIGTERM):
+    for other in SIGNALS:
         signal.signal(other, lambda *_: None)
-    raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,9 +138,8 @@ def run_command(
     Started again in the same folder, it takes over every step whose inputs did not change.
     """
     from stereo_core.orchestration.local import LocalRun
-    from stereo_core.orchestration.page import write_page
     from stereo_core.orchestration.podman import Containers
-    from stereo_core.orchestration.progress import Progress, summary
+    from stereo_core.orchestration.progress import Progress, heard_or_not, summary
 
     if fresh + bool(from_step) + bool(only) > 1:
         raise GraphError("--fresh, --from and --only exclude each other; give one")
@@ -153,11 +155,28 @@ def run_command(
             code = run.execute()
         except KeyboardInterrupt:
             progress.close()
-            click.echo(f"stopped; the same command goes on where it was cut off ({_relative(run.folder)})", err=True)
+            with heard_or_not():
+                click.echo(
+                    f"stopped; the same command goes on where it was cut off ({_relative(run.folder)})", err=True
+                )
+            _report(run.record)
             raise
-    summary(run.record)
-    click.echo(f"report: {_relative(write_page(run.record))}")
+    with heard_or_not():
+        summary(run.record)
+    _report(run.record)
     return code
+
+
+def _report(run: Record) -> None:
+    from stereo_core.orchestration.page import write_page
+    from stereo_core.orchestration.progress import heard_or_not
+
+    try:
+        told = f"report: {_relative(write_page(run))}"
+    except OSError as error:
+        told = f"report.html can not be written: {error.strerror.lower()}"
+    with heard_or_not():
+        click.echo(told)
 
 
 @cli.command("argo")
@@ -323,12 +342,11 @@ def runs_command(folder: Path) -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 def show_command(folder: Path) -> None:
     """Show the run in FOLDER: steps, times, exit codes, artifacts, metrics; writes its report.html anew."""
-    from stereo_core.orchestration.page import write_page
     from stereo_core.orchestration.progress import summary
 
     record = read_record(folder)
     summary(record)
-    click.echo(f"report: {_relative(write_page(record))}")
+    _report(record)
 
 
 @cli.command("logs")

@@ -44,6 +44,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import IO
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.files import sha256_of
@@ -122,9 +123,11 @@ class LocalRun:
         for task in pipeline.tasks.values():
             self._check_machine(task)
         folder = Path(folder).resolve()
-        self._before = self._tasks_before(folder)
+        before = self._run_before(folder)
+        self._before, self._runner_before = before.tasks, before.runner
         tasks = {name: self._waiting(task) for name, task in pipeline.tasks.items()}
-        self.record = Record(folder, pipeline.name, tasks, arguments, started=now())
+        runner = containers.engine if containers else "process"
+        self.record = Record(folder, pipeline.name, tasks, arguments, runner, started=now())
         self._scope = set(tasks) if only is None else {only}
         self._again = self._steps_to_repeat(fresh, from_step, only)
         self._fresh = fresh
@@ -144,14 +147,14 @@ class LocalRun:
     def tasks(self) -> dict[str, TaskRun]:
         return self.record.tasks
 
-    def _tasks_before(self, folder: Path) -> dict[str, TaskRun]:
-        """The tasks of the run that is in the folder, if any."""
+    def _run_before(self, folder: Path) -> Record:
+        """The run that is in the folder; where there is none, one without tasks."""
         if not (folder / FILE).is_file():
-            return {}
+            return Record(folder, self.pipeline.name, {})
         before = read_record(folder)
         if before.pipeline != self.pipeline.name:
             raise GraphError(f"{folder} holds a run of pipeline {before.pipeline}; choose another folder")
-        return before.tasks
+        return before
 
     def _waiting(self, task: Task) -> TaskRun:
         """A task that is still to come, with what lies in its folder: this run may end before it gets there."""
@@ -233,12 +236,18 @@ class LocalRun:
         A failed task skips what depends on it; the rest goes on.
 
         Raises:
-            GraphError: another run is going on in the same folder.
+            GraphError: another run is going on in the same folder, or its record can not be written.
             KeyboardInterrupt: after all tasks were stopped and the record was written.
         """
         with self._alone():
             self._check_kept()
-            return self._execute()
+            try:
+                return self._execute()
+            except OSError as error:  # a task's own end it alone
+                mend = "make room there; the same command goes on where it was cut off"
+                raise GraphError(
+                    f"{self.folder / FILE} can not be written: {error.strerror or error}; {mend}"
+                ) from None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -250,13 +259,12 @@ class LocalRun:
             reason = error.strerror.lower()
             raise GraphError(f"{self.folder} can not be the run folder: {reason}; choose another") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise GraphError(f"{self.folder}: another run is going on there; wait, or choose another") from None
+            if not _locked(lock):
+                raise GraphError(f"{self.folder}: another run is going on there; wait, or choose another")
             self._end_leftovers()
-            if self.containers:
-                self.containers.end_leftovers(self.folder)
+            for engine in {self._runner_before, self.record.runner} - {"process"}:
+                if shutil.which(engine):  # not where the folder was brought from another machine
+                    Containers(engine).end_leftovers(self.folder)
             for path in self.folder.glob(".*.json"):  # what it was writing then
                 path.unlink()
             yield
@@ -675,6 +683,16 @@ def _end(process: subprocess.Popen) -> None:
             process.wait(patience)
         except subprocess.TimeoutExpired:
             continue
+
+
+def _locked(lock: IO) -> bool:
+    """Lock a file, unless another engine holds it; who only looks whether one does has it for a moment."""
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _processes_with(mark: bytes) -> list[int]:

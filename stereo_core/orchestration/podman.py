@@ -29,6 +29,7 @@ LABEL = "stereo-pipelines.run"
 TERMINATION = "/dev/termination-log"
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # from this environment into the container
 STORAGE = ("AWS_", "S3_", "MINIO_")  # and what starts so, where the step may use the network
+FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE", "SSL_CERT_FILE")  # and what these name
 
 
 class Containers:
@@ -118,7 +119,12 @@ class Containers:
     def _network(self, message: dict) -> list[str]:
         if not _reads_storage(message):
             return ["--network=none"]
-        return [f"--env={name}" for name in os.environ if name.startswith(STORAGE)]
+        files = {name: os.path.abspath(os.environ[name]) for name in FILES if os.path.isfile(os.environ.get(name, ""))}
+        return [
+            *(f"--env={name}" for name in os.environ if name.startswith(STORAGE) and name not in files),
+            *(f"--env={name}={path}" for name, path in files.items()),
+            *(f"--mount=type=bind,src={path},dst={path},ro" for path in files.values()),
+        ]
 
     def _devices(self, gpus: list[str]) -> list[str]:
         if self.engine == "podman":

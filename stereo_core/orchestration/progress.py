@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +20,15 @@ from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Record, TaskRun
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # columns of the tables in a file or a pipe
 TAIL = 15  # lines of a failed step's log
+
+
+@contextlib.contextmanager
+def heard_or_not() -> Iterator[None]:
+    """For what is printed about a run, which goes on when nobody reads it any more (`| head -1`, a lost terminal)."""
+    try:
+        yield
+    except (OSError, SystemExit):  # which rich makes of a broken pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
@@ -36,6 +48,10 @@ class Progress:
 
     def show(self, run: Record) -> None:
         self._run = run
+        with heard_or_not():
+            self._show(run)
+
+    def _show(self, run: Record) -> None:
         if self.console.is_terminal:
             self._live.start()
             return
@@ -49,7 +65,8 @@ class Progress:
             self._seen[name] = now
 
     def close(self) -> None:
-        self._live.stop()
+        with heard_or_not():
+            self._live.stop()
 
     def _table(self) -> Table:
         table = Table("step", "state", "time")

@@ -69,6 +69,7 @@ class Record:
     pipeline: str
     tasks: dict[str, TaskRun]
     arguments: dict = field(default_factory=dict)
+    runner: str = "process"  # or podman, docker
     state: str = "running"
     started: str = ""
     changed: str = ""

@@ -4,7 +4,7 @@ import sys
 from typing import List  # noqa: UP035, as kfp wants it
 
 from kfp import dsl
-from stereo_components import convert, synthesize
+from stereo_components import convert, synthesize, train
 
 LIBRARY = "import json, pathlib, sys; a = sys.argv[1:]; put = lambda p, t: pathlib.Path(p).write_text(t); "
 
@@ -44,7 +44,7 @@ def fail(code: int, out: dsl.Output[dsl.Dataset]):
 
 
 @dsl.container_component
-def train(data: dsl.Input[dsl.Dataset], out: dsl.Output[dsl.Dataset]):
+def go_on(data: dsl.Input[dsl.Dataset], out: dsl.Output[dsl.Dataset]):
     """Is cut off the first time, and goes on with what it left then."""
     code = (
         "left = pathlib.Path(a[1]).with_name('checkpoint'); again = left.exists(); left.touch(); again or sys.exit(1)"
@@ -119,7 +119,7 @@ def trained(code: int = 0):
     """Two steps after one that may fail."""
     first = fail(code=code)
     add(data=first.outputs["out"], text="x")
-    train(data=first.outputs["out"])
+    go_on(data=first.outputs["out"])
 
 
 SPEC = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
@@ -130,3 +130,18 @@ def data(scenes: int = 2, spec: dict = {}):  # noqa: B006
     """synthesize -> convert, the real steps; SPEC is a spec that fits."""
     images = synthesize(num_scenes=scenes, height=64, width=96, max_disparity=16)
     convert(images=images.outputs["images"], spec=spec)
+
+
+TRAIN = {
+    "model": {"preset": "tiny", "train_iters": 1, "valid_iters": 1, "stereo_backbone": {"allow_random_backbone": True}},
+    "dataset": {"max_disparity": 64, "train_dataset": {"workers": 0, "augmentation": {"crop_size": [64, 96]}}},
+}
+
+
+@dsl.pipeline(name="training")
+def training(epochs: int = 3):
+    """synthesize -> convert -> train, the real steps."""
+    images = synthesize(num_scenes=4, height=64, width=96, max_disparity=16).outputs["images"]
+    lists = convert(images=images, spec=SPEC | {"depth_dir_pattern": ["left/disparity"], "split_ratio": 0.5})
+    annotations = lists.outputs["annotations"]
+    train(images=images, annotations=annotations, dataset_name="FSD", num_epochs=epochs, spec=TRAIN)

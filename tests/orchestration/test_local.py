@@ -1,6 +1,7 @@
 """The local engine: order, side-by-side tasks, failures, retries, limits, cancellation, resume by content."""
 
 import contextlib
+import fcntl
 import functools
 import itertools
 import json
@@ -9,11 +10,12 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from flow_steps import SPEC, data, trained
+from flow_steps import SPEC, data, trained, training
 from kfp import compiler, dsl
 from small_ir import container, pipeline, sums
 from stereo_components import convert
@@ -24,7 +26,8 @@ from stereo_core.orchestration import local
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import MARK, LocalRun, _processes_with
-from stereo_core.orchestration.record import read_record
+from stereo_core.orchestration.podman import Containers
+from stereo_core.orchestration.record import LOCK, read_record
 
 WRITE = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text('{}')"
 APPEND = "import sys, pathlib; *i, o = sys.argv[1:]; pathlib.Path(o).write_text(''.join(map(open_, i)) + '{}')"
@@ -206,6 +209,38 @@ def test_time_limit(compiled, tmp_path):
     assert (run.tasks["slow"].exit_code, run.tasks["slow"].attempts) == (124, 1), "it would take as long again"
 
 
+def test_a_step_that_is_deaf_to_sigterm_is_killed(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "GRACE", 0.5)
+    code = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: heard.touch())\n"
+        "heard = pathlib.Path(sys.argv[1]).with_name('heard'); time.sleep(1); time.sleep(60); time.sleep(60)"
+    )
+    limit = {"deploymentSpec": {"executors": {"exec-deaf": {"activeDeadlineSeconds": 1}}}}
+    path = compiled(pipeline({"deaf": container(code, ("out",))}), {"platforms": {"kubernetes": limit}})
+    begin = time.monotonic()
+    assert LocalRun(load_pipeline(path), {}, tmp_path / "run").execute() == 1
+    assert 1.5 <= time.monotonic() - begin < 10
+    assert (tmp_path / "run/tasks/deaf/heard").exists()
+    assert not _processes_with(f"{MARK}={tmp_path / 'run'}".encode())
+
+
+def test_cancellation_does_not_wait_for_another_attempt(compiled, tmp_path):
+    retry = {"retryPolicy": {"maxRetryCount": 2, "backoffDuration": "60s"}}
+    graph = load_pipeline(compiled(pipeline({"bad": container(COUNT.format("sys.exit(137)"), ("out",), **retry)})))
+
+    def interrupt(run) -> None:
+        if run.tasks["bad"].message.startswith("attempt 1: exit code 137"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    begin, before = time.monotonic(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        LocalRun(graph, {}, tmp_path / "run", on_change=interrupt).execute()
+    signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - begin < 20
+    task = record(tmp_path / "run")["tasks"]["bad"]
+    assert (task["state"], task["attempts"], task["exit_code"]) == ("stopped", 1, 137)
+
+
 def test_an_interrupted_task_goes_on_in_its_folder(compiled, tmp_path):
     """A task that failed is run again with what it left; one whose arguments changed starts from nothing."""
     first = pipeline({"a": container(COUNT.format("sys.exit(1)"), ("out",))})
@@ -259,7 +294,53 @@ def test_two_runs_in_one_folder_do_not_mix(compiled, tmp_path):
         assert first.wait(30) == 143
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_looks_at_a_run_does_not_keep_it_from_starting(compiled, tmp_path):
+    graph = load_pipeline(compiled(pipeline({"a": container(WRITE.format("a"), ("out",))})))
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    with (tmp_path / "run" / LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+
+
+@pytest.fixture
+def fake_podman(tmp_path, monkeypatch) -> Path:
+    """Notes in a file what it is told to do, and lists one container."""
+    program, told = tmp_path / "bin/podman", tmp_path / "told"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {told}\necho c0ffee\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return told
+
+
+def test_containers_of_a_killed_run_are_ended_by_a_run_without(compiled, tmp_path, fake_podman):
+    graph = load_pipeline(compiled(pipeline({"a": container(WRITE.format("a"), ("out",))})))
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    assert not fake_podman.exists() and record(tmp_path / "run")["runner"] == "process"
+    (tmp_path / "run/run.json").write_text(json.dumps(record(tmp_path / "run") | {"runner": "podman"}))
+    assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
+    listed, removed = fake_podman.read_text().splitlines()
+    assert listed.endswith(f"label=stereo-pipelines.run={tmp_path / 'run'}")
+    assert removed == "rm --force --volumes c0ffee"
+
+
+def test_a_container_that_reads_storage_sees_the_files_of_credentials(compiled, tmp_path, fake_podman, monkeypatch):
+    task = load_pipeline(compiled(pipeline({"a": container("", ())}))).tasks["a"]
+    token, place = tmp_path / "token", tmp_path / "run/tasks/a"
+    place.mkdir(parents=True)
+    token.touch()
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for uri, seen in (("s3://bucket/x", True), ("/data/x", False)):
+        message = {"inputs": {"parameterValues": {"uri": uri}, "artifacts": {}}}
+        with Containers("podman").container(task, ["true"], place, message, []) as line:
+            assert (f"--mount=type=bind,src={token},dst={token},ro" in line) == seen
+            assert (f"--env=AWS_WEB_IDENTITY_TOKEN_FILE={token}" in line) == seen
+            assert not [part for part in line if "src=" + str(tmp_path / "none") in part]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
     """The step's own child too, which is in its process group."""
     step = container(
@@ -274,8 +355,8 @@ def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
         )
     )
     command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(tmp_path / "run")]
-    # A shell's background job ignores SIGINT and its children inherit that: the tests may run in one.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A shell's background job ignores SIGINT, nohup's SIGHUP, and children inherit that: the tests may run in one.
+    heed = functools.partial(signal.signal, signum, signal.SIG_DFL)
     engine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed)
     pid = tmp_path / "run/tasks/long/pid"
     deadline = time.monotonic() + 30
@@ -287,6 +368,7 @@ def test_interruption_stops_the_children(compiled, tmp_path, signum, code):
     assert engine.returncode == code, output
     saved = record(tmp_path / "run")
     assert saved["state"] == "stopped"
+    assert "test: stopped" in (tmp_path / "run/report.html").read_text()
     assert {name: task["state"] for name, task in saved["tasks"].items()} == {"long": "stopped", "after": "stopped"}
     time.sleep(0.2)
     assert not _runs(int(pid.read_text()))
@@ -351,11 +433,11 @@ def test_a_wrong_parameter_costs_nothing_that_does_not_depend_on_it(compiled_onc
     first = LocalRun(graph, {}, tmp_path)
     assert first.execute() == 1 and states(first)["add"] == "succeeded"
     wrong = LocalRun(graph, {"code": 2}, tmp_path)
-    assert wrong.execute() == 2 and states(wrong) == {"fail": "failed", "add": "skipped", "train": "skipped"}
+    assert wrong.execute() == 2 and states(wrong) == {"fail": "failed", "add": "skipped", "go-on": "skipped"}
     assert wrong.tasks["add"].results() == {}, "what waits to be taken over is no result of this run"
     again = LocalRun(graph, {}, tmp_path)
     assert again.execute() == 0
-    assert states(again) == {"fail": "succeeded", "add": "reused", "train": "succeeded"}
+    assert states(again) == {"fail": "succeeded", "add": "reused", "go-on": "succeeded"}
 
 
 def test_from_a_step_on(compiled, tmp_path):
@@ -464,6 +546,11 @@ def test_no_more_tasks_at_a_time_than_parallel(compiled, tmp_path, monkeypatch):
     assert (tmp_path / "run/times").read_text() == "()()()"
     assert seen(tmp_path / "run", "abc") == ["5"] * 3, "who asks for none sees what the engine sees"
 
+    graph = load_pipeline(compiled(gpu_steps(0, "abcdef")))
+    assert LocalRun(graph, {}, tmp_path / "two", parallel=2).execute() == 0
+    at_once = list(itertools.accumulate(1 if mark == "(" else -1 for mark in (tmp_path / "two/times").read_text()))
+    assert (max(at_once), at_once[-1]) == (2, 0)
+
 
 CHAIN = (
     "import pathlib, sys, time; *i, o = map(pathlib.Path, sys.argv[1:]); t = o.with_name('partial')\n"
@@ -518,3 +605,26 @@ def _has_a_running_step(engine: int) -> bool:
 def _written(folder: Path) -> int:
     """When run.json was."""
     return (folder / "run.json").stat().st_mtime_ns if (folder / "run.json").exists() else 0
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_after_its_engine_was_killed(compiled_once, tmp_path):
+    """The real step, which the killed engine left running; a look at the run that is cut off costs nothing either."""
+    path, folder = compiled_once(training), tmp_path / "run"
+    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as engine:
+        while not list(folder.glob("tasks/train/results/**/model_epoch_*.pth")):
+            assert engine.poll() is None, (folder / "tasks/train/log.txt").read_text()
+            time.sleep(0.05)
+        engine.kill()
+    killed_at_once(load_pipeline(path), folder, None)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    tasks = record(folder)["tasks"]
+    assert {name: task["state"] for name, task in tasks.items()} == {
+        "synthesize": "reused",
+        "convert": "reused",
+        "train": "succeeded",
+    }
+    status = next(folder.glob("tasks/train/results/**/status.json")).read_text()
+    assert "Resuming training from checkpoint" in status

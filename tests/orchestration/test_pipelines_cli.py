@@ -1,9 +1,11 @@
 """`stereo-pipelines`: exit codes, messages, what a console and a file get to see."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,32 @@ def test_run_prints_steps_and_ends_with_a_table(compiled, tmp_path):
     assert "first-step running" in done.stdout and "first-step succeeded after" in done.stdout
     assert "2.5 KB" in done.stdout and "\x1b" not in done.stdout, "no colours in a pipe"
     assert (tmp_path / "runs/x/report.html").is_file() and "runs/x/report.html" in done.stdout
+
+
+def test_a_run_goes_on_when_nobody_reads_it(compiled, tmp_path):
+    """`stereo-pipelines run ... | head -1`"""
+    path = compiled(pipeline(dict.fromkeys("abc", WRITE)))
+    program = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(tmp_path / "run")]
+    with subprocess.Popen([*program, "--parallel", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert b"a running" in run.stdout.readline()
+        run.stdout.close()
+        told = run.stderr.read()
+    assert run.returncode == 0 and told == b"", told
+    found = read_record(tmp_path / "run")
+    assert (found.state, {task.state for task in found.tasks.values()}) == ("succeeded", {"succeeded"})
+    assert "test: succeeded" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_disk_that_a_step_fills(compiled, tmp_path, on_a_small_disk):
+    """The run's record can not be written any more: that is told, and the run is not left going on."""
+    fill = "import sys\nfile = open(sys.argv[1], 'wb', buffering=0)\ntry:\n  while file.write(bytes(512)): pass\n"
+    path = compiled(pipeline({"full": container(fill + "except OSError: pass", ("out",)), "other": WRITE}))
+    program = Path(sys.executable).parent / "stereo-pipelines"
+    line = f"{program} run {path} -o {tmp_path}/run --parallel 1; echo exit $?; {program} show {tmp_path}/run"
+    done = on_a_small_disk(tmp_path / "run", "300k", "sh", "-c", line)
+    assert "exit 2" in done.stdout and "Traceback" not in done.stderr, done.stderr
+    assert f"{tmp_path}/run/run.json can not be written: No space left on device; make room there" in done.stderr
+    assert "full │ stopped" in " ".join(done.stdout.split()), done.stdout
 
 
 def test_run_shows_the_end_of_a_failed_log(compiled, tmp_path):
@@ -137,12 +165,35 @@ def test_compile_check_finds_the_committed_files_right():
 
 def test_terminal_shows_one_live_table(compiled, tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    slow = container("import time; time.sleep(0.6)")
     with Progress(console) as progress:
-        run = LocalRun(load_pipeline(compiled(pipeline({"a": WRITE}))), {}, tmp_path / "run", on_change=progress.show)
+        run = LocalRun(load_pipeline(compiled(pipeline({"a": slow}))), {}, tmp_path / "run", on_change=progress.show)
         run.execute()
+    first, *drawn = re.split(r"\x1b\[\?25[lh]|(?:\r?\x1b\[1A\x1b\[2K)+", console.file.getvalue())
+    assert first == "" and sum("running" in table for table in drawn) > 1, "drawn again and again while it runs"
+    assert all(table.count("┃ step") <= 1 for table in drawn), "each time over the one before"
+    assert "step" not in drawn[-1] and "running" not in drawn[-1], "in the end it goes"
     summary(run.record, console)
-    shown = console.file.getvalue()
-    assert "succeeded" in shown and "\x1b[" in shown
+    assert "succeeded" in console.file.getvalue()
+
+
+def test_logs_follow_a_step_that_runs(compiled, tmp_path):
+    code = (
+        "import pathlib, sys, time; go = pathlib.Path(sys.argv[1]).with_name('go'); print('one', flush=True)\n"
+        "while not go.exists(): time.sleep(0.02)\n"
+        "print('two')"
+    )
+    path, folder = compiled(pipeline({"long": container(code, ("out",))})), tmp_path / "run"
+    program = str(Path(sys.executable).parent / "stereo-pipelines")
+    with subprocess.Popen([program, "run", str(path), "-o", str(folder)], stdout=subprocess.DEVNULL) as run:
+        while not (folder / "tasks/long/log.txt").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        with subprocess.Popen([program, "logs", str(folder), "long", "-f"], stdout=subprocess.PIPE) as logs:
+            assert logs.stdout.readline() == b"one\n"
+            (folder / "tasks/long/go").touch()
+            assert logs.stdout.read() == b"two\n"
+    assert (run.returncode, logs.returncode) == (0, 0)
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (12_000_000, "12.0 MB")])

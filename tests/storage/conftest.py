@@ -88,7 +88,7 @@ class Proxy:
         self.answers: list[bytes | None] = []  # what the next requests get; None: the server's answer; empty: none
         self.losing = 0  # answers to ends of multipart uploads that get lost
         self.mute: set[socket.socket] = set()  # servers whose next answer it is
-        self.passed = 0
+        self.passed, self.connections = 0, 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -99,6 +99,7 @@ class Proxy:
                 client, _ = self.listener.accept()
             except OSError:
                 return
+            self.connections += 1
             try:
                 server = socket.create_connection(("127.0.0.1", self.target))
             except OSError:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from torch.utils.data import DataLoader
 
-from stereo_core import launcher, storage
+from stereo_core import launcher, storage, transfers
 from stereo_core.actions import ACTIONS
 from stereo_core.actions import mirror as mirror_module
 from stereo_core.actions.mirror import Mirror
@@ -336,14 +336,17 @@ def test_a_signal_while_inputs_come_from_a_server_that_has_gone_silent(store, pr
 
 
 @marked
-def test_side_cars_come_along(store, tmp_path):
+def test_side_cars_come_along(store, tmp_path, monkeypatch):
     uri = f"s3://artifacts/{tmp_path.name}/models"
     for name in ("model.onnx", "model.onnx.data", "model.onnx2", "other.onnx"):
         (tmp_path / name).write_text(name)
         storage.upload(tmp_path / name, f"{uri}/{name}")
     spec = {"gen_trt_engine": {"onnx_file": f"{uri}/model.onnx", "trt_engine": f"{uri}/engines/model.engine"}}
-    stage = Stage("gen_trt_engine", spec_from_dict("gen_trt_engine", spec))
+    stage, listed = Stage("gen_trt_engine", spec_from_dict("gen_trt_engine", spec)), []
+    children = storage.children
+    monkeypatch.setattr(storage, "children", lambda *a, **how: listed.extend(found := children(*a, **how)) or found)
     stage.fetch()
+    assert listed == ["model.onnx.data"], "not all that lies in the bucket beside it"
     here = Path(stage.spec.gen_trt_engine.onnx_file)
     assert sorted(os.listdir(here.parent)) == ["model.onnx", "model.onnx.data"]
     engine = Path(stage.spec.gen_trt_engine.trt_engine)
@@ -415,8 +418,13 @@ def test_what_a_run_writes_is_stored_once_and_again_when_it_changed(store, tmp_p
     uri, folder = f"s3://artifacts/{tmp_path.name}/live", tmp_path / "results"
     mirror = Mirror({folder: uri})
     first, second = folder / "model_epoch_000.pth", folder / "model_epoch_001.pth"
-    for path, data in ((first, b"1" * 2**20), (folder / "log", b"x" * 1000), (folder / ".partial", b"x")):
-        path.parent.mkdir(exist_ok=True)
+    for path, data in (
+        (first, b"1" * 2**20),
+        (folder / "log", b"x" * 1000),
+        (folder / ".partial", b"x"),
+        (folder / ".cache/x", b"x"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     (folder / "latest").symlink_to(first.name)
     (folder / "outside").symlink_to(Path(__file__))
@@ -465,3 +473,21 @@ def test_a_run_outlives_a_server_that_is_away_for_a_while(store, tmp_path, monke
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         while names(uri) != {"status.json", "a"}:
             time.sleep(0.05)
+
+
+@marked
+def test_an_interrupted_run_does_not_wait_for_a_silent_server(store, proxy, tmp_path, monkeypatch):
+    for module in (mirror_module, transfers):
+        monkeypatch.setattr(module, "MOMENT", 0.3)
+    monkeypatch.setattr(mirror_module, "PAUSE", 0.05)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    mirror = Mirror({folder: f"s3://artifacts/{tmp_path.name}/silent"})
+    with pytest.raises(KeyboardInterrupt), mirror.running():
+        proxy.pause, proxy.passed = 100, 0
+        (folder / "large").write_bytes(bytes(20 * 2**20))
+        while not proxy.passed:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 5

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
+import time
 
 import pytest
-from objects import cached, put, random_bytes, stored, written
+from objects import answer, cached, put, random_bytes, stored, written
 
 from stereo_core import storage
 
@@ -24,6 +26,49 @@ def test_there_and_back(store, tmp_path, monkeypatch, size):
     assert storage.fetch(f"minio://artifacts/back/{size}").read_bytes() == data
     found = store.admin().stat_object("artifacts", f"back/{size}")
     assert found.metadata[storage.SHA256] == hashlib.sha256(data).hexdigest()
+
+
+def test_parts_travel_side_by_side(store, tmp_path, monkeypatch, proxy):
+    """Each on a connection of its own: one after the other they would share one."""
+    monkeypatch.setattr(storage, "PART", PART)
+    proxy.pause, uri = 0.05, "s3://artifacts/parts"
+    storage.upload(written(tmp_path / "file", random_bytes(3 * PART + 17)), uri)
+    assert store.admin().stat_object("artifacts", "parts").etag.endswith("-4")
+    assert proxy.connections >= 3
+    storage.look(uri)
+    storage._connect.cache_clear()
+    proxy.connections, proxy.pause = 0, 0.002
+    storage.fetch(uri)
+    assert proxy.connections >= 3
+
+
+@pytest.mark.parametrize(
+    ("faults", "seconds"),
+    [
+        ({"cuts": [1000] * 5}, 0.3 + 0.6),
+        ({"answers": [answer("503 Slow Down", "<Error><Code>SlowDown</Code></Error>")] * 2}, 1),
+    ],
+)
+def test_another_try_waits_longer_each_time(store, monkeypatch, proxy, faults, seconds):
+    monkeypatch.setattr(storage, "PAUSES", (0.3, 0.6))
+    monkeypatch.setattr(storage, "RETRIES", 2)
+    uri = put(store, "pauses", random_bytes(2**20))
+    storage.look(uri)
+    vars(proxy).update(faults)
+    begin = time.monotonic()
+    with contextlib.suppress(storage.StorageError):
+        storage.fetch(uri)
+    assert time.monotonic() - begin >= seconds
+
+
+def test_one_object_has_a_bar_on_a_terminal(store, tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(storage, "PART", PART)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    storage.upload(written(tmp_path / "file", bytes(2 * PART)), "s3://artifacts/shown-up")
+    assert "shown-up" in terminal.getvalue() and "10.5/10.5 MB" in terminal.getvalue()
+    terminal.truncate(0)
+    storage.fetch("s3://artifacts/shown-up")
+    assert "shown-up" in terminal.getvalue() and "10.5/10.5 MB" in terminal.getvalue()
 
 
 def test_a_cached_object_is_not_fetched_again(store, tmp_path, proxy):

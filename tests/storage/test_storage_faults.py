@@ -48,7 +48,8 @@ def fault(function: Callable) -> Callable:
 class Bed:
     """An object and a file, by way of a proxy."""
 
-    def __init__(self, server, proxy, tmp_path: Path, monkeypatch) -> None:
+    def __init__(self, server, proxy, tmp_path: Path, monkeypatch, on_a_small_disk) -> None:
+        self.on_a_small_disk = on_a_small_disk
         self.server, self.proxy, self.tmp_path, self.patch = server, proxy, tmp_path, monkeypatch
         self.key = f"faults/{tmp_path.name}/object"
         self.uri = put(server, self.key, OLD)
@@ -111,9 +112,9 @@ class Bed:
 
 
 @pytest.fixture
-def bed(store, proxy, tmp_path, monkeypatch):
+def bed(store, proxy, tmp_path, monkeypatch, on_a_small_disk):
     monkeypatch.setattr(storage, "PART", PART)
-    bed = Bed(store, proxy, tmp_path, monkeypatch)
+    bed = Bed(store, proxy, tmp_path, monkeypatch, on_a_small_disk)
     yield bed
     check(bed)
 
@@ -374,15 +375,6 @@ def disk_that_is_full(bed):
     assert p.returncode == 1 and not [path for path in (bed.tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def on_a_small_disk(folder: Path, mebibytes: int, code: str) -> subprocess.CompletedProcess:
-    """Run Python where a folder is a file system of its own, which goes with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mount = f"mount -t tmpfs -o size={mebibytes}m tmpfs '{folder}' && exec '{sys.executable}' -c \"$0\""
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    return subprocess.run(["unshare", "-rm", "sh", "-c", mount, code], capture_output=True, text=True)
-
-
 @fault
 def disk_that_others_have_filled(bed):
     """Long before the cache is at its limit: what was not used for longest goes, as it would there."""
@@ -390,7 +382,7 @@ def disk_that_others_have_filled(bed):
     code = (
         f"from stereo_core import storage\nfor uri in {uris}: size = len(storage.read(uri))\nassert size == 6 * 2**20"
     )
-    done = on_a_small_disk(bed.tmp_path / "cache", 15, code)
+    done = bed.on_a_small_disk(bed.tmp_path / "cache", "15m", sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
 
 
@@ -402,7 +394,7 @@ def disk_that_is_full_where_a_tree_is_to_go(bed):
         f"try: storage.fetch_tree({uri!r}, into)\nexcept OSError as error: print(error, os.listdir(into))"
     )
     bed.others.append(OLD)
-    done = on_a_small_disk(into, 3, code)
+    done = bed.on_a_small_disk(into, "3m", sys.executable, "-c", code)
     assert "No space left" in done.stdout and str(into) in done.stdout and done.stdout.endswith("[]\n"), done
 
 
