@@ -62,13 +62,18 @@ image-deploy: EXTRAS = tensorrt,tensorrt-rtx
 image-deploy: image  ## container image that builds and runs engines
 
 # Wheels first, here: the build itself needs no network. build/lib would bring modules that are no more.
+# The base is taken by its digest: BASE's, or what its tag means today. Only docker's image format has a health check.
 # The steps' own image is whichever runtime was built last.
 image: $(READY)
 	rm -rf build/wheels build/lib
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir build/wheels "$(TORCH)" '.[$(EXTRAS)]'
-	@case '$(BASE)' in *@sha256:*) ;; *) echo 'warning: BASE=$(BASE) has no digest: it may be another one tomorrow' >&2;; esac
-	version=$$($(BIN)/python -c 'import stereo_core; print(stereo_core.__version__)') && \
-	$(ENGINE) build $(BUILD_FLAGS) --file images/Containerfile --build-arg BASE=$(BASE) --build-arg EXTRAS=$(EXTRAS) \
+	set -e; base='$(BASE)'; case $$base in *@sha256:*) ;; *) \
+		$(ENGINE) image inspect $$base >/dev/null 2>&1 || $(ENGINE) pull --quiet $$base; \
+		base=$$($(ENGINE) image inspect --format '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}$(BASE){{end}}' $$base); \
+		echo "warning: BASE=$(BASE) may be another one tomorrow; this one is BASE=$$base" >&2;; esac; \
+	version=$$($(BIN)/python -c 'import stereo_core; print(stereo_core.__version__)'); \
+	$(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) $(BUILD_FLAGS) --file images/Containerfile \
+		--build-arg BASE=$$base --build-arg EXTRAS=$(EXTRAS) \
 		--build-arg NAME=$(NAME) --build-arg VERSION=$$version --build-arg REVISION=$$(git rev-parse HEAD) \
 		--tag stereo-pipelines/$(NAME):$$version \
 		$(if $(filter runtime-%,$(NAME)),--tag stereo-pipelines/runtime:$$version) build/wheels

@@ -1,19 +1,25 @@
-"""Another repository's point of view: the wheel alone, a component from it, one from its YAML, and one of its own."""
+"""Another repository's point of view: the wheel, a component from it, one from its YAML, and one of its own."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
+import tomllib
 import venv
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("stereo_core", "components", "pipelines")
 THEIRS = """
 import sys
 from pathlib import Path
@@ -47,10 +53,43 @@ compiler.Compiler().compile(theirs, "theirs.yaml")
 """
 
 
+def required(distribution: metadata.Distribution, *extras: str) -> Iterator[metadata.Distribution]:
+    """Those of this environment's distributions that pip would install beside one, by their own metadata."""
+    seen, open_ends = set(), [(distribution, extras)]
+    while open_ends:
+        one, extras = open_ends.pop()
+        for requirement in map(Requirement, one.requires or []):
+            here = requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras))
+            key = requirement.name, *sorted(requirement.extras)
+            if here and key not in seen:
+                seen.add(key)
+                open_ends.append((metadata.distribution(requirement.name), requirement.extras))
+                yield open_ends[-1][0]
+
+
+def test_what_is_imported_is_required():
+    """By its own name: what only another package brings may go with it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "dev"}
+    lines = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    ours = {canonicalize_name(Requirement(line).name) for line in lines} | {"stereo-pipelines"}
+    brought_by = metadata.packages_distributions()
+    for file in (file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")):
+        for name in imported(ast.parse(file.read_text())) - sys.stdlib_module_names:
+            assert ours & set(map(canonicalize_name, brought_by.get(name, [name]))), f"{file} imports {name}"
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The packages that a module imports, wherever it does."""
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.partition(".")[0] for name in names}
+
+
 @pytest.mark.slow
 def test_the_wheel_alone_serves_another_repository(tmp_path):
     source, home = tmp_path / "source", tmp_path / "venv"
-    for name in ("stereo_core", "components", "pipelines"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -62,9 +101,12 @@ def test_the_wheel_alone_serves_another_repository(tmp_path):
     python = home / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps", "--quiet"]
     subprocess.run([*pip, str(wheel)], check=True)
-    # The libraries of this environment, without its own .pth files: an editable install of this tree stays unseen.
     (site,) = home.glob("lib/python*/site-packages")
-    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (wheel,) = metadata.distributions(name="stereo-pipelines", path=[str(site)])
+    for library in required(wheel, "pipelines"):
+        for name in {file.parts[0] for file in library.files} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(library.locate_file(name))
 
     (tmp_path / "theirs.py").write_text(THEIRS)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import lacking
 
 from stereo_core import __version__
 from stereo_core.orchestration.podman import Containers
@@ -35,12 +36,17 @@ events_logger = "file"
 sys.path.append(str(ROOT / "tests/orchestration"))  # for Argo's simulator
 
 
+def run(*command: str | Path, **options) -> None:
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    assert made.returncode == 0, (made.stdout + made.stderr)[-3000:]
+
+
 @pytest.fixture(scope="session")
 def podman() -> Containers:
-    """podman with storage of its own; the test skips where it, its parts or the right to use them are missing."""
+    """podman with storage of its own, where it, its parts and the right to use them are there."""
     missing = [tool for tool in ("podman", "runc", "debootstrap") if shutil.which(tool) is None]
     if missing or os.getuid():
-        pytest.skip(f"needs root, podman, runc and debootstrap; missing here: {', '.join(missing) or 'root'}")
+        lacking("containers", f"needs root, podman, runc and debootstrap; missing here: {', '.join(missing) or 'root'}")
     folder = ROOT / "build/containers"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "containers.conf").write_text(CONFIG)
@@ -50,25 +56,32 @@ def podman() -> Containers:
     os.environ["CONTAINERS_STORAGE_CONF"] = str(folder / "storage.conf")
     if subprocess.run(["podman", "image", "exists", BASE], capture_output=True).returncode:
         base = folder / "base.tar"
-        steps = [] if base.is_file() else [[ROOT / "images/debootstrap-base.sh", base]]
-        for command in (*steps, ["podman", "import", base, BASE]):
-            made = subprocess.run(command, capture_output=True, text=True)
-            if made.returncode:
-                pytest.fail(f"{command}: {(made.stdout + made.stderr)[-2000:]}")
+        if not base.is_file():
+            run(ROOT / "images/debootstrap-base.sh", base)
+        run("podman", "import", base, BASE)
     tried = subprocess.run(
         ["podman", "run", "--rm", "--network=none", "--read-only", BASE, "true"], capture_output=True, text=True
     )
     if tried.returncode:
-        pytest.skip(f"this machine runs no containers: {tried.stderr[-500:]}")
+        lacking("containers", f"this machine runs no containers: {tried.stderr[-500:]}")
     return Containers("podman")
 
 
 @pytest.fixture(scope="session")
 def image(podman) -> str:
-    """The name of runtime-cpu, as `make image-cpu` builds it, with few extras."""
+    """The name of runtime-cpu, as `make image-cpu` builds it."""
     flags = "--network none --isolation oci --layers=false"
-    command = ["make", "image-cpu", "ENGINE=podman", "EXTRAS=quantize", f"BASE={BASE}", f"BUILD_FLAGS={flags}"]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert made.returncode == 0, (made.stdout + made.stderr)[-3000:]
+    run("make", "image-cpu", "ENGINE=podman", f"BASE={BASE}", f"BUILD_FLAGS={flags}")
     subprocess.run(["podman", "image", "prune", "--force"], capture_output=True)
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def no_shell(image) -> str:
+    """The name of the same image without a shell."""
+    name = "localhost/stereo-pipelines/no-shell:1"  # as podman lists it
+    text = f"FROM {image}\nUSER 0:0\nRUN rm /bin/sh /bin/dash /bin/bash /bin/rbash\nUSER 10001:0\n"
+    run("podman", "build", "--network=none", "--isolation=oci", "--format=docker", f"--tag={name}", "-", input=text)
+    tried = subprocess.run(["podman", "run", "--rm", "--network=none", name, "sh", "-c", "true"], capture_output=True)
+    assert tried.returncode == 127
+    return name

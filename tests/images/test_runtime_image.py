@@ -12,8 +12,7 @@ import pytest
 import yaml
 from argo_simulator import Simulator
 from docker.models.containers import ContainerCollection
-from kfp import compiler, components, dsl, local
-from stereo_components import convert, synthesize, train
+from kfp import components, local
 from stereo_components.image import IMAGE
 
 from stereo_core.actions.perform import perform
@@ -70,6 +69,10 @@ def compiled():
     return next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "train_to_engine")
 
 
+def inspected(image: str) -> dict:
+    return json.loads(subprocess.run(["podman", "image", "inspect", image], capture_output=True).stdout)[0]
+
+
 def inside(image: str, *command: str, user: str = "4321:0") -> subprocess.CompletedProcess:
     walls = ["--rm", "--network=none", "--read-only", "--cap-drop=all", f"--user={user}"]
     return subprocess.run(["podman", "run", *walls, image, *command], capture_output=True, text=True)
@@ -78,6 +81,7 @@ def inside(image: str, *command: str, user: str = "4321:0") -> subprocess.Comple
 def test_the_image_holds_what_steps_need_and_no_more(image):
     look = """
 import getpass, importlib.util, json, os, pathlib, tempfile
+MODULES = ("stereo_core", "torch", "onnxruntime", "torchao", "optuna", "wandb", "mlflow", "kfp", "hera", "pip")
 def writable(folder):
     try:
         tempfile.TemporaryFile(dir=folder).close()
@@ -85,7 +89,7 @@ def writable(folder):
     except OSError:
         return False
 print(json.dumps({
-    "there": [n for n in ("stereo_core", "torch", "onnxruntime", "kfp", "hera", "pip") if importlib.util.find_spec(n)],
+    "there": [n for n in MODULES if importlib.util.find_spec(n)],
     "writable": [f for f in ("/", "/opt/stereo", "/etc", "/tmp", "/cache") if writable(f)],
     "user": [os.getuid(), getpass.getuser(), str(pathlib.Path.home())],
 }))
@@ -93,19 +97,22 @@ print(json.dumps({
     found = inside(image, "python", "-c", look)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout) == {
-        "there": ["stereo_core", "torch", "onnxruntime"],
+        "there": ["stereo_core", "torch", "onnxruntime", "torchao", "optuna", "wandb", "mlflow"],
         "writable": ["/tmp", "/cache"],
         "user": [4321, "stereo", "/cache"],
     }
-    config = json.loads(subprocess.run(["podman", "image", "inspect", image], capture_output=True).stdout)[0]["Config"]
+    config = inspected(image)["Config"]
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items() if "opencontainers" in name}
     assert config["User"] == "10001:0" and labels["title"] == "stereo-pipelines runtime-cpu"
     assert labels["version"] and len(labels["revision"]) == 40
+    assert labels["name"].startswith("localhost/stereo-base@sha256:")  # what it was built from
 
 
 def test_health_check(image):
-    """The command that docker runs by itself, as another user than the image's."""
-    found = inside(image, "depth_net", "doctor", "-e", "/opt/stereo/health/doctor.yaml")
+    """What the image says itself, as another user than the image's."""
+    how, *command = inspected(image)["Healthcheck"]["Test"]
+    assert (how, command[:2]) == ("CMD", ["depth_net", "doctor"])
+    found = inside(image, *command)
     assert found.returncode == 0 and "No problem was found" in found.stdout, found.stdout + found.stderr
 
 
@@ -168,45 +175,42 @@ def docker_host(podman, tmp_path_factory, monkeypatch):
     subprocess.run(["podman", "rm", "--all", "--force"], capture_output=True)
 
 
-def test_kfps_docker_runner_runs_the_components(image, docker_host, tmp_path):
-    """Not root, without network, with nothing to write to but the outputs: each step finds what the one before left."""
-
-    @dsl.pipeline(name="docker")
-    def small(
-        convert_spec: dict = ARGUMENTS["convert_spec"],
-        train_spec: dict = ARGUMENTS["train_spec"],
-    ):
-        images = synthesize(num_scenes=2, height=64, width=96, max_disparity=16).outputs["images"]
-        annotations = convert(images=images, spec=convert_spec).outputs["annotations"]
-        train(images=images, annotations=annotations, dataset_name="FSD", num_epochs=1, spec=train_spec)
-
-    path, root = tmp_path / "small.yaml", tmp_path / "kfp"
-    compiler.Compiler().compile(small, str(path))
-    path.write_text(path.read_text().replace(IMAGE, f"localhost/{IMAGE}"))  # as podman lists it
+def test_kfps_docker_runner_runs_the_demo(no_shell, docker_host, tmp_path):
+    """Not root, no network, no shell, nothing to write to but the outputs: each step finds what others left."""
+    path, root = tmp_path / "demo.yaml", tmp_path / "kfp"
+    compiled = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
+    path.write_text(compiled.read_text().replace(IMAGE, no_shell))
     root.mkdir()
     root.chmod(0o777)
     ulimits = [{"Name": "nofile", "Soft": 1024, "Hard": 4096}, {"Name": "nproc", "Soft": 4096, "Hard": 4096}]
     walls = {"network_mode": "none", "read_only": True, "cap_drop": ["all"], "user": "4321:0", "ulimits": ulimits}
     scratch = {"tmpfs": {"/tmp": "mode=1777"}, "environment": {"OMP_NUM_THREADS": "1"}}
     local.init(local.DockerRunner(**walls, **scratch), pipeline_root=str(root), raise_on_error=True)
-    components.load_component_from_file(str(path))()
+    demo = components.load_component_from_file(str(path))
+    demo(num_scenes=2, height=64, width=96, max_disparity=16, **ARGUMENTS)
 
     (run,) = (folder for folder in root.iterdir() if folder.is_dir())
     made = {}
     for file in run.glob("*/executor_output.json"):
         assert file.stat().st_uid == 4321
-        made |= {port: entry["artifacts"][0] for port, entry in json.loads(file.read_text())["artifacts"].items()}
-    kinds = {port: made[port]["metadata"]["kind"] for port in ("images", "annotations", "checkpoint")}
-    assert kinds == {port: port for port in kinds}
-    folder = run / "convert/annotations"
-    lists = [(folder / name).read_text().split() for name in ("train.txt", "val.txt")]
-    assert [len(names) for names in lists] == [3, 3]
-    assert all((run / "synthesize/images" / name).is_file() for names in lists for name in names)
-    checkpoint = run / "train/checkpoint" / made["checkpoint"]["metadata"]["file"]
-    files = {"images": run / "synthesize/images", "annotations": folder, "checkpoint": checkpoint}
-    assert {port: sha256_of(file) for port, file in files.items()} == {
-        port: made[port]["metadata"]["sha256"] for port in files
+        said = json.loads(file.read_text())["artifacts"]
+        made[file.parent.name] = {port: entry["artifacts"][0]["metadata"] for port, entry in said.items()}
+    files = {
+        ("synthesize", "images"): "",
+        ("convert", "annotations"): "",
+        ("train", "checkpoint"): "file",
+        ("export", "onnx"): "file",
+        ("gen-trt-engine", "engine"): "file",
     }
+    for (task, port), key in files.items():
+        metadata = made[task][port]
+        assert metadata["kind"] == port
+        assert metadata["sha256"] == sha256_of(run / task / port / metadata.get(key, "")), task
+    lists = [(run / "convert/annotations" / name).read_text().split() for name in ("train.txt", "val.txt")]
+    assert [len(names) for names in lists] == [3, 3]
+    for task in ("evaluate", "trt-evaluate"):
+        assert {"epe", "rmse"} <= made[task]["metrics"].keys()
+    assert {"inference", "trt-inference"} <= made.keys()
 
 
 def test_a_failed_step_says_why(podman, image, images, compiled, tmp_path):
