@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -32,7 +31,6 @@ from stereo_core.spec.loading import build, load_spec, read_tree
 from stereo_core.spec.train import AUTO
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
-KUBECTL = Path(sys.executable).parent / "kubectl"
 SCHEMAS = MANIFESTS.parent.parent / "shared/schemas"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 GPU_OVERLAYS = ["eks", "gke", "on-prem"]
@@ -41,7 +39,9 @@ FOREIGN = ("argoproj.io", "trainer.kubeflow.org")
 
 def build_overlay(folder: Path) -> list[dict]:
     """What kubectl makes of a folder."""
-    done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True)
+    if not shutil.which("kubectl"):
+        lacking("kubectl", "kubectl is not here")
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
