@@ -26,7 +26,7 @@ from typing import Any
 from stereo_core import __version__
 from stereo_core.actions import Outcome
 from stereo_core.actions.fetch_dataset import referred
-from stereo_core.errors import DataError, ModelError, UserError
+from stereo_core.errors import DataError, ModelError, SpecError, UserError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.storage import bucket_of, is_uri
 from stereo_core.termination import Terminated, explain, sigterm_raises
@@ -429,11 +429,20 @@ def wire(action: str, tree: dict, dataset_name: str, inputs: dict[str, Artifact]
 
 
 def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, images: str, annotations: Path) -> None:
-    """Give a data set section its sources: the user's with paths resolved, else the first of `names` there is."""
+    """Give a data set section its sources: the user's with paths resolved, else the first of `names` there is.
+
+    A single source of the user's that names no list says how that one is read (`disparity_scale`, ...).
+    """
     dataset = tree.get("dataset") if isinstance(tree.get("dataset"), dict) else {}
     given = (dataset.get(section) or {}).get("data_sources") or []
-    sources = [dict(source) for source in given if isinstance(source, dict) and source.get("data_file")]
-    if not sources:
+    sources = [dict(source) for source in given if isinstance(source, dict)]
+    unnamed = [source for source in sources if not source.get("data_file")]
+    if unnamed and len(sources) > 1:
+        raise SpecError(
+            f"dataset.{section}.data_sources: {len(unnamed)} of {len(sources)} sources name no data_file; name a list of "
+            "the annotations in each, or give one source, which takes the list that convert made"
+        )
+    if unnamed or not sources:
         lists = [annotations] if annotations.is_file() else [annotations / name for name in names]
         data_file = next((path for path in lists if path.is_file()), None)
         if data_file is None and section == "val_dataset":
@@ -444,7 +453,9 @@ def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, ima
                 f"input annotations: {annotations} holds no {' or '.join(names)} (found: {found});"
                 " choose convert's split_ratio accordingly or name data_sources in the spec"
             )
-        sources = [{"data_file": str(data_file), "dataset_name": dataset_name or "GenericDataset"}]
+        source = unnamed[0] if unnamed else {}
+        name = dataset_name or source.get("dataset_name") or "GenericDataset"
+        sources = [source | {"data_file": str(data_file), "dataset_name": name}]
     for source in sources:
         source["data_file"] = _below(str(annotations), source["data_file"])
         source["data_root"] = _below(images, source.get("data_root") or "")

@@ -275,6 +275,22 @@ def test_the_users_data_sources_resolve_in_the_ports(tmp_path):
     assert "val_dataset" not in tree["dataset"], "no val.txt, no validation"
 
 
+def test_a_source_without_a_list_says_how_the_ports_list_is_read(tmp_path):
+    """It was dropped without a word, and with it its disparity_scale."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    coding = {"disparity_format": "png_u8", "disparity_scale": 4.0}
+    tree = {"dataset": {"train_dataset": {"data_sources": [coding | {"data_file": ""}]}}}
+    wire("train", tree, "Middlebury", inputs, tmp_path / "results")
+    (source,) = tree["dataset"]["train_dataset"]["data_sources"]
+    expected = {"data_file": str(tmp_path / "annotations" / "train.txt"), "dataset_name": "Middlebury"}
+    assert source == coding | expected | {"data_root": str(tmp_path / "images")}
+    tree = {"dataset": {"train_dataset": {"data_sources": [coding, {"data_file": "a.txt"}]}}}
+    with pytest.raises(UserError, match=r"train_dataset\.data_sources: 1 of 2 sources name no data_file"):
+        wire("train", tree, "", inputs, tmp_path / "results")
+
+
 def test_missing_training_list_names_what_is_there(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "test.txt").touch()

@@ -276,7 +276,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """Keep what of the state after a step will be gone when the next batch has begun."""
         self.step, self.epoch, self.within_update = trainer.global_step, trainer.current_epoch, False
         self.loops = copy.deepcopy(trainer.fit_loop.state_dict())
-        self.buffers = [buffer.clone() for buffer in module.model.buffers()]
+        if trainer.world_size == 1:  # see on_exception
+            self.buffers = [buffer.clone() for buffer in module.model.buffers()]
 
     def save(self, trainer: pl.Trainer) -> bool:
         """Write the state after the last step; nothing, and False, where it was before, or on a dry run."""
