@@ -439,8 +439,8 @@ def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, ima
     unnamed = [source for source in sources if not source.get("data_file")]
     if unnamed and len(sources) > 1:
         raise SpecError(
-            f"dataset.{section}.data_sources: {len(unnamed)} of {len(sources)} sources name no data_file; name a list of "
-            "the annotations in each, or give one source, which takes the list that convert made"
+            f"dataset.{section}.data_sources: {len(unnamed)} of {len(sources)} sources name no data_file; name a list "
+            "of the annotations in each, or give one source, which takes the list that convert made"
         )
     if unnamed or not sources:
         lists = [annotations] if annotations.is_file() else [annotations / name for name in names]
