@@ -458,6 +458,11 @@ def _wire_sources(tree: dict, section: str, names: tuple, dataset_name: str, ima
         sources = [source | {"data_file": str(data_file), "dataset_name": name}]
     for source in sources:
         source["data_file"] = _below(str(annotations), source["data_file"])
+        if not is_uri(source["data_file"]) and not os.path.isfile(source["data_file"]):
+            raise DataError(
+                f"dataset.{section}.data_sources: no such list: {source['data_file']}; relative names are looked up in "
+                "the input annotations, and without data_sources the list that convert made is taken"
+            )
         source["data_root"] = _below(images, source.get("data_root") or "")
     put(tree, f"dataset.{section}.data_sources", sources)
 

@@ -262,8 +262,11 @@ def test_evaluate_takes_the_test_list_else_the_validation_list(tmp_path, lists, 
 def test_the_users_data_sources_resolve_in_the_ports(tmp_path):
     (tmp_path / "annotations").mkdir()
     inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    hard = tmp_path / "hard.txt"
+    for path in (tmp_path / "annotations" / "easy.txt", hard):
+        path.touch()
     source = {"data_file": "easy.txt", "dataset_name": "FSD", "disparity_format": "pfm"}
-    other = {"data_file": "/abs/hard.txt", "dataset_name": "FSD", "data_root": "night"}
+    other = {"data_file": str(hard), "dataset_name": "FSD", "data_root": "night"}
     tree = {"dataset": {"train_dataset": {"batch_size": 4, "data_sources": [source, other]}}}
     wire("train", tree, "", inputs, tmp_path / "results")
     train = tree["dataset"]["train_dataset"]
@@ -273,6 +276,14 @@ def test_the_users_data_sources_resolve_in_the_ports(tmp_path):
         other | {"data_root": str(tmp_path / "images" / "night")},
     ]
     assert "val_dataset" not in tree["dataset"], "no val.txt, no validation"
+    with pytest.raises(UserError, match=r"no such list: .*nowhere\.txt; .* without data_sources the list"):
+        wire(
+            "train",
+            {"dataset": {"train_dataset": {"data_sources": [{"data_file": "nowhere.txt"}]}}},
+            "",
+            inputs,
+            tmp_path,
+        )
 
 
 def test_a_source_without_a_list_says_how_the_ports_list_is_read(tmp_path):

@@ -111,16 +111,21 @@ class Stage:
     def take_up(self) -> None:
         """Fetch the results of the training that this one goes on with, where the spec says `auto`.
 
+        A training that is refused here leaves the other's record, experiment.yaml and status.json, as it is.
+
         Raises:
             SpecError: they are those of a training that this one does not go on with.
             DataError, StorageError: as storage.fetch.
         """
         if self.verb != "train":
             return
-        folder = results_dir(self.spec, "train")
+        folder, resume = results_dir(self.spec, "train"), self.spec.train.resume_training_checkpoint_path
         if not any(folder.is_relative_to(here) for here in self.results):
+            goes_on = resume == AUTO or (resume and Path(resume).resolve().parent == folder.resolve())
+            if not goes_on and folder.is_dir():
+                check_no_other_training(self.spec.train, folder, (file.name for file in folder.iterdir()))
             return
-        uri, resume = self._mirror.uri_of(folder).removesuffix("/."), self.spec.train.resume_training_checkpoint_path
+        uri = self._mirror.uri_of(folder).removesuffix("/.")
         if resume != AUTO:
             there = storage.children(uri, start="model_epoch_") if resume.rpartition("/")[0] != uri else ()
             check_no_other_training(self.spec.train, uri, there)

@@ -18,7 +18,6 @@ import torch
 from stereo_core.actions import Outcome
 from stereo_core.actions.perform import Terminated
 from stereo_core.actions.ranks import in_ranks
-from stereo_core.actions.staging import check_no_other_training
 from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import channels_last, from_spec
@@ -149,18 +148,16 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
     """The checkpoint to go on from, said in status.json and the log; None for a new run.
 
     Raises:
-        SpecError: the checkpoint has more epochs than are wanted, or the one that was named has all of them; the folder
-            holds those of another run.
+        SpecError: the checkpoint has more epochs than are wanted, or the one that was named has all of them.
         ModelError: it is damaged or none of a training run.
     """
     settings = spec.train
     said = settings.resume_training_checkpoint_path
     path = newest_whole(folder) if said == AUTO else Path(said) if said else None
-    if path is None or path.resolve().parent != folder.resolve():
-        check_no_other_training(settings, folder, (file.name for file in folder.iterdir()))
     if path is None:
         if said:
             status.running(f"No checkpoint in {folder}: a new run.")
+            LOG.info("train.resume_training_checkpoint_path: auto, but %s holds no checkpoint: a new run", folder)
         return None
     check_digest(path)
     progress = read_progress(path)

@@ -678,17 +678,19 @@ def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     assert saved["optimizer_states"][0]["state"][0]["step"] == 12
 
 
-def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, status_lines, monkeypatch):
+def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, status_lines, monkeypatch, capfd):
     """TAO's item 27: there a run resumes because a file lies there. Here it is asked to, says so, and may be over. The
     file, which may have gigabytes, is checked once."""
     keys = {"num_epochs": 2, "resume_training_checkpoint_path": "auto"}
     assert train(tmp_path, num_epochs=1)[0] == 0
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
+    record = [(tmp_path / name).read_bytes() for name in ("experiment.yaml", "status.json")]
     elsewhere = str(finished[0] / "model_epoch_000_step_00002.pth")
     for other in ({}, {"resume_training_checkpoint_path": elsewhere}):  # not asked for what is there
         assert train(tmp_path, num_epochs=2, **other)[0] == 2
-        said = status_lines(tmp_path)[-1]["message"]
+        said = capfd.readouterr().err
         assert f"{tmp_path} holds checkpoints of another training" in said and "_path=auto goes on with that" in said
+        assert [(tmp_path / name).read_bytes() for name in ("experiment.yaml", "status.json")] == record
     assert train(tmp_path, num_epochs=1, is_dry_run=True)[0] == 0
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")} == before
     checked = []
