@@ -415,6 +415,7 @@ def test_how_the_network_computes_is_what_the_spec_says():
         assert laid_out == {innermost}
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_in_a_later_epoch(train, tmp_path, monkeypatch, status_lines, scenes):
     """The run ends with its name; no step before it is lost, and once it is mended the run goes on as if nothing had
     been. Two batches a step, and the image is in the second batch of one: half a step is no step."""
@@ -443,6 +444,7 @@ def test_an_image_that_breaks_in_a_later_epoch(train, tmp_path, monkeypatch, sta
     assert_same(*(load(tmp_path / name / "dn_model_latest.pth") for name in ("run", "whole")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
 def test_whatever_ends_a_run_its_last_step_is_there(finished, train, tmp_path, monkeypatch, hook):
     """A tracker that can not be reached, say, right after a step, or a validation that fails after the epoch's last."""
