@@ -162,7 +162,7 @@ def test_a_gpu_that_failed_has_its_own_code_and_full_memory_has_not(error, code,
 
 @pytest.mark.slow
 def test_a_train_task_that_is_tried_again_goes_on(tmp_path):
-    """The same task goes on from its checkpoint; another one in the same folder begins anew."""
+    """The same task goes on from its checkpoint; another one there is refused and changes nothing."""
     assert main(["synthesize", task(tmp_path / "s", {}, ("images",), **SMALL)]) == 0
     patterns = PATTERNS | {"depth_dir_pattern": ["left/disparity"], "depth_extension": ".png", "split_ratio": 0.5}
     images = port(tmp_path / "s/images")
@@ -174,11 +174,12 @@ def test_a_train_task_that_is_tried_again_goes_on(tmp_path):
         "dataset": {"max_disparity": 16, "train_dataset": crop},
     }
 
-    def attempt(epochs: int) -> str:
+    def attempt(epochs: int) -> tuple[int, str]:
         text = task(tmp_path / "t", data, ("checkpoint", "metrics"), dataset_name="FSD", num_epochs=epochs, spec=spec)
-        assert main(["train", text]) == 0
-        return (tmp_path / "t/results/status.json").read_text()
+        return main(["train", text]), (tmp_path / "t/results/status.json").read_text()
 
-    assert "Resuming" not in attempt(1)
-    assert attempt(1).count("Resuming training from checkpoint") == 1
-    assert attempt(2).count("Resuming training from checkpoint") == 1
+    code, first = attempt(1)
+    assert code == 0 and "Resuming" not in first
+    code, again = attempt(1)
+    assert code == 0 and again.count("Resuming training from checkpoint") == 1
+    assert attempt(2) == (2, again)
