@@ -554,6 +554,9 @@ def plot(out: Path) -> None:
         epe.legend()
         loss.set(title=f"{row['data']}, {row['network']}", xlabel="step", ylabel="training loss, px")
         epe.set(xlabel="step", ylabel="EPE, px")
+        for axis in (loss.yaxis, epe.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
     figure.savefig(out / "curves.png", dpi=110)
     pyplot.close(figure)
 
