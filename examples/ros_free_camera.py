@@ -25,7 +25,10 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def pairs_of_folder(folder: Path) -> Iterator[Pair]:
-    for left in sorted((folder / "left").iterdir()):
+    names = sorted((folder / "left").glob("*"))
+    if not names:
+        raise SystemExit(f"{folder}: has no images in left/; their right ones belong in right/, under the same names")
+    for left in names:
         yield read_image(left), read_image(folder / "right" / left.name)
 
 

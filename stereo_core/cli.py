@@ -156,7 +156,7 @@ def _print_for(verb: str, what: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def describe(file: Path, as_json: bool) -> None:
-    """Say what FILE is and what it tells of itself: a checkpoint, an ONNX file or an engine."""
+    """Say what FILE is and what it tells of itself: a checkpoint (or FOLDER@best), an ONNX file or an engine."""
     from stereo_core.report.describe import as_text
     from stereo_core.report.describe import describe as describe_file
     from stereo_core.report.status import plain

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,12 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     received: list[int] = []
     try:
         with sigterm_raises(received):
+            folder = results_dir(stage.spec, verb)
+            with _writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             stage.take_up()
-            folder = _results_folder(verb, stage.spec, spec)
-            status = _open_status(folder, spec)
+            with _writing(folder):
+                status = _begin_record(verb, folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
             with stage.storing():
                 stage.fetch()
@@ -108,26 +111,22 @@ def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     return importlib.import_module(f"stereo_core.actions.{name}").run
 
 
-def _results_folder(verb: str, staged: Section, spec: Section) -> Path:
-    """Make the folder, with the spec as the user gave it."""
-    folder = results_dir(staged, verb)
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(spec, ExperimentSpec) and is_main_process():
-            with atomic_path(folder / "experiment.yaml") as path:
-                path.write_text(
-                    yaml.safe_dump(public(spec, verb), sort_keys=False, allow_unicode=True), encoding="utf-8"
-                )
+        yield
     except OSError as error:
         raise SpecError(f"results_dir: {folder} can not be written: {error.strerror}; choose another folder") from None
-    return folder
 
 
-def _open_status(folder: Path, spec: Section) -> StatusLog:
-    try:
-        return StatusLog(folder if is_main_process() else None, _secrets(spec))
-    except OSError as error:
-        raise SpecError(f"results_dir: {folder} can not be written: {error.strerror}; choose another folder") from None
+def _begin_record(verb: str, folder: Path, spec: Section) -> StatusLog:
+    """Write the spec as the user gave it, and open status.json."""
+    if not is_main_process():
+        return StatusLog(None, _secrets(spec))
+    if isinstance(spec, ExperimentSpec):
+        with atomic_path(folder / "experiment.yaml") as path:
+            path.write_text(yaml.safe_dump(public(spec, verb), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return StatusLog(folder, _secrets(spec))
 
 
 _WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "model_path", "resume_training_checkpoint_path")

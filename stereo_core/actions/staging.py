@@ -53,10 +53,14 @@ _SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infe
 _SPLITS |= {"automl": _SPLITS["train"], "quantize": ("train", "val", "quant_calibration")}
 
 
-def check_no_other_training(settings: Section, place: str | Path, names: Iterable[str]) -> None:
-    """SpecError where a training, `settings`, would write over the checkpoints of another, which lie at `place`."""
+_ALONE: set[int] = set()  # handles that are locks of this process, not of the data loader's, which outlive it a while
+os.register_at_fork(after_in_child=lambda: [os.close(_ALONE.pop()) for _ in range(len(_ALONE))])
+
+
+def check_no_other_training(place: str | Path, names: Iterable[str]) -> None:
+    """SpecError where a training would write over the checkpoints of another, which lie at `place`."""
     there = sorted(name for name in names if fnmatchcase(name, "model_epoch_*.pth"))
-    if there and not settings.is_dry_run:
+    if there:
         raise SpecError(
             f"train.results_dir: {place} holds checkpoints of another training, the last one {there[-1]}, and this one "
             "would write over them; train.resume_training_checkpoint_path=auto goes on with that training, "
@@ -89,6 +93,7 @@ class Stage:
         """
         self._inputs = []
         self._mirror = Mirror(self.results)
+        self._alone = None
         for owner, name, path, kind in _named(self.verb, self.spec):
             for value in filter(_is_remote, _texts(getattr(owner, name))):
                 self._check(value, path, kind)
@@ -109,26 +114,29 @@ class Stage:
                 self._inputs.append((owner, name, kind))
 
     def take_up(self) -> None:
-        """Fetch the results of the training that this one goes on with, where the spec says `auto`.
+        """Keep other trainings out of the results folder, which exists, until `store`; fetch the results of the one
+        that this one goes on with, where the spec says `auto`.
 
         A training that is refused here leaves the other's record, experiment.yaml and status.json, as it is.
 
         Raises:
-            SpecError: they are those of a training that this one does not go on with.
+            SpecError: the folder's results are those of a training that this one does not go on with, or that still
+                runs.
             DataError, StorageError: as storage.fetch.
         """
         if self.verb != "train":
             return
         folder, resume = results_dir(self.spec, "train"), self.spec.train.resume_training_checkpoint_path
         if not any(folder.is_relative_to(here) for here in self.results):
-            goes_on = resume == AUTO or (resume and Path(resume).resolve().parent == folder.resolve())
-            if not goes_on and folder.is_dir():
-                check_no_other_training(self.spec.train, folder, (file.name for file in folder.iterdir()))
+            if is_main_process():
+                self._keep_others_out(folder)
+            if resume != AUTO and not (resume and Path(resume).resolve().parent == folder.resolve()):
+                check_no_other_training(folder, (file.name for file in folder.iterdir()))
             return
         uri = self._mirror.uri_of(folder).removesuffix("/.")
         if resume != AUTO:
             there = storage.children(uri, start="model_epoch_") if resume.rpartition("/")[0] != uri else ()
-            check_no_other_training(self.spec.train, uri, there)
+            check_no_other_training(uri, there)
             return
         if not storage.is_prefix(uri):
             return
@@ -174,6 +182,9 @@ class Stage:
         Raises:
             StorageError, DataError: as storage.upload; the message says where the results lie on this machine.
         """
+        if self._alone is not None:
+            _ALONE.remove(self._alone)
+            os.close(self._alone)
         if is_main_process():
             self._mirror.store()
         if self.folder is not None:
@@ -197,6 +208,16 @@ class Stage:
         self.inputs[folder] = uri
         storage.fetch_tree(uri, folder)
         return str(folder / file)
+
+    def _keep_others_out(self, folder: Path) -> None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            self._alone = _held(folder)
+            if self._alone is None:
+                raise SpecError(
+                    f"train.results_dir: another training is running in {folder}; wait for its end, or "
+                    "train.results_dir=<folder> takes another folder"
+                )
+            _ALONE.add(self._alone)
 
     def _redirect(self, owner: Section, name: str, path: str, kind: str) -> None:
         uri = getattr(owner, name).rstrip("/")

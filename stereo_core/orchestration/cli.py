@@ -398,7 +398,8 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
         except (OSError, UnicodeDecodeError) as error:
             raise GraphError(f"--param {name}: {file}: {error}") from None
         except GraphError as error:
-            raise GraphError(f"{file}: {error}" if file else str(error)) from None
+            hint = f"; --param {name}=@{value} reads that file" if not file and Path(value).is_file() else ""
+            raise GraphError(f"{file}: {error}" if file else f"{error}{hint}") from None
     pipeline.arguments(values, complete)
     return values
 

@@ -58,7 +58,8 @@ def load_pipeline(path: str | Path) -> Pipeline:
     try:
         return read_pipeline(path.read_text(encoding="utf-8"), path)
     except OSError as error:
-        raise GraphError(f"{path}: {error.strerror}") from None
+        hint = "" if path.suffix else "; `stereo-pipelines list` shows where the compiled pipelines lie"
+        raise GraphError(f"{path}: {error.strerror}{hint}") from None
     except UnicodeDecodeError as error:
         raise GraphError(f"{path}: no YAML: {error}") from None
 

@@ -26,9 +26,13 @@ def read_spec(file: Path) -> ExperimentSpec:
     """A spec of which the files are in the cluster and not here.
 
     Raises:
-        SpecError: a key, a type or a range that does not fit.
+        SpecError: a key, a type or a range that does not fit, or nothing to train or validate on.
     """
-    return checked("automl", read_tree(file), str(file))
+    spec = checked("automl", read_tree(file), str(file))
+    for split in ("train_dataset", "val_dataset"):
+        if not getattr(spec.dataset, split).data_sources:
+            raise SpecError(f"{file}: dataset.{split}.data_sources: at least one entry with a data_file is needed")
+    return spec
 
 
 def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/data/train.yaml") -> dict:

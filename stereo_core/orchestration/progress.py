@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from stereo_core.orchestration.page import metrics_table, size
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Record, TaskRun
@@ -98,7 +98,7 @@ def _seconds(task: TaskRun) -> str:
 
 def runs_table(runs: list[Record], console: Console | None = None) -> None:
     """Print a line a run: where it is, of what, how it stands, since when, and its steps that are done."""
-    table = Table("run", "pipeline", "state", "started (UTC)", "changed (UTC)", "steps done")
+    table = Table(Column("run", overflow="fold"), "pipeline", "state", "started (UTC)", "changed (UTC)", "steps done")
     for run in runs:
         done = sum(task.state in DONE for task in run.tasks.values())
         times = (text[:19].replace("T", " ") for text in (run.started, run.changed))

@@ -7,6 +7,7 @@ from pathlib import Path
 from stereo_core.engines.files import file_kind, read_engine, read_onnx
 from stereo_core.errors import ModelError
 from stereo_core.files import sha256_of
+from stereo_core.spec.choice import NoChoice, chosen
 
 
 def describe(path: str | Path) -> dict:
@@ -16,9 +17,12 @@ def describe(path: str | Path) -> dict:
     variant. Only a checkpoint needs PyTorch.
 
     Raises:
-        ModelError: the file is missing, damaged or none of these.
+        ModelError: the file is missing, damaged or none of these, or the choice (`folder@best`) can not be made.
     """
-    path = Path(path)
+    try:
+        path = chosen(str(path))
+    except NoChoice as error:
+        raise ModelError(str(error)) from None
     kind = file_kind(path)
     if kind not in _DESCRIBE:
         raise ModelError(f"{path}: neither an engine with its side-car, nor an ONNX file, nor a checkpoint")

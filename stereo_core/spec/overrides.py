@@ -25,7 +25,8 @@ def parse_override(token: str) -> tuple[Path, Any]:
     if token.startswith("~"):
         raise SpecError(f"{token}: keys can not be deleted; set {name[1:]} to another value instead")
     if not equals or not _KEY.match(name):
-        raise SpecError(f"{token}: not of the form key=value")
+        hint = f"; a spec file is given with -e {token}" if token.endswith((".yaml", ".yml")) else ""
+        raise SpecError(f"{token}: not of the form key=value{hint}")
     path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
     try:
         return path, parse_value(text)

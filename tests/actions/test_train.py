@@ -688,12 +688,11 @@ def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, s
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
     record = [(tmp_path / name).read_bytes() for name in ("experiment.yaml", "status.json")]
     elsewhere = str(finished[0] / "model_epoch_000_step_00002.pth")
-    for other in ({}, {"resume_training_checkpoint_path": elsewhere}):  # not asked for what is there
+    for other in ({}, {"is_dry_run": True}, {"resume_training_checkpoint_path": elsewhere}):  # not asked to go on
         assert train(tmp_path, num_epochs=2, **other)[0] == 2
         said = capfd.readouterr().err
         assert f"{tmp_path} holds checkpoints of another training" in said and "_path=auto goes on with that" in said
         assert [(tmp_path / name).read_bytes() for name in ("experiment.yaml", "status.json")] == record
-    assert train(tmp_path, num_epochs=1, is_dry_run=True)[0] == 0
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")} == before
     checked = []
     monkeypatch.setattr(files, "sha256_of", lambda path: checked.append(path.name) or sha256_of(path))
@@ -710,6 +709,23 @@ def test_auto_goes_on_only_where_there_is_something(finished, train, tmp_path, s
     code, _ = train(tmp_path / "new", num_epochs=1, resume_training_checkpoint_path="auto")
     assert code == 0
     assert f"No checkpoint in {tmp_path / 'new'}: a new run." in [x["message"] for x in status_lines(tmp_path / "new")]
+
+
+def test_two_trainings_at_once_in_one_folder(train, tmp_path, monkeypatch, capfd):
+    """The second is refused before it writes anything; when the first has ended, its folder is free again."""
+    second = []
+
+    def start_another(self, trainer, *_):
+        record = [(tmp_path / name).read_bytes() for name in ("experiment.yaml", "status.json")]
+        second.append(train(tmp_path, num_epochs=2, resume_training_checkpoint_path="auto")[0])
+        assert [(tmp_path / name).read_bytes() for name in ("experiment.yaml", "status.json")] == record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StatusLines, "on_train_epoch_start", start_another)
+        assert train(tmp_path, num_epochs=1)[0] == 0
+    assert second == [2]
+    assert f"another training is running in {tmp_path}" in capfd.readouterr().err
+    assert train(tmp_path, num_epochs=2, resume_training_checkpoint_path="auto")[0] == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit"])

@@ -322,6 +322,10 @@ def test_describe_a_checkpoint(tmp_path):
     save_checkpoint(create_model(preset="tiny"), tmp_path / "tiny.pth")
     said = describe(tmp_path / "tiny.pth")
     assert (said["kind"], said["encoder"], said["variant"]) == ("checkpoint", "vitt", "nvlabs")
+    (tmp_path / "tiny.pth").rename(tmp_path / "dn_model_best.pth")
+    assert describe(f"{tmp_path}@best")["sha256"] == said["sha256"]
+    with pytest.raises(ModelError, match="there is none; the folder holds no checkpoint"):
+        describe(f"{tmp_path}@latest")
 
 
 def test_engines_run_and_describe_without_pytorch(engine):

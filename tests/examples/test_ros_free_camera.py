@@ -55,6 +55,13 @@ def test_a_folder(engine, tmp_path):
     assert medians(engine, tmp_path / "pairs") == expected
 
 
+def test_a_folder_without_pairs(engine, tmp_path):
+    command = [sys.executable, str(EXAMPLE), str(engine), str(tmp_path), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path}: has no images in left/; their right ones belong in "
+                                                 "right/, under the same names\n")  # fmt: skip
+
+
 def test_a_side_by_side_video(engine, tmp_path):
     path = tmp_path / "pairs.avi"
     video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (160, 50))

@@ -435,6 +435,14 @@ def test_experiment_is_valid():
     assert not re.search(r"min: \d+e-", text)  # Kubernetes would read it as a number where it wants text
 
 
+def test_a_search_needs_data(tmp_path):
+    tree = read_tree(MANIFESTS / "katib/train.yaml")
+    del tree["dataset"]["val_dataset"]
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(SpecError, match=r"val_dataset.data_sources: at least one entry"):
+        read_spec(tmp_path / "train.yaml")
+
+
 def test_experiment_searches_what_the_spec_says():
     spec = katib(
         algorithm="bohb",
@@ -469,7 +477,9 @@ def test_experiment_searches_what_the_spec_says():
 
 def test_a_users_own_spec(tmp_path):
     path = tmp_path / "train.yaml"
-    path.write_text("automl: {algorithm: asha, automl_max_recommendations: 7}\ntrain: {num_epochs: 3}\n")
+    data = {f"{split}_dataset": {"data_sources": [{"data_file": "/data/l.txt"}]} for split in ("train", "val")}
+    tree = {"automl": {"algorithm": "asha", "automl_max_recommendations": 7}, "train": {"num_epochs": 3}}
+    path.write_text(yaml.safe_dump(tree | {"dataset": data}))
     result = CliRunner().invoke(cli, ["katib", str(path), "--image", "mine:2", "--spec-file", "/data/own.yaml"])
     spec = yaml.safe_load(result.output)["spec"]
     assert (spec["algorithm"]["algorithmName"], spec["maxTrialCount"]) == ("random", 7)

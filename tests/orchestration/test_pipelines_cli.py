@@ -89,6 +89,7 @@ def test_the_end_of_a_log_is_that_of_the_last_attempt(compiled, tmp_path):
         (("-p", "name"), "KEY=VALUE is wanted"),
         ((), "without a value: name"),
         (("-p", "name=x", "-p", "n=two"), "parameter n: an integer is wanted, not 'two'"),
+        (("-p", "name=x", "-p", f"n={__file__}"), f"; --param n=@{__file__} reads that file"),
         (("-p", "name=x", "--parallel", "0"), "--parallel"),
     ],
 )
@@ -104,6 +105,8 @@ def test_wrong_input_exits_2(compiled, tmp_path, arguments, message):
 def test_no_such_file_and_no_output_dir(tmp_path):
     done = command("run", str(tmp_path / "gone.yaml"), "-o", str(tmp_path))
     assert done.returncode == 2 and "gone.yaml" in done.stderr
+    done = command("run", "train_to_engine", "-o", str(tmp_path))
+    assert done.returncode == 2 and "`stereo-pipelines list` shows where the compiled pipelines lie" in done.stderr
     done = command("run", "x.yaml")
     assert done.returncode == 2 and "--output-dir" in done.stderr
 
@@ -212,6 +215,7 @@ def test_runs_show_and_logs(compiled, tmp_path):
     assert listed.returncode == 0
     text = " ".join(listed.stdout.split())
     assert text.count("failed") == 2 and text.count("1 of 3") == 2, text
+    assert "…" not in text  # a path that is cut short can not be copied
 
     folder = tmp_path / "runs/one"
     (folder / "report.html").unlink()

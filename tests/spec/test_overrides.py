@@ -47,6 +47,7 @@ def test_values_survive(token, value):
         ("++a.b=1", "++a.b=1: keys can not be added; write a.b=1"),
         ("~a.b", "~a.b: keys can not be deleted; set a.b to another value instead"),
         ("train", "train: not of the form key=value"),
+        ("train.yaml", "train.yaml: not of the form key=value; a spec file is given with -e train.yaml"),
         ("=3", "=3: not of the form key=value"),
         ("a..b=3", "a..b=3: not of the form key=value"),
         ("a b=3", "a b=3: not of the form key=value"),
