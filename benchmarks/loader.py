@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from stereo_core.data.annotations import write_annotations
 from stereo_core.data.codecs import write_pfm
-from stereo_core.data.datamodule import StereoDataModule, _start_worker
 from stereo_core.data.datasets import StereoDataset, read_pair
 from stereo_core.data.images import write_png
+from stereo_core.data.loaders import StereoLoaders, _start_worker
 from stereo_core.data.synthetic import make_scene
 from stereo_core.spec import ExperimentSpec
 
@@ -59,7 +59,7 @@ def training_loader(listed: Path, crop: list[int], augmentation: dict) -> DataLo
     """The loader of `train` with one worker and batches of 4."""
     section = {"data_sources": [{"data_file": str(listed)}], "workers": 1, "batch_size": 4, "pin_memory": False}
     section["augmentation"] = {"crop_size": crop, **augmentation}
-    module = StereoDataModule(ExperimentSpec.model_validate({"dataset": {"train_dataset": section}}))
+    module = StereoLoaders(ExperimentSpec.model_validate({"dataset": {"train_dataset": section}}))
     module.setup("fit")
     return module.train_dataloader()
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their digests."""
+"""Files that are either whole or absent, their names and digests."""
 
 from __future__ import annotations
 
@@ -56,6 +56,21 @@ def locked(path: str | Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+class UniqueNames:
+    """File names that never collide: the second `a` becomes `a-2`, the third `a-3`."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._used:
+            count += 1
+            candidate = f"{name}-{count}"
+        self._used.add(candidate)
+        return candidate
 
 
 def _wait_for(file, path: str | Path) -> None:

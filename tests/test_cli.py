@@ -47,6 +47,22 @@ def imported_by(*arguments: str) -> set[str]:
     return set(result.stdout.splitlines()[-1].split()[1:])
 
 
+def test_actions_start_without_what_they_do_not_need():
+    """PyTorch takes a second and Lightning two more, in every step of a pipeline."""
+    code = """
+import sys
+from importlib import import_module
+for absent, actions in (
+    ("torch", ("convert", "synthesize", "gen_trt_engine", "report", "publish_model")),
+    ("pytorch_lightning", ("export", "evaluate", "inference", "quantize", "automl")),
+):
+    for action in actions:
+        import_module(f"stereo_core.actions.{action}")
+        assert absent not in sys.modules, f"{action} imports {absent}"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_names_every_verb():
     result = depth_net("--help")
     assert result.returncode == 0

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from stereo_core.actions import Outcome
-from stereo_core.actions.train import run as train
 from stereo_core.automl import results
 from stereo_core.automl.progress import SearchBar
 from stereo_core.automl.search import Search, alone, slots
@@ -73,6 +72,8 @@ def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Ou
     status.running(line)
     plain = spec.model_copy(deep=True)
     plain.train.results_dir = str(folder)
+    from stereo_core.actions.train import run as train  # with Lightning, which a search itself does without
+
     outcome = train(plain, status)
     if "checkpoint" in outcome.artifacts:
         outcome.artifacts["best_spec"] = results.write_spec(spec, folder, {})

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from stereo_core.actions import Outcome
-from stereo_core.actions.predictor import UniqueNames, known, load_predictor, predictions, write_results
+from stereo_core.actions.predictor import known, load_predictor, predictions, write_results
 from stereo_core.actions.ranks import in_ranks
-from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.data.images import write_png
+from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
-from stereo_core.files import atomic_path
+from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.report.pictures import panel
 from stereo_core.report.status import StatusLog
@@ -51,7 +51,7 @@ def run(spec, status: StatusLog) -> Outcome:
 def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     engine = spec.evaluate.trt_engine
     folder = results_dir(spec, "evaluate")
-    data = StereoDataModule(spec)
+    data = StereoLoaders(spec)
     data.setup("test")
     status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
     predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local])

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from stereo_core.actions import Outcome
-from stereo_core.actions.predictor import UniqueNames, known, load_predictor, predictions, write_results
+from stereo_core.actions.predictor import known, load_predictor, predictions, write_results
 from stereo_core.data.calibration import Calibration, read_calibration
 from stereo_core.data.codecs import write_disparity_png16, write_pfm
-from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.data.images import write_png
+from stereo_core.data.loaders import StereoLoaders
 from stereo_core.depth import depth_from_disparity, write_depth_png, write_point_cloud
 from stereo_core.errors import SpecError
+from stereo_core.files import UniqueNames
 from stereo_core.report.pictures import colour_disparity, disparity_range
 from stereo_core.report.status import StatusLog
 from stereo_core.spec import results_dir
@@ -33,7 +34,7 @@ def run(spec, status: StatusLog) -> Outcome:
     settings = spec.inference
     folder = results_dir(spec, "inference")
     camera = camera_of(spec) if settings.save_depth or settings.save_point_cloud else None
-    data = StereoDataModule(spec)
+    data = StereoLoaders(spec)
     data.setup("predict")
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"

@@ -243,18 +243,3 @@ def write_results(folder: Path, results: dict) -> None:
     """results.json."""
     with atomic_path(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=4) + "\n", encoding="utf-8")
-
-
-class UniqueNames:
-    """File names that never collide: the second `a` becomes `a-2`, the third `a-3`."""
-
-    def __init__(self) -> None:
-        self._used: set[str] = set()
-
-    def __call__(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._used:
-            count += 1
-            candidate = f"{name}-{count}"
-        self._used.add(candidate)
-        return candidate

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core.actions import Outcome
-from stereo_core.actions.predictor import UniqueNames
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import atomic_path
+from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.html import Gallery, Table, page
 from stereo_core.spec import results_dir
 

@@ -18,7 +18,6 @@ import torch
 from stereo_core.actions import Outcome
 from stereo_core.actions.perform import Terminated
 from stereo_core.actions.ranks import in_ranks
-from stereo_core.data.datamodule import StereoDataModule
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import channels_last, from_spec
 from stereo_core.models.files import check_digest, read_sidecar
@@ -38,7 +37,7 @@ from stereo_core.training.checkpoints import (
 )
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
 from stereo_core.training.measurements import Measurements
-from stereo_core.training.module import StereoModule
+from stereo_core.training.module import StereoDataModule, StereoModule
 from stereo_core.training.pictures import Pictures
 from stereo_core.training.progress import ProgressBar
 from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm

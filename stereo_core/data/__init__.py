@@ -1,4 +1,4 @@
 """Files -> samples: annotation lists, disparity codecs, images, calibration, data sets, synthetic scenes.
 
-Only `datasets` and `datamodule` import torch; the rest needs NumPy and OpenCV, `annotations` nothing at all.
+Only `datasets` and `loaders` import torch; the rest needs NumPy and OpenCV, `annotations` nothing at all.
 """

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import smooth_l1_loss
 
 from stereo_core.data.datasets import group_by_size
+from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError, ModelError
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.files import AVERAGES
@@ -36,6 +37,10 @@ FEW_SKIPPED = 3  # steps of an epoch that are no reason to stop, be it ever so s
 MAX_WRITTEN = 10
 _CODING = "check dataset_name, disparity_format, the masks and dataset.max_disparity"
 BACKBONE = "model.feature."  # EdgeNeXt and what ties it to the ViT; the ViT itself is not trained
+
+
+class StereoDataModule(StereoLoaders, pl.LightningDataModule):
+    """The loaders, as Lightning wants them."""
 
 
 class StereoModule(pl.LightningModule):

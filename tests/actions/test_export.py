@@ -95,14 +95,12 @@ def test_disparity_is_the_checkpoints_for_any_batch(checkpoint, exported):
     assert outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_tolerance_px"] <= 0.01
 
 
-def opsets(*fast):
-    """Opset, batch and open sizes; all but a few are slow."""
-    every = [(opset, batch, open_hw) for opset in range(16, 21) for batch, open_hw in ((1, False), (-1, True))]
-    assert set(fast) <= set(every)
-    return [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in every]
+OPSETS = [(16, 1, False), (16, -1, True), (17, 1, False), (18, -1, True), (19, 1, False), (20, 1, False), (20, -1, True)]
 
 
-@pytest.mark.parametrize(("opset", "batch", "open_hw"), opsets((16, 1, False)))
+@pytest.mark.parametrize(
+    ("opset", "batch", "open_hw"), [OPSETS[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in OPSETS[1:])]
+)
 def test_every_opset_with_fixed_and_open_shapes(checkpoint, tmp_path, opset, batch, open_hw):
     out = tmp_path / "model.onnx"
     # on_cpu: false traces on the CPU too where there is no CUDA

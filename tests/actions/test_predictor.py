@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stereo_core.actions.predictor import Predictor, UniqueNames, engine_device, padded, predictions, stretched
+from stereo_core.actions.predictor import Predictor, engine_device, padded, predictions, stretched
 from stereo_core.data.synthetic import make_scene
 from stereo_core.spec.predict import Inference
 
@@ -109,11 +109,6 @@ def test_a_prediction_that_is_not_finite_names_its_image():
     assert next(walk)[0]["index"] == 0
     with pytest.raises(FloatingPointError, match=r"image1: .* not finite"):
         next(walk)
-
-
-def test_names_never_collide():
-    names = UniqueNames()
-    assert [names(n) for n in ("a", "b", "a", "a-2", "a")] == ["a", "b", "a-2", "a-2-2", "a-3"]
 
 
 @pytest.mark.parametrize(("gpu_here", "named"), [(True, "cuda:0"), (False, None)])

@@ -40,7 +40,7 @@ automl.algorithm: automl/study.py: settings.algorithm == "bayesian"
 quantize.algorithm: quantization/modelopt_torch.py: section.algorithm
 gen_trt_engine.backend: actions/gen_trt_engine.py: backend=section.backend
 quantize.backend: actions/quantize.py: BACKENDS[section.backend]
-dataset.*_dataset.batch_size: data/datamodule.py: batch_size=section.batch_size
+dataset.*_dataset.batch_size: data/loaders.py: batch_size=section.batch_size
 export.batch_size: actions/export.py: section.batch_size
 evaluate.checkpoint, inference.checkpoint: actions/predictor.py: from_spec(spec, section.checkpoint)
 export.checkpoint: actions/export.py: from_spec(spec, section.checkpoint)

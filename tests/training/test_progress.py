@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-import stereo_core.data.datamodule
+import stereo_core.data.loaders
 import stereo_core.training.measurements
-from stereo_core.data.datamodule import StereoLoader
+from stereo_core.data.loaders import StereoLoader
 from stereo_core.training.measurements import Measurements
 from stereo_core.training.progress import ProgressBar
 
@@ -33,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (stereo_core.data.datamodule, stereo_core.training.measurements):
+    for module in (stereo_core.data.loaders, stereo_core.training.measurements):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 

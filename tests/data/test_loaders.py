@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from stereo_core.actions.ranks import in_ranks
 from stereo_core.data.annotations import write_annotations
-from stereo_core.data.datamodule import EpochSampler, OrderedSampler, StereoDataModule
+from stereo_core.data.loaders import EpochSampler, OrderedSampler, StereoLoaders
 from stereo_core.errors import DataError
 from stereo_core.report.status import StatusLog
 from stereo_core.training.distribution import Ranks, joined
@@ -18,7 +18,7 @@ from stereo_core.training.distribution import Ranks, joined
 def module(folder, split="train", **section):
     section = {"augmentation": {"crop_size": [32, 64]}, **section}
     spec = make_spec(split, [{"data_file": str(folder / "list.txt"), "dataset_name": "Kitti"}], **section)
-    loaded = StereoDataModule(spec)
+    loaded = StereoLoaders(spec)
     loaded.setup({"train": "fit", "val": "validate", "test": "test", "infer": "predict"}[split])
     return loaded
 
@@ -165,7 +165,7 @@ def test_validation_never_skips(tmp_path):
     for split, stage, loader in (("val", "validate", "val_dataloader"), ("test", "test", "test_dataloader")):
         spec = make_spec(split, source)
         spec.dataset.on_error = "skip"
-        made = StereoDataModule(spec)
+        made = StereoLoaders(spec)
         made.setup(stage)
         (tmp_path / "right/005.png").write_bytes(b"")
         with pytest.raises(DataError, match=r"list\.txt:6: "):

@@ -1,4 +1,4 @@
-"""The spec's data sets as loaders for pytorch-lightning."""
+"""The spec's data sets as loaders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any
 
 import cv2
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -29,7 +28,7 @@ _SPLIT_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test
 logger = logging.getLogger(__name__)
 
 
-class StereoDataModule(pl.LightningDataModule):
+class StereoLoaders:
     """Loaders over `dataset.{train,val,test,infer}_dataset` of a spec.
 
     Training batches are dicts of stacked tensors (see `StereoDataset`), shuffled by `train.seed`, the last incomplete
@@ -38,7 +37,7 @@ class StereoDataModule(pl.LightningDataModule):
     """
 
     def __init__(self, spec: Any) -> None:
-        super().__init__()
+        super().__init__()  # Lightning's, in StereoDataModule
         self.spec = spec
         self.datasets: dict[str, StereoDataset] = {}
 
