@@ -107,6 +107,8 @@ class StereoLoaders:
             pin_memory=section.pin_memory and torch.cuda.is_available(),
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0 and split in ("train", "val"),
+            # Python 3.14 would start them by a server, which outlives a training that was killed, and they with it.
+            multiprocessing_context="fork" if workers else None,
             **options,
         )
 
