@@ -90,6 +90,7 @@ def compare(shared, folder, checkpoint, model, pairs, heights, widths):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_tiny_on_every_data_set(shared, tmp_path):
     torch.manual_seed(3)
     model = {"preset": "tiny", "valid_iters": 2}

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +101,28 @@ def test_fewer_validation_batches_than_ranks_are_refused(tmp_path):
     write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, name) for name in ("one", "two")])
     with pytest.raises(DataError, match=r"dataset\.val_dataset: 2 samples in batches of 2 for 2 .*lower batch_size"):
         in_ranks(set_up, tmp_path, StatusLog(None), Ranks((0, 0)))
+
+
+def read_on(folder, pids):
+    multiprocessing.set_start_method("forkserver", force=True)  # the default of Python 3.14
+    loader = module(folder, workers=1).train_dataloader()
+    next(iter(loader))
+    pids.put([worker.pid for worker in loader._iterator._workers])
+    time.sleep(300)
+
+
+@pytest.mark.slow
+def test_loader_processes_do_not_outlive_a_process_that_was_killed(pairs):
+    context = multiprocessing.get_context("spawn")
+    pids = context.Queue()
+    reader = context.Process(target=read_on, args=(pairs, pids))
+    reader.start()
+    (worker,) = pids.get(timeout=120)
+    reader.kill()
+    end = time.monotonic() + 30  # they look every 5 s
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):

@@ -52,7 +52,8 @@ class Server:
         (folder / "s3.json").write_text(json.dumps({"identities": identities}))
 
     def start(self) -> None:
-        ports = [f"-{name}.port={port}" for name, port in self.ports.items()] + ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        ports = [f"-{name}.port={port}" for name, port in self.ports.items()]
+        ports += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # fixed ones, which two servers can not share
         where = [f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
         sizes = ["-master.volumeSizeLimitMB=256", "-volume.max=20", f"-s3.config={self.folder / 's3.json'}"]
         with (self.folder / "log").open("ab") as log:

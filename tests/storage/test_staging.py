@@ -39,7 +39,7 @@ PATTERNS = {
     "depth_dir_pattern": ["left/disparity"],
     "image_extension": ".png",
 }
-service = [pytest.mark.service, pytest.mark.timeout(120)]
+service = [pytest.mark.service, pytest.mark.timeout(300)]
 
 
 def marked(test):
