@@ -1,4 +1,4 @@
-"""Start-up time of the commands that must not import torch, against a bare interpreter and against `import torch`.
+"""Start-up time of commands, and of the actions behind them, against a bare interpreter and against `import torch`.
 
 python benchmarks/startup.py
 """
@@ -17,6 +17,9 @@ COMMANDS = {
     "depth_net convert --help": ["-m", "stereo_core.cli", "convert", "--help"],
     "depth_net schema train": ["-m", "stereo_core.cli", "schema", "train"],
     "python -c 'import torch'": ["-c", "import torch"],
+} | {
+    f"import ...actions.{action}": ["-c", f"import stereo_core.actions.{action}"]
+    for action in ("convert", "report", "gen_trt_engine", "export", "inference", "evaluate", "automl", "train")
 }
 
 
