@@ -124,7 +124,9 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         first = validation_kpi(validation_metrics(trainer))
         checkpoints.initial = {f"initial_{name}": value for name, value in first.items()}
     elif data.has("val") and _validation_is_due(resume, settings.validation_interval):
+        module.validated = read_progress(resume)
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
+        module.validated = None
         if (
             trainer.is_global_zero and resume.resolve().parent == folder.resolve()
         ):  # another run's folder stays as it is

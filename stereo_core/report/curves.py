@@ -86,8 +86,6 @@ def _from_events(folder: Path) -> Curves:
     for path in sorted(folder.rglob("events.out.tfevents.*"), key=_started):
         new = _read_events(path)
         first = min((min(points) for tag, points in new.items() if not tag.startswith("val")), default=None)
-        if first is None and any(not tag.startswith("val") for tag in curves):
-            continue  # a validation before a resumed run goes on, whose step the file does not know
         if first is not None:
             curves = {tag: {s: v for s, v in points.items() if s <= first} for tag, points in curves.items()}
         for tag, points in new.items():

@@ -34,8 +34,12 @@ class StatusLines(pl.Callback):
         self.epoch_start = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        when = " before training" if trainer.state.fn == TrainerFn.VALIDATING else ""
+        before = trainer.state.fn == TrainerFn.VALIDATING and not module.validated
+        when = " before training" if before else ""
         self.status.running(f"Eval metrics generated{when}.", kpi=validation_kpi(validation_metrics(trainer)))
+        if module.validated:  # the epoch's own line, which the stopped run did not come to
+            epoch, step, last = module.validated.epochs - 1, module.validated.steps, module.settings.num_epochs - 1
+            self.status.running("Training loop in progress", epoch=epoch, step=step, max_epoch=last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.monotonic()

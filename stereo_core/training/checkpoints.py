@@ -72,10 +72,11 @@ def add_metrics(path: Path, metrics: dict[str, float]) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run had come: whole epochs, and batches of the next one."""
+    """How far a run had come: whole epochs, batches of the next one, and optimizer steps in all."""
 
     epochs: int
     batches: int
+    steps: int
 
 
 def read_progress(path: Path) -> Progress:
@@ -92,8 +93,8 @@ def progress_of(checkpoint: dict) -> Progress:
     """The progress in a loaded checkpoint; an epoch whose batches are all done counts as whole."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if batches["is_last_batch"]:
-        return Progress(checkpoint["epoch"] + 1, 0)
-    return Progress(checkpoint["epoch"], batches["current"]["ready"])
+        return Progress(checkpoint["epoch"] + 1, 0, checkpoint["global_step"])
+    return Progress(checkpoint["epoch"], batches["current"]["ready"], checkpoint["global_step"])
 
 
 def settle_counters(checkpoint: dict) -> None:

@@ -21,7 +21,7 @@ from stereo_core.errors import DataError, ModelError
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.files import AVERAGES
 from stereo_core.spec import results_dir
-from stereo_core.training.checkpoints import progress_of, settle_counters
+from stereo_core.training.checkpoints import Progress, progress_of, settle_counters
 from stereo_core.training.distribution import gathered, number_of_ranks, summed, taken_from_first
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.nonfinite import NonFiniteLossError, write_step
@@ -65,6 +65,7 @@ class StereoModule(pl.LightningModule):
         self.max_disparity = spec.dataset.max_disparity
         self.rows: list[dict] = []  # of the validation in hand, one an image of this rank
         self.reports = Path(results_dir(spec, "train")) / "nonfinite"
+        self.validated: Progress | None = None  # of a checkpoint whose validation a resumed run makes up for
         self.batches_done = 0  # of the epoch that a resumed run stands in
         self.epoch_of: dict[str, int] = {}  # how that epoch was cut into batches
         self.averages: dict[str, Tensor] = {}  # of the network's weights and statistics, by their names
@@ -331,6 +332,8 @@ class StereoModule(pl.LightningModule):
         losses = [row["loss"] for row in rows if row["pixels"]]
         loss = torch.tensor(sum(losses) / len(losses), dtype=torch.float64)
         self.log_dict({"val_loss": loss, "val/loss": loss})
+        steps = self.validated.steps if self.validated else self.trainer.global_step
+        self.log("step", float(steps))  # where Lightning puts the figures; its own count is another at an epoch's end
         self.log_dict({f"val/{name}{s}": metrics[f"{name}{s}"] for s in ("", "_pixel") for name in METRICS})
 
     def _check_ground_truth(self, empty: list[str], images: int) -> None:

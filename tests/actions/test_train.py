@@ -20,12 +20,14 @@ from training_runs import MODEL, assert_same, load
 
 from stereo_core.actions.perform import perform
 from stereo_core.actions.train import COMPILED, check_fsdp, choose_kernels, tune
+from stereo_core.automl.trials import StatusReader
 from stereo_core.data.images import write_png
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import sha256_of
 from stereo_core.models import create_model, files, load_model, save_checkpoint
 from stereo_core.models.checkpoints import to_tao
 from stereo_core.models.files import read_sidecar
+from stereo_core.report.curves import read_curves
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import StatusLines
@@ -185,17 +187,14 @@ def every_two_steps(train, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("start", "left"),
-    [("model_epoch_000_step_00002.pth", [(0, 4), (1, 8)]), ("model_epoch_000_step_00004.pth", [(1, 8)])],
-)
-def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_lines, recwarn, start, left):
+@pytest.mark.parametrize("start", ["model_epoch_000_step_00002.pth", "model_epoch_000_step_00004.pth"])
+def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_lines, recwarn, start):
     """Within an epoch and at its end: no sample twice, none left out, so the same weights to the last bit."""
     keys = {"num_epochs": 2, "resume_training_checkpoint_path": str(every_two_steps / start)}
     code, outcome = train(tmp_path, batch_size=1, **keys)
     assert code == 0
     progress = [line for line in status_lines(tmp_path) if line["message"] == "Training loop in progress"]
-    assert [(line["epoch"], line["step"]) for line in progress] == left
+    assert [(line["epoch"], line["step"]) for line in progress] == [(0, 4), (1, 8)]
     saved = load(tmp_path / "dn_model_latest.pth")
     assert (saved["epoch"], saved["global_step"]) == (1, 8)
     assert saved["optimizer_states"][0]["state"][0]["step"] == 8
@@ -759,10 +758,10 @@ def test_a_damaged_checkpoint_is_never_taken(every_two_steps, train, tmp_path, c
     assert "none of its 2 checkpoints is whole" in status_lines(tmp_path)[-1]["message"]
 
 
-@pytest.mark.parametrize("stopped_after", [None, 2])
+@pytest.mark.parametrize("stopped_after", [None, 2, 5])
 def test_the_newest_and_the_best_are_kept(train, tmp_path, status_lines, monkeypatch, stopped_after):
     """Five epochs, a rate that first teaches and then spoils: the best stays although it is old. The same where the run
-    was stopped in its second epoch's validation and went on."""
+    was stopped in an epoch's validation and went on; each validation stands at its own step."""
     keys = {"num_epochs": 5, "keep_checkpoints": 2, "optim": {"lr": 3e-3, "warmup_steps": 0}, "monitor": "val/rmse"}
     if stopped_after:
         with monkeypatch.context() as patched:
@@ -778,6 +777,11 @@ def test_the_newest_and_the_best_are_kept(train, tmp_path, status_lines, monkeyp
     values = [x["kpi"]["val/rmse"] for x in status_lines(tmp_path) if x["message"].startswith("Eval metrics generated")]
     values = values[1:]  # before training
     assert len(values) == 5
+    lines = [x for x in status_lines(tmp_path) if x["message"] == "Training loop in progress"]
+    assert [(x["epoch"], x["step"], x["max_epoch"]) for x in lines] == [(n, 2 * n + 2, 4) for n in range(5)]
+    assert list(read_curves(tmp_path)["val/rmse"]) == [0, 2, 4, 6, 8, 10]
+    reader = StatusReader(tmp_path / "status.json", "val/rmse")
+    assert list(reader.validations()) == list(enumerate(values, start=1))
     best = f"model_epoch_{values.index(min(values)):03d}_step_{2 * values.index(min(values)) + 2:05d}.pth"
     newest = ["model_epoch_003_step_00008.pth", "model_epoch_004_step_00010.pth"]
     assert os.readlink(tmp_path / "dn_model_best.pth") == best

@@ -62,6 +62,7 @@ def test_scalars(watched):
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert {"train_loss_epoch", "lr", "val_loss", "val/epe", "val/bp1", "val/d1"} <= steps.keys()
     assert steps["step_time"] == steps["step_time_epoch"] == [2, 4]
+    assert steps["val/epe"] == [0, 2, 4]
     assert steps["lr"][-1] == 4 and events.Scalars("lr")[-1].value == pytest.approx(1e-3)
     value = {name: events.Scalars(f"{name}_epoch")[-1].value for name in FIGURES}
     assert value["pairs_per_second"] * value["step_time"] == pytest.approx(2)  # pairs a step

@@ -29,12 +29,12 @@ def write_events(run: Path, number: int, points: dict[str, dict[int, float]]) ->
 def test_a_resumed_run_has_one_line(tmp_path):
     """The first process went on to step 49 after its last checkpoint, at 29; the second did 39 and 49 anew."""
     write_events(tmp_path, 0, {"val/epe": {0: 14.0}})
-    write_events(tmp_path, 1, {"lr": {0: 1.0, 19: 2.0, 29: 3.0, 39: 9.0, 49: 9.0}, "val/epe": {29: 7.0, 45: 9.0}})
-    write_events(tmp_path, 2, {"val/epe": {0: 6.0}})  # of the resumed checkpoint, whose step Lightning writes as 0
+    write_events(tmp_path, 1, {"lr": {0: 1.0, 19: 2.0, 29: 3.0, 39: 9.0, 49: 9.0}, "val/epe": {19: 7.0, 45: 9.0}})
+    write_events(tmp_path, 2, {"val/epe": {29: 6.0}})  # of the resumed checkpoint, made up for
     write_events(tmp_path, 3, {"lr": {39: 4.0, 59: 5.0}, "val/epe": {59: 5.0}})
     curves = read_curves(tmp_path)
     assert list(curves["lr"].items()) == [(0, 1.0), (19, 2.0), (29, 3.0), (39, 4.0), (59, 5.0)]
-    assert list(curves["val/epe"].items()) == [(0, 14.0), (29, 7.0), (59, 5.0)]
+    assert list(curves["val/epe"].items()) == [(0, 14.0), (19, 7.0), (29, 6.0), (59, 5.0)]
 
 
 def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_record(tmp_path):
