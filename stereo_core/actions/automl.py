@@ -67,13 +67,13 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
 
 
 def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Outcome:
+    from stereo_core.actions.train import run as train  # with Lightning, which a search itself does without
+
     line = "automl_policy is off: plain training, no search"
     LOG.info(line)
     status.running(line)
     plain = spec.model_copy(deep=True)
     plain.train.results_dir = str(folder)
-    from stereo_core.actions.train import run as train  # with Lightning, which a search itself does without
-
     outcome = train(plain, status)
     if "checkpoint" in outcome.artifacts:
         outcome.artifacts["best_spec"] = results.write_spec(spec, folder, {})

@@ -29,6 +29,7 @@ from stereo_core.training.callbacks import StatusLines, train_kpi, validation_kp
 from stereo_core.training.checkpoints import (
     AtomicCheckpointIO,
     Checkpoints,
+    Progress,
     Stopped,
     add_metrics,
     newest_whole,
@@ -123,8 +124,8 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         trainer.validate(module, datamodule=data, verbose=False)
         first = validation_kpi(validation_metrics(trainer))
         checkpoints.initial = {f"initial_{name}": value for name, value in first.items()}
-    elif data.has("val") and _validation_is_due(resume, settings.validation_interval):
-        module.validated = read_progress(resume)
+    elif data.has("val") and (due := _due_validation(resume, settings.validation_interval)):
+        module.validated = due
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
         module.validated = None
         if (
@@ -201,10 +202,11 @@ def _check_nodes(spec, resume: Path | None, ranks: Ranks) -> None:
         )
 
 
-def _validation_is_due(path: Path, interval: int) -> bool:
-    """Whether a checkpoint stands at the end of an epoch whose validation never came to its end."""
+def _due_validation(path: Path, interval: int) -> Progress | None:
+    """The progress of a checkpoint at the end of an epoch whose validation never came to its end; None of others."""
     progress = read_progress(path)
-    return not progress.batches and progress.epochs % interval == 0 and "metrics" not in read_sidecar(path)
+    due = not progress.batches and progress.epochs % interval == 0 and "metrics" not in read_sidecar(path)
+    return progress if due else None
 
 
 @contextlib.contextmanager
