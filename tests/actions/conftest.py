@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import training_runs
 from onnx import TensorProto, helper, numpy_helper, save
 
 from stereo_core.actions import Outcome
@@ -58,6 +59,39 @@ def split():
         return {"data_sources": sources, "batch_size": batch_size, "workers": 0}
 
     return section
+
+
+@pytest.fixture(scope="session")
+def train(scenes, split):
+    """Start a training run; returns (exit code, Outcome or None)."""
+
+    def start(folder, *, batch_size=2, optim=None, **keys):
+        dataset = {"max_disparity": 64, "train_dataset": split(scenes / "list.txt", batch_size)}
+        dataset["train_dataset"]["augmentation"] = {"crop_size": [48, 80]}
+        dataset["val_dataset"] = split(scenes / "list.txt", 3)
+        settings = {"results_dir": str(folder), "optim": {"lr": 1e-3, "warmup_steps": 0} | (optim or {})}
+        outcomes = []
+        return training_runs.start(dataset, settings | keys, outcomes.append), *(outcomes or [None])
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def finished(train, tmp_path_factory):
+    """(folder, outcome) of a run of two epochs, two steps each; for looking at only."""
+    folder = tmp_path_factory.mktemp("train")
+    code, outcome = train(folder, num_epochs=2)
+    assert code == 0
+    return folder, outcome
+
+
+@pytest.fixture(scope="session")
+def every_two_steps(train, tmp_path_factory):
+    """Folder of a run of two epochs, four steps each, that wrote a checkpoint within and at the end of each."""
+    folder = tmp_path_factory.mktemp("steps")
+    keys = {"checkpoint_interval": 2, "checkpoint_interval_unit": "step", "num_epochs": 2, "validation_interval": 2}
+    assert train(folder, batch_size=1, keep_checkpoints=0, **keys)[0] == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
@@ -15,6 +17,11 @@ def start(dataset: dict, settings: dict, on_outcome=None) -> int:
     """Run a training of the tiny network; returns its exit code."""
     spec = spec_from_dict("train", {"dataset": dataset, "model": MODEL, "train": settings})
     return perform("train", spec, on_outcome=on_outcome)
+
+
+def checkpoints(folder: Path) -> list[str]:
+    """The names of a training's checkpoints."""
+    return sorted(path.name for path in folder.glob("model_epoch_*.pth"))
 
 
 def load(path):
