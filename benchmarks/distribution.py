@@ -29,11 +29,11 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 from training import MODEL, WARM, Clock, device, network, peak_gib, sample
 
-from stereo_core.actions import Outcome
-from stereo_core.actions.ranks import in_ranks
 from stereo_core.actions.train import _PRECISIONS, _quieten, tune
 from stereo_core.models import create_model, from_spec
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.ranks import in_ranks
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import ExperimentSpec
 from stereo_core.training.distribution import Ranks, joined
 from stereo_core.training.module import StereoModule

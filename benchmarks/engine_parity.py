@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stereo_core.actions.perform import perform
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 # Folder below DATA -> dataset_name and what convert needs to know.

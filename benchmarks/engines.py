@@ -82,9 +82,9 @@ def build(asked: argparse.Namespace) -> None:
     """Write the checkpoint and the engines."""
     import torch
 
-    from stereo_core.actions.perform import perform
     from stereo_core.engines import BuildSettings, build_engine
     from stereo_core.models import create_model, save_checkpoint
+    from stereo_core.run.perform import perform
     from stereo_core.spec import spec_from_dict
 
     torch.manual_seed(0)

@@ -49,7 +49,6 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, default_collate
 
-from stereo_core.actions.perform import perform
 from stereo_core.actions.train import _PRECISIONS, choose_kernels, tune
 from stereo_core.data.annotations import write_annotations
 from stereo_core.data.codecs import read_disparity, write_pfm
@@ -60,6 +59,7 @@ from stereo_core.files import atomic_path
 from stereo_core.metrics import StereoMetrics, disparity_metrics
 from stereo_core.models import from_spec
 from stereo_core.models.files import read_sidecar
+from stereo_core.run.perform import perform
 from stereo_core.spec import ExperimentSpec, spec_from_dict
 from stereo_core.spec.choice import LATEST
 from stereo_core.spec.overrides import apply_override, parse_override

@@ -111,7 +111,7 @@ def _spec_verb(verb: str) -> None:
     )
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     def command(spec_file: Path | None, overrides: tuple[str, ...]) -> None:
-        from stereo_core.actions.perform import perform, set_up_logging
+        from stereo_core.run.perform import perform, set_up_logging
         from stereo_core.spec import load_spec
 
         set_up_logging()
@@ -159,7 +159,7 @@ def describe(file: Path, as_json: bool) -> None:
     """Say what FILE is and what it tells of itself: a checkpoint (or FOLDER@best), an ONNX file or an engine."""
     from stereo_core.report.describe import as_text
     from stereo_core.report.describe import describe as describe_file
-    from stereo_core.report.status import plain
+    from stereo_core.run.status import plain
 
     def tell() -> None:
         known = plain(describe_file(file))
@@ -191,8 +191,8 @@ def plot(results_dir: Path, out: Path | None) -> None:
 @click.option("--to", "layout", type=click.Choice(["nvlabs", "tao"]), required=True, help="Layout to write.")
 def convert_checkpoint(source: Path, target: Path, layout: str) -> None:
     """Write the checkpoint IN to OUT in another layout, bit for bit."""
-    from stereo_core.actions.perform import set_up_logging
     from stereo_core.models.checkpoints import convert_checkpoint as convert
+    from stereo_core.run.perform import set_up_logging
 
     set_up_logging()
     _guarded(lambda: convert(source, target, layout))

@@ -183,7 +183,7 @@ def test_describe_and_convert_checkpoint_refuse_what_is_no_model(tmp_path):
 
 
 def test_plot_says_what_it_drew_and_refuses_a_folder_without_curves(tmp_path):
-    from stereo_core.report.status import StatusLog
+    from stereo_core.run.status import StatusLog
 
     (tmp_path / "run").mkdir()
     result = depth_net("plot", "run", cwd=tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
 ACTIONS = (
     "convert",
     "synthesize",
@@ -21,20 +18,3 @@ ACTIONS = (
     "publish_model",
     "final_status",
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an action leaves behind. Output ports are those of the component of the same name.
-
-    Attributes:
-        message: one line for the console and the SUCCESS line of status.json.
-        kpi: metrics by their plain names (`epe`, `bp1`, ...; shares in 0..1, errors in px).
-        artifacts: output port -> file or folder.
-        metadata: output port -> artifact metadata beyond kind, format, sha256, bytes and producer.
-    """
-
-    message: str
-    kpi: dict[str, float] = field(default_factory=dict)
-    artifacts: dict[str, Path] = field(default_factory=dict)
-    metadata: dict[str, dict] = field(default_factory=dict)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from stereo_core.actions import Outcome
 from stereo_core.automl import results
 from stereo_core.automl.progress import SearchBar
 from stereo_core.automl.search import Search, alone, slots
@@ -18,7 +17,8 @@ from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import best_of, train_tree, trial_folder
 from stereo_core.data.annotations import read_annotations
 from stereo_core.errors import SpecError
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.search_space import never_reached, search_space
 from stereo_core.training.distribution import Ranks, resolve

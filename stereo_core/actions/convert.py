@@ -25,10 +25,10 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
-from stereo_core.actions import Outcome
 from stereo_core.data import shards
 from stereo_core.data.annotations import write_annotations
 from stereo_core.errors import DataError, SpecError
+from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
 logger = logging.getLogger(__name__)

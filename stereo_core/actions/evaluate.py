@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stereo_core.actions import Outcome
-from stereo_core.actions.predictor import known, load_predictor, predictions, write_results
-from stereo_core.actions.ranks import in_ranks
+from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.report.pictures import panel
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.ranks import in_ranks
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from stereo_core import __version__
-from stereo_core.actions import Outcome
 from stereo_core.data.datasets import build_dataset
 from stereo_core.engines.base import normalise
 from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, add_metadata, file_kind, precision_of, read_onnx
@@ -26,6 +25,7 @@ from stereo_core.engines.verify import difference, reference_disparity, syntheti
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
+from stereo_core.run.outcome import Outcome
 
 LOG = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core import storage
-from stereo_core.actions import Outcome
 from stereo_core.data import shards
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import atomic_path
+from stereo_core.run.outcome import Outcome
 from stereo_core.storage import is_uri
 
 REFERENCE = "reference.json"

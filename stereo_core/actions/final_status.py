@@ -6,8 +6,8 @@ import json
 import logging
 from typing import Any
 
-from stereo_core.actions import Outcome
 from stereo_core.files import atomic_path
+from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
 LOG = logging.getLogger(__name__)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions import Outcome
-from stereo_core.actions.predictor import known, load_predictor, predictions, write_results
+from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
 from stereo_core.data.calibration import Calibration, read_calibration
 from stereo_core.data.codecs import write_disparity_png16, write_pfm
+from stereo_core.data.depth import depth_from_disparity, write_depth_png, write_point_cloud
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
-from stereo_core.depth import depth_from_disparity, write_depth_png, write_point_cloud
 from stereo_core.errors import SpecError
 from stereo_core.files import UniqueNames
 from stereo_core.report.pictures import colour_disparity, disparity_range
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core import __version__, storage
-from stereo_core.actions import Outcome
 from stereo_core.actions.report import comparison, read_figures
 from stereo_core.errors import DataError, ModelError, RefusedResult, SpecError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.report.describe import describe
+from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
 NOTE, CARD, FIGURES = "published.json", "README.md", "metrics.json"

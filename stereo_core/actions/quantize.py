@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stereo_core.actions import Outcome, evaluate
+from stereo_core.actions import evaluate
 from stereo_core.actions.calibration import calibration_samples
 from stereo_core.data.images import read_image
 from stereo_core.engines import BuildSettings, build_engine
@@ -25,7 +25,8 @@ from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 from stereo_core.quantization import BACKENDS, Backend, check_installed
 from stereo_core.quantization.rules import Summary
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 
 LOG = logging.getLogger(__name__)

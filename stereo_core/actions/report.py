@@ -8,10 +8,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from stereo_core.actions import Outcome
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.html import Gallery, Table, page
+from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
 LOG = logging.getLogger(__name__)

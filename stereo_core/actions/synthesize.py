@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from stereo_core.actions import Outcome
 from stereo_core.data.codecs import write_disparity_rgb
 from stereo_core.data.images import write_png
 from stereo_core.data.synthetic import make_scene
 from stereo_core.files import atomic_path
+from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
 BASELINE = 0.1  # m

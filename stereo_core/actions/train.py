@@ -15,14 +15,14 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from stereo_core.actions import Outcome
-from stereo_core.actions.perform import Terminated
-from stereo_core.actions.ranks import in_ranks
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import channels_last, from_spec
 from stereo_core.models.files import check_digest, read_sidecar
 from stereo_core.models.quantized import rounds
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.perform import Terminated
+from stereo_core.run.ranks import in_ranks
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.spec.train import AUTO
 from stereo_core.training.callbacks import StatusLines, train_kpi, validation_kpi, validation_metrics

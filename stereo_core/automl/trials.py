@@ -20,7 +20,7 @@ import yaml
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import read_sidecar
-from stereo_core.report.status import both_spellings, plain
+from stereo_core.run.status import both_spellings, plain
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.choice import BEST
 from stereo_core.spec.train import AUTO

@@ -16,10 +16,10 @@ import yaml
 
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
-from stereo_core.launcher import plain
 from stereo_core.orchestration.dag import Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 from stereo_core.orchestration.namespace import ACCOUNT, CREDENTIALS
+from stereo_core.step.launch import plain
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 ARGO_REPOSITORY = ("s3://stereo-artifacts", "http://minio.minio.svc:9000", CREDENTIALS)  # as manifests/overlays say

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from stereo_core.errors import SpecError
-from stereo_core.launcher import plain
+from stereo_core.step.launch import plain
 
 
 class GraphError(SpecError):

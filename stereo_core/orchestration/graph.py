@@ -21,7 +21,6 @@ from pathlib import Path
 
 import yaml
 
-from stereo_core.launcher import plain
 from stereo_core.orchestration.dag import (
     PLACEHOLDER,
     READERS,
@@ -46,6 +45,7 @@ from stereo_core.orchestration.dag import (
     outputs_in,
     typed,
 )
+from stereo_core.step.launch import plain
 
 
 def load_pipeline(path: str | Path) -> Pipeline:

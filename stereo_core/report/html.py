@@ -16,7 +16,7 @@ from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
 
 if TYPE_CHECKING:
-    from stereo_core.actions import Outcome
+    from stereo_core.run.outcome import Outcome
 
 PICTURES = 8
 

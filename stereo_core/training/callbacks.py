@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from stereo_core.report.status import StatusLog
+from stereo_core.run.status import StatusLog
 from stereo_core.training.measurements import Measurements, words
 
 LOG = logging.getLogger(__name__)

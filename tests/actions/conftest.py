@@ -13,13 +13,13 @@ import torch
 import training_runs
 from onnx import TensorProto, helper, numpy_helper, save
 
-from stereo_core.actions import Outcome
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import write_png
 from stereo_core.data.synthetic import make_scene
 from stereo_core.engines import BuildSettings, build_engine
-from stereo_core.launcher import Artifact, publish
 from stereo_core.models import create_model, save_checkpoint
+from stereo_core.run.outcome import Outcome
+from stereo_core.step.launch import Artifact, publish
 
 SIZES = ((64, 96), (64, 96), (64, 96), (48, 80))
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from training_runs import MODEL
 
-from stereo_core.actions.perform import perform
+from stereo_core.run.perform import perform
 from stereo_core.spec import load_spec, spec_from_dict
 
 PATTERNS = {

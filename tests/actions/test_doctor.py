@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from stereo_core.actions.doctor import weights
-from stereo_core.actions.doctor_case import GIB, Case, Gpu, Machine
-from stereo_core.actions.doctor_data import files, find_faults, look, pairs, samples
-from stereo_core.actions.doctor_machine import cores, devices, disk, kept_checkpoints, memory, shared_memory
-from stereo_core.actions.perform import perform
+from stereo_core.actions.doctor.case import GIB, Case, Gpu, Machine
+from stereo_core.actions.doctor.data import files, find_faults, look, pairs, samples
+from stereo_core.actions.doctor.machine import cores, devices, disk, kept_checkpoints, memory, shared_memory
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import write_png
 from stereo_core.errors import ModelError
 from stereo_core.models import create_model
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 LAPTOP = Machine(gpus=(), cores=8, memory=16 * GIB, shared_memory=8 * GIB)

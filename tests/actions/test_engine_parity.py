@@ -9,8 +9,8 @@ import runpy
 import pytest
 import torch
 
-from stereo_core.actions.perform import perform
 from stereo_core.models import create_model, save_checkpoint
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 EPE_PX = 0.01  # float32 arithmetic in another order, and the recurrent refinement after it

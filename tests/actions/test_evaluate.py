@@ -12,8 +12,8 @@ import pytest
 import torch
 from training_runs import start
 
-from stereo_core.actions.perform import perform
 from stereo_core.models import create_model, save_checkpoint
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 METRICS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse")

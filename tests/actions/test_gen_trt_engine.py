@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from stereo_core.actions import export, gen_trt_engine
-from stereo_core.actions.perform import perform
 from stereo_core.data.synthetic import make_scene
 from stereo_core.engines import load_engine
 from stereo_core.engines.onnxruntime import OnnxRuntime
@@ -18,6 +17,7 @@ from stereo_core.engines.verify import synthetic_pair
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import sha256_of
 from stereo_core.models import create_model, save_checkpoint
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.quantize import Quantize
 

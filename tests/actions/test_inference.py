@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions import Outcome, predictor
-from stereo_core.actions.perform import perform
+from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.engines import BuildSettings, build_engine, load_engine
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 MODEL = {"preset": "tiny", "valid_iters": 3}

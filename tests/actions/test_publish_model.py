@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from stereo_core.actions import publish_model
-from stereo_core.actions.perform import perform
 from stereo_core.files import sha256_of
 from stereo_core.models import create_model
 from stereo_core.models.checkpoints import save_checkpoint
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 

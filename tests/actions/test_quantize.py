@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from stereo_core.actions import evaluate, export, quantize
-from stereo_core.actions.perform import perform
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import read_image
 from stereo_core.engines.files import read_onnx
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import load_model
-from stereo_core.report.status import StatusLog
+from stereo_core.run.perform import perform
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import load_spec, spec_from_dict
 
 STATUS = StatusLog(None)

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from stereo_core.actions import report
-from stereo_core.actions.perform import perform
 from stereo_core.errors import UserError
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 

@@ -13,11 +13,11 @@ import torch
 import training_runs
 from training_runs import MODEL, assert_same, checkpoints, load
 
-from stereo_core.actions.perform import perform
 from stereo_core.actions.train import COMPILED, check_fsdp, choose_kernels, tune
 from stereo_core.data.images import write_png
 from stereo_core.errors import SpecError
 from stereo_core.models import create_model, load_model, save_checkpoint
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import StatusLines

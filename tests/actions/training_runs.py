@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from stereo_core.actions.perform import perform
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 MODEL = {"preset": "tiny", "train_iters": 2, "valid_iters": 2, "stereo_backbone": {"allow_random_backbone": True}}

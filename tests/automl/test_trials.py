@@ -15,7 +15,7 @@ from stereo_core.automl.search import Search, alone, slots
 from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import Slot, StatusReader, TrialProcess, best_of, train_tree, trial_folder, trial_tree
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.report.status import StatusLog
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.automl import AutoML
 from stereo_core.spec.search_space import Dimension

@@ -11,10 +11,10 @@ import stereo_components
 import yaml
 from kfp import components, dsl
 
-from stereo_core import launcher
 from stereo_core.actions import ACTIONS
 from stereo_core.orchestration.compile import BEGIN, END, compiled_path, component_folders, write
 from stereo_core.spec.experiment import spec_class
+from stereo_core.step import launch as launcher
 
 FOLDERS = {folder.name: folder for folder in component_folders()}
 

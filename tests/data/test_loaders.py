@@ -10,11 +10,11 @@ import torch
 from samples import make_pair, make_spec
 from torch.utils.data import DataLoader
 
-from stereo_core.actions.ranks import in_ranks
 from stereo_core.data.annotations import write_annotations
 from stereo_core.data.loaders import EpochSampler, OrderedSampler, StereoLoaders
 from stereo_core.errors import DataError
-from stereo_core.report.status import StatusLog
+from stereo_core.run.ranks import in_ranks
+from stereo_core.run.status import StatusLog
 from stereo_core.training.distribution import Ranks, joined
 
 

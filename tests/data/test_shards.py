@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from stereo_core.actions.perform import perform
 from stereo_core.data import shards
 from stereo_core.data.annotations import check_files, read_annotations, write_annotations
 from stereo_core.data.codecs import read_disparity, write_disparity_png16, write_disparity_rgb, write_pfm
 from stereo_core.data.datasets import StereoDataset, relative_names
 from stereo_core.data.images import read_image, read_mask
 from stereo_core.errors import DataError
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 SOURCE = SimpleNamespace(dataset_name="GenericDataset", disparity_format="auto", disparity_scale=None)

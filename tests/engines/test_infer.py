@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stereo_core import launcher
 from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.engines.fit import fit
 from stereo_core.errors import UserError
+from stereo_core.step import launch as launcher
 
 SETTINGS = BuildSettings(backend="onnxruntime", verify=False)
 

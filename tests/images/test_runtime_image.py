@@ -15,13 +15,13 @@ from docker.models.containers import ContainerCollection
 from kfp import components, local
 from stereo_components.image import IMAGE
 
-from stereo_core.actions.perform import perform
 from stereo_core.files import sha256_of
 from stereo_core.orchestration.argo import Repository, manifests
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(600)]

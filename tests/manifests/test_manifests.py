@@ -26,7 +26,7 @@ from stereo_core.errors import SpecError
 from stereo_core.orchestration.argo_check import problems
 from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.katib import experiment, read_spec
-from stereo_core.report.status import StatusLog
+from stereo_core.run.status import StatusLog
 from stereo_core.spec.loading import build, load_spec, read_tree
 from stereo_core.spec.train import AUTO
 

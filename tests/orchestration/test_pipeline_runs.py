@@ -8,12 +8,12 @@ import torch
 import yaml
 from argo_simulator import Simulator
 
-from stereo_core.actions.perform import perform
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.orchestration.argo import Repository, manifests
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
+from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot, read_curves, read_runs
-from stereo_core.report.status import StatusLog
+from stereo_core.run.status import StatusLog
 
 
 def write_events(run: Path, number: int, points: dict[str, dict[int, float]]) -> Path:

@@ -42,7 +42,7 @@ gen_trt_engine.backend: actions/gen_trt_engine.py: backend=section.backend
 quantize.backend: actions/quantize.py: BACKENDS[section.backend]
 dataset.*_dataset.batch_size: data/loaders.py: batch_size=section.batch_size
 export.batch_size: actions/export.py: section.batch_size
-evaluate.checkpoint, inference.checkpoint: actions/predictor.py: from_spec(spec, section.checkpoint)
+evaluate.checkpoint, inference.checkpoint: actions/predict/predictor.py: from_spec(spec, section.checkpoint)
 export.checkpoint: actions/export.py: from_spec(spec, section.checkpoint)
 convert:data_root: actions/convert.py: spec.data_root
 dataset.*_dataset.data_sources[].data_root: data/datasets.py: source.data_root
@@ -78,7 +78,7 @@ train.seed: data/datasets.py: seed=spec.train.seed
 final_status:title: actions/final_status.py: spec.title
 publish_model:title: actions/publish_model.py: spec.title
 report:title: actions/report.py: spec.title
-evaluate.trt_engine, inference.trt_engine: actions/predictor.py: load_engine(section.trt_engine
+evaluate.trt_engine, inference.trt_engine: actions/predict/predictor.py: load_engine(section.trt_engine
 gen_trt_engine.trt_engine: actions/gen_trt_engine.py: section.trt_engine
 fetch_dataset:uri: actions/fetch_dataset.py: spec.uri
 publish_model:uri: actions/publish_model.py: spec.uri

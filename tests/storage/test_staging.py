@@ -17,20 +17,22 @@ import pytest
 import yaml
 from torch.utils.data import DataLoader
 
-from stereo_core import launcher, storage, transfers
+from stereo_core import storage
 from stereo_core.actions import ACTIONS
-from stereo_core.actions import mirror as mirror_module
-from stereo_core.actions.mirror import Mirror
-from stereo_core.actions.perform import perform
-from stereo_core.actions.staging import Stage, kind_of
 from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.datasets import StereoDataset, relative_names
 from stereo_core.data.images import read_image
 from stereo_core.errors import DataError, SpecError
-from stereo_core.launcher import Artifact
+from stereo_core.run import mirror as mirror_module
+from stereo_core.run.mirror import Mirror
+from stereo_core.run.perform import perform
+from stereo_core.run.staging import Stage, kind_of
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.experiment import spec_class
 from stereo_core.spec.paths import walk
+from stereo_core.step import launch as launcher
+from stereo_core.step.launch import Artifact
+from stereo_core.storage import transfers
 
 DEPTH_NET = Path(sys.executable).parent / "depth_net"
 PATTERNS = {

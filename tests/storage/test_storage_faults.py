@@ -22,7 +22,7 @@ from objects import answer, put, random_bytes, stored, written
 from stereo_core import storage
 from stereo_core.errors import DataError
 from stereo_core.storage import StorageError
-from stereo_core.transfers import MOMENT
+from stereo_core.storage.transfers import MOMENT
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 PART = 5 * 2**20
@@ -444,7 +444,7 @@ def killed_midway(bed: Bed, line: str) -> None:
 
 
 def terminated_midway(bed: Bed, line: str, break_it: Callable = lambda: None) -> None:
-    before = "from stereo_core.termination import sigterm_raises\nheard = sigterm_raises([])\nheard.__enter__()"
+    before = "from stereo_core.run.termination import sigterm_raises\nheard = sigterm_raises([])\nheard.__enter__()"
     bed.proxy.pause, bed.proxy.passed = 0.02, 0
     with bed.python(line, before) as other:
         while bed.proxy.passed < 2 * 2**20:

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from stereo_core import storage
-from stereo_core.actions.staging import Stage
 from stereo_core.errors import DataError
-from stereo_core.launcher import local_path
+from stereo_core.run.staging import Stage
 from stereo_core.spec import spec_from_dict
+from stereo_core.step.launch import local_path
 
 
 def test_parts_of_a_uri():

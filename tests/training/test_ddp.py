@@ -11,10 +11,10 @@ import torch
 from test_module import MODEL, make_batch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stereo_core.actions import Outcome
-from stereo_core.actions.ranks import in_ranks
 from stereo_core.models import create_model
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.ranks import in_ranks
+from stereo_core.run.status import StatusLog
 from stereo_core.spec import spec_from_dict
 from stereo_core.training.checkpoints import AtomicCheckpointIO
 from stereo_core.training.distribution import Ranks, joined

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stereo_core.actions import Outcome
 from stereo_core.engines.files import SIDECAR_KEYS, write_sidecar
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.files import sha256_of
-from stereo_core.launcher import (
+from stereo_core.run.outcome import Outcome
+from stereo_core.step.launch import (
     Artifact,
     check_digest,
     content,
@@ -103,7 +103,7 @@ def test_an_engine_of_another_size_than_the_images_is_refused_before_any_work(im
             "images": item(tmp_path),
         }
         message = executor_input(tmp_path / "task", inputs, ("metrics",), {"spec": {"evaluate": {"resize": "none"}}})
-        code = f"import sys; from stereo_core.launcher import main; print(main(['trt_evaluate', {message!r}]))"
+        code = f"import sys; from stereo_core.step.launch import main; print(main(['trt_evaluate', {message!r}]))"
         code += "; print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         return done.stdout + done.stderr
@@ -408,9 +408,8 @@ def test_metrics_metadata_is_strict_json(tmp_path):
 
 def test_import_is_light():
     """The launcher alone needs neither kfp nor torch nor yaml: it starts in an image without kfp, at once."""
-    code = (
-        "import sys, stereo_core.launcher; print([m for m in ('kfp', 'torch', 'yaml', 'pydantic') if m in sys.modules])"
-    )
+    heavy = ("kfp", "torch", "yaml", "pydantic")
+    code = f"import sys, stereo_core.step.launch; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -476,9 +475,7 @@ def test_the_final_status_is_written_whatever_it_is(tmp_path):
 def test_nodes_that_share_a_folder_note_their_own_attempts(tmp_path, monkeypatch):
     """Else the second node would take the first node's note for an attempt of its own, and resume alone."""
     seen = []
-    monkeypatch.setattr(
-        "stereo_core.actions.perform.perform", lambda verb, spec, on_outcome: seen.append(spec.train) or 0
-    )
+    monkeypatch.setattr("stereo_core.run.perform.perform", lambda verb, spec, on_outcome: seen.append(spec.train) or 0)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "train.txt").write_text("a.png b.png c.pfm\n")
     (tmp_path / "images").mkdir()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stereo_core.actions.tiles import tiled
+from stereo_core.actions.predict.tiles import tiled
 from stereo_core.data.synthetic import make_scene
 from stereo_core.errors import SpecError
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from stereo_core.actions import Outcome, ranks
-from stereo_core.actions.perform import Terminated
-from stereo_core.actions.ranks import in_ranks
 from stereo_core.errors import DataError, GpuError
-from stereo_core.report.status import StatusLog
+from stereo_core.run import ranks
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.perform import Terminated
+from stereo_core.run.ranks import in_ranks
+from stereo_core.run.status import StatusLog
 from stereo_core.training.distribution import Ranks
 
 TWO = Ranks((0, 0))

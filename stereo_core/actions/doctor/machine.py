@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 
-from stereo_core.actions.doctor_case import GIB, SPLITS, Case
+from stereo_core.actions.doctor.case import GIB, SPLITS, Case
 from stereo_core.report.findings import Finding, ok, problem, warning
 from stereo_core.spec import results_dir
 from stereo_core.training.distribution import resolve

@@ -7,10 +7,10 @@ import logging
 import pytest
 import torch
 
-from stereo_core.actions import memory
-from stereo_core.actions.memory import announced, free_bytes
 from stereo_core.models import create_model
 from stereo_core.models.memory import pass_bytes
+from stereo_core.run import memory
+from stereo_core.run.memory import announced, free_bytes
 
 
 def images(*size, batch=1):

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-import stereo_core.actions.perform as performing
-from stereo_core.actions import Outcome
+import stereo_core.run.perform as performing
 from stereo_core.errors import DataError, ModelError, SpecError
-from stereo_core.report.status import StatusLog, both_spellings
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.status import StatusLog, both_spellings
 from stereo_core.spec.loading import build
 
 
@@ -194,7 +194,7 @@ def test_a_results_folder_that_can_not_be_written_is_the_users_to_mend(tmp_path,
 def test_a_read_only_results_folder_exits_2_and_stays_as_it_is(verb, below):
     code = """
 import os, sys
-import stereo_core.actions.perform as performing
+import stereo_core.run.perform as performing
 from stereo_core.spec.loading import build
 import stereo_core.actions.convert
 if os.getuid() == 0:  # whom read-only folders do not stop
@@ -216,7 +216,7 @@ sys.exit(performing.perform(verb, build(verb, {key: folder if verb == "convert" 
 def test_sigterm_ends_in_a_failure_line_and_143(tmp_path):
     code = """
 import sys, time
-import stereo_core.actions.perform as performing
+import stereo_core.run.perform as performing
 from stereo_core.spec.loading import build
 def action(spec, status):
     status.running("waiting")

@@ -16,14 +16,14 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from stereo_core.actions.memory import announced
-from stereo_core.actions.tiles import tiled
+from stereo_core.actions.predict.tiles import tiled
 from stereo_core.data.datasets import group_by_size
 from stereo_core.engines import load_engine
 from stereo_core.engines.base import Engine
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import channels_last, from_spec
+from stereo_core.run.memory import announced
 
 LOG = logging.getLogger(__name__)
 

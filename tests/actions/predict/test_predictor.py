@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stereo_core.actions.predictor import Predictor, engine_device, padded, predictions, stretched
+from stereo_core.actions.predict.predictor import Predictor, engine_device, padded, predictions, stretched
 from stereo_core.data.synthetic import make_scene
 from stereo_core.spec.predict import Inference
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from stereo_core import storage
-from stereo_core.actions.doctor_case import SPLITS, Case
+from stereo_core.actions.doctor.case import SPLITS, Case
 from stereo_core.data import shards
 from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
 from stereo_core.data.augmentation import Pair

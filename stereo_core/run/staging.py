@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core import storage
-from stereo_core.actions.mirror import CHECKPOINTS, Mirror
 from stereo_core.data import shards
 from stereo_core.errors import SpecError
+from stereo_core.run.mirror import CHECKPOINTS, Mirror
 from stereo_core.spec.experiment import ExperimentSpec, results_dir, section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO

@@ -48,7 +48,6 @@ from typing import IO
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.files import sha256_of
-from stereo_core.launcher import local_path, plain, size_of
 from stereo_core.orchestration.dag import (
     Argument,
     Collected,
@@ -70,6 +69,7 @@ from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
 from stereo_core.orchestration.podman import Containers, reason
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
+from stereo_core.step.launch import local_path, plain, size_of
 from stereo_core.storage import is_uri
 
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed

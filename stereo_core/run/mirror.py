@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stereo_core import storage
 from stereo_core.errors import UserError
-from stereo_core.transfers import MOMENT, leave
+from stereo_core.storage.transfers import MOMENT, leave
 
 LOG = logging.getLogger(__name__)
 

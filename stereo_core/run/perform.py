@@ -16,16 +16,17 @@ import yaml
 from pydantic import ValidationError
 
 from stereo_core import storage
-from stereo_core.actions import ACTIONS, Outcome
-from stereo_core.actions.staging import Stage
+from stereo_core.actions import ACTIONS
 from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, is_gpu_error, is_out_of_memory
 from stereo_core.files import atomic_path
-from stereo_core.report.status import StatusLog, plain
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.staging import Stage
+from stereo_core.run.status import StatusLog, plain
+from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.experiment import section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
-from stereo_core.termination import Terminated, explain, sigterm_raises
 from stereo_core.training.distribution import is_main_process
 
 log = logging.getLogger(__name__)

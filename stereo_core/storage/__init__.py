@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path, locked, sha256_of
-from stereo_core.transfers import PARALLEL, leaving, side_by_side
+from stereo_core.storage.transfers import PARALLEL, leaving, side_by_side
 
 SCHEMES = ("s3://", "aws://", "minio://")
 PART = 16 * 2**20  # bytes
@@ -277,7 +277,7 @@ def _part(uri: str, entry: Entry, path: Path, start: int, length: int, advance: 
 def _write_part(uri: str, entry: Entry, file: int, start: int, length: int, advance: Callable[[int], None]) -> Any:
     from urllib3.exceptions import HTTPError, IncompleteRead
 
-    from stereo_core.http_client import go_on
+    from stereo_core.storage.http import go_on
 
     done = 0
     for pause in (*PAUSES, None):
@@ -382,7 +382,7 @@ class _Counted:
         self.file, self.advance = file, advance
 
     def read(self, size: int = -1) -> bytes:
-        from stereo_core.http_client import go_on
+        from stereo_core.storage.http import go_on
 
         go_on()
         data = self.file.read(size)
@@ -479,7 +479,7 @@ def _connect(endpoint: str, region: str | None, process: int) -> Any:
     from minio import Minio
     from minio.credentials import providers
 
-    from stereo_core.http_client import Pool, Retry
+    from stereo_core.storage.http import Pool, Retry
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings name the endpoint
     parts = urlsplit(endpoint or f"https://s3.{region + '.' if region else ''}amazonaws.com")

@@ -8,7 +8,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from stereo_core.transfers import leaving
+from stereo_core.storage.transfers import leaving
 
 
 def go_on() -> None:

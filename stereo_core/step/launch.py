@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core import __version__
-from stereo_core.actions import Outcome
 from stereo_core.actions.fetch_dataset import referred
 from stereo_core.errors import DataError, ModelError, SpecError, UserError
 from stereo_core.files import atomic_path, sha256_of
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.storage import bucket_of, is_uri
-from stereo_core.termination import Terminated, explain, sigterm_raises
 
 ACTIONS = (
     "convert",
@@ -141,7 +141,7 @@ class Artifact:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one action; returns its exit code (see `stereo_core.actions.perform`)."""
+    """Run one action; returns its exit code (see `stereo_core.run.perform`)."""
     argv = sys.argv[1:] if argv is None else argv
     received: list[int] = []
     try:
@@ -194,7 +194,7 @@ def launch(action: str, executor_input: str) -> int:
         train = tree["train"]
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
 
-    from stereo_core.actions.perform import perform
+    from stereo_core.run.perform import perform
     from stereo_core.spec import spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:

@@ -12,10 +12,10 @@ import onnxruntime.capi.onnxruntime_pybind11_state as onnxruntime
 import pytest
 import torch
 
-from stereo_core.actions.perform import exit_code
 from stereo_core.errors import GpuError, ModelError
-from stereo_core.launcher import main
-from stereo_core.termination import BYTES, error_class, explain
+from stereo_core.run.perform import exit_code
+from stereo_core.run.termination import BYTES, error_class, explain
+from stereo_core.step.launch import main
 
 
 def port(path: Path, **metadata) -> dict:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.depth import depth_from_disparity, write_depth_png, write_point_cloud
+from stereo_core.data.depth import depth_from_disparity, write_depth_png, write_point_cloud
 
 
 def test_depth_of_a_known_camera():

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from stereo_core.actions import Outcome
-from stereo_core.actions.perform import Terminated, reason, set_up_logging
 from stereo_core.errors import GpuError, is_gpu_error
-from stereo_core.report.status import StatusLog
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.perform import Terminated, reason, set_up_logging
+from stereo_core.run.status import StatusLog
 from stereo_core.training.distribution import Ranks
 
 LOG = logging.getLogger(__name__)

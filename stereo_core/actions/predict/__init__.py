@@ -1,0 +1,1 @@
+"""What the verbs share that compute disparity."""

@@ -1,0 +1,1 @@
+"""What surrounds an action: results folder, record, storage, processes, signals, exit code."""
