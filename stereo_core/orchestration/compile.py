@@ -19,7 +19,7 @@ from stereo_core.files import atomic_path
 from stereo_core.orchestration.dag import Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 from stereo_core.orchestration.namespace import ACCOUNT, CREDENTIALS
-from stereo_core.step.launch import plain
+from stereo_core.values import with_integers
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 ARGO_REPOSITORY = ("s3://stereo-artifacts", "http://minio.minio.svc:9000", CREDENTIALS)  # as manifests/overlays say
@@ -254,7 +254,7 @@ def _parameter_rows(section: dict) -> list[tuple]:
     for name, item in section.get("parameters", {}).items():
         default = ""
         if "defaultValue" in item:
-            default = f"`{json.dumps(plain(item['defaultValue']))}`"
+            default = f"`{json.dumps(with_integers(item['defaultValue']))}`"
         rows.append((name, TYPES[item["parameterType"]], default, item.get("description", "")))
     return rows
 

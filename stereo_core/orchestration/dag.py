@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from stereo_core.errors import SpecError
-from stereo_core.step.launch import plain
+from stereo_core.values import with_integers
 
 
 class GraphError(SpecError):
@@ -293,7 +293,7 @@ def typed(parameter: Parameter, value: object) -> object:
     Raises:
         GraphError: the value is of another type.
     """
-    value = plain(value)
+    value = with_integers(value)
     if parameter.type == "NUMBER_DOUBLE" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wanted = READERS[parameter.type]

@@ -45,7 +45,7 @@ from stereo_core.orchestration.dag import (
     outputs_in,
     typed,
 )
-from stereo_core.step.launch import plain
+from stereo_core.values import with_integers
 
 
 def load_pipeline(path: str | Path) -> Pipeline:
@@ -329,7 +329,7 @@ def _parameters(where: str, items: dict, scope: _Scope, nodes: dict[str, _Node])
             found[key] = _selected(where, key, source, item)
     for key, item in items.items():
         if "constant" in item.get("runtimeValue", {}):
-            found[key] = _constant(where, key, plain(item["runtimeValue"]["constant"]), found)
+            found[key] = _constant(where, key, with_integers(item["runtimeValue"]["constant"]), found)
     return found
 
 
@@ -502,7 +502,7 @@ def _executor(task: str, executor: dict) -> Container | Importer:
         importer = executor["importer"]
         uri = importer["artifactUri"]
         source = Argument(uri["runtimeParameter"]) if "runtimeParameter" in uri else Constant(uri["constant"])
-        metadata = plain(importer.get("metadata", {}))
+        metadata = with_integers(importer.get("metadata", {}))
         if "{{$" in json.dumps(metadata):
             raise GraphError(f"task {task}: an importer's metadata from a parameter is not supported; write it as text")
         if importer.get("downloadToWorkspace"):

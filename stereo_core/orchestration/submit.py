@@ -18,7 +18,7 @@ import yaml
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
 from stereo_core.orchestration.dag import Argument, Constant, Pipeline
-from stereo_core.step.launch import MOUNTS
+from stereo_core.storage import MOUNTS
 
 TOKEN = "KFP_TOKEN"
 TIMEOUT = 60  # s for an answer

@@ -26,10 +26,11 @@ from typing import Any
 from stereo_core import __version__
 from stereo_core.actions.fetch_dataset import referred
 from stereo_core.errors import DataError, ModelError, SpecError, UserError
-from stereo_core.files import atomic_path, sha256_of
+from stereo_core.files import atomic_path, sha256_of, size_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
-from stereo_core.storage import bucket_of, is_uri
+from stereo_core.storage import is_uri, local_path
+from stereo_core.values import with_integers
 
 ACTIONS = (
     "convert",
@@ -48,7 +49,6 @@ ACTIONS = (
     "publish_model",
     "final_status",
 )
-MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
 
 # port -> the kind of artifact it takes or gives; kind -> the formats a consumer here reads
 COMPARED = ("first", "second", "third", "fourth")  # the metrics that `report` puts side by side
@@ -181,7 +181,7 @@ def launch(action: str, executor_input: str) -> int:
     for artifact in inputs.values():
         check_artifact(artifact)
     check_ports(action, inputs)
-    parameters = plain(given.get("parameterValues") or {})
+    parameters = with_integers(given.get("parameterValues") or {})
     results = output_file.parent / "results"
 
     tree = user_spec(action, parameters, inputs)
@@ -226,27 +226,6 @@ def _is_another_attempt(note: Path, executor_input: str) -> bool:
 # ---- inputs
 
 
-def local_path(uri: str) -> Path:
-    """Where an artifact's URI lies on this machine: s3:// and aws:// (the same), gs:// and minio:// under /s3, /gcs and
-    /minio."""
-    for scheme, mount in (MOUNTS | {"aws://": MOUNTS["s3://"]}).items():
-        if uri.startswith(scheme):
-            bucket_of(uri)  # refuses a secret in it before any message shows the URI
-            return Path(mount) / uri.removeprefix(scheme)
-    if "://" in uri and not uri.startswith("file://"):
-        raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)}, aws:// or file://")
-    return Path(uri.removeprefix("file://"))
-
-
-def plain(value):
-    """Undo what protobuf does to JSON numbers: whole floats are integers again, at any depth."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _artifacts(section: dict) -> dict[str, Artifact]:
     """The artifact of each port; of a port that takes a list the others as `port.1`, `port.2`. Ports without one
     (optional inputs) are left out."""
@@ -255,7 +234,7 @@ def _artifacts(section: dict) -> dict[str, Artifact]:
         for index, item in enumerate(entry.get("artifacts") or ()):
             port, uri = f"{name}.{index}" if index else name, item.get("uri", "")
             path = Path(item["customPath"]) if item.get("customPath") else local_path(uri)
-            metadata = plain(item.get("metadata") or {})
+            metadata = with_integers(item.get("metadata") or {})
             found[port] = Artifact(port, item.get("name", port), item.get("type", {}), uri, path, metadata)
     return found
 
@@ -573,11 +552,6 @@ def _place(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
         return
     shutil.copy2(source, target)
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def _json(value):

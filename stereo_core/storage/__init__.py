@@ -32,6 +32,7 @@ from stereo_core.files import atomic_path, locked, sha256_of
 from stereo_core.storage.transfers import PARALLEL, leaving, side_by_side
 
 SCHEMES = ("s3://", "aws://", "minio://")
+MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
 PART = 16 * 2**20  # bytes
 RETRIES = 3  # of a request that was refused for now or got no answer
 FOR_NOW = (429, 500, 502, 503, 504)
@@ -77,6 +78,18 @@ def bucket_of(uri: str) -> str:
             "come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         )
     return bucket
+
+
+def local_path(uri: str) -> Path:
+    """Where an artifact's URI lies on this machine: s3:// and aws:// (the same), gs:// and minio:// under /s3, /gcs and
+    /minio."""
+    for scheme, mount in (MOUNTS | {"aws://": MOUNTS["s3://"]}).items():
+        if uri.startswith(scheme):
+            bucket_of(uri)  # refuses a secret in it before any message shows the URI
+            return Path(mount) / uri.removeprefix(scheme)
+    if "://" in uri and not uri.startswith("file://"):
+        raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)}, aws:// or file://")
+    return Path(uri.removeprefix("file://"))
 
 
 def split(uri: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from stereo_core import storage
 from stereo_core.errors import DataError
 from stereo_core.run.staging import Stage
 from stereo_core.spec import spec_from_dict
-from stereo_core.step.launch import local_path
+from stereo_core.storage import local_path
 
 
 def test_parts_of_a_uri():

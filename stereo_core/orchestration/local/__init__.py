@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import IO
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
-from stereo_core.files import sha256_of
+from stereo_core.files import sha256_of, size_of
 from stereo_core.orchestration.dag import (
     Argument,
     Collected,
@@ -69,8 +69,8 @@ from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
 from stereo_core.orchestration.podman import Containers, reason
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
-from stereo_core.step.launch import local_path, plain, size_of
-from stereo_core.storage import is_uri
+from stereo_core.storage import is_uri, local_path
+from stereo_core.values import with_integers
 
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
 LAST = 60.0  # seconds that an exit handler of a cancelled run has
@@ -585,12 +585,12 @@ class LocalRun:
         """Read executor_output.json and digest what the task made."""
         output = place / "executor_output.json"
         said = json.loads(output.read_text()) if output.is_file() else {}
-        parameters = plain(said.get("parameterValues", {}))
+        parameters = with_integers(said.get("parameterValues", {}))
         for parameter in task.component.output_parameters.values():
             file = Path(message["outputs"]["parameters"][parameter.name]["outputFile"])
             if file.is_file():
                 text = file.read_text()
-                parameters[parameter.name] = text if parameter.type == "STRING" else plain(json.loads(text))
+                parameters[parameter.name] = text if parameter.type == "STRING" else with_integers(json.loads(text))
         artifacts = {}
         for port in task.component.output_artifacts.values():
             items = said.get("artifacts", {}).get(port.name, {}).get("artifacts") or [{}]
