@@ -20,14 +20,14 @@ from stereo_core.step.launch import (
     Artifact,
     check_digest,
     content,
-    local_path,
     main,
     merge,
-    plain,
     publish,
     user_spec,
     wire,
 )
+from stereo_core.storage import local_path
+from stereo_core.values import with_integers
 
 PATTERNS = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
 
@@ -211,8 +211,8 @@ def test_remote_artifacts_are_where_kfp_puts_them():
 
 
 def test_whole_floats_are_integers_again():
-    assert plain({"a": [1.0, 0.5, True], "b": {"c": 3.0}}) == {"a": [1, 0.5, True], "b": {"c": 3}}
-    assert [type(x) for x in plain([1.0, 0.5, True])] == [int, float, bool]
+    assert with_integers({"a": [1.0, 0.5, True], "b": {"c": 3.0}}) == {"a": [1, 0.5, True], "b": {"c": 3}}
+    assert [type(x) for x in with_integers([1.0, 0.5, True])] == [int, float, bool]
 
 
 def artifact(port: str, path: Path, **metadata) -> Artifact:
