@@ -54,7 +54,7 @@ class Recorder:
 
     def __init__(self, model: FoundationStereo, monkeypatch):
         self.model, self.seen = model, {}
-        self.disparities, self.masks = [], []
+        self.disparities = []
         dino = model.feature.dino.depth_anything
         vit, scratch = dino.pretrained, dino.depth_head.scratch
         self.before("dino.input", vit)
@@ -97,6 +97,7 @@ class Recorder:
         model.cnet.register_forward_hook(self.contexts)
         self.first("iter1.motion", model.update_block.encoder)
         model.update_block.register_forward_hook(self.iteration)
+        model.spx_2_gru.register_forward_hook(lambda m, args, out: self.seen.setdefault("iter1.mask_feat", args[0]))
         self.after("upsample.spx2_last", model.spx_2_gru)
         self.after("upsample.logits_last", model.spx_gru)
 
@@ -133,14 +134,14 @@ class Recorder:
             self.seen[f"cnet.net{scale}"], self.seen[f"cnet.inp{scale}"] = state, context
 
     def iteration(self, module, args, out) -> None:
-        (states, contexts, attentions, lookup, disp), (new_states, step, mask) = args, out
+        (states, contexts, attentions, lookup, disp), (new_states, step) = args, out
         if not self.disparities:
             for i, scale in enumerate(("04", "08", "16")):
                 self.seen[f"gru.h0.{scale}"] = states[i]
                 self.seen[f"gru.ctx.{scale}"] = contexts[i]
                 self.seen[f"gru.att.{scale}"] = attentions[i]
                 self.seen[f"iter1.h.{scale}"] = new_states[i]
-            self.seen |= {"iter1.geo_feat": lookup, "iter1.delta": step, "iter1.mask_feat": mask}
+            self.seen |= {"iter1.geo_feat": lookup, "iter1.delta": step}
         self.disparities.append(disp + step)
 
     def run(self, left: Tensor, right: Tensor, iters: int) -> dict[str, Tensor]:

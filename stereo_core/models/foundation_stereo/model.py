@@ -169,9 +169,9 @@ class FoundationStereo(nn.Module):
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """New states, new disparity and, where a stem is given for it, that disparity in full resolution."""
         costs = lookup(disp_B1hw).to(states[0].dtype)
-        states, step, mask = self.update_block(states, contexts, attentions, costs, disp_B1hw)
+        states, step = self.update_block(states, contexts, attentions, costs, disp_B1hw)
         disp_B1hw = disp_B1hw + step
-        return states, disp_B1hw, None if stem_2x is None else self.upsample(disp_B1hw, mask, stem_2x)
+        return states, disp_B1hw, None if stem_2x is None else self.upsample(disp_B1hw, states[0], stem_2x)
 
     def filtered_volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> Tensor:
         """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> (B, C, D, h, w)."""
@@ -193,7 +193,8 @@ class FoundationStereo(nn.Module):
             attentions.append(self.sam(context))
         return states, contexts, attentions
 
-    def upsample(self, disp_B1hw: Tensor, mask_BChw: Tensor, stem_2x: Tensor) -> Tensor:
+    def upsample(self, disp_B1hw: Tensor, state_BChw: Tensor, stem_2x: Tensor) -> Tensor:
+        mask_BChw = 0.25 * self.update_block.mask(state_BChw)
         return convex_upsample(disp_B1hw, self.spx_gru(self.spx_2_gru(mask_BChw, stem_2x)))
 
     def _padded(

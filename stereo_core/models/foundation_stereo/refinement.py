@@ -97,7 +97,8 @@ class DisparityHead(nn.Module):
 
 
 class UpdateBlock(nn.Module):
-    """One iteration: new states, the disparity's step in quarter-resolution px, and the upsampling feature."""
+    """One iteration: new states and the disparity's step in quarter-resolution px. `mask` makes the upsampling feature
+    of the finest state, where that is wanted."""
 
     def __init__(self, config: FoundationStereoConfig):
         super().__init__()
@@ -119,20 +120,19 @@ class UpdateBlock(nn.Module):
 
     def forward(
         self, states: list[Tensor], contexts: list[Tensor], attentions: list[Tensor], lookup: Tensor, disp: Tensor
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    ) -> tuple[list[Tensor], Tensor]:
         states = list(states)
         for i in reversed(range(self.levels)):  # coarse to fine, each with its neighbours as they are at that moment
             inputs = [contexts[i]]
-            inputs.append(self.encoder(disp, lookup) if i == 0 else _halve(states[i - 1]))
+            inputs.append(self.encoder(disp, lookup) if i == 0 else halve(states[i - 1]))
             if i + 1 < self.levels:
                 inputs.append(resize(states[i + 1], contexts[i].shape[-2:]))
             gru = getattr(self, f"gru{SCALES[i]}")
             states[i] = gru(attentions[i], states[i], *inputs)
-        step = at_least_float32(self.disp_head(states[0]))
-        return states, step, 0.25 * self.mask(states[0])
+        return states, at_least_float32(self.disp_head(states[0]))
 
 
-def _halve(x: Tensor) -> Tensor:
+def halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=2, padding=1)  # the padded zeros count
 
 

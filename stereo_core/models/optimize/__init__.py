@@ -1,0 +1,123 @@
+"""A network made fast for inference at one shape: rewritten, compiled, and replayed as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stereo_core.errors import ModelError
+from stereo_core.models.foundation_stereo.model import FoundationStereo, normalise, padding_to_multiple, unpad
+from stereo_core.models.optimize.network import FastNetwork
+
+WARM_UP = 2  # passes before a graph is recorded: the first compiles, and cuDNN chooses its kernels
+MOST_VARIANTS = 64  # of one function that may be compiled: a part is made anew for each level and each shape
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+__all__ = ["FastNetwork", "optimize_for_inference"]
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    height: int,
+    width: int,
+    batch: int = 1,
+    iters: int | None = None,
+    dtype: torch.dtype = torch.float16,
+    *,
+    compile: bool = True,
+) -> Predict:
+    """The same network, fast at one shape, on the device where it is.
+
+    Args:
+        model: a FoundationStereo; it is copied, in eval mode, and stays as it is.
+        height, width: of the images, px; any.
+        batch: pairs a call.
+        iters: iterations; None: the model's `valid_iters`.
+        dtype: of weights and features: float16, bfloat16 or float32.
+        compile: also have TorchInductor make the kernels (needs a C compiler, and a minute or two at the first use).
+
+    Returns:
+        left, right (batch, 3, height, width), RGB, 0..255 -> disparity (batch, 1, height, width), float32, px. On a GPU
+        the returned tensor is overwritten by the next call.
+
+    Raises:
+        ModelError: another network, or a quantised one.
+    """
+    network = make_network(model, dtype)
+    return at_size(network, height, width, batch, iters or model.config.valid_iters, compile=compile)
+
+
+def make_network(model: nn.Module, dtype: torch.dtype) -> FastNetwork:
+    """The rewritten network, which several shapes can share.
+
+    Raises:
+        ModelError: another network, or a quantised one.
+    """
+    if type(model) is not FoundationStereo or any(p.dtype not in _FLOATS for p in model.parameters()):
+        raise ModelError("only a FoundationStereo in floating point can be optimised for inference")
+    return FastNetwork(model, dtype)
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: int, *, compile: bool = True) -> Predict:
+    """`network` at one shape; see `optimize_for_inference`."""
+    weight = next(network.parameters())
+    padding = padding_to_multiple(height, width)
+    if compile:
+        network.compile()
+
+    @torch.inference_mode()
+    def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        left, right = (
+            normalise(F.pad(image, padding, mode="replicate")).to(weight.dtype) for image in (left_B3HW, right_B3HW)
+        )
+        return unpad(network(left, right, iters), padding)
+
+    shape = (batch, 3, height, width)
+    if weight.is_cuda:
+        return _recorded(run, network, shape, weight.device)
+
+    def checked(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        _check(left_B3HW, shape)
+        return run(left_B3HW.float(), right_B3HW.float())
+
+    return checked
+
+
+def _check(image_B3HW: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(image_B3HW.shape) != shape:
+        raise ValueError(f"images of {tuple(image_B3HW.shape)}, but the network was made fast for {shape}")
+
+
+def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device: torch.device) -> Predict:
+    """`run` as one CUDA graph with inputs and output at fixed places."""
+    with torch.cuda.device(device), torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
+        network.side = torch.cuda.Stream()
+        inputs = [torch.zeros(shape, device=device) for _ in range(2)]
+        before = torch.cuda.Stream()
+        with torch.cuda.stream(before), torch.backends.cudnn.flags(benchmark=True, allow_tf32=_tf32()):
+            for _ in range(WARM_UP):
+                run(*inputs)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=before):
+                output = run(*inputs)
+
+    def replay(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        _check(left_B3HW, shape)
+        inputs[0].copy_(left_B3HW)
+        inputs[1].copy_(right_B3HW)
+        graph.replay()
+        return output
+
+    return replay
+
+
+def _tf32() -> bool:
+    return torch.backends.cudnn.allow_tf32

@@ -1,0 +1,111 @@
+"""The same layers in the shapes that a GPU's tensor cores take: norms folded in, channels in multiples of eight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from stereo_core.models.optimize.lookup import rounded_up
+
+# Attributes of a module under which a convolution and the norm behind it stand.
+PAIRS = (("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv1", "norm1"), ("conv2", "norm2"), ("0", "1"))
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Put every batch normalisation of a network in eval mode into the convolution before it."""
+    for module in list(network.modules()):
+        children = dict(module.named_children())
+        for conv_name, norm_name in PAIRS:
+            conv, norm = children.get(conv_name), children.get(norm_name)
+            if isinstance(conv, _ConvNd) and isinstance(norm, _BatchNorm):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm, isinstance(conv, _ConvTransposeNd)))
+                setattr(module, norm_name, nn.Identity())
+
+
+def pad_channels(network: nn.Module) -> None:
+    """Round the channels of all convolutions up to multiples of eight; those added hold zeros, or meet zero weights.
+
+    Batch normalisations must have been folded.
+    """
+    for module in network.modules():
+        if isinstance(module, _ConvNd):
+            pad_convolution(module, rounded_up(module.in_channels), rounded_up(module.out_channels))
+        elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            module.num_features = rounded_up(module.num_features)
+
+
+def pad_convolution(conv: _ConvNd, inputs: int, outputs: int) -> None:
+    """Give a convolution so many input and output channels, its own first, with zero weights for the others."""
+    transposed = isinstance(conv, _ConvTransposeNd)
+    if conv.groups > 1:
+        assert conv.groups == conv.in_channels == conv.out_channels, "only depth-wise convolutions are padded"
+        conv.groups = outputs
+        conv.weight.data = pad_rows(conv.weight.data, outputs)
+    else:
+        rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
+        weight = pad_rows(conv.weight.data, rows)
+        conv.weight.data = pad_rows(weight.transpose(0, 1), columns).transpose(0, 1).contiguous()
+    if conv.bias is not None:
+        conv.bias.data = pad_rows(conv.bias.data, outputs)
+    conv.in_channels, conv.out_channels = inputs, outputs
+
+
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(rows - x.shape[0], *x.shape[1:])])
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these weights (outputs, inputs)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.weight.data = weight.detach().clone()
+    if bias is not None:
+        layer.bias.data = bias.detach().clone()
+    return layer
+
+
+def convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """A convolution of these weights (outputs, inputs, height, width) that keeps the size of the image."""
+    outputs, inputs, height, width = weight.shape
+    conv = nn.Conv2d(inputs, outputs, (height, width), padding=(height // 2, width // 2), bias=bias is not None)
+    conv.weight.data = weight.detach().clone()
+    if bias is not None:
+        conv.bias.data = bias.detach().clone()
+    return conv
+
+
+class FromOneChannel(nn.Module):
+    """A convolution of odd width K of one channel, as a matrix product of every pixel's K x K neighbourhood."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.K = conv.kernel_size[0]
+        weight = conv.weight.flatten(1)
+        self.mix = linear(F.pad(weight, (0, rounded_up(self.K**2) - self.K**2)), conv.bias)
+
+    def forward(self, x_B1hw: Tensor) -> Tensor:
+        padded = F.pad(x_B1hw[:, 0], (self.K // 2,) * 4)
+        patches_BhwK = padded.unfold(1, self.K, 1).unfold(2, self.K, 1).flatten(3)
+        patches_BhwK = F.pad(patches_BhwK, (0, self.mix.in_features - self.K**2))
+        return self.mix(patches_BhwK).permute(0, 3, 1, 2)
+
+
+class ToOneChannel(nn.Module):
+    """A convolution of odd width K to one channel: a matrix product to K x K maps, moved and added up in float32."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.K = conv.kernel_size[0]
+        weight = conv.weight[0].flatten(1).transpose(0, 1)
+        self.mix = linear(pad_rows(weight, rounded_up(self.K**2)), None)
+        self.bias = nn.Parameter(conv.bias.detach().clone())
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        h, w = x_BChw.shape[-2:]
+        maps = self.mix(x_BChw.permute(0, 2, 3, 1))[..., : self.K**2]
+        maps = F.pad(maps.to(torch.promote_types(maps.dtype, torch.float32)), (0, 0) + (self.K // 2,) * 4)
+        moved = [maps[:, i // self.K :, i % self.K :, i][:, :h, :w] for i in range(self.K**2)]
+        return sum(moved[1:], moved[0] + self.bias)[:, None]

@@ -1,0 +1,177 @@
+"""FoundationStereo rewritten for one use: inference in one type, the same weights and the same output.
+
+B images, C channels, H, W image size (multiples of 32), h = H/4, w = W/4.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from stereo_core.models.foundation_stereo.aggregation import AxialPlanarConv
+from stereo_core.models.foundation_stereo.cost_volume import concatenation, expected_disparity
+from stereo_core.models.foundation_stereo.model import FoundationStereo
+from stereo_core.models.foundation_stereo.refinement import SCALES
+from stereo_core.models.optimize.channels import fold_batch_norms, pad_channels
+from stereo_core.models.optimize.lookup import ALIGNED, Tables, make_tables
+from stereo_core.models.optimize.update import FastGRU, FastHead, FastMotion
+from stereo_core.models.optimize.volume import (
+    DepthConv,
+    FastTransformer,
+    PlaneConv,
+    ToOneVolume,
+    UnpaddedTransformer,
+    all_pairs,
+    group_correlation,
+)
+
+
+class FastNetwork(nn.Module):
+    """The network of a model in eval mode, in parts that are compiled one by one.
+
+    Args:
+        model: left as it is.
+        dtype: of weights and features. Norms, softmax over disparity, the disparity and where it is looked up stay in
+            float32.
+    """
+
+    def __init__(self, model: FoundationStereo, dtype: torch.dtype):
+        super().__init__()
+        network = deepcopy(model).eval().requires_grad_(False)
+        config = self.config = network.config
+        fold_batch_norms(network)
+        _speed_up_volume(network)
+        update = network.update_block
+        hidden, channels = config.widths.hidden, config.widths.volume
+        levels = range(config.n_gru_layers)
+        self.grus = nn.ModuleList(FastGRU(getattr(update, f"gru{SCALES[i]}"), hidden) for i in levels)
+        self.motion = FastMotion(update.encoder, channels, config.corr_levels, config.corr_radius)
+        self.head = FastHead(update.disp_head)
+        for replaced in [*(f"gru{SCALES[i]}" for i in levels), "encoder", "disp_head"]:
+            delattr(update, replaced)
+        self.network = network
+        self.to(dtype)
+        _channels_last(self)
+        self.side: torch.cuda.Stream | None = None
+        self.parts = {
+            "features": network.feature,
+            "volume": self.volume,
+            "context": self.context,
+            "motion": self.motion,
+            "head": self.head,
+            "finest": self.grus[0].finest,
+            "coarse": lambda i, *inputs: self.grus[i].coarse(*inputs),
+            "upsample": network.upsample,
+        }
+
+    def compile(self) -> None:
+        """Have TorchInductor make the kernels of all parts at their first use."""
+        self.parts = {name: torch.compile(part, dynamic=False, fullgraph=True) for name, part in self.parts.items()}
+
+    def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int) -> Tensor:
+        """ImageNet-normalised images in the network's type, H and W multiples of 32 -> (B, 1, H, W) in px, float32."""
+        B, parts = left_B3HW.shape[0], self.parts
+        images = torch.cat([left_B3HW, right_B3HW]).contiguous(memory_format=torch.channels_last)
+        features, vit_BChw = parts["features"](images)
+        ready = self._mark()
+        with self._beside(ready):
+            states, fixed, attentions, stem_2x = parts["context"](images[:B], vit_BChw[:B])
+            context_done = self._mark()
+        disp_B1hw, tables = parts["volume"](features[0][:B], features[0][B:], [x[:B] for x in features[1:]])
+        self._wait(context_done)
+        states, disp_B1hw = self.refine(disp_B1hw, tables, states, fixed, attentions, iters)
+        return parts["upsample"](disp_B1hw, states[0], stem_2x)
+
+    def refine(
+        self,
+        disp_B1hw: Tensor,
+        tables: Tables,
+        states: list[Tensor],
+        fixed: list[Tensor],
+        attentions: list[Tensor],
+        iters: int,
+    ) -> tuple[list[Tensor], Tensor]:
+        """All iterations. On a GPU the coarse levels are computed beside the finest: they read its state alone.
+
+        A tensor of one stream that the other reads is let go only when the other has been waited for, so its memory is
+        not taken too early.
+        """
+        parts, states = self.parts, list(states)
+        finest_done = self._mark()
+        for _ in range(iters):
+            with self._beside(None):
+                for i in reversed(range(1, len(states))):
+                    if i == 1:
+                        self._wait(finest_done)
+                    coarser = states[i + 1] if i + 1 < len(states) else None
+                    states[i] = parts["coarse"](i, fixed[i], attentions[i], states[i], states[i - 1], coarser)
+                coarse_done = self._mark()
+            motion = parts["motion"](disp_B1hw, tables)
+            self._wait(coarse_done)
+            coarser = states[1] if len(states) > 1 else None
+            states[0] = parts["finest"](fixed[0], attentions[0], states[0], motion, coarser)
+            finest_done = self._mark()
+            disp_B1hw = parts["head"](states[0], disp_B1hw)
+        return states, disp_B1hw
+
+    def volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> tuple[Tensor, Tables]:
+        """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> start disparity, tables to look up."""
+        network, config = self.network, self.config
+        correlation = group_correlation(left4, right4, config.bins, config.widths.correlation_groups)
+        pair = concatenation(network.proj_cmb(left4), network.proj_cmb(right4), config.bins)
+        volume = torch.cat([correlation, pair], dim=1).contiguous(memory_format=torch.channels_last_3d)
+        volume = network.corr_feature_att(network.corr_stem(volume), left4)
+        volume = network.cost_agg(volume, *left_features)
+        disp_B1hw = expected_disparity(network.classifier(volume))
+        pairs = all_pairs(left4, right4)
+        levels, radius = config.corr_levels, config.corr_radius
+        return disp_B1hw, make_tables(volume, pairs, config.widths.volume, levels, radius)
+
+    def context(self, left_B3HW: Tensor, vit_BChw: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """States, what the contexts add to the first convolution of each GRU, spatial attentions; the 1/2 stem."""
+        states, contexts, attentions = self.network.context(left_B3HW, vit_BChw)
+        fixed = [gru.context(context) for gru, context in zip(self.grus, contexts, strict=True)]
+        return states, fixed, attentions, self.network.stem_2(left_B3HW)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """What the current stream has been given so far."""
+        return None if self.side is None else torch.cuda.current_stream().record_event()
+
+    def _wait(self, event: torch.cuda.Event | None) -> None:
+        if event is not None:
+            torch.cuda.current_stream().wait_event(event)
+
+    def _beside(self, event: torch.cuda.Event | None) -> AbstractContextManager:
+        """A region whose kernels run beside the others', after `event`."""
+        if self.side is None:
+            return nullcontext()
+        if event is not None:
+            self.side.wait_event(event)
+        return torch.cuda.stream(self.side)
+
+
+def _speed_up_volume(network: FoundationStereo) -> None:
+    """Rewrite the parts that work on volumes; batch normalisations have been folded."""
+    widths = network.config.widths
+    network.classifier[2] = ToOneVolume(network.classifier[2])
+    inputs = (*network.config.feature_dims, 2 * widths.volume, widths.correlation_groups + 2 * widths.concat)
+    parts = (network.corr_stem, network.corr_feature_att, network.cost_agg, network.classifier)
+    if all(dim % ALIGNED == 0 for dim in inputs):  # else joined channels would not meet their weights
+        for part in parts:
+            pad_channels(part)
+        form = network.config.disparity_attention
+        faster = UnpaddedTransformer if form == "tao" else FastTransformer
+        network.cost_agg.atts["4"] = faster(network.cost_agg.atts["4"])
+    for module in network.cost_agg.modules():
+        if isinstance(module, AxialPlanarConv):
+            module.conv1[0], module.conv2[0] = PlaneConv(module.conv1[0]), DepthConv(module.conv2[0])
+
+
+def _channels_last(module: nn.Module) -> None:
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.dim() in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.dim()])
