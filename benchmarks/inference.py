@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stereo_core.data.synthetic import make_scene
 from stereo_core.models import channels_last, create_model, load_model
 from stereo_core.models.optimize import at_size, make_network
 
@@ -51,10 +50,11 @@ def main() -> None:
             milliseconds, memory = measured(lambda predict=predict: predict(*pair))
         reference = disparity if reference is None else reference
         slowest = slowest or milliseconds
-        apart = (disparity - reference).abs()
+        apart, within = (disparity - reference).abs(), 0.25
+        share = (apart <= within).float().mean()
         print(
-            f"{row}: {milliseconds / asked.batch:.2f} ms a pair ({slowest / milliseconds:.2f} x), {memory:.2f} GiB, ready in "
-            f"{first:.1f} s, difference mean {apart.mean():.2g} px, within 0.25 px {(apart <= 0.25).float().mean():.5f}",
+            f"{row}: {milliseconds / asked.batch:.2f} ms a pair ({slowest / milliseconds:.2f} x), {memory:.2f} GiB, "
+            f"ready in {first:.1f} s, mean difference {apart.mean():.2g} px, within {within} px {share:.5f}",
             flush=True,
         )
         if network is not None and asked.parts:
@@ -86,6 +86,8 @@ def images(asked: argparse.Namespace) -> list[Tensor]:
     if asked.pair:
         both = [np.load(file)[:height, :width] for file in asked.pair]
     else:
+        from stereo_core.data.synthetic import make_scene
+
         scene = make_scene(height, width, width // 8, seed=1)
         both = [scene["left"], scene["right"]]
     return [torch.from_numpy(x).permute(2, 0, 1)[None].float().repeat(asked.batch, 1, 1, 1).cuda() for x in both]
@@ -109,8 +111,8 @@ def eager(asked: argparse.Namespace, half: bool) -> tuple[Predict, None]:
 
 
 def fast(asked: argparse.Namespace, compile: bool) -> tuple[Predict, torch.nn.Module]:
-    network = make_network(make_model(asked), torch.float16)
-    return at_size(network, *asked.size, asked.batch, asked.iters, compile=compile), network
+    network = make_network(make_model(asked), torch.float16, compile=compile)
+    return at_size(network, *asked.size, asked.batch, asked.iters), network
 
 
 def peer(asked: argparse.Namespace, name: str) -> Predict:
@@ -140,9 +142,8 @@ def measured(call: Callable[[], object]) -> tuple[float, float]:
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end))
     # What a graph keeps for itself is reserved, and not counted as allocated.
-    reserved = sum(
-        s["total_size"] for s in torch.cuda.memory_snapshot() if s.get("segment_pool_id") not in (None, (0, 0))
-    )
+    segments = torch.cuda.memory_snapshot()
+    reserved = sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0))
     return statistics.median(times[WARM:]), (torch.cuda.max_memory_allocated() + reserved) / 2**30
 
 

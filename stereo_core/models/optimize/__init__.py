@@ -17,7 +17,7 @@ MOST_VARIANTS = 64  # of one function that may be compiled: a part is made anew 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
-__all__ = ["FastNetwork", "optimize_for_inference"]
+__all__ = ["FastNetwork", "at_size", "make_network", "optimize_for_inference"]
 
 
 def optimize_for_inference(
@@ -47,11 +47,11 @@ def optimize_for_inference(
     Raises:
         ModelError: another network, or a quantised one.
     """
-    network = make_network(model, dtype)
-    return at_size(network, height, width, batch, iters or model.config.valid_iters, compile=compile)
+    network = make_network(model, dtype, compile=compile)
+    return at_size(network, height, width, batch, iters or model.config.valid_iters)
 
 
-def make_network(model: nn.Module, dtype: torch.dtype) -> FastNetwork:
+def make_network(model: nn.Module, dtype: torch.dtype, *, compile: bool = True) -> FastNetwork:
     """The rewritten network, which several shapes can share.
 
     Raises:
@@ -59,18 +59,19 @@ def make_network(model: nn.Module, dtype: torch.dtype) -> FastNetwork:
     """
     if type(model) is not FoundationStereo or any(p.dtype not in _FLOATS for p in model.parameters()):
         raise ModelError("only a FoundationStereo in floating point can be optimised for inference")
-    return FastNetwork(model, dtype)
+    network = FastNetwork(model, dtype)
+    if compile:
+        network.compile()
+    return network
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: int, *, compile: bool = True) -> Predict:
+def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: int) -> Predict:
     """`network` at one shape; see `optimize_for_inference`."""
     weight = next(network.parameters())
     padding = padding_to_multiple(height, width)
-    if compile:
-        network.compile()
 
     @torch.inference_mode()
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
@@ -98,13 +99,15 @@ def _check(image_B3HW: Tensor, shape: tuple[int, ...]) -> None:
 def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device: torch.device) -> Predict:
     """`run` as one CUDA graph with inputs and output at fixed places."""
     with torch.cuda.device(device), torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
-        network.side = torch.cuda.Stream()
         inputs = [torch.zeros(shape, device=device) for _ in range(2)]
         before = torch.cuda.Stream()
-        with torch.cuda.stream(before), torch.backends.cudnn.flags(benchmark=True, allow_tf32=_tf32()):
+        with torch.cuda.stream(before), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=_tf32()):
+            network.side = None  # cuDNN times its kernels now: nothing may run beside them
             for _ in range(WARM_UP):
                 run(*inputs)
             torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            network.side = torch.cuda.Stream()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=before):
                 output = run(*inputs)

@@ -91,7 +91,7 @@ def look_up_plain(disp_B1hw: Tensor, tables: Tables) -> Tensor:
 
 
 def lookup_order(channels: int, levels: int, radius: int) -> Tensor:
-    """Where each channel that `look_up` finds stands among those of `GeometryLookup`, which an encoder's weights take."""
+    """Where each channel that `look_up` finds stands among those of `GeometryLookup`."""
     K = 2 * radius + 1
     index = torch.arange(levels * (channels + 1) * K).reshape(levels, (channels + 1) * K)
     geometry = index[:, : channels * K].reshape(levels, channels, K).transpose(1, 2)

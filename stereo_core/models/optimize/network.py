@@ -16,11 +16,13 @@ from stereo_core.models.foundation_stereo.cost_volume import concatenation, expe
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 from stereo_core.models.foundation_stereo.refinement import SCALES
 from stereo_core.models.optimize.channels import fold_batch_norms, pad_channels
+from stereo_core.models.optimize.depthwise import speed_up_depthwise
 from stereo_core.models.optimize.lookup import ALIGNED, Tables, make_tables
 from stereo_core.models.optimize.update import FastGRU, FastHead, FastMotion
 from stereo_core.models.optimize.volume import (
     DepthConv,
     FastTransformer,
+    PatchConv,
     PlaneConv,
     ToOneVolume,
     UnpaddedTransformer,
@@ -53,6 +55,7 @@ class FastNetwork(nn.Module):
         for replaced in [*(f"gru{SCALES[i]}" for i in levels), "encoder", "disp_head"]:
             delattr(update, replaced)
         self.network = network
+        speed_up_depthwise(self)
         self.to(dtype)
         _channels_last(self)
         self.side: torch.cuda.Stream | None = None
@@ -165,6 +168,8 @@ def _speed_up_volume(network: FoundationStereo) -> None:
         form = network.config.disparity_attention
         faster = UnpaddedTransformer if form == "tao" else FastTransformer
         network.cost_agg.atts["4"] = faster(network.cost_agg.atts["4"])
+    if not any(network.cost_agg.conv_patch[0].padding):
+        network.cost_agg.conv_patch[0] = PatchConv(network.cost_agg.conv_patch[0])
     for module in network.cost_agg.modules():
         if isinstance(module, AxialPlanarConv):
             module.conv1[0], module.conv2[0] = PlaneConv(module.conv1[0]), DepthConv(module.conv2[0])

@@ -41,14 +41,7 @@ class PlaneConv(nn.Module):
 
     def __init__(self, conv: nn.Conv3d):
         super().__init__()
-        self.conv = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[1:],
-            padding=conv.padding[1:],
-            device=conv.weight.device,
-        )
-        self.conv.weight.data, self.conv.bias.data = conv.weight.data[:, :, 0], conv.bias.data
+        self.conv = convolution(conv.weight[:, :, 0], conv.bias)
 
     def forward(self, x_BCDhw: Tensor) -> Tensor:
         B, C, D, h, w = x_BCDhw.shape
@@ -61,15 +54,27 @@ class DepthConv(nn.Module):
 
     def __init__(self, conv: nn.Conv3d):
         super().__init__()
-        k = conv.kernel_size[0]
-        self.conv = nn.Conv2d(
-            conv.in_channels, conv.out_channels, (k, 1), padding=(k // 2, 0), device=conv.weight.device
-        )
-        self.conv.weight.data, self.conv.bias.data = conv.weight.data[..., 0], conv.bias.data
+        self.conv = convolution(conv.weight[..., 0], conv.bias)
 
     def forward(self, x_BCDhw: Tensor) -> Tensor:
         B, C, D, h, w = x_BCDhw.shape
         return self.conv(x_BCDhw.reshape(B, C, D, h * w)).reshape(B, -1, D, h, w)
+
+
+class PatchConv(nn.Module):
+    """A depth-wise convolution of volumes whose width is its stride and which pads nothing: one sum a patch."""
+
+    def __init__(self, conv: nn.Conv3d):
+        super().__init__()
+        self.k = conv.kernel_size[0]
+        self.weight, self.bias = nn.Parameter(conv.weight[:, 0].detach().clone()), conv.bias
+
+    def forward(self, x_BCDhw: Tensor) -> Tensor:
+        k = self.k
+        patches = x_BCDhw.unflatten(4, (-1, k)).unflatten(3, (-1, k)).unflatten(2, (-1, k))
+        weight_C1k1k1k = self.weight[:, None, :, None, :, None, :]
+        y = (at_least_float32(patches) * weight_C1k1k1k).sum((3, 5, 7))
+        return y.to(x_BCDhw.dtype) + self.bias[:, None, None, None]
 
 
 class ToOneVolume(nn.Module):
