@@ -24,7 +24,9 @@ from onnx import TensorProto, helper
 
 from stereo_core.engines import BuildSettings, build_engine, choose_backend, load_engine, tensorrt
 from stereo_core.engines.files import read_engine, read_onnx, sidecar_path
-from stereo_core.engines.tensorrt import Gpu, attach_timing_cache, find_gpu, interface_of_network, workspace_bytes
+from stereo_core.engines.tensorrt.build import attach_timing_cache, profile_of, workspace_bytes
+from stereo_core.engines.tensorrt.interface import interface_of_network
+from stereo_core.engines.tensorrt.targets import Gpu, find_gpu
 from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.files import locked, sha256_of
 from stereo_core.report.describe import as_text, describe
@@ -183,7 +185,7 @@ def interface(onnx_file, info):
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert trt.OnnxParser(network, builder.logger).parse(onnx_file.read_bytes())
-    return interface_of_network(trt, network, tensorrt._profile(builder, network, info))
+    return interface_of_network(trt, network, profile_of(builder, network, info))
 
 
 def test_without_sizes_an_open_file_gets_the_traced_one_alone(open_onnx, tmp_path):
