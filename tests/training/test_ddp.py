@@ -115,7 +115,7 @@ def skip_a_step(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
     batches = [make_batch(2 * number + ranks.rank, spoilt=(number, ranks.rank) == (1, 1)) for number in range(3)]
     module, weights, figures = fit(folder, ranks, batches, "ddp", nonfinite="skip")
     torch.save(weights, folder / f"{ranks.rank}.pth")
-    return Outcome("", kpi=figures | {"skipped_steps": module.skipped})
+    return Outcome("", kpi=figures | {"skipped_steps": module.guard.skipped})
 
 
 def fail_at_a_step(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:

@@ -19,8 +19,8 @@ from stereo_core.models import create_model, load_model
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.train import Monitor
 from stereo_core.training.checkpoints import AtomicCheckpointIO
-from stereo_core.training.module import MAX_SKIPPED, MAX_SKIPPED_IN_A_ROW, MAX_WRITTEN, StereoModule
-from stereo_core.training.nonfinite import NonFiniteLossError
+from stereo_core.training.module import StereoModule
+from stereo_core.training.nonfinite import MAX_SKIPPED, MAX_SKIPPED_IN_A_ROW, MAX_WRITTEN, NonFiniteLossError
 from stereo_core.training.schedules import one_cycle_momentum
 
 MODEL = {"preset": "tiny", "train_iters": 1, "valid_iters": 1, "stereo_backbone": {"allow_random_backbone": True}}
@@ -176,7 +176,7 @@ def test_fp16_leaves_out_steps_but_not_all(fit, tmp_path):
 
         def count(*_):
             module.steps_seen += 1
-            averages.append(module.averages["proj_cmb.weight"].clone())
+            averages.append(module.averages.values["proj_cmb.weight"].clone())
 
         module.on_train_batch_end = count
 
@@ -217,7 +217,7 @@ def test_averaged_weights(fit, tmp_path):
 
     module = fit([make_batch(seed) for seed in range(3)], watch, ema_decay=0.6)
     names = ["proj_cmb.weight", "cnet.layer1.0.norm1.running_mean", "cost_agg.conv_patch.1.running_var"]
-    names = [name for name in names if name in module.averages]
+    names = [name for name in names if name in module.averages.values]
     assert len(names) >= 2
     module.eval()
     with torch.no_grad():  # as Lightning validates
@@ -232,8 +232,8 @@ def test_averaged_weights(fit, tmp_path):
         average = states[0][f"model.{name}"]
         for state in states[1:]:
             average = 0.6 * average + 0.4 * state[f"model.{name}"]
-        torch.testing.assert_close(module.averages[name], average, rtol=1e-5, atol=1e-7)
-        assert torch.equal(loaded[name], module.averages[name])
+        torch.testing.assert_close(module.averages.values[name], average, rtol=1e-5, atol=1e-7)
+        assert torch.equal(loaded[name], module.averages.values[name])
         assert torch.equal(saved["state_dict"][f"model.{name}"], states[-1][f"model.{name}"])
     twins = [(name, name.replace(".norm3.", ".downsample.1.")) for name in loaded if ".norm3." in name]
     twins = [(one, other) for one, other in twins if one != other and other in loaded]
