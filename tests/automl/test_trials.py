@@ -107,6 +107,20 @@ def test_a_trial_without_a_finite_value_has_no_best(tmp_path):
     assert best_of(tmp_path, "val/epe") == (tmp_path / "model.pth", {"val/epe": 2.5})
 
 
+def test_a_perfect_trial_is_no_failed_one(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"x")
+    (tmp_path / "dn_model_best.pth").symlink_to("model.pth")
+    (tmp_path / "model.pth.json").write_text(json.dumps({"kind": "checkpoint", "metrics": {"val/bp3": 0.0}}))
+    assert best_of(tmp_path, "val/bp3") == (tmp_path / "model.pth", {"val/bp3": 0.0})
+
+
+def test_a_search_shares_out_the_cores_that_it_may_use(monkeypatch):
+    """A container's, not the machine's."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert slots(AutoML(automl_max_concurrent=2), (), {}) == [Slot(None, 3)] * 2
+
+
 def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
     """A trial inherits the lock: it outlives the search that was killed."""
     monkeypatch.setattr("stereo_core.automl.search.POLL_SECONDS", 0.01)
