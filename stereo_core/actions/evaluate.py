@@ -17,6 +17,7 @@ from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
+from stereo_core.models.flags import kept
 from stereo_core.report.pictures import panel
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
@@ -48,6 +49,7 @@ def run(spec, status: StatusLog) -> Outcome:
     return in_ranks(_evaluate, spec, status, resolve(spec.evaluate, "evaluate", torch.cuda.device_count()))
 
 
+@kept()
 def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     engine = spec.evaluate.trt_engine
     folder = results_dir(spec, "evaluate")

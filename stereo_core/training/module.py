@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from stereo_core.spec import results_dir
 from stereo_core.training.averages import Averages
 from stereo_core.training.checkpoints import Progress
 from stereo_core.training.distribution import gathered, summed, taken_from_first
+from stereo_core.training.doubts import warm_up_without_end
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.nonfinite import NonFiniteGuard, Step
 from stereo_core.training.optimizers import apply_rates, optimizer_of, rates_of, set_one_cycle_momentum
 from stereo_core.training.resumption import Resumption
 from stereo_core.training.schedules import lr_factor
 from stereo_core.training.validation import WRONG_CODING, Validation
+
+LOG = logging.getLogger(__name__)
 
 
 class StereoDataModule(StereoLoaders, pl.LightningDataModule):
@@ -182,7 +186,11 @@ class StereoModule(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         optimizer = optimizer_of(self.named_parameters(), self.settings)
         self.rates = rates_of(optimizer, self.optim)
-        factor = lr_factor(self.optim, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        doubt = warm_up_without_end(self.optim, steps)
+        if doubt and self.trainer.is_global_zero:
+            LOG.warning("%s", doubt)
+        factor = lr_factor(self.optim, steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -13,7 +13,6 @@ import torch
 import training_runs
 from training_runs import MODEL, assert_same, checkpoints, load
 
-from stereo_core.actions.train import COMPILED, check_fsdp, choose_kernels, tune
 from stereo_core.data.images import write_png
 from stereo_core.errors import SpecError
 from stereo_core.models import create_model, load_model, save_checkpoint
@@ -23,6 +22,7 @@ from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import StatusLines
 from stereo_core.training.distribution import Ranks
 from stereo_core.training.module import StereoModule
+from stereo_core.training.trainer import COMPILED, check_fsdp, choose_kernels, tune
 
 
 def test_files(finished):
@@ -172,13 +172,17 @@ def test_gradients_are_clipped_by_norm_or_by_value(train, tmp_path, monkeypatch,
     assert len(seen) == 2
 
 
-def test_cudnn_does_what_the_spec_says(train, tmp_path, monkeypatch):
-    for name in ("benchmark", "deterministic"):
-        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # set back afterwards
-    for wanted in (True, False):
-        keys = {"num_epochs": 1, "cudnn": {"benchmark": wanted, "deterministic": not wanted}}
-        assert train(tmp_path / f"{wanted}", **keys)[0] == 0
-        assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (wanted, not wanted)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_cudnn_does_what_the_spec_says_while_it_trains(train, tmp_path, monkeypatch, wanted):
+    cudnn, seen = torch.backends.cudnn, []
+    before = cudnn.benchmark, cudnn.deterministic
+    monkeypatch.setattr(
+        StereoModule, "on_train_batch_end", lambda *_: seen.append((cudnn.benchmark, cudnn.deterministic))
+    )
+    keys = {"num_epochs": 1, "cudnn": {"benchmark": wanted, "deterministic": not wanted}}
+    assert train(tmp_path, **keys)[0] == 0
+    assert set(seen) == {(wanted, not wanted)}
+    assert (cudnn.benchmark, cudnn.deterministic) == before, "another verb of this process chooses for itself"
 
 
 @pytest.mark.parametrize(
@@ -263,6 +267,12 @@ def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, s
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
     assert training_runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 1}) == 0
     assert "dataset.max_disparity: ground truth up to 65 px counts" in caplog.text and "ends at 64 px" in caplog.text
+
+
+@pytest.mark.parametrize(("warm_up", "told"), [(2, True), (1, False)])
+def test_a_warm_up_that_takes_the_whole_run_draws_a_warning(train, tmp_path, caplog, warm_up, told):
+    assert train(tmp_path, num_epochs=1, optim={"warmup_steps": warm_up})[0] == 0
+    assert ("train.optim.warmup_steps: 2 steps of warm-up, and the run has 2 in all" in caplog.text) == told
 
 
 def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, status_lines):
