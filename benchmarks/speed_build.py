@@ -1,6 +1,6 @@
 """Building an engine: time, peak memory and size, for the sizes and precisions asked for.
 
-python benchmarks/build.py [--encoder vits] [--iters 22] [--sizes 320x736 576x960] [--precisions fp32 fp16]
+python benchmarks/speed_build.py [--encoder vits] [--iters 22] [--sizes 320x736 576x960] [--precisions fp32 fp16]
     [--backend tensorrt_rtx] [--capability 8.6]
 
 Random weights. Export and build run as processes of their own, so that each peak is its own; the ONNX file of a size

@@ -1,6 +1,6 @@
 """An ONNX Runtime engine against PyTorch eager: the same weights, pair and number of threads, in one run.
 
-python benchmarks/engines.py [--device cpu|cuda] [--precisions fp32 fp16] [--encoder vits] [--size 320 736] [--iters 4]
+python benchmarks/speed_engines.py [--device cpu|cuda] [--precisions fp32 fp16] [--size 320 736] [--iters 4]
 
 Random weights, a synthetic pair. Each runs in a process of its own, so that its peak memory is its own: that of the
 process on the CPU, that of the GPU's driver on CUDA. Times are medians of warm runs. Eager fp16 is autocast.

@@ -1,6 +1,6 @@
 """The training loader against decoding alone: pairs a second of one worker process.
 
-python benchmarks/loader.py [--pairs 16] [--height 540] [--width 960] [--crop 320 736] [--rounds 9]
+python benchmarks/speed_loader.py [--pairs 16] [--height 540] [--width 960] [--crop 320 736] [--rounds 9]
 
 Writes synthetic pairs (8-bit PNG, disparities as PFM), then reads them through one loader process: decoded and thrown
 away there; as training batches of 4 with all augmentations at the defaults of the spec; with these and the flips. A

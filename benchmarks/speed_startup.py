@@ -1,6 +1,6 @@
 """Start-up time of commands, and of the actions behind them, against a bare interpreter and against `import torch`.
 
-python benchmarks/startup.py
+python benchmarks/speed_startup.py
 """
 
 from __future__ import annotations
