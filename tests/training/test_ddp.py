@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_module import MODEL, make_batch
+from batches import MODEL, make_batch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stereo_core.models import create_model
