@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -124,9 +125,8 @@ def test_a_search_shares_out_the_cores_that_it_may_use(monkeypatch):
 def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
     """A trial inherits the lock: it outlives the search that was killed."""
     monkeypatch.setattr("stereo_core.automl.search.POLL_SECONDS", 0.01)
-    wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with alone(tmp_path) as lock:
-        child = subprocess.Popen(wait, stdin=subprocess.PIPE, pass_fds=(lock,))
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(lock,))  # until its input ends
     monkeypatch.setattr("stereo_core.automl.search.LOCK_SECONDS", 0.05)
     with pytest.raises(SpecError, match="another search, or a trial of one, is running"), alone(tmp_path):
         pass
@@ -136,7 +136,7 @@ def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
         pass
 
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
+DEAF = Path(__file__).parent / "deaf.py"
 
 
 @pytest.mark.timeout(60)
@@ -162,7 +162,7 @@ def test_a_poor_trial_that_does_not_heed_its_end_is_killed_and_frees_its_slot(tm
         search.interrupted.clear()  # the fourth trial is under way
         trial = TrialProcess(3, folder, "val/epe", slot, lock)
         trial._status = StatusReader(folder / "status.json", "val/epe")
-        trial.process = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE)
+        trial.process = subprocess.Popen([sys.executable, DEAF], stdout=subprocess.PIPE)
         try:
             trial.process.stdout.readline()
             search.running.append(trial)
