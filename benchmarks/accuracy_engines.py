@@ -41,7 +41,7 @@ SCALES = {"Middlebury/2003": 4.0}  # stored value of 1 px, where the files do no
 
 def main() -> None:
     """Print a row a pair, a column a model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--iters", type=int, default=22)

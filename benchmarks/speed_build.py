@@ -28,7 +28,7 @@ MIB, GIB = 2**20, 2**30
 
 def main() -> None:
     """Print a row a file made."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--max-disparity", type=int, default=416)
     parser.add_argument("--iters", type=int, default=22)

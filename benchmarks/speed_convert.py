@@ -92,7 +92,7 @@ def measure(what: str, root: str, layout: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--layout", choices=PATTERNS, default="frames")
     parser.add_argument("--runs", type=int, default=3)

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp32"], help="of the engines")
     parser.add_argument("--encoder", choices=("vitt", "vits", "vitb", "vitl"), default="vits")

@@ -46,7 +46,7 @@ def peak_gib(gpu: bool) -> float:
 
 def main() -> None:
     """Print a line a precision."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--width", type=int, default=736)
