@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import Slot, TrialProcess, best_of, trial_folder, trial_tree
+from stereo_core.cores import usable_cores
 from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.automl import AutoML
@@ -32,7 +32,7 @@ def slots(settings: AutoML, gpus: Sequence[int], environment: dict[str, str]) ->
         named = [names[gpu].strip() if gpu < len(names) and names[gpu].strip() else str(gpu) for gpu in gpus]
         return [Slot(name, None) for name in named[: settings.automl_max_concurrent]]
     count = min(settings.automl_max_concurrent, settings.automl_max_recommendations)
-    cores = int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    cores = int(environment.get("OMP_NUM_THREADS") or usable_cores())
     return [Slot(None, max(1, cores // count))] * count
 
 

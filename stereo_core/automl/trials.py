@@ -212,7 +212,8 @@ def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
     """
     path = (folder / BEST).resolve()
     metrics = read_sidecar(path).get("metrics", {})
-    if not path.is_file() or not math.isfinite(metrics.get(metric) or math.nan):
+    value = metrics.get(metric)  # None where it was not finite
+    if not path.is_file() or value is None or not math.isfinite(value):
         raise ModelError(f"{folder}: no checkpoint with a finite {metric}")
     return path, metrics
 

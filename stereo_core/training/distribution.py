@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from stereo_core.cores import usable_cores
 from stereo_core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _count(environment: Mapping[str, str], names: _Names, gpus: int) -> tuple[in
     if text == "gpu" and not gpus:
         raise SpecError(f"{names.count}: gpu, but this machine has no GPU; set it to a number, cpu or auto")
     if text in ("auto", "gpu", "cpu"):
-        return (gpus if gpus and text != "cpu" else os.cpu_count() or 1), names.count
+        return (gpus if gpus and text != "cpu" else usable_cores()), names.count
     return _number(environment, names.count, 1, gpus or None, f"this machine has {gpus} GPUs"), names.count
 
 

@@ -1,6 +1,6 @@
 """One forward pass of the network: time, peak memory, and float16 autocast against float32 in the same run.
 
-python benchmarks/forward.py [--encoder vits] [--height 320] [--width 736] [--max-disparity 416] [--iters 22]
+python benchmarks/speed_forward.py [--encoder vits] [--height 320] [--width 736] [--max-disparity 416] [--iters 22]
 
 Random weights, a synthetic pair. On a GPU timed with events, TF32 off, median of the warm runs; on a CPU float32 alone.
 """
@@ -46,7 +46,7 @@ def peak_gib(gpu: bool) -> float:
 
 def main() -> None:
     """Print a line a precision."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--width", type=int, default=736)

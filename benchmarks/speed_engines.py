@@ -1,6 +1,6 @@
 """An ONNX Runtime engine against PyTorch eager: the same weights, pair and number of threads, in one run.
 
-python benchmarks/engines.py [--device cpu|cuda] [--precisions fp32 fp16] [--encoder vits] [--size 320 736] [--iters 4]
+python benchmarks/speed_engines.py [--device cpu|cuda] [--precisions fp32 fp16] [--size 320 736] [--iters 4]
 
 Random weights, a synthetic pair. Each runs in a process of its own, so that its peak memory is its own: that of the
 process on the CPU, that of the GPU's driver on CUDA. Times are medians of warm runs. Eager fp16 is autocast.
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp32"], help="of the engines")
     parser.add_argument("--encoder", choices=("vitt", "vits", "vitb", "vitl"), default="vits")

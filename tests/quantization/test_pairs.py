@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stereo_core.actions.calibration import calibration_samples, find_pairs, unpack
 from stereo_core.errors import DataError
+from stereo_core.quantization.pairs import find_pairs, samples_of, unpack
 from stereo_core.spec import spec_from_dict
 
 
@@ -94,7 +94,7 @@ def test_an_archive_is_unpacked_and_its_files_go_again(tmp_path, suffix):
     else:
         with tarfile.open(archive, "w:gz") as file:
             file.add(tmp_path / "in", "images")
-    with calibration_samples(spec(archive).dataset) as samples:
+    with samples_of(spec(archive).dataset) as samples:
         assert len(samples) == 1 and Path(samples[0].right).is_file()
         assert samples[0].where.startswith(str(archive))
     assert not Path(samples[0].right).exists()

@@ -1,6 +1,6 @@
 """The training loader against decoding alone: pairs a second of one worker process.
 
-python benchmarks/loader.py [--pairs 16] [--height 540] [--width 960] [--crop 320 736] [--rounds 9]
+python benchmarks/speed_loader.py [--pairs 16] [--height 540] [--width 960] [--crop 320 736] [--rounds 9]
 
 Writes synthetic pairs (8-bit PNG, disparities as PFM), then reads them through one loader process: decoded and thrown
 away there; as training batches of 4 with all augmentations at the defaults of the spec; with these and the flips. A
@@ -22,7 +22,7 @@ from stereo_core.data.annotations import write_annotations
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.datasets import StereoDataset, read_pair
 from stereo_core.data.images import write_png
-from stereo_core.data.loaders import StereoLoaders, _start_worker
+from stereo_core.data.loaders import StereoLoaders, start_worker
 from stereo_core.data.synthetic import make_scene
 from stereo_core.spec import ExperimentSpec
 
@@ -88,7 +88,7 @@ def main() -> None:
             Decoded(default.dataset),
             batch_size=4,
             num_workers=1,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             persistent_workers=True,
             drop_last=True,
         )

@@ -1,6 +1,6 @@
 """The same benchmark pairs evaluated with a checkpoint and with engines made from it: EPE side by side.
 
-python benchmarks/engine_parity.py DATA CHECKPOINT [--iters 22] [--precisions fp32 fp16] [--opset 17] [--out DIR]
+python benchmarks/accuracy_engines.py DATA CHECKPOINT [--iters 22] [--precisions fp32 fp16] [--opset 17] [--out DIR]
 
 DATA holds published benchmark trees under their own names (KITTI_2012, KITTI_2015, Middlebury/2003,
 Middlebury/MiddEval3, ETH3D, SceneFlow/FlyingThings3D); those that are there are used. One ONNX file with open height
@@ -41,7 +41,7 @@ SCALES = {"Middlebury/2003": 4.0}  # stored value of 1 px, where the files do no
 
 def main() -> None:
     """Print a row a pair, a column a model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--iters", type=int, default=22)

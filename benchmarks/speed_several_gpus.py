@@ -1,10 +1,10 @@
 """One GPU against two: the same gradients, and what the second is worth.
 
-python benchmarks/distribution.py [--seconds 230] [--processes 2]
+python benchmarks/speed_several_gpus.py [--seconds 230] [--processes 2]
     First, that they do the same: the tiny network in float64 with batch normalisation at work, five steps with SGD, one
     process with a double batch against several with SyncBatchNorm (ddp and fsdp). Then what a step of vits at 320x736
     takes, every process with the same batch as the one alone: median of the warm steps, pairs a second, peak memory of
-    a GPU, and the share of the ideal speed-up. Each line is printed, and kept in OUT/distribution.json, as it is done.
+    a GPU, and the share of the ideal speed-up. Each line is printed, and kept in OUT/several_gpus.json, as it is done.
 
 Every number of processes has one command of its own, which is killed when its time is over. Without GPUs it all runs on
 the CPU (`--preset tiny --size 64 96` then), where SyncBatchNorm is not there and the first part is skipped.
@@ -24,12 +24,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+from common import COLD, GPU, MODEL, WARM, Clock, device, network, network_options, peak_gib, sample
 from torch.utils.data import DataLoader, default_collate
-from training import MODEL, WARM, Clock, device, network, peak_gib, sample
 
-from stereo_core.actions.train import _PRECISIONS, _quieten, tune
 from stereo_core.models import create_model, from_spec
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
@@ -37,9 +35,9 @@ from stereo_core.run.status import StatusLog
 from stereo_core.spec import ExperimentSpec
 from stereo_core.training.distribution import Ranks, joined
 from stereo_core.training.module import StereoModule
-from stereo_core.training.strategy import GivenRanks, strategy, whole
+from stereo_core.training.strategy import whole
+from stereo_core.training.trainer import quieten, trainer_of, tune
 
-GPU = torch.cuda.is_available()
 PRECISIONS = ("bf16", "fp32")
 STEPS, SIZE = 5, (64, 96)  # of the comparison
 
@@ -48,13 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=230, help="all in all; what is not done by then is left out")
     parser.add_argument("--processes", type=int, default=2, help="GPUs")
-    parser.add_argument("--encoder", default="vits")
-    parser.add_argument("--preset", choices=("tiny",), help="instead of --encoder")
+    network_options(parser)
     parser.add_argument("--size", type=int, nargs=2, default=[320, 736], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--iters", type=int, default=22)
     parser.add_argument("--batch", type=int, default=4, help="of each process")
     parser.add_argument("--runs", type=int, default=8, help="steps timed, after 3 warm ones")
-    parser.add_argument("--out", type=Path, default=Path("runs/distribution"))
+    parser.add_argument("--out", type=Path, default=Path("runs/several_gpus"))
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.out = asked.out.resolve()
@@ -74,7 +71,7 @@ def main() -> None:
     if {"check 1"} < rows.keys():
         compare(asked.out, rows)
     show(rows, asked)
-    (asked.out / "distribution.json").write_text(json.dumps({"what": what, "rows": rows}, indent=1) + "\n")
+    (asked.out / "several_gpus.json").write_text(json.dumps({"what": what, "rows": rows}, indent=1) + "\n")
     sys.exit(f"{failed} processes: not all was measured" if failed else 0)
 
 
@@ -124,7 +121,7 @@ def show(rows: dict[str, dict], asked: argparse.Namespace) -> None:
 
 
 def work(asked: argparse.Namespace, _: StatusLog, ranks: Ranks) -> Outcome:
-    _quieten()
+    quieten()
     strategies = ("",) if ranks.world == 1 else ("ddp", "fsdp")
     with joined(ranks):
         for name in strategies if GPU else ():
@@ -156,7 +153,7 @@ def check(asked: argparse.Namespace, ranks: Ranks, name: str) -> None:
         images[1]["valid"] &= images[1]["disparity"] > 4  # the two have different numbers of valid pixels
         batches.append(double(default_collate(images if ranks.world == 1 else [images[ranks.rank % 2]])))
     sgd = {"optimizer": "SGD", "lr": 1e-2, "warmup_steps": 0}
-    settings = {"optim": sgd, "results_dir": str(asked.out)} | named(name)
+    settings = {"optim": sgd, "results_dir": str(asked.out), "num_epochs": 1} | named(name)
     fit(net, ExperimentSpec.model_validate({"train": settings}), ranks, batches, [])
     weights = {key: whole(value).cpu() for key, value in net.state_dict().items()}
     title = f"check {ranks.world} {name}".strip()
@@ -177,7 +174,7 @@ def double(batch: dict) -> dict:
 def measure(asked: argparse.Namespace, ranks: Ranks, precision: str, name: str) -> dict:
     """Steps of the network that was asked for."""
     model = MODEL | network(asked) | {"train_iters": asked.iters}
-    settings = {"precision": precision, "results_dir": str(asked.out), "num_epochs": 1} | named(name)
+    settings = {"precision": precision, "results_dir": str(asked.out), "num_epochs": 1, "optim": COLD} | named(name)
     spec = ExperimentSpec.model_validate({"model": model, "train": settings})
     torch.manual_seed(0)
     gc.collect()
@@ -192,21 +189,7 @@ def measure(asked: argparse.Namespace, ranks: Ranks, precision: str, name: str) 
 def fit(net, spec, ranks: Ranks, batches: list, callbacks: list) -> None:
     """As `train` sets it up; no logger, no checkpoints."""
     tune(net, spec.train, ranks)
-    trainer = pl.Trainer(
-        accelerator="gpu" if ranks.gpu else "cpu",
-        devices=list(ranks.devices) if ranks.gpu else len(ranks.devices),
-        strategy=strategy(spec.train.distributed_strategy, ranks),
-        plugins=[GivenRanks(ranks)] if ranks.world > 1 else [],
-        precision=_PRECISIONS[spec.train.precision],
-        max_epochs=1,
-        gradient_clip_val=spec.train.clip_grad_norm,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-    )
+    trainer = trainer_of(spec.train, ranks, callbacks)
     trainer.fit(StereoModule(net, spec), DataLoader(batches, batch_size=None))
 
 

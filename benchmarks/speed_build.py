@@ -1,6 +1,6 @@
 """Building an engine: time, peak memory and size, for the sizes and precisions asked for.
 
-python benchmarks/build.py [--encoder vits] [--iters 22] [--sizes 320x736 576x960] [--precisions fp32 fp16]
+python benchmarks/speed_build.py [--encoder vits] [--iters 22] [--sizes 320x736 576x960] [--precisions fp32 fp16]
     [--backend tensorrt_rtx] [--capability 8.6]
 
 Random weights. Export and build run as processes of their own, so that each peak is its own; the ONNX file of a size
@@ -28,7 +28,7 @@ MIB, GIB = 2**20, 2**30
 
 def main() -> None:
     """Print a row a file made."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--max-disparity", type=int, default=416)
     parser.add_argument("--iters", type=int, default=22)

@@ -1,16 +1,16 @@
 """Start-up time of commands, and of the actions behind them, against a bare interpreter and against `import torch`.
 
-python benchmarks/startup.py
+python benchmarks/speed_startup.py [--runs 7]
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
 
-RUNS = 7
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "depth_net --help": ["-m", "stereo_core.cli", "--help"],
@@ -23,10 +23,10 @@ COMMANDS = {
 }
 
 
-def median_seconds(arguments: list[str]) -> float:
-    """Median wall time of `RUNS` warm starts of this interpreter."""
+def median_seconds(arguments: list[str], runs: int) -> float:
+    """Median wall time of so many warm starts of this interpreter."""
     times = []
-    for _ in range(RUNS + 1):
+    for _ in range(runs + 1):
         start = time.perf_counter()
         subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
@@ -35,7 +35,10 @@ def median_seconds(arguments: list[str]) -> float:
 
 def main() -> None:
     """Print a line a command: median seconds and the ratio to `import torch`."""
-    medians = {name: median_seconds(arguments) for name, arguments in COMMANDS.items()}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7, help="starts timed, after one that is not")
+    asked = parser.parse_args()
+    medians = {name: median_seconds(arguments, asked.runs) for name, arguments in COMMANDS.items()}
     reference = medians["python -c 'import torch'"]
     for name, seconds in medians.items():
         print(f"{name:28s} {seconds * 1000:7.0f} ms   {seconds / reference:5.2f} x import torch")

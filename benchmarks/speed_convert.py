@@ -1,6 +1,6 @@
 """convert against a bare recursive scandir of the same warm tree.
 
-python benchmarks/convert.py [--files 1000000] [--layout frames|flat|scenes] [--runs 3] [--folder FOLDER]
+python benchmarks/speed_convert.py [--files 1000000] [--layout frames|flat|scenes] [--runs 3] [--folder FOLDER]
 
 Makes a tree of empty files, four a sample (left, right, disparity, mask), in one of three layouts: `frames`, FSD's, 500
 samples a scene in four folders; `flat`, KITTI's, four folders in all; `scenes`, Middlebury's, a folder a sample. Then
@@ -92,7 +92,7 @@ def measure(what: str, root: str, layout: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--layout", choices=PATTERNS, default="frames")
     parser.add_argument("--runs", type=int, default=3)

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stereo_core.actions.convert import Tree, replacing
 from stereo_core.data.annotations import Sample, check_files, read_annotations
+from stereo_core.data.trees import Tree, replacing
 from stereo_core.errors import DataError
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ MOST_OF_TRAINING = 64
 
 
 @contextlib.contextmanager
-def calibration_samples(dataset: Any) -> Iterator[list[Sample]]:
+def samples_of(dataset: Any) -> Iterator[list[Sample]]:
     """The pairs of `quant_calibration_dataset.images_dir`, else of `train_dataset.data_sources`, without ground truth.
 
     An archive is unpacked for as long as the context lasts.
