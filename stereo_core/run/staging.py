@@ -97,7 +97,7 @@ class Stage:
         for owner, name, path, kind in _named(self.verb, self.spec):
             for value in filter(_is_remote, _texts(getattr(owner, name))):
                 self._check(value, path, kind)
-            self.folder = storage.cache() / "runs"
+            self.folder = storage.cache_folder() / "runs"
         if self.folder is None:
             return
         storage.forget()

@@ -247,7 +247,7 @@ def test_a_failed_run_stores_its_status(store, tmp_path, capsys):
 def test_a_key_that_may_not_write_is_refused_before_any_work(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "RK")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "RS")
-    storage._connect.cache_clear()
+    storage.CLIENTS.forget()
     assert run("synthesize", results_dir="s3://artifacts/forbidden", num_scenes=1) == 2
     assert not list(tmp_path.rglob("scene_0000"))
     told = capsys.readouterr()
