@@ -7,7 +7,7 @@ import pytest
 
 from stereo_core import storage
 from stereo_core.errors import DataError
-from stereo_core.run.staging import Stage
+from stereo_core.run.staging import staged
 from stereo_core.spec import spec_from_dict
 from stereo_core.storage import local_path
 from stereo_core.storage.client import ENDPOINTS
@@ -29,7 +29,7 @@ def test_uris_that_no_path_can_stand_for(uri):
 def test_a_secret_in_a_uri_is_refused_and_not_shown(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("STEREO_CACHE", str(tmp_path))
     spec = spec_from_dict("export", {"export": {"checkpoint": uri, "onnx_file": "m.onnx"}})
-    for refuse in (storage.split, local_path, lambda _: Stage("export", spec)):
+    for refuse in (storage.split, local_path, lambda _: staged("export", spec).__enter__()):
         with pytest.raises(DataError, match="come from the environment") as told:
             refuse(uri)
         assert "mykey" not in str(told.value) and "hu5" not in str(told.value)
