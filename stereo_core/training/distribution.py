@@ -134,6 +134,18 @@ def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get(names.node, "0") == "0"
 
 
+def is_one_of_several(section: Any, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a run has several nodes, or processes that torchrun started, by the rule above.
+
+    Raises:
+        SpecError: a launcher's number of nodes is none.
+    """
+    if any(key in environment for key in _TORCHRUN):
+        return True
+    names = _PET if _PET.nodes in environment else _names_of_tao(environment)
+    return _nodes(environment, names, section.num_nodes) > 1
+
+
 def _from_torchrun(section: Any, name: str, gpus: int, environment: Mapping[str, str]) -> Ranks:
     mend = f"torchrun sets it, and one of {', '.join(_TORCHRUN)} is set; without torchrun unset those"
     local_world = _number(environment, "LOCAL_WORLD_SIZE", 1, None, mend)

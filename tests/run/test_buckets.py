@@ -15,24 +15,19 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from buckets import left_over, names
 from torch.utils.data import DataLoader
 
 from stereo_core import storage
-from stereo_core.actions import ACTIONS
 from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.datasets import StereoDataset, relative_names
 from stereo_core.data.images import read_image
-from stereo_core.errors import DataError, SpecError
-from stereo_core.run import mirror as mirror_module
-from stereo_core.run.mirror import Mirror
+from stereo_core.errors import DataError
 from stereo_core.run.perform import perform
-from stereo_core.run.staging import Stage, kind_of
+from stereo_core.run.staging import staged
 from stereo_core.spec import spec_from_dict
-from stereo_core.spec.experiment import spec_class
-from stereo_core.spec.paths import walk
 from stereo_core.step import launch as launcher
 from stereo_core.step.launch import Artifact
-from stereo_core.storage import transfers
 
 DEPTH_NET = Path(sys.executable).parent / "depth_net"
 PATTERNS = {
@@ -41,25 +36,11 @@ PATTERNS = {
     "depth_dir_pattern": ["left/disparity"],
     "image_extension": ".png",
 }
-service = [pytest.mark.service, pytest.mark.timeout(300)]
-
-
-def marked(test):
-    for mark in service:
-        test = mark(test)
-    return test
+pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
 
 def run(verb: str, **spec) -> int:
     return perform(verb, spec_from_dict(verb, spec))
-
-
-def names(uri: str) -> set[str]:
-    return set(storage.children(uri, recursive=True))
-
-
-def left_over(folder: Path) -> list[Path]:
-    return list((folder / "cache" / "runs").glob("*"))
 
 
 @pytest.fixture
@@ -75,7 +56,6 @@ def scenes(store, tmp_path) -> str:
 LEFT = "dataset/data/left/rgb/0000.png"
 
 
-@marked
 def test_a_list_of_objects_is_read_lazily(scenes, store, tmp_path):
     lists = scenes.replace("scenes", "lists")
     assert run("convert", data_root=scenes, results_dir=lists, relative_paths=True, **PATTERNS) == 0
@@ -94,7 +74,6 @@ def test_a_list_of_objects_is_read_lazily(scenes, store, tmp_path):
     assert len(list((tmp_path / "cache/objects").glob("*/*"))) == before + 3, "the three files of one pair"
 
 
-@marked
 def test_fetch_dataset_by_copy_and_by_reference(scenes, store, tmp_path, capsys):
     """Through the launcher: what it gives is taken by convert, and a change of the bucket is noticed."""
 
@@ -130,7 +109,6 @@ def test_fetch_dataset_by_copy_and_by_reference(scenes, store, tmp_path, capsys)
     assert "added, removed or changed" in capsys.readouterr().err
 
 
-@marked
 def test_a_missing_object_is_named_with_its_line(scenes, tmp_path):
     path = tmp_path / "list.txt"
     path.write_text(f"scene_0000/{LEFT} scene_0009/{LEFT}\n")
@@ -158,7 +136,6 @@ def train_spec(scenes: str, results: str, train: dict, tmp_path: Path) -> Path:
     return file
 
 
-@marked
 def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
     """List, images, checkpoint and results are objects, for processes that know only the environment.
 
@@ -212,7 +189,6 @@ def last_line(results: str) -> dict:
     return json.loads(storage.read(f"{results}/{name}").splitlines()[-1])
 
 
-@marked
 def test_a_packed_data_set_in_a_bucket(scenes, store, tmp_path):
     packed, samples = scenes.replace("scenes", "packed"), {}
     assert run("fetch_dataset", uri=scenes, mode="pack", results_dir=packed) == 0
@@ -233,7 +209,6 @@ def test_a_packed_data_set_in_a_bucket(scenes, store, tmp_path):
     assert sample.left == samples[packed][1].left and read_image(sample.left).shape == (64, 96, 3)
 
 
-@marked
 def test_a_failed_run_stores_its_status(store, tmp_path, capsys):
     uri = f"s3://artifacts/{tmp_path.name}"
     spec = {"results_dir": uri, "export": {"checkpoint": f"{uri}/none.pth", "onnx_file": f"{uri}/out/model.onnx"}}
@@ -243,18 +218,16 @@ def test_a_failed_run_stores_its_status(store, tmp_path, capsys):
     assert "out/model.onnx" not in names(uri)
 
 
-@marked
 def test_a_key_that_may_not_write_is_refused_before_any_work(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "RK")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "RS")
-    storage._connect.cache_clear()
+    storage.CLIENTS.forget()
     assert run("synthesize", results_dir="s3://artifacts/forbidden", num_scenes=1) == 2
     assert not list(tmp_path.rglob("scene_0000"))
     told = capsys.readouterr()
     assert "access denied" in told.err and "FAIL" in told.out and "PASS" not in told.out
 
 
-@marked
 def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeypatch, capsys):
     def cut_off(_) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -267,41 +240,6 @@ def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeyp
     assert "does not answer" in told.err and "FAIL" in told.out and "PASS" not in told.out
 
 
-def test_what_killed_runs_left_goes(tmp_path, monkeypatch):
-    """Inputs with the next run, results after a week; nothing of a run that goes on."""
-    from stereo_core.spec.loading import build
-
-    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
-    spec = build("synthesize", {"results_dir": "s3://b/x"})
-
-    def begun() -> tuple[int, Path]:
-        """A run in a process of its own, with an input and a result."""
-        known = set(left_over(tmp_path))
-        child = os.fork()
-        if not child:
-            folder = Stage("synthesize", spec).folder
-            for kind in ("results", "inputs"):
-                (folder / kind / "folder").mkdir(parents=True)
-            time.sleep(60)
-            os._exit(1)
-        while not (new := [path for path in set(left_over(tmp_path)) - known if (path / "inputs/folder").is_dir()]):
-            time.sleep(0.01)
-        return child, new[0]
-
-    (first, young), (second, old), (third, alive) = (begun() for _ in range(3))
-    for child in (first, second):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    for path in (old, *old.rglob("*")):
-        os.utime(path, (0, 0))
-    Stage("synthesize", spec)
-    assert not old.exists()
-    assert os.listdir(young) == ["results"] and sorted(os.listdir(alive)) == ["inputs", "results"]
-    os.kill(third, signal.SIGKILL)
-    os.waitpid(third, 0)
-
-
-@marked
 def test_a_signal_while_the_results_are_stored(store, proxy, tmp_path, monkeypatch, capsys):
     """By a server that has gone silent, long before anybody's patience has."""
 
@@ -318,7 +256,6 @@ def test_a_signal_while_the_results_are_stored(store, proxy, tmp_path, monkeypat
     assert f"SIGTERM; the results stay in {folder}" in capsys.readouterr().err
 
 
-@marked
 @pytest.mark.slow
 def test_a_signal_while_inputs_come_from_a_server_that_has_gone_silent(store, proxy, tmp_path):
     """The engine waits 20 s before it kills, Kubernetes 30."""
@@ -337,159 +274,23 @@ def test_a_signal_while_inputs_come_from_a_server_that_has_gone_silent(store, pr
     assert fetching.returncode == 143 and "FAIL" in told and str(left_over(tmp_path)[0]) in told, told
 
 
-@marked
 def test_side_cars_come_along(store, tmp_path, monkeypatch):
     uri = f"s3://artifacts/{tmp_path.name}/models"
     for name in ("model.onnx", "model.onnx.data", "model.onnx2", "other.onnx"):
         (tmp_path / name).write_text(name)
         storage.upload(tmp_path / name, f"{uri}/{name}")
     spec = {"gen_trt_engine": {"onnx_file": f"{uri}/model.onnx", "trt_engine": f"{uri}/engines/model.engine"}}
-    stage, listed = Stage("gen_trt_engine", spec_from_dict("gen_trt_engine", spec)), []
-    children = storage.children
+    children, listed = storage.children, []
     monkeypatch.setattr(storage, "children", lambda *a, **how: listed.extend(found := children(*a, **how)) or found)
-    stage.fetch()
-    assert listed == ["model.onnx.data"], "not all that lies in the bucket beside it"
-    here = Path(stage.spec.gen_trt_engine.onnx_file)
-    assert sorted(os.listdir(here.parent)) == ["model.onnx", "model.onnx.data"]
-    engine = Path(stage.spec.gen_trt_engine.trt_engine)
-    engine.parent.mkdir(parents=True)
-    for name in (engine, Path(f"{engine}.json")):
-        name.write_text("engine")
-    stage.store()
+    with staged("gen_trt_engine", spec_from_dict("gen_trt_engine", spec)) as stage:
+        stage.fetch()
+        assert listed == ["model.onnx.data"], "not all that lies in the bucket beside it"
+        here = Path(stage.spec.gen_trt_engine.onnx_file)
+        assert sorted(os.listdir(here.parent)) == ["model.onnx", "model.onnx.data"]
+        engine = Path(stage.spec.gen_trt_engine.trt_engine)
+        engine.parent.mkdir(parents=True)
+        for name in (engine, Path(f"{engine}.json")):
+            name.write_text("engine")
+        stage.store()
     assert names(f"{uri}/engines") == {"model.engine", "model.engine.json"}
-
-
-REFUSED = [
-    ("synthesize", {"results_dir": "gs://bucket/x"}, "results_dir: gs://bucket/x: scheme not supported"),
-    ("convert", {"results_dir": "x", "data_root": "s3://b/x"}, "data_root: s3://b/x: set relative_paths=true"),
-    ("export", {"export": {"checkpoint": "s3://b", "onnx_file": "m.onnx"}}, "export.checkpoint: s3://b: names no obj"),
-    ("train", {"results_dir": "s3://b/x", "train": {"num_nodes": 2}}, "nodes, and processes of torchrun"),
-    ("automl", {"results_dir": "s3://b/x"}, "a search keeps its study on a file system"),
-    ("gen_trt_engine", {"gen_trt_engine": {"timing_cache": "s3://b/x"}}, "timing_cache: s3://b/x: is updated while"),
-]
-
-
-@pytest.mark.parametrize("verb, spec, message", REFUSED)
-def test_what_is_refused_by_name(verb, spec, message, tmp_path, monkeypatch):
-    from stereo_core.spec.loading import build
-
-    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(SpecError, match=message):
-        Stage(verb, build(verb, spec))
     assert left_over(tmp_path) == []
-
-
-NO_FILES = {
-    *("image_dir_pattern", "right_dir_pattern", "depth_dir_pattern", "nocc_dir_pattern", "nocc_mask_dir_name"),
-    *("image_extension", "depth_extension", "nocc_extension", "encryption_key", "model_name", "tile_wtype"),
-    *("automl_hyperparameters", "compute_capabilities", "layers_precision", "device", "module_name", "skip_names"),
-    *("observer_or_fake_quant", "project", "entity", "name", "run_id", "group", "tags", "title", "names"),
-    "uri",  # fetch_dataset and publish_model take objects themselves
-}
-"""Keys with a text that names no file."""
-
-
-def test_every_key_that_names_files_takes_objects_or_refuses_them():
-    """A key that nobody decided about would make a folder `s3:` in the working directory."""
-    specs = {spec_class(verb) for verb in ACTIONS if verb != "doctor"}
-    texts = {
-        path.replace("[]", "")
-        for spec in specs
-        for path, field in walk(spec)
-        if "str" in str(field.annotation)
-        and "Literal" not in str(field.annotation)
-        and "dict" not in str(field.annotation)
-    }
-    assert len(texts) > 50
-    assert {path for path in texts if kind_of(path) is None} == {
-        path for path in texts if path.rpartition(".")[2] in NO_FILES
-    }
-
-
-def test_keys_of_other_verbs_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
-    from stereo_core.spec.loading import build
-
-    spec = build("evaluate", {"results_dir": "x", "train": {"pretrained_model_path": "s3://b/x"}})
-    stage = Stage("evaluate", spec)
-    assert stage.folder is None and stage.spec is spec
-
-
-@marked
-def test_what_a_run_writes_is_stored_once_and_again_when_it_changed(store, tmp_path):
-    uri, folder = f"s3://artifacts/{tmp_path.name}/live", tmp_path / "results"
-    mirror = Mirror({folder: uri})
-    first, second = folder / "model_epoch_000.pth", folder / "model_epoch_001.pth"
-    for path, data in (
-        (first, b"1" * 2**20),
-        (folder / "log", b"x" * 1000),
-        (folder / ".partial", b"x"),
-        (folder / ".cache/x", b"x"),
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    (folder / "latest").symlink_to(first.name)
-    (folder / "outside").symlink_to(Path(__file__))
-    mirror.store(growing=True)
-    assert storage.read(f"{uri}/outside") == Path(__file__).read_bytes()
-    (folder / "outside").unlink()
-    storage.remove(f"{uri}/outside")
-    assert names(uri) == {"model_epoch_000.pth", "log", "latest"} and storage.read(f"{uri}/latest") == b"1" * 2**20
-
-    def log_after(more: bytes, **how) -> int:
-        with (folder / "log").open("ab") as log:
-            log.write(more)
-        mirror.store(**how)
-        return storage.children(uri)["log"].size
-
-    storage.forget()
-    assert log_after(b"y" * 100, growing=True) == 1000, "a tenth more is not worth another upload"
-    storage.forget()
-    assert log_after(b"y" * 200, growing=True) == 1300
-    second.write_bytes(b"2" * 10)
-    (folder / "latest").unlink()
-    (folder / "latest").symlink_to(second.name)
-    first.unlink()
-    storage.forget()
-    assert log_after(b"y") == 1301, "at the end everything"
-    assert names(uri) == {"model_epoch_001.pth", "log", "latest"} and storage.read(f"{uri}/latest") == b"2" * 10
-    (folder / "log").unlink()
-    mirror.store()
-    assert "log" in names(uri), "nothing but checkpoints is removed"
-
-
-@marked
-def test_a_run_outlives_a_server_that_is_away_for_a_while(store, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(mirror_module, "PAUSE", 0.05)
-    uri, folder, url = f"s3://artifacts/{tmp_path.name}/away", tmp_path / "results", os.environ["AWS_ENDPOINT_URL"]
-    folder.mkdir()
-    (folder / "status.json").write_text("started\n")
-    mirror = Mirror({folder: uri})
-    with mirror.running():
-        assert names(uri) == {"status.json"}
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        (folder / "a").write_text("a")
-        while not caplog.records:
-            time.sleep(0.05)
-        assert "Results are not stored for now" in caplog.text and "127.0.0.1" not in caplog.text
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        while names(uri) != {"status.json", "a"}:
-            time.sleep(0.05)
-
-
-@marked
-def test_an_interrupted_run_does_not_wait_for_a_silent_server(store, proxy, tmp_path, monkeypatch):
-    for module in (mirror_module, transfers):
-        monkeypatch.setattr(module, "MOMENT", 0.3)
-    monkeypatch.setattr(mirror_module, "PAUSE", 0.05)
-    folder = tmp_path / "results"
-    folder.mkdir()
-    mirror = Mirror({folder: f"s3://artifacts/{tmp_path.name}/silent"})
-    with pytest.raises(KeyboardInterrupt), mirror.running():
-        proxy.pause, proxy.passed = 100, 0
-        (folder / "large").write_bytes(bytes(20 * 2**20))
-        while not proxy.passed:
-            time.sleep(0.01)
-        begin = time.monotonic()
-        raise KeyboardInterrupt
-    assert time.monotonic() - begin < 5
