@@ -8,8 +8,8 @@ import yaml
 from kfp import components
 
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders, pipeline_tables
-from stereo_core.orchestration.dag import Argument, Constant
-from stereo_core.orchestration.graph import Importer, Output, load_pipeline, unrolled
+from stereo_core.orchestration.dag import Argument, Constant, Importer, Output
+from stereo_core.orchestration.graph import load_pipeline, unrolled
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
