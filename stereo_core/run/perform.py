@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from stereo_core import storage
 from stereo_core.actions import ACTIONS
-from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, is_gpu_error, is_out_of_memory
+from stereo_core.errors import RefusedResult, SpecError, UserError
 from stereo_core.files import atomic_path
+from stereo_core.run.failure import exit_code, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged
 from stereo_core.run.status import StatusLog
@@ -169,41 +169,6 @@ def _secrets(spec: Section) -> list[str]:
             value = getattr(value, name)
         values.append(value)
     return [value for value in values if value]
-
-
-_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, Terminated)
-_PREFIXES: tuple[tuple[type[BaseException] | tuple, str], ...] = (
-    (SpecError, "Configuration error"),
-    (NotImplementedError, "Feature not implemented"),
-    (ValidationError, "Schema validation error"),
-    ((ValueError, TypeError), "Parameter validation error"),
-    (OSError, "File system error"),
-)
-"""TAO's words for an exception class; the first that fits counts, so subclasses stand before their parents."""
-
-
-def reason(error: BaseException) -> str:
-    """One line that says what ended a run: TAO's prefix for the classes it knows, the class name for all others."""
-    name, text = type(error).__name__, " ".join(str(error).split())
-    named = f"{name}: {text}" if text else name
-    if isinstance(error, _INTERRUPTIONS):
-        return f"User/System interruption: {named}"
-    for classes, prefix in _PREFIXES:
-        if isinstance(error, classes):
-            return f"{prefix}: {text or name}"
-    return named
-
-
-def exit_code(error: BaseException) -> int:
-    if isinstance(error, UserError):
-        return 2
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, Terminated):
-        return 143
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 0:
-        return error.code
-    return GPU_ERROR if is_gpu_error(error) and not is_out_of_memory(error) else 1
 
 
 def _failed(

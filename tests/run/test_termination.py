@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stereo_core.errors import GpuError, ModelError
-from stereo_core.run.perform import exit_code
+from stereo_core.run.failure import exit_code
 from stereo_core.run.termination import BYTES, error_class, explain
 from stereo_core.step.launch import main
 
