@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stereo_core.files import atomic_path
-from stereo_core.run.status import plain
+from stereo_core.values import plain
 
 
 class NonFiniteLossError(RuntimeError):
