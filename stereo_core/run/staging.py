@@ -22,10 +22,11 @@ from stereo_core import storage
 from stereo_core.data import shards
 from stereo_core.errors import SpecError
 from stereo_core.run.mirror import CHECKPOINTS, Mirror
-from stereo_core.spec.experiment import ExperimentSpec, results_dir, section_name
+from stereo_core.spec.experiment import ExperimentSpec, results_dir
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 from stereo_core.training.distribution import is_main_process
+from stereo_core.verbs import reads_split, section_of
 
 _KINDS = {
     "results_dir": "results",
@@ -48,9 +49,6 @@ _KINDS = {
 
 WEEK = 7 * 24 * 3600  # s that results which may not be stored stay, once their run has ended
 LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # to checkpoints of a training
-
-_SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",)}
-_SPLITS |= {"automl": _SPLITS["train"], "quantize": ("train", "val", "quant_calibration")}
 
 
 _ALONE: set[int] = set()  # handles that are locks of this process, not of the data loader's, which outlive it a while
@@ -311,11 +309,11 @@ def _link_again(path: Path, uri: str, names: Iterable[str]) -> None:
 def _concerns(verb: str, path: str) -> bool:
     """Whether the verb reads the files that a key names."""
     head, _, rest = path.partition(".")
-    name = section_name(verb)
+    name = section_of(verb)
     if not rest or head == name:
         return True
     if head == "dataset":
-        return rest.partition("_dataset.")[0] in _SPLITS.get(name, ())
+        return reads_split(verb, rest.partition("_dataset.")[0])
     return (head == "model" and name in ("train", "automl")) or (head == "train" and name == "automl")
 
 

@@ -18,7 +18,6 @@ import yaml
 from torch.utils.data import DataLoader
 
 from stereo_core import storage
-from stereo_core.actions import ACTIONS
 from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.datasets import StereoDataset, relative_names
 from stereo_core.data.images import read_image
@@ -31,8 +30,10 @@ from stereo_core.spec import spec_from_dict
 from stereo_core.spec.experiment import spec_class
 from stereo_core.spec.paths import walk
 from stereo_core.step import launch as launcher
-from stereo_core.step.launch import Artifact
+from stereo_core.step.ports import Artifact
+from stereo_core.step.wiring import wire
 from stereo_core.storage import transfers
+from stereo_core.verbs import VERBS
 
 DEPTH_NET = Path(sys.executable).parent / "depth_net"
 PATTERNS = {
@@ -117,12 +118,12 @@ def test_fetch_dataset_by_copy_and_by_reference(scenes, store, tmp_path, capsys)
         lists[mode] = Path(annotations["artifacts"][0]["uri"], "test.txt").read_text()
     assert lists["copy"] == lists["reference"] and LEFT in lists["copy"]
 
-    inputs = {"images": Artifact("images", "", {}, "", folder, {})}
-    inputs["annotations"] = Artifact("annotations", "", {}, "", Path(annotations["artifacts"][0]["uri"]), {})
+    inputs = {"images": Artifact("images", "images", folder)}
+    inputs["annotations"] = Artifact("annotations", "annotations", Path(annotations["artifacts"][0]["uri"]))
     tree = {"dataset": {"test_dataset": {"data_sources": [{"data_file": "test.txt", "data_root": "scene_0000"}]}}}
-    inputs["checkpoint"] = Artifact("checkpoint", "", {}, "", tmp_path, {"file": "spec"})
+    inputs["checkpoint"] = Artifact("checkpoint", "checkpoint", tmp_path, metadata={"file": "spec"})
     (tmp_path / "spec").touch()
-    launcher.wire("evaluate", tree, "", inputs, tmp_path)
+    wire("evaluate", tree, "", inputs, tmp_path)
     assert tree["dataset"]["test_dataset"]["data_sources"][0]["data_root"] == f"{scenes}/scene_0000"
 
     storage.upload(folder / "reference.json", f"{scenes}/one-more.json")
@@ -391,7 +392,7 @@ NO_FILES = {
 
 def test_every_key_that_names_files_takes_objects_or_refuses_them():
     """A key that nobody decided about would make a folder `s3:` in the working directory."""
-    specs = {spec_class(verb) for verb in ACTIONS if verb != "doctor"}
+    specs = {spec_class(verb) for verb in VERBS}
     texts = {
         path.replace("[]", "")
         for spec in specs
