@@ -49,8 +49,12 @@ def test_the_message_names_the_class_and_the_reason(message, tmp_path):
     assert main(["convert", task(tmp_path / "b", {"images": port(tmp_path / "gone")}, ("annotations",))]) == 2
     assert message.read_text().startswith("data error: input images: ") and "gone" in message.read_text()
 
-    assert main(["synthesize", task(tmp_path / "c", {}, ("images", "onnx"), **SMALL)]) == 1
-    assert message.read_text() == "failure: KeyError: 'onnx'\n"
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "file").touch()
+    assert (
+        main(["synthesize", task(tmp_path / "c", {}, ("images",), **SMALL).replace("c/images", "c/file/images")]) == 1
+    )
+    assert message.read_text().startswith("failure: NotADirectoryError: ")
 
 
 @pytest.mark.parametrize(
