@@ -54,7 +54,7 @@ def test_the_message_names_the_class_and_the_reason(message, tmp_path):
     assert (
         main(["synthesize", task(tmp_path / "c", {}, ("images",), **SMALL).replace("c/images", "c/file/images")]) == 1
     )
-    assert message.read_text().startswith("failure: NotADirectoryError: ")
+    assert message.read_text().startswith("failure: File system error: [Errno 20]")
 
 
 @pytest.mark.parametrize(
