@@ -136,13 +136,13 @@ def test_every_parameter_is_documented_and_used(name):
 
 def test_demo_specs_are_accepted_by_the_actions(tmp_path):
     """Typing errors in the demo's spec dicts are found without running it."""
-    from stereo_core.spec.experiment import SPECS
+    from stereo_core.spec import spec_class
 
     graph = load_pipeline(compiled_path(FOLDERS["demo"]))
     for step in STEPS:
         verb = step.replace("-", "_")
         parameter = graph.tasks[step].parameters["spec"].name
-        SPECS[verb].model_validate(graph.parameters[parameter].default)
+        spec_class(verb).model_validate(graph.parameters[parameter].default)
 
 
 # what reads a place that others may change, or has an effect outside of its outputs, always runs
