@@ -217,9 +217,7 @@ def test_latency_in_tiles_is_that_of_images(tiled_run):
     assert results["images_per_second"] == pytest.approx(4000 / sum(engine.latencies_ms))
 
 
-def test_images_larger_than_the_engine_draw_one_warning(
-    scenes, infer, small_engine, tmp_path, caplog
-):
+def test_images_larger_than_the_engine_draw_one_warning(scenes, infer, small_engine, tmp_path, caplog):
     keys = {"checkpoint": "", "trt_engine": str(small_engine)}
     assert infer(tmp_path, scenes / "list.txt", **keys) == 0
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "scaled down" in r.getMessage()]
