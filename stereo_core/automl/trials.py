@@ -20,10 +20,11 @@ import yaml
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import read_sidecar
-from stereo_core.run.status import both_spellings, plain
+from stereo_core.run.status import both_spellings
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.choice import BEST
 from stereo_core.spec.train import AUTO
+from stereo_core.values import plain
 
 SPEC, LOG = "spec.yaml", "log.txt"
 _LAUNCHERS = ("WORLD_SIZE", "RANK", "NODE_RANK", "NUM_GPU_PER_NODE", "MASTER_ADDR", "MASTER_PORT")

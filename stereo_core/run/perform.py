@@ -21,13 +21,14 @@ from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, i
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage
-from stereo_core.run.status import StatusLog, plain
+from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.experiment import section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
+from stereo_core.values import plain
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stereo_core.files import atomic_path
-from stereo_core.run.status import plain
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
 from stereo_core.training.strategy import whole
+from stereo_core.values import plain
 
 LOG = logging.getLogger(__name__)
 
