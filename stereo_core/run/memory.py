@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,11 +16,11 @@ SMALL = 2**16  # pixels of a batch up to which the largest network needs less th
 
 
 def announced(
-    predict: Callable[[Tensor, Tensor], Tensor], network: nn.Module, verb: str
+    predict: Callable[[Tensor, Tensor], Tensor], network: nn.Module, verb: str, half: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Predict; before images larger than all so far, say what they need and what is free, and warn where it is less.
 
-    No run stops here: an estimate that fails leaves a line for debugging.
+    `half`: the network runs in half precision. No run stops here: an estimate that fails leaves a line for debugging.
     """
     largest = SMALL
 
@@ -29,7 +30,7 @@ def announced(
         if pixels > largest:
             largest = pixels
             try:
-                _say(network, left_B3HW, free_bytes(left_B3HW.device), verb)
+                _say(network, left_B3HW, free_bytes(left_B3HW.device), verb, half)
             except Exception:
                 LOG.debug("no estimate of memory", exc_info=True)
         return predict(left_B3HW, right_B3HW)
@@ -37,11 +38,12 @@ def announced(
     return run
 
 
-def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str) -> None:
+def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str, half: bool) -> None:
     from stereo_core.models.memory import pass_bytes  # half of what it takes is this import
 
     batch, _, height, width = left_B3HW.shape
-    needed = pass_bytes(network, (height, width), batch)
+    with torch.autocast(left_B3HW.device.type, torch.float16) if half else nullcontext():
+        needed = pass_bytes(network, (height, width), batch)
     what = f"an image of {height} x {width}" if batch == 1 else f"a batch of {batch} images of {height} x {width}"
     text = f"{what} needs about {needed / GIB:.2f} GiB of memory; {free / GIB:.2f} GiB are free"
     if needed <= free:
@@ -51,7 +53,7 @@ def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str) -> None:
     remedies = {
         f"dataset.{section}.batch_size=1": batch > 1,
         "inference.tile=true": verb == "inference",
-        "model.mixed_precision=true": left_B3HW.device.type == "cuda" and not network.config.mixed_precision,
+        f"{verb}.precision=fp16": left_B3HW.device.type == "cuda" and not half,
     }
     ways = ", ".join(way for way, possible in remedies.items() if possible) or "smaller images"
     LOG.warning("%s: it may not fit. What takes less: %s", text, ways)

@@ -20,6 +20,13 @@ class Predict(Section):
     gpu_ids: Annotated[list[NonNegative], Field(min_length=1)] = key([0], "GPU indices")
     num_nodes: Int = key(1, "Nodes", ge=1)
     batch_size: Int = key(-1, "Batch size", ge=-1)
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = key(
+        "auto", "Of checkpoints; auto: fp16 on a GPU with tensor cores, else fp32 (ours)"
+    )
+    compile: Literal["auto", "on", "off"] = key(
+        "auto",
+        "Have kernels compiled for each size of image, in half precision; auto: for sizes that come often (ours)",
+    )
 
 
 class Evaluate(Predict):

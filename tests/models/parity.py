@@ -97,7 +97,7 @@ class Recorder:
         model.cnet.register_forward_hook(self.contexts)
         self.first("iter1.motion", model.update_block.encoder)
         model.update_block.register_forward_hook(self.iteration)
-        model.spx_2_gru.register_forward_hook(lambda m, args, out: self.seen.setdefault("iter1.mask_feat", args[0]))
+        model.spx_2_gru.register_forward_pre_hook(self.mask)
         self.after("upsample.spx2_last", model.spx_2_gru)
         self.after("upsample.logits_last", model.spx_gru)
 
@@ -132,6 +132,9 @@ class Recorder:
     def contexts(self, module, args, out) -> None:
         for scale, (state, context) in zip(("04", "08", "16"), out, strict=True):
             self.seen[f"cnet.net{scale}"], self.seen[f"cnet.inp{scale}"] = state, context
+
+    def mask(self, module, args) -> None:
+        self.seen.setdefault("iter1.mask_feat", args[0])
 
     def iteration(self, module, args, out) -> None:
         (states, contexts, attentions, lookup, disp), (new_states, step) = args, out

@@ -53,6 +53,8 @@ train.deterministic: training/trainer.py: settings.deterministic
 quantize.layers[].activations.dtype, quantize.layers[].weights.dtype: quantization/rules.py: getattr(rule, part).dtype
 export.gpu_id: actions/export.py: section.gpu_id
 gen_trt_engine.gpu_id: actions/gen_trt_engine.py: gpu_id=section.gpu_id
+evaluate.compile, inference.compile: actions/predict/predictor.py: section.compile
+train.compile: training/trainer.py: settings.compile
 evaluate.gpu_ids, evaluate.num_gpus, evaluate.num_nodes: actions/evaluate.py: resolve(spec.evaluate,
 train.gpu_ids, train.num_gpus, train.num_nodes: actions/train.py: resolve(spec.train,
 train.gpu_ids, evaluate.gpu_ids: training/distribution.py: section.gpu_ids
@@ -66,6 +68,8 @@ dataset.max_disparity: actions/evaluate.py: spec.dataset.max_disparity
 synthesize:max_disparity: actions/synthesize.py: spec.max_disparity
 publish_model:max_epe_increase: actions/publish_model.py: spec.max_epe_increase
 quantize.max_epe_increase: actions/quantize.py: section.max_epe_increase
+evaluate.precision, inference.precision: actions/predict/predictor.py: resolved(section.precision
+train.precision: training/trainer.py: settings.precision
 fetch_dataset:mode: actions/fetch_dataset.py: spec.mode
 publish_model:model_path: actions/publish_model.py: spec.model_path
 quantize.model_path: actions/quantize.py: section.model_path

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from stereo_core.actions.predict.precision import HALF, network_call, resolved
 from stereo_core.actions.predict.tiles import tiled
 from stereo_core.data.datasets import group_by_size
 from stereo_core.engines import load_engine
@@ -68,13 +69,15 @@ def load_predictor(spec, verb: str, gpu: int) -> Predictor:
 
 def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
     section = getattr(spec, verb)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in every engine
     model = from_spec(spec, section.checkpoint).eval().to(device)
     if device != "cpu":
         channels_last(model, dims=(3,))  # in two dimensions, too, float32 takes more memory and no less time
     hierarchical = verb == "inference" and section.hierarchical
-    call = model.hierarchical if hierarchical else model
-    predict: Predict = announced(lambda left, right: call(left, right)[:, 0], model, verb)
+    precision = resolved(section.precision, model, device, verb)
+    LOG.info("precision: %s (%s was asked for)", precision, section.precision)
+    model.config = replace(model.config, mixed_precision=False)  # `precision` says it, and a second pass is in float32
+    call = network_call(model, precision, section.compile, hierarchical=hierarchical)
+    predict: Predict = announced(lambda left, right: call(left, right)[:, 0], model, verb, half=precision in HALF)
     resize = section.resize if verb == "evaluate" else "none"
     if resize != "none":
         predict = _RESIZES[resize](predict, tuple(spec.dataset.test_dataset.augmentation.crop_size))
@@ -84,6 +87,7 @@ def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
         "checkpoint": section.checkpoint,
         "resize": resize,
         "hierarchical": hierarchical,
+        "precision": precision,
         **tiles,
         "encoder": model.config.encoder,
         "variant": model.config.variant,

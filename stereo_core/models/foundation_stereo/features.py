@@ -47,13 +47,20 @@ class Features(nn.Module):
         )
 
     def forward(self, image_B3HW: Tensor) -> tuple[list[Tensor], Tensor]:
+        vit_BChw = self.dino(image_B3HW)
+        return self.joined(self.convolutional(image_B3HW), vit_BChw), vit_BChw
+
+    def convolutional(self, image_B3HW: Tensor) -> list[Tensor]:
+        """Decoded EdgeNeXt features at 1/4, 1/8, 1/16, 1/32."""
         x4 = self.stages[0](self.stem(image_B3HW))
         x8 = self.stages[1](x4)
         x16 = self.stages[2](x8)
         x32 = self.stages[3](x16)
         x16 = self.deconv32_16(x32, x16)
         x8 = self.deconv16_8(x16, x8)
-        x4 = self.deconv8_4(x8, x4)
-        vit_BChw = self.dino(image_B3HW)
-        x4 = self.conv4(torch.cat([x4, vit_BChw.to(x4.dtype)], dim=1))
-        return [x4, x8, x16, x32], vit_BChw
+        return [self.deconv8_4(x8, x4), x8, x16, x32]
+
+    def joined(self, features: list[Tensor], vit_BChw: Tensor) -> list[Tensor]:
+        """The features with the ViT's in that at 1/4."""
+        x4, *coarser = features
+        return [self.conv4(torch.cat([x4, vit_BChw.to(x4.dtype)], dim=1)), *coarser]

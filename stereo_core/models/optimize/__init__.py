@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ MOST_VARIANTS = 64  # of one function that may be compiled: a part is made anew 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
-__all__ = ["FastNetwork", "at_size", "make_network", "optimize_for_inference"]
+__all__ = ["FastNetwork", "at_size", "eagerly", "make_network", "optimize_for_inference"]
 
 
 def optimize_for_inference(
@@ -68,40 +69,41 @@ def make_network(model: nn.Module, dtype: torch.dtype, *, compile: bool = True) 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: int) -> Predict:
-    """`network` at one shape; see `optimize_for_inference`."""
-    weight = next(network.parameters())
-    padding = padding_to_multiple(height, width)
+def eagerly(network: FastNetwork, iters: int) -> Predict:
+    """`network` without a graph: images (B, 3, H, W) of any size, RGB, 0..255 -> disparity (B, 1, H, W), px."""
+    dtype = next(network.parameters()).dtype
 
     @torch.inference_mode()
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
-        left, right = (
-            normalise(F.pad(image, padding, mode="replicate")).to(weight.dtype) for image in (left_B3HW, right_B3HW)
-        )
+        padding = padding_to_multiple(*left_B3HW.shape[-2:])
+        padded = (F.pad(image, padding, mode="replicate") for image in (left_B3HW, right_B3HW))
+        left, right = (normalise(image).to(dtype) for image in padded)
         return unpad(network(left, right, iters), padding)
 
-    shape = (batch, 3, height, width)
-    if weight.is_cuda:
-        return _recorded(run, network, shape, weight.device)
-
-    def checked(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
-        _check(left_B3HW, shape)
-        return run(left_B3HW.float(), right_B3HW.float())
-
-    return checked
+    return run
 
 
-def _check(image_B3HW: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(image_B3HW.shape) != shape:
-        raise ValueError(f"images of {tuple(image_B3HW.shape)}, but the network was made fast for {shape}")
+def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: int) -> Predict:
+    """`network` at one shape; see `optimize_for_inference`."""
+    run, shape = eagerly(network, iters), (batch, 3, height, width)
+    device = next(network.parameters()).device
+    call = _recorded(run, network, shape, device) if device.type == "cuda" else run
+
+    def predict(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        for image in (left_B3HW, right_B3HW):
+            if tuple(image.shape) != shape:
+                raise ValueError(f"images of {tuple(image.shape)}, but the network was made fast for {shape}")
+        return call(left_B3HW, right_B3HW)
+
+    return predict
 
 
 def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device: torch.device) -> Predict:
     """`run` as one CUDA graph with inputs and output at fixed places."""
-    with torch.cuda.device(device), torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
+    with torch.cuda.device(device), _settings(network.compiled):
         inputs = [torch.zeros(shape, device=device) for _ in range(2)]
-        before = torch.cuda.Stream()
-        with torch.cuda.stream(before), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=_tf32()):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
             network.side = None  # cuDNN times its kernels now: nothing may run beside them
             for _ in range(WARM_UP):
                 run(*inputs)
@@ -109,11 +111,11 @@ def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device
             torch.cuda.empty_cache()
             network.side = torch.cuda.Stream()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=before):
+            with torch.cuda.graph(graph, stream=stream):
                 output = run(*inputs)
+            network.side = None
 
     def replay(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
-        _check(left_B3HW, shape)
         inputs[0].copy_(left_B3HW)
         inputs[1].copy_(right_B3HW)
         graph.replay()
@@ -122,5 +124,13 @@ def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device
     return replay
 
 
-def _tf32() -> bool:
-    return torch.backends.cudnn.allow_tf32
+@contextmanager
+def _settings(compiled: bool) -> Iterator[None]:
+    """Room for a compiled variant of a function for each level and shape. cuDNN tries its kernels only where compiling
+    takes longer anyway."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    with (
+        torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS),
+        torch.backends.cudnn.flags(enabled=True, benchmark=compiled, allow_tf32=tf32),
+    ):
+        yield

@@ -13,12 +13,7 @@ from torch.nn import functional as F
 
 from stereo_core.models.foundation_stereo.geometry import read_around
 from stereo_core.models.foundation_stereo.layers import at_least_float32
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # a CPU build of PyTorch comes without
-    triton = None
+from stereo_core.models.optimize.compiler import tl, triton
 
 ALIGNED = 8  # channels: the tensor cores' kernels read 16 bytes at a time
 PIXELS = 16  # a program of the kernel

@@ -58,9 +58,12 @@ class FastNetwork(nn.Module):
         speed_up_depthwise(self)
         self.to(dtype)
         _channels_last(self)
-        self.side: torch.cuda.Stream | None = None
+        self.side: torch.cuda.Stream | None = None  # where the coarse levels run; None: everything in one stream
+        self.compiled = False
         self.parts = {
-            "features": network.feature,
+            "vit": network.feature.dino,
+            "convolutional": network.feature.convolutional,
+            "joined": network.feature.joined,
             "volume": self.volume,
             "context": self.context,
             "motion": self.motion,
@@ -72,21 +75,29 @@ class FastNetwork(nn.Module):
 
     def compile(self) -> None:
         """Have TorchInductor make the kernels of all parts at their first use."""
+        self.compiled = True
         self.parts = {name: torch.compile(part, dynamic=False, fullgraph=True) for name, part in self.parts.items()}
 
     def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int) -> Tensor:
-        """ImageNet-normalised images in the network's type, H and W multiples of 32 -> (B, 1, H, W) in px, float32."""
+        """ImageNet-normalised images in the network's type, H and W multiples of 32 -> (B, 1, H, W) in px, float32.
+
+        What one stream made and the other reads keeps its name to the end: its memory must not be taken before.
+        """
         B, parts = left_B3HW.shape[0], self.parts
         images = torch.cat([left_B3HW, right_B3HW]).contiguous(memory_format=torch.channels_last)
-        features, vit_BChw = parts["features"](images)
-        ready = self._mark()
-        with self._beside(ready):
+        with self._beside(self._mark()):
+            convolutional = parts["convolutional"](images)
+            features_done = self._mark()
+        vit_BChw = parts["vit"](images)
+        with self._beside(self._mark()):
             states, fixed, attentions, stem_2x = parts["context"](images[:B], vit_BChw[:B])
             context_done = self._mark()
+        self._wait(features_done)
+        features = parts["joined"](convolutional, vit_BChw)
         disp_B1hw, tables = parts["volume"](features[0][:B], features[0][B:], [x[:B] for x in features[1:]])
         self._wait(context_done)
-        states, disp_B1hw = self.refine(disp_B1hw, tables, states, fixed, attentions, iters)
-        return parts["upsample"](disp_B1hw, states[0], stem_2x)
+        refined, disp_B1hw = self.refine(disp_B1hw, tables, states, fixed, attentions, iters)
+        return parts["upsample"](disp_B1hw, refined[0], stem_2x)
 
     def refine(
         self,

@@ -1,0 +1,93 @@
+"""A checkpoint on a GPU in half precision: the network as it is at first, a CUDA graph for sizes that come again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from stereo_core.models.foundation_stereo.model import padding_to_multiple, unpad
+from stereo_core.models.optimize import at_size, eagerly, make_network
+from stereo_core.models.optimize.compiler import COMPILER
+from stereo_core.storage import cache_folder
+
+LOG = logging.getLogger(__name__)
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+GRAPHS = 4  # sizes that are kept ready; each holds the memory of a pass
+COMPILE_AFTER = 4000  # calls of one size: by then a graph has cost as much more as compiling does (two minutes, 25 ms)
+
+
+class FastPredict:
+    """left, right (B, 3, H, W), RGB, 0..255, any sizes -> disparity (B, 1, H, W), px, float32.
+
+    The first call of a size runs the rewritten network as it is, the second records it as a CUDA graph, later ones
+    replay that. Sizes that are padded to the same count as one.
+
+    Args:
+        model: a FoundationStereo on a GPU.
+        dtype: float16 or bfloat16.
+        compile: "on" makes each size's kernels at its first call, "auto" those of a size that has come very often.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, compile: str):
+        if compile != "off" and COMPILER is None:
+            LOG.info("compile: %s is off, for there is no C compiler on the PATH", compile)
+            compile = "off"
+        self.model, self.dtype, self.compile = model, dtype, compile
+        self.network = make_network(model, dtype, compile=False)
+        self.eager = eagerly(self.network, model.config.valid_iters)
+        self.seen: Counter[tuple[int, ...]] = Counter()
+        self.ready: OrderedDict[tuple[int, ...], Predict] = OrderedDict()
+
+    def __call__(self, left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        padding = padding_to_multiple(*left_B3HW.shape[-2:])
+        left, right = (pad(image, padding, mode="replicate") for image in (left_B3HW, right_B3HW))
+        return unpad(self._of(left.shape)(left, right), padding)
+
+    def _of(self, shape: torch.Size) -> Predict:
+        """What predicts images of `shape` best now."""
+        size = (shape[0], *shape[-2:])
+        self.seen[size] += 1
+        often = self.compile == "auto" and self.seen[size] == COMPILE_AFTER
+        if size in self.ready and not often:
+            self.ready.move_to_end(size)
+            return self.ready[size]
+        if self.seen[size] == 1 and self.compile != "on":
+            return self.eager
+        self.ready[size] = self._made(size, often or self.compile == "on")
+        while len(self.ready) > GRAPHS:
+            self.ready.popitem(last=False)
+        return self.ready[size]
+
+    def _made(self, size: tuple[int, ...], compile: bool) -> Predict:
+        batch, height, width = size
+        what = f"{height} x {width}, batch {batch}"
+        if compile:
+            LOG.info("compiling for %s; where the cache does not hold it that takes about two minutes", what)
+            _cache_in_our_folder()
+        began = time.perf_counter()
+        network = make_network(self.model, self.dtype) if compile else self.network
+        try:
+            predict = at_size(network, height, width, batch, self.model.config.valid_iters)
+        except torch.OutOfMemoryError:
+            LOG.warning("no memory is left for a CUDA graph of %s: each call launches its kernels anew", what)
+            return self.eager
+        LOG.info("%s: %s in %.1f s", what, "compiled, and a CUDA graph" if compile else "a CUDA graph", _since(began))
+        return predict
+
+
+def _since(began: float) -> float:
+    return time.perf_counter() - began
+
+
+def _cache_in_our_folder() -> None:
+    """Kernels that were compiled are found again by the next run."""
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(variable, str(cache_folder() / name))

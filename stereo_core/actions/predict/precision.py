@@ -1,0 +1,81 @@
+"""The type that a checkpoint's network computes in, and the fastest way to do so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from stereo_core.errors import ModelError, SpecError
+
+LOG = logging.getLogger(__name__)
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+TENSOR_CORES = (7, 0)  # compute capability from which a GPU has them
+
+
+def resolved(precision: str, model: nn.Module, device: str, verb: str) -> str:
+    """fp32, tf32, fp16 or bf16.
+
+    Raises:
+        SpecError: a CPU is to compute in another type than float32.
+    """
+    if device == "cpu":
+        if precision in ("tf32", *HALF):
+            raise SpecError(f"{verb}.precision: {precision} needs a GPU, and there is none here; set auto or fp32")
+        return "fp32"
+    if precision != "auto":
+        return precision
+    if model.config.mixed_precision or torch.cuda.get_device_capability(device) >= TENSOR_CORES:
+        return "fp16"
+    return "fp32"
+
+
+def network_call(model: nn.Module, precision: str, compile: str, *, hierarchical: bool = False) -> Predict:
+    """left, right (B, 3, H, W), RGB, 0..255 -> disparity (B, 1, H, W) px, in `precision`. Sets PyTorch's TF32 switches.
+
+    Args:
+        model: on its device.
+        precision: see `resolved`.
+        compile: auto, on or off.
+        hierarchical: in two passes; these stay eager.
+    """
+    tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32  # float32 is float32 as in engines
+    eager = model.hierarchical if hierarchical else model
+    if precision not in HALF:
+        if compile == "on":
+            LOG.info("compile: on has an effect in half precision only; precision is %s", precision)
+        return eager
+    if not hierarchical:
+        from stereo_core.actions.predict.fast import FastPredict  # torch's compiler need not be imported on a CPU
+
+        try:
+            return _finite(FastPredict(model, HALF[precision], compile), eager, precision)
+        except ModelError as error:
+            LOG.info("eager: %s", error)
+    return _finite(_autocast(eager, HALF[precision]), eager, precision)
+
+
+def _autocast(eager: Predict, dtype: torch.dtype) -> Predict:
+    def predict(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        with torch.autocast("cuda", dtype):
+            return eager(left_B3HW, right_B3HW)
+
+    return predict
+
+
+def _finite(half: Predict, eager: Predict, precision: str) -> Predict:
+    """What is not finite in half precision is computed again in float32."""
+
+    def predict(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        disparity_B1HW = half(left_B3HW, right_B3HW)
+        if disparity_B1HW.isfinite().all():
+            return disparity_B1HW
+        LOG.warning("a disparity is not finite in %s and is computed again in fp32", precision)
+        return eager(left_B3HW, right_B3HW)
+
+    return predict
