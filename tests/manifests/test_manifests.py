@@ -23,7 +23,7 @@ from stereo_pipelines.profiles import SHARED_MIB
 
 from stereo_core import __version__
 from stereo_core.errors import SpecError
-from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.argo.check import problems
 from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.katib import experiment, read_spec
 from stereo_core.run.status import StatusLog

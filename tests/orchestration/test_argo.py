@@ -22,7 +22,7 @@ from stereo_pipelines.profiles import PROFILES, apply, with_environment
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
 from stereo_core.orchestration.argo import Repository, manifests
-from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.argo.check import problems
 from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.compile import argo_path, compiled_path, pipeline_folders
 from stereo_core.orchestration.dag import GraphError, Importer
@@ -810,6 +810,7 @@ def test_the_command_passes_its_options_on(capsys):
 def test_hera_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "hera.workflows", None)
     monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo")
-    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo_step")
+    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo.workflow")
+    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo.step")
     with pytest.raises(UserError, match=r"pip install 'stereo-pipelines\[pipelines\]'"):
         cli(["argo", str(DEMO), "--artifact-repository", "s3://b"], standalone_mode=False)

@@ -10,7 +10,7 @@ from test_argo import REPOSITORY, kinds, validate
 from test_flow import BRANCHES
 
 from stereo_core.orchestration.argo import manifests
-from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.argo.check import problems
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 

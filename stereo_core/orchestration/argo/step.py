@@ -16,7 +16,7 @@ from dataclasses import replace
 import yaml
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
-from stereo_core.orchestration.argo_values import literal, substituted, text_of
+from stereo_core.orchestration.argo.values import literal, substituted, text_of
 from stereo_core.orchestration.dag import (
     Argument,
     Collected,

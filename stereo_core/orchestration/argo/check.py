@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
-from stereo_core.orchestration.argo_expression import Expression
+from stereo_core.orchestration.argo.expression import Expression
 
 TASK_STATES = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
 GLOBAL = {"workflow.name", "workflow.uid", "workflow.status"}

@@ -1,7 +1,7 @@
 """A compiled pipeline -> manifests for Argo Workflows, without Kubeflow.
 
     ConfigMap         the artifact repository
-    WorkflowTemplate  one a step: what the IR calls a component, with retries, resources, placement (argo_step.py)
+    WorkflowTemplate  one a step: what the IR calls a component, with retries, resources, placement (step.py)
     Workflow          the graph: which step takes what from which (CronWorkflow where a schedule is given)
 
 What a producer says about an artifact (kind, sha256, ...) goes along as the parameter `<port>-metadata`, taken from the
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from stereo_core.errors import UserError
-from stereo_core.orchestration.argo_check import problems
-from stereo_core.orchestration.argo_step import (
+from stereo_core.orchestration.argo.check import problems
+from stereo_core.orchestration.argo.step import (
     EXECUTOR_OUTPUT,
     TASK_UID,
     m,
@@ -32,7 +32,7 @@ from stereo_core.orchestration.argo_step import (
     template_of,
     wants_uid,
 )
-from stereo_core.orchestration.argo_values import Values, first_that_ran, text_of
+from stereo_core.orchestration.argo.values import Values, first_that_ran, text_of
 from stereo_core.orchestration.dag import (
     Argument,
     Collected,
