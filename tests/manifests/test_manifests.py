@@ -253,7 +253,7 @@ def test_compiled_workflows_fit_the_local_overlay(overlays):
         }
         assert endpoint.endswith(f"//{own['endpoint']}")
         for step in (d for d in steps if d["kind"] == "WorkflowTemplate"):
-            environment = {e["name"]: e["valueFrom"] for e in step["spec"]["templates"][0]["container"]["env"]}
+            environment = {e["name"]: e["valueFrom"] for e in step["spec"]["templates"][-1]["container"]["env"]}
             assert environment["AWS_ENDPOINT_URL"]["configMapKeyRef"]["name"] == "stereo-storage"
             assert environment["AWS_SECRET_ACCESS_KEY"]["secretKeyRef"] == own["secretKeySecret"] | {"optional": True}
 

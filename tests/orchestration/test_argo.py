@@ -1,6 +1,5 @@
 """Argo manifests: valid, every reference resolves, and executed they give what the local engine gives."""
 
-import gzip
 import json
 import os
 import shutil
@@ -8,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
-from argo_simulator import Failed, Simulator
+from argo_documents import REPOSITORY, documents_of, kinds, validate
+from argo_simulator import Failed, Made, Simulator
 from flow_steps import SPEC, data
 from kfp import compiler, dsl
-from needs import lacking
 from small_ir import container, pipeline, sums
 from stereo_components import convert, synthesize
 from stereo_pipelines.profiles import PROFILES, apply, with_environment
@@ -29,35 +27,14 @@ from stereo_core.orchestration.dag import GraphError, Importer
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
 
-SCHEMAS = Path(__file__).parents[3] / "shared/schemas"
-REPOSITORY = Repository.of("s3://artifacts/stereo", "http://minio:9000", "minio-keys")
 DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
 ECHO = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text(sys.argv[1])"
 
 
-def kinds(documents: list[dict], kind: str) -> list[dict]:
-    return [document for document in documents if document["kind"] == kind]
-
-
-def validate(documents: list[dict]) -> None:
-    for kind in ("Workflow", "CronWorkflow", "WorkflowTemplate"):
-        schema = SCHEMAS / f"argoproj.io_v1alpha1_{kind}.json.gz"
-        if not schema.is_file():
-            lacking("shared", f"{schema} is not here")
-        validator = jsonschema.Draft202012Validator(json.loads(gzip.decompress(schema.read_bytes())))
-        for document in kinds(documents, kind):
-            validator.validate(document)
-
-
 @pytest.fixture
-def small(compiled):
+def small():
     """Manifests of a small pipeline."""
-
-    def write(spec: dict, arguments=None, platform=None, **options) -> list[dict]:
-        path = compiled(spec, platform) if platform else compiled(spec)
-        return manifests(load_pipeline(path), arguments or {}, REPOSITORY, **options)
-
-    return write
+    return documents_of
 
 
 # ---- valid
@@ -114,7 +91,7 @@ def test_equal_steps_share_a_template():
 
 def test_a_pod_may_do_no_more_than_it_must():
     documents = manifests(load_pipeline(DEMO), {}, REPOSITORY, service_account="runner")
-    templates = [document["spec"]["templates"][0] for document in kinds(documents, "WorkflowTemplate")]
+    templates = [document["spec"]["templates"][-1] for document in kinds(documents, "WorkflowTemplate")]
     pod = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}}
     inside = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     inside["readOnlyRootFilesystem"] = True
@@ -129,13 +106,14 @@ def test_what_is_cleared_away_and_what_stays():
     """With its Workflow goes what another step took, was no model and is in no cache."""
     documents = manifests(load_pipeline(DEMO), {}, REPOSITORY)
     spec = kinds(documents, "Workflow")[0]["spec"]
-    assert spec["podGC"] == {"strategy": "OnPodSuccess"} and spec["archiveLogs"], "a pod's log outlives it"
+    assert spec["podGC"] == {"strategy": "OnPodCompletion"} and spec["archiveLogs"], "a pod's log outlives it"
     assert spec["ttlStrategy"] == {"secondsAfterCompletion": 604800}
-    assert spec["artifactGC"] == {"strategy": "OnWorkflowDeletion"}
+    assert spec["artifactGC"] == {"strategy": "OnWorkflowDeletion", "forceFinalizerRemoval": True}
     passing = {
         (template["name"], artifact["name"])
         for document in kinds(documents, "WorkflowTemplate")
         for template in document["spec"]["templates"]
+        if "container" in template
         for artifact in template["outputs"]["artifacts"]
         if artifact.get("artifactGC") != {"strategy": "Never"}
     }
@@ -185,7 +163,7 @@ def test_hardware_profile(tmp_path):
     documents = manifests(load_pipeline(tmp_path / "placed.yaml"), {}, REPOSITORY)
     assert problems(documents) == []
     validate(documents)
-    (template,) = kinds(documents, "WorkflowTemplate")[0]["spec"]["templates"]
+    template = _step(documents, 0)
     assert template["container"]["resources"] == {
         "limits": {"cpu": "16", "memory": "128Gi", "nvidia.com/gpu": "1"},
         "requests": {"cpu": "16", "memory": "128Gi"},
@@ -209,10 +187,10 @@ def test_only_steps_on_gpus_have_the_priority(tmp_path):
     compiler.Compiler().compile(placed, str(tmp_path / "placed.yaml"))
     documents = manifests(load_pipeline(tmp_path / "placed.yaml"), {}, REPOSITORY, priority_class="stereo-training")
     validate(documents)
-    templates = [document["spec"]["templates"][0] for document in kinds(documents, "WorkflowTemplate")]
+    templates = [document["spec"]["templates"][-1] for document in kinds(documents, "WorkflowTemplate")]
     assert {t["name"]: t.get("priorityClassName") for t in templates} == {
-        "synthesize": None,
-        "convert": "stereo-training",
+        "synthesize-run": None,
+        "convert-run": "stereo-training",
     }
 
 
@@ -230,6 +208,10 @@ def _task(documents, index=TRAIN):
 
 
 def _step(documents, index=TRAIN):
+    return kinds(documents, "WorkflowTemplate")[index]["spec"]["templates"][-1]
+
+
+def _called(documents, index=TRAIN):
     return kinds(documents, "WorkflowTemplate")[index]["spec"]["templates"][0]
 
 
@@ -242,7 +224,7 @@ def _given(documents):
 
 
 def _expression(documents, text):
-    artifact = _task(documents)["arguments"]["artifacts"][0]
+    artifact = _called(documents)["outputs"]["artifacts"][0]
     artifact.pop("from")
     artifact["fromExpression"] = text
 
@@ -334,11 +316,11 @@ MUTATIONS = {
         "annotations can not take tasks.convert.outputs.parameters.executor-output",
     ),
     "artifact from an expression": (
-        lambda d: _expression(d, "tasks['convert'].outputs.artifacts['x']"),
-        "{{tasks.convert.outputs.artifacts.x}} refers to nothing",
+        lambda d: _expression(d, "tasks['train'].outputs.artifacts['x']"),
+        "output of artifacts checkpoint: {{tasks.train.outputs.artifacts.x}} refers to nothing",
     ),
     "artifact from no expression": (
-        lambda d: _expression(d, "tasks['convert'].status == 'Succeeded' ? "),
+        lambda d: _expression(d, "tasks['train'].status == 'Succeeded' ? "),
         "can not be read: a value is wanted, not its end",
     ),
     "parameter from an artifact": (
@@ -348,6 +330,10 @@ MUTATIONS = {
     "output parameter": (
         lambda d: _step(d)["outputs"]["parameters"][0].pop("valueFrom"),
         "output parameter executor-output comes from nowhere",
+    ),
+    "output of a DAG": (
+        lambda d: _called(d)["outputs"]["artifacts"][0].pop("from"),
+        "output of artifacts checkpoint: it comes from nowhere",
     ),
     "output artifact's place": (
         lambda d: _set(_step(d)["outputs"]["artifacts"][0], "path", "/elsewhere/checkpoint"),
@@ -375,11 +361,11 @@ MUTATIONS = {
     ),
     "retry": (
         lambda d: _set(_step(d)["retryStrategy"], "expression", "lastRetry.code == '1'"),
-        "template train: retryStrategy: {{lastRetry.code}} refers to nothing",
+        "template train-run: retryStrategy: {{lastRetry.code}} refers to nothing",
     ),
     "retry's syntax": (
         lambda d: _set(_step(d)["retryStrategy"], "expression", "lastRetry.exitCode in ['1'"),
-        "template train: retryStrategy: the expression",
+        "template train-run: retryStrategy: the expression",
     ),
 }
 
@@ -434,14 +420,16 @@ def test_a_consumer_is_told_what_the_producer_said(tmp_path):
 
     compiler.Compiler().compile(data, str(tmp_path / "data.yaml"))
     documents = manifests(load_pipeline(tmp_path / "data.yaml"), {}, REPOSITORY)
-    second = documents[-1]["spec"]["templates"][0]["dag"]["tasks"][1]
-    assert second["templateRef"]["template"] == "convert"
-    run = Simulator(documents, tmp_path, {})
+    tasks = documents[-1]["spec"]["templates"][0]["dag"]["tasks"]
+    run = Simulator(documents, tmp_path, {"lists": tmp_path})
     said = json.dumps({"artifacts": {"annotations": {"artifacts": [{"metadata": {"kind": "annotations"}}]}}})
-    run._keep("convert", ({"executor-output": said}, {"annotations": tmp_path / "lists"}))
-    (tmp_path / "lists").write_text("a b")
+    place = {"name": "annotations", "s3": {"bucket": "lists", "key": "lists.txt"}}
+    run.keep("convert", Made({"executor-output": said}, {"annotations": place}))
+    (tmp_path / "lists.txt").write_text("a b")
+    tasks.pop(0)
+    tasks[0].pop("depends")
     with pytest.raises(Failed, match=r"exit code 2(.|\n)*is of kind 'annotations'; 'images' is wanted"):
-        run._task(second)
+        run.run()
 
 
 HARD = 'it\'s "quoted" \\n\n\ttab, {"json": [1, "}"]}, <b>&amp;</b>, ünïcode \U0001f600, ${HOME} $(id) %s }} {$'
@@ -592,42 +580,6 @@ def test_a_time_limit_that_ran_out_is_not_tried_again(small, tmp_path):
     with pytest.raises(Failed, match="exit code 143: Pod was active on the node longer"):
         run.run()
     assert run.pods == ["a"]
-
-
-def test_a_cached_step_runs_again_only_with_other_inputs(small, tmp_path):
-    code = "import sys, json, pathlib, random; p = pathlib.Path(sys.argv[-1]); p.write_text(sys.argv[1])\n"
-    code += "said = {'artifacts': {'out': {'artifacts': [{'metadata': {'sha256': sys.argv[1]}}]}}}\n"
-    code += "p.with_name('executor_output.json').write_text(json.dumps(said))"
-    first = container(code, ("out",))
-    first["args"] = ["{{$.inputs.parameters['n']}}", *first["args"]]
-    cached = {"cachingOptions": {"enableCache": True}}
-    second = container("import sys, shutil; shutil.copy(*sys.argv[1:])", ("out",), ("in",), **cached)
-    number = {"parameterType": "NUMBER_INTEGER"}
-    spec = pipeline({"first": first, "second": second}, {"second": {"in": ("first", "out")}}, n=number)
-    spec["components"]["comp-first"]["inputDefinitions"] = {"parameters": {"n": number}}
-    spec["root"]["dag"]["tasks"]["first"]["inputs"] = {"parameters": {"n": {"componentInputParameter": "n"}}}
-    documents, cache = small(spec), {}
-    for index, (n, pods) in enumerate([("1", ["first", "second"]), ("1", ["first"]), ("2", ["first", "second"])]):
-        run = Simulator(documents, tmp_path / str(index), {}, {"n": n}, cache)
-        run.run()
-        assert run.pods == pods
-        assert run.stored["tasks.second.outputs.artifacts.out"].read_text() == n
-    assert documents[2]["spec"]["templates"][0]["memoize"]["cache"] == {"configMap": {"name": "test-cache"}}
-
-
-def test_a_digest_of_something_else_does_not_stand_for_an_input(small, tmp_path):
-    """spec_sha256 and onnx_sha256 say nothing about the file itself."""
-    code = "import sys, json, pathlib; p = pathlib.Path(sys.argv[-1]); p.write_text('x')\n"
-    code += "said = {'artifacts': {'out': {'artifacts': [{'metadata': {'spec_sha256': 'same'}}]}}}\n"
-    code += "p.with_name('executor_output.json').write_text(json.dumps(said))"
-    cached = {"cachingOptions": {"enableCache": True}}
-    second = container("import sys, shutil; shutil.copy(*sys.argv[1:])", ("out",), ("in",), **cached)
-    spec = pipeline({"first": container(code, ("out",)), "second": second}, {"second": {"in": ("first", "out")}})
-    documents, cache = small(spec), {}
-    for index in range(2):
-        run = Simulator(documents, tmp_path / str(index), {}, cache=cache)
-        run.run()
-        assert run.pods == ["first", "second"]
 
 
 def test_a_uri_given_later_that_is_no_place_in_a_bucket_is_named(small, tmp_path):
@@ -809,8 +761,7 @@ def test_the_command_passes_its_options_on(capsys):
 
 def test_hera_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "hera.workflows", None)
-    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo")
-    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo.workflow")
-    monkeypatch.delitem(sys.modules, "stereo_core.orchestration.argo.step")
+    for name in [name for name in sys.modules if name.startswith("stereo_core.orchestration.argo")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"pip install 'stereo-pipelines\[pipelines\]'"):
         cli(["argo", str(DEMO), "--artifact-repository", "s3://b"], standalone_mode=False)

@@ -14,103 +14,25 @@ What Argo can not do, or would do otherwise, is refused by its name. Needs hera 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from dataclasses import replace
 
-from stereo_core.errors import UserError
+from stereo_core.orchestration.argo.cache import can_hit
 from stereo_core.orchestration.argo.check import problems
-from stereo_core.orchestration.argo.step import (
-    EXECUTOR_OUTPUT,
-    TASK_UID,
-    m,
-    plain,
-    pod_security,
-    pull_secrets,
-    template_of,
-    wants_uid,
-)
-from stereo_core.orchestration.argo.values import Values, first_that_ran, text_of
-from stereo_core.orchestration.dag import (
-    Argument,
-    Collected,
-    Constant,
-    GraphError,
-    Importer,
-    OneOf,
-    Output,
-    Pipeline,
-    Source,
-    Task,
-    outputs_in,
-)
+from stereo_core.orchestration.argo.models import m, plain
+from stereo_core.orchestration.argo.pod import pod_security, pull_secrets
+from stereo_core.orchestration.argo.repository import Repository
+from stereo_core.orchestration.argo.step import templates_of
+from stereo_core.orchestration.argo.tasks import dag_task
+from stereo_core.orchestration.argo.values import text_of
+from stereo_core.orchestration.argo.versions import fit
+from stereo_core.orchestration.dag import Collected, GraphError, Importer, Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import unrolled
 
 KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its steps' logs and its intermediate artifacts
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME, LONGEST_CRON_NAME = 63, 52
 ON_EXIT = "on-exit"  # the template of the exit handlers
-ENDED = ("Succeeded", "Failed", "Errored", "Skipped", "Omitted")
-
-
-@dataclass(frozen=True)
-class Repository:
-    """The bucket for artifacts.
-
-    Args:
-        bucket: Its name.
-        prefix: What the keys of this library's artifacts begin with; may be empty.
-        endpoint: host[:port] of the S3 server.
-        insecure: http instead of https.
-        secret: Name of the secret that holds the credentials; empty: those of the pod's service account.
-    """
-
-    bucket: str
-    prefix: str = ""
-    endpoint: str = "s3.amazonaws.com"
-    insecure: bool = False
-    secret: str = ""
-
-    @classmethod
-    def of(cls, uri: str, endpoint: str = "", secret: str = "") -> Repository:
-        """From `s3://BUCKET[/PREFIX]` and `[http[s]://]HOST[:PORT]`.
-
-        Raises:
-            UserError: another scheme, or no bucket.
-        """
-        bucket, key = _bucket_and_key(uri, "--artifact-repository", wanted="s3://BUCKET[/PREFIX]")
-        server = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
-        if server.username or server.password:
-            raise UserError("--endpoint: no user or password in the address, it would stand in the manifests; --secret")
-        if server.scheme not in ("http", "https") or server.path.strip("/"):
-            raise UserError(f"--endpoint {endpoint}: [http[s]://]HOST[:PORT] is wanted")
-        return cls(bucket, key, server.netloc or cls.endpoint, server.scheme == "http", secret)
-
-    def location(self, bucket: str, key: str) -> m.S3Artifact:
-        """Where an artifact lies on this server, and the secret that opens it."""
-        return m.S3Artifact(bucket=bucket, key=key, **self._access())
-
-    def config_map(self, name: str) -> dict:
-        """The repository as Argo's artifactRepositoryRef reads it."""
-        key = "/".join(filter(None, (self.prefix, "{{workflow.name}}", "{{pod.name}}")))
-        s3 = {"bucket": self.bucket, "keyFormat": key} | plain(m.S3Artifact(**self._access()))
-        return {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": name},
-            "data": {"repository": json.dumps({"s3": s3}, indent=2) + "\n"},
-        }
-
-    def _access(self) -> dict:
-        access = {"endpoint": self.endpoint, "insecure": self.insecure or None}
-        if not self.secret:
-            return access | {"use_sdk_creds": True}
-        return access | {
-            "access_key_secret": m.SecretKeySelector(name=self.secret, key="accesskey"),
-            "secret_key_secret": m.SecretKeySelector(name=self.secret, key="secretkey"),
-        }
 
 
 def manifests(
@@ -121,6 +43,8 @@ def manifests(
     schedule: str = "",
     service_account: str = "",
     priority_class: str = "",
+    cache: bool = True,
+    version: str = "",
 ) -> list[dict]:
     """The Kubernetes resources that run a pipeline, in the order in which they are to be created.
 
@@ -132,6 +56,8 @@ def manifests(
         schedule: Cron expression; a CronWorkflow instead of a Workflow.
         service_account: Of the pods; empty: the namespace's default.
         priority_class: Of the steps that ask for accelerators; empty: the cluster's default.
+        cache: Take steps from Argo's cache where the pipeline lets them be; its controller must be able to write it.
+        version: Of Argo, one of versions.VERSIONS; empty: what all of them take that have the minimal definitions.
 
     Raises:
         GraphError: something that Argo can not do, arguments that do not fit, or a reference to nothing.
@@ -141,14 +67,17 @@ def manifests(
     for name in pipeline.loops:
         if given.get(name) is None:
             raise GraphError(f"parameter {name}: a loop goes over it, so its value is wanted now")
-    pipeline = unrolled(pipeline, given)
+    pipeline = _cached_where_it_helps(unrolled(pipeline, given), cache)
     values = {n: text_of(v, f"parameter {n}") for n, v in given.items() if v is not None and n not in pipeline.loops}
     steps = {name: task for name, task in pipeline.tasks.items() if not isinstance(task.component.executor, Importer)}
     if not steps:
         raise GraphError(f"pipeline {pipeline.name}: there is no step to run")
     shared = _shared_templates(steps)
-    templates = [_workflow_template(pipeline, steps[name], priority_class) for name in dict.fromkeys(shared.values())]
-    spec = _workflow_spec(pipeline, steps, shared, values, repository)
+    templates = [
+        _workflow_template(pipeline, steps[name], repository, priority_class) for name in dict.fromkeys(shared.values())
+    ]
+    tasks = {name: dag_task(pipeline, task, shared[name], repository, values, version) for name, task in steps.items()}
+    spec = _workflow_spec(pipeline, steps, tasks, values)
     if service_account:
         spec.service_account_name = spec.artifact_gc.service_account_name = service_account
     documents = [
@@ -156,9 +85,19 @@ def manifests(
         *map(plain, templates),
         plain(_workflow(pipeline, spec, schedule)),
     ]
+    fit(documents, version)
     if wrong := problems(documents):
         raise GraphError(f"the manifests of pipeline {pipeline.name} would not run: {'; '.join(wrong)}")
     return documents
+
+
+def _cached_where_it_helps(pipeline: Pipeline, cache: bool) -> Pipeline:
+    """The pipeline with `cache` only at steps that a second run can find there, and that are no exit handlers."""
+    tasks = {
+        name: replace(task, cache=cache and task.cache and not task.exit and can_hit(pipeline, task))
+        for name, task in pipeline.tasks.items()
+    }
+    return replace(pipeline, tasks=tasks)
 
 
 def _shared_templates(steps: dict[str, Task]) -> dict[str, str]:
@@ -166,22 +105,24 @@ def _shared_templates(steps: dict[str, Task]) -> dict[str, str]:
 
     def what(task: Task) -> tuple:
         lists = {port: len(source.rounds) for port, source in task.artifacts.items() if isinstance(source, Collected)}
-        return task.component, task.cache, task.retry, task.platform, lists
+        return task.component, task.cache, task.retry, task.platform, lists, set(task.artifacts)
 
     return {name: next(n for n, other in steps.items() if what(other) == what(task)) for name, task in steps.items()}
 
 
-def _workflow_template(pipeline: Pipeline, task: Task, priority_class: str) -> m.WorkflowTemplate:
+def _workflow_template(
+    pipeline: Pipeline, task: Task, repository: Repository, priority_class: str
+) -> m.WorkflowTemplate:
     name = f"{pipeline.name}-{task.name}"
     _check_name(name, f"task {task.name}")
-    template = template_of(pipeline, task)
+    templates = templates_of(pipeline, task, repository)
     if priority_class and task.component.executor.accelerators:
-        template.priority_class_name = priority_class
+        templates[-1].priority_class_name = priority_class
     return m.WorkflowTemplate(
         api_version="argoproj.io/v1alpha1",
         kind="WorkflowTemplate",
         metadata=m.ObjectMeta(name=name),
-        spec=m.WorkflowSpec(templates=[template]),
+        spec=m.WorkflowSpec(templates=templates),
     )
 
 
@@ -202,9 +143,8 @@ def _workflow(pipeline: Pipeline, spec: m.WorkflowSpec, schedule: str) -> m.Work
 
 
 def _workflow_spec(
-    pipeline: Pipeline, steps: dict[str, Task], shared: dict[str, str], values: dict[str, str], repository: Repository
+    pipeline: Pipeline, steps: dict[str, Task], tasks: dict[str, m.DAGTask], values: dict[str, str]
 ) -> m.WorkflowSpec:
-    tasks = {name: _dag_task(pipeline, task, shared[name], repository, values) for name, task in steps.items()}
     handlers = [_exit_handler(pipeline, task, tasks.pop(name)) for name, task in steps.items() if task.exit]
     templates = [m.Template(name=pipeline.name, dag=m.DAGTemplate(tasks=list(tasks.values()), fail_fast=False))]
     if handlers:
@@ -227,8 +167,10 @@ def _workflow_spec(
         arguments=m.Arguments(parameters=parameters) if parameters else None,
         templates=templates,
         artifact_repository_ref=m.ArtifactRepositoryRef(config_map=f"{pipeline.name}-artifacts", key="repository"),
-        artifact_gc=m.WorkflowLevelArtifactGC(strategy="OnWorkflowDeletion"),
-        pod_gc=m.PodGC(strategy="OnPodSuccess"),
+        # Forced: a Workflow whose bucket can not be reached any more would keep its namespace from going.
+        artifact_gc=m.WorkflowLevelArtifactGC(strategy="OnWorkflowDeletion", force_finalizer_removal=True),
+        # Not OnPodSuccess: with the finalizer above a Workflow that is deleted while it runs makes its pods again.
+        pod_gc=m.PodGC(strategy="OnPodCompletion"),
         archive_logs=True,  # the pods go
         active_deadline_seconds=said.get("activeDeadlineSeconds"),
         ttl_strategy=ttl,
@@ -248,139 +190,6 @@ def _exit_handler(pipeline: Pipeline, task: Task, made: m.DAGTask) -> m.DAGTask:
         raise GraphError(f"task {task.name}: on Argo an exit handler can not take what other tasks made")
     made.depends = None
     return made
-
-
-def _dag_task(
-    pipeline: Pipeline, task: Task, template: str, repository: Repository, values: dict[str, str]
-) -> m.DAGTask:
-    where, wiring = f"task {task.name}", Values(pipeline)
-    _check_inputs(pipeline, task)
-    parameters = [
-        m.Parameter(name=name, value=wiring.text(source, f"{where}, parameter {name}"))
-        for name, source in task.parameters.items()
-    ]
-    artifacts = []
-    for port, source in task.artifacts.items():
-        for name, one in _one_by_one(port, source):
-            said, artifact = _artifact(pipeline, name, one, repository, values)
-            parameters.append(m.Parameter(name=f"{name}-metadata", value=said))
-            artifacts.append(artifact)
-    if wants_uid(task):
-        parameters.append(m.Parameter(name=TASK_UID, value=f"{{{{workflow.uid}}}}/{task.name}"))
-    given = m.Arguments(parameters=parameters or None, artifacts=artifacts or None)
-    return m.DAGTask(
-        name=task.name,
-        template_ref=m.TemplateRef(name=f"{pipeline.name}-{template}", template=template),
-        arguments=given if parameters or artifacts else None,
-        depends=_depends(pipeline, task),
-        when=wiring.condition(task.when, f"{where}, condition"),
-    )
-
-
-def _check_inputs(pipeline: Pipeline, task: Task) -> None:
-    """Every input has a value when the task runs."""
-    if task.cache_key:
-        raise GraphError(f"task {task.name}: a cache key of its own (cacheKey) can not be had on Argo")
-    for parameter in task.component.parameters.values():
-        if parameter.default is None and not parameter.required and parameter.name not in task.parameters:
-            raise GraphError(f"task {task.name}: Argo has no value for parameter {parameter.name}, and so wants one")
-    for source in (*task.parameters.values(), *task.artifacts.values()):
-        for output in outputs_in(source):
-            if output.task in task.behind:
-                raise GraphError(f"task {task.name}: on Argo it can not take from {output.task}, which may fail")
-            missing = any(test not in task.when for test in pipeline.tasks[output.task].when)
-            if missing and not isinstance(source, OneOf):
-                raise GraphError(
-                    f"task {task.name}: on Argo it can not take what {output.task} made, which may be left out"
-                )
-
-
-def _depends(pipeline: Pipeline, task: Task) -> str | None:
-    """What must have succeeded (or was left out by its own condition), and what must have ended, however."""
-    states = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
-    for name in _steps(pipeline, task.after):
-        states[name] = ("Succeeded", "Skipped") if pipeline.tasks[name].when else ("Succeeded",)
-    parts = []
-    for name in sorted(states):
-        either = " || ".join(f"{name}.{state}" for state in states[name])
-        parts.append(either if len(states[name]) == 1 else f"({either})")
-    return " && ".join(parts) or None
-
-
-def _steps(pipeline: Pipeline, names: frozenset[str]) -> set[str]:
-    """The steps among tasks; an importer is none, it stands for what it waits for."""
-    found = set()
-    for name in names:
-        task = pipeline.tasks[name]
-        imported = isinstance(task.component.executor, Importer)
-        found |= _steps(pipeline, task.after) if imported else {name}
-    return found
-
-
-# ---- artifacts
-
-
-def _one_by_one(port: str, source: Source) -> Iterator[tuple[str, Source]]:
-    if not isinstance(source, Collected):
-        yield port, source
-        return
-    for index, inner in enumerate(source.rounds):
-        yield f"{port}-{index}", inner
-
-
-def _artifact(
-    pipeline: Pipeline, port: str, source: Source, repository: Repository, values: dict[str, str]
-) -> tuple[str, m.Artifact]:
-    """What is said about an artifact, and where it is."""
-    producers = [pipeline.tasks[output.task] for output in outputs_in(source)]
-    imported = [task for task in producers if isinstance(task.component.executor, Importer)]
-    if isinstance(source, OneOf):
-        if imported:
-            raise GraphError(f"task {imported[0].name}: dsl.OneOf of what an importer gives can not be had on Argo")
-        said = first_that_ran(source.options, _metadata_of)
-        place = first_that_ran(
-            source.options, lambda output: f"tasks['{output.task}'].outputs.artifacts['{output.key}']"
-        )
-        return f"{{{{={said}}}}}", m.Artifact(name=port, from_expression=place)
-    if imported:
-        said = json.dumps(imported[0].component.executor.metadata)
-        return said, _imported(imported[0], port, repository, values, Values(pipeline))
-    place = f"{{{{tasks.{source.task}.outputs.artifacts.{source.key}}}}}"
-    return f"{{{{={_metadata_of(source)}}}}}", m.Artifact(name=port, from_=place)
-
-
-def _metadata_of(source: Output) -> str:
-    said = f"tasks['{source.task}'].outputs.parameters['{EXECUTOR_OUTPUT}']"
-    return f"toJson(jsonpath({said}, '$.artifacts.{source.key}.artifacts[0].metadata'))"
-
-
-def _imported(task: Task, port: str, repository: Repository, values: dict[str, str], wiring: Values) -> m.Artifact:
-    """The S3 location of an importer's URI: a constant, or cut from a pipeline parameter when the Workflow runs."""
-    uri = task.component.executor.uri
-    source = task.parameters[uri.name] if isinstance(uri, Argument) else uri
-    if not isinstance(source, Constant | Argument):
-        raise GraphError(f"task {task.name}: an importer whose URI another step makes can not be had on Argo")
-    if isinstance(source, Constant):
-        bucket, key = _bucket_and_key(
-            wiring.text(source, f"task {task.name}, uri"), f"task {task.name}", wanted="s3://BUCKET/KEY"
-        )
-    else:
-        if source.name in values:
-            _bucket_and_key(values[source.name], f"parameter {source.name}", wanted="s3://BUCKET/KEY")
-        place, uri = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
-        bucket, key = (f"sprig.regexReplaceAll({place}, {uri}, '${{{group}}}')" for group in (2, 3))
-        # given to `argo submit`, so not known now: another text is named in Argo's error about the bucket
-        none = f"parameter {source.name} is no s3://BUCKET/KEY"
-        bucket, key = f"{{{{={uri} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
-    archive = m.ArchiveStrategy(none=m.NoneStrategy())
-    return m.Artifact(name=port, s3=repository.location(bucket, key), archive=archive)
-
-
-def _bucket_and_key(uri: str, where: str, wanted: str) -> tuple[str, str]:
-    found = re.fullmatch(r"(?:s3|minio|aws)://([^/{}]+)/?(.*?)/*", uri)
-    if not found or (not found[2] and wanted.endswith("KEY")):
-        raise UserError(f"{where}: {uri} is no place in a bucket; {wanted} is wanted")
-    return found[1], found[2]
 
 
 def _check_name(name: str, what: str, longest: int = LONGEST_NAME) -> None:
