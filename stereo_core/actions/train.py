@@ -47,7 +47,7 @@ from stereo_core.training.tracking import trackers
 LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
-HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it"
+HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it, where its folder outlives the run"
 COMPILED = ("feature", "cnet", "update_block")
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 

@@ -29,10 +29,11 @@ class Cluster:
         folder: For the buckets that a test does not bring itself.
         rights: Verbs on ConfigMaps that the controller has in its own namespace.
         passes_files: It is 3.7.10 or newer, and gives an argument above 128 KiB as @FILE.
+        commands: A folder of commands that images have besides those of this environment, and before them.
     """
 
-    def __init__(self, folder: Path, rights: set[str] | None = None, passes_files: bool = True):
-        self.folder, self.passes_files = folder, passes_files
+    def __init__(self, folder: Path, rights: set[str] | None = None, passes_files: bool = True, commands=None):
+        self.folder, self.passes_files, self.commands = folder, passes_files, commands
         self.rights = granted() if rights is None else rights
         self.maps: dict[str, dict[str, str]] = {}  # ConfigMap -> key -> entry
 

@@ -288,7 +288,8 @@ class Simulator:
                 command[index] = f"@{root}/argument-{index}"
         log = self.folder / "logs" / task
         log.parent.mkdir(exist_ok=True, parents=True)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        folders = filter(None, (self.cluster.commands, Path(sys.executable).parent, os.environ["PATH"]))
+        path = os.pathsep.join(map(str, folders))
         limit = template.get("activeDeadlineSeconds")
         with log.open("wb") as file:
             try:
