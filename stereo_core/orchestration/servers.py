@@ -56,7 +56,9 @@ class Kubernetes:
         said = self._client.configuration.api_key.get("authorization", "")
         self._token = said.rpartition(" ")[2]  # "Bearer ", in a pod "bearer "
 
-    def call(self, method: str, path: str, what: str, body: dict | None = None, *, query=(), kind="json") -> dict:
+    def call(
+        self, method: str, path: str, what: str, body: dict | None = None, *, query=(), kind="json", headers=()
+    ) -> dict:
         """The answer to one call.
 
         Args:
@@ -66,13 +68,14 @@ class Kubernetes:
             body: What is sent.
             query: Pairs.
             kind: Of the body, as application/KIND.
+            headers: Further ones.
 
         Raises:
             SubmitError: the server can not be reached or refuses.
         """
         call = {
             "query_params": list(query),
-            "header_params": {"Content-Type": f"application/{kind}", "Accept": "application/json"},
+            "header_params": {"Content-Type": f"application/{kind}", "Accept": "application/json"} | dict(headers),
             "body": body,
             "auth_settings": ["BearerToken"],
             "_preload_content": False,
