@@ -754,6 +754,9 @@ def test_the_command_passes_its_options_on(capsys):
     cli(command, standalone_mode=False)
     said = list(yaml.safe_load_all(capsys.readouterr().out))
     assert said == manifests(load_pipeline(DEMO), {}, REPOSITORY, **options)
+    cli([*command, "--no-cache", "--argo-version", "3.7"], standalone_mode=False)
+    said = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert said == manifests(load_pipeline(DEMO), {}, REPOSITORY, **options, cache=False, version="3.7")
     assert said[-1]["kind"] == "CronWorkflow" and said[-1]["spec"]["schedules"] == ["0 3 * * *"]
     with pytest.raises(UserError, match="--schedule '@daily': five fields"):
         cli([*command, "--schedule", "@daily"], standalone_mode=False)
