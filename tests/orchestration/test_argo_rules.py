@@ -87,10 +87,11 @@ def test_the_kubelet_puts_no_secret_into_a_parameter(tmp_path, argument, given):
     assert arrived == {key: values[key] for key in arrived}
 
 
-def test_a_value_that_the_kubelet_would_expand_is_found(tmp_path):
+@pytest.mark.parametrize("raw", ["{{=inputs.parameters['text']}}", "{{inputs.parameters.text}}"])
+def test_a_value_that_the_kubelet_would_expand_is_found(tmp_path, raw):
     documents = documents_of(saying("{{$.inputs.parameters['text']}}"), {"text": EXPANDED, "tree": {}})
     container = documents[1]["spec"]["templates"][0]["container"]
-    container["args"][0] = "{{=inputs.parameters['text']}}"  # as it was
+    container["args"][0] = raw  # the last as it was
     assert any("the kubelet would put environment variables" in problem for problem in problems(documents))
     assert "hunter2" in written(Simulator(documents, tmp_path, {}))
 

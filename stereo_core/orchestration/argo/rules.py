@@ -37,19 +37,20 @@ def seconds(duration: str) -> float:
     return sum(float(number) * units[unit] for number, unit in re.findall(r"([0-9.]+)([hms]?)", duration))
 
 
+_SAFE = re.compile(
+    r"sprig\.replace\('\$', '[^']+', (?:toJson\()?inputs\.parameters\['[^']+'\]"  # without any $, or with $$ for it
+    r"|inputs\.parameters\['[^']+'\] == ''"  # compared, not taken
+)
+_NUMBER = re.compile(r'": \{\{inputs\.parameters\.[\w-]+\}\}')  # a value in JSON without quotes, so no text
+
+
 def _expanded(container: dict) -> Iterator[str]:
     # kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables: $(NAME) of the
     # container's environment is expanded in command and args.
     for text in (*container.get("command", []), *container.get("args", [])):
-        for tag in re.findall(r"\{\{(.*?)\}\}", text, flags=re.DOTALL):
-            values = re.findall(r"inputs\.parameters(?:\.[\w-]+|\['[^']+'\])", re.sub(r"\S+ == ''", "", tag))
-            if len(values) > tag.count("sprig.replace('$', ") and not _is_number(tag):
+        for tag in re.findall(r"\{\{(.*?)\}\}", _NUMBER.sub("", text), flags=re.DOTALL):
+            if "inputs.parameters" in _SAFE.sub("", tag):
                 yield f"{{{{{tag[:60]}}}}}: the kubelet would put environment variables in place of $(NAME) in it"
-
-
-def _is_number(tag: str) -> bool:
-    """Whether it is taken as JSON without quotes: only numbers and booleans are written so."""
-    return not tag.startswith("=")
 
 
 def argument_rules(arguments: dict, called: dict) -> Iterator[str]:
