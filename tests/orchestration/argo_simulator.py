@@ -267,6 +267,9 @@ class Simulator:
             made.parameters[item["name"]] = path.read_text() if path.is_file() else item["valueFrom"]["default"]
         for item in template["outputs"].get("artifacts", []):
             made.artifacts[item["name"]] = self._put(item, here(item["path"]), names)
+        if self.spec.get("archiveLogs"):
+            key = f"{resolved(self.repository['keyFormat'], names)}/main.log"
+            made.artifacts["main-logs"] = {"name": "main-logs", "s3": {"key": key}}
         shutil.rmtree(root)  # podGC
         return ("Succeeded", 0, ""), made
 
@@ -308,7 +311,8 @@ class Simulator:
             packed = "" if "none" in item.get("archive", {}) else ".tgz"
             key = f"{resolved(self.repository['keyFormat'], names)}/{item['name']}{packed}"
         copy(path, self.store[self.repository["bucket"]] / key)
-        return {"name": item["name"], "path": item["path"], "s3": {"key": key}}
+        said = {key: item[key] for key in ("name", "path", "artifactGC", "archive") if key in item}
+        return said | {"s3": {"key": key}}
 
     def _place(self, artifact: dict) -> Path:
         return self.store[artifact["s3"].get("bucket", self.repository["bucket"])] / artifact["s3"]["key"]
