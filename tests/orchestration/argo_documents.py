@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 from needs import lacking
+from small_ir import container, pipeline
 
 from stereo_core.orchestration.argo import Repository, manifests
 from stereo_core.orchestration.graph import read_pipeline
@@ -20,6 +21,11 @@ REPOSITORY = Repository.of("s3://artifacts/stereo", "http://minio:9000", "minio-
 
 def kinds(documents: list[dict], kind: str) -> list[dict]:
     return [document for document in documents if document["kind"] == kind]
+
+
+def spec_of(documents: list[dict]) -> dict:
+    """The Workflow's."""
+    return kinds(documents, "Workflow")[0]["spec"]
 
 
 def documents_of(spec: dict, arguments=None, platform=None, repository=REPOSITORY, **options) -> list[dict]:
@@ -42,3 +48,27 @@ def validate(documents: list[dict], version: str = "4.0") -> None:
     for kind in ("Workflow", "CronWorkflow", "WorkflowTemplate"):
         for document in kinds(documents, kind):
             _validator(kind, suffix).validate(document)
+
+
+IMPORTER = {
+    "executorLabel": "exec-get",
+    "inputDefinitions": {"parameters": {"uri": {"parameterType": "STRING"}}},
+    "outputDefinitions": {
+        "artifacts": {"artifact": {"artifactType": {"schemaTitle": "system.Dataset", "schemaVersion": "0.0.1"}}}
+    },
+}
+
+
+def imported_spec(uri: dict) -> dict:
+    """An importer before a step that writes its ExecutorInput and, behind it, the imported text."""
+    code = "import sys, pathlib; m, i, o = sys.argv[1:]; pathlib.Path(o).write_text(m + '\\n' + open(i + '/f').read())"
+    step = container(code, ("out",), ("in",))
+    step["args"] = ["{{$}}", *step["args"]]
+    spec = pipeline({"use": step}, {"use": {"in": ("get", "artifact")}}, where={"parameterType": "STRING"})
+    spec["components"]["comp-get"] = IMPORTER
+    spec["deploymentSpec"]["executors"]["exec-get"] = {
+        "importer": {"artifactUri": {"runtimeParameter": "uri"}, "metadata": {"kind": "images"}}
+    }
+    task = {"componentRef": {"name": "comp-get"}, "inputs": {"parameters": {"uri": uri}}}
+    spec["root"]["dag"]["tasks"]["get"] = task
+    return spec

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from argo_cluster import FULL, Cluster, Errored
-from argo_documents import REPOSITORY, documents_of, kinds
+from argo_documents import REPOSITORY, documents_of, imported_spec, kinds
 from argo_simulator import Failed, Simulator, Stuck
 from flow_steps import SPEC, data
 from small_ir import container, pipeline
@@ -128,27 +128,11 @@ def test_memoize_and_retries_on_one_template_end_in_a_hanging_workflow(runs):
         runs(documents)
 
 
-IMPORTED = {
-    "executorLabel": "exec-get",
-    "inputDefinitions": {"parameters": {"uri": {"parameterType": "STRING"}}},
-    "outputDefinitions": {
-        "artifacts": {"artifact": {"artifactType": {"schemaTitle": "system.Dataset", "schemaVersion": "0.0.1"}}}
-    },
-}
-
-
 @pytest.mark.parametrize(("metadata", "cached"), [({"kind": "images"}, False), ({"sha256": "0" * 64}, True)])
 def test_a_step_on_something_imported_is_cached_only_where_its_digest_is_told(metadata, cached):
-    step = container("import sys", ("out",), ("in",), **CACHED)
-    spec = pipeline({"use": step}, {"use": {"in": ("get", "artifact")}})
-    spec["components"]["comp-get"] = IMPORTED
-    importer = {"artifactUri": {"runtimeParameter": "uri"}, "metadata": metadata}
-    spec["deploymentSpec"]["executors"]["exec-get"] = {"importer": importer}
-    uri = {"runtimeValue": {"constant": "s3://b/k"}}
-    spec["root"]["dag"]["tasks"]["get"] = {
-        "componentRef": {"name": "comp-get"},
-        "inputs": {"parameters": {"uri": uri}},
-    }
+    spec = imported_spec({"runtimeValue": {"constant": "s3://b/k"}})
+    spec["root"]["dag"]["tasks"]["use"] |= CACHED
+    spec["deploymentSpec"]["executors"]["exec-get"]["importer"]["metadata"] = metadata
     documents = documents_of(spec)
     assert ("memoize" in documents[1]["spec"]["templates"][0]) == cached
     if cached:
