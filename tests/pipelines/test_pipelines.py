@@ -8,8 +8,8 @@ import yaml
 from kfp import components
 
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders, pipeline_tables
-from stereo_core.orchestration.dag import Argument, Constant
-from stereo_core.orchestration.graph import Importer, Output, load_pipeline, unrolled
+from stereo_core.orchestration.dag import Argument, Constant, Importer, Output
+from stereo_core.orchestration.graph import load_pipeline, unrolled
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
@@ -136,13 +136,13 @@ def test_every_parameter_is_documented_and_used(name):
 
 def test_demo_specs_are_accepted_by_the_actions(tmp_path):
     """Typing errors in the demo's spec dicts are found without running it."""
-    from stereo_core.spec.experiment import SPECS
+    from stereo_core.spec import spec_class
 
     graph = load_pipeline(compiled_path(FOLDERS["demo"]))
     for step in STEPS:
         verb = step.replace("-", "_")
         parameter = graph.tasks[step].parameters["spec"].name
-        SPECS[verb].model_validate(graph.parameters[parameter].default)
+        spec_class(verb).model_validate(graph.parameters[parameter].default)
 
 
 # what reads a place that others may change, or has an effect outside of its outputs, always runs
