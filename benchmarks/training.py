@@ -54,7 +54,7 @@ from stereo_core.data.annotations import write_annotations
 from stereo_core.data.codecs import read_disparity, write_pfm
 from stereo_core.data.datasets import StereoDataset, build_dataset
 from stereo_core.data.images import read_image, write_png
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.files import atomic_path
 from stereo_core.metrics import StereoMetrics, disparity_metrics
 from stereo_core.models import from_spec
