@@ -14,7 +14,7 @@ import numpy as np
 
 from stereo_core.data.codecs import write_disparity_rgb
 from stereo_core.data.images import write_png
-from stereo_core.data.synthetic.stream import scene_maker
+from stereo_core.data.synthetic import scene_maker
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir

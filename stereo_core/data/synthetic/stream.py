@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,6 @@ import torch
 
 from stereo_core.data.synthetic.appearance import photograph
 from stereo_core.data.synthetic.layout import draw_layout
-from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.data.synthetic.render import render
 
 
@@ -98,17 +97,3 @@ class Stream:
         for tensor in batch.values():
             tensor.record_stream(current)
         return batch
-
-
-def scene_maker(
-    style: str, height: int, width: int, disparity: tuple[float, float], seed: int, appearance: float = 0.0
-) -> Callable[[int], dict[str, np.ndarray]]:
-    """The function from a number to its scene (see `Stream.scene`) in a style, rich or planes."""
-    if style == "rich":
-        return Stream(height, width, disparity, seed, appearance).scene
-
-    def planes(number: int) -> dict[str, np.ndarray]:
-        scene_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        return make_scene(height, width, disparity[1], scene_seed)
-
-    return planes
