@@ -41,12 +41,12 @@ from datetime import timedelta
 from fnmatch import fnmatch
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.table import Table
+from sgbm import background_filled, sgbm_disparity
 from torch.utils.data import DataLoader, default_collate
 
 from stereo_core.actions.train import _PRECISIONS, choose_kernels, tune
@@ -441,7 +441,7 @@ def sgbm(asked: argparse.Namespace, task: Task) -> dict[str, float]:
     the pixels that it has a disparity for, and their share."""
     data = test_pairs(asked, task, task.test)
     max_disparity = max(float(data[i]["disparity"].max()) for i in range(len(data)))
-    found = [sgbm_disparity(data[i], max_disparity) for i in range(len(data))]
+    found = [sgbm_disparity(*views_of(data[i]), max_disparity) for i in range(len(data))]
     filled = [background_filled(disparity) for disparity in found]
     limit = train_spec(asked, task, asked.work, 1, 1).dataset.max_disparity
     all_pixels = totals(data, filled, limit)
@@ -454,42 +454,13 @@ def sgbm(asked: argparse.Namespace, task: Task) -> dict[str, float]:
     return {name: round(value, 4) for name, value in result.items()}
 
 
+def views_of(sample: dict) -> list[np.ndarray]:
+    return [np.ascontiguousarray(sample[side].permute(1, 2, 0).numpy().astype(np.uint8)) for side in ("left", "right")]
+
+
 def test_pairs(asked: argparse.Namespace, task: Task, pairs: Path) -> StereoDataset:
     tree = evaluate_tree(asked, task, pairs, asked.work, asked.work)
     return build_dataset(ExperimentSpec.model_validate(tree), "test")
-
-
-def sgbm_disparity(sample: dict, max_disparity: float) -> np.ndarray:
-    """float32 (H, W) px; 0 where the left-right check or the uniqueness leaves a hole. The search range is that of the
-    ground truth, and a border of that width lets it see the left edge, which OpenCV would leave out."""
-    bins = -(-math.ceil(max_disparity + 1) // 16) * 16
-    views = [np.ascontiguousarray(sample[side].permute(1, 2, 0).numpy().astype(np.uint8)) for side in ("left", "right")]
-    views = [cv2.copyMakeBorder(view, 0, 0, bins, 0, cv2.BORDER_REPLICATE) for view in views]
-    matcher = cv2.StereoSGBM.create(
-        minDisparity=0,
-        numDisparities=bins,
-        blockSize=5,
-        P1=8 * 3 * 5**2,
-        P2=32 * 3 * 5**2,
-        disp12MaxDiff=1,
-        uniquenessRatio=5,
-        mode=cv2.STEREO_SGBM_MODE_HH,
-    )
-    disparity = matcher.compute(*views)[:, bins:].astype(np.float32) / 16
-    return np.maximum(disparity, 0)
-
-
-def background_filled(disparity: np.ndarray) -> np.ndarray:
-    """Holes take the smaller of the two disparities that are next to them in their row: what is hidden is behind."""
-    width = disparity.shape[1]
-    column = np.arange(width)
-    before = np.maximum.accumulate(np.where(disparity > 0, column, -1), axis=1)
-    after = np.minimum.accumulate(np.where(disparity > 0, column, width)[:, ::-1], axis=1)[:, ::-1]
-    padded = np.pad(disparity, ((0, 0), (0, 2)))
-    padded[:, width:] = np.inf  # column -1 and column `width`: no neighbour on that side
-    neighbours = [np.take_along_axis(padded, index, axis=1) for index in (before, after)]
-    filled = np.minimum(*neighbours)
-    return np.where(np.isfinite(filled), filled, 0).astype(np.float32)
 
 
 def totals(data: StereoDataset, predictions: list[np.ndarray], limit: float, own: bool = False) -> dict[str, float]:
