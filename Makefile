@@ -46,8 +46,8 @@ compile: $(READY)  ## regenerate every compiled component, pipeline and README t
 	$(BIN)/stereo-pipelines compile
 
 bench: $(READY)  ## the benchmarks that need no GPU
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/speed_startup.py
+	$(BIN)/python benchmarks/speed_convert.py
 
 image-cpu: NAME = runtime-cpu
 image-cpu: EXTRAS = quantize,automl,tracking

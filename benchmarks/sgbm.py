@@ -1,4 +1,4 @@
-"""OpenCV's StereoSGBM, what a user gets without a network: the baseline of the figures here."""
+"""OpenCV's StereoSGBM on a data set: the peer of a trained network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,38 @@ import math
 
 import cv2
 import numpy as np
+import torch
+
+from stereo_core.data.datasets import StereoDataset
+from stereo_core.metrics import StereoMetrics, disparity_metrics
 
 
-def sgbm_disparity(left: np.ndarray, right: np.ndarray, max_disparity: float) -> np.ndarray:
+def figures(data: StereoDataset, limit: float, visible: StereoDataset | None = None) -> dict[str, float]:
+    """`epe` (px) and `d1` (share) with the holes filled, `epe_visible` and `d1_visible` over the masks of `visible`;
+    `epe_own` over the pixels that it has a disparity for, and their share.
+
+    Args:
+        limit: px; ground truth from there on does not count.
+        visible: the same pairs with their masks.
+    """
+    max_disparity = max(float(data[i]["disparity"].max()) for i in range(len(data)))
+    found = [sgbm_disparity(data[i], max_disparity) for i in range(len(data))]
+    filled = [background_filled(disparity) for disparity in found]
+    over_all, own = totals(data, filled, limit), totals(data, found, limit, own=True)
+    share = float(np.mean([(disparity > 0).mean() for disparity in found]))
+    result = {"epe": over_all["epe"], "d1": over_all["d1"], "epe_own": own["epe"], "own_share": share}
+    if visible is not None:
+        seen = totals(visible, filled, limit)
+        result |= {"epe_visible": seen["epe"], "d1_visible": seen["d1"]}
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+def sgbm_disparity(sample: dict, max_disparity: float) -> np.ndarray:
     """float32 (H, W) px; 0 where the left-right check or the uniqueness leaves a hole. The search range is that of the
     ground truth, and a border of that width lets it see the left edge, which OpenCV would leave out."""
     bins = -(-math.ceil(max_disparity + 1) // 16) * 16
-    views = [cv2.copyMakeBorder(view, 0, 0, bins, 0, cv2.BORDER_REPLICATE) for view in (left, right)]
+    views = [np.ascontiguousarray(sample[side].permute(1, 2, 0).numpy().astype(np.uint8)) for side in ("left", "right")]
+    views = [cv2.copyMakeBorder(view, 0, 0, bins, 0, cv2.BORDER_REPLICATE) for view in views]
     matcher = cv2.StereoSGBM.create(
         minDisparity=0,
         numDisparities=bins,
@@ -38,3 +63,12 @@ def background_filled(disparity: np.ndarray) -> np.ndarray:
     neighbours = [np.take_along_axis(padded, index, axis=1) for index in (before, after)]
     filled = np.minimum(*neighbours)
     return np.where(np.isfinite(filled), filled, 0).astype(np.float32)
+
+
+def totals(data: StereoDataset, predictions: list[np.ndarray], limit: float, own: bool = False) -> dict[str, float]:
+    metrics = StereoMetrics()
+    for index, prediction in enumerate(predictions):
+        gt, valid = data[index]["disparity"][0], data[index]["valid"][0]
+        counts = valid & torch.from_numpy(prediction > 0) if own else valid
+        metrics.update([disparity_metrics(prediction, gt, counts, limit)])
+    return metrics.compute()

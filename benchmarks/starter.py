@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from zero_shot import figures, network, read_set, sgbm, show
 
 from stereo_core.data.synthetic.stream import Stream
-from stereo_core.models import create_model
+from stereo_core.models import channels_last, create_model
 from stereo_core.models.checkpoints import load_model, save_checkpoint
 from stereo_core.training.losses import stereo_loss
 
@@ -47,7 +47,7 @@ def main() -> None:
     torch.manual_seed(asked.seed)
     model = load_model(asked.weights) if asked.weights else create_model(**SMALL)
     model.feature.dino.requires_grad_(True)  # nothing pretrained stands in it
-    model = model.to(DEVICE).train()
+    model = channels_last(model.to(DEVICE)).train()
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
     measure_stream(asked)
     train(asked, model)

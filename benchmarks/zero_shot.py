@@ -22,12 +22,11 @@ from rich.table import Table
 from sgbm import background_filled, sgbm_disparity
 
 from stereo_core.data.annotations import read_annotations
-from stereo_core.data.augmentation import Pair
-from stereo_core.data.datasets import read_pair
+from stereo_core.data.datasets import StereoDataset
 from stereo_core.metrics import disparity_metrics
 from stereo_core.models.checkpoints import load_model
 
-Matcher = Callable[[Pair], np.ndarray]
+Matcher = Callable[[dict], np.ndarray]
 COLUMNS = ("epe", "bp1", "bp2", "d1", "seconds")
 
 
@@ -48,17 +47,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_set(name: str) -> list[Pair]:
+def read_set(name: str) -> StereoDataset:
     """The pairs of `LIST[:DATASET[:SCALE]]`."""
     listed, dataset, scale, *_ = [*name.split(":"), "", ""]
     stored_scale = float(scale) if scale else None
     source = SimpleNamespace(dataset_name=dataset, disparity_format="auto", disparity_scale=stored_scale)
-    return [read_pair(sample, source) for sample in read_annotations(listed)]
+    samples = read_annotations(listed)
+    return StereoDataset(samples, [source] * len(samples), [sample.left for sample in samples])
 
 
-def sgbm(pair: Pair) -> np.ndarray:
-    left, right = (np.ascontiguousarray(view.astype(np.uint8)) for view in (pair.left, pair.right))
-    return background_filled(sgbm_disparity(left, right, float(pair.disparity.max())))
+def sgbm(sample: dict) -> np.ndarray:
+    return background_filled(sgbm_disparity(sample, float(sample["disparity"].max())))
 
 
 def network(model: torch.nn.Module, iters: int | None = None) -> Matcher:
@@ -67,30 +66,30 @@ def network(model: torch.nn.Module, iters: int | None = None) -> Matcher:
     model = model.to(device)
 
     @torch.inference_mode()
-    def match(pair: Pair) -> np.ndarray:
-        views = [torch.from_numpy(view).to(device).permute(2, 0, 1)[None].float() for view in (pair.left, pair.right)]
+    def match(sample: dict) -> np.ndarray:
+        views = [sample[side][None].to(device) for side in ("left", "right")]
         return model(*views, iters)[0, 0].float().cpu().numpy()
 
     return match
 
 
-def figures(sets: dict[str, list[Pair]], matchers: dict[str, Matcher]) -> list[dict]:
+def figures(sets: dict[str, StereoDataset], matchers: dict[str, Matcher]) -> list[dict]:
     """A row for each set and matcher: COLUMNS, shares in 0..1."""
     rows = []
     for name, pairs in sets.items():
         for matcher, match in matchers.items():
-            measured = [measure(pair, match) for pair in pairs]
+            measured = [measure(pairs[index], match) for index in range(len(pairs))]
             means = {column: float(np.mean([row[column] for row in measured])) for column in COLUMNS}
             rows.append({"set": name.split(":")[0], "matcher": matcher, "images": len(pairs), **means})
     return rows
 
 
-def measure(pair: Pair, match: Matcher) -> dict[str, float]:
-    match(pair)  # the first of a size compiles and allocates
+def measure(sample: dict, match: Matcher) -> dict[str, float]:
+    match(sample)  # the first of a size chooses its kernels and allocates
     begin = time.perf_counter()
-    disparity = match(pair)
+    disparity = match(sample)
     seconds = time.perf_counter() - begin
-    return disparity_metrics(disparity, pair.disparity, pair.disparity > 0, np.inf) | {"seconds": seconds}
+    return disparity_metrics(disparity, sample["disparity"][0], sample["valid"][0], np.inf) | {"seconds": seconds}
 
 
 def show(rows: list[dict]) -> None:

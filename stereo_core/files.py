@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from stereo_core.cores import usable_cores
-
-LOG = logging.getLogger(__name__)
+from stereo_core.locks import held
 
 
 @contextlib.contextmanager
@@ -25,37 +22,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less the umask, as for any file
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Hold the lock file `path`.lock, for work on `path` that two processes must not do at once; the second waits.
-
-    The lock goes with the process, however it ends, so that none is left that nobody holds.
-    """
-    lock = Path(f"{path}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with lock.open("ab") as file:
-            _wait_for(file, path)
-            if not _is_at(file, lock):  # the holder before us removed it: a lock on it is worth nothing
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
+def locked(path: str | Path) -> contextlib.AbstractContextManager[int]:
+    """Hold the lock file `path`.lock, for work on `path` that two processes must not do at once; the second waits."""
+    return held(f"{path}.lock", waiting=f"{path} is being written by another process; waiting for it")
 
 
 class UniqueNames:
@@ -71,27 +51,6 @@ class UniqueNames:
             candidate = f"{name}-{count}"
         self._used.add(candidate)
         return candidate
-
-
-def _wait_for(file, path: str | Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        LOG.info("%s is being written by another process; waiting for it", path)
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _is_at(file, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sha256_of(path: str | Path, of_file: Callable[[Path], str] | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -12,3 +14,32 @@ def with_integers(value: Any) -> Any:
     if isinstance(value, list):
         return [with_integers(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def plain(value: Any, not_finite: Callable[[float], Any] = lambda number: None) -> Any:
+    """A value as strict JSON has it: NumPy's and torch's numbers as Python's, else text.
+
+    NaN and infinity become what `not_finite` makes of them.
+    """
+    if isinstance(value, dict):
+        return {str(name): plain(item, not_finite) for name, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item, not_finite) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), not_finite)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else not_finite(value)
+    return str(value)
+
+
+def as_metadata(value: Any) -> Any:
+    """A value as an artifact's metadata has it: plain, NaN and infinities by their names, no key without a value."""
+    return _without_none(plain(value, str))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

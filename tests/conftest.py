@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from needs import lacking
 
+pytest_plugins = ["s3_server"]
+
 # Test processes run side by side: threads that wait for each other while spinning would slow all of them tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -22,6 +22,7 @@ from stereo_core.run.status import StatusLog
 from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.search_space import never_reached, search_space
 from stereo_core.training.distribution import Ranks, resolve
+from stereo_core.training.doubts import warm_up_without_end
 
 LOG = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     ranks = resolve(spec.train, "train", torch.cuda.device_count())
     if ranks.nodes > 1 or ranks.local is not None:
         raise SpecError(f"automl: a search runs as one process on one node, and the environment asks for {_who(ranks)}")
-    _check_schedule(spec)
+    check_schedule(spec)
     with alone(folder) as lock:
         study = SearchStudy(folder, spec.automl, search_space(spec), _what_counts(spec))
         places = slots(spec.automl, ranks.devices if ranks.gpu else (), dict(os.environ))
@@ -81,13 +82,16 @@ def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Ou
     return outcome
 
 
-def _check_schedule(spec: ExperimentSpec) -> None:
+def check_schedule(spec: ExperimentSpec) -> None:
+    """SpecError where a searched key of the schedule acts in no trial; a warning where a warm-up takes all of it."""
     split = spec.dataset.train_dataset
     pairs = sum(len(read_annotations(source.data_file, source.data_root)) for source in split.data_sources)
     steps = spec.automl.automl_max_epochs * math.ceil(pairs // split.batch_size / spec.train.accumulate)
     idle = [f"automl.automl_hyperparameters: {path} changes nothing: {why}" for path, why in never_reached(spec, steps)]
     if idle:
         raise SpecError("\n".join(idle))
+    if doubt := warm_up_without_end(spec.train.optim, steps):
+        LOG.warning("in each trial, which takes automl.automl_max_epochs: %s", doubt)
 
 
 def _who(ranks: Ranks) -> str:

@@ -17,6 +17,7 @@ from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
+from stereo_core.models.flags import kept
 from stereo_core.report.pictures import panel
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
@@ -48,6 +49,7 @@ def run(spec, status: StatusLog) -> Outcome:
     return in_ranks(_evaluate, spec, status, resolve(spec.evaluate, "evaluate", torch.cuda.device_count()))
 
 
+@kept()
 def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     engine = spec.evaluate.trt_engine
     folder = results_dir(spec, "evaluate")
@@ -62,14 +64,7 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
             rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
     if ranks.rank > 0:
         return Outcome("Evaluate finished successfully; the first process has the figures")
-    metrics = StereoMetrics()
-    with atomic_path(folder / "metrics.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        table.writeheader()
-        for row in rows:
-            metrics.update([row])
-            table.writerow(row)
-    totals = metrics.compute()
+    totals = _totals(rows, folder / "metrics.csv")
     _check(totals)
     figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
@@ -82,6 +77,18 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         kpi=kpi,
         artifacts={"metrics": folder / "results.json"},
     )
+
+
+def _totals(rows: Iterator[dict], path: Path) -> dict:
+    """The metrics of all rows, which are written to a table on the way."""
+    metrics = StereoMetrics()
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        for row in rows:
+            metrics.update([row])
+            table.writerow(row)
+    return metrics.compute()
 
 
 def _evaluated(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float) -> Iterator[dict]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from stereo_core import storage
 from stereo_core.data import shards
+from stereo_core.data.trees import Tree
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
@@ -52,8 +53,6 @@ def _sizes(uri: str, folder: Path) -> dict[str, int]:
     elif folder.resolve().is_relative_to(Path(uri).resolve()):
         raise SpecError(f"results_dir: {folder} lies in {uri}, which is to be packed; choose a folder outside of it")
     else:
-        from stereo_core.actions.convert import Tree  # here, because the launcher imports nothing that is not needed
-
         sizes = {name[1:]: os.path.getsize(uri + name) for name in Tree(uri).find((), "")}
     if not sizes:
         raise DataError(f"{uri}: no file below this folder")

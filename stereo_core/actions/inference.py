@@ -14,12 +14,14 @@ from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import SpecError
 from stereo_core.files import UniqueNames
+from stereo_core.models.flags import kept
 from stereo_core.report.pictures import colour_disparity, disparity_range
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 
 
+@kept()
 def run(spec, status: StatusLog) -> Outcome:
     """Write the files that `inference.save_*` ask for, named by the left image's `rel` (INTERFACES "Files").
 

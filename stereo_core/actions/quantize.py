@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from stereo_core.actions import evaluate
-from stereo_core.actions.calibration import calibration_samples
 from stereo_core.data.images import read_image
 from stereo_core.engines import BuildSettings, build_engine
 from stereo_core.engines.base import normalise
@@ -24,6 +23,7 @@ from stereo_core.errors import DataError, ModelError, RefusedResult, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 from stereo_core.quantization import BACKENDS, Backend, check_installed
+from stereo_core.quantization.pairs import samples_of
 from stereo_core.quantization.rules import Summary
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
@@ -137,7 +137,7 @@ def _normalised_pairs(spec: Any, size: tuple[int, int], status: StatusLog) -> It
 
 def _pairs(spec: Any, status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Left and right calibration images, uint8 (H, W, 3)."""
-    with calibration_samples(spec.dataset) as samples:
+    with samples_of(spec.dataset) as samples:
         status.running(f"Calibrating on {len(samples)} pairs")
         for sample in samples:
             left, right = read_image(sample.left), read_image(sample.right)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +14,9 @@ import pytorch_lightning as pl
 import torch
 
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.models import channels_last, from_spec
+from stereo_core.models import from_spec
 from stereo_core.models.files import check_digest, read_sidecar
+from stereo_core.models.flags import kept
 from stereo_core.models.quantized import rounds
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.perform import Terminated
@@ -27,7 +26,6 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.train import AUTO
 from stereo_core.training.callbacks import StatusLines, train_kpi, validation_kpi, validation_metrics
 from stereo_core.training.checkpoints import (
-    AtomicCheckpointIO,
     Checkpoints,
     Progress,
     Stopped,
@@ -37,19 +35,18 @@ from stereo_core.training.checkpoints import (
     read_seed,
 )
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
+from stereo_core.training.doubts import beyond_the_cost_volume
 from stereo_core.training.measurements import Measurements
 from stereo_core.training.module import StereoDataModule, StereoModule
 from stereo_core.training.pictures import Pictures
 from stereo_core.training.progress import ProgressBar
-from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
 from stereo_core.training.tracking import trackers
+from stereo_core.training.trainer import check_fsdp, choose_kernels, quieten, trainer_of, tune
 
 LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
 HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it"
-COMPILED = ("feature", "cnet", "update_block")
-_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def run(spec, status: StatusLog) -> Outcome:
@@ -80,16 +77,7 @@ def run(spec, status: StatusLog) -> Outcome:
     return in_ranks(_train, spec, status, ranks)
 
 
-def check_fsdp(settings) -> None:
-    """SpecError where the spec's `train` asks for what weights in parts can not do."""
-    if settings.ema_decay is not None:
-        raise SpecError(
-            "train.ema_decay: fsdp has the weights in parts and can not average them; use ddp, or leave it out"
-        )
-    if settings.precision == "fp16":
-        raise SpecError("train.precision: fp16 scales gradients, which fsdp has in parts; choose bf16 or fp32, or ddp")
-
-
+@kept()
 def _train(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     with joined(ranks):
         return _train_joined(spec, status, ranks)
@@ -98,7 +86,7 @@ def _train(spec, status: StatusLog, ranks: Ranks) -> Outcome:
 def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     settings = spec.train
     folder = results_dir(spec, "train")
-    _quieten()
+    quieten()
     choose_kernels(settings, ranks.gpu)
     resume = _to_resume(spec, folder, status)
     _check_nodes(spec, resume, ranks)
@@ -107,42 +95,61 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     data = StereoDataModule(spec)
     data.setup()  # bad lists are told before the network is built and validated
-    network = from_spec(spec, resume or settings.pretrained_model_path or None)
-    if rounds(network):
-        raise ModelError(f"{resume or settings.pretrained_model_path}: quantised, and training would lose that; train "
-                         "from the checkpoint that it was made from")  # fmt: skip
-    tune(network, settings, ranks)
-    if beyond := beyond_the_cost_volume(spec, network):
-        LOG.warning("%s", beyond)
-    LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
+    network = _network(spec, resume, ranks)
     checkpoints = Checkpoints(folder, settings)
     measurements = Measurements()
     watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]
-    trainer = _trainer(spec, folder, ranks, [*watchers, checkpoints])
+    trainer = trainer_of(settings, ranks, [*watchers, checkpoints], trackers(spec, folder), folder)
     module = StereoModule(network, spec)
-    if data.has("val") and not resume:
+    if data.has("val"):
+        _validate_first(trainer, module, data, checkpoints, resume)
+    with _interruptions(trainer, checkpoints):
+        trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return _outcome(trainer, module, checkpoints)
+
+
+def _network(spec, resume: Path | None, ranks: Ranks) -> torch.nn.Module:
+    """The network that the run starts or goes on with, set up to be trained; ModelError where it is quantised."""
+    start = resume or spec.train.pretrained_model_path or None
+    network = from_spec(spec, start)
+    if rounds(network):
+        raise ModelError(
+            f"{start}: quantised, and training would lose that; train from the checkpoint that it was made from"
+        )
+    tune(network, spec.train, ranks)
+    if beyond := beyond_the_cost_volume(spec, network):
+        LOG.warning("%s", beyond)
+    LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
+    return network
+
+
+def _validate_first(
+    trainer: pl.Trainer, module: StereoModule, data: StereoDataModule, checkpoints: Checkpoints, resume: Path | None
+) -> None:
+    """Validate a new run's weights, or make up for the validation that a stopped run did not come to."""
+    if not resume:
         trainer.validate(module, datamodule=data, verbose=False)
         first = validation_kpi(validation_metrics(trainer))
         checkpoints.initial = {f"initial_{name}": value for name, value in first.items()}
-    elif data.has("val") and (due := _due_validation(resume, settings.validation_interval)):
+    elif due := _due_validation(resume, module.settings.validation_interval):
         module.validated = due
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
         module.validated = None
-        if (
-            trainer.is_global_zero and resume.resolve().parent == folder.resolve()
-        ):  # another run's folder stays as it is
+        at_home = resume.resolve().parent == checkpoints.folder.resolve()  # another run's folder stays as it is
+        if trainer.is_global_zero and at_home:
             add_metrics(resume, validation_metrics(trainer))
-    with _interruptions(trainer, checkpoints):
-        trainer.fit(module, datamodule=data, ckpt_path=resume)
+
+
+def _outcome(trainer: pl.Trainer, module: StereoModule, checkpoints: Checkpoints) -> Outcome:
     done = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
-    counts = module.kpi()
+    counts = module.kpi()  # of all ranks
     if not trainer.is_global_zero:
         return Outcome(f"Train finished successfully: {done}")
     return Outcome(
         f"Train finished successfully: {done}; {checkpoints.words()}",
         kpi=checkpoints.initial | train_kpi(trainer) | validation_kpi(checkpoints.validation) | counts,
         artifacts={"checkpoint": checkpoints.best or checkpoints.latest} if checkpoints.latest else {},
-        metadata={"checkpoint": {name: getattr(network.config, name) for name in _METADATA}},
+        metadata={"checkpoint": {name: getattr(module.model.config, name) for name in _METADATA}},
     )
 
 
@@ -234,89 +241,6 @@ def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[No
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, on_ctrl_c)
-
-
-def choose_kernels(settings, gpu: bool) -> None:
-    """cuDNN's switches, and with `train.deterministic` PyTorch's own GPU kernels: without it some sums are made in any
-    order, and equal seeds give weights that differ in their last bits. An operation without such a kernel warns."""
-    torch.backends.cudnn.benchmark = settings.cudnn.benchmark and not settings.deterministic
-    torch.backends.cudnn.deterministic = settings.cudnn.deterministic or settings.deterministic
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes time
-    torch.use_deterministic_algorithms(settings.deterministic and gpu, warn_only=True)
-
-
-def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
-    """Set how the network computes, not what: memory against time, layout, compiled parts, statistics over all ranks.
-
-    Compiled are parts of many small operations, the GRU once and not once an iteration; the filter of the cost volume
-    gets slower by it (benchmarks/RESULTS.md). Validation runs eagerly: its images have many sizes (see StereoModule).
-    """
-    network.recompute = settings.activation_checkpoint
-    sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # takes contiguous weights only
-    if ranks.gpu and not sharded:
-        channels_last(network)
-    for name in COMPILED if settings.compile == "on" else ():
-        getattr(network, name).compile()
-    if ranks.gpu and ranks.world > 1:
-        synchronise_batch_norm(network)
-
-
-def beyond_the_cost_volume(spec, network: torch.nn.Module) -> str:
-    """What is wrong with ground truth that counts and that the network can hardly find; empty where nothing is."""
-    counts, found = spec.dataset.max_disparity, network.config.max_disparity
-    if counts <= found:
-        return ""
-    return (
-        f"dataset.max_disparity: ground truth up to {counts} px counts, and the network's cost volume ends at {found} "
-        f"px: it is trained towards what it can hardly find; lower it to {found}, or raise model.max_disparity"
-    )
-
-
-def _quieten() -> None:
-    """Leave out what Lightning says of things that are meant so here."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r"Found \d+ module\(s\) in eval mode",  # the frozen ViT
-        "The number of training batches",
-        r".*does not have many workers",
-        r"Checkpoint directory .* exists",
-        r".*isinstance\(treespec, LeafSpec\)",
-        "You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler begins there
-        r".*sync_dist=True.* when logging on epoch level",  # what is logged is the same on all ranks
-        "`broadcast_buffers` is deprecated",  # what takes its place is younger than the oldest torch that we take
-        "Grad strides do not match bucket view strides",  # of convolutions with one channel a group
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _trainer(spec, folder: Path, ranks: Ranks, callbacks: list[pl.Callback]) -> pl.Trainer:
-    settings = spec.train
-    by_value = settings.clip_grad_value is not None
-    return pl.Trainer(
-        accelerator="gpu" if ranks.gpu else "cpu",
-        devices=list(ranks.devices) if ranks.gpu else len(ranks.devices),
-        num_nodes=ranks.nodes,
-        strategy=strategy(settings.distributed_strategy, ranks),
-        precision=_PRECISIONS[settings.precision],
-        max_epochs=settings.num_epochs,
-        check_val_every_n_epoch=settings.validation_interval,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_algorithm="value" if by_value else "norm",
-        gradient_clip_val=settings.clip_grad_value if by_value else settings.clip_grad_norm,
-        log_every_n_steps=settings.log_every_n_steps,
-        fast_dev_run=settings.is_dry_run,
-        default_root_dir=folder,
-        logger=trackers(spec, folder),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
-        enable_progress_bar=False,  # ProgressBar is ours
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        inference_mode=False,  # its tensors could not be trained with afterwards
-        use_distributed_sampler=False,
-    )
 
 
 def _millions(network: torch.nn.Module) -> tuple[float, float]:

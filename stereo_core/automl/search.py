@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import logging
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import Slot, TrialProcess, best_of, trial_folder, trial_tree
+from stereo_core.cores import usable_cores
 from stereo_core.errors import ModelError, SpecError, UserError
+from stereo_core.locks import held
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.automl import AutoML
-
-LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 25  # for a trial to finish its step and write a checkpoint, once it was asked to stop
@@ -32,37 +29,23 @@ def slots(settings: AutoML, gpus: Sequence[int], environment: dict[str, str]) ->
         named = [names[gpu].strip() if gpu < len(names) and names[gpu].strip() else str(gpu) for gpu in gpus]
         return [Slot(name, None) for name in named[: settings.automl_max_concurrent]]
     count = min(settings.automl_max_concurrent, settings.automl_max_recommendations)
-    cores = int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    cores = int(environment.get("OMP_NUM_THREADS") or usable_cores())
     return [Slot(None, max(1, cores // count))] * count
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[int]:
+def alone(folder: Path) -> contextlib.AbstractContextManager[int]:
     """Hold `<folder>/search.lock`, which the trials hold too (through the file descriptor that is given).
 
     After a kill, trials of the search before may need a moment to write their checkpoints and end.
 
     Raises:
         SpecError: another search is still there after a minute.
+        UserError: the folder's file system has no locks.
     """
-    end = time.monotonic() + LOCK_SECONDS
-    with (folder / "search.lock").open("ab") as file:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise SpecError(
-                        f"results_dir: another search, or a trial of one, is running in {folder}; wait for it, or "
-                        "choose another folder"
-                    ) from None
-                if not waiting:
-                    LOG.warning("another search, or a trial of one, is running in %s; waiting for its end", folder)
-                waiting = True
-                time.sleep(POLL_SECONDS)
-        yield file.fileno()
+    running = f"another search, or a trial of one, is running in {folder}"
+    refusal = SpecError(f"results_dir: {running}; wait for it, or choose another folder")
+    waiting = f"{running}; waiting for its end"
+    return held(folder / "search.lock", wait=LOCK_SECONDS, waiting=waiting, busy=refusal, vital=True, shared=True)
 
 
 class Search:

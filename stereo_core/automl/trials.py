@@ -20,10 +20,11 @@ import yaml
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import read_sidecar
-from stereo_core.run.status import both_spellings, plain
+from stereo_core.run.status import both_spellings
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.choice import BEST
 from stereo_core.spec.train import AUTO
+from stereo_core.values import plain
 
 SPEC, LOG = "spec.yaml", "log.txt"
 _LAUNCHERS = ("WORLD_SIZE", "RANK", "NODE_RANK", "NUM_GPU_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
@@ -212,7 +213,8 @@ def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
     """
     path = (folder / BEST).resolve()
     metrics = read_sidecar(path).get("metrics", {})
-    if not path.is_file() or not math.isfinite(metrics.get(metric) or math.nan):
+    value = metrics.get(metric)  # None where it was not finite
+    if not path.is_file() or value is None or not math.isfinite(value):
         raise ModelError(f"{folder}: no checkpoint with a finite {metric}")
     return path, metrics
 

@@ -105,7 +105,7 @@ class StereoLoaders:
             sampler=sampler,
             num_workers=workers,
             pin_memory=section.pin_memory and torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             persistent_workers=workers > 0 and split in ("train", "val"),
             # Python 3.14 would start them by a server, which outlives a training that was killed, and they with it.
             multiprocessing_context="fork" if workers else None,
@@ -216,7 +216,7 @@ def _ranks() -> tuple[int, int]:
     return 1, 0
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
     # Terminals, timeout(1) and Slurm signal all processes at once, and a training ends its step first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

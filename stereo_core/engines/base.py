@@ -91,7 +91,9 @@ class Engine(abc.ABC):
         device: where it runs and `run_torch` wants its images: "cpu" or "cuda:N".
         provider: what runs it there, where a backend has a choice, else None.
         runtime: what runs it, in words: library, version, device.
-        latencies_ms: one entry a call of the runtime, in milliseconds; warm-up and image preparation do not count.
+        latencies_ms: one entry a call of the runtime, in milliseconds; image preparation does not count, nor does the
+            first call of every shape, in which runtimes choose their kernels. An engine of one height and width makes
+            that call twice, so that there is a time however few the images; one of many would make most calls twice.
     """
 
     device = "cpu"
@@ -101,7 +103,8 @@ class Engine(abc.ABC):
     def __init__(self, info: dict):
         self.info = info
         self.latencies_ms: list[float] = []
-        self._images_run = self._largest_batch = 0
+        self._images_run = self._largest_batch = self._untimed = 0
+        self._one_size = all(info[f"min_{side}"] == info[f"max_{side}"] for side in ("height", "width"))
         self._warm: set[tuple[int, ...]] = set()
         self._noted: set[tuple[int, int]] = set()
 
@@ -155,15 +158,19 @@ class Engine(abc.ABC):
 
     @contextlib.contextmanager
     def as_one_call(self, images: int) -> Iterator[None]:
-        """Calls within count as one on a batch of so many images: those of the tiles of a batch."""
-        first, before, largest = len(self.latencies_ms), self._images_run, self._largest_batch
+        """Calls within count as one on a batch of so many images, those of the tiles of a batch; as none where one of
+        them was not timed."""
+        first, untimed = len(self.latencies_ms), self._untimed
+        before, largest = self._images_run, self._largest_batch
         yield
-        self.latencies_ms[first:] = [sum(self.latencies_ms[first:])]
-        self._images_run, self._largest_batch = before + images, max(largest, images)
+        timed = self._untimed == untimed
+        self.latencies_ms[first:] = [sum(self.latencies_ms[first:])] if timed else []
+        self._images_run = before + (images if timed else 0)
+        self._largest_batch = max(largest, images) if timed else largest
 
     def latency(self) -> dict:
-        """Median and 95th percentile of the calls so far in ms, the most images that a call had, and images a second;
-        None before the first call. A call's time is that of its whole batch."""
+        """Median and 95th percentile in ms of the calls timed so far, the most images that one had, and images a
+        second; None before the first (see `latencies_ms`). A call's time is that of its whole batch."""
         calls = self.latencies_ms
         return {
             "latency_median_ms": statistics.median(calls) if calls else None,
@@ -189,16 +196,22 @@ class Engine(abc.ABC):
         count = len(left_B3HW)
         missing = max(0, self.info["min_batch"] - count)
         images = [library.join([x, *[x[-1:]] * missing]) if missing else x for x in (left_B3HW, right_B3HW)]
-        shape = tuple(images[0].shape)
-        if shape not in self._warm:
-            run(*images)
-            self._warm.add(shape)
+        if self._is_new(tuple(images[0].shape)):
+            disparity_BHW = run(*images)
+            if not self._one_size:
+                self._untimed += 1
+                return disparity_BHW[:count]
         start = time.perf_counter()
         disparity_BHW = run(*images)
         self.latencies_ms.append(1000 * (time.perf_counter() - start))
         self._images_run += count
         self._largest_batch = max(self._largest_batch, count)
         return disparity_BHW[:count]
+
+    def _is_new(self, shape: tuple[int, ...]) -> bool:
+        new = shape not in self._warm
+        self._warm.add(shape)
+        return new
 
     def _note(self, place: Fit) -> None:
         """One line in the log for every size of images that is not the engine's."""

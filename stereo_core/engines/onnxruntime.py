@@ -73,7 +73,7 @@ def _write_optimised(model: bytes, out: Path, verbose: bool) -> None:
     """Basic optimisations only: they keep to standard operators, so the engine runs on every provider; the fusions of
     one device are made when the engine is loaded. Not MatMul and Add to Gemm: the second time, on loading, the fusion
     gives its tensors the names that they have already, and ONNX Runtime refuses its own file."""
-    options = _options()
+    options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
     options.log_severity_level = 0 if verbose else 3
@@ -184,7 +184,7 @@ def open_session(
     Raises:
         UserError: a GPU was asked for and ONNX Runtime has none to offer.
     """
-    options = _options()
+    options = session_options()
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     asked = None if device is None else str(device)
@@ -202,7 +202,7 @@ def open_session(
     return session
 
 
-def _options() -> ort.SessionOptions:
+def session_options() -> ort.SessionOptions:
     """ONNX Runtime reads no OMP_* variables and counts the machine's cores, not those given to this process. So that
     one setting serves all libraries, OMP_NUM_THREADS and OMP_WAIT_POLICY hold here too."""
     options = ort.SessionOptions()

@@ -38,13 +38,7 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
     _check_arguments(section.backend_kwargs)
     proto = onnx.load(model)
     layers = layers_of(proto.graph)
-    chosen = choose(layers, section.layers, section.skip_names, static=True)
-    chosen = {name: Formats(formats.weights, formats.weights) for name, formats in chosen.items()}
-    kind = one_format(chosen, section.backend)
-    chosen = {layer.name: chosen[layer.name] for layer in layers
-              if layer.name in chosen and layer.type in OPERATORS[kind]}  # fmt: skip
-    if not chosen:
-        raise SpecError(f"quantize.layers: no node is left that can be {kind}; that are {', '.join(OPERATORS[kind])}")
+    chosen, kind = _chosen(layers, section)
     info = read_onnx(model)
     provider = _provider(section)
     left_B3HW, right_B3HW = _batches(pairs, info["max_batch"] or 1)
@@ -73,6 +67,18 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
     result = onnx.load(out)
     _finish(result, proto, out, info | {"precision": kind})
     return summarise(layers, _done(result.graph, chosen))
+
+
+def _chosen(layers: list[Layer], section: Any) -> tuple[dict[str, Formats], str]:
+    """The nodes to be quantised, and the one format that they all get: int8 or fp8."""
+    chosen = choose(layers, section.layers, section.skip_names, static=True)
+    chosen = {name: Formats(formats.weights, formats.weights) for name, formats in chosen.items()}
+    kind = one_format(chosen, section.backend)
+    chosen = {layer.name: chosen[layer.name] for layer in layers
+              if layer.name in chosen and layer.type in OPERATORS[kind]}  # fmt: skip
+    if not chosen:
+        raise SpecError(f"quantize.layers: no node is left that can be {kind}; that are {', '.join(OPERATORS[kind])}")
+    return chosen, kind
 
 
 def layers_of(graph: onnx.GraphProto) -> list[Layer]:

@@ -20,14 +20,15 @@ from stereo_core.actions import ACTIONS
 from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, is_gpu_error, is_out_of_memory
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.staging import Stage
-from stereo_core.run.status import StatusLog, plain
+from stereo_core.run.staging import Stage, staged
+from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.experiment import section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
+from stereo_core.values import plain
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +49,11 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
     # where actions, data loaders or other pods share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        stage = Stage(verb, spec)
-    except Exception as error:
+        with staged(verb, spec) as stage:
+            code = _perform(verb, spec, stage, on_outcome)
+            return _stored(stage, code, _secrets(spec))
+    except Exception as error:  # of a spec that can not be staged; all others are told below
         return _failed(error, StatusLog(None), _secrets(spec))
-    code = _perform(verb, spec, stage, on_outcome)
-    try:
-        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else contextlib.nullcontext():
-            stored = stage.store()
-    except BaseException as error:
-        stay = f"the results stay in {stage.folder}"
-        if code:
-            log.error("%s; %s", reason(error), stay)
-            return code
-        return _failed(error, StatusLog(None), _secrets(spec), lambda text: f"{text}; {stay}")
-    for uri in stored:
-        _say(f"Results: {uri}")
-    if code == 0:
-        _say("Execution status: PASS")
-    return code
 
 
 def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outcome], None] | None) -> int:
@@ -96,6 +84,24 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
         _print_kpi(outcome.kpi)
         _say(message)
     return 0
+
+
+def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
+    """Store the results of a run that ended with `code`; returns the code of the whole."""
+    try:
+        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else contextlib.nullcontext():
+            stored = stage.store()
+    except BaseException as error:
+        stay = f"the results stay in {stage.folder}"
+        if code:
+            log.error("%s; %s", reason(error), stay)
+            return code
+        return _failed(error, StatusLog(None), secrets, lambda text: f"{text}; {stay}")
+    for uri in stored:
+        _say(f"Results: {uri}")
+    if code == 0:
+        _say("Execution status: PASS")
+    return code
 
 
 def set_up_logging(rank: int | None = None) -> None:

@@ -7,8 +7,6 @@ The images that a list names stay where they are: they are fetched one by one, w
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 import tempfile
 import time
@@ -20,41 +18,17 @@ from typing import Any
 
 from stereo_core import storage
 from stereo_core.data import shards
-from stereo_core.errors import SpecError
+from stereo_core.errors import SpecError, UserError
+from stereo_core.locks import held
 from stereo_core.run.mirror import CHECKPOINTS, Mirror
-from stereo_core.spec.experiment import ExperimentSpec, results_dir, section_name
+from stereo_core.run.remote import RemoteKey, check, remote_keys
+from stereo_core.spec.experiment import results_dir
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 from stereo_core.training.distribution import is_main_process
 
-_KINDS = {
-    "results_dir": "results",
-    "*.results_dir": "results",
-    "export.onnx_file": "output",
-    "gen_trt_engine.trt_engine": "output",
-    "gen_trt_engine.timing_cache": "local",
-    "*.checkpoint": "file",
-    "*.trt_engine": "file",
-    "*.onnx_file": "file",
-    "*_path": "file",
-    "*.calibration": "file",
-    "*.data_sources.data_file": "list",
-    "*.data_sources.data_root": "root",
-    "*.images_dir": "images",
-    "data_root": "names",
-    "results": "evaluations",
-}
-"""Pattern of the keys that name files -> what is done about them. The first that fits counts."""
-
 WEEK = 7 * 24 * 3600  # s that results which may not be stored stay, once their run has ended
 LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # to checkpoints of a training
-
-_SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",)}
-_SPLITS |= {"automl": _SPLITS["train"], "quantize": ("train", "val", "quant_calibration")}
-
-
-_ALONE: set[int] = set()  # handles that are locks of this process, not of the data loader's, which outlive it a while
-os.register_at_fork(after_in_child=lambda: [os.close(_ALONE.pop()) for _ in range(len(_ALONE))])
 
 
 def check_no_other_training(place: str | Path, names: Iterable[str]) -> None:
@@ -70,86 +44,55 @@ def check_no_other_training(place: str | Path, names: Iterable[str]) -> None:
 
 @dataclass
 class Stage:
-    """Where one run's inputs and results lie while it runs.
+    """Where one run's inputs and results lie while it runs; `staged` opens one.
 
     Attributes:
         spec: the spec with paths of this machine; inputs are there after `fetch`.
-        folder: holds them; None where nothing is remote.
-        results: folder of results -> URI of the prefix.
+        locks: are let go when the run has ended.
+        folder: holds inputs and results; None where nothing is remote.
+        mirror: stores the results.
         inputs: folder of an input -> URI of the prefix that it came from.
     """
 
     verb: str
     spec: Section
+    locks: contextlib.ExitStack
     folder: Path | None = None
-    results: dict[Path, str] = field(default_factory=dict)
+    mirror: Mirror = field(default_factory=lambda: Mirror({}))
     inputs: dict[Path, str] = field(default_factory=dict)
+    _to_fetch: list[RemoteKey] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Give results a place on this machine.
-
-        Raises:
-            SpecError: a URI that can not be used where it stands; names the key.
-        """
-        self._inputs = []
-        self._mirror = Mirror(self.results)
-        self._alone = None
-        for owner, name, path, kind in _named(self.verb, self.spec):
-            for value in filter(_is_remote, _texts(getattr(owner, name))):
-                self._check(value, path, kind)
-            self.folder = storage.cache() / "runs"
-        if self.folder is None:
-            return
-        storage.forget()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.iterdir():
-            _clear(left)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{self.verb}-", dir=self.folder))
-        self._alive = _held(self.folder)
-        self.spec = self.spec.model_copy(deep=True)
-        for owner, name, path, kind in list(_named(self.verb, self.spec)):
-            if kind in ("results", "output"):
-                self._redirect(owner, name, path, kind)
-            elif kind != "root":
-                self._inputs.append((owner, name, kind))
+    @property
+    def results(self) -> dict[Path, str]:
+        """Folder of results -> URI of the prefix."""
+        return self.mirror.folders
 
     def take_up(self) -> None:
-        """Keep other trainings out of the results folder, which exists, until `store`; fetch the results of the one
-        that this one goes on with, where the spec says `auto`.
+        """Keep other trainings out of the results folder, which exists, while this one lasts; fetch the results of the
+        one that this one goes on with, where the spec says `auto`.
 
         A training that is refused here leaves the other's record, experiment.yaml and status.json, as it is.
 
         Raises:
             SpecError: the folder's results are those of a training that this one does not go on with, or that still
                 runs.
+            UserError: the folder's file system has no locks.
             DataError, StorageError: as storage.fetch.
         """
         if self.verb != "train":
             return
         folder, resume = results_dir(self.spec, "train"), self.spec.train.resume_training_checkpoint_path
-        if not any(folder.is_relative_to(here) for here in self.results):
-            if is_main_process():
-                self._keep_others_out(folder)
-            if resume != AUTO and not (resume and Path(resume).resolve().parent == folder.resolve()):
-                check_no_other_training(folder, (file.name for file in folder.iterdir()))
+        if any(folder.is_relative_to(here) for here in self.results):
+            self._take_up_stored(folder, resume)
             return
-        uri = self._mirror.uri_of(folder).removesuffix("/.")
-        if resume != AUTO:
-            there = storage.children(uri, start="model_epoch_") if resume.rpartition("/")[0] != uri else ()
-            check_no_other_training(uri, there)
-            return
-        if not storage.is_prefix(uri):
-            return
-        found = storage.fetch_tree(uri, folder, own=True)
-        for name in LINKS & found.keys():
-            _link_again(folder / name, uri, found)
-        for name in found:
-            if (folder / name).exists():
-                self._mirror.know(folder / name)
+        if is_main_process():
+            self._keep_others_out(folder)
+        if resume != AUTO and not (resume and Path(resume).resolve().parent == folder.resolve()):
+            check_no_other_training(folder, (file.name for file in folder.iterdir()))
 
     def storing(self) -> contextlib.AbstractContextManager[None]:
         """While it lasts results are stored as they are written. Raises as Mirror.running."""
-        return self._mirror.running() if self.results and is_main_process() else contextlib.nullcontext()
+        return self.mirror.running() if self.results and is_main_process() else contextlib.nullcontext()
 
     def fetch(self) -> None:
         """Fetch the inputs and name them in the spec.
@@ -157,39 +100,27 @@ class Stage:
         Raises:
             DataError, StorageError: as storage.fetch.
         """
-        for number, (owner, name, kind) in enumerate(self._inputs):
+        for number, (owner, name, _, kind) in enumerate(self._to_fetch):
             uri, here = getattr(owner, name), self.folder / "inputs" / f"{number:03d}"
             if kind == "evaluations":
-                setattr(owner, name, [self._evaluation(text, here / f"{i:03d}") for i, text in enumerate(uri)])
-                continue
-            self.inputs[here] = uri if kind in ("names", "images") else uri.rpartition("/")[0]
-            if kind == "names":  # convert looks at names alone
-                here.mkdir(parents=True)
-                _empty_files(uri, here)
-                setattr(owner, name, str(here))
-                continue
-            if kind == "images" and not uri.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
-                storage.fetch_tree(uri, here)
-                setattr(owner, name, str(here))
-                continue
+                found: Any = [self._evaluation(text, here / f"{i:03d}") for i, text in enumerate(uri)]
+            else:
+                self.inputs[here] = uri if kind in ("names", "images") else uri.rpartition("/")[0]
+                found = str(_FETCH[kind](uri, here))
+            setattr(owner, name, found)
             if kind == "list" and not owner.data_root:
                 owner.data_root = uri.rpartition("/")[0]
-            setattr(owner, name, str(_with_side_cars(uri, here) if kind == "file" else _one(uri, here)))
 
     def store(self) -> list[str]:
-        """Store the results, status.json last; returns the prefixes.
+        """Store the results, status.json last, and remove them here; returns the prefixes.
 
         Raises:
             StorageError, DataError: as storage.upload; the message says where the results lie on this machine.
         """
-        if self._alone is not None:
-            _ALONE.remove(self._alone)
-            os.close(self._alone)
         if is_main_process():
-            self._mirror.store()
+            self.mirror.store()
         if self.folder is not None:
             shutil.rmtree(self.folder)
-            os.close(self._alive)
         return list(self.results.values())
 
     def told(self, text: str) -> str:
@@ -209,93 +140,82 @@ class Stage:
         storage.fetch_tree(uri, folder)
         return str(folder / file)
 
-    def _keep_others_out(self, folder: Path) -> None:
-        with contextlib.suppress(OSError):  # a file system without locks
-            self._alone = _held(folder)
-            if self._alone is None:
-                raise SpecError(
-                    f"train.results_dir: another training is running in {folder}; wait for its end, or "
-                    "train.results_dir=<folder> takes another folder"
-                )
-            _ALONE.add(self._alone)
-
-    def _redirect(self, owner: Section, name: str, path: str, kind: str) -> None:
-        uri = getattr(owner, name).rstrip("/")
-        here = self.folder / "results" / path
-        self.results[here] = uri if kind == "results" else uri.rpartition("/")[0]
-        setattr(owner, name, str(here if kind == "results" else here / uri.rpartition("/")[2]))
-
-    def _check(self, value: str, path: str, kind: str) -> None:
-        if not storage.is_uri(value):
-            raise SpecError(f"{path}: {value}: scheme not supported; use a path, {', '.join(storage.SCHEMES)}")
-        if kind == "local":
-            raise SpecError(f"{path}: {value}: is updated while an engine is built; name a file of this machine")
-        if not storage.split(value)[1] and kind not in ("results", "root", "names"):
-            raise SpecError(f"{path}: {value}: names no object in the bucket")
-        if kind == "names" and not self.spec.relative_paths:
-            raise SpecError(f"{path}: {value}: set relative_paths=true, and this data_root where the lists are used")
-        if kind != "results":
+    def _take_up_stored(self, folder: Path, resume: str) -> None:
+        """`take_up` of results that belong in a bucket."""
+        uri = self.mirror.uri_of(folder).removesuffix("/.")
+        if resume != AUTO:
+            there = storage.children(uri, start="model_epoch_") if resume.rpartition("/")[0] != uri else ()
+            check_no_other_training(uri, there)
             return
-        if self.verb == "automl":
-            raise SpecError(f"{path}: {value}: a search keeps its study on a file system; name a folder")
-        train = self.spec.train if isinstance(self.spec, ExperimentSpec) and self.verb == "train" else None
-        if train is not None and (train.num_nodes > 1 or "LOCAL_RANK" in os.environ or "WORLD_SIZE" in os.environ):
-            raise SpecError(f"{path}: {value}: nodes, and processes of torchrun, need a folder that all of them see")
+        if not storage.is_prefix(uri):
+            return
+        found = storage.fetch_tree(uri, folder, own=True)
+        for name in LINKS & found.keys():
+            _link_again(folder / name, uri, found)
+        for name in found:
+            if (folder / name).exists():
+                self.mirror.know(folder / name)
+
+    def _keep_others_out(self, folder: Path) -> None:
+        refusal = SpecError(
+            f"train.results_dir: another training is running in {folder}; wait for its end, or "
+            "train.results_dir=<folder> takes another folder"
+        )
+        self.locks.enter_context(held(folder / ".lock", wait=0, busy=refusal, vital=True))
+
+    def _redirect(self, key: RemoteKey) -> None:
+        """Give results a place on this machine."""
+        uri = getattr(key.owner, key.name).rstrip("/")
+        here = self.folder / "results" / key.path
+        self.results[here] = uri if key.kind == "results" else uri.rpartition("/")[0]
+        setattr(key.owner, key.name, str(here if key.kind == "results" else here / uri.rpartition("/")[2]))
 
 
-def _held(folder: Path) -> int | None:
-    """Lock a run's folder, for as long as the process or a child of it lives; None where another run holds it."""
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+@contextlib.contextmanager
+def staged(verb: str, spec: Section) -> Iterator[Stage]:
+    """The stage of a run, for as long as it lasts. Results that were not stored stay in its folder for a WEEK.
+
+    Raises:
+        SpecError: a URI that can not be used where it stands; names the key.
+    """
+    keys = list(remote_keys(verb, spec))
+    for key in keys:
+        check(verb, spec, key)
+    with contextlib.ExitStack() as locks:
+        yield _opened(verb, spec, locks) if keys else Stage(verb, spec, locks)
+
+
+def _opened(verb: str, spec: Section, locks: contextlib.ExitStack) -> Stage:
+    """A stage with a folder of its own, which is locked, so that no other run takes it for one that was left."""
+    storage.forget()
+    runs = storage.cache_folder() / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    for left in {path.with_suffix("") for path in runs.iterdir()}:
+        _clear(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"{verb}-", dir=runs))
+    locks.enter_context(held(_lock_of(folder)))
+    stage = Stage(verb, spec.model_copy(deep=True), locks, folder)
+    for key in list(remote_keys(verb, stage.spec)):
+        if key.kind in ("results", "output"):
+            stage._redirect(key)
+        elif key.kind != "root":
+            stage._to_fetch.append(key)
+    return stage
+
+
+def _lock_of(folder: Path) -> Path:
+    """Beside the folder: a file in it would make old results look new."""
+    return folder.with_suffix(".lock")
 
 
 def _clear(folder: Path) -> None:
     """Remove what a run left that was killed: inputs at once, results that may not be stored after a WEEK."""
-    with contextlib.suppress(OSError):  # another process does it too, or it is another user's
-        handle = _held(folder)
-        if handle is None:
-            return
-        newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    with (
+        contextlib.suppress(OSError, UserError),  # it goes on, another process clears it, or it is another user's
+        held(_lock_of(folder), wait=0, busy=BlockingIOError(), vital=True),
+    ):
+        newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
         shutil.rmtree(folder if newest < time.time() - WEEK else folder / "inputs", ignore_errors=True)
-        os.close(handle)
-
-
-def _named(verb: str, spec: Section) -> Iterator[tuple[Section, str, str, str]]:
-    """The files outside of this machine that a verb reads and writes: section, key, dotted path, kind."""
-    for owner, name, path in _uris(spec):
-        kind = kind_of(path)
-        if kind and _concerns(verb, path):
-            yield owner, name, path, kind
-
-
-def kind_of(path: str) -> str | None:
-    """What is done about the files that a key names, by its dotted path without indices; None: it names none."""
-    return next((kind for pattern, kind in _KINDS.items() if fnmatchcase(path, pattern)), None)
-
-
-def _uris(group: Section, prefix: str = "") -> Iterator[tuple[Section, str, str]]:
-    """The values with `://` in them, alone or in a list, as section, key, and dotted path without indices."""
-    for name in type(group).model_fields:
-        value: Any = getattr(group, name)
-        path = f"{prefix}{name}"
-        if any(map(_is_remote, _texts(value))):
-            yield group, name, path
-        for inner in _texts(value):
-            if isinstance(inner, Section):
-                yield from _uris(inner, f"{path}.")
-
-
-def _texts(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
-
-
-def _is_remote(value: Any) -> bool:
-    return isinstance(value, str) and "://" in value
 
 
 def _link_again(path: Path, uri: str, names: Iterable[str]) -> None:
@@ -308,19 +228,16 @@ def _link_again(path: Path, uri: str, names: Iterable[str]) -> None:
             return
 
 
-def _concerns(verb: str, path: str) -> bool:
-    """Whether the verb reads the files that a key names."""
-    head, _, rest = path.partition(".")
-    name = section_name(verb)
-    if not rest or head == name:
-        return True
-    if head == "dataset":
-        return rest.partition("_dataset.")[0] in _SPLITS.get(name, ())
-    return (head == "model" and name in ("train", "automl")) or (head == "train" and name == "automl")
-
-
 def _one(uri: str, folder: Path) -> Path:
     return storage.fetch_to(uri, folder / uri.rpartition("/")[2])
+
+
+def _images(uri: str, folder: Path) -> Path:
+    """An archive, or a folder."""
+    if uri.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
+        return _one(uri, folder)
+    storage.fetch_tree(uri, folder)
+    return folder
 
 
 def _with_side_cars(uri: str, folder: Path) -> Path:
@@ -332,9 +249,16 @@ def _with_side_cars(uri: str, folder: Path) -> Path:
     return path
 
 
-def _empty_files(uri: str, folder: Path) -> None:
+def _empty_files(uri: str, folder: Path) -> Path:
+    """Names alone, which is what convert looks at."""
+    folder.mkdir(parents=True)
     for name in shards.packed(uri) or storage.children(uri, recursive=True):
         storage.split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    return folder
+
+
+_FETCH = {"list": _one, "file": _with_side_cars, "images": _images, "names": _empty_files}
+"""Kind of an input -> how it comes into a folder; gives the path that stands for the URI."""

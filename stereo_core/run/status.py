@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from stereo_core.values import plain
 
 
 class StatusLog:
@@ -90,18 +91,3 @@ def both_spellings(kpi: dict[str, float]) -> dict[str, float]:
             other = "val/loss" if name == "val_loss" else "val_loss"
         result.setdefault(other, value)
     return result
-
-
-def plain(value: Any) -> Any:
-    """A value as strict JSON has it: NumPy's and torch's numbers as Python's, NaN and infinity as None, else text."""
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)

@@ -6,15 +6,8 @@ import io
 from typing import Any
 
 import urllib3
-from urllib3.exceptions import HTTPError
 
-from stereo_core.storage.transfers import leaving
-
-
-def go_on() -> None:
-    """Raises HTTPError when transfers are to end."""
-    if leaving.is_set():
-        raise HTTPError("the run is being stopped")
+from stereo_core.storage.transfers import go_on, leaving
 
 
 class Retry(urllib3.Retry):

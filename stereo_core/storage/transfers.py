@@ -1,17 +1,28 @@
-"""Threads that move data side by side, and how they end when a signal arrives."""
+"""Threads that move data side by side, how they end when a signal arrives, and the bar that shows them."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
+PART = 16 * 2**20  # bytes
 PARALLEL = 4  # parts, or small objects, at once
 MOMENT = 3.0  # s that transfers have to end when a signal arrives
 
 leaving = threading.Event()
 """Set for a moment: transfers end at their next chunk, request or pause."""
+
+
+def go_on() -> None:
+    """Raises urllib3's HTTPError when transfers are to end."""
+    from urllib3.exceptions import HTTPError
+
+    if leaving.is_set():
+        raise HTTPError("the run is being stopped")
 
 
 def leave(wait: Callable[[float], Any]) -> None:
@@ -48,3 +59,18 @@ def side_by_side(work: Callable[[Any], Any], items: Iterable) -> list:
             if not results.ready():  # a signal
                 failed.set()
                 leave(results.wait)
+
+
+@contextlib.contextmanager
+def progress(uri: str, size: int, least: int = PART) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal for more than `least` bytes; yields what is to be told of the bytes that came or went."""
+    if size <= least or not sys.stderr.isatty() or threading.current_thread() is not threading.main_thread():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(uri.rstrip("/").rpartition("/")[2], total=size)
+        yield lambda count: bar.advance(task, count)

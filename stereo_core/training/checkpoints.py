@@ -21,10 +21,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
-from stereo_core.run.status import plain
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.training.callbacks import validation_metrics
 from stereo_core.training.nonfinite import NonFiniteLossError
+from stereo_core.values import plain
 
 LOG = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from stereo_core.cores import usable_cores
 from stereo_core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -133,6 +134,18 @@ def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get(names.node, "0") == "0"
 
 
+def is_one_of_several(section: Any, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a run has several nodes, or processes that torchrun started, by the rule above.
+
+    Raises:
+        SpecError: a launcher's number of nodes is none.
+    """
+    if any(key in environment for key in _TORCHRUN):
+        return True
+    names = _PET if _PET.nodes in environment else _names_of_tao(environment)
+    return _nodes(environment, names, section.num_nodes) > 1
+
+
 def _from_torchrun(section: Any, name: str, gpus: int, environment: Mapping[str, str]) -> Ranks:
     mend = f"torchrun sets it, and one of {', '.join(_TORCHRUN)} is set; without torchrun unset those"
     local_world = _number(environment, "LOCAL_WORLD_SIZE", 1, None, mend)
@@ -175,7 +188,7 @@ def _count(environment: Mapping[str, str], names: _Names, gpus: int) -> tuple[in
     if text == "gpu" and not gpus:
         raise SpecError(f"{names.count}: gpu, but this machine has no GPU; set it to a number, cpu or auto")
     if text in ("auto", "gpu", "cpu"):
-        return (gpus if gpus and text != "cpu" else os.cpu_count() or 1), names.count
+        return (gpus if gpus and text != "cpu" else usable_cores()), names.count
     return _number(environment, names.count, 1, gpus or None, f"this machine has {gpus} GPUs"), names.count
 
 

@@ -1,20 +1,166 @@
-"""What is left of a training step whose loss or gradient is NaN or infinite."""
+"""Training steps whose loss or gradient is NaN or infinite: what is done about them, and what is left of them."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from stereo_core.files import atomic_path
-from stereo_core.run.status import plain
+from stereo_core.training.distribution import gathered, number_of_ranks, summed
+from stereo_core.training.strategy import whole
+from stereo_core.values import plain
+
+LOG = logging.getLogger(__name__)
+
+# A bad image spoils one step an epoch. Ten in a row mean that the weights themselves are lost or the rate is too high.
+MAX_SKIPPED_IN_A_ROW = 10
+MAX_SKIPPED = 0.1  # share of an epoch's steps
+FEW_SKIPPED = 3  # steps of an epoch that are no reason to stop, be it ever so short
+MAX_WRITTEN = 10
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss, its gradient or a validation became NaN or infinite: the run is lost from here on and stops."""
+
+
+class Step(NamedTuple):
+    """The step in hand: a batch, its place in the epoch, its loss, and the rate at which the step is taken."""
+
+    batch: dict
+    batch_index: int
+    loss: Tensor
+    lr: float
+
+
+class NonFiniteGuard:
+    """Ends a run, or leaves out a step, whose loss or gradient is not finite, on all ranks alike.
+
+    No Lightning callback: those hear nothing of what comes right after the optimizer's step.
+
+    Args:
+        module: the module in training, its network in `model`.
+        settings: the spec's `train`: nonfinite, precision, accumulate.
+        reports: the folder of what is left of such steps.
+    """
+
+    def __init__(self, module: pl.LightningModule, settings, reports: Path) -> None:
+        self.module, self.settings, self.reports = module, settings, reports
+        self.skipped = self.skipped_in_epoch = self.skipped_in_a_row = 0  # optimizer steps
+        self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
+        self.written = 0  # steps, with their inputs
+        self.statistics: list[Tensor] = []  # the network's buffers before the batch in hand
+
+    def remember(self) -> None:
+        """Before a batch: batch normalisation takes in what it brings, be it finite or not."""
+        if self.settings.nonfinite == "skip":
+            self.statistics = [buffer.clone() for buffer in self.module.model.buffers()]
+
+    def look(self, step: Step) -> Tensor | None:
+        """After the backward pass: the mean loss of all ranks; None where loss or gradients are not finite.
+
+        It looks at the loss alone with fp16, where scaled gradients may overflow (see `check_scale`), and in a step
+        that an earlier batch has spoilt, whose gradients the sum still holds.
+
+        All ranks see what happened on one of them, and go the same way.
+
+        Raises:
+            NonFiniteLossError: one is NaN or infinite, and `train.nonfinite` is fail.
+        """
+        loss = total = step.loss
+        if self.settings.precision != "fp16" and not self.spoilt:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            total = loss + whole(torch.nn.utils.get_total_norm(gradients))
+        loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
+        if torch.isfinite(total):
+            return loss_of_all
+        self.spoilt = True
+        own = torch.isfinite(loss_of_all) or not torch.isfinite(loss)
+        messages = gathered([self._report(step)] if own else [])
+        if self.settings.nonfinite == "fail":
+            raise NonFiniteLossError("; ".join(messages))
+        for message in messages:
+            LOG.warning("step skipped: %s", message)
+        for buffer, before in zip(self.module.model.buffers(), self.statistics, strict=True):
+            buffer.copy_(before)
+        return None
+
+    def drop(self, optimizer: Optimizer) -> None:
+        """Before the step: without gradients an optimizer leaves weights and state alone."""
+        if self.spoilt:
+            optimizer.zero_grad(set_to_none=True)
+
+    def check_scale(self, scale: float, before: float, step: Step) -> bool:
+        """After the step: whether fp16's scaler left it out, which by design happens to the first ones.
+
+        Args:
+            scale, before: what the loss is multiplied by; it is halved after a step whose gradients overflow.
+
+        Raises:
+            NonFiniteLossError: no scale makes the gradients finite.
+        """
+        if scale < min(before, 1):
+            raise NonFiniteLossError(
+                f"however fp16 scales it, {self._report(step)}; or set train.precision to bf16 or fp32, and resume "
+                "from an earlier checkpoint"
+            )
+        return scale < before
+
+    def count(self, batches: int) -> None:
+        """After the step: count it if it was left out.
+
+        Args:
+            batches: of an epoch.
+
+        Raises:
+            NonFiniteLossError: too many steps in a row or of the epoch were.
+        """
+        self.skipped += self.spoilt
+        self.skipped_in_epoch += self.spoilt
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.spoilt else 0
+        steps = math.ceil(batches / self.settings.accumulate)
+        many = ""
+        if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+            many = f"{self.skipped_in_a_row} steps in a row"
+        elif self.skipped_in_epoch > max(FEW_SKIPPED, MAX_SKIPPED * steps):
+            many = f"{self.skipped_in_epoch} of this epoch's {steps} steps, more than {MAX_SKIPPED:.0%},"
+        if many:
+            raise NonFiniteLossError(
+                f"{many} had a loss or gradient that is not finite, the last one step {self.module.global_step}; see "
+                f"{self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
+            )
+
+    def _report(self, step: Step) -> str:
+        """Write down a step that is not finite; says what happened, and where it is written.
+
+        Of the steps that are skipped only the first: a batch may be 100 MB, and they tell what there is to tell.
+        """
+        what = "the gradient is not finite" if torch.isfinite(step.loss) else f"the loss is {step.loss.item()}"
+        see = ""
+        if self.settings.nonfinite == "fail" or self.written < MAX_WRITTEN:
+            see = f"see {self._write(step)}; "
+            self.written += 1
+        return (
+            f"{what} at step {self.module.global_step} of epoch {self.module.current_epoch}, for the images "
+            f"{', '.join(step.batch['path'])}; {see}lower train.optim.lr, or look at these images and their ground "
+            "truth"
+        )
+
+    def _write(self, step: Step) -> Path:
+        epoch, number = self.module.current_epoch, self.module.global_step
+        name = f"epoch_{epoch:03d}_step_{number:05d}_batch_{step.batch_index:05d}"
+        name += f"_rank_{self.module.global_rank}" if number_of_ranks() > 1 else ""
+        facts = {"epoch": epoch, "step": number, "batch": step.batch_index, "loss": step.loss, "lr": step.lr}
+        gradients = ((name, p.grad) for name, p in self.module.model.named_parameters() if p.grad is not None)
+        return write_step(self.reports, name, step.batch, facts, gradients)
 
 
 def write_step(folder: Path, name: str, batch: dict, facts: dict, gradients: Iterable[tuple[str, Tensor]]) -> Path:

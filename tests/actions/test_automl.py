@@ -15,6 +15,7 @@ import pytest
 import yaml
 from training_runs import MODEL
 
+from stereo_core.actions.automl import check_schedule
 from stereo_core.run.perform import perform
 from stereo_core.spec import load_spec, spec_from_dict
 
@@ -225,3 +226,11 @@ def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tm
     message = lines(tmp_path / "automl")[-1]["message"]
     assert "train.optim.lr_decay changes nothing: the rate decays at step 1000, and a trial has 6 steps" in message
     assert not (tmp_path / "automl" / "trials").exists()
+
+
+@pytest.mark.parametrize(("warm_up", "told"), [(9, True), (8, False)])
+def test_a_warm_up_that_takes_a_whole_trial_draws_a_warning(tree, caplog, warm_up, told):
+    """Six pairs in batches of two for the search's three epochs, whatever train.num_epochs is."""
+    tree["train"] = {"num_epochs": 100, "optim": {"warmup_steps": warm_up}}
+    check_schedule(spec_from_dict("automl", tree))
+    assert ("train.optim.warmup_steps: 9 steps of warm-up, and the run has 9 in all" in caplog.text) == told

@@ -344,12 +344,8 @@ def test_a_data_root_that_is_not_there(tmp_path, results):
 def test_the_command_writes_status_and_does_not_import_torch(root, results):
     fsd_tree(root)
     overrides = [f"{key}={json.dumps(value)}" for key, value in FSD.items()]
-    code = (
-        "import sys; from stereo_core.cli import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, 'cv2' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, "convert", f"data_root={root}", f"results_dir={results}", *overrides]
+    script = str(Path(__file__).parent / "imported_by_the_command.py")
+    command = [sys.executable, script, "convert", f"data_root={root}", f"results_dir={results}", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False False"

@@ -36,7 +36,8 @@ def case(scenes, split, tmp_path):
             "train_dataset": split(data_file) | {"augmentation": {"crop_size": [60, 90]}} | train_dataset,
             "val_dataset": split(scenes / "list.txt"),
         }
-        tree = {"dataset": dataset, "model": MODEL, "train": {"results_dir": str(tmp_path)} | (train or {})}
+        settings = {"results_dir": str(tmp_path), "optim": {"warmup_steps": 5}} | (train or {})
+        tree = {"dataset": dataset, "model": MODEL, "train": settings}
         return Case(spec_from_dict("doctor", tree), machine)
 
     return make
@@ -97,9 +98,21 @@ def test_lists_of_the_scenes_are_fine(case):
     assert levels(files(one)) == ["ok", "ok"] and levels(samples(one)) == ["ok", "ok"]
     assert one.largest == {"train": (64, 96), "val": (64, 96)}
     assert [finding.text for finding in pairs(one)] == ["4 training pairs, batches of 2: 2 steps an epoch, 20 in all"]
+
+
+def test_too_few_pairs_for_a_batch(case):
     few = case(batch_size=5)
     list(files(few))
     assert levels(pairs(few)) == ["problem"]
+
+
+@pytest.mark.parametrize(("epochs", "found"), [(2, ["ok", "warning"]), (3, ["ok"])])
+def test_a_warm_up_that_takes_the_whole_run(case, epochs, found):
+    one = case(train={"num_epochs": epochs})
+    list(files(one))
+    findings = list(pairs(one))
+    assert levels(findings) == found
+    assert len(found) == 1 or "5 steps of warm-up, and the run has 4 in all" in findings[1].text
 
 
 def changed_list(scenes, folder, change):

@@ -354,3 +354,15 @@ def test_two_ranks_validate_as_one_does(tmp_path, scenes, split):
         assert start(dataset, settings, on_outcome=found.append) == 0
     first, second = ({name: x for name, x in one.kpi.items() if name.startswith("initial_")} for one in found)
     assert len(first) > 6 and first == second
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "inference"])
+def test_the_process_s_switches_are_left_as_they_were(verb, scenes, split, tiny_checkpoint, tmp_path):
+    """A checkpoint is run in true float32; whoever asked for TF32 in this process still has it afterwards."""
+    section = {"test_dataset" if verb == "evaluate" else "infer_dataset": split(scenes / "list.txt")}
+    keys = {"checkpoint": str(tiny_checkpoint), "results_dir": str(tmp_path)}
+    spec = spec_from_dict(verb, {"dataset": section | {"max_disparity": 64}, "model": MODEL, verb: keys})
+    for wanted in (True, False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=wanted):
+            assert perform(verb, spec) == 0
+            assert torch.backends.cudnn.allow_tf32 is wanted

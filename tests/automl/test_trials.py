@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -107,12 +108,25 @@ def test_a_trial_without_a_finite_value_has_no_best(tmp_path):
     assert best_of(tmp_path, "val/epe") == (tmp_path / "model.pth", {"val/epe": 2.5})
 
 
+def test_a_perfect_trial_is_no_failed_one(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"x")
+    (tmp_path / "dn_model_best.pth").symlink_to("model.pth")
+    (tmp_path / "model.pth.json").write_text(json.dumps({"kind": "checkpoint", "metrics": {"val/bp3": 0.0}}))
+    assert best_of(tmp_path, "val/bp3") == (tmp_path / "model.pth", {"val/bp3": 0.0})
+
+
+def test_a_search_shares_out_the_cores_that_it_may_use(monkeypatch):
+    """A container's, not the machine's."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert slots(AutoML(automl_max_concurrent=2), (), {}) == [Slot(None, 3)] * 2
+
+
 def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
     """A trial inherits the lock: it outlives the search that was killed."""
     monkeypatch.setattr("stereo_core.automl.search.POLL_SECONDS", 0.01)
-    wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with alone(tmp_path) as lock:
-        child = subprocess.Popen(wait, stdin=subprocess.PIPE, pass_fds=(lock,))
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(lock,))  # until its input ends
     monkeypatch.setattr("stereo_core.automl.search.LOCK_SECONDS", 0.05)
     with pytest.raises(SpecError, match="another search, or a trial of one, is running"), alone(tmp_path):
         pass
@@ -122,7 +136,7 @@ def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
         pass
 
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
+DEAF = Path(__file__).parent / "deaf.py"
 
 
 @pytest.mark.timeout(60)
@@ -148,7 +162,7 @@ def test_a_poor_trial_that_does_not_heed_its_end_is_killed_and_frees_its_slot(tm
         search.interrupted.clear()  # the fourth trial is under way
         trial = TrialProcess(3, folder, "val/epe", slot, lock)
         trial._status = StatusReader(folder / "status.json", "val/epe")
-        trial.process = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE)
+        trial.process = subprocess.Popen([sys.executable, DEAF], stdout=subprocess.PIPE)
         try:
             trial.process.stdout.readline()
             search.running.append(trial)

@@ -169,12 +169,51 @@ def test_open_sizes_take_the_next_multiple_of_32_in_the_range(colour_onnx, size,
 
 
 def test_open_sizes_are_run_one_after_the_other(colour_onnx):
-    """Memory is kept for each shape; none sees another's pixels, and each is warmed up."""
+    """Memory is kept for each shape; none sees another's pixels."""
     engine = engine_of(colour_onnx(batch=None, height="height", width="width"), OPEN)
     for seed, size in enumerate([(64, 64), (90, 200), (64, 64), (65, 100)]):
         left, right = images(2, *size, 3, seed=seed), images(2, *size, 3, seed=seed + 10)
         np.testing.assert_allclose(engine.infer(left, right), expected(left, right), atol=2e-3)
-    assert len(engine.latencies_ms) == 4
+
+
+def counted_runs(engine) -> list[tuple[int, ...]]:
+    """The shapes that the engine is given to run, as they come."""
+    seen, run = [], engine.run
+    engine.run = lambda left, right: seen.append(left.shape) or run(left, right)
+    return seen
+
+
+def test_an_engine_of_one_size_runs_its_first_call_twice_and_times_the_second(colour_onnx):
+    engine = engine_of(colour_onnx())
+    seen = counted_runs(engine)
+    for _ in range(2):
+        engine.infer(images(64, 96, 3), images(64, 96, 3))
+    assert len(seen) == 3 and len(engine.latencies_ms) == 2
+
+
+def test_an_engine_of_open_size_runs_nothing_twice_and_times_no_first_call_of_a_shape(colour_onnx):
+    """A data set of many sizes would take twice as long."""
+    engine = engine_of(colour_onnx(batch=None, height="height", width="width"), OPEN)
+    seen = counted_runs(engine)
+    for size in [(64, 64), (96, 128), (64, 64), (160, 256), (64, 64)]:
+        engine.infer(images(*size, 3), images(*size, 3))
+    assert len(seen) == 5 and len(engine.latencies_ms) == 2
+    assert engine.latency()["images_per_second"] == pytest.approx(2000 / sum(engine.latencies_ms))
+
+
+def test_tiles_are_timed_as_one_call_or_not_at_all(colour_onnx):
+    engine = engine_of(colour_onnx(batch=None, height="height", width="width"), OPEN)
+    small, large = images(64, 64, 3), images(96, 128, 3)
+    engine.infer(small, small)
+    with engine.as_one_call(images=1):
+        engine.infer(small, small)
+        engine.infer(large, large)  # the first of its shape
+    assert engine.latency()["latency_batch"] is None and engine.latencies_ms == []
+    with engine.as_one_call(images=1):
+        engine.infer(small, small)
+        engine.infer(large, large)
+    assert len(engine.latencies_ms) == 1
+    assert engine.latency()["images_per_second"] == pytest.approx(1000 / engine.latencies_ms[0])
 
 
 def test_one_note_for_each_size_that_is_padded(colour_onnx, caplog):

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stereo_core.engines import BuildSettings, build_engine, load_engine
-from stereo_core.engines.onnxruntime import _options
+from stereo_core.engines.onnxruntime import session_options
 from stereo_core.errors import SpecError
 
 
@@ -162,7 +162,7 @@ def test_disparity_without_a_channel(tmp_path):
 
 def test_threads_follow_the_setting_that_all_libraries_share(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert _options().intra_op_num_threads == 3
+    assert session_options().intra_op_num_threads == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 7, 9, 11, 12}, raising=False)
-    assert _options().intra_op_num_threads == 5
+    assert session_options().intra_op_num_threads == 5

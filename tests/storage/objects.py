@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+OTHER_PROCESS = Path(__file__).with_name("other_process.py")
+PART = 5 * 2**20  # the least that a storage takes as a part
+
 
 def random_bytes(size: int, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(size)
+
+
+OLD, NEW = random_bytes(PART + 2**20, 1), random_bytes(3 * PART + 17, 2)
 
 
 def put(server, key: str, data: bytes, **more) -> str:
@@ -48,3 +54,14 @@ def answer(status: str, body: str) -> bytes:
     """An HTTP answer of XML."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
     return f"{head}\r\n\r\n{body}".encode()
+
+
+REFUSALS = {
+    "expired": answer("403 Forbidden", "<Error><Code>ExpiredToken</Code><Message>The token is old</Message></Error>"),
+    "busy": answer("503 Slow Down", "<Error><Code>SlowDown</Code></Error>"),
+    "many": answer("429 Too Many Requests", "<Error><Code>TooManyRequests</Code></Error>"),
+    "nowhere": answer("404 Not Found", "<Error><Code>NoSuchBucket</Code></Error>"),
+    "over": answer("404 Not Found", "<Error><Code>NoSuchUpload</Code></Error>"),
+    "none": b"",
+    "broken": answer("500 Internal Server Error", "<Error><Code>InternalError</Code></Error>"),
+}

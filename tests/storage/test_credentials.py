@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -27,7 +28,7 @@ def uri(store, monkeypatch) -> str:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
-    monkeypatch.setattr(storage, "INSTANCE", 0.1)
+    monkeypatch.setattr(storage.CLIENTS, "patience", replace(storage.CLIENTS.patience, instance=0.1))
     return uri
 
 
@@ -44,7 +45,7 @@ def test_a_file_and_its_profiles(uri, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="access denied"):
         storage.read(uri)
     monkeypatch.setenv("AWS_PROFILE", "work")
-    storage._connect.cache_clear()
+    storage.CLIENTS.forget()
     assert storage.read(uri) == b"x"
 
 

@@ -9,34 +9,35 @@ import sys
 import time
 
 import pytest
-from objects import answer, cached, put, random_bytes, stored, written
+from objects import PART, answer, cached, put, random_bytes, stored, written
 
 from stereo_core import storage
+from stereo_core.storage.client import Patience
+from stereo_core.storage.objects import SHA256
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
-PART = 5 * 2**20
 
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, 3 * PART + 17])
 def test_there_and_back(store, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(storage, "PART", PART)
+    monkeypatch.setattr(storage.OBJECTS, "part", PART)
     data = random_bytes(size)
     storage.upload(written(tmp_path / "file", data), f"aws://artifacts/back/{size}")
     assert stored(store, f"back/{size}") == data
     assert storage.fetch(f"minio://artifacts/back/{size}").read_bytes() == data
     found = store.admin().stat_object("artifacts", f"back/{size}")
-    assert found.metadata[storage.SHA256] == hashlib.sha256(data).hexdigest()
+    assert found.metadata[SHA256] == hashlib.sha256(data).hexdigest()
 
 
 def test_parts_travel_side_by_side(store, tmp_path, monkeypatch, proxy):
     """Each on a connection of its own: one after the other they would share one."""
-    monkeypatch.setattr(storage, "PART", PART)
+    monkeypatch.setattr(storage.OBJECTS, "part", PART)
     proxy.pause, uri = 0.05, "s3://artifacts/parts"
     storage.upload(written(tmp_path / "file", random_bytes(3 * PART + 17)), uri)
     assert store.admin().stat_object("artifacts", "parts").etag.endswith("-4")
     assert proxy.connections >= 3
     storage.look(uri)
-    storage._connect.cache_clear()
+    storage.CLIENTS.forget()
     proxy.connections, proxy.pause = 0, 0.002
     storage.fetch(uri)
     assert proxy.connections >= 3
@@ -50,8 +51,7 @@ def test_parts_travel_side_by_side(store, tmp_path, monkeypatch, proxy):
     ],
 )
 def test_another_try_waits_longer_each_time(store, monkeypatch, proxy, faults, seconds):
-    monkeypatch.setattr(storage, "PAUSES", (0.3, 0.6))
-    monkeypatch.setattr(storage, "RETRIES", 2)
+    monkeypatch.setattr(storage.CLIENTS, "patience", Patience(pauses=(0.3, 0.6), retries=2))
     uri = put(store, "pauses", random_bytes(2**20))
     storage.look(uri)
     vars(proxy).update(faults)
@@ -62,7 +62,7 @@ def test_another_try_waits_longer_each_time(store, monkeypatch, proxy, faults, s
 
 
 def test_one_object_has_a_bar_on_a_terminal(store, tmp_path, monkeypatch, terminal):
-    monkeypatch.setattr(storage, "PART", PART)
+    monkeypatch.setattr(storage.OBJECTS, "part", PART)
     monkeypatch.setattr(sys, "stderr", terminal)
     storage.upload(written(tmp_path / "file", bytes(2 * PART)), "s3://artifacts/shown-up")
     assert "shown-up" in terminal.getvalue() and "10.5/10.5 MB" in terminal.getvalue()
@@ -100,28 +100,12 @@ def test_a_tree(store, tmp_path):
 
 
 def test_a_tree_has_a_bar_on_a_terminal(store, tmp_path, monkeypatch, terminal):
-    monkeypatch.setattr(storage, "PART", 100)
+    monkeypatch.setattr(storage.OBJECTS, "part", 100)
     monkeypatch.setattr(sys, "stderr", terminal)
     for name in "ab":
         put(store, f"shown/{name}", bytes(300))
     storage.fetch_tree("s3://artifacts/shown", tmp_path / "shown")
     assert "shown" in terminal.getvalue() and "600/600 bytes" in terminal.getvalue()
-
-
-def test_many_processes_keep_to_the_limit(tmp_path, monkeypatch):
-    """Each with what it knows of the cache, in turn."""
-    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
-    limit, size, held = 10**6, 4000, []
-    monkeypatch.setenv("STEREO_CACHE_GIB", str(limit / 2**30))
-    (tmp_path / "cache/objects/00").mkdir(parents=True)
-    rooms = [0] * 64
-    for number in range(7 * 64):
-        monkeypatch.setattr(storage, "_room", rooms[number % 64])
-        storage._make_room("s3://b/x", size)
-        rooms[number % 64] = storage._room
-        (tmp_path / f"cache/objects/00/{number}").write_bytes(bytes(size))
-        held.append(size * len(os.listdir(tmp_path / "cache/objects/00")))
-    assert 0.85 * limit < max(held) <= limit
 
 
 def test_least_recently_used_goes_first(store, tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ import pytest
 
 from stereo_core import storage
 from stereo_core.errors import DataError
-from stereo_core.run.staging import Stage
+from stereo_core.run.staging import staged
 from stereo_core.spec import spec_from_dict
 from stereo_core.storage import local_path
+from stereo_core.storage.client import ENDPOINTS
 
 
 def test_parts_of_a_uri():
@@ -28,14 +29,14 @@ def test_uris_that_no_path_can_stand_for(uri):
 def test_a_secret_in_a_uri_is_refused_and_not_shown(uri, tmp_path, monkeypatch):
     monkeypatch.setenv("STEREO_CACHE", str(tmp_path))
     spec = spec_from_dict("export", {"export": {"checkpoint": uri, "onnx_file": "m.onnx"}})
-    for refuse in (storage.split, local_path, lambda _: Stage("export", spec)):
+    for refuse in (storage.split, local_path, lambda _: staged("export", spec).__enter__()):
         with pytest.raises(DataError, match="come from the environment") as told:
             refuse(uri)
         assert "mykey" not in str(told.value) and "hu5" not in str(told.value)
 
 
 def test_minio_needs_a_server(monkeypatch):
-    for name in storage.ENDPOINTS:
+    for name in ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DataError, match=r"which server\? Set AWS_ENDPOINT_URL"):
         storage.look("minio://bucket/key")
@@ -47,12 +48,6 @@ def test_endpoints_that_are_none(monkeypatch, endpoint):
     with pytest.raises(DataError, match="expected http://host:port") as told:
         storage.look("s3://bucket/key")
     assert "secret" not in str(told.value)
-
-
-def test_size_of_the_cache(monkeypatch):
-    monkeypatch.setenv("STEREO_CACHE_GIB", "much")
-    with pytest.raises(DataError, match="STEREO_CACHE_GIB=much"):
-        storage._limit()
 
 
 def test_the_client_is_imported_when_it_is_used():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_module import MODEL, make_batch
+from batches import MODEL, make_batch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stereo_core.models import create_model
@@ -115,7 +115,7 @@ def skip_a_step(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:
     batches = [make_batch(2 * number + ranks.rank, spoilt=(number, ranks.rank) == (1, 1)) for number in range(3)]
     module, weights, figures = fit(folder, ranks, batches, "ddp", nonfinite="skip")
     torch.save(weights, folder / f"{ranks.rank}.pth")
-    return Outcome("", kpi=figures | {"skipped_steps": module.skipped})
+    return Outcome("", kpi=figures | {"skipped_steps": module.guard.skipped})
 
 
 def fail_at_a_step(folder: Path, status: StatusLog, ranks: Ranks) -> Outcome:

@@ -73,6 +73,14 @@ def test_launchers_variables(environment, gpus, expected):
     assert resolve(Train(), "train", gpus, environment) == expected
 
 
+def test_processes_on_a_cpu_are_as_many_as_the_cores_that_may_be_used(monkeypatch):
+    """A container's, not the machine's."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {2, 3, 5}, raising=False)
+    environment = PET | {"PET_NNODES": "1", "PET_NODE_RANK": "0", "PET_NPROC_PER_NODE": "cpu"}
+    assert resolve(Train(), "train", 0, environment).devices == (0, 0, 0)
+
+
 def test_ranks_are_numbered_node_by_node():
     ranks = [resolve(Train(), "train", 0, TORCHRUN | {"RANK": str(r), "LOCAL_RANK": str(r % 2)}) for r in range(4)]
     assert [x.rank for x in ranks] == [0, 1, 2, 3] and {x.world for x in ranks} == {4}

@@ -12,7 +12,6 @@ from rich.console import Console
 from stereo_core.actions.doctor.case import Case, this_machine
 from stereo_core.actions.doctor.data import files, pairs, samples
 from stereo_core.actions.doctor.machine import cores, devices, disk, memory, shared_memory
-from stereo_core.actions.train import beyond_the_cost_volume
 from stereo_core.errors import SpecError, UserError
 from stereo_core.models import from_spec
 from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
@@ -21,6 +20,7 @@ from stereo_core.run.status import StatusLog
 from stereo_core.spec import effects, results_dir
 from stereo_core.spec.train import AUTO
 from stereo_core.training.checkpoints import newest_whole, read_progress
+from stereo_core.training.doubts import beyond_the_cost_volume
 
 WIDTH = 140  # columns of the table in a file or a pipe
 

@@ -20,6 +20,7 @@ from stereo_core.data.augmentation import Pair
 from stereo_core.data.datasets import read_pair
 from stereo_core.errors import DataError
 from stereo_core.report.findings import Finding, ok, problem, warning
+from stereo_core.training.doubts import warm_up_without_end
 
 SAMPLES = 6  # of each list, spread over it
 THREADS = 16  # files asked for at once: a network file system answers slowly, but many
@@ -102,6 +103,8 @@ def pairs(case: Case) -> Iterator[Finding]:
     else:
         total = case.steps * case.spec.train.num_epochs
         yield ok(f"{count} training pairs, batches of {batch}{devices}: {case.steps} steps an epoch, {total} in all")
+        if doubt := warm_up_without_end(case.spec.train.optim, total):
+            yield warning(*doubt.split("; ", 1))
     if not case.section("val").data_sources:
         yield warning(
             "nothing to validate on: the last checkpoint is handed on, whether it is the best or not",

@@ -1,0 +1,115 @@
+"""The training loader against decoding alone: pairs a second of one worker process.
+
+python benchmarks/speed_loader.py [--pairs 16] [--height 540] [--width 960] [--crop 320 736] [--rounds 9]
+
+Writes synthetic pairs (8-bit PNG, disparities as PFM), then reads them through one loader process: decoded and thrown
+away there; as training batches of 4 with all augmentations at the defaults of the spec; with these and the flips. A
+round does all three in turn, the figures are medians over the rounds. Aim: at most 2 times the cost of decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from stereo_core.data.annotations import write_annotations
+from stereo_core.data.codecs import write_pfm
+from stereo_core.data.datasets import StereoDataset, read_pair
+from stereo_core.data.images import write_png
+from stereo_core.data.loaders import StereoLoaders, start_worker
+from stereo_core.data.synthetic.planes import make_scene
+from stereo_core.spec import ExperimentSpec
+
+
+class Decoded(Dataset):
+    """Reads the pairs of a data set and gives back nothing but their index."""
+
+    def __init__(self, dataset: StereoDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> int:
+        read_pair(self.dataset.samples[index], self.dataset.sources[index])
+        return index
+
+
+def write_pairs(folder: Path, pairs: int, height: int, width: int) -> Path:
+    """The annotation list of `pairs` synthetic pairs."""
+    rows = []
+    for number in range(pairs):
+        scene = make_scene(height, width, 128, number)
+        row = [str(folder / f"{number:03d}_{name}") for name in ("left.png", "right.png", "disparity.pfm")]
+        write_png(row[0], scene["left"])
+        write_png(row[1], scene["right"])
+        write_pfm(row[2], scene["disparity"])
+        rows.append(row)
+    write_annotations(folder / "list.txt", rows)
+    return folder / "list.txt"
+
+
+def training_loader(listed: Path, crop: list[int], augmentation: dict) -> DataLoader:
+    """The loader of `train` with one worker and batches of 4."""
+    section = {"data_sources": [{"data_file": str(listed)}], "workers": 1, "batch_size": 4, "pin_memory": False}
+    section["augmentation"] = {"crop_size": crop, **augmentation}
+    module = StereoLoaders(ExperimentSpec.model_validate({"dataset": {"train_dataset": section}}))
+    module.setup("fit")
+    return module.train_dataloader()
+
+
+def seconds_a_pair(loader: DataLoader, epoch: int) -> float:
+    if hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(epoch)
+    begin = time.perf_counter()
+    batches = sum(1 for _ in loader)
+    return (time.perf_counter() - begin) / (batches * loader.batch_size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--height", type=int, default=540)
+    parser.add_argument("--width", type=int, default=960)
+    parser.add_argument("--crop", type=int, nargs=2, default=[320, 736])
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        listed = write_pairs(Path(folder), arguments.pairs, arguments.height, arguments.width)
+        default = training_loader(listed, arguments.crop, {})
+        decoded = DataLoader(
+            Decoded(default.dataset),
+            batch_size=4,
+            num_workers=1,
+            worker_init_fn=start_worker,
+            persistent_workers=True,
+            drop_last=True,
+        )
+        loaders = {
+            "decoding alone": decoded,
+            "defaults": default,
+            "defaults and flips": training_loader(listed, arguments.crop, {"do_flip": True}),
+        }
+        for loader in loaders.values():
+            seconds_a_pair(loader, 0)  # starts the workers
+        rounds = [
+            {name: seconds_a_pair(loader, number) for name, loader in loaders.items()}
+            for number in range(arguments.rounds)
+        ]
+    print(f"{arguments.pairs} pairs {arguments.height}x{arguments.width}, crop {arguments.crop}, one worker")
+    print(f"{'':20} {'ms a pair':>10} {'pairs/s':>9} {'x decoding':>11}")
+    for name in loaders:
+        cost = statistics.median(row[name] for row in rounds)
+        ratio = statistics.median(row[name] / row["decoding alone"] for row in rounds)
+        print(f"{name:20} {1e3 * cost:10.1f} {1 / cost:9.1f} {ratio:11.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""How fast a training step is.
+
+python benchmarks/speed_steps.py [--only 'bf16*' ...] [--limit 240]
+    Forward, backward and optimizer step of StereoModule under Lightning, batches in memory, each configuration in a
+    process of its own: median of the warm steps, pairs a second, peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import COLD, GPU, MODEL, WARM, Clock, device, network, network_options, peak_gib, sample
+from torch.utils.data import DataLoader, default_collate
+
+from stereo_core.files import atomic_path
+from stereo_core.models import from_spec
+from stereo_core.spec import ExperimentSpec
+from stereo_core.training.distribution import Ranks
+from stereo_core.training.module import StereoModule
+from stereo_core.training.trainer import choose_kernels, trainer_of, tune
+
+RECOMPUTE = {"activation_checkpoint": True}
+COMPILED = {"compile": "on"}
+CONFIGURATIONS = {
+    "fp32": {},
+    "fp32-recompute": RECOMPUTE,
+    "bf16": {"precision": "bf16"},
+    "bf16-recompute": {"precision": "bf16"} | RECOMPUTE,
+    "bf16-deterministic": {"precision": "bf16", "deterministic": True},
+    "bf16-cudnn-benchmark": {"precision": "bf16", "cudnn": {"benchmark": True, "deterministic": False}},
+    "bf16-compile": {"precision": "bf16"} | COMPILED,
+    "bf16-recompute-compile": {"precision": "bf16"} | RECOMPUTE | COMPILED,
+    "fp32-compile": COMPILED,
+    "fp32-recompute-compile": RECOMPUTE | COMPILED,
+}
+
+
+def steps(asked: argparse.Namespace) -> None:
+    """A line a configuration as it is measured, ratios against the first that could be; steps.json holds them all."""
+    asked.out.mkdir(parents=True, exist_ok=True)
+    height, width = asked.size
+    what = f"{asked.preset or asked.encoder} {height}x{width}, {asked.iters} iterations, batch {asked.batch}"
+    print(f"{what}; {device()}, torch {torch.__version__}; TF32 convolutions {torch.backends.cudnn.allow_tf32}")
+    names = [name for name in CONFIGURATIONS if any(fnmatch(name, pattern) for pattern in asked.only)]
+    rows: dict[str, dict] = {}
+    for name in names:
+        rows[name] = in_process(asked, name)
+        first = next((row for row in rows.values() if "seconds" in row), {})
+        print(step_line(name, rows[name], first, asked.batch), flush=True)
+        with atomic_path(asked.out / "steps.json") as path:
+            path.write_text(json.dumps({"what": what, "device": device(), "rows": rows}, indent=1) + "\n")
+
+
+def step_line(name: str, row: dict, first: dict, batch: int) -> str:
+    if "seconds" not in row:
+        return f"{name:24} {row['failed']}"
+    return (
+        f"{name:24} {1000 * row['seconds']:8.1f} ms a step, {batch / row['seconds']:6.2f} pairs/s "
+        f"({first['seconds'] / row['seconds']:.2f} x), peak {row['peak_gib']:6.2f} GiB "
+        f"({row['peak_gib'] / first['peak_gib']:.2f} x), first step {row['first']:.1f} s, loss {row['loss']:.3f}"
+    )
+
+
+def in_process(asked: argparse.Namespace, name: str) -> dict:
+    """Measure one configuration in its own process; why not, where it fails or takes longer than the limit."""
+    options = [f"--{key}={getattr(asked, key)}" for key in ("encoder", "iters", "batch", "runs") if getattr(asked, key)]
+    options += [f"--preset={asked.preset}"] if asked.preset else []
+    options += ["--size", *map(str, asked.size), f"--part={name}", f"--out={asked.out}"]
+    command = [sys.executable, __file__, *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=asked.limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the compiler's processes too
+        process.communicate()
+        return {"failed": f"not done after {asked.limit} s"}
+    if process.returncode:
+        (asked.out / f"{name}.log").write_text(errors)
+        lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
+        named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Unsupported)\b", line)]
+        return {"failed": (named or lines)[-1][:300]}
+    return json.loads(output.splitlines()[-1])
+
+
+def measure(asked: argparse.Namespace) -> dict:
+    """Steps of one configuration in this process."""
+    model = MODEL | network(asked) | {"train_iters": asked.iters}
+    settings = CONFIGURATIONS[asked.part] | {"results_dir": str(asked.out / "steps"), "num_epochs": 1, "optim": COLD}
+    spec = ExperimentSpec.model_validate({"model": model, "train": settings})
+    choose_kernels(spec.train, GPU)
+    torch.manual_seed(0)
+    net = from_spec(spec)
+    tune(net, spec.train, Ranks(gpu=GPU))
+    batch = default_collate([sample(*asked.size, seed) for seed in range(asked.batch)])
+    trainer = trainer_of(spec.train, Ranks(gpu=GPU), [clock := Clock()])  # no logger, no checkpoints
+    trainer.fit(StereoModule(net, spec), DataLoader([batch] * (WARM + asked.runs + 1), batch_size=None))
+    return {
+        "seconds": statistics.median(np.diff(clock.starts)[WARM:]),
+        "first": clock.starts[1] - clock.starts[0],
+        "peak_gib": peak_gib(),
+        "loss": float(trainer.callback_metrics["train_loss_step"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    network_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/steps"), help="steps.json and logs")
+    parser.add_argument("--size", type=int, nargs=2, default=[320, 736], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--iters", type=int, default=22)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=8, help=f"steps timed, after {WARM} warm ones")
+    parser.add_argument("--only", nargs="+", default=["*"], help=f"patterns of {', '.join(CONFIGURATIONS)}")
+    parser.add_argument("--limit", type=float, default=240, help="seconds for a configuration")
+    parser.add_argument("--part", choices=tuple(CONFIGURATIONS), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.part:
+        print(json.dumps(measure(asked)))
+    else:
+        steps(asked)
+
+
+if __name__ == "__main__":
+    main()

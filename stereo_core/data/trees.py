@@ -1,0 +1,134 @@
+"""The files below a folder, and the paths that follow from others by their patterns.
+
+Paths begin with `/`, which stands for the folder itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from stereo_core.errors import DataError
+
+Rule = Callable[[list[str]], list[str]]
+"""Paths -> the paths that follow from them."""
+
+
+class Tree:
+    """The files below a root, or those given as below it. Each folder is read once; its names are kept as one string,
+    the cheapest way.
+
+    Folders are written from the root on, with a `/` at either end; the root itself is `/`.
+    """
+
+    def __init__(self, root: str, packed: Iterable[str] = ()) -> None:
+        self.root, self.packed, self.files = root, packed, 0
+        self._listings: dict[str, str] = {}
+        self.names = functools.lru_cache(maxsize=32)(self._names)
+
+    def find(self, patterns: Sequence[str], suffix: str) -> list[str]:
+        """Walk the tree, of any depth: the paths that hold all patterns and end in `suffix` (given in lower case)."""
+        found = []
+        for folder, names in self._walk():
+            listing = self._listings[folder] = "/".join(names)
+            self.files += len(names)
+            names = _holding(folder, names, listing, patterns)
+            found += [folder + name for name in names if name.endswith(suffix) or name.lower().endswith(suffix)]
+        return found
+
+    def respelling(self, path: str) -> str | None:
+        """The path with its suffix in the case in which the tree has such a file, or None."""
+        folder, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
+        stem, suffix = os.path.splitext(name)
+        names = (stem + suffix.lower(), stem + suffix.upper())
+        return next((folder + name for name in names if name in self.names(folder)), None)
+
+    def _names(self, folder: str) -> frozenset[str]:
+        """The names of the files in a folder (`names` is this with the last few folders cached)."""
+        listing = self._listings.get(folder)
+        if listing is not None:
+            return frozenset(listing.split("/"))
+        try:  # a replacement may lead out of the tree that was walked, as '../' does
+            return frozenset(os.listdir(self.root + folder))
+        except OSError:
+            return frozenset()
+
+    def _walk(self) -> Iterator[tuple[str, list[str]]]:
+        return self._walk_packed() if self.packed else self._walk_folders()
+
+    def _walk_packed(self) -> Iterator[tuple[str, list[str]]]:
+        folders: dict[str, list[str]] = {}
+        for name in self.packed:
+            folder, _, file = f"/{name}".rpartition("/")
+            folders.setdefault(f"{folder}/", []).append(file)
+        yield from folders.items()
+
+    def _walk_folders(self) -> Iterator[tuple[str, list[str]]]:
+        pending = ["/"]
+        while pending:
+            folder, names = pending.pop(), []
+            try:
+                with os.scandir(self.root + folder) as entries:
+                    for entry in entries:
+                        if not entry.is_dir():
+                            names.append(entry.name)
+                        elif not (entry.is_symlink() and _leads_back(entry.path)):
+                            pending.append(f"{folder}{entry.name}/")
+            except OSError as error:
+                raise DataError(f"data_root: can not list the folder {self.root}{folder}: {error.strerror}") from error
+            yield folder, names
+
+
+def _leads_back(link: str) -> bool:
+    """Whether a symbolic link leads to a folder that holds it: following it would never end."""
+    return (os.path.realpath(os.path.dirname(link)) + os.sep).startswith(os.path.realpath(link) + os.sep)
+
+
+def _holding(folder: str, names: list[str], listing: str, patterns: Sequence[str]) -> list[str]:
+    """The names whose path, folder + name, holds every pattern; only what the folder can not tell is looked at."""
+    for pattern in patterns:
+        if pattern in folder:
+            continue
+        head, slash, tail = pattern.rpartition("/")
+        if not slash:
+            names = [name for name in names if pattern in name] if pattern in listing else []
+        elif folder.endswith(head + slash):
+            names = [name for name in names if name.startswith(tail)]
+        else:
+            return []
+    return names
+
+
+def replacing(pairs: dict[str, str], suffix: str = "", extension: str = "") -> Rule:
+    """Replace the patterns, then the suffix by the extension (where a pattern has not replaced that already).
+
+    It works on the text of many paths at once, a zero byte after each: some ten times faster than path by path.
+    """
+
+    def rule(lefts: list[str]) -> list[str]:
+        text = _replace_all("\0".join(lefts) + "\0", pairs)
+        if extension and suffix:
+            plain = text.count(f"{suffix}\0") == len(lefts)
+            spellings = {suffix} if plain else {left[-len(suffix) :] for left in lefts}
+            text = _replace_all(text, {f"{spelling}\0": f"{dotted(extension)}\0" for spelling in spellings})
+        paths = text[:-1].split("\0")
+        if extension and not suffix:
+            paths = [os.path.splitext(path)[0] + dotted(extension) for path in paths]
+        return paths
+
+    return rule
+
+
+def _replace_all(text: str, pairs: dict[str, str]) -> str:
+    """Replace all pairs at once, so that none replaces what another has written; the longest pattern goes first."""
+    pairs = {source: target for source, target in pairs.items() if source}
+    if len(pairs) == 1:
+        return text.replace(*next(iter(pairs.items())))
+    pattern = "|".join(map(re.escape, sorted(pairs, key=len, reverse=True)))
+    return re.sub(pattern, lambda match: pairs[match[0]], text) if pairs else text
+
+
+def dotted(extension: str) -> str:
+    return f".{extension}" if extension.isalnum() else extension

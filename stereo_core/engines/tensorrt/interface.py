@@ -1,0 +1,56 @@
+"""Inputs and outputs of an engine, as its side-car, its network and the engine itself have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stereo_core.engines.files import DISPARITY, LEFT, RIGHT
+from stereo_core.errors import ModelError
+
+Interface = dict[str, tuple[tuple[int, ...], ...]]
+"""Name of an input -> its shapes: smallest, the one tuned for, largest. Name of an output -> nothing."""
+
+
+def interface_of_info(info: dict) -> Interface:
+    """What a side-car says of an engine's inputs and outputs."""
+    batches, heights, widths = (
+        (info[f"min_{side}"], info[opt], info[f"max_{side}"])
+        for side, opt in (("batch", "opt_batch"), ("height", "input_height"), ("width", "input_width"))
+    )
+    shapes = tuple((batch, 3, height, width) for batch, height, width in zip(batches, heights, widths, strict=True))
+    return {LEFT: shapes, RIGHT: shapes, DISPARITY: ()}
+
+
+def interface_of_network(trt: Any, network: Any, profile: Any) -> Interface:
+    """What was read from the ONNX file, and the profile it is built with."""
+    found: Interface = {}
+    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
+        shape = tuple(tensor.shape)
+        shapes = profile.get_shape(tensor.name) if -1 in shape else (shape,) * 3
+        found[tensor.name] = tuple(map(tuple, shapes))
+        _refuse_type(trt, tensor.name, tensor.dtype)
+    for tensor in (network.get_output(index) for index in range(network.num_outputs)):
+        found[tensor.name] = ()
+        _refuse_type(trt, tensor.name, tensor.dtype)
+    return found
+
+
+def interface_of_engine(trt: Any, engine: Any) -> Interface:
+    """What a deserialised engine takes and gives."""
+    found: Interface = {}
+    for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        found[name] = tuple(map(tuple, engine.get_tensor_profile_shape(name, 0))) if is_input else ()
+        _refuse_type(trt, name, engine.get_tensor_dtype(name))
+    return found
+
+
+def _refuse_type(trt: Any, name: str, kind: Any) -> None:
+    if kind != trt.DataType.FLOAT:
+        raise ModelError(f"{name} is {kind}, not float32: not an engine of this product")
+
+
+def refuse_difference(path: Path, found: Interface, expected: Interface) -> None:
+    if found != expected:
+        raise ModelError(f"{path}: its inputs and outputs are {found}, where {expected} was expected; build it again")

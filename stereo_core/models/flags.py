@@ -1,0 +1,29 @@
+"""PyTorch's switches, which hold for the whole process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch.backends import cudnn
+from torch.utils import deterministic
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Let whoever called the process's PyTorch find its switches as they were: those of cuDNN, TF32, deterministic
+    kernels and the number of threads."""
+    chosen = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    products, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    filled = deterministic.fill_uninitialized_memory
+    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = chosen
+        torch.set_float32_matmul_precision(products)
+        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+        deterministic.fill_uninitialized_memory = filled
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)

@@ -1,0 +1,122 @@
+"""The pairs that quantize calibrates on: a folder or archive of images, or the training data."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stereo_core.data.annotations import Sample, check_files, read_annotations
+from stereo_core.data.trees import Tree, replacing
+from stereo_core.errors import DataError
+
+LOG = logging.getLogger(__name__)
+
+NAMES = (("left", "right"), ("image_2", "image_3"), ("image_0", "image_1"), ("im0", "im1"))
+"""What left and right images are called, as in convert's image_dir_pattern and right_dir_pattern."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+NO_IMAGES = {"calib", "calibration", "depth", "disp", "disparities", "disparity", "flow", "gt", "mask", "masks", "noc"}
+NO_IMAGES |= {"nocc", "occ", "valid"}
+"""Words in the path of files that may look like images and belong to them, unless all files have such a word."""
+MOST_OF_TRAINING = 64
+"""Pairs taken of the training data, spread evenly over it; of images_dir all are taken."""
+
+
+@contextlib.contextmanager
+def samples_of(dataset: Any) -> Iterator[list[Sample]]:
+    """The pairs of `quant_calibration_dataset.images_dir`, else of `train_dataset.data_sources`, without ground truth.
+
+    An archive is unpacked for as long as the context lasts.
+
+    Raises:
+        DataError: no pairs, images without a partner, an unreadable archive or one with members outside of it.
+    """
+    source = dataset.quant_calibration_dataset.images_dir
+    if not source:
+        yield _of_training(dataset.train_dataset.data_sources)
+    elif Path(source).is_dir():
+        yield find_pairs(source)
+    else:
+        with tempfile.TemporaryDirectory(prefix="calibration") as folder:
+            unpack(source, folder)
+            yield find_pairs(folder, source)
+
+
+def _of_training(sources: list[Any]) -> list[Sample]:
+    samples = [sample for source in sources for sample in read_annotations(source.data_file, source.data_root)]
+    count = min(MOST_OF_TRAINING, len(samples))
+    chosen = [samples[index * len(samples) // count] for index in range(count)]
+    chosen = [replace(sample, disparity=None, mask=None) for sample in chosen]
+    check_files(chosen)
+    return chosen
+
+
+def unpack(archive: str | Path, folder: str | Path) -> None:
+    """Unpack a tar (of any compression) or zip file; DataError where it is neither, or a member leads outside."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                for member in file.namelist():
+                    if not (Path(folder) / member).resolve().is_relative_to(Path(folder).resolve()):
+                        raise DataError(f"{archive}: member {member} would be written outside of the archive's folder")
+                file.extractall(folder)
+        else:
+            with tarfile.open(archive) as file:
+                file.extractall(folder, filter="data")
+    except tarfile.FilterError as error:
+        raise DataError(f"{archive}: a member would be written outside of the archive's folder: {error}") from error
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DataError(f"{archive}: can not be unpacked as .tar.gz, .tar or .zip: {error}") from error
+
+
+def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
+    """Left images below `folder`, by NAMES, each with its right image. `folder` may be the left images' own folder.
+
+    Ground truth beside them (NO_IMAGES) is passed over, as are folders beside a folder of left images that have no
+    right counterpart.
+
+    Args:
+        called: the name of the folder in messages, where it is another.
+
+    Raises:
+        DataError: no left image, or one without its right image.
+    """
+    folder = Path(folder).absolute()
+    called = called or folder
+    files = sorted(path for path in Tree(str(folder)).find((), "") if path.lower().endswith(SUFFIXES))
+    files = [path for path in files if NO_IMAGES.isdisjoint(re.findall("[a-z]+", path.lower()))] or files
+    for left, right in NAMES:
+        if lefts := [path for path in files if left in path]:
+            return _paired(str(folder), lefts, {left: right}, called)
+    for left, right in NAMES:
+        if files and left in folder.name and (folder.parent / folder.name.replace(left, right)).is_dir():
+            return _paired(str(folder.parent), [f"/{folder.name}{path}" for path in files], {left: right}, called)
+    names = ", ".join(f"{left} (right: {right})" for left, right in NAMES)
+    raise DataError(f"dataset.quant_calibration_dataset.images_dir: {called}: none of {len(files)} images has a part "
+                    f"of its path that says left image: {names}")  # fmt: skip
+
+
+def _paired(root: str, lefts: list[str], names: dict[str, str], called: str | Path) -> list[Sample]:
+    pairs = list(zip(lefts, replacing(names)(lefts), strict=True))
+    possible = [(left, right) for left, right in pairs if Path(root + right).parent.is_dir()]
+    if possible and len(possible) < len(pairs):
+        folders = sorted({str(Path(left).parent)[1:] for left, _ in set(pairs) - set(possible)})
+        LOG.warning("%s: passed over, as no right folder belongs to them: %s", called, ", ".join(folders))
+        pairs = possible
+    alone = [f"  {left[1:]} (no {right[1:]})" for left, right in pairs if not Path(root + right).is_file()]
+    if alone:
+        raise DataError(
+            f"dataset.quant_calibration_dataset.images_dir: {called}: {len(alone)} of {len(pairs)} left images have no "
+            "right image:\n" + "\n".join(alone[:5]) + "\nadd the right images, or name the folder of whole pairs"
+        )
+    return [
+        Sample(root + left, root + right, None, None, str(called), number)
+        for number, (left, right) in enumerate(pairs, start=1)
+    ]

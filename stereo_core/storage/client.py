@@ -1,0 +1,167 @@
+"""The way to a storage: clients for what the environment says, how patient they are, and their errors in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stereo_core.errors import DataError
+from stereo_core.storage.transfers import PARALLEL
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT")
+FOR_NOW = (429, 500, 502, 503, 504)
+HURRY = 8  # s without a byte, when a signal is to end the process
+
+
+class StorageError(OSError):
+    """The storage, the way to it or the disk failed; another try may go well. The run has failed: exit 1."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a storage is waited for.
+
+    Attributes:
+        connect: s for a connection.
+        silence: s without a byte.
+        retries: of a request that was refused for now or got no answer.
+        pauses: s before another try of a download that broke off.
+        instance: s for an answer of the service that has an instance's credentials: where there is none, nothing
+            answers.
+    """
+
+    connect: float = 10
+    silence: float = 30
+    retries: int = 3
+    pauses: tuple[float, ...] = (0.5, 2.0, 8.0)
+    instance: float = 2
+
+
+class Clients:
+    """Clients for the environment as it is when they are asked for, each made once.
+
+    A process has its own: connections do not survive a fork.
+    """
+
+    def __init__(self, patience: Patience | None = None) -> None:
+        self.patience = patience or Patience()
+        self._made: dict[tuple, Any] = {}
+
+    def of(self, uri: str) -> Any:
+        """The client for a URI's storage; DataError where the environment does not say which, or says it wrongly."""
+        if uri.startswith("minio://") and not endpoint():
+            raise DataError(f"{uri}: which server? Set AWS_ENDPOINT_URL")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        key = (endpoint(), region, os.getpid(), self.patience)
+        if key not in self._made:
+            self._made[key] = _connect(endpoint(), region, self.patience)
+        return self._made[key]
+
+    def forget(self) -> None:
+        """Make them anew, with the credentials that there are then."""
+        self._made.clear()
+
+    @contextlib.contextmanager
+    def in_a_hurry(self) -> Iterator[None]:
+        """While it lasts no answer is waited for long and nothing is tried again: who sent a signal will not wait."""
+        before = self.patience
+        self.patience = replace(before, silence=min(before.silence, HURRY), retries=0)
+        try:
+            yield
+        finally:
+            self.patience = before
+
+
+def endpoint() -> str:
+    """The server's address; empty: AWS."""
+    return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
+
+
+def _connect(endpoint: str, region: str | None, patience: Patience) -> Any:
+    from urllib.parse import urlsplit
+
+    from minio import Minio
+
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings name the endpoint
+    parts = urlsplit(endpoint or f"https://s3.{region + '.' if region else ''}amazonaws.com")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path.strip("/"):
+        raise DataError(f"{' or '.join(ENDPOINTS)}: expected http://host:port or https://host, without path and user")
+    return Minio(
+        parts.netloc,
+        credentials=_credentials(region, patience),
+        secure=parts.scheme == "https",
+        region=region or ("us-east-1" if endpoint else None),
+        http_client=_pool(patience),
+    )
+
+
+def _credentials(region: str | None, patience: Patience) -> Any:
+    import urllib3
+    from minio.credentials import providers
+
+    token = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")
+    if token and not os.path.isfile(token):
+        raise DataError(f"AWS_WEB_IDENTITY_TOKEN_FILE={token}: no such file")
+    sts = os.environ.get("AWS_ENDPOINT_URL_STS") if token else None
+    quick = urllib3.PoolManager(timeout=urllib3.Timeout(patience.instance), retries=urllib3.Retry(1))
+    of_role = providers.IamAwsProvider(custom_endpoint=sts, http_client=quick, region=region)
+    said = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
+    return providers.ChainedProvider([*said, of_role])
+
+
+def _pool(patience: Patience) -> Any:
+    import certifi
+    import urllib3
+
+    from stereo_core.storage.http import Pool, Retry
+
+    return Pool(
+        blocksize=2**18,
+        maxsize=2 * PARALLEL + PARALLEL**2,  # objects at once, and their parts
+        timeout=urllib3.Timeout(connect=patience.connect, read=patience.silence),
+        # POST too: one that begins an upload does no harm twice, and `upload` looks what became of one that ended it.
+        retries=Retry(patience.retries, backoff_factor=0.5, status_forcelist=FOR_NOW, allowed_methods=None),
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+    )
+
+
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_MISSING = {"NoSuchBucket": "no such bucket", "NoSuchKey": "no such object", "NotFound": "no such object"}
+_MISSING |= {"InvalidBucketName": "no such bucket"}
+
+
+@contextlib.contextmanager
+def told(uri: str) -> Iterator[None]:
+    """The client's exceptions in our words, without hosts, keys or signatures."""
+    import configparser
+
+    from minio.error import MinioException, S3Error
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except S3Error as error:
+        if error.code in _DENIED:
+            what = "the key or the secret is wrong, or they give no right to do this"
+            raise DataError(f"{uri}: access denied ({error.code}): {what}") from None
+        if error.code in _MISSING:
+            raise DataError(f"{uri}: {_MISSING[error.code]}") from None
+        if error.code == "PreconditionFailed":
+            raise StorageError(f"{uri}: the object was changed during the run; run again") from None
+        raise StorageError(f"{uri}: the storage refused: {error.code}") from None
+    except (HTTPError, MinioException) as error:
+        said = next((name for name in ENDPOINTS if os.environ.get(name)), "")
+        server = f"the storage that {said} names" if said else "the storage of AWS (no AWS_ENDPOINT_URL is set)"
+        raise StorageError(f"{uri}: {server} does not answer as it should: {type(error).__name__}") from None
+    except ValueError as error:
+        if "fail to fetch credentials" in str(error):
+            mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"
+            raise DataError(f"{uri}: no credentials found: {mend}") from None
+        raise DataError(f"{uri}: {error}") from None
+    except configparser.Error:  # whose message quotes the file
+        raise DataError(f"{uri}: the credentials file can not be read: expected [default] and key = value") from None

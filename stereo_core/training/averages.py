@@ -1,0 +1,53 @@
+"""Moving averages of a network's weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stereo_core.models.files import AVERAGES
+
+
+class Averages:
+    """Trained weights and running statistics, averaged: `decay * average + (1 - decay) * value` after every step.
+
+    Args:
+        model: the network.
+        decay: `train.ema_decay`; with None there are no averages.
+
+    Attributes:
+        values: the averages by the network's names; empty without a decay and before `start`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None) -> None:
+        self.model, self.decay = model, decay
+        self.values: dict[str, Tensor] = {}
+
+    def start(self, device: torch.device) -> None:
+        """Begin with the network's own values, where a resumed run has not brought its averages."""
+        if self.decay is not None and not self.values:
+            self.values = {name: value.detach().clone() for name, value in self._averaged()}
+        self.values = {name: value.to(device) for name, value in self.values.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the network's values after a step."""
+        for name, value in self._averaged() if self.values else ():
+            self.values[name].lerp_(value, 1 - self.decay)
+
+    def save(self, checkpoint: dict) -> None:
+        if not self.values:
+            return
+        average = {id(value): self.values[name] for name, value in self._averaged()}
+        both = (self.model.named_parameters, self.model.named_buffers)
+        names = [pair for named in both for pair in named(remove_duplicate=False)]  # a shared weight has two names
+        checkpoint[AVERAGES] = {f"model.{name}": average[id(v)] for name, v in names if id(v) in average}
+
+    def load(self, checkpoint: dict) -> None:
+        saved = checkpoint.get(AVERAGES)
+        if saved and self.decay is not None:
+            self.values = {name: saved[f"model.{name}"] for name, _ in self._averaged()}
+
+    def _averaged(self) -> list[tuple[str, Tensor]]:
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        return trained + [(name, b) for name, b in self.model.named_buffers() if b.is_floating_point()]

@@ -1,0 +1,31 @@
+"""What of a spec lets a training go, and is hardly meant: said by train, doctor and automl."""
+
+from __future__ import annotations
+
+import torch
+
+
+def beyond_the_cost_volume(spec, network: torch.nn.Module) -> str:
+    """What is wrong with ground truth that counts and that the network can hardly find; empty where nothing is."""
+    counts, found = spec.dataset.max_disparity, network.config.max_disparity
+    if counts <= found:
+        return ""
+    return (
+        f"dataset.max_disparity: ground truth up to {counts} px counts, and the network's cost volume ends at {found} "
+        f"px: it is trained towards what it can hardly find; lower it to {found}, or raise model.max_disparity"
+    )
+
+
+def warm_up_without_end(optim, steps: int) -> str:
+    """What is wrong with a warm-up that takes the whole run; empty where nothing is.
+
+    Args:
+        optim: the spec's `train.optim`.
+        steps: optimizer steps of the whole run.
+    """
+    if optim.lr_scheduler == "OneCycleLR" or steps > optim.warmup_steps:  # that has a warm-up of its own
+        return ""
+    return (
+        f"train.optim.warmup_steps: {optim.warmup_steps} steps of warm-up, and the run has {steps} in all: the "
+        f"rate never comes to train.optim.lr; lower it below {steps}, or train longer"
+    )

@@ -1,0 +1,113 @@
+"""How a Lightning Trainer, PyTorch's kernels and a network are set up as the spec's `train` says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+
+from stereo_core.errors import SpecError
+from stereo_core.models import channels_last
+from stereo_core.training.checkpoints import AtomicCheckpointIO
+from stereo_core.training.distribution import Ranks
+from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
+
+COMPILED = ("feature", "cnet", "update_block")
+"""Parts of the network that `train.compile: on` compiles."""
+_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def trainer_of(
+    settings, ranks: Ranks, callbacks: list[pl.Callback], loggers: Sequence[Logger] = (), folder: Path | None = None
+) -> pl.Trainer:
+    """A trainer for one of the processes `ranks`; without a callback that writes checkpoints there are none.
+
+    Args:
+        settings: the spec's `train`.
+        folder: where Lightning writes what has no other place.
+    """
+    by_value = settings.clip_grad_value is not None
+    return pl.Trainer(
+        accelerator="gpu" if ranks.gpu else "cpu",
+        devices=list(ranks.devices) if ranks.gpu else len(ranks.devices),
+        num_nodes=ranks.nodes,
+        strategy=strategy(settings.distributed_strategy, ranks),
+        precision=_PRECISIONS[settings.precision],
+        max_epochs=settings.num_epochs,
+        check_val_every_n_epoch=settings.validation_interval,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_algorithm="value" if by_value else "norm",
+        gradient_clip_val=settings.clip_grad_value if by_value else settings.clip_grad_norm,
+        log_every_n_steps=settings.log_every_n_steps,
+        fast_dev_run=settings.is_dry_run,
+        default_root_dir=folder,
+        logger=list(loggers),
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
+        plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
+        enable_progress_bar=False,  # ProgressBar is ours
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        inference_mode=False,  # its tensors could not be trained with afterwards
+        use_distributed_sampler=False,
+    )
+
+
+def choose_kernels(settings, gpu: bool) -> None:
+    """cuDNN's switches, and with `train.deterministic` PyTorch's own GPU kernels: without it some sums are made in any
+    order, and equal seeds give weights that differ in their last bits. An operation without such a kernel warns."""
+    torch.backends.cudnn.benchmark = settings.cudnn.benchmark and not settings.deterministic
+    torch.backends.cudnn.deterministic = settings.cudnn.deterministic or settings.deterministic
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes time
+    torch.use_deterministic_algorithms(settings.deterministic and gpu, warn_only=True)
+
+
+def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
+    """Set how the network computes, not what: memory against time, layout, compiled parts, statistics over all ranks.
+
+    Compiled are parts of many small operations, the GRU once and not once an iteration; the filter of the cost volume
+    gets slower by it (benchmarks/RESULTS.md). Validation runs eagerly: its images have many sizes (see StereoModule).
+    """
+    network.recompute = settings.activation_checkpoint
+    sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # takes contiguous weights only
+    if ranks.gpu and not sharded:
+        channels_last(network)
+    for name in COMPILED if settings.compile == "on" else ():
+        getattr(network, name).compile()
+    if ranks.gpu and ranks.world > 1:
+        synchronise_batch_norm(network)
+
+
+def quieten() -> None:
+    """Leave out what Lightning says of things that are meant so here."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"Found \d+ module\(s\) in eval mode",  # the frozen ViT
+        "The number of training batches",
+        r".*does not have many workers",
+        r"Checkpoint directory .* exists",
+        r".*isinstance\(treespec, LeafSpec\)",
+        "You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler begins there
+        r".*sync_dist=True.* when logging on epoch level",  # what is logged is the same on all ranks
+        "`broadcast_buffers` is deprecated",  # what takes its place is younger than the oldest torch that we take
+        "Grad strides do not match bucket view strides",  # of convolutions with one channel a group
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def check_fsdp(settings) -> None:
+    """SpecError where the spec's `train` asks for what weights in parts can not do."""
+    if settings.ema_decay is not None:
+        raise SpecError(
+            "train.ema_decay: fsdp has the weights in parts and can not average them; use ddp, or leave it out"
+        )
+    if settings.precision == "fp16":
+        raise SpecError("train.precision: fp16 scales gradients, which fsdp has in parts; choose bf16 or fp32, or ddp")

@@ -1,0 +1,185 @@
+"""The stage of a run on this machine: what is refused, what a killed run leaves; needs no server."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from buckets import left_over
+
+from stereo_core.actions import ACTIONS
+from stereo_core.errors import SpecError, UserError
+from stereo_core.run.remote import kind_of
+from stereo_core.run.staging import staged
+from stereo_core.spec.experiment import spec_class
+from stereo_core.spec.loading import build
+from stereo_core.spec.paths import walk
+
+STAGE_HOLDER = Path(__file__).with_name("stage_holder.py")
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """Begins runs in processes of their own, each with an input, a result and a link to one that is gone."""
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    processes = []
+
+    def begin() -> tuple[subprocess.Popen, Path]:
+        command = [sys.executable, STAGE_HOLDER]
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return processes[-1], Path(processes[-1].stdout.readline().strip())
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def killed(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+
+
+def next_run() -> None:
+    with staged("synthesize", build("synthesize", {"results_dir": "s3://b/x"})):
+        pass
+
+
+def test_the_inputs_of_a_killed_run_go_with_the_next_one(begun, tmp_path):
+    run, folder = begun()
+    killed(run)
+    next_run()
+    assert os.listdir(folder) == ["results"]
+    assert folder.with_suffix(".lock") not in left_over(tmp_path), "nor is it locked any more"
+
+
+def test_the_results_of_a_killed_run_go_after_a_week(begun, tmp_path):
+    run, folder = begun()
+    killed(run)
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    next_run()
+    assert [path for path in left_over(tmp_path) if path.name.startswith(folder.name)] == []
+
+
+def test_nothing_goes_of_a_run_that_goes_on(begun):
+    _, folder = begun()
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    next_run()
+    assert sorted(os.listdir(folder)) == ["inputs", "results"]
+
+
+def test_no_descriptor_stays_open(begun):
+    """Of the run's own lock, and of those that it looked at."""
+    killed(begun()[0])
+    next_run()
+    before = os.listdir("/proc/self/fd")
+    next_run()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def training(folder: Path):
+    return build("train", {"results_dir": str(folder)})
+
+
+def test_a_second_training_is_refused_while_the_first_lasts(tmp_path):
+    (tmp_path / "train").mkdir()
+    with staged("train", training(tmp_path)) as first:
+        first.take_up()
+        with (
+            staged("train", training(tmp_path)) as second,
+            pytest.raises(SpecError, match=rf"another training is running in {tmp_path}/train"),
+        ):
+            second.take_up()
+    with staged("train", training(tmp_path)) as third:
+        third.take_up()
+    assert list((tmp_path / "train").iterdir()) == []
+
+
+def test_a_training_needs_a_file_system_with_locks(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "train").mkdir()
+    with (
+        staged("train", training(tmp_path)) as stage,
+        pytest.raises(UserError, match=rf"{tmp_path}/train: this file system has no file locks"),
+    ):
+        stage.take_up()
+
+
+REFUSED = [
+    ("synthesize", {"results_dir": "gs://bucket/x"}, "results_dir: gs://bucket/x: scheme not supported"),
+    ("convert", {"results_dir": "x", "data_root": "s3://b/x"}, "data_root: s3://b/x: set relative_paths=true"),
+    ("export", {"export": {"checkpoint": "s3://b", "onnx_file": "m.onnx"}}, "export.checkpoint: s3://b: names no obj"),
+    ("train", {"results_dir": "s3://b/x", "train": {"num_nodes": 2}}, "nodes, and processes of torchrun"),
+    ("automl", {"results_dir": "s3://b/x"}, "a search keeps its study on a file system"),
+    ("gen_trt_engine", {"gen_trt_engine": {"timing_cache": "s3://b/x"}}, "timing_cache: s3://b/x: is updated while"),
+]
+
+
+@pytest.mark.parametrize("verb, spec, message", REFUSED)
+def test_what_is_refused_by_name(verb, spec, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SpecError, match=message), staged(verb, build(verb, spec)):
+        pytest.fail("it began")
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "2"}, {"PET_NNODES": "2"}, {"PET_NNODES": "2:2"}, {"LOCAL_RANK": "0"}]
+)
+def test_nodes_and_processes_that_a_launcher_says_are_refused_too(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    spec = build("train", {"results_dir": "s3://b/x"})
+    with pytest.raises(SpecError, match="nodes, and processes of torchrun"), staged("train", spec):
+        pytest.fail("it began")
+
+
+def test_one_node_of_a_launcher_is_no_reason_to_refuse(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PET_NNODES", "1")
+    with staged("train", build("train", {"results_dir": "s3://b/x"})) as stage:
+        assert list(stage.results.values()) == ["s3://b/x"]
+
+
+NO_FILES = {
+    *("image_dir_pattern", "right_dir_pattern", "depth_dir_pattern", "nocc_dir_pattern", "nocc_mask_dir_name"),
+    *("image_extension", "depth_extension", "nocc_extension", "encryption_key", "model_name", "tile_wtype"),
+    *("automl_hyperparameters", "compute_capabilities", "layers_precision", "device", "module_name", "skip_names"),
+    *("observer_or_fake_quant", "project", "entity", "name", "run_id", "group", "tags", "title", "names"),
+    "uri",  # fetch_dataset and publish_model take objects themselves
+}
+"""Keys with a text that names no file."""
+
+
+def test_every_key_that_names_files_takes_objects_or_refuses_them():
+    """A key that nobody decided about would make a folder `s3:` in the working directory."""
+    specs = {spec_class(verb) for verb in ACTIONS if verb != "doctor"}
+    texts = {
+        path.replace("[]", "")
+        for spec in specs
+        for path, field in walk(spec)
+        if "str" in str(field.annotation)
+        and "Literal" not in str(field.annotation)
+        and "dict" not in str(field.annotation)
+    }
+    assert len(texts) > 50
+    assert {path for path in texts if kind_of(path) is None} == {
+        path for path in texts if path.rpartition(".")[2] in NO_FILES
+    }
+
+
+def test_keys_of_other_verbs_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    spec = build("evaluate", {"results_dir": "x", "train": {"pretrained_model_path": "s3://b/x"}})
+    with staged("evaluate", spec) as stage:
+        assert stage.folder is None and stage.spec is spec

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from stereo_core.files import UniqueNames, atomic_path
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "new" / "model.pth"
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert temporary.suffix == ".pth" and not path.exists()
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"whole")
+    assert [(p, p.read_bytes()) for p in path.parent.iterdir()] == [(path, b"whole")]
+
+
+def test_the_rights_are_those_of_any_file_and_no_other_thread_sees_the_mask_change(tmp_path, umask, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the mask is the process's, not this thread's"))
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"x")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_names_never_collide():
+    names = UniqueNames()
+    assert [names(n) for n in ("a", "b", "a", "a-2", "a")] == ["a", "b", "a-2", "a-2-2", "a-3"]

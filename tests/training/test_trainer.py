@@ -1,0 +1,69 @@
+"""How kernels, network and trainer are set up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stereo_core.errors import SpecError
+from stereo_core.models import create_model
+from stereo_core.spec.train import Train
+from stereo_core.training.distribution import Ranks
+from stereo_core.training.trainer import COMPILED, check_fsdp, choose_kernels, tune
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "expected"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_deterministic_kernels_are_chosen_where_there_is_a_choice(wanted, gpu, expected):
+    try:
+        choose_kernels(Train(deterministic=wanted), gpu)
+        assert torch.are_deterministic_algorithms_enabled() == expected
+    finally:
+        choose_kernels(Train(), False)
+
+
+def test_how_the_network_computes_is_what_the_spec_says():
+    one, two = Ranks(local=0), Ranks((0, 1), gpu=True, local=0)
+
+    def tuned(ranks=one, **keys):
+        network = create_model(preset="tiny")
+        tune(network, Train(**keys), ranks)
+        return network
+
+    plain = tuned()
+    assert not plain.recompute and all(getattr(plain, name)._compiled_call_impl is None for name in COMPILED)
+    assert tuned(activation_checkpoint=True).recompute
+    assert all(getattr(tuned(compile="on"), name)._compiled_call_impl for name in COMPILED)
+    for strategy, innermost in (("ddp", True), ("fsdp", False)):
+        network = tuned(two, distributed_strategy=strategy)
+        assert network.proj_cmb.weight.shape[1] > 1
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in network.modules())
+        convolutions = [p for p in network.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+        laid_out = {p.is_contiguous(memory_format=torch.channels_last) for p in convolutions}
+        assert laid_out == {innermost}
+
+
+@pytest.mark.slow
+def test_the_compiled_parts_compute_the_same():
+    """One graph each, without a break, however many iterations; the names of the weights stay. The tracing is real, the
+    code generator is left out: it needs a compiler or a GPU."""
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        model = create_model(preset="tiny", train_iters=3).double().train()
+        names = list(model.state_dict())
+        for name in COMPILED if compiled else ():
+            getattr(model, name).compile(backend="aot_eager", fullgraph=True)
+        left, right = (torch.rand(1, 3, 64, 96).double() * 255 for _ in range(2))
+        torch.manual_seed(2)
+        start, disparities = model(left, right)
+        (start.mean() + sum(d.abs().mean() for d in disparities)).backward()
+        assert list(model.state_dict()) == names
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-9)
+
+
+def test_fp16_is_refused_with_fsdp():
+    with pytest.raises(SpecError, match=r"train\.precision: fp16"):
+        check_fsdp(Train(distributed_strategy="fsdp", precision="fp16"))
