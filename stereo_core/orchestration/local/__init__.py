@@ -49,6 +49,8 @@ from typing import IO
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.files import sha256_of, size_of
 from stereo_core.orchestration.dag import (
+    LAUNCHER,
+    LONGEST,
     Argument,
     Collected,
     Constant,
@@ -540,6 +542,11 @@ class LocalRun:
         """One attempt: (exit code, what happened)."""
         container = task.component.executor
         command = [_fill(part, message, task.name) for part in (*container.command, *container.args)]
+        if max(len(part.encode()) for part in command) > LONGEST:
+            if command[0] != LAUNCHER:
+                return 2, _too_long(message)
+            (place / "executor_input.json").write_text(command[-1])
+            command[-1] = f"@{place / 'executor_input.json'}"
         (place / "executor_output.json").unlink(missing_ok=True)
         gpus = self.tasks[task.name].gpus
         if self.containers:
@@ -622,6 +629,12 @@ class LocalRun:
                 f"task {task.name}: this environment has no command {command}, which image {container.image} provides;"
                 " install it here or run the pipeline on a cluster"
             )
+
+
+def _too_long(message: dict) -> str:
+    given = message["inputs"]["parameterValues"]
+    longest = max(given, key=lambda name: len(json.dumps(given[name])), default="")
+    return f"its command has an argument above {LONGEST} bytes, which can not be passed; parameter {longest} is longest"
 
 
 def _key(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
