@@ -49,8 +49,6 @@ from typing import IO
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.files import sha256_of, size_of
 from stereo_core.orchestration.dag import (
-    LAUNCHER,
-    LONGEST,
     Argument,
     Collected,
     Constant,
@@ -69,6 +67,7 @@ from stereo_core.orchestration.dag import (
 )
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
+from stereo_core.orchestration.long_arguments import passable
 from stereo_core.orchestration.podman import Containers, reason
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
 from stereo_core.storage import is_uri, local_path
@@ -542,11 +541,7 @@ class LocalRun:
         """One attempt: (exit code, what happened)."""
         container = task.component.executor
         command = [_fill(part, message, task.name) for part in (*container.command, *container.args)]
-        if max(len(part.encode()) for part in command) > LONGEST:
-            if command[0] != LAUNCHER:
-                return 2, _too_long(message)
-            (place / "executor_input.json").write_text(command[-1])
-            command[-1] = f"@{place / 'executor_input.json'}"
+        command = passable(command, place, message)
         (place / "executor_output.json").unlink(missing_ok=True)
         gpus = self.tasks[task.name].gpus
         if self.containers:
@@ -629,12 +624,6 @@ class LocalRun:
                 f"task {task.name}: this environment has no command {command}, which image {container.image} provides;"
                 " install it here or run the pipeline on a cluster"
             )
-
-
-def _too_long(message: dict) -> str:
-    given = message["inputs"]["parameterValues"]
-    longest = max(given, key=lambda name: len(json.dumps(given[name])), default="")
-    return f"its command has an argument above {LONGEST} bytes, which can not be passed; parameter {longest} is longest"
 
 
 def _key(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
