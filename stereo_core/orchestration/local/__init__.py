@@ -66,6 +66,7 @@ from stereo_core.orchestration.dag import (
 )
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
+from stereo_core.orchestration.long_arguments import passable
 from stereo_core.orchestration.podman import Containers, reason
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
 from stereo_core.storage import is_uri, local_path
@@ -538,6 +539,7 @@ class LocalRun:
         """One attempt: (exit code, what happened)."""
         container = task.component.executor
         command = [_fill(part, message, task.name) for part in (*container.command, *container.args)]
+        command = passable(command, place, message)
         (place / "executor_output.json").unlink(missing_ok=True)
         gpus = self.tasks[task.name].gpus
         if self.containers:
