@@ -8,6 +8,9 @@ from typing import Any
 from stereo_core.errors import DataError
 
 SCHEMES = ("s3://", "aws://", "minio://")
+REFERENCE = "reference.json"
+"""The note in a folder that stands for a data set elsewhere: uri, files, bytes, and a digest of all names and ETags (of
+a folder: times)."""
 MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
 
 

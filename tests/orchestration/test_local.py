@@ -22,10 +22,9 @@ from stereo_components import convert
 
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
-from stereo_core.orchestration import local
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
-from stereo_core.orchestration.local import MARK, LocalRun, _processes_with
+from stereo_core.orchestration.local import LocalRun, machine, processes, reuse
 from stereo_core.orchestration.podman import Containers
 from stereo_core.orchestration.record import LOCK, read_record
 
@@ -210,7 +209,7 @@ def test_time_limit(compiled, tmp_path):
 
 
 def test_a_step_that_is_deaf_to_sigterm_is_killed(compiled, tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "GRACE", 0.5)
+    monkeypatch.setattr(processes, "GRACE", 0.5)
     code = (
         "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: heard.touch())\n"
         "heard = pathlib.Path(sys.argv[1]).with_name('heard'); time.sleep(1); time.sleep(60); time.sleep(60)"
@@ -221,7 +220,7 @@ def test_a_step_that_is_deaf_to_sigterm_is_killed(compiled, tmp_path, monkeypatc
     assert LocalRun(load_pipeline(path), {}, tmp_path / "run").execute() == 1
     assert 1.5 <= time.monotonic() - begin < 10
     assert (tmp_path / "run/tasks/deaf/heard").exists()
-    assert not _processes_with(f"{MARK}={tmp_path / 'run'}".encode())
+    assert not processes.of_run(tmp_path / "run")
 
 
 def test_cancellation_does_not_wait_for_another_attempt(compiled, tmp_path):
@@ -297,7 +296,7 @@ def test_two_runs_in_one_folder_do_not_mix(compiled, tmp_path):
 def test_who_looks_at_a_run_does_not_keep_it_from_starting(compiled, tmp_path):
     graph = load_pipeline(compiled(pipeline({"a": container(WRITE.format("a"), ("out",))})))
     assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
-    with (tmp_path / "run" / LOCK).open() as lock:
+    with (tmp_path / "run" / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
         assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
@@ -409,7 +408,7 @@ def interrupted_while_it_checks(graph, folder: Path, patch) -> None:
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with patch.context() as here, pytest.raises(KeyboardInterrupt):
-        here.setattr(local, "sha256_of", digest)
+        here.setattr(reuse, "sha256_of", digest)
         LocalRun(graph, {}, folder, parallel=1).execute()
     signal.signal(signal.SIGINT, before)
 
@@ -536,7 +535,7 @@ def test_gpus_are_those_that_the_driver_lists(tmp_path, monkeypatch, says, code,
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert local.visible_gpus() == gpus
+    assert machine.visible_gpus() == gpus
 
 
 def test_no_more_tasks_at_a_time_than_parallel(compiled, tmp_path, monkeypatch):
@@ -569,7 +568,6 @@ def test_ten_kills_lose_nothing(compiled, tmp_path):
     wires = {n: {"in": (before, "out")} for before, n in itertools.pairwise(names)}
     path, folder = compiled(pipeline(steps, wires)), tmp_path / "run"
     command = [str(Path(sys.executable).parent / "stereo-pipelines"), "run", str(path), "-o", str(folder)]
-    mark = f"{MARK}={folder}".encode()
     ended: dict[str, int] = {}  # step -> when its output was made
     for kill in range(10):
         engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -579,7 +577,7 @@ def test_ten_kills_lose_nothing(compiled, tmp_path):
             time.sleep(0.001)
         time.sleep(moments.uniform(0.0, 0.7 if kill % 3 else 0.02))  # or while it looks at what is there
         engine.kill()
-        for pid in _processes_with(mark) if kill % 2 else ():
+        for pid in processes.of_run(folder) if kill % 2 else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         engine.wait()
@@ -595,7 +593,7 @@ def test_ten_kills_lose_nothing(compiled, tmp_path):
     assert len(ended) > 1, "the kills came while there was something to lose"
     assert (folder / "tasks/h/out").read_text() == "".join(n * 20 for n in names)
     assert not list(folder.rglob("partial")) and not list(folder.glob(".run.*"))
-    assert not _processes_with(mark)
+    assert not processes.of_run(folder)
 
 
 def _has_a_running_step(engine: int) -> bool:
