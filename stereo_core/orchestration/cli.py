@@ -21,7 +21,7 @@ from stereo_core.storage import is_uri
 EXTRA = ("kfp", "hera")  # what the extra `pipelines` brings
 
 
-class Terminated(KeyboardInterrupt):
+class TerminationRequested(KeyboardInterrupt):
     """SIGTERM, or SIGHUP of a lost terminal: stop as on Ctrl-C, but say so in the exit code."""
 
 
@@ -49,7 +49,7 @@ def main() -> None:
         )
         code = 2
     except (KeyboardInterrupt, click.Abort) as error:  # click turns the one into the other
-        code = 143 if isinstance(error.__cause__ or error, Terminated) else 130
+        code = 143 if isinstance(error.__cause__ or error, TerminationRequested) else 130
     sys.exit(code)
 
 
@@ -57,7 +57,7 @@ def _stop(signum, frame) -> None:
     """The first signal stops the run; those that follow do not cut the stopping short, which takes seconds at most."""
     for other in SIGNALS:
         signal.signal(other, lambda *_: None)
-    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+    raise KeyboardInterrupt if signum == signal.SIGINT else TerminationRequested
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,8 +1,8 @@
 """The compiled pipeline, run on this machine.
 
 Every task is the command that a cluster would run in the image, started here as a process of this Python environment,
-or in a container of that image (podman.py).
-Independent tasks run side by side. A run folder holds
+or in a container of that image (podman.py). Independent tasks run side by side.
+A run folder holds
 
     run.json                 the record: parameters, and for each task its state, times, exit code, outputs and digests
     digests.json             digests of imported files, by path, size and time

@@ -16,6 +16,7 @@ from stereo_core.orchestration.local.processes import MARK, run_to_end
 from stereo_core.orchestration.local.reuse import is_unchanged, key_of
 from stereo_core.orchestration.local.state import State
 from stereo_core.orchestration.local.values import artifacts_of, parameters_of
+from stereo_core.orchestration.long_arguments import passable
 from stereo_core.orchestration.podman import reason
 
 LAST = 60.0  # seconds that an exit handler of a cancelled run has
@@ -84,7 +85,7 @@ def _tried(task: Task, key: str, message: dict, state: State) -> dict:
 
 def _attempt(task: Task, place: Path, message: dict, state: State) -> tuple[int, str]:
     """One attempt: (exit code, what happened)."""
-    command = command_of(task, message)
+    command = passable(command_of(task, message), place, message)
     (place / OUTPUT).unlink(missing_ok=True)
     run, machine, limit = state.record.tasks[task.name], state.machine, _limit(task, state.record.cancelled)
     mark = {MARK: str(state.record.folder)}
