@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from stereo_core.cores import usable_cores
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 
 BEGIN = time.monotonic()
 CORES = usable_cores()

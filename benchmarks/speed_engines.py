@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.models import create_model
 
 RUNS, WARM = 12, 3

@@ -23,7 +23,7 @@ from stereo_core.data.codecs import write_pfm
 from stereo_core.data.datasets import StereoDataset, read_pair
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders, start_worker
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.spec import ExperimentSpec
 
 

@@ -14,27 +14,28 @@ import numpy as np
 
 from stereo_core.data.codecs import write_disparity_rgb
 from stereo_core.data.images import write_png
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic import scene_maker
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
 BASELINE = 0.1  # m
+SMALLEST_SHARE = 0.1  # of max_disparity, that a rich scene's nearest surface has at least
 
 
 def run(spec: Any, status: Any) -> Outcome:
     """Write `num_scenes` scenes of `height` x `width` px with disparities in (0, `max_disparity`), from `seed`."""
     folder = results_dir(spec, "synthesize")
+    nearest = spec.max_disparity * SMALLEST_SHARE, spec.max_disparity
+    scene = scene_maker(spec.style, spec.height, spec.width, nearest, spec.seed, spec.appearance)
     for number in range(spec.num_scenes):
-        seed = int(np.random.SeedSequence((spec.seed, number)).generate_state(1)[0])
-        scene = make_scene(spec.height, spec.width, spec.max_disparity, seed)
-        write_scene(folder / f"scene_{number:04d}" / "dataset" / "data", scene)
+        write_scene(folder / f"scene_{number:04d}" / "dataset" / "data", scene(number))
     message = f"{spec.num_scenes} scenes of {spec.width}x{spec.height} px, disparity below {spec.max_disparity} px"
     return Outcome(message, artifacts={"images": folder})
 
 
 def write_scene(folder: Path, scene: dict[str, np.ndarray]) -> None:
-    """Write one scene of `make_scene` below `folder`."""
+    """Write one scene of `scene_maker` below `folder`."""
     write_png(folder / "left" / "rgb" / "0000.png", scene["left"])
     write_png(folder / "right" / "rgb" / "0000.png", scene["right"])
     write_disparity_rgb(folder / "left" / "disparity" / "0000.png", scene["disparity"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.engines.base import normalise
 
 # Mean absolute difference in px from the ONNX file that an engine was made of. fp32: arithmetic in another order; fp16

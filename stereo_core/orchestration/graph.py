@@ -250,7 +250,7 @@ class _Reader:
                 int(policy.get("maxRetryCount", 0)),
                 _seconds(policy.get("backoffDuration", "0s")),
                 float(policy.get("backoffFactor", 2.0)),
-                _seconds(policy.get("backoffMaxDuration", "3600s")),
+                min(_seconds(policy.get("backoffMaxDuration", "3600s")), Retry.longest),  # may hold all attempts
             ),
             timeout=float(platform["activeDeadlineSeconds"]) if "activeDeadlineSeconds" in platform else None,
             platform=platform,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from stereo_core.files import atomic_path
+from stereo_core.locks import is_held
 from stereo_core.orchestration.dag import GraphError
 
 FILE, LOCK = "run.json", ".lock"
@@ -63,7 +63,7 @@ class TaskRun:
 
 @dataclass
 class Record:
-    """A run in its folder; `folder` is where it lies now and is not written."""
+    """A run in its folder; `folder` is where it lies now. That and `cancelled` are not written."""
 
     folder: Path
     pipeline: str
@@ -73,12 +73,17 @@ class Record:
     state: str = "running"
     started: str = ""
     changed: str = ""
+    cancelled: bool = False  # while exit handlers still run
+
+    def place(self, name: str) -> Path:
+        """A task's folder."""
+        return self.folder / "tasks" / name
 
     def write(self) -> None:
         """Replace run.json as a whole, so that it can be read, and the run cut off, at any moment."""
         self.changed = now()
         content = asdict(self)
-        del content["folder"]
+        del content["folder"], content["cancelled"]
         with atomic_path(self.folder / FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -106,23 +111,11 @@ def read_record(folder: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         mend = "remove it to start anew, or choose another folder"
         raise GraphError(f"{path}: damaged run record ({error}); {mend}") from None
-    if record.state == "running" and not is_going_on(folder):
+    if record.state == "running" and not is_held(folder / LOCK):
         record.state = "stopped"
         for run in record.tasks.values():
             run.state = run.state if run.state in ENDED else "stopped"
     return record
-
-
-def is_going_on(folder: Path) -> bool:
-    """Whether an engine holds the folder's lock."""
-    try:
-        with (folder / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def now() -> str:

@@ -36,6 +36,17 @@ class SynthesizeSpec(Section):
     width: Int = key(160, "Width in px", ge=32)
     max_disparity: Int = key(48, "Largest disparity in px", ge=1)
     seed: Int = key(1234, "Random seed", ge=0)
+    style: Literal["rich", "planes"] = key(
+        "rich",
+        "rich: rooms, roads and walls with objects of many outlines and textures; planes: a few plain shapes (ours)",
+    )
+    appearance: Float = key(
+        0.0,
+        "How much the two cameras differ in exposure, focus, noise and rectification, with style=rich; above 0 the "
+        "warped right image no longer equals the left one (ours)",
+        ge=0,
+        le=1,
+    )
 
 
 class FetchSpec(Section):

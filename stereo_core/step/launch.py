@@ -1,7 +1,8 @@
-"""The verbs behind KFP's executor protocol: `depth_net-launch ACTION EXECUTOR_INPUT_JSON`.
+"""The verbs behind KFP's executor protocol: `depth_net-launch ACTION EXECUTOR_INPUT_JSON|@FILE`.
 
 ExecutorInput (JSON) comes in, the verb runs, executor_output.json goes out. Standard library only around the verb, so
-that an image needs no kfp. Kubeflow, Argo and the local engine all start this same command.
+that an image needs no kfp. Kubeflow, Argo and the local engine all start this same command; @FILE is for a message
+longer than an argument may be (128 KiB), which Argo from 3.7.10 on gives so.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         with sigterm_raises(received):  # digests of large inputs take minutes
             if len(argv) != 2 or argv[0] not in steps():
                 raise UserError(
-                    f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON, ACTION one of {', '.join(steps())}"
+                    f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON|@FILE, ACTION one of {', '.join(steps())}"
                 )
-            return launch(argv[0], argv[1])
+            return launch(argv[0], _text(argv[1]))
     except (Exception, KeyboardInterrupt, Terminated) as error:
         return _failed(Terminated("SIGTERM") if received else error)
 
@@ -53,6 +54,16 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, Exception):
         return 2 if isinstance(error, UserError) else 1
     return 143 if isinstance(error, Terminated) else 130
+
+
+def _text(argument: str) -> str:
+    """The message, which may be in a file."""
+    if not argument.startswith("@"):
+        return argument
+    try:
+        return Path(argument[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"EXECUTOR_INPUT_JSON: {argument[1:]} can not be read: {error}") from None
 
 
 def launch(verb: str, executor_input: str) -> int:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import write_png
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.engines import BuildSettings, build_engine
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.run.outcome import Outcome

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stereo_core.actions import export, gen_trt_engine
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.engines import load_engine
 from stereo_core.engines.onnxruntime import OnnxRuntime
 from stereo_core.engines.verify import synthetic_pair

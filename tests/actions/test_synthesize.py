@@ -69,6 +69,20 @@ def test_calibration(images):
     assert calibration.baseline == 0.1
 
 
+@pytest.mark.parametrize("style", ["rich", "planes"])
+def test_style(style, tmp_path):
+    synthesize.run(spec(tmp_path, style=style, num_scenes=1), None)
+    disparity, known = read_disparity(tmp_path / "scene_0000/dataset/data/left/disparity/0000.png", dataset_name="FSD")
+    assert known.all() and disparity.max() < 24
+
+
+def test_appearance_is_the_cameras_alone(images, tmp_path):
+    synthesize.run(spec(tmp_path, appearance=1.0, num_scenes=1), None)
+    for name, same in {"left/disparity": True, "left/nocc": True, "left/rgb": False, "right/rgb": False}.items():
+        path = f"scene_0000/dataset/data/{name}/0000.png"
+        assert (sha256_of(tmp_path / path) == sha256_of(images / path)) == same
+
+
 def test_scenes_differ_and_follow_the_seed(images, tmp_path):
     lefts = [sha256_of(path) for path in images.glob("*/dataset/data/left/rgb/0000.png")]
     assert len(set(lefts)) == 3

@@ -36,7 +36,7 @@ from stereo_core.data.augmentation import (
     window_place,
     window_size,
 )
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.spec.dataset import Augmentation
 
 EXACT = 0.5  # grey levels: the rounding of the left image

@@ -168,6 +168,27 @@ def test_caching_retries_and_the_exit_handler(name):
     assert last.exit and last.behind == set(graph.tasks) - {"final-status"}
 
 
+def seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_kubeflow_lets_a_second_attempt_take_its_time(name):
+    """The longest back-off becomes Argo's maxDuration, a total over all attempts; an engine here waits no such time."""
+    spec, platform = yaml.safe_load_all(compiled_path(FOLDERS[name]).read_text())
+    limits = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    dags = [spec["root"], *(c for c in spec["components"].values() if "dag" in c)]
+    tasks = [task for dag in dags for task in dag["dag"]["tasks"].values() if "retryPolicy" in task]
+    assert tasks
+    for task in tasks:
+        label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+        policy = task["retryPolicy"]
+        attempts = policy["maxRetryCount"] + 1
+        assert seconds(policy["backoffMaxDuration"]) > attempts * int(limits[label]["activeDeadlineSeconds"])
+    for task in load_pipeline(compiled_path(FOLDERS[name])).tasks.values():
+        assert task.retry.longest <= 3600
+
+
 def test_an_engine_is_built_only_of_a_better_model():
     graph = load_pipeline(compiled_path(FOLDERS["finetune_and_compare"]))
     own = {

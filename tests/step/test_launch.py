@@ -39,6 +39,16 @@ def test_synthesize_then_convert(images, tmp_path):
     assert last_status(tmp_path)["status"] == "SUCCESS"
 
 
+def test_a_message_longer_than_an_argument_may_be_is_in_a_file(tmp_path, capsys):
+    """Argo's controller gives it so."""
+    parameters = {"status": {"state": "SUCCEEDED"}, "title": "t" * 200_000}
+    (tmp_path / "message").write_text(executor_input(tmp_path, {}, ("summary",), parameters))
+    assert main(["final_status", f"@{tmp_path / 'message'}"]) == 0
+    assert (tmp_path / "summary").read_text().startswith("# ttt")
+    assert main(["final_status", f"@{tmp_path / 'nothing'}"]) == 2
+    assert f"EXECUTOR_INPUT_JSON: {tmp_path / 'nothing'} can not be read" in capsys.readouterr().err
+
+
 def test_an_engine_of_another_size_than_the_images_is_refused_before_any_work(images, tmp_path):
     """Where nothing brings them to it; torch is not even imported by then."""
     (tmp_path / "model.engine").write_bytes(b"engine")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stereo_core.actions.predict.predictor import Predictor, engine_device, padded, predictions, stretched
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.spec.predict import Inference
 
 

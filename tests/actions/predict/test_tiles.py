@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stereo_core.actions.predict.tiles import tiled
-from stereo_core.data.synthetic import make_scene
+from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.errors import SpecError
 
 

@@ -1,0 +1,241 @@
+"""Train the small network on the stream of synthetic scenes, in rounds that fit into minutes of a GPU.
+
+python benchmarks/starter.py OUT [--weights FILE] [--minutes 6] [--pairs LIST[:DATASET[:SCALE]] ...]
+    A round begins at random or, with --weights, where an earlier one ended; give it another --start, so that it does
+    not see that one's scenes. The learning rate rises in the first hundred steps and falls along a cosine until the
+    time is up. OUT gets weights.pth (half precision), curve.csv (seconds, step, pairs, rate, loss, and EPE on held-out
+    scenes where measured) and, after training, zero_shot.json: figures on pairs that had no part in anything before.
+
+A step (forward, loss, backward, clipping, AdamW) is one CUDA graph; scenes are drawn on a second stream meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from zero_shot import figures, network, read_set, sgbm, show
+
+from stereo_core.data.synthetic.stream import Stream
+from stereo_core.models import channels_last, create_model
+from stereo_core.models.checkpoints import load_model, save_checkpoint
+from stereo_core.training.losses import stereo_loss
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+MAX_DISPARITY = 192
+SMALL = {"preset": "tiny", "max_disparity": MAX_DISPARITY, "train_iters": 8, "valid_iters": 8}
+WARM_UP = 100  # steps
+EAGER_STEPS = 3  # before the graph is captured: cuDNN chooses, AdamW makes its state
+HELD_OUT_SEED = 987654321
+BEGIN = time.monotonic()
+
+
+def main() -> None:
+    asked = arguments()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(asked.seed)
+    model = load_model(asked.weights) if asked.weights else create_model(**SMALL)
+    model.feature.dino.requires_grad_(True)  # nothing pretrained stands in it
+    model = channels_last(model.to(DEVICE)).train()
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
+    measure_stream(asked)
+    train(asked, model)
+    save_checkpoint(copy.deepcopy(model).half(), asked.out / "weights.pth")
+    say(f"weights: {(asked.out / 'weights.pth').stat().st_size / 2**20:.1f} MiB")
+    if asked.pairs:
+        report(asked)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--weights", help="weights.pth of the round before")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training, without the figures at the end")
+    parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 640), help="height and width, px")
+    parser.add_argument(
+        "--disparity", type=float, nargs=2, default=(6.0, 190.0), help="of a scene's nearest surface, px"
+    )
+    parser.add_argument("--iters", type=int, default=SMALL["train_iters"])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=int, default=0, help="number of the first scene")
+    parser.add_argument("--held-out", type=int, default=16, help="scenes of another seed for the curve")
+    parser.add_argument("--pairs", nargs="*", default=[], help="see zero_shot.py")
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - BEGIN:6.1f} s] {text}", flush=True)
+
+
+def stream(asked: argparse.Namespace, seed: int) -> Stream:
+    return Stream(*asked.size, tuple(asked.disparity), seed, appearance=1.0)
+
+
+def measure_stream(asked: argparse.Namespace) -> None:
+    """Pairs a second that can be drawn when nothing else runs."""
+    batches = stream(asked, asked.seed).batches(asked.batch, DEVICE, asked.start)
+    next(batches)
+    begin, count = time.perf_counter(), 10 if GPU else 1
+    for _ in range(count):
+        next(batches)
+    if GPU:
+        torch.cuda.synchronize()
+    say(f"scenes: {count * asked.batch / (time.perf_counter() - begin):.0f} pairs a second")
+
+
+@dataclass
+class Step:
+    """One training step over fixed inputs, as a CUDA graph on a GPU.
+
+    Attributes:
+        rate: the learning rate, a tensor so that the graph sees its changes.
+        loss: of the last step.
+    """
+
+    model: nn.Module
+    batch: int
+    size: tuple[int, int]
+    iters: int
+    rate: Tensor = field(default_factory=lambda: torch.tensor(0.0, device=DEVICE))
+    graph: torch.cuda.CUDAGraph | None = None
+
+    def __post_init__(self) -> None:
+        views, maps = (self.batch, 3, *self.size), (self.batch, 1, *self.size)
+        self.left, self.right = torch.zeros(views, device=DEVICE), torch.zeros(views, device=DEVICE)
+        self.disparity = torch.zeros(maps, device=DEVICE)
+        self.valid = torch.ones(maps, dtype=torch.bool, device=DEVICE)
+        self.loss = torch.zeros((), device=DEVICE)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=1e-5, fused=True, capturable=GPU)
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        for name in ("left", "right", "disparity"):
+            getattr(self, name).copy_(batch[name])
+        if self.graph:
+            self.graph.replay()
+        else:
+            self.run()
+
+    def run(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
+            start, disparities = self.model(self.left, self.right, self.iters)
+        loss = stereo_loss(start, disparities, self.disparity, self.valid, MAX_DISPARITY)
+        loss.backward()
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        torch._foreach_mul_(grads, (1 / (norm + 1e-6)).clamp(max=1))
+        # As with a GradScaler the optimizer leaves out a step whose gradients are not finite.
+        self.optimizer.found_inf = (~norm.isfinite()).float()
+        self.optimizer.step()
+        self.loss.copy_(loss.detach())
+
+    def capture(self, batch: dict[str, Tensor]) -> None:
+        """A few steps at a rate of zero, then the graph."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(EAGER_STEPS):
+                self(batch)
+        torch.cuda.current_stream().wait_stream(side)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.run()
+
+
+def train(asked: argparse.Namespace, model: nn.Module) -> None:
+    """Steps until the time is up; the curve goes to a file line by line."""
+    step = Step(model, asked.batch, tuple(asked.size), asked.iters)
+    batches = stream(asked, asked.seed).batches(asked.batch, DEVICE, asked.start)
+    held_out = list(stream_of_held_out(asked))
+    if GPU:
+        step.capture(next(batches))
+    begin, limit, number = time.monotonic(), 60 * asked.minutes, 0
+    checks = [limit / 8, limit / 4, limit / 2, 3 * limit / 4]
+    before = None
+    with open(asked.out / "curve.csv", "w", newline="") as file:
+        curve = csv.writer(file)
+        curve.writerow(["seconds", "step", "pairs", "rate", "loss", "epe"])
+        while (spent := time.monotonic() - begin) < limit:
+            step.rate.fill_(asked.rate * min(1, (number + 1) / WARM_UP) * (1 + math.cos(math.pi * spent / limit)) / 2)
+            step(next(batches))
+            number += 1
+            before = paced(before)
+            due = bool(checks) and spent > checks[0]
+            if due:
+                checks.pop(0)
+            if due or number % 20 == 0:
+                epe = held_out_epe(model, held_out) if due else ""
+                row = [
+                    round(spent, 1),
+                    number,
+                    number * asked.batch,
+                    f"{step.rate.item():.2e}",
+                    f"{step.loss.item():.3f}",
+                    epe,
+                ]
+                curve.writerow(row)
+                file.flush()
+                if due or number % 200 == 0:
+                    say(", ".join(str(value) for value in row))
+        epe = held_out_epe(model, held_out)
+        curve.writerow([round(spent, 1), number, number * asked.batch, "", f"{step.loss.item():.3f}", epe])
+    say(f"{number} steps, {number * asked.batch} pairs, {spent / number:.4f} s a step, held-out EPE {epe} px")
+    if GPU:
+        say(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+def paced(before: torch.cuda.Event | None) -> torch.cuda.Event | None:
+    """Wait for the step before the last, or the queue of steps would outgrow the clock."""
+    if not GPU:
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    if before is not None:
+        before.synchronize()
+    return event
+
+
+def stream_of_held_out(asked: argparse.Namespace):
+    """Batches of four scenes of another seed."""
+    batches = stream(asked, HELD_OUT_SEED).batches(4, DEVICE)
+    for _ in range(math.ceil(asked.held_out / 4)):
+        yield next(batches)
+
+
+@torch.no_grad()
+def held_out_epe(model: nn.Module, batches: list[dict[str, Tensor]]) -> float:
+    model.eval()
+    errors = []
+    for batch in batches:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
+            disparity = model(batch["left"], batch["right"])
+        errors.append((disparity - batch["disparity"]).abs().mean((1, 2, 3)))
+    model.train()
+    return round(torch.cat(errors).mean().item(), 3)
+
+
+def report(asked: argparse.Namespace) -> None:
+    """Figures of what was written, by the file's own values."""
+    model = load_model(asked.out / "weights.pth").eval()
+    rows = figures({name: read_set(name) for name in asked.pairs}, {"StereoSGBM": sgbm, "weights": network(model)})
+    (asked.out / "zero_shot.json").write_text(json.dumps(rows, indent=2))
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
