@@ -27,7 +27,7 @@ from stereo_core.models import channels_last, create_model, load_model
 from stereo_core.models.optimize import at_size, make_network
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-RUNS, WARM = 20, 3
+WARM = 3
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
             torch.cuda.synchronize()
             first = time.perf_counter() - began
             disparity = predict(*pair).clone()
-            milliseconds, memory = measured(lambda predict=predict: predict(*pair))
+            milliseconds, memory = measured(lambda predict=predict: predict(*pair), asked.runs)
         reference = disparity if reference is None else reference
         slowest = slowest or milliseconds
         apart, within = (disparity - reference).abs(), 0.25
@@ -72,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-disparity", type=int, default=416)
     parser.add_argument("--iters", type=int, default=22)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS))
     parser.add_argument("--peer", nargs="*", metavar="MODULE:CALLABLE")
     parser.add_argument("--checkpoint", help="instead of random weights")
@@ -128,13 +129,13 @@ ROWS = {
 }
 
 
-def measured(call: Callable[[], object]) -> tuple[float, float]:
+def measured(call: Callable[[], object], runs: int) -> tuple[float, float]:
     """(median milliseconds, peak GiB)."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     times = []
-    for _ in range(WARM + RUNS):
+    for _ in range(WARM + runs):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         call()
@@ -166,7 +167,7 @@ def print_parts(network, pair: list[Tensor], asked: argparse.Namespace) -> None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 part(*inputs)
-            print(f"    {name}: {measured(graph.replay)[0]:.3f} ms", flush=True)
+            print(f"    {name}: {measured(graph.replay, asked.runs)[0]:.3f} ms", flush=True)
     network.side, network.parts = side, parts
 
 

@@ -40,6 +40,7 @@ class FastPredict:
         if compile != "off" and COMPILER is None:
             LOG.info("compile: %s is off, for there is no C compiler on the PATH", compile)
             compile = "off"
+        _cache_in_our_folder()
         self.model, self.dtype, self.compile = model, dtype, compile
         self.network = make_network(model, dtype, compile=False)
         self.eager = eagerly(self.network, model.config.valid_iters)
@@ -71,7 +72,6 @@ class FastPredict:
         what = f"{height} x {width}, batch {batch}"
         if compile:
             LOG.info("compiling for %s; where the cache does not hold it that takes about two minutes", what)
-            _cache_in_our_folder()
         began = time.perf_counter()
         network = make_network(self.model, self.dtype) if compile else self.network
         try:
@@ -88,6 +88,6 @@ def _since(began: float) -> float:
 
 
 def _cache_in_our_folder() -> None:
-    """Kernels that were compiled are found again by the next run."""
+    """Kernels that were made are found again by the next run."""
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ.setdefault(variable, str(cache_folder() / name))
