@@ -9,7 +9,7 @@ ENGINE ?= $(if $(shell command -v podman),podman,docker)
 BASE   ?= docker.io/library/python:3.11-slim-bookworm
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format compile bench image image-cpu image-gpu image-deploy clean
+.PHONY: help install demo test test-all test-cluster lint format compile bench image image-cpu image-gpu image-deploy clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,10 +29,13 @@ demo: $(READY)  ## the whole job on this machine: synthesise, convert, train, ev
 	$(BIN)/stereo-pipelines run pipelines/demo/compiled/demo.yaml --output-dir runs/demo
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not container and not service"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not container and not service and not cluster"
 
 test-all: $(READY)  ## the fast and the slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not container and not service"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not container and not service and not cluster"
+
+test-cluster: $(READY)  ## on the cluster of KUBECONFIG, which has Argo; FAKE_KUBELET=1 without nodes (docs/clusters.md)
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: $(READY)  ## ruff, format check included
 	$(BIN)/ruff check .

@@ -102,12 +102,15 @@ def policy(task: dsl.PipelineTask, cache: bool = True, light: bool = False) -> d
     interruption (a lost node).
 
     The local engine and Argo tell an interruption or a GPU that failed by the exit code; Kubeflow can not and tries
-    again after any failure, which a wrong input costs a second.
+    again after any failure, which a wrong input costs a second. What KFP calls the longest back-off is to Argo below it
+    the time for all attempts together, an hour where it is not said: it must hold two whole attempts.
 
     Args:
         cache: Off for what reads a place that others may change, or has an effect outside of its outputs.
         light: It needs no GPU and loads no data in processes of its own.
     """
-    apply(task, LIGHT if light else HEAVY, pull_secret=PULL_SECRET)
+    profile = LIGHT if light else HEAVY
+    apply(task, profile, pull_secret=PULL_SECRET)
     with_environment(task).set_caching_options(cache)
-    return task.set_retry(num_retries=1, backoff_duration="10s", backoff_factor=2.0)
+    whole = f"{2 * profile.timeout + 3600}s"
+    return task.set_retry(num_retries=1, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration=whole)

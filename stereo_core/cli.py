@@ -11,76 +11,11 @@ from pathlib import Path
 import click
 
 from stereo_core.errors import UserError
-
-_EXAMPLES = {
-    "convert": (
-        "Folders of images to annotation files (train.txt and val.txt, or test.txt).",
-        "data_root=/data/MiddEval3 results_dir=lists image_dir_pattern=[im0] right_dir_pattern=[im1] "
-        "depth_dir_pattern=[disp0GT] image_extension=.png depth_extension=.pfm",
-    ),
-    "synthesize": (
-        "A small data set with exact disparity and occlusion, from a seed.",
-        "results_dir=scenes num_scenes=16 seed=7",
-    ),
-    "fetch_dataset": (
-        "A data set from object storage: its files, loose or packed, or a note of where they are.",
-        "uri=s3://data/kitti results_dir=kitti",
-    ),
-    "train": ("Train, or go on with a training.", "-e train.yaml train.num_epochs=20 train.optim.lr=1e-4"),
-    "automl": (
-        "Search for hyperparameters: many short trainings, the best spec and checkpoint.",
-        "-e train.yaml automl.algorithm=asha automl.automl_max_recommendations=12",
-    ),
-    "doctor": (
-        "Check spec, data, machine and memory before a long training.",
-        "-e train.yaml dataset.train_dataset.batch_size=4",
-    ),
-    "evaluate": (
-        "Metrics of a checkpoint, or of an engine with evaluate.trt_engine.",
-        "-e evaluate.yaml evaluate.checkpoint=results/train@best results_dir=results",
-    ),
-    "inference": (
-        "Disparity maps from a checkpoint, or from an engine with inference.trt_engine.",
-        "-e inference.yaml inference.checkpoint=dn_model_latest.pth inference.save_raw_pfm=true",
-    ),
-    "trt_evaluate": (
-        "evaluate, insisting on an engine.",
-        "-e evaluate.yaml evaluate.trt_engine=model.engine",
-    ),
-    "trt_inference": (
-        "inference, insisting on an engine.",
-        "-e inference.yaml inference.trt_engine=model.engine",
-    ),
-    "export": (
-        "A checkpoint to ONNX.",
-        "-e export.yaml export.checkpoint=dn_model_latest.pth export.onnx_file=model.onnx",
-    ),
-    "quantize": (
-        "A checkpoint or an ONNX file to int8 or fp8, with the loss of accuracy.",
-        "-e quantize.yaml quantize.model_path=dn_model_latest.pth quantize.backend=torchao results_dir=results",
-    ),
-    "gen_trt_engine": (
-        "An ONNX file to an engine.",
-        "-e engine.yaml gen_trt_engine.onnx_file=model.onnx gen_trt_engine.trt_engine=model.engine",
-    ),
-    "report": (
-        "Several evaluations side by side on one page: accuracy, latency, size.",
-        "results_dir=out results=[results/evaluate,results/trt_evaluate] names=[checkpoint,engine]",
-    ),
-    "publish_model": (
-        "A model, its figures and a model card, put where others take it from.",
-        "model_path=model.onnx metrics_path=results/evaluate/results.json uri=s3://models/night results_dir=out",
-    ),
-    "final_status": (
-        "What became of a pipeline's steps, as Markdown, for its exit handler.",
-        "results_dir=out title=nightly status={state: SUCCEEDED}",
-    ),
-}
-"""Verb -> what it does, and the arguments of an example."""
+from stereo_core.verbs import VERBS, Verb
 
 
 class _Verbs(click.Group):
-    """Names the nearest verb when it does not know one."""
+    """The verbs with a spec, and the commands below; names the nearest when it does not know one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         name = args[0]
@@ -90,7 +25,11 @@ class _Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return [*(name for name, row in VERBS.items() if row.spec), *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        row = VERBS.get(cmd_name)
+        return _spec_command(row) if row and row.spec else super().get_command(ctx, cmd_name)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,10 +41,8 @@ def main() -> None:
     """
 
 
-def _spec_verb(verb: str) -> None:
-    help_text, example = _EXAMPLES[verb]
-
-    @main.command(verb, help=help_text, epilog=f"\b\nExample:\n  depth_net {verb} {example}")
+def _spec_command(row: Verb) -> click.Command:
+    @click.command(row.name, help=row.help, epilog=f"\b\nExample:\n  depth_net {row.name} {row.example}")
     @click.option(
         "-e", "--experiment_spec_file", "spec_file", type=click.Path(path_type=Path), help="Spec, a YAML file."
     )
@@ -116,14 +53,12 @@ def _spec_verb(verb: str) -> None:
 
         set_up_logging()
         try:
-            spec = load_spec(verb, spec_file, list(overrides))
+            spec = load_spec(row.name, spec_file, list(overrides))
         except UserError as error:
             _refuse(error)
-        sys.exit(perform(verb, spec))
+        sys.exit(perform(row.name, spec))
 
-
-for _verb in _EXAMPLES:
-    _spec_verb(_verb)
+    return command
 
 
 @main.command("default_specs", epilog="\b\nExample:\n  depth_net default_specs train > train.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,21 +12,8 @@ from pathlib import Path
 import pytest
 
 from stereo_core.cli import main
+from stereo_core.verbs import VERBS
 
-VERBS = (
-    "convert",
-    "synthesize",
-    "train",
-    "automl",
-    "doctor",
-    "evaluate",
-    "inference",
-    "trt_evaluate",
-    "trt_inference",
-    "export",
-    "gen_trt_engine",
-    "report",
-)
 OTHERS = ("default_specs", "schema", "describe", "convert_checkpoint", "plot")
 HEAVY = ("torch", "pytorch_lightning", "lightning", "torchmetrics", "onnx", "onnxruntime", "kfp", "matplotlib")
 
@@ -80,13 +68,12 @@ def test_the_help_of_every_verb_shows_an_example(verb, capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_keys_of_an_example_exist(verb, capsys):
-    from stereo_core.cli import _EXAMPLES
-    from stereo_core.spec import SPECS
+    from stereo_core.spec import spec_class
     from stereo_core.spec.overrides import parse_override
     from stereo_core.spec.paths import dotted, walk
 
-    known = {path for path, _ in walk(SPECS[verb])}
-    tokens = [token for token in _EXAMPLES[verb][1].split() if "=" in token]
+    known = {path for path, _ in walk(spec_class(verb))}
+    tokens = [token for token in shlex.split(VERBS[verb].example) if "=" in token]
     assert tokens and {dotted(parse_override(token)[0]) for token in tokens} <= known
 
 

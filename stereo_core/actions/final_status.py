@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import Any
 
 from stereo_core.files import atomic_path
@@ -25,20 +26,52 @@ def run(spec: Any, status: Any) -> Outcome:
 
 
 def summary(title: str, status: dict) -> str:
-    """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, pipelineTaskName, error) as Markdown."""
+    """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, error) as Markdown.
+
+    Its pipelineTaskName is left out: it names the block that the handler belongs to, not the step that failed.
+    """
     state, error = status.get("state", "UNKNOWN"), status.get("error") or {}
     lines = [f"# {title}: {state}", ""]
     lines += [f"- run: {status['pipelineJobResourceName']}"] if status.get("pipelineJobResourceName") else []
-    lines += [f"- steps: {status['pipelineTaskName']}"] if status.get("pipelineTaskName") else []
-    if state != "SUCCEEDED" and error.get("message"):
-        lines += ["", "```", readable(error["message"]).strip(), "```"]
+    if state not in ("SUCCEEDED", "UNKNOWN"):
+        told = readable(error.get("message") or "", status.get("pipelineJobResourceName", ""))
+        lines += ["", "```", told.strip() or NOT_TOLD, "```"]
     return "\n".join(lines) + "\n"
 
 
-def readable(message: str) -> str:
-    """A line a failed step where the message is Argo's list of them, JSON in quotes; any other as it is."""
+# Kubeflow leaves `error` empty, and gives an exit handler nothing else to find the step by.
+NOT_TOLD = "which step failed, and why, the engine does not tell its exit handlers; the page of the run does"
+_OF_A_PARENT = re.compile(r"no more retries left|child '", re.IGNORECASE)
+_HINTS = {
+    r"configmaps .*is forbidden": "Argo's controller may not write its cache: kubectl apply -k manifests/controller, or"
+    " `stereo-pipelines argo --no-cache`",
+    r"ConfigMap .*Too long": "Argo's cache is full: `stereo-pipelines argo-cache rm`",
+}
+
+
+def readable(message: str, run: str = "") -> str:
+    """A line a failed step where the message is Argo's list of failed nodes, JSON in quotes; any other as it is.
+
+    Args:
+        message: The engine's.
+        run: Its name for the run, which is a node too.
+    """
     try:
         failures = json.loads(json.loads(message))
-        return "\n".join(f"{one['displayName']}: {one.get('message') or 'failed'}" for one in failures)
+        nodes = [(one["displayName"], one.get("message") or "") for one in failures]
     except (ValueError, TypeError, KeyError, AttributeError):
         return message
+    told = {_step(name): "" for name, _ in nodes if name != run}
+    for name, why in sorted(nodes):  # train, train(0), train(1)
+        if why and name != run and not _OF_A_PARENT.match(why):
+            told[_step(name)] = why
+    return "\n".join(f"{name}: {why or 'failed'}{_hint(why)}" for name, why in told.items())
+
+
+def _step(node: str) -> str:
+    """Whose attempt a node is."""
+    return re.sub(r"\(\d+\)$", "", node)
+
+
+def _hint(reason: str) -> str:
+    return "".join(f"; {hint}" for pattern, hint in _HINTS.items() if re.search(pattern, reason))

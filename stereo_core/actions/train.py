@@ -46,7 +46,7 @@ from stereo_core.training.trainer import check_fsdp, choose_kernels, quieten, tr
 LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
-HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it"
+HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it, where its folder outlives the run"
 
 
 def run(spec, status: StatusLog) -> Outcome:

@@ -12,6 +12,7 @@ import yaml
 
 from stereo_core import __version__
 from stereo_core.errors import UserError
+from stereo_core.orchestration.argo_cache_commands import argo_cache
 from stereo_core.orchestration.dag import GraphError, Pipeline, parse
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import Record, read_record
@@ -179,6 +180,9 @@ def _report(run: Record) -> None:
         click.echo(told)
 
 
+ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
+
+
 @cli.command("argo")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
@@ -190,6 +194,12 @@ def _report(run: Record) -> None:
 @click.option("--schedule", default="", metavar="CRON", help="A CronWorkflow, say '0 3 * * *'.")
 @click.option("--service-account", default="", help="Of the pods [default: the namespace's].")
 @click.option("--priority-class", default="", help="Of the steps that ask for GPUs [default: the cluster's].")
+@click.option("--no-cache", is_flag=True, help="Run every step; Argo's controller needs no rights for a cache then.")
+@click.option(
+    "--argo-version",
+    type=ARGO_VERSIONS,
+    help="Of a server with the full resource definitions; 3.7 is 3.7.10 or newer [default: any with the minimal ones].",
+)
 def argo_command(
     file: Path,
     bucket: str,
@@ -199,6 +209,8 @@ def argo_command(
     schedule: str,
     service_account: str,
     priority_class: str,
+    no_cache: bool,
+    argo_version: str | None,
 ) -> None:
     """Print a compiled pipeline as manifests for Argo Workflows, without Kubeflow.
 
@@ -214,12 +226,13 @@ def argo_command(
     if schedule:
         check_cron("--schedule", schedule)
     options = {"schedule": schedule, "service_account": service_account, "priority_class": priority_class}
+    options |= {"cache": not no_cache, "version": argo_version or ""}
     documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
     click.echo(_as_yaml(documents), nl=False)
 
 
 def _argo_documents(
-    pipeline: Pipeline, arguments: dict, repository: tuple[str, str, str], **options: str
+    pipeline: Pipeline, arguments: dict, repository: tuple[str, str, str], **options: str | bool
 ) -> list[dict]:
     from stereo_core.orchestration.argo import Repository, manifests
 
@@ -248,6 +261,8 @@ def _as_yaml(documents: list[dict]) -> str:
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: the S3 server [default: AWS].")
 @click.option("--secret", default="", help="Argo: as for argo.")
 @click.option("--priority-class", default="", help="Argo: as for argo.")
+@click.option("--no-cache", is_flag=True, help="Argo: as for argo.")
+@click.option("--argo-version", type=ARGO_VERSIONS, help="Argo: as for argo.")
 def submit_command(
     file: Path,
     host: str,
@@ -264,6 +279,8 @@ def submit_command(
     endpoint: str,
     secret: str,
     priority_class: str,
+    no_cache: bool,
+    argo_version: str | None,
 ) -> None:
     """Run a compiled pipeline on a cluster: print what would be sent, or with --send send it.
 
@@ -278,7 +295,7 @@ def submit_command(
         raise submit.SubmitError("where to? give --host URL (Kubeflow Pipelines) or --argo, one of the two")
     to_kubeflow = {"--name": name, "--experiment": experiment}
     to_argo = {"--context": context, "--artifact-repository": bucket, "--endpoint": endpoint, "--secret": secret}
-    to_argo["--priority-class"] = priority_class
+    to_argo |= {"--priority-class": priority_class, "--no-cache": no_cache, "--argo-version": argo_version}
     if idle := [option for option, value in (to_kubeflow if argo else to_argo).items() if value]:
         raise submit.SubmitError(f"{', '.join(idle)}: of no use with {'--argo' if argo else '--host'}")
     if argo and not bucket:
@@ -290,6 +307,7 @@ def submit_command(
     if argo:
         account = service_account or namespace_names.ACCOUNT
         options = {"schedule": cron, "service_account": account, "priority_class": priority_class}
+        options |= {"cache": not no_cache, "version": argo_version or ""}
         documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
         plan, where = _as_yaml(documents), namespace or namespace_names.NAME
     else:
@@ -304,6 +322,9 @@ def submit_command(
         click.echo("\n".join(submit.send_to_argo(documents, where, context)))
     else:
         click.echo(submit.send_to_kubeflow(run, host, experiment, where))
+
+
+cli.add_command(argo_cache)
 
 
 @cli.command("katib")

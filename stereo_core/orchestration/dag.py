@@ -288,12 +288,11 @@ _WANTED = {
 
 
 def typed(parameter: Parameter, value: object) -> object:
-    """`value` as the parameter's type; whole floats are integers (protobuf knows only doubles).
+    """`value`, whose whole numbers are integers (`with_integers`), as the parameter's type.
 
     Raises:
         GraphError: the value is of another type.
     """
-    value = with_integers(value)
     if parameter.type == "NUMBER_DOUBLE" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wanted = READERS[parameter.type]
@@ -313,7 +312,7 @@ def parse(parameter: Parameter, text: str) -> object:
     if parameter.type == "STRING":
         return text
     try:
-        value = yaml.safe_load(text)
+        value = with_integers(yaml.safe_load(text))
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         line = f"line {mark.line + 1}: " if mark else ""

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from stereo_core.errors import SpecError
-from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE, VARIABLES
+from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE, USER, VARIABLES
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.loading import checked, read_tree
 from stereo_core.spec.search_space import Dimension, complaints, search_space
@@ -132,7 +132,13 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
         "automountServiceAccountToken": False,
         "priorityClassName": "stereo-training",
         "restartPolicy": "Never",
-        "securityContext": {"runAsNonRoot": True, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,  # Katib puts its metrics collector into the pod, whose image names no user
+            "runAsGroup": 0,
+            "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
         "volumes": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 NAME = "stereo"
 ACCOUNT = "stereo-argo"  # may do what Argo's executor does in a pod
+USER = 10001  # as whom pods run
 STORAGE = "stereo-storage"  # ConfigMap: the object storage's address and region
 CREDENTIALS = "stereo-s3"  # secret: those for it
 CREDENTIAL_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}  # its keys -> variables

@@ -1,8 +1,7 @@
 """A compiled pipeline sent to a cluster: to Kubeflow Pipelines, or as manifests to Kubernetes for Argo.
 
-What would be sent is made first and can be shown; sending it takes another call. Kubernetes' server and credentials are
-those of kubectl (KUBECONFIG, or the pod's own account); Kubeflow's token is the environment's KFP_TOKEN. No token is
-printed or stored. Needs kfp, which brings both clients (extra `pipelines`).
+What would be sent is made first and can be shown; sending it takes another call. Kubeflow's token is the environment's
+KFP_TOKEN. Needs kfp (extra `pipelines`).
 """
 
 from __future__ import annotations
@@ -15,28 +14,14 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
 from stereo_core.orchestration.dag import Argument, Constant, Pipeline
+from stereo_core.orchestration.servers import TIMEOUT, Kubernetes, SubmitError, answer, kfp_server_api
 from stereo_core.storage import MOUNTS
 
 TOKEN = "KFP_TOKEN"
-TIMEOUT = 60  # s for an answer
-SHOWN = 500  # characters of a server's own words
 PLURALS = {"ConfigMap": "configmaps", "WorkflowTemplate": "workflowtemplates"}
 PLURALS |= {"Workflow": "workflows", "CronWorkflow": "cronworkflows"}
-
-try:
-    import kfp_server_api
-    import kubernetes
-    from urllib3.exceptions import HTTPError
-except ModuleNotFoundError as missing:
-    raise UserError(f"{missing.name} is missing: pip install 'stereo-pipelines[pipelines]'") from missing
-
-
-class SubmitError(UserError):
-    """A server that can not be reached or refuses, or something that can not be sent to it."""
-
 
 # ---- Kubeflow Pipelines
 
@@ -126,10 +111,10 @@ def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "")
     options = {"_preload_content": False, "_request_timeout": TIMEOUT}
 
     def asked(what: str, wanted: str, call: Callable, **given) -> dict:
-        answer = _answer(host, what, token, lambda: call(**given, **options))
-        if wanted and not answer.get(wanted):
+        said = answer(host, what, token, lambda: call(**given, **options))
+        if wanted and not said.get(wanted):
             raise SubmitError(f"{host}: its answer has no {wanted}; is it a Kubeflow Pipelines 2?")
-        return answer
+        return said
 
     run = run | {
         "experiment_id": _experiment(kfp_server_api.ExperimentServiceApi(client), asked, experiment, namespace)
@@ -172,94 +157,19 @@ def send_to_argo(documents: list[dict], namespace: str, context: str = "") -> li
     Raises:
         SubmitError: no kubeconfig, or the server can not be reached or refuses.
     """
-    file = os.environ.get("KUBECONFIG")
-    try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ and not (file or context):
-            kubernetes.config.load_incluster_config()
-        else:
-            kubernetes.config.load_kube_config(file, context or None)
-    except (kubernetes.config.ConfigException, OSError, yaml.YAMLError, TypeError, ValueError) as error:
-        # The last three: what is no YAML, no mapping, no text.
-        why, now = " ".join(str(error).split()), file or "unset"
-        raise SubmitError(
-            f"no cluster to talk to: {why}; set KUBECONFIG (now {now}), or look at `kubectl config view`"
-        ) from None
-    server = kubernetes.client.ApiClient()
-    token = server.configuration.api_key.get("authorization", "").rpartition(" ")[2]  # "Bearer ", in a pod "bearer "
-    return [_created(server, document, namespace, token) for document in documents]
+    server = Kubernetes(context)
+    return [_created(server, document, namespace) for document in documents]
 
 
-def _created(server, document: dict, namespace: str, token: str) -> str:
+def _created(server: Kubernetes, document: dict, namespace: str) -> str:
     """Create a resource without a name of its own, apply one that has it."""
-    kind, version = document["kind"], document["apiVersion"]
+    kind, version, metadata = document["kind"], document["apiVersion"], document["metadata"]
     path = f"{'/apis' if '/' in version else '/api'}/{version}/namespaces/{namespace}/{PLURALS[kind]}"
-    name = document["metadata"].get("name", "")
-    method, query, headers = "POST", [], {"Content-Type": "application/json"}
+    name = metadata.get("name", "")
+    what = f"create {kind} {name or metadata['generateName']} in {namespace}"
     if name:
-        method, path, headers = "PATCH", f"{path}/{name}", {"Content-Type": "application/apply-patch+yaml"}
-        query = [("fieldManager", "stereo-pipelines"), ("force", "true")]
-    call = {
-        "query_params": query,
-        "header_params": headers | {"Accept": "application/json"},
-        "body": document,
-        "auth_settings": ["BearerToken"],
-        "_preload_content": False,
-        "_request_timeout": TIMEOUT,
-    }
-    host, what = (
-        server.configuration.host,
-        f"create {kind} {name or document['metadata']['generateName']} in {namespace}",
-    )
-    made = _answer(host, what, token, lambda: server.call_api(path, method, **call)[0])
+        applied = {"query": [("fieldManager", "stereo-pipelines"), ("force", "true")], "kind": "apply-patch+yaml"}
+        made = server.call("PATCH", f"{path}/{name}", what, document, **applied)
+    else:
+        made = server.call("POST", path, what, document)
     return f"{kind.lower()}/{made.get('metadata', {}).get('name', name)}"
-
-
-# ---- both
-
-HINTS = {
-    401: "the credentials are missing or no longer valid",
-    403: "the account may not do this",
-    404: "the server does not know this resource: another version, a wrong path, or it is not installed",
-}
-
-
-def _answer(host: str, what: str, token: str, call: Callable) -> dict:
-    """The JSON that a call of one of the two clients brings.
-
-    Raises:
-        SubmitError: no connection, a refusal, or an answer that is no JSON object; never with the token in it.
-    """
-
-    def said(text: object) -> str:
-        text = " ".join(str(text).split())[:SHOWN]
-        return text.replace(token, "***") if token else text
-
-    try:
-        body = call().data
-    except HTTPError as error:  # the reason, where there is one, without the attempts around it
-        raise SubmitError(f"{host} can not be reached: {said(getattr(error, 'reason', error))}") from None
-    except (kfp_server_api.ApiException, kubernetes.client.ApiException) as error:
-        if not error.status:  # TLS
-            raise SubmitError(f"{host} can not be reached: {said(error.reason)}") from None
-        hint = f"; {HINTS[error.status]}" if error.status in HINTS else ""
-        words = f"{error.status} {said(error.reason)}: {said(_words(error.body))}"
-        raise SubmitError(f"{host} refused to {what}: {words}{hint}") from None
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise SubmitError(f"{host} answered with something that is no JSON; a login page, or another kind of server?")
-    return answer
-
-
-def _words(body: bytes | str | None) -> str:
-    """A server's own words: `message` or `error` of its JSON, else the text."""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
-    try:
-        told = json.loads(text)
-    except ValueError:
-        return text
-    if not isinstance(told, dict):
-        return text
-    return told.get("message") or told.get("error") or text

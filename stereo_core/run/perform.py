@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from stereo_core import storage
-from stereo_core.actions import ACTIONS
-from stereo_core.errors import GPU_ERROR, RefusedResult, SpecError, UserError, is_gpu_error, is_out_of_memory
+from stereo_core.errors import RefusedResult, SpecError, UserError
 from stereo_core.files import atomic_path
+from stereo_core.run.failure import exit_code, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged
 from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.spec import ExperimentSpec, results_dir
-from stereo_core.spec.experiment import section_name
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
 from stereo_core.values import plain
+from stereo_core.verbs import VERBS, section_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
     """Run a verb and say how it went, on the console and in `<results_dir>/status.json`.
 
     Args:
-        verb: one of ACTIONS, `trt_evaluate` or `trt_inference`.
+        verb: one of VERBS.
         spec: its checked spec.
         on_outcome: called with the outcome of a run that did its work; when it raises, the run has failed.
 
@@ -112,10 +111,9 @@ def set_up_logging(rank: int | None = None) -> None:
 
 
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
-    name = verb.removeprefix("trt_")
-    if name not in ACTIONS:
+    if verb not in VERBS:
         raise SpecError(f"{verb}: no such action")
-    return importlib.import_module(f"stereo_core.actions.{name}").run
+    return importlib.import_module(VERBS[verb].action).run
 
 
 @contextlib.contextmanager
@@ -145,7 +143,7 @@ def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
     Where a weight file says what the network is, `model` holds only what the user said about it.
     """
     tree = spec.model_dump()
-    own = getattr(spec, "train" if verb == "automl" else section_name(verb))
+    own = getattr(spec, "train" if verb == "automl" else section_of(verb))
     if any(getattr(own, name, "") for name in _WEIGHTS):
         tree["model"] = spec.model.model_dump(exclude_unset=True)
     for path in _secret_paths(spec):
@@ -169,41 +167,6 @@ def _secrets(spec: Section) -> list[str]:
             value = getattr(value, name)
         values.append(value)
     return [value for value in values if value]
-
-
-_INTERRUPTIONS = (KeyboardInterrupt, SystemExit, Terminated)
-_PREFIXES: tuple[tuple[type[BaseException] | tuple, str], ...] = (
-    (SpecError, "Configuration error"),
-    (NotImplementedError, "Feature not implemented"),
-    (ValidationError, "Schema validation error"),
-    ((ValueError, TypeError), "Parameter validation error"),
-    (OSError, "File system error"),
-)
-"""TAO's words for an exception class; the first that fits counts, so subclasses stand before their parents."""
-
-
-def reason(error: BaseException) -> str:
-    """One line that says what ended a run: TAO's prefix for the classes it knows, the class name for all others."""
-    name, text = type(error).__name__, " ".join(str(error).split())
-    named = f"{name}: {text}" if text else name
-    if isinstance(error, _INTERRUPTIONS):
-        return f"User/System interruption: {named}"
-    for classes, prefix in _PREFIXES:
-        if isinstance(error, classes):
-            return f"{prefix}: {text or name}"
-    return named
-
-
-def exit_code(error: BaseException) -> int:
-    if isinstance(error, UserError):
-        return 2
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, Terminated):
-        return 143
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 0:
-        return error.code
-    return GPU_ERROR if is_gpu_error(error) and not is_out_of_memory(error) else 1
 
 
 def _failed(

@@ -18,9 +18,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from stereo_core.errors import GpuError, is_gpu_error
+from stereo_core.run.failure import reason
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.perform import Terminated, reason, set_up_logging
+from stereo_core.run.perform import set_up_logging
 from stereo_core.run.status import StatusLog
+from stereo_core.run.termination import Terminated
 from stereo_core.training.distribution import Ranks
 
 LOG = logging.getLogger(__name__)

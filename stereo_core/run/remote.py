@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from stereo_core import storage
 from stereo_core.errors import SpecError
-from stereo_core.spec.experiment import ExperimentSpec, section_name
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
 from stereo_core.training.distribution import is_one_of_several
+from stereo_core.verbs import reads_split, section_of
 
 _KINDS = {
     "results_dir": "results",
@@ -30,9 +31,6 @@ _KINDS = {
     "results": "evaluations",
 }
 """Pattern of the keys that name files -> what is done about them. The first that fits counts."""
-
-_SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",)}
-_SPLITS |= {"automl": _SPLITS["train"], "quantize": ("train", "val", "quant_calibration")}
 
 
 class RemoteKey(NamedTuple):
@@ -116,9 +114,9 @@ def _is_remote(value: Any) -> bool:
 def _concerns(verb: str, path: str) -> bool:
     """Whether the verb reads the files that a key names."""
     head, _, rest = path.partition(".")
-    name = section_name(verb)
+    name = section_of(verb)
     if not rest or head == name:
         return True
     if head == "dataset":
-        return rest.partition("_dataset.")[0] in _SPLITS.get(name, ())
+        return reads_split(verb, rest.partition("_dataset.")[0])
     return (head == "model" and name in ("train", "automl")) or (head == "train" and name == "automl")

@@ -11,10 +11,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from stereo_core.spec.dataset import Augmentation
-from stereo_core.spec.experiment import ExperimentSpec, section_name
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import dotted, group_of
 from stereo_core.spec.train import MULTI_STEP
+from stereo_core.verbs import VERBS, reads_split, section_of
 
 _MONO = "it belongs to mono depth; this product is for stereo"
 _FAST = "it belongs to FastFoundationStereo, which is not available here"
@@ -75,10 +76,6 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 """Pattern of dotted paths -> reason. The first that fits counts."""
 
-_SPLITS = {"train": ("train", "val"), "evaluate": ("test",), "inference": ("infer",), "export": ("test", "infer")}
-_SPLITS["automl"] = _SPLITS["train"]
-_SPLITS["quantize"] = ("val",)  # its training pairs only calibrate
-
 
 def reason(path: str) -> str | None:
     """Why a key has no effect, or None where it has one."""
@@ -99,7 +96,7 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
             yield from _quantize(spec)
         if verb == "automl":
             yield from _automl(spec)
-        if spec.dataset.on_error == "skip" and section_name(verb) in ("evaluate", "inference"):
+        if spec.dataset.on_error == "skip" and section_of(verb) in ("evaluate", "inference"):
             yield "dataset.on_error", "only training can do without a pair; an unreadable one always fails here"
 
 
@@ -178,15 +175,12 @@ _PLAIN = ("automl.automl_policy", "automl.results_dir")
 def _concerns(verb: str, path: str) -> bool:
     """Whether a verb reads the section a key stands in; keys for other verbs are no mistake."""
     head, _, rest = path.partition(".")
-    name = section_name(verb)
     if not rest:
         return True
-    if head == "dataset":
-        split = rest.partition("_dataset.")[0] if "_dataset." in rest else ""
-        return name in _SPLITS and (not split or split in _SPLITS[name])
-    if head == "model":
-        return name in _SPLITS
-    return head == name or (head == "wandb" and name == "train") or (head in ("train", "wandb") and name == "automl")
+    split, _, key = rest.partition("_dataset.")
+    if head == "dataset" and key:
+        return reads_split(verb, split)
+    return head in VERBS[verb].sections
 
 
 def _changed(group: Section, path: tuple) -> Iterator[str]:

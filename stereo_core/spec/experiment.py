@@ -1,20 +1,13 @@
-"""The spec of every verb that has no flat one, and which verbs there are."""
+"""The spec of every verb that has no flat one, and how a verb finds its spec and its results."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from pathlib import Path
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.automl import AutoML
-from stereo_core.spec.convert import (
-    ConvertSpec,
-    FetchSpec,
-    FinalStatusSpec,
-    PublishSpec,
-    ReportSpec,
-    SynthesizeSpec,
-)
 from stereo_core.spec.dataset import Dataset
 from stereo_core.spec.deploy import Export, GenTrtEngine
 from stereo_core.spec.fields import Section, Text, key, section
@@ -22,6 +15,7 @@ from stereo_core.spec.model import Model
 from stereo_core.spec.predict import Evaluate, Inference
 from stereo_core.spec.quantize import Quantize
 from stereo_core.spec.train import Train, Wandb
+from stereo_core.verbs import VERBS, section_of
 
 
 class ExperimentSpec(Section):
@@ -42,51 +36,24 @@ class ExperimentSpec(Section):
     wandb: Wandb = section(Wandb, "Weights & Biases")
 
 
-SPECS: dict[str, type[Section]] = {
-    "convert": ConvertSpec,
-    "synthesize": SynthesizeSpec,
-    "fetch_dataset": FetchSpec,
-    "report": ReportSpec,
-    "publish_model": PublishSpec,
-    "final_status": FinalStatusSpec,
-    "train": ExperimentSpec,
-    "doctor": ExperimentSpec,
-    "automl": ExperimentSpec,
-    "evaluate": ExperimentSpec,
-    "inference": ExperimentSpec,
-    "trt_evaluate": ExperimentSpec,
-    "trt_inference": ExperimentSpec,
-    "export": ExperimentSpec,
-    "gen_trt_engine": ExperimentSpec,
-    "quantize": ExperimentSpec,
-}
-"""Verb -> the class of its spec."""
-
-
 def spec_class(verb: str) -> type[Section]:
     """The class of a verb's spec.
 
     Raises:
-        SpecError: no such verb; names the nearest.
+        SpecError: no such verb, or one that takes no spec; names the nearest that does.
     """
-    if verb in SPECS:
-        return SPECS[verb]
-    guess = difflib.get_close_matches(verb, SPECS, 1)
-    raise SpecError(f"{verb}: unknown verb" + (f"; did you mean {guess[0]}?" if guess else ""))
+    if (row := VERBS.get(verb)) and row.spec:
+        module, _, name = row.spec.partition(":")
+        return getattr(importlib.import_module(module), name)
+    guess = difflib.get_close_matches(verb, [name for name in VERBS if VERBS[name].spec], 1) if not row else ()
+    wrong = "takes no spec" if row else "unknown verb"
+    raise SpecError(f"{verb}: {wrong}" + (f"; did you mean {guess[0]}?" if guess else ""))
 
 
-def section_name(verb: str) -> str:
-    """The section that a verb reads: `trt_evaluate` reads `evaluate`, doctor `train`."""
-    return "train" if verb == "doctor" else verb.removeprefix("trt_")
-
-
-# section -> the key that names the file it writes
-_OUTPUT_FILES = {"export": "onnx_file", "gen_trt_engine": "trt_engine"}
-
-
-def output_file(spec: ExperimentSpec, name: str) -> str:
-    """The file that the user wants a section's verb to write, else the empty text."""
-    return getattr(getattr(spec, name), _OUTPUT_FILES.get(name, ""), "")
+def output_file(spec: ExperimentSpec, verb: str) -> str:
+    """The file that the user wants a verb to write, else the empty text."""
+    section, _, name = VERBS[verb].output_file.partition(".")
+    return getattr(getattr(spec, section), name) if name else ""
 
 
 def results_dir(spec: Section, verb: str) -> Path:
@@ -100,11 +67,11 @@ def results_dir(spec: Section, verb: str) -> Path:
         return Path(spec.results_dir)
     if verb == "doctor":
         return results_dir(spec, "train") / "doctor"
-    name = section_name(verb)
+    name = section_of(verb)
     own = getattr(spec, name)
     if own.results_dir:
         return Path(own.results_dir)
-    if not spec.results_dir and (file := output_file(spec, name)):
+    if not spec.results_dir and (file := output_file(spec, verb)):
         return Path(file).parent
     with_engine = name in ("evaluate", "inference") and own.trt_engine
     return Path(spec.results_dir) / (f"trt_{name}" if with_engine else name)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import effects, paths, requirements
-from stereo_core.spec.experiment import SPECS, ExperimentSpec, spec_class
+from stereo_core.spec.experiment import ExperimentSpec, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.interpolation import resolve
 from stereo_core.spec.model import PRESETS
@@ -112,7 +112,7 @@ def checked(verb: str, tree: dict[str, Any], source: str) -> Section:
         return build(verb, tree)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise SpecError("\n".join(_complaint(SPECS[verb], one, _Source(source)) for one in details)) from None
+        raise SpecError("\n".join(_complaint(spec_class(verb), one, _Source(source)) for one in details)) from None
 
 
 def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Section:
@@ -122,7 +122,7 @@ def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Se
     except SpecError as error:
         complaints.append(f"{source.name}: {error}")
     except ValidationError as error:
-        complaints += [_complaint(SPECS[verb], detail, source) for detail in error.errors(include_url=False)]
+        complaints += [_complaint(spec_class(verb), detail, source) for detail in error.errors(include_url=False)]
     if spec is not None:
         complaints += [f"{source.of(path)}: {path}: {rule}" for path, rule in requirements.check(verb, spec)]
     if complaints:

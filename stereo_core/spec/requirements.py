@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stereo_core.spec import choice, search_space
+from stereo_core.spec.convert import ConvertSpec, FetchSpec
 from stereo_core.spec.dataset import Augmentation, Dataset, DataSource, Split
-from stereo_core.spec.experiment import ExperimentSpec, output_file, section_name
+from stereo_core.spec.experiment import ExperimentSpec, output_file
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 from stereo_core.storage import is_uri
+from stereo_core.verbs import VERBS, required, section_of
 
 LOG = logging.getLogger(__name__)
 
@@ -20,7 +22,6 @@ Complaint = tuple[str, str]
 
 _NEEDED = "is needed"
 
-_MODEL_VERBS = ("train", "automl", "evaluate", "inference", "export", "quantize")
 # quantize.backend -> quantize.mode, and the values of quantize.algorithm that the library has for int8 and fp8
 _QUANTIZE_MODES = {
     "torchao": "weight_only_ptq",
@@ -40,29 +41,40 @@ def check(verb: str, spec: Section) -> list[Complaint]:
 
 
 def _complaints(verb: str, spec: Section) -> list[Complaint]:
-    if verb == "convert":
-        return [*_is_set("results_dir", spec.results_dir), *_folder("data_root", spec.data_root)]
-    if verb == "fetch_dataset":
-        usable = is_uri(spec.uri) or (spec.mode != "copy" and Path(spec.uri or "?").is_dir())
-        expected = "s3://bucket/folder" if spec.mode == "copy" else "a folder or s3://bucket/folder"
-        wrong = [] if usable else [("uri", f"{spec.uri or 'empty'}; expected {expected}")]
-        if spec.mode != "pack" and "shard_mib" in spec.model_fields_set:
-            wrong.append(("shard_mib", "has an effect with mode=pack alone; leave it out"))
-        return [*_is_set("results_dir", spec.results_dir), *wrong]
-    if verb == "publish_model":
-        return [one for name in ("results_dir", "model_path", "uri") for one in _is_set(name, getattr(spec, name))]
-    if verb in ("synthesize", "report", "final_status"):
-        return list(_is_set("results_dir", spec.results_dir))
-    name = section_name(verb)
+    if not isinstance(spec, ExperimentSpec):
+        return [*_mandatory(spec), *_RULES.get(verb, _none)(spec, verb)]
+    name, reads = section_of(verb), VERBS[verb].sections
     own = getattr(spec, name)
-    somewhere = own.results_dir or spec.results_dir or output_file(spec, name)
+    somewhere = own.results_dir or spec.results_dir or output_file(spec, verb)
     complaints = [] if somewhere else [("results_dir", f"is needed by {verb}, or {name}.results_dir")]
-    complaints += _RULES[name](spec, verb)
-    if name in _MODEL_VERBS and not getattr(own, "trt_engine", ""):
+    complaints += _RULES.get(name, _none)(spec, verb)
+    if "model" in reads and not getattr(own, "trt_engine", ""):
         complaints += _model(spec)
-    if name != "gen_trt_engine" and spec.dataset.dataset_name != "StereoDataset":
+    if "dataset" in reads and spec.dataset.dataset_name != "StereoDataset":
         complaints.append(("dataset.dataset_name", "MonoDataset: this product is for stereo only"))
     return complaints
+
+
+def _none(spec: Section, verb: str) -> Iterator[Complaint]:
+    yield from ()
+
+
+def _mandatory(spec: Section) -> Iterator[Complaint]:
+    for name, field in type(spec).model_fields.items():
+        if (field.json_schema_extra or {}).get("mandatory"):
+            yield from _is_set(name, getattr(spec, name))
+
+
+def _convert(spec: ConvertSpec, verb: str) -> Iterator[Complaint]:
+    yield from _folder("data_root", spec.data_root)
+
+
+def _fetch_dataset(spec: FetchSpec, verb: str) -> Iterator[Complaint]:
+    expected = "s3://bucket/folder" if spec.mode == "copy" else "a folder or s3://bucket/folder"
+    if spec.uri and not is_uri(spec.uri) and (spec.mode == "copy" or not Path(spec.uri).is_dir()):
+        yield "uri", f"{spec.uri}; expected {expected}"
+    if spec.mode != "pack" and "shard_mib" in spec.model_fields_set:
+        yield "shard_mib", "has an effect with mode=pack alone; leave it out"
 
 
 def settle(verb: str, spec: Section) -> None:
@@ -85,19 +97,22 @@ def settle(verb: str, spec: Section) -> None:
         spec.quantize.mode = _QUANTIZE_MODES[spec.quantize.backend]
     if spec.evaluate.resize is None:
         spec.evaluate.resize = "pad" if spec.evaluate.trt_engine else "none"
-    name = "train" if verb == "automl" else section_name(verb)
+    for section in VERBS[verb].sections:
+        _settle_checkpoints(section, getattr(spec, section))
+
+
+def _settle_checkpoints(name: str, own: Section) -> None:
     for key in _CHECKPOINTS.get(name, ()):
-        said = getattr(getattr(spec, name), key)
+        said = getattr(own, key)
         if said not in ("", AUTO) and not is_uri(said) and (file := str(choice.chosen(said))) != said:
             LOG.info("%s.%s: %s is %s", name, key, said, file)
-            setattr(getattr(spec, name), key, file)
+            setattr(own, key, file)
 
 
 def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     train = spec.train
-    yield from _sources(spec, "train", needed=True)
-    yield from _sources(spec, "val", needed=False)
-    for name in ("train", "val"):
+    for name, needed in required(VERBS[verb].splits).items():
+        yield from _sources(spec, name, needed=needed)
         yield from _augmentation(
             f"dataset.{name}_dataset.augmentation", getattr(spec.dataset, f"{name}_dataset").augmentation
         )
@@ -138,10 +153,11 @@ def _automl(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 
 def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
-    name = section_name(verb)
+    name = section_of(verb)
     own = getattr(spec, name)
-    yield from _sources(spec, "test" if name == "evaluate" else "infer", needed=True)
-    if verb.startswith("trt_") and not own.trt_engine:
+    for split, needed in required(VERBS[verb].splits).items():
+        yield from _sources(spec, split, needed=needed)
+    if "engine" in VERBS[verb].inputs and not own.trt_engine:
         yield f"{name}.trt_engine", _NEEDED
     elif own.checkpoint and own.trt_engine:
         yield f"{name}.checkpoint", f"{name}.trt_engine is set too; exactly one of the two is possible"
@@ -207,6 +223,8 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 
 _RULES = {
+    "convert": _convert,
+    "fetch_dataset": _fetch_dataset,
     "train": _train,
     "automl": _automl,
     "evaluate": _predict,

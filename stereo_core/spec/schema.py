@@ -10,11 +10,11 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from stereo_core.spec import effects
-from stereo_core.spec.experiment import ExperimentSpec, section_name, spec_class
+from stereo_core.spec.experiment import ExperimentSpec, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import dotted, group_of
+from stereo_core.verbs import VERBS, section_of
 
-_BESIDE = {"train": ("wandb",), "automl": ("train", "wandb")}
 _SHARED = ("results_dir", "encryption_key", "model_name", "dataset", "model")
 
 
@@ -26,8 +26,8 @@ def json_schema(verb: str) -> dict[str, Any]:
     schema = spec_class(verb).model_json_schema()
     definitions = schema.pop("$defs", {})
     tree = _marked(_inlined(schema, definitions), "")
-    if verb.startswith("trt_"):
-        keys = tree["properties"][section_name(verb)]["properties"]
+    if "engine" in VERBS[verb].inputs:
+        keys = tree["properties"][section_of(verb)]["properties"]
         keys["trt_engine"]["mandatory"] = keys["checkpoint"].pop("mandatory")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | tree | {"title": f"depth_net {verb}"}
 
@@ -80,7 +80,7 @@ def default_specs(verb: str) -> str:
     schema = json_schema(verb)
     names = list(group.model_fields)
     if group is ExperimentSpec:
-        wanted = {*_SHARED, section_name(verb), *_BESIDE.get(section_name(verb), ())}
+        wanted = {*_SHARED, *VERBS[verb].sections}
         names = [name for name in names if name in wanted]
     head = f"# depth_net {verb}: every key with its default. ??? stands where a value is needed.\n"
     return head + "\n".join(_lines(group, names, schema, ())) + "\n"

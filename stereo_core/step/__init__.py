@@ -1,1 +1,1 @@
-"""An action behind KFP's executor protocol: what `depth_net-launch ACTION EXECUTOR_INPUT_JSON` runs."""
+"""A verb as a step of a pipeline: KFP's executor protocol around it."""

@@ -19,7 +19,8 @@ from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.engines import BuildSettings, build_engine
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.run.outcome import Outcome
-from stereo_core.step.launch import Artifact, publish
+from stereo_core.step.ports import Artifact
+from stereo_core.step.publish import Run, publish
 
 SIZES = ((64, 96), (64, 96), (64, 96), (48, 80))
 
@@ -108,8 +109,8 @@ def shown(tmp_path_factory):
         place = tmp_path_factory.mktemp("published")
         results = place / "results"
         shutil.copytree(folder, results, ignore=shutil.ignore_patterns("*.pth"))
-        page = Artifact("report", "report", {}, "", place / "page.html")
-        publish(action, outcome, {"report": page}, results, "")
+        page = Artifact("report", "report", place / "page.html")
+        publish(Run(action, outcome, results, {}), {"report": page})
         found = re.findall(
             r'<h2>(.+)</h2>|<img alt="(.+)" src="data:image/png;base64,iVBOR', page.path.read_text(encoding="utf-8")
         )

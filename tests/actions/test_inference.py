@@ -175,31 +175,51 @@ def test_an_engine_that_fails_while_it_runs_fails_the_run(broken_engine, scenes,
     assert files(tmp_path) == set() and not (tmp_path / "results.json").exists()
 
 
-def test_tiles_of_an_engine(scenes, infer, tiny_checkpoint, tmp_path, caplog, monkeypatch):
-    """End to end: an engine of 32 x 64 on images of 64 x 96; whole images would be scaled down instead."""
-    export = {"checkpoint": str(tiny_checkpoint), "onnx_file": str(tmp_path / "tiny.onnx"), "on_cpu": True}
-    export |= {"input_height": 32, "input_width": 64, "valid_iters": 3, "results_dir": str(tmp_path)}
+@pytest.fixture(scope="module")
+def small_engine(tiny_checkpoint, tmp_path_factory):
+    """An engine of 32 x 64, batches of up to 2; the scenes have 64 x 96."""
+    folder = tmp_path_factory.mktemp("small")
+    export = {"checkpoint": str(tiny_checkpoint), "onnx_file": str(folder / "tiny.onnx"), "on_cpu": True}
+    export |= {"input_height": 32, "input_width": 64, "valid_iters": 3, "results_dir": str(folder)}
     assert perform("export", spec_from_dict("export", {"model": MODEL, "export": export})) == 0
-    build_engine(export["onnx_file"], tmp_path / "e", BuildSettings(backend="onnxruntime", verify=False, max_batch=2))
-    keys = {"checkpoint": "", "trt_engine": str(tmp_path / "e"), "save_raw_pfm": True}
-    tile = {"tile": True, "tile_overlap": [8, 48]}
-    calls = []
-    monkeypatch.setattr(predictor, "load_engine", lambda *a: calls.append(load_engine(*a)) or calls[-1])
-    assert infer(tmp_path / "tiles", scenes / "list.txt", **keys, **tile) == 0
-    name = "disparity_pfm/scene0/left.pfm"
-    found, _ = read_disparity(tmp_path / "tiles" / name)
+    build_engine(export["onnx_file"], folder / "e", BuildSettings(backend="onnxruntime", verify=False, max_batch=2))
+    return folder / "e"
+
+
+@pytest.fixture
+def tiled_run(scenes, infer, small_engine, tmp_path, monkeypatch):
+    """(folder, engine that was run) of an inference in tiles."""
+    opened = []
+    monkeypatch.setattr(predictor, "load_engine", lambda *a: opened.append(load_engine(*a)) or opened[-1])
+    keys = {"checkpoint": "", "trt_engine": str(small_engine), "save_raw_pfm": True}
+    assert infer(tmp_path / "tiles", scenes / "list.txt", **keys, tile=True, tile_overlap=[8, 48]) == 0
+    return tmp_path / "tiles", opened[-1]
+
+
+def test_tiles_of_an_engine_are_not_scaled(tiled_run, scenes, small_engine, caplog):
+    """The corners lie in one tile each: they are what the engine says of that tile."""
+    folder, _ = tiled_run
+    found, _ = read_disparity(folder / "disparity_pfm" / "scene0" / "left.pfm")
     left, right = (cv2.imread(str(scenes / "scene0" / f"{side}.png"))[..., ::-1] for side in ("left", "right"))
-    # The corners lie in one tile each: they are what the engine says of that tile, not scaled.
-    corner = load_engine(tmp_path / "e").infer(left[:32, :64], right[:32, :64])
+    corner = load_engine(small_engine).infer(left[:32, :64], right[:32, :64])
     assert found.shape == (64, 96)
     np.testing.assert_allclose(found[:16, :16], corner[:16, :16], atol=1e-3)
-    results = json.loads((tmp_path / "tiles" / "results.json").read_text())
-    assert results["settings"]["tile"] == [32, 64] and "scaled down" not in caplog.text
+    assert "scaled down" not in caplog.text
+
+
+def test_latency_in_tiles_is_that_of_images(tiled_run):
+    """Batches of 2 and of 1, and one image of another size: three calls that together took all the time for 4."""
+    folder, engine = tiled_run
+    results = json.loads((folder / "results.json").read_text())
+    assert results["settings"]["tile"] == [32, 64]
     assert results["latency_batch"] == 2, "a call of images, not one of their tiles"
-    # Batches of 2 and of 1, and one image of another size: three calls that together took all the time for 4 images.
-    assert len(calls[-1].latencies_ms) == 3
-    assert results["images_per_second"] == pytest.approx(4000 / sum(calls[-1].latencies_ms))
-    assert infer(tmp_path / "scaled", scenes / "list.txt", **keys) == 0
+    assert len(engine.latencies_ms) == 3
+    assert results["images_per_second"] == pytest.approx(4000 / sum(engine.latencies_ms))
+
+
+def test_images_larger_than_the_engine_draw_one_warning(scenes, infer, small_engine, tmp_path, caplog):
+    keys = {"checkpoint": "", "trt_engine": str(small_engine)}
+    assert infer(tmp_path, scenes / "list.txt", **keys) == 0
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "scaled down" in r.getMessage()]
     assert len(warnings) == 1 and "images of 64 x 96 are larger than the engine, at most 32 x 64" in warnings[0]
     assert "inference.tile" in warnings[0] and "export.dynamic_hw" in warnings[0]

@@ -86,23 +86,23 @@ def test_torchao_weights_alone(spec, tiny_checkpoint, shown, dtype, kind):
     assert outcome.metadata["quantized"]["kind"] == "checkpoint"
 
 
-def test_a_loss_above_the_limit_leaves_nothing(
-    spec, split, scenes, tiny_checkpoint, tmp_path, status_lines, capsys, caplog
-):
-    """max_epe_increase below what the run costs: exit 1, FAILURE, no result, the older one gone too.
-
-    The ground truth is the float network's own disparity, so that every change is a loss."""
+@pytest.fixture
+def costly(split, scenes, tiny_checkpoint, tmp_path) -> dict:
+    """Validation data whose ground truth is the float network's own disparity, so that every change is a loss."""
     pytest.importorskip("torchao")
     images = [scenes / "scene0" / f"{side}.png" for side in ("left", "right")]
     left, right = (torch.from_numpy(read_image(i).astype("float32").transpose(2, 0, 1))[None] for i in images)
     with torch.no_grad():
         write_pfm(tmp_path / "own.pfm", load_model(tiny_checkpoint).eval()(left, right)[0, 0].numpy())
     (tmp_path / "own.txt").write_text(f"{images[0]} {images[1]} {tmp_path / 'own.pfm'}\n")
-    data = {"val_dataset": split(tmp_path / "own.txt")}
-    kpi = run(spec(data)).kpi
-    increase = kpi["epe_increase"]
-    assert kpi["epe_before"] < 1e-4 < increase
-    checked = spec(data, max_epe_increase=increase / 2)
+    return {"val_dataset": split(tmp_path / "own.txt")}
+
+
+def test_a_loss_above_the_limit_leaves_nothing(spec, costly, status_lines, capsys, caplog):
+    """max_epe_increase below what the run costs: exit 1, FAILURE, no result, the older one gone too."""
+    kpi = run(spec(costly)).kpi
+    assert kpi["epe_before"] < 1e-4 < kpi["epe_increase"]
+    checked = spec(costly, max_epe_increase=kpi["epe_increase"] / 2)
     assert perform("quantize", checked) == 1
     folder = Path(checked.results_dir) / "quantize"
     last = status_lines(folder)[-1]
@@ -113,8 +113,15 @@ def test_a_loss_above_the_limit_leaves_nothing(
     assert output.err.count(said) == 1 and "Traceback" not in output.err + caplog.text and said not in caplog.text
     assert all((folder / name).exists() for name in ("before", "after", "layers.csv"))
     assert not [path for path in folder.rglob("*") if path.suffix == ".pth"]
-    assert perform("quantize", spec(data, max_epe_increase=increase * 2)) == 0
+
+
+def test_a_loss_below_the_limit_is_told(spec, costly, status_lines):
+    increase = run(spec(costly)).kpi["epe_increase"]
+    allowed = spec(costly, max_epe_increase=increase * 2)
+    assert perform("quantize", allowed) == 0
+    folder = Path(allowed.results_dir) / "quantize"
     assert status_lines(folder)[-1]["kpi"]["epe_increase"] == pytest.approx(increase)
+    assert [path for path in folder.rglob("*") if path.suffix == ".pth"]
 
 
 @pytest.mark.slow

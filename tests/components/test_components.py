@@ -11,42 +11,17 @@ import stereo_components
 import yaml
 from kfp import components, dsl
 
-from stereo_core.actions import ACTIONS
 from stereo_core.orchestration.compile import BEGIN, END, compiled_path, component_folders, write
 from stereo_core.spec.experiment import spec_class
-from stereo_core.step import launch as launcher
+from stereo_core.step.launch import main
+from stereo_core.verbs import VERBS, required, steps
 
 FOLDERS = {folder.name: folder for folder in component_folders()}
 
-# The ports of INTERFACES.md: artifact inputs ("?" = optional), parameters, outputs.
-DATA = {"images": "Dataset", "annotations": "Dataset"}
-REPORT = {"metrics": "Metrics", "report": "HTML"}
-PORTS = {
-    "convert": ({"images": "Dataset"}, {"annotations": "Dataset"}),
-    "synthesize": ({}, {"images": "Dataset"}),
-    "fetch_dataset": ({}, {"images": "Dataset"}),
-    "train": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model"} | REPORT),
-    "train_distributed": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model"} | REPORT),
-    "automl": (DATA | {"pretrained?": "Model"}, {"checkpoint": "Model", "best_spec": "Artifact"} | REPORT),
-    "evaluate": (DATA | {"checkpoint": "Model"}, REPORT),
-    "trt_evaluate": (DATA | {"engine": "Model"}, REPORT),
-    "inference": (DATA | {"checkpoint": "Model"}, {"disparity": "Dataset", "report": "HTML"}),
-    "trt_inference": (DATA | {"engine": "Model"}, {"disparity": "Dataset", "report": "HTML"}),
-    "export": ({"checkpoint": "Model"}, {"onnx": "Model"}),
-    "gen_trt_engine": ({"onnx": "Model"}, {"engine": "Model"}),
-    "quantize": (
-        DATA | {"checkpoint?": "Model", "onnx?": "Model"},
-        {"quantized": "Model"} | REPORT,
-    ),
-    "report": (
-        {f"{port}?": "Metrics" for port in ("first", "second", "third", "fourth", "many")},
-        {"report": "HTML"},
-    ),
-    "publish_model": ({"model": "Model", "metrics?": "Metrics"}, {"card": "Markdown"}),
-    "final_status": ({}, {"summary": "Markdown"}),
-}
-FLAT = launcher.FLAT  # their parameters are the spec's own keys
-ACTION = {"train_distributed": "train"}  # where it is not the component's name
+TYPES = dict.fromkeys(("images", "annotations", "disparity"), "Dataset")
+TYPES |= dict.fromkeys(("checkpoint", "onnx", "engine", "quantized", "model"), "Model")
+TYPES |= {"metrics": "Metrics", "report": "HTML", "card": "Markdown", "summary": "Markdown", "spec": "Artifact"}
+ROWS = {name: VERBS[{"train_distributed": "train"}.get(name, name)] for name in FOLDERS}
 
 
 def ports(section: dict) -> dict[str, str]:
@@ -56,62 +31,64 @@ def ports(section: dict) -> dict[str, str]:
     }
 
 
+def typed(ports: dict[str, str]) -> dict[str, str]:
+    return {port: TYPES[kind] for port, kind in ports.items()}
+
+
 def test_committed_files_are_what_the_dsl_says():
     assert write(check=True) == [], "run `make compile` and commit"
 
 
 def test_every_component_is_there():
-    assert set(FOLDERS) == set(PORTS) == set(stereo_components.__all__)
-    assert {ACTION.get(name, name) for name in FOLDERS} == set(launcher.ACTIONS)
-    assert {action.removeprefix("trt_") for action in launcher.ACTIONS} == set(ACTIONS) - {"doctor"}
+    assert set(FOLDERS) == set(stereo_components.__all__)
+    assert {row.name for row in ROWS.values()} == set(steps())
 
 
-@pytest.mark.parametrize("name", PORTS)
+@pytest.mark.parametrize("name", ROWS)
 def test_ports(name):
     spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
     component = next(iter(spec["components"].values()))
-    inputs, outputs = PORTS[name]
-    flat = name in FLAT
-    spec_file = {} if flat else {"spec_file?": "Artifact"}
-    assert ports(component.get("inputDefinitions", {})) == inputs | spec_file
-    assert ports(component["outputDefinitions"]) == outputs
+    row = ROWS[name]
+    spec_file = {} if row.plain else {"spec_file?": "spec"}
+    assert ports(component.get("inputDefinitions", {})) == typed(row.inputs | spec_file)
+    assert ports(component["outputDefinitions"]) == typed(row.outputs)
     parameters = component["inputDefinitions"]["parameters"]
-    assert flat or parameters["spec"]["parameterType"] == "STRUCT"
+    assert row.plain or parameters["spec"]["parameterType"] == "STRUCT"
     assert all(item.get("isOptional") for item in parameters.values()), "every parameter has a default"
     documented = [*component["inputDefinitions"].get("artifacts", {}).values(), *parameters.values()]
     documented += component["outputDefinitions"]["artifacts"].values()
     assert all(item.get("description") for item in documented), "Args and Returns name every port"
 
 
-@pytest.mark.parametrize("name", PORTS)
+@pytest.mark.parametrize("name", ROWS)
 def test_reloads_and_starts_its_own_action(name):
     component = components.load_component_from_file(str(compiled_path(FOLDERS[name])))
     container = component.component_spec.implementation.container
     assert component.component_spec.name == name.replace("_", "-")
-    assert container.command == ["depth_net-launch"] and container.args == [ACTION.get(name, name), "{{$}}"]
+    assert container.command == ["depth_net-launch"] and container.args == [ROWS[name].name, "{{$}}"]
     assert component.component_spec.description
 
 
-@pytest.mark.parametrize("name", PORTS)
+@pytest.mark.parametrize("name", ROWS)
 def test_typed_parameters_reach_a_spec_key(name):
     """A parameter that is neither the spec nor known to the launcher would be silently ignored."""
     spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
     parameters = set(next(iter(spec["components"].values()))["inputDefinitions"]["parameters"])
-    if name in FLAT:
+    row = ROWS[name]
+    if row.plain:
         fields = spec_class(name).model_fields
         assert parameters <= set(fields)
         declared = spec["root"]["inputDefinitions"]["parameters"].items()
         defaults = {key: item["defaultValue"] for key, item in declared if "defaultValue" in item}
         assert defaults == {key: fields[key].default for key in parameters - {"status"}}
         return
-    action = ACTION.get(name, name)
-    known = {"spec", *launcher.TYPED.get(action, {})} - ({"num_gpus", "num_nodes"} if name == "train" else set())
-    known |= {"dataset_name"} if action.removeprefix("trt_") in launcher.SPLITS else set()
+    known = {"spec", *row.parameters} - ({"num_gpus", "num_nodes"} if name == "train" else set())
+    known |= {"dataset_name"} if row.splits else set()
     assert parameters == known
 
 
-INPUTS = [(name, port.removesuffix("?")) for name, (inputs, _) in PORTS.items() for port in [*inputs, "spec_file?"]]
-INPUTS = [(name, port) for name, port in INPUTS if port != "spec_file" or name not in FLAT]
+INPUTS = [(name, port) for name, row in ROWS.items() for port in required(row.inputs)]
+INPUTS += [(name, "spec_file") for name, row in ROWS.items() if not row.plain]
 MADE = {"images", "annotations", "checkpoint", "onnx", "engine", "metrics", "spec"}  # kinds that some step gives
 
 
@@ -121,14 +98,14 @@ def test_every_input_is_checked_for_its_kind(name, port, tmp_path, capsys):
     given = {"artifacts": [{"uri": str(tmp_path), "metadata": {"kind": "nonsense"}}]}
     outputs = {"outputFile": str(tmp_path / "executor_output.json")}
     message = {"inputs": {"artifacts": {port: given}}, "outputs": outputs}
-    assert launcher.main([ACTION.get(name, name), json.dumps(message)]) == 2
+    assert main([ROWS[name].name, json.dumps(message)]) == 2
     told = capsys.readouterr().err
     assert f"input {port}: {tmp_path} is of kind 'nonsense'; " in told and not list(tmp_path.iterdir())
     wanted = set(re.findall(r"'(\w+)'", told.partition("; ")[2]))
     assert wanted and wanted <= MADE
 
 
-@pytest.mark.parametrize("name", PORTS)
+@pytest.mark.parametrize("name", ROWS)
 def test_metadata_and_readme(name):
     metadata = yaml.safe_load((FOLDERS[name] / "metadata.yaml").read_text())
     assert metadata["name"] == name
@@ -140,7 +117,7 @@ def test_metadata_and_readme(name):
     assert text.index(BEGIN) < text.index(END)
 
 
-@pytest.mark.parametrize("name", PORTS)
+@pytest.mark.parametrize("name", ROWS)
 def test_components_know_only_kfp(name):
     source = inspect.getsource(importlib.import_module(f"stereo_components.{name}.component"))
     imported = set()

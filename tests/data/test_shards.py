@@ -23,6 +23,7 @@ from stereo_core.data.images import read_image, read_mask
 from stereo_core.errors import DataError
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
+from stereo_core.storage.transfers import PART
 
 SOURCE = SimpleNamespace(dataset_name="GenericDataset", disparity_format="auto", disparity_scale=None)
 
@@ -34,15 +35,14 @@ def pack(folder: Path, into: Path, limit: int = 20_000) -> Path:
 
 
 def test_packing_has_a_bar_on_a_terminal_of_the_main_thread(tmp_path, monkeypatch, terminal):
-    monkeypatch.setattr(shards.storage, "PART", 100)
     monkeypatch.setattr(sys, "stderr", terminal)
-    sizes = {"a": 300, "b": 200}
-    thread = threading.Thread(target=shards.pack, args=(sizes, lambda name: bytes(sizes[name]), tmp_path / "x", 1000))
+    sizes, limit = {"a": PART, "b": 5}, 2 * PART  # less than a part is packed without a bar
+    thread = threading.Thread(target=shards.pack, args=(sizes, lambda name: bytes(sizes[name]), tmp_path / "x", limit))
     thread.start()
     thread.join()
     assert terminal.getvalue() == ""
-    shards.pack(sizes, lambda name: bytes(sizes[name]), tmp_path / "packed", 1000)
-    assert "packed" in terminal.getvalue() and "500/500 bytes" in terminal.getvalue()
+    shards.pack(sizes, lambda name: bytes(sizes[name]), tmp_path / "packed", limit)
+    assert "packed" in terminal.getvalue() and "16.8/16.8 MB" in terminal.getvalue()
     assert set(shards.packed(str(tmp_path / "packed"))) == {"a", "b"}
 
 

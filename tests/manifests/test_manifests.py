@@ -23,7 +23,7 @@ from stereo_pipelines.profiles import SHARED_MIB
 
 from stereo_core import __version__
 from stereo_core.errors import SpecError
-from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.argo.check import problems
 from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.katib import experiment, read_spec
 from stereo_core.run.status import StatusLog
@@ -34,7 +34,7 @@ MANIFESTS = Path(__file__).parents[2] / "manifests"
 SCHEMAS = MANIFESTS.parent.parent / "shared/schemas"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 GPU_OVERLAYS = ["eks", "gke", "on-prem"]
-FOREIGN = ("argoproj.io", "trainer.kubeflow.org")
+FOREIGN = ("argoproj.io", "trainer.kubeflow.org", "pipelines.kubeflow.org")
 
 
 def build_overlay(folder: Path) -> list[dict]:
@@ -70,30 +70,9 @@ def strict_schema(document: dict) -> dict:
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
-def kubeflow_schema(kind: str) -> dict:
-    """What the resource definitions of Kubeflow Pipelines 2 allow, and what a pipeline version can not do without."""
-
-    def closed(required: list[str], **properties: dict) -> dict:
-        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-    text, anything = {"type": "string"}, {"type": "object"}
-    spec = {
-        "Pipeline": closed([], displayName=text, description=text),
-        "PipelineVersion": closed(
-            ["pipelineName", "pipelineSpec"],
-            **dict.fromkeys(("displayName", "description", "pipelineName", "pipelineSpecURI", "codeSourceURL"), text),
-            **dict.fromkeys(("pipelineSpec", "platformSpec"), anything),
-        ),
-    }[kind]
-    metadata = closed(["name"], name=text, namespace=text, labels=anything, annotations=anything)
-    return closed(["metadata", "spec"], apiVersion=text, kind=text, metadata=metadata, spec=spec)
-
-
 def validate(document: dict) -> None:
     """Against the resource's own schema; unknown fields are errors."""
-    if document["apiVersion"] == "pipelines.kubeflow.org/v2beta1":
-        jsonschema.Draft202012Validator(kubeflow_schema(document["kind"])).validate(document)
-    elif document["apiVersion"].startswith(FOREIGN):
+    if document["apiVersion"].startswith(FOREIGN):
         jsonschema.Draft202012Validator(strict_schema(document)).validate(document)
     else:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
@@ -253,7 +232,7 @@ def test_compiled_workflows_fit_the_local_overlay(overlays):
         }
         assert endpoint.endswith(f"//{own['endpoint']}")
         for step in (d for d in steps if d["kind"] == "WorkflowTemplate"):
-            environment = {e["name"]: e["valueFrom"] for e in step["spec"]["templates"][0]["container"]["env"]}
+            environment = {e["name"]: e["valueFrom"] for e in step["spec"]["templates"][-1]["container"]["env"]}
             assert environment["AWS_ENDPOINT_URL"]["configMapKeyRef"]["name"] == "stereo-storage"
             assert environment["AWS_SECRET_ACCESS_KEY"]["secretKeyRef"] == own["secretKeySecret"] | {"optional": True}
 
@@ -335,7 +314,7 @@ def test_what_is_named_is_there(overlays, name):
     accounts, roles = named(documents, "ServiceAccount"), named(documents, "Role")
     for binding in named(documents, "RoleBinding").values():
         assert binding["roleRef"]["name"] in roles
-        assert all(s["name"] in accounts or s["namespace"] == "argo" for s in binding["subjects"])
+        assert all(subject["name"] in accounts for subject in binding["subjects"])
     for key, kind in (("serviceAccountName", "ServiceAccount"), ("priorityClassName", "PriorityClass")):
         assert set(values_of(documents, key)) <= set(named(documents, kind))
     claims = {claim["claimName"] for claim in values_of(documents, "persistentVolumeClaim")}
@@ -378,6 +357,66 @@ def test_the_network_is_closed_but_for_what_is_named(overlays, name):
     if runtimes := named(overlays[name], "TrainingRuntime"):
         job = runtimes["stereo-train"]["spec"]["template"]["spec"]["replicatedJobs"][0]
         assert label in job["template"]["spec"]["template"]["metadata"]["labels"].items()
+
+
+# pod ports behind the services of known installations: a policy sees these, not the services' own
+PODS = {
+    "kubeflow": {
+        "ml-pipeline": {8888, 8887},
+        "metadata-grpc-service": {8080},
+        "minio-service, to 2.14": {9000},
+        "seaweedfs, from 2.15 (service port 9000)": {8333},
+    },
+    "minio": {"minio": {9000}},
+    "kube-system": {"kube-dns": {53}},
+}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_policies_let_pods_reach_the_ports_that_pods_have(overlays, name):
+    open_ports: dict[str, set[int]] = {}
+    for policy in named(overlays[name], "NetworkPolicy").values():
+        for rule in policy["spec"].get("egress", []):
+            for peer in rule.get("to", []):
+                labels = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                there = labels.get("kubernetes.io/metadata.name")
+                open_ports.setdefault(there, set()).update(port["port"] for port in rule.get("ports", []))
+    assert {"kubeflow", "kube-system"} <= set(open_ports)
+    for namespace in set(PODS) & set(open_ports):
+        assert open_ports[namespace] == set().union(*PODS[namespace].values()), namespace
+
+
+def test_argos_controller_may_write_its_cache_where_it_runs(overlays, tmp_path):
+    """In its own namespace, which one line says; and nowhere in the namespace of the pipelines."""
+    shutil.copytree(MANIFESTS / "controller", tmp_path / "controller")
+    for namespace in ("argo", "workflows"):
+        path = tmp_path / "controller/kustomization.yaml"
+        path.write_text(path.read_text().replace("namespace: argo ", f"namespace: {namespace} "))
+        documents = build_overlay(path.parent)
+        for document in documents:
+            validate(document)
+            assert document["metadata"]["namespace"] == namespace
+        (role,), (binding,) = (named(documents, kind).values() for kind in ("Role", "RoleBinding"))
+        assert role["rules"] == [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "update"]}]
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "argo", "namespace": namespace}]
+        assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    for name in OVERLAYS:
+        rules = [rule for role in named(overlays[name], "Role").values() for rule in role["rules"]]
+        assert not [rule for rule in rules if "configmaps" in rule["resources"] and "create" in rule["verbs"]], name
+
+
+def test_every_pod_names_its_user():
+    """Katib and others put containers into pods, whose images may name no user: runAsNonRoot alone keeps them out."""
+    paths = ("katib/experiment.yaml", "trainer/runtime.yaml", "argo/templates.yaml")
+    found = [
+        pod
+        for path in paths
+        for document in yaml.safe_load_all((MANIFESTS / path).read_text())
+        for pod in pods(document)
+    ]
+    assert len(found) > 12
+    for pod in found:
+        assert pod["securityContext"]["runAsUser"] == 10001 and pod["securityContext"]["runAsGroup"] == 0
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -27,7 +27,8 @@ def change_all() -> None:
     for name in ("benchmark", "deterministic", "allow_tf32"):
         setattr(cudnn, name, not getattr(cudnn, name))
     torch.set_float32_matmul_precision("medium" if torch.get_float32_matmul_precision() != "medium" else "high")
-    torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled(), warn_only=True)
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled(), warn_only=not warn_only)
     deterministic.fill_uninitialized_memory = not deterministic.fill_uninitialized_memory
     torch.set_num_threads(torch.get_num_threads() + 1)
 

@@ -1,207 +1,51 @@
 """What Argo's controller and executor do with a generated Workflow, done here with processes and folders.
 
-References are replaced as Argo does it: in the JSON text of a task or template, from `{{` to the next `}}`; `{{=...}}`
-is evaluated (the part of the expression language that the manifests use). A template has them replaced twice, first
-what is known of the workflow, then its inputs; an expression stands as it is where one of its names is not known.
-Artifacts are copied in and out of a folder that stands for the pod's `/stereo`; a bucket is a folder of `store`.
+Artifacts are copied in and out of a folder that stands for the pod's `/stereo`; they lie under bare keys in the bucket
+that the Workflow's repository names (argo-workflows.readthedocs.io: artifact-repository-ref, key-only-artifacts), which
+is a folder of `store` or of the cluster. The rules, by the controller of 3.6 to 4.1 (workflow/controller):
+- a cache hit makes a node without children (operator.go, executeTemplate); of a template with a retryStrategy it is a
+  Retry node, which then never ends;
+- a cached node that can not be saved is an Error (operator.go for pods; dag.go of 4.1 for DAGs, of which 3.7 only logs
+  it);
+- backoff.maxDuration is a total (operator.go, processNodeRetries);
+- expressions choose artifacts in outputs only (dag.go, resolveDependencyReferences).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import operator
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from argo_cluster import Cluster, Errored
+from argo_evaluator import Expression, resolved, substituted
+
 POD = "/stereo"
-TOKEN = re.compile(
-    r"""\s*('[^']*'|"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:e-?\d+)?|\|\||&&|[=!<>]=|[A-Za-z_]\w*|[\[\](),.?:+<>!])"""
-)
-COMPARE = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt}
-COMPARE |= {">=": operator.ge, "in": lambda a, b: a in b, "contains": lambda a, b: b in a}
-COMPARE["matches"] = lambda a, b: re.search(b, a) is not None
 LATE = "Pod was active on the node longer than the specified deadline"  # kubelet's message, which becomes Argo's
+LONGEST = 128 * 1024 - 1  # MAX_ARG_STRLEN
 
 
 class Failed(Exception):
     """A pod ended with another exit code than 0."""
 
 
-class Expression:
-    """`inputs.parameters['a'] == '' ? '[]' : f(...) + 'x'`, over a flat mapping of dotted names to texts.
-
-    What is not needed for the value (the other choice, what comes after a false `&&`) need not be in the mapping.
-    """
-
-    def __init__(self, text: str, values: dict[str, str]):
-        self.values, self.tokens, self.needed, position = values, [], True, 0
-        self.unknown: set[str] = set()
-        while text[position:].strip():
-            match = TOKEN.match(text, position)
-            assert match, f"no token at {text[position : position + 30]!r}"
-            self.tokens.append(match[1])
-            position = match.end()
-
-    def take(self, *wanted: str) -> str:
-        token = self.tokens.pop(0) if self.tokens else ""
-        assert not wanted or token in wanted, f"{token!r} instead of {wanted}"
-        return token
-
-    def next_is(self, token: str) -> bool:
-        return self.tokens[:1] == [token]
-
-    def whole(self):
-        value = self.choice()
-        assert not self.tokens, f"{self.tokens} is left over"
-        return value
-
-    def unless(self, needed: bool, part):
-        """The value of a part, which may be without one where it is not needed."""
-        before, self.needed = self.needed, self.needed and bool(needed)
-        value = part()
-        self.needed = before
-        return value
-
-    def choice(self):
-        value = self.either()
-        if not self.next_is("?"):
-            return value
-        self.take("?")
-        yes = self.unless(value, self.choice)
-        self.take(":")
-        no = self.unless(not value, self.choice)
-        return yes if value else no
-
-    def either(self):
-        value = self.both()
-        while self.next_is("||"):
-            self.take("||")
-            right = self.unless(not value, self.both)
-            value = value or right
-        return value
-
-    def both(self):
-        value = self.comparison()
-        while self.next_is("&&"):
-            self.take("&&")
-            right = self.unless(value, self.comparison)
-            value = value and right
-        return value
-
-    def comparison(self):
-        value = self.sum()
-        if self.tokens and self.tokens[0] in COMPARE:
-            compare = COMPARE[self.take()]
-            right = self.sum()
-            return compare(value, right) if self.needed else None
-        return value
-
-    def sum(self):
-        value = self.atom()
-        while self.next_is("+"):
-            self.take("+")
-            right = self.atom()
-            value = value + right if self.needed else None
-        return value
-
-    def items(self, end: str) -> list:
-        found = []
-        while not self.next_is(end):
-            found.append(self.choice())
-            if self.next_is(","):
-                self.take(",")
-        self.take(end)
-        return found
-
-    def atom(self):
-        token = self.take()
-        if token.startswith("'"):
-            return token[1:-1]
-        if token[0] in '"-0123456789' or token in ("true", "false"):
-            return json.loads(token)
-        if token == "[":
-            return self.items("]")
-        if token == "!":
-            return not self.atom()
-        if token == "(":
-            value = self.choice()
-            self.take(")")
-            return value
-        name = token
-        while self.tokens[:1] in (["."], ["["], ["("]):
-            if self.next_is("("):
-                self.take("(")
-                given = self.items(")")
-                return FUNCTIONS[name](*given) if self.needed else None
-            if self.take(".", "[") == ".":
-                name += "." + self.take()
-            else:
-                name += "." + self.take()[1:-1]
-                self.take("]")
-        self.unknown |= {name} - self.values.keys()
-        return self.values[name] if self.needed else None
+class Stuck(Exception):
+    """The Workflow stays Running for ever."""
 
 
-def go_json(value) -> str:
-    """Go's json.Marshal: keys in order, no spaces, HTML's characters escaped."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+@dataclass
+class Made:
+    """A node's outputs, artifacts as Argo's status has them: `{"s3": {"key": ...}}`."""
 
-
-def jsonpath(text: str, path: str):
-    value = json.loads(text)
-    for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", path.removeprefix("$")):
-        value = value[name] if name else value[int(index)]
-    return value
-
-
-def replace_all(pattern: str, text: str, replacement: str) -> str:
-    return re.sub(pattern, re.sub(r"\$\{(\d+)\}", r"\\\1", replacement), text)
-
-
-FUNCTIONS = {
-    "toJson": go_json,
-    "jsonpath": jsonpath,
-    "asInt": int,
-    "asFloat": float,
-    "sprig.sha256sum": lambda text: hashlib.sha256(text.encode()).hexdigest(),
-    "sprig.regexReplaceAll": replace_all,
-}
-
-
-def substituted(part, values: dict[str, str]):
-    """A part of a manifest with its references replaced; a value is put into JSON text, escaped."""
-
-    def value(match: re.Match) -> str:
-        tag = json.loads(f'"{match[1]}"')
-        found = Expression(tag[1:], values).whole() if tag.startswith("=") else values[tag]
-        found = json.dumps(found) if isinstance(found, bool) else found
-        assert isinstance(found, str), f"{tag} is no text"
-        return json.dumps(found)[1:-1]
-
-    return json.loads(re.sub(r"\{\{(.*?)\}\}", value, json.dumps(part), flags=re.DOTALL))
-
-
-def resolved(part, values: dict[str, str]):
-    """As `substituted`, with what is not known left as it is; an expression needs all its names, used or not."""
-
-    def value(match: re.Match) -> str:
-        tag = json.loads(f'"{match[1]}"')
-        if tag.startswith("="):
-            expression = Expression(tag[1:], values)
-            expression.unless(False, expression.whole)
-            known = not expression.unknown
-        else:
-            known = tag in values
-        return json.dumps(substituted(json.loads(f'"{match[0]}"'), values))[1:-1] if known else match[0]
-
-    return json.loads(re.sub(r"\{\{(.*?)\}\}", value, json.dumps(part), flags=re.DOTALL))
+    parameters: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, dict] = field(default_factory=dict)
 
 
 class Simulator:
@@ -209,170 +53,289 @@ class Simulator:
 
     Args:
         documents: What `stereo-pipelines argo` writes.
-        folder: For pods and stored artifacts.
+        folder: For pods and logs.
         store: Bucket name -> folder.
         parameters: As `argo submit --parameter` gives them.
-        cache: What memoization keeps, from one run to the next.
+        cluster: What is left of earlier Workflows.
         fates: Pod (task-attempt) -> status, exit code and message of one that the cluster ends before it has begun.
     """
 
     def __init__(
-        self, documents: list[dict], folder: Path, store: dict[str, Path], parameters=None, cache=None, fates=None
+        self,
+        documents: list[dict],
+        folder: Path,
+        store: dict[str, Path],
+        parameters=None,
+        cluster: Cluster | None = None,
+        fates=None,
     ):
         self.fates = fates or {}
         self.library = {
-            (d["metadata"]["name"], t["name"]): t
+            d["metadata"]["name"]: {t["name"]: t for t in d["spec"]["templates"]}
             for d in documents
             if d["kind"] == "WorkflowTemplate"
-            for t in d["spec"]["templates"]
         }
         self.spec = next(d["spec"] for d in documents if d["kind"] == "Workflow")
-        self.folder, self.store, self.cache = folder, store, {} if cache is None else cache
+        again = self.spec["podGC"]["strategy"] == "OnPodSuccess" and "artifactGC" in self.spec
+        assert not again, "deleted while it runs, the Workflow makes its pods again and again"
+        self.folder, self.cluster = folder, cluster or Cluster(folder)
+        where = self.spec["artifactRepositoryRef"]
+        maps = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
+        self.repository = json.loads(maps[where["configMap"]][where["key"]])["s3"]
+        self.store = {self.repository["bucket"]: self.cluster.folder / "buckets" / self.repository["bucket"]} | store
         self.values = {"workflow.name": f"wf-{folder.name}", "workflow.uid": f"uid-{folder.name}"}
+        self.values["workflow.namespace"] = "stereo"
         for item in self.spec.get("arguments", {}).get("parameters", []):
             value = (parameters or {}).get(item["name"], item.get("value"))
             assert isinstance(value, str), f"spec.arguments.{item['name']}.value is required"
             self.values[f"workflow.parameters.{item['name']}"] = value
         self.outputs: dict[str, dict[str, str]] = {}  # task -> its output parameters
-        self.stored: dict[str, Path] = {}  # "tasks.<task>.outputs.artifacts.<port>" -> where it lies
+        self.artifacts: dict[str, dict] = {}  # "tasks.<task>.outputs.artifacts.<port>" -> as Argo's status has it
         self.states: dict[str, str] = {}
         self.pods: list[str] = []  # tasks in the order of their pods, one for each attempt
+        self.hits: list[str] = []  # tasks that were taken from the cache
+        self.failures: list[dict] = []
+
+    @property
+    def stored(self) -> dict[str, Path]:
+        """Where each task's artifacts lie."""
+        return {name: self._place(artifact) for name, artifact in self.artifacts.items()}
 
     def run(self) -> None:
         """All tasks, each when what it depends on is so; then onExit.
 
         Raises:
             Failed: a pod failed, after all that was left to do.
+            Stuck: it would not end.
         """
-        self._dag(self.spec["entrypoint"])
-        failed = [name for name, state in self.states.items() if state == "Failed"]
-        self.values["workflow.status"] = "Failed" if failed else "Succeeded"
-        failures = json.dumps([{"displayName": name} for name in failed] or None)
-        self.values["workflow.failures"] = json.dumps(failures)  # Argo quotes it, for the null of a success too
+        own = {template["name"]: template for template in self.spec["templates"]}
+        self._tasks(own[self.spec["entrypoint"]], own, self.values, self.artifacts, self.states)
+        bad = {"Failed", "Errored"} & set(self.states.values())
+        self.values["workflow.status"] = "Failed" if bad else "Succeeded"
+        self.values["workflow.failures"] = json.dumps(json.dumps(self.failures or None))  # Argo quotes it, null too
         if "onExit" in self.spec:
-            self._dag(self.spec["onExit"])
-        if failed:
+            self._tasks(own[self.spec["onExit"]], own, self.values, self.artifacts, self.states)
+        if bad:
             raise Failed(self.why)
 
-    def _dag(self, template: str) -> None:
-        templates = {template["name"]: template for template in self.spec["templates"]}
-        tasks = {task["name"]: task for task in templates[template]["dag"]["tasks"]}
-        waits = {name: re.findall(r"([\w-]+)\.\w+", task.get("depends", "")) for name, task in tasks.items()}
-        for name in TopologicalSorter(waits).static_order():
-            self.states[name] = self._state(tasks[name])
-            self.values[f"tasks.{name}.status"] = self.states[name]
+    # ---- DAGs
 
-    def _state(self, task: dict) -> str:
+    def _tasks(self, template: dict, own: dict, values: dict, artifacts: dict, states: dict, name: str = "") -> None:
+        """The tasks of a DAG, whose values, artifacts and states are added to what is given; `name`: of the task that
+        calls it."""
+        tasks = {task["name"]: task for task in template["dag"]["tasks"]}
+        waits = {key: re.findall(r"([\w-]+)\.\w+", task.get("depends", "")) for key, task in tasks.items()}
+        for key in TopologicalSorter(waits).static_order():
+            states[key] = self._state(tasks[key], own, values, artifacts, states, name or key)
+            values[f"tasks.{key}.status"] = states[key]
+
+    def _state(self, task: dict, own: dict, values: dict, artifacts: dict, states: dict, name: str) -> str:
         """What became of a task whose predecessors have ended."""
-        so = lambda match: json.dumps(self.states[match[1]] == match[2])  # noqa: E731
+        so = lambda match: json.dumps(states[match[1]] == match[2])  # noqa: E731
         depends = re.sub(r"([\w-]+)\.(\w+)", so, task.get("depends", "true"))
         if not Expression(depends, {}).whole():
             return "Omitted"
-        if "when" in task and substituted(task["when"], self.values) != "true":
+        if "when" in task and substituted(task["when"], values) != "true":
             return "Skipped"
         try:
-            self._task(task)
-        except Failed as error:
+            self._task(task, own, values, artifacts, name)
+        except (Failed, Errored) as error:
             self.why = str(error)
-            return "Failed"
+            self.failures.append({"displayName": task["name"], "message": _told(error), "phase": type(error).__name__})
+            return type(error).__name__
         return "Succeeded"
 
-    def _task(self, task: dict) -> None:
-        name, reference = task["name"], task["templateRef"]
-        template = self.library[reference["name"], reference["template"]]
-        artifacts = task.get("arguments", {}).get("artifacts", [])
-        sources = {item["name"]: item["from"][2:-2] for item in artifacts if "from" in item}
-        for item in artifacts:
-            if "fromExpression" in item:
-                paths = {**self.values, **{name: name for name in self.stored}}
-                sources[item["name"]] = Expression(item["fromExpression"], paths).whole()
-        located = substituted([item for item in artifacts if "s3" in item], self.values)
-        given = substituted(task.get("arguments", {}).get("parameters", []), self.values)
-        parameters = template["inputs"].get("parameters", [])
-        of = {item["name"]: item["value"] for item in given}
-        parameters = [{**item, "value": of.get(item["name"], item.get("default"))} for item in parameters]
-        missing = [item["name"] for item in parameters if item["value"] is None]
+    def _task(self, task: dict, own: dict, values: dict, artifacts: dict, name: str) -> None:
+        reference = task.get("templateRef")
+        own = self.library[reference["name"]] if reference else own
+        template = own[reference["template"] if reference else task["template"]]
+        arguments = task.get("arguments", {})
+        given = {}
+        for item in arguments.get("artifacts", []):
+            assert "fromExpression" not in item, f"task {name}: fromExpression is not supported in arguments"
+            if "s3" in item:
+                given[item["name"]] = substituted(item, values)
+            elif item["from"][2:-2] in artifacts:
+                given[item["name"]] = artifacts[item["from"][2:-2]]
+        parameters = {item["name"]: item["value"] for item in substituted(arguments.get("parameters", []), values)}
+        self.keep(task["name"], self._node(name, template, own, parameters, given), values, artifacts)
+
+    def keep(self, task: str, made: Made, values: dict | None = None, artifacts: dict | None = None) -> None:
+        """Note what a task made."""
+        values, artifacts = (
+            self.values if values is None else values,
+            self.artifacts if artifacts is None else artifacts,
+        )
+        if values is self.values:
+            self.outputs[task] = made.parameters
+        values |= {f"tasks.{task}.outputs.parameters.{name}": value for name, value in made.parameters.items()}
+        artifacts |= {f"tasks.{task}.outputs.artifacts.{name}": item for name, item in made.artifacts.items()}
+
+    def _node(self, name: str, template: dict, own: dict, given: dict[str, str], artifacts: dict[str, dict]) -> Made:
+        """A template run with its inputs, or what the cache has of it."""
+        inputs = template.get("inputs", {})
+        defaults = {item["name"]: item.get("default") for item in inputs.get("parameters", [])}
+        parameters = defaults | given
+        missing = [key for key, value in parameters.items() if value is None]
         assert not missing, f"task {name}: inputs.parameters {missing} were not supplied"
-        files = {port: self.stored[source] for port, source in sources.items()}
-        files |= {item["name"]: self.store[item["s3"]["bucket"]] / item["s3"]["key"] for item in located}
-
+        for item in inputs.get("artifacts", []):
+            assert item.get("optional") or item["name"] in artifacts, f"task {name}: artifact {item['name']}?"
+        of_workflow = {key: value for key, value in self.values.items() if key.startswith("workflow.")}
+        own_values = {f"inputs.parameters.{key}": value for key, value in parameters.items()}
         retry = template.get("retryStrategy", {})
-        of_workflow = {name: value for name, value in self.values.items() if name.startswith("workflow.")}
-        template = {**template, "inputs": {**template["inputs"], "parameters": parameters}}
         template = resolved({k: v for k, v in template.items() if k != "retryStrategy"}, of_workflow)
-        own = {f"inputs.parameters.{item['name']}": item["value"] for item in template["inputs"]["parameters"]}
-        template = resolved(template, own)
-        assert "{{" not in json.dumps(template["container"]), "failed to resolve"
-        key = template["memoize"]["key"] if "memoize" in template else None
-        assert key is None or re.fullmatch(r"[a-zA-Z0-9][-a-zA-Z0-9]*", key), "invalid cache key"
-        if key is None or key not in self.cache:
-            made = self._attempts(name, template, files, retry)
-            if key is None:
-                self._keep(name, made)
-                return
-            self.cache[key] = made
-        self._keep(name, self.cache[key])
+        template = resolved(template, own_values)
+        memoize = template.get("memoize")
+        key = memoize["key"] if memoize else ""
+        assert re.fullmatch(r"([a-zA-Z0-9][-a-zA-Z0-9]*)?", key), "invalid cache key"
+        where = memoize["cache"]["configMap"]["name"] if memoize else ""
+        if memoize and (entry := self.cluster.load(where, key)):
+            if retry:
+                raise Stuck(f"{name}: a hit is a Retry node without children")
+            self.hits.append(name)
+            return _read(entry)
+        save = (lambda made: self.cluster.save(where, key, name, _entry(made))) if memoize else lambda made: None
+        if "container" in template:
+            return self._attempts(name, template, artifacts, retry, save)
+        made = self._inner(name, template, own, of_workflow | own_values, artifacts)
+        save(made)
+        return made
 
-    def _keep(self, task: str, made: tuple[dict[str, str], dict[str, Path]]) -> None:
-        self.outputs[task] = made[0]
-        self.values |= {f"tasks.{task}.outputs.parameters.{name}": value for name, value in made[0].items()}
-        self.stored |= {f"tasks.{task}.outputs.artifacts.{name}": path for name, path in made[1].items()}
+    def _inner(self, name: str, template: dict, own: dict, values: dict, artifacts: dict[str, dict]) -> Made:
+        """A DAG inside of the Workflow's, with its outputs."""
+        artifacts = {f"inputs.artifacts.{key}": item for key, item in artifacts.items()}
+        states: dict[str, str] = {}
+        self._tasks(template, own, values, artifacts, states, name)
+        if set(states.values()) - {"Succeeded", "Skipped"}:
+            raise Failed(self.why)
+        made = Made()
+        for item in template["outputs"].get("parameters", []):
+            source = item["valueFrom"]
+            text = source.get("parameter") or f"{{{{={source['expression']}}}}}"
+            made.parameters[item["name"]] = (
+                substituted(text, values) if "parameter" in source else Expression(source["expression"], values).whole()
+            )
+        for item in template["outputs"].get("artifacts", []):
+            names = {key: key for key in artifacts} | values
+            source = item["from"][2:-2] if "from" in item else Expression(item["fromExpression"], names).whole()
+            if source in artifacts or not item.get("optional"):
+                made.artifacts[item["name"]] = artifacts[source]
+        return made
 
-    def _attempts(self, name: str, template: dict, files: dict[str, Path], retry: dict):
+    # ---- pods
+
+    def _attempts(self, name: str, template: dict, artifacts: dict[str, dict], retry: dict, save) -> Made:
+        total, began = retry.get("backoff", {}).get("maxDuration"), time.monotonic()
         for attempt in range(int(retry.get("limit", 0)) + 1):
-            last, made = self._pod(f"{name}-{attempt}", template, files)
+            last, made = self._pod(f"{name}-{attempt}", template, artifacts)
+            if made is not None:
+                try:
+                    save(made)
+                    return made
+                except Errored as error:
+                    last = ("Error", -1, str(error))
             status, code, message = last
-            if code == 0:
-                return made
+            self.failures.append({"displayName": f"{name}({attempt})", "message": message, "phase": status})
             last = {"lastRetry.status": status, "lastRetry.exitCode": str(code), "lastRetry.message": message}
-            if not Expression(retry.get("expression", "'' == 'never'"), last).whole():
+            over = total and time.monotonic() - began > float(total.removesuffix("s"))
+            if over or not Expression(retry.get("expression", "'' == 'never'"), last).whole():
                 break
         log = self.folder / "logs" / name
         raise Failed(f"{name}: exit code {code}: {message}\n{log.read_text()[-2000:] if log.is_file() else ''}")
 
-    def _pod(self, name: str, template: dict, files: dict[str, Path]):
-        """Status, exit code and message, and the output parameters and artifacts of one pod."""
-        task, root = name.rpartition("-")[0], self.folder / "pods" / name
+    def _pod(self, pod: str, template: dict, artifacts: dict[str, dict]) -> tuple[tuple[str, int, str], Made | None]:
+        """Status, exit code and message of one pod, and what it made."""
+        task, root = pod.rpartition("-")[0], self.folder / "pods" / pod
         self.pods.append(task)
-        if name in self.fates:
-            return self.fates[name], None
+        if pod in self.fates:
+            return self.fates[pod], None
+        names = {"pod.name": f"{self.values['workflow.name']}-{pod}", "workflow.name": self.values["workflow.name"]}
+        template = resolved(template, names)
+        assert "{{" not in json.dumps(template["container"]), "failed to resolve"
         here = lambda path: Path(str(path).replace(POD, str(root), 1))  # noqa: E731
         for mount in template["container"]["volumeMounts"]:
             if mount["mountPath"].startswith(POD):
                 here(mount["mountPath"]).mkdir(parents=True)
         for item in template["inputs"].get("artifacts", []):
-            if item["name"] in files:
-                copy(files[item["name"]], here(item["path"]))
-            else:
-                assert item.get("optional"), f"task {task}: artifact {item['name']} was not supplied"
-        container = template["container"]
-        command = [part.replace(f"{POD}/", f"{root}/") for part in (*container["command"], *container.get("args", []))]
-        log = self.folder / "logs" / task
-        log.parent.mkdir(exist_ok=True)
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+            if item["name"] in artifacts:
+                copy(self._place(artifacts[item["name"]]), here(item["path"]))
+        if end := self._ended(task, root, template):
+            return end, None
+        made = Made()
+        for item in template["outputs"]["parameters"]:
+            path = here(item["valueFrom"]["path"])
+            made.parameters[item["name"]] = path.read_text() if path.is_file() else item["valueFrom"]["default"]
+        for item in template["outputs"].get("artifacts", []):
+            made.artifacts[item["name"]] = self._put(item, here(item["path"]), names)
+        if self.spec.get("archiveLogs"):
+            key = f"{resolved(self.repository['keyFormat'], names)}/main.log"
+            made.artifacts["main-logs"] = {"name": "main-logs", "s3": {"key": key}}
+        shutil.rmtree(root)  # podGC
+        return ("Succeeded", 0, ""), made
+
+    def _ended(self, task: str, root: Path, template: dict) -> tuple[str, int, str] | None:
+        """How a pod's container ended; None: well."""
+        container, environment = template["container"], {}
         for item in container.get("env", []):
             if "value" in item:
                 environment[item["name"]] = item["value"]
             else:  # no secret and no ConfigMap is there
                 assert all(source["optional"] for source in item["valueFrom"].values()), f"{item['name']}: no such key"
+        command = [expanded(part, environment) for part in (*container["command"], *container.get("args", []))]
+        command = [part.replace(f"{POD}/", f"{root}/") for part in command]
+        for index, part in enumerate(command):
+            if len(part.encode()) > LONGEST:
+                if not self.cluster.passes_files:
+                    return "Failed", 64, "main: Error (exit code 64): fork/exec: argument list too long"
+                (root / f"argument-{index}").write_text(part)
+                command[index] = f"@{root}/argument-{index}"
+        log = self.folder / "logs" / task
+        log.parent.mkdir(exist_ok=True, parents=True)
+        folders = filter(None, (self.cluster.commands, Path(sys.executable).parent, os.environ["PATH"]))
+        path = os.pathsep.join(map(str, folders))
         limit = template.get("activeDeadlineSeconds")
         with log.open("wb") as file:
             try:
-                code = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=limit)
+                options = {"stdout": file, "stderr": subprocess.STDOUT, "timeout": limit}
+                code = subprocess.run(command, env=os.environ | {"PATH": path} | environment, **options).returncode
             except subprocess.TimeoutExpired:
-                return ("Failed", 143, LATE), None
-        if code.returncode:
-            return ("Failed", code.returncode, f"main: Error (exit code {code.returncode})"), None
-        parameters = {}
-        for item in template["outputs"]["parameters"]:
-            path = here(item["valueFrom"]["path"])
-            parameters[item["name"]] = path.read_text() if path.is_file() else item["valueFrom"]["default"]
-        artifacts = {}
-        for item in template["outputs"].get("artifacts", []):
-            artifacts[item["name"]] = self.folder / "artifacts" / name / item["name"]
-            copy(here(item["path"]), artifacts[item["name"]])
-        shutil.rmtree(root)  # podGC
-        return ("Succeeded", 0, ""), (parameters, artifacts)
+                return "Failed", 143, LATE
+        return ("Failed", code, f"main: Error (exit code {code})") if code else None
+
+    # ---- artifacts
+
+    def _put(self, item: dict, path: Path, names: dict[str, str]) -> dict:
+        """Store an output artifact: under its own key, or by the repository's format."""
+        key = item.get("s3", {}).get("key")
+        if key is None:
+            packed = "" if "none" in item.get("archive", {}) else ".tgz"
+            key = f"{resolved(self.repository['keyFormat'], names)}/{item['name']}{packed}"
+        copy(path, self.store[self.repository["bucket"]] / key)
+        said = {key: item[key] for key in ("name", "path", "artifactGC", "archive") if key in item}
+        return said | {"s3": {"key": key}}
+
+    def _place(self, artifact: dict) -> Path:
+        return self.store[artifact["s3"].get("bucket", self.repository["bucket"])] / artifact["s3"]["key"]
+
+
+def expanded(text: str, environment: dict[str, str]) -> str:
+    """A container's command as the kubelet starts it."""
+    put = lambda match: "$" if match[0] == "$$" else environment.get(match[1], match[0])  # noqa: E731
+    return re.sub(r"\$\$|\$\(([A-Za-z_]\w*)\)", put, text)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, Errored) else ""
+
+
+def _entry(made: Made) -> dict:
+    parameters = [{"name": name, "value": value} for name, value in made.parameters.items()]
+    return {"parameters": parameters, "artifacts": list(made.artifacts.values())}
+
+
+def _read(entry: dict) -> Made:
+    parameters = {item["name"]: item["value"] for item in entry["parameters"]}
+    return Made(parameters, {item["name"]: item for item in entry["artifacts"]})
 
 
 def copy(source: Path, target: Path) -> None:

@@ -4,13 +4,13 @@ import json
 
 import flow_steps
 import pytest
+from argo_documents import REPOSITORY, kinds, validate
 from argo_simulator import Failed, Simulator
 from kfp import dsl, kubernetes
-from test_argo import REPOSITORY, kinds, validate
 from test_flow import BRANCHES
 
 from stereo_core.orchestration.argo import manifests
-from stereo_core.orchestration.argo_check import problems
+from stereo_core.orchestration.argo.check import problems
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 
@@ -32,24 +32,47 @@ def text(run: Simulator, task: str) -> str:
     return run.stored[f"tasks.{task}.outputs.artifacts.out"].read_text()
 
 
+@dsl.pipeline(name="chosen")
+def chosen(epe: float = 0.5, limit: float = 1.0, name: str = "x", flag: bool = True):
+    """As flow_steps.branches, with a parameter for dsl.OneOf."""
+    found = flow_steps.measure(epe=epe, name=name)
+    with dsl.If(found.outputs["found"] <= limit):
+        good = flow_steps.measure(epe=1.0, name="good")
+        with dsl.If(flag == True):  # noqa: E712
+            flow_steps.add(data=good.outputs["out"], text=" and flag")
+    with dsl.Elif(found.outputs["of"] == "it's && (so)"):
+        named = flow_steps.measure(epe=1.0, name="named")
+    with dsl.Else():
+        bad = flow_steps.measure(epe=1.0, name="bad")
+    flow_steps.say(text=dsl.OneOf(good.outputs["of"], named.outputs["of"], bad.outputs["of"]))
+
+
+CHOSEN = {
+    "if": ({"measure-2", "add"}, "good"),
+    "inside": ({"measure-2"}, "good"),
+    "elif": ({"measure-3"}, "named"),
+    "else": ({"measure-4"}, "bad"),
+    "NaN is not at most 1": ({"measure-4"}, "bad"),
+}
+
+
 @pytest.mark.parametrize("case", BRANCHES)
 def test_one_branch_runs(written, tmp_path, case):
-    arguments, wanted, result = BRANCHES[case]
-    run = Simulator(written(flow_steps.branches, arguments), tmp_path, {})
+    wanted, result = CHOSEN[case]
+    run = Simulator(written(chosen, BRANCHES[case][0]), tmp_path, {})
     run.run()
-    assert set(run.pods) == {"measure"} | wanted and set(run.states.values()) == {"Succeeded", "Skipped"}
-    assert text(run, "add-2") == result
+    assert set(run.pods) == {"measure", "say"} | wanted and set(run.states.values()) == {"Succeeded", "Skipped"}
+    assert text(run, "say") == result
 
 
 def test_the_same_workflow_takes_another_branch_when_it_is_submitted_so(written, tmp_path):
-    documents = written(flow_steps.branches)
+    documents = written(chosen)
     run = Simulator(documents, tmp_path, {}, {"limit": "0.25", "name": "it's && (so)"})
     run.run()
-    assert text(run, "add-2") == "named!"
-    task = next(t for t in documents[-1]["spec"]["templates"][0]["dag"]["tasks"] if t["name"] == "add-2")
-    assert task["depends"] == " && ".join(
-        ["(add.Succeeded || add.Skipped)", *(f"(say{n}.Succeeded || say{n}.Skipped)" for n in ("", "-2", "-3"))]
-    )
+    assert text(run, "say") == "named"
+    task = next(t for t in documents[-1]["spec"]["templates"][0]["dag"]["tasks"] if t["name"] == "say")
+    options = (f"({name}.Succeeded || {name}.Skipped)" for name in ("add", "measure-2", "measure-3", "measure-4"))
+    assert task["depends"] == " && ".join(options)
 
 
 def test_a_failure_is_no_skip(written, tmp_path):
@@ -59,7 +82,8 @@ def test_a_failure_is_no_skip(written, tmp_path):
     assert run.states == {"say": "Succeeded", "fail": "Failed", "add": "Omitted", "tell": "Succeeded"}
     status, to = json.loads(text(run, "tell"))
     assert (status["state"], status["pipelineTaskName"], to) == ("FAILED", "exit-handler-1", "me")
-    assert json.loads(json.loads(status["error"]["message"])) == [{"displayName": "fail"}]
+    failures = json.loads(json.loads(status["error"]["message"]))
+    assert [one["message"] for one in failures if one["displayName"] == "fail(0)"] == ["main: Error (exit code 3)"]
 
 
 def test_an_exit_handler_is_the_workflows(written, tmp_path):
@@ -101,7 +125,7 @@ def secrets(keys: str = "store-keys", pull: str = "registry"):
 
 def test_names_of_secrets_are_parameters(written):
     documents = written(secrets, {"keys": "others"})
-    (template,) = documents[1]["spec"]["templates"]
+    template = documents[1]["spec"]["templates"][-1]
     (variable,) = template["container"]["env"]
     assert variable["valueFrom"]["secretKeyRef"]["name"] == "{{workflow.parameters.keys}}"
     spec = documents[-1]["spec"]
@@ -144,6 +168,7 @@ def braces(word: str = "x"):
         (ignoring, "task repeat: on Argo it can not take from measure, which may fail"),
         (looped, "parameter words: a loop goes over it, so its value is wanted now"),
         (braces, "task say, condition: Argo would take }}"),
+        (flow_steps.branches, r"task add-2: dsl.OneOf of artifacts \(data\) can not be had on Argo"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -159,12 +184,12 @@ def _task(documents, name):
 
 def test_broken_conditions_and_handlers_are_found(written):
     for name, change, message in (
-        ("add-2", {"depends": "say.Succeeded"}, "tasks.say-2.outputs.parameters.executor-output}} refers to nothing"),
-        ("say", {"depends": ""}, "{{tasks.measure.outputs.parameters.found}} refers to nothing"),
-        ("say", {"when": "a == b"}, "its condition is no expression"),
-        ("say", {"when": "{{=workflow.parameters['nothing'] == \"x\"}}"}, "{{workflow.parameters.nothing}} refers"),
+        ("say", {"depends": "measure-2.Succeeded"}, "{{tasks.measure-3.outputs.parameters.of}} refers to nothing"),
+        ("measure-2", {"depends": ""}, "{{tasks.measure.outputs.parameters.found}} refers to nothing"),
+        ("measure-2", {"when": "a == b"}, "its condition is no expression"),
+        ("measure-2", {"when": "{{=workflow.parameters['nothing'] == 'x'}}"}, "{{workflow.parameters.nothing}} refers"),
     ):
-        documents = written(flow_steps.branches)
+        documents = written(chosen)
         _task(documents, name).update(change)
         assert any(message in problem for problem in problems(documents)), problems(documents)
     documents = written(flow_steps.watched)

@@ -21,7 +21,6 @@ from stereo_core.orchestration.dag import (
     Parameter,
     Retry,
     parse,
-    typed,
 )
 from stereo_core.orchestration.graph import load_pipeline, unrolled
 
@@ -314,9 +313,19 @@ def test_values_from_the_command_line(kind, text, value):
         assert parsed == value and type(parsed) is type(value)
 
 
-def test_whole_doubles_of_protobuf_are_integers():
-    assert typed(Parameter("p", "NUMBER_INTEGER"), 3.0) == 3
-    assert typed(Parameter("p", "STRUCT"), {"a": 3.0})["a"].__class__ is int
+def test_whole_doubles_of_protobuf_are_integers(compiled):
+    """protobuf's Struct knows doubles alone: 3.0 in the file, at any depth, is the integer that the author wrote."""
+    spec = pipeline({"a": container("")})
+    spec["root"]["inputDefinitions"] = {
+        "parameters": {
+            "count": {"parameterType": "NUMBER_INTEGER", "defaultValue": 3.0},
+            "spec": {"parameterType": "STRUCT", "defaultValue": {"a": [3.0, 0.5]}},
+            "rate": {"parameterType": "NUMBER_DOUBLE", "defaultValue": 3.0},
+        }
+    }
+    values = load_pipeline(compiled(spec)).arguments({})
+    assert values == {"count": 3, "spec": {"a": [3, 0.5]}, "rate": 3.0}
+    assert [type(values["count"]), type(values["spec"]["a"][0]), type(values["rate"])] == [int, int, float]
 
 
 def test_unknown_and_missing_arguments(compile_to):

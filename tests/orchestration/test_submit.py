@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_PATCH = answer
+    do_GET = do_POST = do_PATCH = do_DELETE = answer
 
     def log_message(self, *_) -> None:
         pass
@@ -241,6 +241,13 @@ def test_a_workflow_on_kubernetes(kubernetes):
     assert {call[4]["authorization"] for call in kubernetes.calls} == {f"Bearer {TOKEN}"}
 
 
+def test_a_workflow_for_a_server_of_another_kind(kubernetes):
+    done = submit(*ARGO, "--argo-version", "3.7", "--no-cache")
+    assert done.exit_code == 0, done.exception
+    assert "memoize" not in done.stdout and "memoize" in submit(*ARGO).stdout
+    assert "key: unused" in submit(*ARGO, "--argo-version", "3.7").stdout
+
+
 def test_a_cron_workflow_is_brought_up_to_date(kubernetes):
     done = submit(*ARGO, "--send", "--cron", "0 3 * * *", "--namespace", "team")
     method, path, _, body, _ = kubernetes.calls[-1]
@@ -325,6 +332,7 @@ def test_servers_that_can_not_be_reached(server, kubernetes, monkeypatch, tmp_pa
         (("--host", "http://k", "--argo"), "one of the two"),
         (("--argo",), "--artifact-repository"),
         (("--host", "http://k", "--secret", "keys"), "--secret: of no use with --host"),
+        (("--host", "http://k", "--no-cache"), "--no-cache: of no use with --host"),
         ((*ARGO, "--name", "mine"), "--name: of no use with --argo"),
         (("--host", "kubeflow.example"), "http[s]://HOST"),
         (("--host", f"https://me:{TOKEN}@kubeflow.example"), "set KFP_TOKEN instead"),

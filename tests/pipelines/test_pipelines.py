@@ -8,8 +8,8 @@ import yaml
 from kfp import components
 
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders, pipeline_tables
-from stereo_core.orchestration.dag import Argument, Constant
-from stereo_core.orchestration.graph import Importer, Output, load_pipeline, unrolled
+from stereo_core.orchestration.dag import Argument, Constant, Importer, Output
+from stereo_core.orchestration.graph import load_pipeline, unrolled
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
@@ -136,13 +136,13 @@ def test_every_parameter_is_documented_and_used(name):
 
 def test_demo_specs_are_accepted_by_the_actions(tmp_path):
     """Typing errors in the demo's spec dicts are found without running it."""
-    from stereo_core.spec.experiment import SPECS
+    from stereo_core.spec import spec_class
 
     graph = load_pipeline(compiled_path(FOLDERS["demo"]))
     for step in STEPS:
         verb = step.replace("-", "_")
         parameter = graph.tasks[step].parameters["spec"].name
-        SPECS[verb].model_validate(graph.parameters[parameter].default)
+        spec_class(verb).model_validate(graph.parameters[parameter].default)
 
 
 # what reads a place that others may change, or has an effect outside of its outputs, always runs
@@ -166,6 +166,27 @@ def test_caching_retries_and_the_exit_handler(name):
     assert {task.retry.count for task in steps} == {1}
     last = graph.tasks["final-status"]
     assert last.exit and last.behind == set(graph.tasks) - {"final-status"}
+
+
+def seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_kubeflow_lets_a_second_attempt_take_its_time(name):
+    """The longest back-off becomes Argo's maxDuration, a total over all attempts; an engine here waits no such time."""
+    spec, platform = yaml.safe_load_all(compiled_path(FOLDERS[name]).read_text())
+    limits = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    dags = [spec["root"], *(c for c in spec["components"].values() if "dag" in c)]
+    tasks = [task for dag in dags for task in dag["dag"]["tasks"].values() if "retryPolicy" in task]
+    assert tasks
+    for task in tasks:
+        label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+        policy = task["retryPolicy"]
+        attempts = policy["maxRetryCount"] + 1
+        assert seconds(policy["backoffMaxDuration"]) > attempts * int(limits[label]["activeDeadlineSeconds"])
+    for task in load_pipeline(compiled_path(FOLDERS[name])).tasks.values():
+        assert task.retry.longest <= 3600
 
 
 def test_an_engine_is_built_only_of_a_better_model():

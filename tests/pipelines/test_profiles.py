@@ -11,7 +11,7 @@ from stereo_components import synthesize
 from stereo_pipelines.profiles import PROFILES, Profile, apply, profile_named, with_environment
 
 from stereo_core.errors import SpecError
-from stereo_core.orchestration.argo_step import pull_secrets
+from stereo_core.orchestration.argo.pod import pull_secrets
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.namespace import VARIABLE_KEYS

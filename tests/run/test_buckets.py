@@ -27,7 +27,8 @@ from stereo_core.run.perform import perform
 from stereo_core.run.staging import staged
 from stereo_core.spec import spec_from_dict
 from stereo_core.step import launch as launcher
-from stereo_core.step.launch import Artifact
+from stereo_core.step.ports import Artifact
+from stereo_core.step.wiring import wire
 
 DEPTH_NET = Path(sys.executable).parent / "depth_net"
 PATTERNS = {
@@ -96,12 +97,12 @@ def test_fetch_dataset_by_copy_and_by_reference(scenes, store, tmp_path, capsys)
         lists[mode] = Path(annotations["artifacts"][0]["uri"], "test.txt").read_text()
     assert lists["copy"] == lists["reference"] and LEFT in lists["copy"]
 
-    inputs = {"images": Artifact("images", "", {}, "", folder, {})}
-    inputs["annotations"] = Artifact("annotations", "", {}, "", Path(annotations["artifacts"][0]["uri"]), {})
+    inputs = {"images": Artifact("images", "images", folder)}
+    inputs["annotations"] = Artifact("annotations", "annotations", Path(annotations["artifacts"][0]["uri"]))
     tree = {"dataset": {"test_dataset": {"data_sources": [{"data_file": "test.txt", "data_root": "scene_0000"}]}}}
-    inputs["checkpoint"] = Artifact("checkpoint", "", {}, "", tmp_path, {"file": "spec"})
+    inputs["checkpoint"] = Artifact("checkpoint", "checkpoint", tmp_path, metadata={"file": "spec"})
     (tmp_path / "spec").touch()
-    launcher.wire("evaluate", tree, "", inputs, tmp_path)
+    wire("evaluate", tree, "", inputs, tmp_path)
     assert tree["dataset"]["test_dataset"]["data_sources"][0]["data_root"] == f"{scenes}/scene_0000"
 
     storage.upload(folder / "reference.json", f"{scenes}/one-more.json")

@@ -15,9 +15,9 @@ import pytest
 from stereo_core.errors import DataError, GpuError
 from stereo_core.run import ranks
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.perform import Terminated
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
+from stereo_core.run.termination import Terminated
 from stereo_core.training.distribution import Ranks
 
 TWO = Ranks((0, 0))

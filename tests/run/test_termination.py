@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stereo_core.errors import GpuError, ModelError
-from stereo_core.run.perform import exit_code
+from stereo_core.run.failure import exit_code
 from stereo_core.run.termination import BYTES, error_class, explain
 from stereo_core.step.launch import main
 
@@ -49,8 +49,12 @@ def test_the_message_names_the_class_and_the_reason(message, tmp_path):
     assert main(["convert", task(tmp_path / "b", {"images": port(tmp_path / "gone")}, ("annotations",))]) == 2
     assert message.read_text().startswith("data error: input images: ") and "gone" in message.read_text()
 
-    assert main(["synthesize", task(tmp_path / "c", {}, ("images", "onnx"), **SMALL)]) == 1
-    assert message.read_text() == "failure: KeyError: 'onnx'\n"
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "file").touch()
+    assert (
+        main(["synthesize", task(tmp_path / "c", {}, ("images",), **SMALL).replace("c/images", "c/file/images")]) == 1
+    )
+    assert message.read_text().startswith("failure: File system error: [Errno 20]")
 
 
 @pytest.mark.parametrize(

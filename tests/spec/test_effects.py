@@ -12,9 +12,10 @@ import pytest
 
 import stereo_core
 from stereo_core.models.foundation_stereo.config import SETTINGS
-from stereo_core.spec import SPECS, load_spec
+from stereo_core.spec import load_spec, spec_class
 from stereo_core.spec.effects import WITHOUT_EFFECT, reason, without_effect
 from stereo_core.spec.paths import group_of, walk
+from stereo_core.verbs import VERBS
 
 TEMPLATES = Path(__file__).parent / "tao"
 JUDGED_AT_LOADING = {  # read by spec/requirements.py alone: one value only is possible
@@ -34,7 +35,7 @@ JUDGED_AT_LOADING = {  # read by spec/requirements.py alone: one value only is p
 }
 
 
-FLAT = ("convert", "synthesize", "fetch_dataset", "report", "publish_model", "final_status")
+FLAT = tuple(verb for verb, row in VERBS.items() if row.spec and not row.sections)
 READ_AT = """
 automl.algorithm: automl/study.py: settings.algorithm == "bayesian"
 quantize.algorithm: quantization/modelopt_torch.py: section.algorithm
@@ -79,6 +80,10 @@ final_status:title: actions/final_status.py: spec.title
 publish_model:title: actions/publish_model.py: spec.title
 report:title: actions/report.py: spec.title
 evaluate.trt_engine, inference.trt_engine: actions/predict/predictor.py: load_engine(section.trt_engine
+dataset.*_dataset.data_sources[].style: data/scenes.py: source.style
+dataset.*_dataset.data_sources[].height: data/scenes.py: source.height
+dataset.*_dataset.data_sources[].width: data/scenes.py: source.width
+synthesize:style, synthesize:height, synthesize:width: actions/synthesize.py: spec.style, spec.height, spec.width
 gen_trt_engine.trt_engine: actions/gen_trt_engine.py: section.trt_engine
 fetch_dataset:uri: actions/fetch_dataset.py: spec.uri
 publish_model:uri: actions/publish_model.py: spec.uri
@@ -94,7 +99,7 @@ OWNERS = "spec|section|settings|own|train|optim|augmentation|source|rule"  # wha
 
 
 def keys(verb: str) -> list[str]:
-    return [path for path, field in walk(SPECS[verb]) if group_of(field)[0] is None]
+    return [path for path, field in walk(spec_class(verb)) if group_of(field)[0] is None]
 
 
 def every_key() -> list[str]:
@@ -161,7 +166,7 @@ def test_each_key_without_effect_draws_one_warning_where_it_is_set(verb):
     assert len(vain) > (60 if verb == "train" else 0)
     for path in vain:
         read_by = verb if verb == "convert" else reader(path)
-        spec = SPECS[verb](**({"quantize": {"layers": [{}]}} if verb == "train" else {}))
+        spec = spec_class(verb)(**({"quantize": {"layers": [{}]}} if verb == "train" else {}))
         assert list(without_effect(read_by, spec)) == []
         *groups, name = path.split(".")
         owner = spec

@@ -9,11 +9,12 @@ import json
 import pytest
 
 from stereo_core.errors import SpecError
-from stereo_core.spec import SPECS
+from stereo_core.spec import spec_class
 from stereo_core.spec.loading import build
 from stereo_core.spec.paths import group_of, walk
 from stereo_core.spec.schema import default_specs, json_schema
 from stereo_core.spec.text import parse
+from stereo_core.verbs import VERBS
 
 KEYWORDS = {
     "$schema", "type", "title", "description", "default", "enum", "const", "anyOf", "items", "properties", "pattern",
@@ -35,7 +36,7 @@ def nodes(schema: dict):
         yield from nodes(child)
 
 
-@pytest.mark.parametrize("verb", SPECS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_schema_is_strict_json_of_known_keywords(verb):
     schema = json_schema(verb)
     text = json.dumps(schema, allow_nan=False)
@@ -48,7 +49,7 @@ def test_the_schema_is_strict_json_of_known_keywords(verb):
 
 @pytest.mark.parametrize("verb", ["convert", "synthesize", "train"])
 def test_every_key_has_a_default_a_meaning_and_a_mark(verb):
-    for path, field in walk(SPECS[verb]):
+    for path, field in walk(spec_class(verb)):
         node = json_schema_node(verb, path)
         assert node["description"], path
         if group_of(field)[0] is None:
@@ -77,7 +78,7 @@ def test_a_key_without_effect_is_no_tunable_and_says_why():
     assert node["automl"] is False and "No effect here:" in node["description"]
 
 
-@pytest.mark.parametrize("verb", SPECS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_printed_defaults_load_back_to_the_defaults(verb):
     text = default_specs(verb)
     assert build(verb, parse(text, "defaults")) == build(verb, {})
@@ -87,7 +88,7 @@ def test_the_printed_defaults_load_back_to_the_defaults(verb):
 def test_every_key_of_the_verb_is_printed_below_a_comment(verb):
     lines = default_specs(verb).splitlines()
     printed = {line.strip().partition(":")[0] for line in lines if not line.strip().startswith("#")}
-    for path, _ in walk(SPECS[verb]):
+    for path, _ in walk(spec_class(verb)):
         head = path.split(".")[0]
         if "[]" not in path and head in ("results_dir", "dataset", "model", verb, "data_root", "image_extension"):
             assert path.rpartition(".")[2] in printed, path

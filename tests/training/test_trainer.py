@@ -7,6 +7,7 @@ import torch
 
 from stereo_core.errors import SpecError
 from stereo_core.models import create_model
+from stereo_core.models.flags import kept
 from stereo_core.spec.train import Train
 from stereo_core.training.distribution import Ranks
 from stereo_core.training.trainer import COMPILED, check_fsdp, choose_kernels, tune
@@ -16,11 +17,9 @@ from stereo_core.training.trainer import COMPILED, check_fsdp, choose_kernels, t
     ("wanted", "gpu", "expected"), [(True, True, True), (True, False, False), (False, True, False)]
 )
 def test_deterministic_kernels_are_chosen_where_there_is_a_choice(wanted, gpu, expected):
-    try:
+    with kept():
         choose_kernels(Train(deterministic=wanted), gpu)
         assert torch.are_deterministic_algorithms_enabled() == expected
-    finally:
-        choose_kernels(Train(), False)
 
 
 def test_how_the_network_computes_is_what_the_spec_says():

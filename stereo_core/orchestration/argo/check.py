@@ -1,8 +1,8 @@
-"""Do the references in Argo manifests resolve? What the resources' schemas can not tell.
+"""Do the references in Argo manifests resolve, and would the controller take them? What schemas can not tell.
 
 Looked at: entrypoint and onExit, templates and templateRefs, what a task waits for, parameters and artifacts that it
 gives and that its template wants, references (`{{...}}`) and expressions (`{{=...}}`, and those of retries), outputs,
-volumes and mounts, ConfigMaps.
+volumes and mounts, ConfigMaps; and the controller's own rules (rules.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 
-from stereo_core.orchestration.argo_expression import Expression
+from stereo_core.orchestration.argo.expression import Expression
+from stereo_core.orchestration.argo.rules import argument_rules, spec_rules, template_rules
 
 TASK_STATES = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
-GLOBAL = {"workflow.name", "workflow.uid", "workflow.status"}
+GLOBAL = {"workflow.name", "workflow.namespace", "workflow.uid", "workflow.status"}
+OF_A_POD = {"pod.name"}
 ON_EXIT = {"workflow.failures"}  # known only there
 RETRY = {f"lastRetry.{name}" for name in ("exitCode", "status", "duration", "message")}
-FUNCTIONS = {"toJson", "jsonpath", "asInt", "asFloat", "sprig.sha256sum", "sprig.regexReplaceAll"}  # that we write
+FUNCTIONS = {
+    "toJson",
+    "jsonpath",
+    "asInt",
+    "asFloat",
+    "sprig.sha256sum",
+    "sprig.regexReplaceAll",
+    "sprig.replace",
+}  # that we write
 
 
 def problems(documents: list[dict]) -> list[str]:
@@ -68,6 +78,7 @@ def _spec_problems(spec: dict, library: dict, maps: dict, given: set[str]) -> It
     repository = spec.get("artifactRepositoryRef")
     if repository and repository["key"] not in maps.get(repository["configMap"], {}):
         yield f"artifactRepositoryRef: there is no {repository['key']} in a ConfigMap {repository['configMap']}"
+    yield from spec_rules(spec)
     yield from _twice("parameter", _arguments(spec))
     scope = GLOBAL | {f"workflow.parameters.{name}" for name in given.union(_arguments(spec))}
     yield from _unresolved(spec.get("imagePullSecrets"), scope)
@@ -83,10 +94,13 @@ def _template_problems(template: dict, own: dict, library: dict, scope: set[str]
         names = [item["name"] for item in inputs.get(kind, [])]
         yield from _twice(f"input of {kind}", names)
         scope = scope | {f"inputs.{kind}.{name}" for name in names}
+    yield from template_rules(template)
+    if "memoize" in template:
+        yield from _unresolved(template["memoize"], scope)
     if "dag" in template:
-        yield from _dag_problems(template["dag"]["tasks"], own, library, scope)
+        yield from _dag_problems(template, own, library, scope)
     elif "container" in template:
-        yield from _container_problems(template, scope)
+        yield from _container_problems(template, scope | OF_A_POD)
     else:
         yield "it has neither a container nor a dag"
 
@@ -108,7 +122,8 @@ def _container_problems(template: dict, scope: set[str]) -> Iterator[str]:
         yield from (f"retryStrategy: {problem}" for problem in _unresolved(f"{{{{={again}}}}}", RETRY))
 
 
-def _dag_problems(tasks: list[dict], own: dict, library: dict, scope: set[str]) -> Iterator[str]:
+def _dag_problems(template: dict, own: dict, library: dict, scope: set[str]) -> Iterator[str]:
+    tasks = template["dag"]["tasks"]
     yield from _twice("task", [task["name"] for task in tasks])
     by_name = {task["name"]: task for task in tasks}
     waits = {}
@@ -134,6 +149,20 @@ def _dag_problems(tasks: list[dict], own: dict, library: dict, scope: set[str]) 
         known = scope | {item for name in before[task["name"]] for item in _made(by_name[name], own, library)}
         where = f"task {task['name']}"
         yield from (f"{where}: {problem}" for problem in _task_problems(task, own, library, known))
+    made = scope.union(*(_made(task, own, library) for task in tasks))
+    for kind, items in template.get("outputs", {}).items():
+        for item in items:
+            yield from (f"output of {kind} {item['name']}: {problem}" for problem in _output_problems(item, made))
+
+
+def _output_problems(item: dict, scope: set[str]) -> Iterator[str]:
+    """An output of a DAG, which takes what one of its tasks made."""
+    source = item.get("valueFrom", item)
+    expression = source.get("expression") or source.get("fromExpression")
+    text = f"{{{{={expression}}}}}" if expression else source.get("parameter") or source.get("from", "")
+    if not text:
+        yield "it comes from nowhere"
+    yield from _unresolved(text, scope)
 
 
 def _depends_problems(depends: str) -> Iterator[str]:
@@ -182,9 +211,8 @@ def _task_problems(task: dict, own: dict, library: dict, scope: set[str]) -> Ite
     for item in arguments.get("artifacts", []):
         if not {"from", "fromExpression", "s3"} & set(item):
             yield f"artifacts: {item['name']} is given from nowhere"
-        text = f"{{{{={item['fromExpression']}}}}}" if "fromExpression" in item else item.get("from", "")
-        yield from _unresolved(text, scope)
-        yield from _of_kind({"name": item["name"], "from": text}, "parameters")
+        yield from _of_kind({"name": item["name"], "from": item.get("from", "")}, "parameters")
+    yield from argument_rules(arguments, called)
     if re.sub(r"\{\{=.*?\}\}", "", task.get("when", ""), flags=re.DOTALL):
         yield f"its condition is no expression: {task['when']}"
 

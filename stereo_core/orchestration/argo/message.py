@@ -1,0 +1,124 @@
+"""A step's command: KFP's ExecutorInput message with Argo's references, written so that nobody on the way changes it.
+
+On the way are Argo, which reads from `{{` to the next `}}`, and the kubelet, which puts environment variables in place
+of `$(NAME)` in a container's command and reads `$$` as `$`
+(kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+from stereo_core.orchestration.argo.values import substituted
+from stereo_core.orchestration.dag import Collected, GraphError, Parameter, Port, Task
+
+INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
+LONGEST = 128 * 1024 - 1  # bytes of one argument, that Linux passes (MAX_ARG_STRLEN); Argo 3.7.10 gives more as @FILE
+
+
+def argument(text: str, task: Task) -> str:
+    """A part of the command with KFP's placeholders as Argo's."""
+
+    def reference(inner: str) -> str:
+        if not inner:
+            return executor_input(task)
+        for pattern, target in _TARGETS:
+            found = re.fullmatch(pattern, inner)
+            if found:
+                return found.expand(target)
+        raise GraphError(f"task {task.name}: placeholder {{{{${inner}}}}} is not supported on Argo")
+
+    return substituted(text, reference, f"task {task.name}, command")
+
+
+_TARGETS = (
+    (r"\.inputs\.parameters\['([^']+)'\]", r"{{=sprig.replace('$', '$$', inputs.parameters['\1'])}}"),
+    (r"\.inputs\.artifacts\['([^']+)'\]\.(?:path|uri)", rf"{INPUTS}/\1"),
+    (r"\.outputs\.artifacts\['([^']+)'\]\.(?:path|uri)", rf"{OUTPUTS}/\1"),
+    (r"\.outputs\.parameters\['([^']+)'\]\.output_file", rf"{OUTPUTS}/\1"),
+    (r"\.outputs\.output_file", f"{OUTPUTS}/executor_output.json"),
+)
+
+
+def ports_of(task: Task, port: Port) -> list[Port]:
+    """A port as Argo has it: one for a list is as many as the task is given artifacts."""
+    if not port.many:
+        return [port]
+    given = task.artifacts.get(port.name, Collected(()))
+    return [replace(port, name=f"{port.name}-{index}") for index in range(len(given.rounds))]
+
+
+def executor_input(task: Task) -> str:
+    """KFP's ExecutorInput message, with Argo's references where values come in.
+
+    No brace follows another one at once but in a reference: Argo reads from `{{` to the next `}}`.
+    """
+    component = task.component
+    parameters = [f"{json.dumps(p.name)}: {_as_json(p)}" for p in component.parameters.values()]
+    artifacts = [f'{json.dumps(p.name)}: {{"artifacts": {_items(task, p)} }}' for p in component.artifacts.values()]
+    outputs = {
+        "parameters": {name: {"outputFile": f"{OUTPUTS}/{name}"} for name in component.output_parameters},
+        "artifacts": {
+            port.name: {
+                "artifacts": [{"name": port.name, "type": port.type, "uri": f"{OUTPUTS}/{port.name}", "metadata": {}}]
+            }
+            for port in component.output_artifacts.values()
+        },
+        "outputFile": f"{OUTPUTS}/executor_output.json",
+    }
+    inputs = f'"parameterValues": {{ {", ".join(parameters)} }}, "artifacts": {{ {", ".join(artifacts)} }}'
+    return f'{{"inputs": {{ {inputs} }}, "outputs": {json.dumps(outputs)} }}'
+
+
+def _as_json(parameter: Parameter) -> str:
+    if parameter.type == "STRING":
+        return f"{{{{={_unexpanded(f'''toJson(inputs.parameters['{parameter.name}'])''')}}}}}"
+    if parameter.type in ("LIST", "STRUCT"):  # it is JSON already
+        return f"{{{{={_unexpanded(f'''inputs.parameters['{parameter.name}']''')}}}}}"
+    return f"{{{{inputs.parameters.{parameter.name}}}}}"
+
+
+def _unexpanded(said: str) -> str:
+    """An expression for JSON in which the kubelet finds nothing to expand: `$` can be in its texts alone."""
+    return rf"sprig.replace('$', '\\u0024', {said})"
+
+
+def _items(task: Task, port: Port) -> str:
+    """The list of a port's artifacts; it is empty where an optional one is not there."""
+    if port.required or port.many:
+        items = (_item(one, f"{{{{={_metadata(one)}}}}}") for one in ports_of(task, port))
+        return f"[{', '.join(items)}]"
+    head, tail = _item(port, "|").split("|")
+    empty = f"inputs.parameters['{port.name}-metadata'] == ''"
+    return f"{{{{={empty} ? '[]' : '[{head}' + {_metadata(port)} + '{tail}]'}}}}"
+
+
+def _metadata(port: Port) -> str:
+    return _unexpanded(f"inputs.parameters['{port.name}-metadata']")
+
+
+def _item(port: Port, metadata: str) -> str:
+    said = json.dumps({"name": port.name, "type": port.type, "uri": f"{INPUTS}/{port.name}"}).removesuffix("}")
+    return f'{said}, "metadata": {metadata} }}'
+
+
+def check_length(task: Task, given: dict[str, str]) -> None:
+    """Refuse values that make an argument that can not be passed.
+
+    Args:
+        task: Which step.
+        given: Its parameters' texts, as far as they are known.
+
+    Raises:
+        GraphError: names the longest.
+    """
+    sizes = {name: len(json.dumps(text, ensure_ascii=False).encode()) for name, text in given.items()}
+    if (whole := sum(sizes.values())) > LONGEST:
+        name = max(sizes, key=sizes.get)
+        raise GraphError(
+            f"task {task.name}, parameter {name}: {sizes[name]} bytes; the step's message would have {whole}, and"
+            f" {LONGEST} is the most that Argo before 3.7.10 can pass; put it into a file (spec_file), or say"
+            " --argo-version 3.7 where it is 3.7.10 or newer"
+        )

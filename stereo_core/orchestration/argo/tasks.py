@@ -1,0 +1,172 @@
+"""A step's place in the DAG: what it takes and from where, what it waits for, on which conditions it runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from stereo_core.orchestration.argo.cache import EXECUTOR_OUTPUT, TASK_UID, wants_uid
+from stereo_core.orchestration.argo.message import check_length
+from stereo_core.orchestration.argo.models import m
+from stereo_core.orchestration.argo.repository import Repository, bucket_and_key
+from stereo_core.orchestration.argo.values import Values
+from stereo_core.orchestration.argo.versions import LONG_ARGUMENTS
+from stereo_core.orchestration.dag import (
+    Argument,
+    Collected,
+    Constant,
+    GraphError,
+    Importer,
+    OneOf,
+    Output,
+    Pipeline,
+    Source,
+    Task,
+    outputs_in,
+)
+
+ENDED = ("Succeeded", "Failed", "Errored", "Skipped", "Omitted")
+
+
+def dag_task(
+    pipeline: Pipeline, task: Task, template: str, repository: Repository, values: dict[str, str], version: str
+) -> m.DAGTask:
+    """The task that calls `template` of the pipeline's WorkflowTemplates.
+
+    Args:
+        pipeline: Whose values and outputs it takes.
+        task: The step.
+        template: The step whose template it shares.
+        repository: Whose server has what importers name.
+        values: Texts of the pipeline parameters, as far as they are known now.
+        version: Of Argo (versions.VERSIONS), or empty.
+
+    Raises:
+        GraphError: an input that Argo can not give, or an argument too long for it.
+    """
+    where, wiring = f"task {task.name}", Values(pipeline)
+    _check_inputs(pipeline, task)
+    parameters = [
+        m.Parameter(name=name, value=wiring.text(source, f"{where}, parameter {name}"))
+        for name, source in task.parameters.items()
+    ]
+    if version not in LONG_ARGUMENTS:
+        check_length(task, {parameter.name: _known(parameter.value, values) for parameter in parameters})
+    artifacts = []
+    for port, source in task.artifacts.items():
+        for name, one in _one_by_one(port, source):
+            said, artifact = _artifact(pipeline, task.name, name, one, repository, values)
+            parameters.append(m.Parameter(name=f"{name}-metadata", value=said))
+            artifacts.append(artifact)
+    if wants_uid(task):
+        parameters.append(m.Parameter(name=TASK_UID, value=f"{{{{workflow.uid}}}}/{task.name}"))
+    given = m.Arguments(parameters=parameters or None, artifacts=artifacts or None)
+    return m.DAGTask(
+        name=task.name,
+        template_ref=m.TemplateRef(name=f"{pipeline.name}-{template}", template=template),
+        arguments=given if parameters or artifacts else None,
+        depends=_depends(pipeline, task),
+        when=wiring.condition(task.when, f"{where}, condition"),
+    )
+
+
+def _known(text: str, values: dict[str, str]) -> str:
+    """A task's text with what the Workflow's parameters are known to be."""
+    return re.sub(r"\{\{workflow\.parameters\.([\w-]+)\}\}", lambda found: values.get(found[1], ""), text)
+
+
+def _check_inputs(pipeline: Pipeline, task: Task) -> None:
+    """Every input has a value when the task runs."""
+    if task.cache_key:
+        raise GraphError(f"task {task.name}: a cache key of its own (cacheKey) can not be had on Argo")
+    for parameter in task.component.parameters.values():
+        if parameter.default is None and not parameter.required and parameter.name not in task.parameters:
+            raise GraphError(f"task {task.name}: Argo has no value for parameter {parameter.name}, and so wants one")
+    for source in (*task.parameters.values(), *task.artifacts.values()):
+        for output in outputs_in(source):
+            if output.task in task.behind:
+                raise GraphError(f"task {task.name}: on Argo it can not take from {output.task}, which may fail")
+            missing = any(test not in task.when for test in pipeline.tasks[output.task].when)
+            if missing and not isinstance(source, OneOf):
+                raise GraphError(
+                    f"task {task.name}: on Argo it can not take what {output.task} made, which may be left out"
+                )
+
+
+def _depends(pipeline: Pipeline, task: Task) -> str | None:
+    """What must have succeeded (or was left out by its own condition), and what must have ended, however."""
+    states = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
+    for name in _steps(pipeline, task.after):
+        states[name] = ("Succeeded", "Skipped") if pipeline.tasks[name].when else ("Succeeded",)
+    parts = []
+    for name in sorted(states):
+        either = " || ".join(f"{name}.{state}" for state in states[name])
+        parts.append(either if len(states[name]) == 1 else f"({either})")
+    return " && ".join(parts) or None
+
+
+def _steps(pipeline: Pipeline, names: frozenset[str]) -> set[str]:
+    """The steps among tasks; an importer is none, it stands for what it waits for."""
+    found = set()
+    for name in names:
+        task = pipeline.tasks[name]
+        imported = isinstance(task.component.executor, Importer)
+        found |= _steps(pipeline, task.after) if imported else {name}
+    return found
+
+
+# ---- artifacts
+
+
+def _one_by_one(port: str, source: Source) -> Iterator[tuple[str, Source]]:
+    if not isinstance(source, Collected):
+        yield port, source
+        return
+    for index, inner in enumerate(source.rounds):
+        yield f"{port}-{index}", inner
+
+
+def _artifact(
+    pipeline: Pipeline, task: str, port: str, source: Source, repository: Repository, values: dict[str, str]
+) -> tuple[str, m.Artifact]:
+    """What is said about an artifact, and where it is."""
+    producers = [pipeline.tasks[output.task] for output in outputs_in(source)]
+    imported = [task for task in producers if isinstance(task.component.executor, Importer)]
+    if isinstance(source, OneOf):  # which an expression could choose, but Argo takes one in outputs alone
+        raise GraphError(
+            f"task {task}: dsl.OneOf of artifacts ({port}) can not be had on Argo; of parameters it can, or let the"
+            " branches' tasks take over what follows"
+        )
+    if imported:
+        said = json.dumps(imported[0].component.executor.metadata)
+        return said, _imported(imported[0], port, repository, values, Values(pipeline))
+    place = f"{{{{tasks.{source.task}.outputs.artifacts.{source.key}}}}}"
+    return f"{{{{={_metadata_of(source)}}}}}", m.Artifact(name=port, from_=place)
+
+
+def _metadata_of(source: Output) -> str:
+    said = f"tasks['{source.task}'].outputs.parameters['{EXECUTOR_OUTPUT}']"
+    return f"toJson(jsonpath({said}, '$.artifacts.{source.key}.artifacts[0].metadata'))"
+
+
+def _imported(task: Task, port: str, repository: Repository, values: dict[str, str], wiring: Values) -> m.Artifact:
+    """The S3 location of an importer's URI: a constant, or cut from a pipeline parameter when the Workflow runs."""
+    uri = task.component.executor.uri
+    source = task.parameters[uri.name] if isinstance(uri, Argument) else uri
+    if not isinstance(source, Constant | Argument):
+        raise GraphError(f"task {task.name}: an importer whose URI another step makes can not be had on Argo")
+    if isinstance(source, Constant):
+        bucket, key = bucket_and_key(
+            wiring.text(source, f"task {task.name}, uri"), f"task {task.name}", wanted="s3://BUCKET/KEY"
+        )
+    else:
+        if source.name in values:
+            bucket_and_key(values[source.name], f"parameter {source.name}", wanted="s3://BUCKET/KEY")
+        place, uri = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
+        bucket, key = (f"sprig.regexReplaceAll({place}, {uri}, '${{{group}}}')" for group in (2, 3))
+        # given to `argo submit`, so not known now: another text is named in Argo's error about the bucket
+        none = f"parameter {source.name} is no s3://BUCKET/KEY"
+        bucket, key = f"{{{{={uri} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
+    archive = m.ArchiveStrategy(none=m.NoneStrategy())
+    return m.Artifact(name=port, s3=repository.location(bucket, key), archive=archive)

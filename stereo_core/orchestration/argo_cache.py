@@ -1,0 +1,97 @@
+"""The entries that Argo's controller keeps of cached steps, in ConfigMaps of its own namespace: listed, and removed.
+
+It never removes one unless its environment says so (CACHE_GC_PERIOD and CACHE_GC_AFTER_NOT_HIT_DURATION); a ConfigMap
+holds 1 MiB, and at a full one every step ends as an Error that would be kept in it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from stereo_core.orchestration.servers import Kubernetes, SubmitError
+
+NAMESPACE = "argo"  # where the controller runs in its own installation
+LABEL = "workflows.argoproj.io/configmap-type=Cache"  # argo-workflows.readthedocs.io/en/latest/memoization
+SUFFIX = "-cache"  # of ours: PIPELINE-STEP-cache
+ROOM = 1024 * 1024  # bytes
+
+
+@dataclass(frozen=True)
+class CacheMap:
+    """A ConfigMap of the cache.
+
+    Args:
+        name: PIPELINE-STEP-cache.
+        entries: Key -> when it was made; None where the entry does not say.
+        size: Bytes.
+    """
+
+    name: str
+    entries: dict[str, datetime | None]
+    size: int
+
+    def older_than(self, days: float, now: datetime) -> list[str]:
+        """Keys of the entries made before; those without a time are."""
+        return [key for key, made in self.entries.items() if made is None or now - made > timedelta(days=days)]
+
+
+def cache_maps(server: Kubernetes, namespace: str) -> list[CacheMap]:
+    """Those of this library's steps, the fullest first.
+
+    Raises:
+        SubmitError: the server can not be reached or refuses.
+    """
+    what = f"list the cache's ConfigMaps in {namespace}"
+    found = server.call("GET", _path(namespace), what, query=[("labelSelector", LABEL)]).get("items", [])
+    maps = [_read(item) for item in found if item["metadata"]["name"].endswith(SUFFIX)]
+    return sorted(maps, key=lambda one: -one.size)
+
+
+def chosen(maps: list[CacheMap], names: tuple[str, ...]) -> list[CacheMap]:
+    """The maps of these names; of PIPELINE those of all its steps. No name: all.
+
+    Raises:
+        SubmitError: a name that none has.
+    """
+    for name in names:
+        if not any(_is_of(one, name) for one in maps):
+            there = ", ".join(one.name for one in maps) or "none"
+            raise SubmitError(f"no ConfigMap {name} in the cache; there are: {there}")
+    return [one for one in maps if not names or any(_is_of(one, name) for name in names)]
+
+
+def removed(server: Kubernetes, namespace: str, one: CacheMap, keys: list[str]) -> None:
+    """Remove entries; with the last one the ConfigMap goes.
+
+    Raises:
+        SubmitError: the server can not be reached or refuses.
+    """
+    path, what = f"{_path(namespace)}/{one.name}", f"remove entries of {one.name} in {namespace}"
+    if len(keys) == len(one.entries):
+        server.call("DELETE", path, what)
+    else:
+        server.call("PATCH", path, what, {"data": dict.fromkeys(keys)}, kind="merge-patch+json")
+
+
+def _path(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/configmaps"
+
+
+def _is_of(one: CacheMap, name: str) -> bool:
+    return one.name == name or one.name.startswith(f"{name.removesuffix(SUFFIX)}-")
+
+
+def _read(item: dict) -> CacheMap:
+    data = item.get("data") or {}
+    entries = {key: _time(text) for key, text in data.items()}
+    return CacheMap(item["metadata"]["name"], entries, sum(len(k.encode()) + len(v.encode()) for k, v in data.items()))
+
+
+def _time(entry: str) -> datetime | None:
+    try:
+        made = datetime.fromisoformat(json.loads(entry)["creationTimestamp"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return made if made.tzinfo else made.replace(tzinfo=UTC)

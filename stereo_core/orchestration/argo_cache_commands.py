@@ -1,0 +1,71 @@
+"""`stereo-pipelines argo-cache ls|rm`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from stereo_core.orchestration.dag import GraphError
+
+_WHERE = (
+    click.option("--namespace", "-n", default="argo", show_default=True, help="Where Argo's controller runs."),
+    click.option("--context", default="", help="Of the kubeconfig [default: the current one]."),
+)
+
+
+def _of_a_cluster(command):
+    for option in reversed(_WHERE):
+        command = option(command)
+    return command
+
+
+@click.group("argo-cache")
+def argo_cache() -> None:
+    """What Argo keeps of cached steps; a ConfigMap of it that is full (1 MiB) makes its step end as an Error."""
+
+
+@argo_cache.command("ls")
+@_of_a_cluster
+def ls_command(namespace: str, context: str) -> None:
+    """List the cache's ConfigMaps, the fullest first."""
+    from stereo_core.orchestration.argo_cache import ROOM, cache_maps
+    from stereo_core.orchestration.servers import Kubernetes
+
+    maps = cache_maps(Kubernetes(context), namespace)
+    width = max((len(one.name) for one in maps), default=0)
+    for one in maps:
+        times = [made for made in one.entries.values() if made]
+        since = f"{min(times):%Y-%m-%d} to {max(times):%Y-%m-%d}" if times else ""
+        click.echo(f"{one.name:{width}}  {len(one.entries):5} entries  {one.size / ROOM:6.1%} full  {since}".rstrip())
+    if not maps:
+        click.echo(f"nothing is cached in {namespace}", err=True)
+
+
+@argo_cache.command("rm")
+@click.argument("names", nargs=-1, metavar="[PIPELINE|CONFIGMAP]...")
+@click.option("--all", "every", is_flag=True, help="Of all pipelines of this library.")
+@click.option("--older-than", "days", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only these.")
+@click.option("--send", is_flag=True, help="Remove them; without, what would be removed is printed.")
+@_of_a_cluster
+def rm_command(names: tuple[str, ...], every: bool, days: float, send: bool, namespace: str, context: str) -> None:
+    """Remove entries of the cache; their steps run once more. What they made stays in the bucket.
+
+    \b
+    stereo-pipelines argo-cache rm --all --older-than 30 --send
+    """
+    from stereo_core.orchestration.argo_cache import cache_maps, chosen, removed
+    from stereo_core.orchestration.servers import Kubernetes
+
+    if bool(names) == every:
+        raise GraphError("argo-cache rm: name pipelines or ConfigMaps, or give --all, one of the two")
+    server, now = Kubernetes(context), datetime.now(UTC)
+    for one in chosen(cache_maps(server, namespace), names):
+        keys = one.older_than(days, now) if days else list(one.entries)
+        if not keys:
+            continue
+        if send:
+            removed(server, namespace, one, keys)
+        click.echo(f"{one.name}: {len(keys)} of {len(one.entries)} entries {'removed' if send else 'would go'}")
+    if not send:
+        click.echo("nothing was removed; --send removes it", err=True)

@@ -1,0 +1,90 @@
+"""Components of the IR: what they declare, and what they run."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+from stereo_core.orchestration.dag import (
+    READERS,
+    Argument,
+    Component,
+    Constant,
+    Container,
+    GraphError,
+    Importer,
+    Parameter,
+    Port,
+    typed,
+)
+
+
+def definitions(section: dict) -> tuple[dict[str, Parameter], dict[str, Port]]:
+    parameters = {}
+    for name, item in section.get("parameters", {}).items():
+        kind = item["parameterType"]
+        if kind not in READERS:
+            raise GraphError(f"parameter {name}: type {kind} is not supported")
+        optional = item.get("isOptional", False) or "defaultValue" in item
+        parameter = Parameter(name, kind, not optional, None, item.get("description", ""))
+        if "defaultValue" in item:
+            parameter = replace(parameter, default=typed(parameter, item["defaultValue"]))
+        parameters[name] = parameter
+    ports = {}
+    for name, item in section.get("artifacts", {}).items():
+        optional, many = item.get("isOptional", False), item.get("isArtifactList", False)
+        ports[name] = Port(name, item["artifactType"], not optional, item.get("description", ""), many)
+    return parameters, ports
+
+
+def component_of(task: str, component: dict, spec: dict) -> Component:
+    executor = spec["deploymentSpec"]["executors"][component["executorLabel"]]
+    parameters, artifacts = definitions(component.get("inputDefinitions", {}))
+    output_parameters, output_artifacts = definitions(component.get("outputDefinitions", {}))
+    return Component(_executor(task, executor), parameters, artifacts, output_parameters, output_artifacts)
+
+
+def _executor(task: str, executor: dict) -> Container | Importer:
+    if "importer" in executor:
+        importer = executor["importer"]
+        uri = importer["artifactUri"]
+        source = Argument(uri["runtimeParameter"]) if "runtimeParameter" in uri else Constant(uri["constant"])
+        metadata = importer.get("metadata", {})
+        if "{{$" in json.dumps(metadata):
+            raise GraphError(f"task {task}: an importer's metadata from a parameter is not supported; write it as text")
+        if importer.get("downloadToWorkspace"):
+            raise GraphError(f"task {task}: downloadToWorkspace of an importer is not supported by this engine")
+        return Importer(source, metadata)  # reimport is for Kubeflow's own records; here every import is a new one
+    if "container" not in executor:
+        raise GraphError(f"task {task}: executor {first_of(executor)} is not supported by this engine")
+    container = executor["container"]
+    command, args = container.get("command", []), container.get("args", [])
+    if any("kfp.dsl.executor_main" in part for part in (*command, *args)):
+        raise GraphError(f"task {task}: Python-function components install packages at run time; use a container one")
+    for part in (*command, *args):
+        if re.match(r'\{"(IfPresent|Concat)"', part):
+            raise GraphError(f"task {task}: placeholder {next(iter(json.loads(part)))} is not supported by this engine")
+    if not command and not args:
+        raise GraphError(f"task {task}: the image's own entry point can not be run here; name a command")
+    env = {item["name"]: item.get("value", "") for item in container.get("env", [])}
+    return Container(
+        container["image"],
+        tuple(command),
+        tuple(args),
+        env,
+        _accelerators(task, container),
+        container.get("resources", {}),
+    )
+
+
+def _accelerators(task: str, container: dict) -> int:
+    accelerator = container.get("resources", {}).get("accelerator", {})
+    count = str(accelerator.get("resourceCount") or accelerator.get("count") or 0)
+    if not count.isdigit():
+        raise GraphError(f"task {task}: the accelerator count {count} is no number, which this engine wants")
+    return int(count)
+
+
+def first_of(item: dict) -> str:
+    return next(iter(item), "nothing")

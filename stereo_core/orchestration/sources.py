@@ -1,0 +1,164 @@
+"""Where the inputs of the IR's tasks come from, at each level of a pipeline that nests."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from stereo_core.orchestration.dag import (
+    PLACEHOLDER,
+    Comparison,
+    Component,
+    Constant,
+    Filled,
+    FinalStatus,
+    GraphError,
+    OneOf,
+    Output,
+    Source,
+)
+from stereo_core.orchestration.definitions import first_of
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A level of the pipeline: what its inputs stand for, and what its first tasks wait for (see `Task`)."""
+
+    prefix: str = ""
+    parameters: dict[str, Source] = field(default_factory=dict)
+    artifacts: dict[str, Source] = field(default_factory=dict)
+    after: frozenset[str] = frozenset()
+    behind: frozenset[str] = frozenset()
+    when: tuple[Comparison, ...] = ()
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class Node:
+    """A task or a group of tasks, as others at its level see it."""
+
+    tasks: tuple[str, ...]
+    ends: frozenset[str]  # of `tasks`, those that no other of them waits for
+    when: tuple[Comparison, ...]
+    outputs: dict[str, Source]
+
+
+def parameters_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node]) -> dict[str, Source]:
+    """What a task's parameters are; one that takes an input which the level was not given is left out."""
+    found: dict[str, Source] = {}
+    for key, item in items.items():
+        if "constant" in item.get("runtimeValue", {}):
+            continue
+        source = _parameter(where, key, item, scope, nodes)
+        if source is not None:
+            found[key] = _selected(where, key, source, item)
+    for key, item in items.items():
+        if "constant" in item.get("runtimeValue", {}):
+            found[key] = _constant(where, key, item["runtimeValue"]["constant"], found)
+    return found
+
+
+def _parameter(where: str, key: str, item: dict, scope: Scope, nodes: dict[str, Node]) -> Source | None:
+    if "componentInputParameter" in item:
+        return scope.parameters.get(item["componentInputParameter"])
+    if "taskOutputParameter" in item:
+        output = item["taskOutputParameter"]
+        return _output(where, nodes, output["producerTask"], output["outputParameterKey"])
+    if "taskFinalStatus" in item:
+        group = item["taskFinalStatus"]["producerTask"]
+        return FinalStatus(group, nodes[group].tasks)
+    raise GraphError(f"{where}: parameter {key} takes {first_of(item)}, which is not supported by this engine")
+
+
+def _selected(where: str, key: str, source: Source, item: dict) -> Source:
+    """A part of a loop's item: `parseJson(string_value)["name"]`."""
+    if "parameterExpressionSelector" not in item:
+        return source
+    found = re.fullmatch(r'parseJson\(string_value\)\["(.*)"\]', item["parameterExpressionSelector"])
+    if not found or not isinstance(source, Constant):
+        raise GraphError(f"{where}: parameter {key} uses a selector (part of a value), which is not supported")
+    if not isinstance(source.value, dict) or found[1] not in source.value:
+        raise GraphError(f"{where}: parameter {key} takes {found[1]} of an item that has none: {source.value!r}")
+    return Constant(source.value[found[1]])
+
+
+def _constant(where: str, key: str, value: object, inputs: dict[str, Source]) -> Constant | Filled:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    names = set(PLACEHOLDER.findall(text))
+    for other in re.findall(r"\{\{\$.*?\}\}", PLACEHOLDER.sub("", text)):
+        raise GraphError(f"{where}: parameter {key}: placeholder {other} is not supported by this engine")
+    for name in names - inputs.keys():
+        raise GraphError(f"{where}: parameter {key}: there is no input {name} to fill in")
+    return Filled(value, {name: inputs[name] for name in sorted(names)}) if names else Constant(value)
+
+
+def artifacts_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node]) -> dict[str, Source]:
+    found = {}
+    for key, item in items.items():
+        if "taskOutputArtifact" in item:
+            output = item["taskOutputArtifact"]
+            found[key] = _output(where, nodes, output["producerTask"], output["outputArtifactKey"])
+        elif "componentInputArtifact" not in item:
+            raise GraphError(f"{where}: input {key} takes {first_of(item)}, which is not supported by this engine")
+        elif item["componentInputArtifact"] in scope.artifacts:
+            found[key] = scope.artifacts[item["componentInputArtifact"]]
+    return found
+
+
+def _output(where: str, nodes: dict[str, Node], producer: str, key: str) -> Source:
+    if key not in nodes[producer].outputs:
+        raise GraphError(f"{where}: there is no output {key} of a task {producer}")
+    return nodes[producer].outputs[key]
+
+
+def outputs_of(where: str, dag: dict, nodes: dict[str, Node]) -> Iterator[tuple[str, Source]]:
+    """What a group gives: an output of a task inside, or (dsl.OneOf) of the first of several that has run."""
+    for key, item in dag.get("outputs", {}).get("parameters", {}).items():
+        one = item.get("valueFromParameter")
+        chosen = [one] if one else item["valueFromOneof"]["parameterSelectors"]
+        yield key, _one_of(where, nodes, [(s["producerSubtask"], s["outputParameterKey"]) for s in chosen])
+    for key, item in dag.get("outputs", {}).get("artifacts", {}).items():
+        chosen = item["artifactSelectors"]
+        yield key, _one_of(where, nodes, [(s["producerSubtask"], s["outputArtifactKey"]) for s in chosen])
+
+
+def _one_of(where: str, nodes: dict[str, Node], outputs: list[tuple[str, str]]) -> Source:
+    sources = [_output(where, nodes, producer, key) for producer, key in outputs]
+    if len(sources) == 1:
+        return sources[0]
+    options = [o for source in sources for o in (source.options if isinstance(source, OneOf) else (source,))]
+    if not all(isinstance(option, Output) for option in options):
+        raise GraphError(f"{where}: dsl.OneOf of what dsl.Collected gives is not supported")
+    return OneOf(tuple(options))
+
+
+def inputs_of(name: str, step: Component, items: dict, scope: Scope) -> tuple[dict[str, Source], dict[str, Source]]:
+    """The inputs that a step declares and was given; KFP also lists those that only its constants take."""
+    parameters = {}
+    for key in items.get("parameters", {}).keys() & step.parameters.keys():
+        if key not in scope.parameters:
+            raise GraphError(f"task {name}: parameter {key} takes a pipeline parameter that there is not")
+        if scope.parameters[key] != Constant(None):  # an input of its pipeline that was not given
+            parameters[key] = scope.parameters[key]
+    for key in items.get("artifacts", {}).keys() - scope.artifacts.keys():
+        if step.artifacts[key].required:
+            raise GraphError(f"task {name}: input {key} takes an artifact that the pipeline was not given")
+    return {key: parameters[key] for key in step.parameters if key in parameters}, scope.artifacts
+
+
+def placed(where: str, platform: object, inputs: dict[str, Source]) -> object:
+    """A step's part of the platform document, with sources where it takes parameters (names of secrets)."""
+    if isinstance(platform, list):
+        return [placed(where, item, inputs) for item in platform]
+    if not isinstance(platform, dict):
+        return platform
+    if "constant" in platform.get("runtimeValue", {}):
+        return Constant(platform["runtimeValue"]["constant"])
+    if "componentInputParameter" not in platform:
+        return {key: placed(f"{where}, {key}", item, inputs) for key, item in platform.items()}
+    name = platform["componentInputParameter"]
+    if name not in inputs:
+        raise GraphError(f"{where}: it takes a pipeline parameter {name} that there is not")
+    return inputs[name]

@@ -1,0 +1,160 @@
+"""A verb's outcome -> the artifacts that its ports want, and what executor_output.json says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from stereo_core import __version__
+from stereo_core.errors import UserError
+from stereo_core.files import atomic_path, sha256_of, size_of
+from stereo_core.run.outcome import Outcome
+from stereo_core.step.ports import Artifact
+from stereo_core.step.wiring import put
+from stereo_core.values import as_metadata
+
+ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
+FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
+RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
+
+
+@dataclass(frozen=True)
+class Run:
+    """A verb that did its work; `said` is its spec as the user gave it, without the ports."""
+
+    verb: str
+    outcome: Outcome
+    results: Path
+    said: dict
+
+    def made(self, port: str) -> Path:
+        """The file or folder that the run made for an output.
+
+        Raises:
+            UserError: it made none.
+        """
+        if port not in self.outcome.artifacts:
+            raise UserError(
+                f"output {port}: this run of {self.verb} made none ({self.outcome.message}); a step must: a dry run "
+                "(train.is_dry_run), say, is for the command line"
+            )
+        return Path(self.outcome.artifacts[port])
+
+
+def publish(run: Run, outputs: dict[str, Artifact]) -> dict:
+    """Put the results where the ports want them; returns the `artifacts` part of executor_output.json.
+
+    Raises:
+        UserError: the run made nothing for a port; none is published then.
+    """
+    for artifact in outputs.values():
+        if artifact.kind not in _MADE_HERE:
+            run.made(artifact.port)
+    said = hashlib.sha256(json.dumps(run.said, sort_keys=True).encode()).hexdigest()
+    published = {}
+    for port, artifact in outputs.items():
+        metadata = _WRITERS.get(artifact.kind, _put_result)(artifact, run)
+        metadata |= as_metadata(run.outcome.metadata.get(port, {}))
+        once = functools.cache(sha256_of)
+        if "file" in metadata:
+            metadata["folder_sha256"] = sha256_of(artifact.path, once)
+        metadata |= {
+            "kind": metadata.get("kind", artifact.kind),
+            "sha256": once(artifact.path / metadata.get("file", "")),
+            "bytes": size_of(artifact.path),
+            "producer": f"stereo-pipelines {__version__} {run.verb}",
+            "spec_sha256": said,
+        }
+        item = {"name": artifact.name, "type": artifact.type, "uri": artifact.uri, "metadata": metadata}
+        published[port] = {"artifacts": [item]}
+    return published
+
+
+def _put_metrics(artifact: Artifact, run: Run) -> dict:
+    metadata = as_metadata(run.outcome.kpi)
+    _write(artifact.path, json.dumps(metadata, indent=2) + "\n")
+    return metadata | {"format": "json"}
+
+
+def _put_spec(artifact: Artifact, run: Run) -> dict:
+    """What the user said with the best values, as a spec file for `train`, whose ports name the files again."""
+    import yaml
+
+    tree = {name: value for name, value in run.said.items() if name != "automl"}
+    for key, value in run.outcome.metadata[artifact.port].items():
+        put(tree, key, value)
+    _write(artifact.path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    return {"format": "yaml"}
+
+
+def _put_report(artifact: Artifact, run: Run) -> dict:
+    from stereo_core.report.html import action_report
+
+    own = run.outcome.artifacts.get(artifact.port)
+    text = own.read_text(encoding="utf-8") if own else action_report(run.results, run.outcome, run.verb)
+    _write(artifact.path, text)
+    return {"format": "html"}
+
+
+def _put_markdown(artifact: Artifact, run: Run) -> dict:
+    _write(artifact.path, run.made(artifact.port).read_text(encoding="utf-8"))
+    return {"format": "md"}
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _put_result(artifact: Artifact, run: Run) -> dict:
+    """Put a model file (with what lies beside it) or a folder at the artifact's path; returns format and file name."""
+    source = run.made(artifact.port)
+    temporary = artifact.path.with_name(f".{artifact.path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was cut off
+    if artifact.is_model:
+        temporary.mkdir(parents=True)
+        for file in source.parent.iterdir():
+            if file.name == source.name or file.name.startswith(source.name + "."):
+                _place(file.resolve(), temporary / file.name)
+    else:
+        shutil.copytree(source, temporary, copy_function=_place, ignore=shutil.ignore_patterns(*RUN_NOTES))
+    if artifact.path.is_dir():
+        shutil.rmtree(artifact.path)
+    artifact.path.unlink(missing_ok=True)
+    os.replace(temporary, artifact.path)
+    if not artifact.is_model:
+        return {"format": FOLDER_FORMATS.get(artifact.kind, "folder")}
+    return {"format": _model_format(artifact.path / source.name), "file": source.name}
+
+
+def _model_format(file: Path) -> str:
+    """pth, safetensors, onnx; for an engine trt, rtx or ort, as its side-car says."""
+    side_car = file.with_name(file.name + ".json")
+    if not side_car.is_file():
+        return file.suffix.removeprefix(".")
+    return ENGINE_FORMATS.get(json.loads(side_car.read_text()).get("backend"), file.suffix.removeprefix("."))
+
+
+def _place(source: str | Path, target: str | Path) -> None:
+    """A hard link where the file system allows it, a copy elsewhere."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)
+
+
+_WRITERS = {
+    "metrics": _put_metrics,
+    "spec": _put_spec,
+    "report": _put_report,
+    "card": _put_markdown,
+    "summary": _put_markdown,
+}
+"""Kind of an output -> what writes it; every other is a model's file or a folder that the verb made."""
+_MADE_HERE = ("metrics", "spec", "report")  # from the outcome, whatever files it has

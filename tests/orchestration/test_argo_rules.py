@@ -1,0 +1,206 @@
+"""What the controller and the kubelet do with a manifest, beyond its schema: each rule broken, and kept by ours."""
+
+import copy
+import json
+
+import pytest
+from argo_cluster import Cluster
+from argo_documents import REPOSITORY, documents_of, kinds, validate
+from argo_simulator import LONGEST, Failed, Simulator
+from small_ir import container, pipeline
+
+from stereo_core.orchestration.argo import manifests
+from stereo_core.orchestration.argo.check import problems
+from stereo_core.orchestration.argo.versions import VERSIONS
+from stereo_core.orchestration.compile import compiled_path, pipeline_folders
+from stereo_core.orchestration.dag import GraphError
+from stereo_core.orchestration.graph import load_pipeline
+
+FOLDERS = {folder.name: folder for folder in pipeline_folders()}
+TEXT, TREE = {"parameterType": "STRING"}, {"parameterType": "STRUCT"}
+RETRY = {"retryPolicy": {"maxRetryCount": 1, "backoffDuration": "0s"}}
+SAY = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text(sys.argv[1])"
+
+
+def saying(argument: str, **task) -> dict:
+    """A step that writes its argument, with the parameters `text` and `tree` and a secret in its environment."""
+    step = container(SAY, ("out",), **task)
+    step["args"] = [argument, *step["args"]]
+    spec = pipeline({"say": step}, text=TEXT, tree=TREE)
+    spec["components"]["comp-say"]["inputDefinitions"]["parameters"] = {"text": TEXT, "tree": TREE}
+    spec["deploymentSpec"]["executors"]["exec-say"]["container"]["env"] = [{"name": "KEY", "value": "hunter2"}]
+    wires = {name: {"componentInputParameter": name} for name in ("text", "tree")}
+    spec["root"]["dag"]["tasks"]["say"]["inputs"]["parameters"] = wires
+    return spec
+
+
+def written(run: Simulator) -> str:
+    run.run()
+    return run.stored["tasks.say.outputs.artifacts.out"].read_text()
+
+
+# ---- versions
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version != "3.6"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_pipeline_is_valid_by_the_full_definitions_of(name, version):
+    """3.6's can not be installed; with the minimal ones every version takes anything."""
+    documents = manifests(load_pipeline(compiled_path(FOLDERS[name])), _wanted(name), REPOSITORY, version=version)
+    validate(documents, version)
+
+
+def _wanted(name: str) -> dict:
+    parameters = load_pipeline(compiled_path(FOLDERS[name])).parameters.values()
+    return {p.name: "s3://bucket/key" for p in parameters if p.required}
+
+
+def test_no_field_that_the_oldest_version_does_not_know():
+    """`cap` of a back-off; one retry needs none."""
+    for name in FOLDERS:
+        documents = manifests(load_pipeline(compiled_path(FOLDERS[name])), _wanted(name), REPOSITORY)
+        assert '"cap"' not in json.dumps(documents), name
+    often = {"retryPolicy": {"maxRetryCount": 3, "backoffDuration": "1s"}}
+    for version, there in (("", True), ("3.6", False)):
+        given = {"text": "x", "tree": {}}
+        assert ('"cap"' in json.dumps(documents_of(saying("x", **often), given, version=version))) == there
+
+
+# ---- the command
+
+
+EXPANDED = "pay $(KEY), $$(KEY) and $KEY"
+
+
+@pytest.mark.parametrize("argument", ["{{$}}", "{{$.inputs.parameters['text']}}"])
+@pytest.mark.parametrize("given", ["when the manifests are written", "when the workflow is submitted"])
+def test_the_kubelet_puts_no_secret_into_a_parameter(tmp_path, argument, given):
+    values = {"text": EXPANDED, "tree": {EXPANDED: [EXPANDED]}}
+    if given.startswith("when the manifests"):
+        run = Simulator(documents_of(saying(argument), values), tmp_path, {})
+    else:
+        parameters = {"text": values["text"], "tree": json.dumps(values["tree"])}
+        run = Simulator(documents_of(saying(argument)), tmp_path, {}, parameters)
+    text = written(run)
+    assert "hunter2" not in text
+    arrived = json.loads(text)["inputs"]["parameterValues"] if argument == "{{$}}" else {"text": text}
+    assert arrived == {key: values[key] for key in arrived}
+
+
+@pytest.mark.parametrize("raw", ["{{=inputs.parameters['text']}}", "{{inputs.parameters.text}}"])
+def test_a_value_that_the_kubelet_would_expand_is_found(tmp_path, raw):
+    documents = documents_of(saying("{{$.inputs.parameters['text']}}"), {"text": EXPANDED, "tree": {}})
+    container = documents[1]["spec"]["templates"][0]["container"]
+    container["args"][0] = raw  # the last as it was
+    assert any("the kubelet would put environment variables" in problem for problem in problems(documents))
+    assert "hunter2" in written(Simulator(documents, tmp_path, {}))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_argument_longer_than_linux_passes(tmp_path, version):
+    """From 3.7.10 on Argo gives it as @FILE; before, such a value is refused by its name."""
+    given = {"text": "x" * (LONGEST - 2000), "tree": {"y": "y" * 3000}}
+    if version == "3.6":
+        with pytest.raises(GraphError, match=r"task say, parameter text: 12\d{4} bytes; .* --argo-version 3.7"):
+            documents_of(saying("{{$}}"), given, version=version)
+        return
+    documents = documents_of(saying("{{$}}"), given, version=version)
+    file = written(Simulator(documents, tmp_path / "new", {}, cluster=Cluster(tmp_path)))
+    assert file.startswith("@") and file.endswith("argument-3")
+    with pytest.raises(Failed, match="argument list too long"):
+        written(Simulator(documents, tmp_path / "old", {}, cluster=Cluster(tmp_path, passes_files=False)))
+
+
+def test_without_a_version_a_long_argument_is_refused():
+    with pytest.raises(GraphError, match="task say, parameter text"):
+        documents_of(saying("{{$}}"), {"text": "x" * LONGEST, "tree": {}})
+
+
+# ---- retries
+
+
+REFUSED = [
+    "init: Error (exit code 64): failed to get: Access Denied.",
+    "init: Error (exit code 64): The access key ID you provided does not exist in our records.",
+    "init: Error (exit code 64): The request signature we calculated does not match the signature you provided.",
+    "init: Error (exit code 64): The specified bucket does not exist",
+    "init: Error (exit code 64): The specified key does not exist.",
+]
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_the_object_storage_refuses_is_not_tried_again(tmp_path, message):
+    documents = documents_of(saying("x", **RETRY), {"text": "x", "tree": {}})
+    run = Simulator(documents, tmp_path, {}, fates={"say-0": ("Error", 64, message)})
+    with pytest.raises(Failed, match="exit code 64"):
+        run.run()
+    assert run.pods == ["say"]
+
+
+def test_a_limit_on_all_attempts_together_is_found():
+    """Kubeflow's default of an hour becomes one; ours have none."""
+    platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-say": LIMIT}}}}}
+    documents = documents_of(saying("x", **RETRY), {"text": "x", "tree": {}}, platform)
+    retry = documents[1]["spec"]["templates"][0]["retryStrategy"]
+    assert "maxDuration" not in retry["backoff"]
+    for most, wrong in (("3600s", True), ("2h", True), ("2h30m", False), ("90000", False)):
+        retry["backoff"]["maxDuration"] = most
+        found = any(f"maxDuration {most} is a total over all attempts" in problem for problem in problems(documents))
+        assert found == wrong, most
+
+
+LIMIT = {"activeDeadlineSeconds": "7200"}
+
+
+def test_the_simulator_takes_it_for_a_total(tmp_path):
+    documents = documents_of(saying("x", **RETRY), {"text": "x", "tree": {}})
+    documents[1]["spec"]["templates"][0]["retryStrategy"]["backoff"]["maxDuration"] = "0s"
+    run = Simulator(documents, tmp_path, {}, fates={"say-0": ("Error", -1, "pod deleted")})
+    with pytest.raises(Failed, match="pod deleted"):
+        run.run()
+    assert run.pods == ["say"], "the time for all attempts was over"
+
+
+# ---- the Workflow
+
+
+def test_a_workflow_that_could_not_be_deleted_is_found(tmp_path):
+    documents = documents_of(saying("x"), {"text": "x", "tree": {}})
+    kinds(documents, "Workflow")[0]["spec"]["podGC"]["strategy"] = "OnPodSuccess"
+    assert any("makes its pods again and again" in problem for problem in problems(documents))
+    with pytest.raises(AssertionError, match="makes its pods again"):
+        Simulator(documents, tmp_path, {})
+
+
+def test_an_expression_for_an_artifact_is_taken_in_outputs_only(tmp_path):
+    second = container("import sys, shutil; shutil.copy(*sys.argv[1:])", ("out",), ("in",))
+    first = container("import sys; open(sys.argv[1], 'w').write('x')", ("out",))
+    documents = documents_of(pipeline({"first": first, "second": second}, {"second": {"in": ("first", "out")}}))
+    task = documents[-1]["spec"]["templates"][0]["dag"]["tasks"][1]
+    wrong = copy.deepcopy(documents)
+    broken = wrong[-1]["spec"]["templates"][0]["dag"]["tasks"][1]["arguments"]["artifacts"][0]
+    broken["fromExpression"] = broken.pop("from")[2:-2]
+    assert task["arguments"]["artifacts"][0]["from"] and problems(documents) == []
+    assert any("in: Argo takes fromExpression in outputs only" in problem for problem in problems(wrong))
+    with pytest.raises(AssertionError, match="fromExpression is not supported in arguments"):
+        Simulator(wrong, tmp_path, {}).run()
+
+
+def test_a_page_is_stored_as_a_page(tmp_path):
+    """Argo's interface shows an object whose key ends in .html, and offers a packed one to be saved."""
+    spec = saying("<p>")
+    page = {"artifactType": {"schemaTitle": "system.HTML", "schemaVersion": "0.0.1"}}
+    spec["components"]["comp-say"]["outputDefinitions"]["artifacts"]["out"] = page
+    documents = documents_of(spec, {"text": "x", "tree": {}})
+    validate(documents)
+    run = Simulator(documents, tmp_path / "run", {}, cluster=Cluster(tmp_path))
+    assert written(run) == "<p>"
+    assert run.artifacts["tasks.say.outputs.artifacts.out"]["s3"]["key"] == "stereo/wf-run/wf-run-say-0/out.html"
+    (made,) = documents[1]["spec"]["templates"][0]["outputs"]["artifacts"]
+    assert made["archive"] == {"none": {}}
+
+
+def test_a_step_has_time_for_its_checkpoint():
+    documents = documents_of(saying("x"), {"text": "x", "tree": {}})
+    patch = json.loads(documents[1]["spec"]["templates"][0]["podSpecPatch"])
+    assert patch["terminationGracePeriodSeconds"] == 120

@@ -1,0 +1,113 @@
+"""Parameters and artifacts make the spec, and the ports win."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from messages import artifact
+
+from stereo_core.errors import UserError
+from stereo_core.step.wiring import merge, user_spec, wire
+
+
+def test_spec_precedence(tmp_path):
+    """spec_file < spec parameter < typed parameters < ports."""
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump({"train": {"num_epochs": 1, "precision": "bf16", "seed": 1, "results_dir": "/x"}}))
+    said = {"train": {"seed": 2, "num_epochs": 2}}
+    tree = user_spec("train", {"spec": said, "num_epochs": 3}, {"spec_file": artifact("spec_file", file, "spec")})
+    assert tree["train"] == {"num_epochs": 3, "precision": "bf16", "seed": 2, "results_dir": "/x"}
+    assert user_spec("train", {"spec": said, "num_epochs": 0}, {})["train"]["num_epochs"] == 2
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").touch()
+    data = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    wire("train", tree, "", data, tmp_path / "results")
+    assert tree["train"]["results_dir"] == str(tmp_path / "results")
+
+
+def test_merge_replaces_lists_and_keeps_siblings():
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+
+
+@pytest.mark.parametrize(("lists", "taken"), [(("test.txt", "val.txt"), "test.txt"), (("val.txt",), "val.txt")])
+def test_evaluate_takes_the_test_list_else_the_validation_list(tmp_path, lists, taken):
+    (tmp_path / "annotations").mkdir()
+    for name in lists:
+        (tmp_path / "annotations" / name).touch()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "model.pth").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations", "checkpoint")}
+    tree = {"evaluate": {"trt_engine": "/old.engine"}}
+    wire("evaluate", tree, "Kitti", inputs, tmp_path / "results")
+    assert tree["dataset"]["test_dataset"]["data_sources"] == [
+        {
+            "data_file": str(tmp_path / "annotations" / taken),
+            "dataset_name": "Kitti",
+            "data_root": str(tmp_path / "images"),
+        }
+    ]
+    assert tree["evaluate"]["checkpoint"] == str(tmp_path / "checkpoint" / "model.pth")
+    assert tree["evaluate"]["trt_engine"] == "", "exactly one of checkpoint and trt_engine is set"
+
+
+def test_the_users_data_sources_resolve_in_the_ports(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    hard = tmp_path / "hard.txt"
+    for path in (tmp_path / "annotations" / "easy.txt", hard):
+        path.touch()
+    source = {"data_file": "easy.txt", "dataset_name": "FSD", "disparity_format": "pfm"}
+    other = {"data_file": str(hard), "dataset_name": "FSD", "data_root": "night"}
+    tree = {"dataset": {"train_dataset": {"batch_size": 4, "data_sources": [source, other]}}}
+    wire("train", tree, "", inputs, tmp_path / "results")
+    train = tree["dataset"]["train_dataset"]
+    assert train["batch_size"] == 4
+    assert train["data_sources"] == [
+        source | {"data_file": str(tmp_path / "annotations" / "easy.txt"), "data_root": str(tmp_path / "images")},
+        other | {"data_root": str(tmp_path / "images" / "night")},
+    ]
+    assert "val_dataset" not in tree["dataset"], "no val.txt, no validation"
+    with pytest.raises(UserError, match=r"no such list: .*nowhere\.txt; .* without data_sources the list"):
+        wire(
+            "train",
+            {"dataset": {"train_dataset": {"data_sources": [{"data_file": "nowhere.txt"}]}}},
+            "",
+            inputs,
+            tmp_path,
+        )
+
+
+def test_a_source_without_a_list_says_how_the_ports_list_is_read(tmp_path):
+    """It was dropped without a word, and with it its disparity_scale."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    coding = {"disparity_format": "png_u8", "disparity_scale": 4.0}
+    tree = {"dataset": {"train_dataset": {"data_sources": [coding | {"data_file": ""}]}}}
+    wire("train", tree, "Middlebury", inputs, tmp_path / "results")
+    (source,) = tree["dataset"]["train_dataset"]["data_sources"]
+    expected = {"data_file": str(tmp_path / "annotations" / "train.txt"), "dataset_name": "Middlebury"}
+    assert source == coding | expected | {"data_root": str(tmp_path / "images")}
+    tree = {"dataset": {"train_dataset": {"data_sources": [coding, {"data_file": "a.txt"}]}}}
+    with pytest.raises(UserError, match=r"train_dataset\.data_sources: 1 of 2 sources name no data_file"):
+        wire("train", tree, "", inputs, tmp_path / "results")
+
+
+def test_a_synthetic_source_needs_no_list(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    drawn, listed = {"dataset_name": "Synthetic", "pairs_per_epoch": 8}, {"data_file": "train.txt"}
+    tree = {"dataset": {"train_dataset": {"data_sources": [drawn, listed]}}}
+    wire("train", tree, "", inputs, tmp_path / "results")
+    first, second = tree["dataset"]["train_dataset"]["data_sources"]
+    assert first == drawn
+    assert second["data_file"] == str(tmp_path / "annotations" / "train.txt")
+
+
+def test_missing_training_list_names_what_is_there(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "test.txt").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    with pytest.raises(UserError, match=r"no train\.txt \(found: test\.txt\).*split_ratio"):
+        wire("train", {}, "", inputs, tmp_path)

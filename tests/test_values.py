@@ -1,0 +1,26 @@
+import numpy as np
+
+from stereo_core.values import as_metadata, plain, with_integers
+
+
+def test_whole_numbers_are_integers_again_at_any_depth():
+    value = with_integers({"a": 2.0, "b": [1.0, 1.5, True, "2.0"]})
+    assert value == {"a": 2, "b": [1, 1.5, True, "2.0"]}
+    assert type(value["a"]) is int and type(value["b"][0]) is int and value["b"][2] is True
+
+
+def test_plain_values_are_strict_json():
+    value = {1: float("nan"), "size": np.float32(0.5), "shape": np.arange(2), "of": {"x"}, "none": None, "type": object}
+    assert plain(value) == {
+        "1": None,
+        "size": 0.5,
+        "shape": [0, 1],
+        "of": ["x"],
+        "none": None,
+        "type": "<class 'object'>",
+    }
+
+
+def test_metadata_names_what_is_no_number_and_leaves_out_what_is_nothing():
+    value = {"epe": float("nan"), "max": float("inf"), "none": None, "all": [{"none": None}, None]}
+    assert as_metadata(value) == {"epe": "nan", "max": "inf", "all": [{}, None]}
