@@ -44,7 +44,7 @@ class Rendered(NamedTuple):
 def render(layouts: Sequence[Layout], height: int, width: int, device: torch.device) -> Rendered:
     """Render scenes of one size; the same layout gives the same pixels on a CPU in any batch."""
     shape_BSP = _to(np.stack([layout.shape for layout in layouts]), device)
-    paint_MP = _to(np.concatenate([layout.paint for layout in layouts]), device)
+    paint_PM = _to(np.concatenate([layout.paint.T for layout in layouts], axis=1), device)
     windows = _windows(layouts, height, width)
     surfaces = {place: _Surface(KINDS[place], shape_BSP[:, place]) for place in windows}
     front_BHW, d_BHW = _seen(surfaces, windows, (len(layouts), height, width), device, right=False)
@@ -59,9 +59,9 @@ def render(layouts: Sequence[Layout], height: int, width: int, device: torch.dev
     visible = inside
     for side in beside:
         visible = visible & (right_front_BHW.gather(2, side) == front_BHW)
-    right_B3HW = _paint_right(paint_MP, right_front_BHW)
+    right_B3HW = _paint_right(paint_PM, right_front_BHW)
     left_B3HW = torch.lerp(*(_gather(right_B3HW, side) for side in beside), share[:, None])
-    _paint_hidden(left_B3HW, ~visible, paint_MP, front_BHW, column, share)
+    _paint_hidden(left_B3HW, ~visible, paint_PM, front_BHW, column, share)
     return Rendered(left_B3HW.round_(), right_B3HW, thousandths.float() / THOUSANDTHS, right_d_BHW, visible)
 
 
@@ -188,21 +188,21 @@ def _holes(u: Tensor, v: Tensor) -> Tensor:
     return texture_bank(u.device).texels[:, 3][row]
 
 
-def _paint_right(paint_MP: Tensor, front_BHW: Tensor) -> Tensor:
+def _paint_right(paint_PM: Tensor, front_BHW: Tensor) -> Tensor:
     """(B, 3, H, W): what the right camera sees."""
     B, H, W = front_BHW.shape
     surface = _surface_rows(front_BHW).reshape(-1)
     x = torch.arange(W, device=front_BHW.device, dtype=torch.float32).expand(B, H, W).reshape(-1)
     y = torch.arange(H, device=front_BHW.device, dtype=torch.float32)[:, None].expand(B, H, W).reshape(-1)
-    return _colour(paint_MP, surface, x, y).reshape(B, H, W, 3).permute(0, 3, 1, 2).contiguous()
+    return _colour(paint_PM, surface, x, y).reshape(B, H, W, 3).permute(0, 3, 1, 2).contiguous()
 
 
-def _paint_hidden(left_B3HW: Tensor, hidden_BHW: Tensor, paint_MP: Tensor, front_BHW: Tensor, column, share) -> None:
+def _paint_hidden(left_B3HW: Tensor, hidden_BHW: Tensor, paint_PM: Tensor, front_BHW: Tensor, column, share) -> None:
     """Give the pixels that the right camera does not see their surface's colour, interpolated between its knots."""
     b, y, x = hidden_BHW.nonzero(as_tuple=True)
     surface = _surface_rows(front_BHW)[b, y, x]
     knot, rows, part = column[b, y, x].float(), y.float(), share[b, y, x, None]
-    colour = torch.lerp(_colour(paint_MP, surface, knot, rows), _colour(paint_MP, surface, knot + 1, rows), part)
+    colour = torch.lerp(_colour(paint_PM, surface, knot, rows), _colour(paint_PM, surface, knot + 1, rows), part)
     left_B3HW.permute(0, 2, 3, 1)[b, y, x] = colour
 
 
@@ -212,9 +212,9 @@ def _surface_rows(front_BHW: Tensor) -> Tensor:
     return front_BHW + scene * len(KINDS)
 
 
-def _colour(paint_MP: Tensor, surface_M: Tensor, x_M: Tensor, y_M: Tensor) -> Tensor:
+def _colour(paint_PM: Tensor, surface_M: Tensor, x_M: Tensor, y_M: Tensor) -> Tensor:
     """(M, 3) whole grey levels of surfaces at right pixels (x, y)."""
-    p = dict(zip(PAINT, paint_MP.t()[:, surface_M].unbind(0), strict=True))
+    p = dict(zip(PAINT, paint_PM.index_select(1, surface_M).unbind(0), strict=True))
     d = (p["g0"] + p["gx"] * x_M + p["gy"] * y_M).clamp_(min=0.02)
     u = (p["sx"] * x_M + p["sy"] * y_M + p["s1"]) / d
     v = (p["tx"] * x_M + p["ty"] * y_M + p["t1"]) / d
