@@ -15,10 +15,7 @@ from stereo_core.data.trees import Tree
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
-from stereo_core.storage import is_uri
-
-REFERENCE = "reference.json"
-"""The note: uri, files, bytes, and a digest of all names and ETags (of a folder: times)."""
+from stereo_core.storage import REFERENCE, is_uri
 
 
 def run(spec: Any, status: Any) -> Outcome:

@@ -141,6 +141,10 @@ class Port:
     many: bool = False
 
 
+LAUNCHER = "depth_net-launch"  # what images of this library run; it reads a long message from a file, given as @FILE
+LONGEST = 128 * 1024 - 1  # bytes of one argument that Linux passes to a command (MAX_ARG_STRLEN)
+
+
 @dataclass(frozen=True)
 class Container:
     image: str

@@ -18,9 +18,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from stereo_core.actions.fetch_dataset import REFERENCE
 from stereo_core.orchestration.dag import Container, GraphError, Task
-from stereo_core.storage import SCHEMES
+from stereo_core.storage import REFERENCE, SCHEMES
 
 NOBODY = 65534  # who runs the steps of root
 SHARED = "1g"  # of /dev/shm, where the hardware profile says nothing

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from stereo_core.files import atomic_path
+from stereo_core.locks import is_held
 from stereo_core.orchestration.dag import GraphError
 
 FILE, LOCK = "run.json", ".lock"
@@ -106,23 +106,11 @@ def read_record(folder: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         mend = "remove it to start anew, or choose another folder"
         raise GraphError(f"{path}: damaged run record ({error}); {mend}") from None
-    if record.state == "running" and not is_going_on(folder):
+    if record.state == "running" and not is_held(folder / LOCK):
         record.state = "stopped"
         for run in record.tasks.values():
             run.state = run.state if run.state in ENDED else "stopped"
     return record
-
-
-def is_going_on(folder: Path) -> bool:
-    """Whether an engine holds the folder's lock."""
-    try:
-        with (folder / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def now() -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +13,9 @@ from stereo_core.errors import UserError
 from stereo_core.files import atomic_path, sha256_of, size_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.step.ports import Artifact
+from stereo_core.step.results import put_result
 from stereo_core.step.wiring import put
 from stereo_core.values import as_metadata
-
-ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
-FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
-RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
 
 
 @dataclass(frozen=True)
@@ -107,46 +101,13 @@ def _put_markdown(artifact: Artifact, run: Run) -> dict:
     return {"format": "md"}
 
 
+def _put_result(artifact: Artifact, run: Run) -> dict:
+    return put_result(artifact, run.made(artifact.port))
+
+
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _put_result(artifact: Artifact, run: Run) -> dict:
-    """Put a model file (with what lies beside it) or a folder at the artifact's path; returns format and file name."""
-    source = run.made(artifact.port)
-    temporary = artifact.path.with_name(f".{artifact.path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was cut off
-    if artifact.is_model:
-        temporary.mkdir(parents=True)
-        for file in source.parent.iterdir():
-            if file.name == source.name or file.name.startswith(source.name + "."):
-                _place(file.resolve(), temporary / file.name)
-    else:
-        shutil.copytree(source, temporary, copy_function=_place, ignore=shutil.ignore_patterns(*RUN_NOTES))
-    if artifact.path.is_dir():
-        shutil.rmtree(artifact.path)
-    artifact.path.unlink(missing_ok=True)
-    os.replace(temporary, artifact.path)
-    if not artifact.is_model:
-        return {"format": FOLDER_FORMATS.get(artifact.kind, "folder")}
-    return {"format": _model_format(artifact.path / source.name), "file": source.name}
-
-
-def _model_format(file: Path) -> str:
-    """pth, safetensors, onnx; for an engine trt, rtx or ort, as its side-car says."""
-    side_car = file.with_name(file.name + ".json")
-    if not side_car.is_file():
-        return file.suffix.removeprefix(".")
-    return ENGINE_FORMATS.get(json.loads(side_car.read_text()).get("backend"), file.suffix.removeprefix("."))
-
-
-def _place(source: str | Path, target: str | Path) -> None:
-    """A hard link where the file system allows it, a copy elsewhere."""
-    with contextlib.suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copy2(source, target)
 
 
 _WRITERS = {

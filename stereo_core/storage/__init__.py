@@ -16,7 +16,7 @@ from stereo_core.storage.cache import Cache, cache_folder
 from stereo_core.storage.client import Clients, StorageError
 from stereo_core.storage.objects import Entry, Objects
 from stereo_core.storage.transfers import PARALLEL, progress
-from stereo_core.storage.uris import MOUNTS, SCHEMES, is_uri, local_path, split
+from stereo_core.storage.uris import MOUNTS, REFERENCE, SCHEMES, is_uri, local_path, split
 
 CLIENTS = Clients()
 OBJECTS = Objects(CLIENTS)
@@ -34,6 +34,7 @@ __all__ = [
     "MOUNTS",
     "OBJECTS",
     "PARALLEL",
+    "REFERENCE",
     "SCHEMES",
     "Entry",
     "StorageError",

@@ -9,6 +9,9 @@ from stereo_core.errors import DataError
 
 SCHEMES = ("s3://", "aws://", "minio://")
 MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
+REFERENCE = "reference.json"
+"""In the folder of a data set that stays where it is: its uri, files, bytes, and a digest of all names and ETags (of a
+folder: times)."""
 
 
 def is_uri(path: Any) -> bool:

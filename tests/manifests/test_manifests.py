@@ -407,16 +407,14 @@ def test_argos_controller_may_write_its_cache_where_it_runs(overlays, tmp_path):
 
 def test_every_pod_names_its_user():
     """Katib and others put containers into pods, whose images may name no user: runAsNonRoot alone keeps them out."""
-    paths = ("katib/experiment.yaml", "trainer/runtime.yaml", "argo/templates.yaml")
-    found = [
-        pod
-        for path in paths
-        for document in yaml.safe_load_all((MANIFESTS / path).read_text())
-        for pod in pods(document)
-    ]
-    assert len(found) > 12
+    paths = [MANIFESTS / name for name in ("katib/experiment.yaml", "trainer/runtime.yaml", "argo/templates.yaml")]
+    paths += sorted(MANIFESTS.parent.glob("pipelines/*/compiled/*.argo.yaml"))
+    documents = [document for path in paths for document in yaml.safe_load_all(path.read_text())]
+    found = [pod for document in documents for pod in pods(document)]
+    assert len(found) > 50
     for pod in found:
         assert pod["securityContext"]["runAsUser"] == 10001 and pod["securityContext"]["runAsGroup"] == 0
+        assert list(violations(pod)) == []
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -7,8 +7,10 @@ import pytest
 from argo_cluster import FULL, Cluster, Errored
 from argo_documents import REPOSITORY, documents_of, imported_spec, kinds
 from argo_simulator import Failed, Simulator, Stuck
-from flow_steps import SPEC, data
+from flow_steps import SPEC, data, say
+from kfp import dsl
 from small_ir import container, pipeline
+from stereo_components import final_status
 
 from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.argo.check import problems
@@ -107,6 +109,24 @@ def test_a_step_that_can_not_be_kept_is_an_error_and_is_not_repeated(tmp_path, r
     assert sorted(path.parent.name for path in kept) == ["wf-run-first-0", "wf-run-second-0"], "what it made stays"
     without = documents_of(two_steps(), cache=False)
     assert runs(without, cluster=cluster).states == {"first": "Succeeded", "second": "Succeeded"}
+
+
+@dsl.pipeline(name="kept")
+def kept():
+    """A cached step, and the library's own exit handler."""
+    with dsl.ExitHandler(final_status(title="kept")):
+        say(text="x")
+
+
+@pytest.mark.parametrize(("kind", "mend"), [("full", "argo-cache rm"), ("no right", "apply -k manifests/controller")])
+def test_the_exit_handler_writes_what_mends_it(compiled_once, tmp_path, kind, mend):
+    cluster = Cluster(tmp_path)
+    broken(cluster, kind, "kept-say-cache")
+    run = Simulator(manifests(load_pipeline(compiled_once(kept)), {}, REPOSITORY), tmp_path / "run", {}, None, cluster)
+    with pytest.raises(Failed):
+        run.run()
+    summary = run.stored["tasks.final-status.outputs.artifacts.summary"].read_text()
+    assert summary.startswith("# kept: FAILED\n\n- run: wf-run\n") and mend in summary
 
 
 def test_the_controller_has_its_rights_in_its_own_namespace(tmp_path):

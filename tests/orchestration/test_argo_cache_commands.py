@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from test_submit import TOKEN, kubernetes, server  # noqa: F401  (fixtures)
 
 from stereo_core.errors import UserError
-from stereo_core.orchestration.argo_cache_commands import argo_cache
+from stereo_core.orchestration.commands.argo_cache import argo_cache
 
 MAPS = "/api/v1/namespaces/argo/configmaps"
 

@@ -297,7 +297,7 @@ def test_two_runs_in_one_folder_do_not_mix(compiled, tmp_path):
 def test_who_looks_at_a_run_does_not_keep_it_from_starting(compiled, tmp_path):
     graph = load_pipeline(compiled(pipeline({"a": container(WRITE.format("a"), ("out",))})))
     assert LocalRun(graph, {}, tmp_path / "run").execute() == 0
-    with (tmp_path / "run" / LOCK).open() as lock:
+    with (tmp_path / "run" / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
         assert LocalRun(graph, {}, tmp_path / "run").execute() == 0

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from small_ir import container, pipeline
 
-from stereo_core.orchestration.cli import read_params
+from stereo_core.orchestration.commands.params import read_params
 from stereo_core.orchestration.graph import GraphError, load_pipeline
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import size

@@ -12,10 +12,9 @@ import re
 from dataclasses import replace
 
 from stereo_core.orchestration.argo.values import substituted
-from stereo_core.orchestration.dag import Collected, GraphError, Parameter, Port, Task
+from stereo_core.orchestration.dag import LONGEST, Collected, GraphError, Parameter, Port, Task
 
 INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
-LONGEST = 128 * 1024 - 1  # bytes of one argument, that Linux passes (MAX_ARG_STRLEN); Argo 3.7.10 gives more as @FILE
 
 
 def argument(text: str, task: Task) -> str:

@@ -7,10 +7,9 @@ import json
 from stereo_core.orchestration.argo.message import OUTPUTS
 from stereo_core.orchestration.argo.models import m
 from stereo_core.orchestration.argo.values import literal
-from stereo_core.orchestration.dag import Argument, Constant, GraphError, Task
+from stereo_core.orchestration.dag import LAUNCHER, Argument, Constant, GraphError, Task
 from stereo_core.orchestration.namespace import USER
 
-LAUNCHER = "depth_net-launch"  # what our images run
 WRITABLE = {"scratch": "/tmp", "cache": "/cache"}  # where they write
 GRACE = 120  # s from SIGTERM to SIGKILL: a training ends its step and writes a checkpoint
 # Argo's own containers take theirs from the controller's settings, which say nothing unless an administrator has.

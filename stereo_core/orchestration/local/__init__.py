@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import hashlib
 import json
 import os
@@ -44,10 +43,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.files import sha256_of, size_of
+from stereo_core.locks import held
 from stereo_core.orchestration.dag import (
     Argument,
     Collected,
@@ -67,6 +66,7 @@ from stereo_core.orchestration.dag import (
 )
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
+from stereo_core.orchestration.long_arguments import passable
 from stereo_core.orchestration.podman import Containers, reason
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, FILE, LOCK, Made, Record, TaskRun, now, read_record
 from stereo_core.storage import is_uri, local_path
@@ -75,6 +75,7 @@ from stereo_core.values import with_integers
 GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
 LAST = 60.0  # seconds that an exit handler of a cancelled run has
 USER_ERROR = 2
+LOOK = 0.4  # seconds that who only looks whether a run is going on may hold its lock
 TIMED_OUT = 124  # as timeout(1) says it; no interruption: the next attempt would take as long
 # Exit codes worth another try: a GPU that failed, Ctrl-C, SIGKILL and SIGTERM as a shell and as Python tell them.
 INTERRUPTED = (*WORTH_ANOTHER_TRY, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
@@ -252,15 +253,13 @@ class LocalRun:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the folder's lock; the system lets go of it when this process ends, however it ends."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / LOCK).open("w")
-        except OSError as error:
-            reason = error.strerror.lower()
-            raise GraphError(f"{self.folder} can not be the run folder: {reason}; choose another") from None
-        with lock:
-            if not _locked(lock):
-                raise GraphError(f"{self.folder}: another run is going on there; wait, or choose another")
+        busy = GraphError(f"{self.folder}: another run is going on there; wait, or choose another")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.folder / LOCK, wait=LOOK, busy=busy, vital=True))
+            except OSError as error:
+                reason = error.strerror.lower()
+                raise GraphError(f"{self.folder} can not be the run folder: {reason}; choose another") from None
             self._end_leftovers()
             for engine in {self._runner_before, self.record.runner} - {"process"}:
                 if shutil.which(engine):  # not where the folder was brought from another machine
@@ -540,6 +539,7 @@ class LocalRun:
         """One attempt: (exit code, what happened)."""
         container = task.component.executor
         command = [_fill(part, message, task.name) for part in (*container.command, *container.args)]
+        command = passable(command, place, message)
         (place / "executor_output.json").unlink(missing_ok=True)
         gpus = self.tasks[task.name].gpus
         if self.containers:
@@ -683,16 +683,6 @@ def _end(process: subprocess.Popen) -> None:
             process.wait(patience)
         except subprocess.TimeoutExpired:
             continue
-
-
-def _locked(lock: IO) -> bool:
-    """Lock a file, unless another engine holds it; who only looks whether one does has it for a moment."""
-    for _ in range(20):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _processes_with(mark: bytes) -> list[int]:

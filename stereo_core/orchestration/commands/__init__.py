@@ -1,0 +1,1 @@
+"""What `stereo-pipelines` can be told, a file a subject."""

@@ -1,0 +1,168 @@
+"""Pipelines and searches for clusters: `stereo-pipelines argo|submit|katib`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import yaml
+
+from stereo_core import __version__
+from stereo_core.orchestration.commands.params import read_params
+from stereo_core.orchestration.dag import Pipeline
+from stereo_core.orchestration.graph import load_pipeline
+
+ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
+
+
+@click.command("argo")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
+@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="The S3 server [default: AWS].")
+@click.option(
+    "--secret", default="", help="Secret with accesskey and secretkey [default: the service account's rights]."
+)
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--schedule", default="", metavar="CRON", help="A CronWorkflow, say '0 3 * * *'.")
+@click.option("--service-account", default="", help="Of the pods [default: the namespace's].")
+@click.option("--priority-class", default="", help="Of the steps that ask for GPUs [default: the cluster's].")
+@click.option("--no-cache", is_flag=True, help="Run every step; Argo's controller needs no rights for a cache then.")
+@click.option(
+    "--argo-version",
+    type=ARGO_VERSIONS,
+    help="Of a server with the full resource definitions; 3.7 is 3.7.10 or newer [default: any with the minimal ones].",
+)
+def argo_command(
+    file: Path,
+    bucket: str,
+    endpoint: str,
+    secret: str,
+    params: tuple[str, ...],
+    schedule: str,
+    service_account: str,
+    priority_class: str,
+    no_cache: bool,
+    argo_version: str | None,
+) -> None:
+    """Print a compiled pipeline as manifests for Argo Workflows, without Kubeflow.
+
+    \b
+    stereo-pipelines argo pipelines/demo/compiled/demo.yaml --artifact-repository s3://artifacts/stereo \\
+        --endpoint http://minio:9000 --secret minio-keys --service-account stereo-argo > workflow.yaml
+    kubectl -n stereo create -f workflow.yaml
+    """
+    from stereo_core.orchestration.submit import check_cron
+
+    pipeline = load_pipeline(file)
+    arguments = read_params(pipeline, params, complete=bool(schedule))
+    if schedule:
+        check_cron("--schedule", schedule)
+    options = {"schedule": schedule, "service_account": service_account, "priority_class": priority_class}
+    options |= {"cache": not no_cache, "version": argo_version or ""}
+    documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
+    click.echo(_as_yaml(documents), nl=False)
+
+
+def _argo_documents(
+    pipeline: Pipeline, arguments: dict, repository: tuple[str, str, str], **options: str | bool
+) -> list[dict]:
+    from stereo_core.orchestration.argo import Repository, manifests
+
+    return manifests(pipeline, arguments, Repository.of(*repository), **options)
+
+
+def _as_yaml(documents: list[dict]) -> str:
+    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
+
+
+@click.command("submit")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--host", default="", metavar="URL", help="Kubeflow Pipelines' address; its token is KFP_TOKEN's.")
+@click.option("--argo", is_flag=True, help="Argo Workflows, on kubectl's cluster.")
+@click.option("--send", is_flag=True, help="Send it; without, what would be sent is printed.")
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--cron", default="", metavar="CRON", help="Again and again, say '0 3 * * *'.")
+@click.option("--namespace", "-n", default="", help="[default: Kubeflow's; with --argo stereo].")
+@click.option(
+    "--service-account", default="", help="Of the pods [default: Kubeflow's choice; with --argo stereo-argo]."
+)
+@click.option("--name", default="", help="Kubeflow: the run's [default: the pipeline's].")
+@click.option("--experiment", default="", help="Kubeflow: where the run belongs [default: Default].")
+@click.option("--context", default="", help="Argo: of the kubeconfig [default: the current one].")
+@click.option("--artifact-repository", "bucket", default="", metavar="URI", help="Argo: s3://BUCKET[/PREFIX].")
+@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: the S3 server [default: AWS].")
+@click.option("--secret", default="", help="Argo: as for argo.")
+@click.option("--priority-class", default="", help="Argo: as for argo.")
+@click.option("--no-cache", is_flag=True, help="Argo: as for argo.")
+@click.option("--argo-version", type=ARGO_VERSIONS, help="Argo: as for argo.")
+def submit_command(
+    file: Path,
+    host: str,
+    argo: bool,
+    send: bool,
+    params: tuple[str, ...],
+    cron: str,
+    namespace: str,
+    service_account: str,
+    name: str,
+    experiment: str,
+    context: str,
+    bucket: str,
+    endpoint: str,
+    secret: str,
+    priority_class: str,
+    no_cache: bool,
+    argo_version: str | None,
+) -> None:
+    """Run a compiled pipeline on a cluster: print what would be sent, or with --send send it.
+
+    \b
+    stereo-pipelines submit pipelines/demo/compiled/demo.yaml --host https://kubeflow.example/pipeline --send
+    stereo-pipelines submit pipelines/demo/compiled/demo.yaml --argo --artifact-repository s3://artifacts/stereo --send
+    """
+    from stereo_core.orchestration import namespace as namespace_names
+    from stereo_core.orchestration import submit
+
+    if bool(host) == argo:
+        raise submit.SubmitError("where to? give --host URL (Kubeflow Pipelines) or --argo, one of the two")
+    to_kubeflow = {"--name": name, "--experiment": experiment}
+    to_argo = {"--context": context, "--artifact-repository": bucket, "--endpoint": endpoint, "--secret": secret}
+    to_argo |= {"--priority-class": priority_class, "--no-cache": no_cache, "--argo-version": argo_version}
+    if idle := [option for option, value in (to_kubeflow if argo else to_argo).items() if value]:
+        raise submit.SubmitError(f"{', '.join(idle)}: of no use with {'--argo' if argo else '--host'}")
+    if argo and not bucket:
+        raise submit.SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
+    pipeline = load_pipeline(file)
+    arguments = read_params(pipeline, params)
+    if cron:
+        submit.check_cron("--cron", cron)
+    if argo:
+        account = service_account or namespace_names.ACCOUNT
+        options = {"schedule": cron, "service_account": account, "priority_class": priority_class}
+        options |= {"cache": not no_cache, "version": argo_version or ""}
+        documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
+        plan, where = _as_yaml(documents), namespace or namespace_names.NAME
+    else:
+        submit.check_host(host)
+        experiment = experiment or "Default"
+        run = submit.kubeflow_run(pipeline, arguments, name=name, cron=cron, service_account=service_account)
+        plan, where = submit.kubeflow_plan(file, run, host, experiment, namespace), namespace
+    if not send:
+        click.echo(plan, nl=False)
+        click.echo("nothing was sent; --send sends it", err=True)
+    elif argo:
+        click.echo("\n".join(submit.send_to_argo(documents, where, context)))
+    else:
+        click.echo(submit.send_to_kubeflow(run, host, experiment, where))
+
+
+@click.command("katib")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--image", default=f"stereo-pipelines/runtime:{__version__}", show_default=True, help="Of the trials.")
+@click.option("--name", default="stereo-search", show_default=True, help="Of the Experiment.")
+@click.option("--spec-file", default="/data/train.yaml", show_default=True, help="FILE's path in the trials' pods.")
+def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
+    """Print the search that `automl` of the spec FILE describes as an Experiment for Katib."""
+    from stereo_core.orchestration.katib import experiment, read_spec
+
+    click.echo(_as_yaml([experiment(read_spec(file), name, image, spec_file)]), nl=False)

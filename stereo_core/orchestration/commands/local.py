@@ -1,0 +1,143 @@
+"""Runs on this machine: `stereo-pipelines run|runs|show|logs`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from stereo_core.orchestration.commands.params import read_params, relative
+from stereo_core.orchestration.dag import GraphError
+from stereo_core.orchestration.graph import load_pipeline
+from stereo_core.orchestration.record import Record, read_record
+from stereo_core.storage import is_uri
+
+
+@click.command("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, or YAML/JSON; @FILE reads one."
+)
+@click.option("--output-dir", "-o", required=True, type=click.Path(), help="The run folder.")
+@click.option("--parallel", type=click.IntRange(min=1), metavar="N", help="Steps at a time [default: CPU cores].")
+@click.option("--fresh", is_flag=True, help="Run every step, also those whose inputs did not change.")
+@click.option("--from", "from_step", metavar="STEP", help="Run STEP and all that depend on it again.")
+@click.option("--only", metavar="STEP", help="Run STEP again and nothing else, on what an earlier run made.")
+@click.option(
+    "--runner",
+    type=click.Choice(["process", "podman", "docker"]),
+    default="process",
+    show_default=True,
+    help="Each step as a process of this environment, or in a container of its image.",
+)
+def run_command(
+    file: Path,
+    params: tuple[str, ...],
+    output_dir: str,
+    parallel: int | None,
+    fresh: bool,
+    from_step: str | None,
+    only: str | None,
+    runner: str,
+) -> int:
+    """Run a compiled pipeline on this machine.
+
+    Started again in the same folder, it takes over every step whose inputs did not change.
+    """
+    from stereo_core.orchestration.local import LocalRun
+    from stereo_core.orchestration.podman import Containers
+    from stereo_core.orchestration.progress import Progress, heard_or_not, summary
+
+    if fresh + bool(from_step) + bool(only) > 1:
+        raise GraphError("--fresh, --from and --only exclude each other; give one")
+    if is_uri(output_dir):
+        raise GraphError(f"--output-dir {output_dir}: a folder of this machine is wanted")
+    pipeline = load_pipeline(file)
+    arguments = read_params(pipeline, params)
+    steps = {"fresh": fresh, "from_step": from_step, "only": only}
+    steps["containers"] = None if runner == "process" else Containers(runner)
+    with Progress() as progress:
+        run = LocalRun(pipeline, arguments, output_dir, parallel=parallel, **steps, on_change=progress.show)
+        try:
+            code = run.execute()
+        except KeyboardInterrupt:
+            progress.close()
+            with heard_or_not():
+                click.echo(f"stopped; the same command goes on where it was cut off ({relative(run.folder)})", err=True)
+            _report(run.record)
+            raise
+    with heard_or_not():
+        summary(run.record)
+    _report(run.record)
+    return code
+
+
+def _report(run: Record) -> None:
+    from stereo_core.orchestration.page import write_page
+    from stereo_core.orchestration.progress import heard_or_not
+
+    try:
+        told = f"report: {relative(write_page(run))}"
+    except OSError as error:
+        told = f"report.html can not be written: {error.strerror.lower()}"
+    with heard_or_not():
+        click.echo(told)
+
+
+@click.command("runs")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
+def runs_command(folder: Path) -> int:
+    """List the runs in FOLDER and in the folders of it."""
+    from stereo_core.orchestration.progress import runs_table
+    from stereo_core.orchestration.record import FILE
+
+    found = [path.parent for pattern in (FILE, f"*/{FILE}") for path in folder.glob(pattern)]
+    if not found:
+        raise GraphError(f"{folder}: there is no run in it; name the folder above those given to `run --output-dir`")
+    runs = []
+    for path in found:
+        try:
+            runs.append(read_record(path))
+        except GraphError as error:
+            click.echo(f"stereo-pipelines: error: {error}", err=True)
+    runs_table(sorted(runs, key=lambda run: run.started))
+    return 0 if runs else 2
+
+
+@click.command("show")
+@click.argument("folder", type=click.Path(path_type=Path))
+def show_command(folder: Path) -> None:
+    """Show the run in FOLDER: steps, times, exit codes, artifacts, metrics; writes its report.html anew."""
+    from stereo_core.orchestration.progress import summary
+
+    record = read_record(folder)
+    summary(record)
+    _report(record)
+
+
+@click.command("logs")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("step")
+@click.option("--follow", "-f", is_flag=True, help="Go on as long as the step runs.")
+def logs_command(folder: Path, step: str, follow: bool) -> None:
+    """Print what STEP of the run in FOLDER printed, all attempts."""
+    tasks = read_record(folder).tasks
+    if step not in tasks:
+        raise GraphError(f"{folder}: its run has no step {step}; known: {', '.join(tasks)}")
+    log = folder / "tasks" / step / "log.txt"
+    if not log.is_file() and not follow:
+        raise GraphError(f"{folder}: step {step} ({tasks[step].state}) has printed nothing")
+    position = 0
+    while True:
+        goes_on = follow and read_record(folder).tasks[step].state in ("waiting", "running")
+        if log.is_file():
+            with log.open("rb") as file:
+                file.seek(position)
+                sys.stdout.buffer.write(file.read())
+                sys.stdout.buffer.flush()
+                position = file.tell()
+        if not goes_on:
+            return
+        time.sleep(0.2)
