@@ -101,7 +101,7 @@ def write_page(run: Record) -> Path:
     galleries = [
         (f"{run.label(name)}: {title}", caption, pictures)
         for name in run.tasks
-        for title, caption, pictures in galleries_of(run.folder / "tasks" / name / "results")
+        for title, caption, pictures in galleries_of(run.place(name) / "results")
     ]
     path = run.folder / "report.html"
     with atomic_path(path) as temporary:

@@ -132,7 +132,7 @@ def summary(run: Record, console: Console | None = None) -> None:
         console.print(table)
     for name, task in run.tasks.items():
         if task.state == "failed":
-            log = run.folder / "tasks" / name / "log.txt"
+            log = run.place(name) / "log.txt"
             begun = task.attempts and log.is_file()  # else the log is of an earlier run
             where = f"; its log: {log}" if begun else ""
             console.print(

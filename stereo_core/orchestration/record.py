@@ -63,7 +63,7 @@ class TaskRun:
 
 @dataclass
 class Record:
-    """A run in its folder; `folder` is where it lies now and is not written."""
+    """A run in its folder; `folder` is where it lies now. That and `cancelled` are not written."""
 
     folder: Path
     pipeline: str
@@ -73,12 +73,17 @@ class Record:
     state: str = "running"
     started: str = ""
     changed: str = ""
+    cancelled: bool = False  # while exit handlers still run
+
+    def place(self, name: str) -> Path:
+        """A task's folder."""
+        return self.folder / "tasks" / name
 
     def write(self) -> None:
         """Replace run.json as a whole, so that it can be read, and the run cut off, at any moment."""
         self.changed = now()
         content = asdict(self)
-        del content["folder"]
+        del content["folder"], content["cancelled"]
         with atomic_path(self.folder / FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 

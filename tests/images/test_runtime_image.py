@@ -272,7 +272,7 @@ def containers() -> list[str]:
 
 
 def test_a_killed_engine_leaves_a_container_that_the_next_run_removes(podman, sleeper, monkeypatch):
-    monkeypatch.setattr("stereo_core.orchestration.local.GRACE", 1.0)
+    monkeypatch.setattr("stereo_core.orchestration.local.processes.GRACE", 1.0)
     code = "from stereo_core.orchestration.cli import main; main()"
     options = ["run", "sleeper.yaml", "-o", "run", "--runner", "podman"]
     engine = subprocess.Popen([sys.executable, "-c", code, *options], cwd=sleeper)

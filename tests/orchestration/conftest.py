@@ -1,6 +1,7 @@
 """Compiled pipelines as files."""
 
 import functools
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,14 @@ def compiled_once(tmp_path_factory):
         return path
 
     return write
+
+
+@pytest.fixture
+def fake_podman(tmp_path, monkeypatch) -> Path:
+    """A podman that notes in a file what it is told to do, and lists one container; returns the file."""
+    program, told = tmp_path / "bin/podman", tmp_path / "told"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {told}\necho c0ffee\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return told

@@ -5,8 +5,9 @@ import re
 from small_ir import container, pipeline
 
 from stereo_core.orchestration.graph import load_pipeline
-from stereo_core.orchestration.local import LocalRun, Made
+from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import BOX, FILL, GAP, graph, metrics_table, write_page
+from stereo_core.orchestration.record import Made
 
 METRICS, MODEL = {"schemaTitle": "system.Metrics"}, {"schemaTitle": "system.Model"}
 

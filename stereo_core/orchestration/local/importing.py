@@ -1,0 +1,37 @@
+"""Importers: data that lies on this machine as an artifact, known by its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stereo_core.errors import UserError
+from stereo_core.files import size_of
+from stereo_core.orchestration.dag import Argument, Task
+from stereo_core.orchestration.digests import Digests
+from stereo_core.orchestration.record import Made
+from stereo_core.storage import is_uri, local_path
+
+
+def imported(task: Task, parameters: dict, digests: Digests) -> dict[str, Made]:
+    """The importer's artifact, by its port.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    uri, path = source_of(task, parameters)
+    if not path.exists():
+        where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
+        if is_uri(uri):
+            hint = "this engine imports what lies on this machine; `depth_net fetch_dataset` brings it"
+            raise UserError(f"{where}{uri} is in object storage, and not mounted at {path}; {hint}")
+        raise UserError(f"{where}{path}: no such file or folder")
+    port = next(iter(task.component.output_artifacts.values()))
+    metadata = task.component.executor.metadata
+    return {port.name: Made(port.type, str(path), digests.sha256_of(path), size_of(path), metadata)}
+
+
+def source_of(task: Task, parameters: dict) -> tuple[str, Path]:
+    """An importer's URI, and where that is on this machine."""
+    source = task.component.executor.uri
+    uri = parameters[source.name] if isinstance(source, Argument) else source.value
+    return uri, local_path(uri).absolute()

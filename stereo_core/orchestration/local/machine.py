@@ -1,0 +1,71 @@
+"""What this machine gives to the steps: GPUs, commands, or containers of their images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stereo_core.orchestration.dag import Container, GraphError, Task
+from stereo_core.orchestration.podman import Containers
+
+GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; where it is not set, all that the driver's nvidia-smi lists."""
+    said = os.environ.get(GPUS)
+    if said is not None:
+        return [name.strip() for name in said.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True)
+    return [] if found.returncode else [index for index in found.stdout.split() if index.isdigit()]
+
+
+def search_path() -> str:
+    """Where commands are looked for: this Python environment first."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`containers` runs the steps; without, they are processes that find their commands on `path`."""
+
+    containers: Containers | None = None
+    gpus: list[str] = field(default_factory=visible_gpus)
+    path: str = field(default_factory=search_path)
+
+    @property
+    def runner(self) -> str:
+        return self.containers.engine if self.containers else "process"
+
+    def gpus_for(self, task: Task) -> int:
+        """How many GPUs a task takes for itself; none of a machine that has none."""
+        executor = task.component.executor
+        return executor.accelerators if self.gpus and isinstance(executor, Container) else 0
+
+    def check(self, task: Task) -> None:
+        """Raises:
+        GraphError: the task asks for GPUs, an image or a command that are not here.
+        """
+        container = task.component.executor
+        if not isinstance(container, Container):
+            return
+        if container.accelerators > len(self.gpus) and os.environ.get(GPUS) != "":
+            raise GraphError(
+                f"task {task.name}: it asks for {container.accelerators} GPUs and {len(self.gpus)} are visible here;"
+                f" an empty {GPUS} runs the steps without, or compile the pipeline with another profile"
+            )
+        if self.containers:
+            return self.containers.check(task, container)
+        command = (*container.command, *container.args)[0]
+        if shutil.which(command, path=self.path) is None:
+            raise GraphError(
+                f"task {task.name}: this environment has no command {command}, which image {container.image} provides;"
+                " install it here or run the pipeline on a cluster"
+            )

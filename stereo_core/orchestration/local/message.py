@@ -1,0 +1,115 @@
+"""KFP's messages: the ExecutorInput that a task is given, its command filled from it, what it says it made."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from stereo_core.files import sha256_of, size_of
+from stereo_core.orchestration.dag import Component, GraphError, Task
+from stereo_core.orchestration.record import Made
+from stereo_core.values import with_integers
+
+OUTPUT = "executor_output.json"  # what a task may write about its outputs, in its folder
+
+
+def executor_input(component: Component, folder: Path, place: Path, parameters: dict, inputs: dict) -> dict:
+    """The message of a task.
+
+    Args:
+        folder: The run's.
+        place: The task's, for its outputs.
+        parameters: By name.
+        inputs: Lists of `Made` by port.
+    """
+
+    def item(name: str, kind: dict, path: Path, metadata: dict) -> dict:
+        return {"name": name, "type": kind, "uri": str(path), "metadata": metadata}
+
+    return {
+        "inputs": {
+            "parameterValues": parameters,
+            "artifacts": {
+                port: {"artifacts": [item(port, made.type, folder / made.path, made.metadata) for made in many]}
+                for port, many in inputs.items()
+            },
+        },
+        "outputs": {
+            "parameters": {name: {"outputFile": str(place / name)} for name in component.output_parameters},
+            "artifacts": {
+                port.name: {"artifacts": [item(port.name, port.type, place / port.name, {})]}
+                for port in component.output_artifacts.values()
+            },
+            "outputFile": str(place / OUTPUT),
+        },
+    }
+
+
+def command_of(task: Task, message: dict) -> list[str]:
+    """The task's command line, with KFP's placeholders replaced by what the message says.
+
+    Raises:
+        GraphError: a placeholder that is unknown here.
+    """
+    container = task.component.executor
+    return [_filled(part, message, task.name) for part in (*container.command, *container.args)]
+
+
+def _filled(text: str, message: dict, task: str) -> str:
+    def value(match: re.Match) -> str:
+        inner = match.group(1)
+        if not inner:
+            return json.dumps(message)
+        for pattern, path in _PATHS.items():
+            found = re.fullmatch(pattern, inner)
+            if found:
+                return _text_at(message, [found["name"] if key == "{name}" else key for key in path])
+        raise GraphError(f"task {task}: placeholder {match.group(0)} is not supported by this engine")
+
+    return _PLACEHOLDER.sub(value, text)
+
+
+def _text_at(message: dict, path: list) -> str:
+    item = message
+    for key in path:
+        item = item[key]
+    return item if isinstance(item, str) else json.dumps(item)
+
+
+_PLACEHOLDER = re.compile(r"\{\{\$(.*?)\}\}")
+_URI = ("{name}", "artifacts", 0, "uri")
+_PATHS = {
+    r"\.inputs\.parameters\['(?P<name>[^']+)'\]": ("inputs", "parameterValues", "{name}"),
+    r"\.inputs\.artifacts\['(?P<name>[^']+)'\]\.(?:path|uri)": ("inputs", "artifacts", *_URI),
+    r"\.outputs\.artifacts\['(?P<name>[^']+)'\]\.(?:path|uri)": ("outputs", "artifacts", *_URI),
+    r"\.outputs\.parameters\['(?P<name>[^']+)'\]\.output_file": ("outputs", "parameters", "{name}", "outputFile"),
+    r"\.outputs\.output_file": ("outputs", "outputFile"),
+}
+
+
+def outputs_of(component: Component, folder: Path, place: Path) -> dict:
+    """What a task made: `parameters` and `artifacts` as its record has them, with digests of what lies there.
+
+    Raises:
+        ValueError: a file of parameters that can not be read.
+    """
+    file = place / OUTPUT
+    said = json.loads(file.read_text()) if file.is_file() else {}
+    parameters = with_integers(said.get("parameterValues", {}))
+    for parameter in component.output_parameters.values():
+        path = place / parameter.name
+        if path.is_file():
+            text = path.read_text()
+            parameters[parameter.name] = text if parameter.type == "STRING" else with_integers(json.loads(text))
+    artifacts = {}
+    for port in component.output_artifacts.values():
+        items = said.get("artifacts", {}).get(port.name, {}).get("artifacts") or [{}]
+        artifacts[port.name] = _made(port.type, folder, place / port.name, items[0].get("metadata", {}))
+    return {"parameters": parameters, "artifacts": artifacts}
+
+
+def _made(kind: dict, folder: Path, path: Path, metadata: dict) -> Made:
+    there = path.exists()
+    digest, size = (sha256_of(path), size_of(path)) if there else ("", 0)
+    return Made(kind, str(path.relative_to(folder)), digest, size, metadata)

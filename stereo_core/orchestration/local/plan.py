@@ -1,0 +1,119 @@
+"""Which tasks a run is to do, and what an earlier run in its folder left for it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from stereo_core.orchestration.dag import GraphError, Pipeline, Task
+from stereo_core.orchestration.digests import Digests
+from stereo_core.orchestration.local.reuse import is_outdated, is_unchanged
+from stereo_core.orchestration.record import FILE, Record, TaskRun, read_record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`scope`: the tasks of this run; `again`: those of them that run whatever is there; `fresh`: from nothing too."""
+
+    scope: frozenset[str]
+    again: frozenset[str]
+    fresh: bool
+
+
+def planned(pipeline: Pipeline, fresh: bool, from_step: str | None, only: str | None) -> Plan:
+    """Raises:
+    GraphError: an unknown step.
+    """
+    for option, step in (("--from", from_step), ("--only", only)):
+        if step is not None and step not in pipeline.tasks:
+            near = difflib.get_close_matches(step, pipeline.tasks, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(pipeline.tasks)}"
+            raise GraphError(f"{option}: pipeline {pipeline.name} has no step {step}; {hint}")
+    every = frozenset(pipeline.tasks)
+    if fresh:
+        again = every
+    elif from_step:
+        again = _with_followers(pipeline, from_step)
+    else:
+        again = frozenset({only} if only else ())
+    return Plan(frozenset({only}) if only else every, again, fresh)
+
+
+def _with_followers(pipeline: Pipeline, step: str) -> frozenset[str]:
+    again = {step}
+    for name, task in pipeline.tasks.items():  # in an order in which each comes after all that it needs
+        again |= {name} if (task.after | task.behind) & again else set()
+    return frozenset(again)
+
+
+def run_before(folder: Path, pipeline: Pipeline) -> Record:
+    """The run that is in the folder; where there is none, one without tasks.
+
+    Raises:
+        GraphError: it is one of another pipeline, or can not be read.
+    """
+    if not (folder / FILE).is_file():
+        return Record(folder, pipeline.name, {})
+    before = read_record(folder)
+    if before.pipeline != pipeline.name:
+        raise GraphError(f"{folder} holds a run of pipeline {before.pipeline}; choose another folder")
+    return before
+
+
+def waiting(task: Task, pipeline: Pipeline, before: TaskRun) -> TaskRun:
+    """A task that is still to come, with what lies in its folder: this run may end before it gets there."""
+    return TaskRun(
+        title=task.title,
+        after=sorted(pipeline.comes_after(task)),
+        condition=" and ".join(test.text for test in task.when),
+        key=before.key,
+        made=before.made,
+        parameters=before.parameters,
+        artifacts=before.artifacts,
+    )
+
+
+def keep_the_others(record: Record, before: Record, only: Task) -> None:
+    """All tasks but one stand in the record as the run before left them.
+
+    Raises:
+        GraphError: what the one needs was not made.
+    """
+    for name in record.tasks.keys() - {only.name}:
+        run = record.tasks[name] = before.tasks.get(name, record.tasks[name])
+        if run.state in ("waiting", "stopped"):
+            run.state = "reused" if run.made else "stopped"  # a run that was cut off had not come to it again
+    lacking = sorted(name for name in only.after if not record.tasks[name].lets_on())
+    if lacking:
+        raise GraphError(
+            f"--only {only.name}: it needs {', '.join(lacking)}, of which {record.folder} holds no result;"
+            " run the pipeline without --only first"
+        )
+
+
+def check_kept(pipeline: Pipeline, record: Record, scope: frozenset[str], digests: Digests) -> None:
+    """Of tasks that are not run, what those of `scope` need is what it was, and what would be made now.
+
+    Raises:
+        GraphError: names those of which it is not.
+    """
+    needed = set().union(*(pipeline.tasks[name].after for name in scope)) - scope
+    changed = sorted(name for name in needed if not is_unchanged(record.tasks[name], record.folder, digests))
+    if changed:
+        raise GraphError(
+            f"--only: the results of {', '.join(changed)} changed since they were made; run without --only"
+        )
+    needed = all_before(scope, pipeline) - scope
+    outdated = sorted(name for name in needed if is_outdated(pipeline.tasks[name], record))
+    if outdated:
+        raise GraphError(
+            f"--only: {', '.join(outdated)} was made with other parameters or inputs than are given now;"
+            " give the same, or run without --only"
+        )
+
+
+def all_before(names: set[str] | frozenset[str], pipeline: Pipeline) -> set[str]:
+    """Tasks that these need, directly or not."""
+    needed = set().union(*(pipeline.tasks[name].after for name in names))
+    return needed | all_before(needed, pipeline) if needed else needed

@@ -1,0 +1,54 @@
+"""Whether what an earlier run made is what this one would make."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from stereo_core.errors import UserError
+from stereo_core.files import sha256_of
+from stereo_core.orchestration.dag import Container, Importer, Task
+from stereo_core.orchestration.digests import Digests
+from stereo_core.orchestration.local.importing import source_of
+from stereo_core.orchestration.local.values import artifacts_of, parameters_of
+from stereo_core.orchestration.record import DONE, Made, Record, TaskRun
+
+
+def key_of(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
+    """What a task's outputs depend on, as one digest; paths are no part of it."""
+    what = {
+        "image": container.image,
+        "command": [*container.command, *container.args],
+        "env": container.env,
+        "parameters": parameters,
+        "artifacts": {port: [[m.sha256, m.type, m.metadata] for m in made] for port, made in inputs.items()},
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def is_unchanged(run: TaskRun, folder: Path, digests: Digests) -> bool:
+    """Whether the artifacts are those that the task made."""
+    return all(_digest(folder, made.path, digests) == made.sha256 for made in run.artifacts.values())
+
+
+def _digest(folder: Path, path: str, digests: Digests) -> str:
+    """Of what lies there now; imported files may be known from before, a task's own are always read."""
+    file = folder / path
+    if not file.exists():
+        return ""
+    return digests.sha256_of(file) if Path(path).is_absolute() else sha256_of(file)
+
+
+def is_outdated(task: Task, record: Record) -> bool:
+    """Whether a task that was kept would be made of something else now."""
+    run = record.tasks[task.name]
+    if run.state not in DONE or task.exit:
+        return False
+    try:
+        parameters = parameters_of(task, record)
+        if isinstance(task.component.executor, Importer):
+            return [made.path for made in run.artifacts.values()] != [str(source_of(task, parameters)[1])]
+        return key_of(task.component.executor, parameters, artifacts_of(task, record)) != run.key
+    except UserError:  # an input is no longer there
+        return True

@@ -1,0 +1,126 @@
+"""A run from its beginning to its end, alone in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from stereo_core.cores import usable_cores
+from stereo_core.locks import held
+from stereo_core.orchestration.dag import GraphError, Pipeline
+from stereo_core.orchestration.digests import Digests
+from stereo_core.orchestration.graph import unrolled
+from stereo_core.orchestration.local.machine import Machine
+from stereo_core.orchestration.local.plan import check_kept, keep_the_others, planned, run_before, waiting
+from stereo_core.orchestration.local.processes import end_leftovers
+from stereo_core.orchestration.local.scheduling import run_all
+from stereo_core.orchestration.local.state import State
+from stereo_core.orchestration.podman import Containers
+from stereo_core.orchestration.record import FILE, LOCK, Record, TaskRun, now
+
+LOOK = 0.4  # seconds; who only looks whether a run goes on has its lock for a moment
+
+
+class LocalRun:
+    """One run of a pipeline in one folder.
+
+    Args:
+        pipeline: From `load_pipeline`.
+        arguments: Values of pipeline parameters; the others take their defaults.
+        folder: The run folder; a run that is there already is taken up.
+        parallel: Tasks at a time; default: the CPU cores this process may use.
+        fresh: Run every task, whatever is there.
+        from_step: Run this task and all that depend on it again; the others as usual.
+        only: Run this task again and no other; its inputs are what an earlier run in the folder made.
+        containers: Runs the tasks in containers of their images; default: as processes of this environment.
+        on_change: Called with the record after each change of a task's state, one call at a time.
+
+    Raises:
+        GraphError: arguments that do not fit, an unknown step, a command that this environment or accelerators that
+            this machine does not have.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        arguments: dict[str, object],
+        folder: str | Path,
+        *,
+        parallel: int | None = None,
+        fresh: bool = False,
+        from_step: str | None = None,
+        only: str | None = None,
+        containers: Containers | None = None,
+        on_change: Callable[[Record], None] = lambda record: None,
+    ):
+        arguments = pipeline.arguments(arguments)
+        pipeline, machine = unrolled(pipeline, arguments), Machine(containers)
+        for task in pipeline.tasks.values():
+            machine.check(task)
+        folder = Path(folder).resolve()
+        before = run_before(folder, pipeline)
+        tasks = {n: waiting(task, pipeline, before.tasks.get(n, TaskRun())) for n, task in pipeline.tasks.items()}
+        record = Record(folder, pipeline.name, tasks, arguments, machine.runner, started=now())
+        plan = planned(pipeline, fresh, from_step, only)
+        digests = Digests(folder / "digests.json")
+        if only is not None:
+            keep_the_others(record, before, pipeline.tasks[only])
+        self.record = record
+        self._parallel = parallel or usable_cores()
+        self._state = State(pipeline, record, before, plan, machine, digests, on_change)
+
+    @property
+    def folder(self) -> Path:
+        return self.record.folder
+
+    @property
+    def tasks(self) -> dict[str, TaskRun]:
+        return self.record.tasks
+
+    def execute(self) -> int:
+        """Run to the end; returns 0, 1 (a task failed) or 2 (tasks failed only for the user's input).
+
+        A failed task skips what depends on it; the rest goes on.
+
+        Raises:
+            GraphError: another run is going on in the same folder, or its record can not be written.
+            UserError: the folder's file system has no locks.
+            KeyboardInterrupt: after all tasks were stopped and the record was written.
+        """
+        state, file = self._state, self.folder / FILE
+        with alone_in(self.folder, {state.before.runner, self.record.runner}):
+            check_kept(state.pipeline, self.record, state.plan.scope, state.digests)
+            try:
+                return run_all(state, self._parallel)
+            except OSError as error:  # a task's own end it alone
+                mend = "make room there; the same command goes on where it was cut off"
+                raise GraphError(f"{file} can not be written: {error.strerror or error}; {mend}") from None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, runners: set[str]) -> Iterator[None]:
+    """Hold the run folder, in which nothing is left at work of a run before.
+
+    Args:
+        runners: What may have started its tasks: process, podman, docker.
+
+    Raises:
+        GraphError: another run is going on there, or the folder can not be written.
+        UserError: its file system has no locks.
+    """
+    busy = GraphError(f"{folder}: another run is going on there; wait, or choose another")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder / LOCK, wait=LOOK, busy=busy, vital=True))
+        except OSError as error:
+            reason = error.strerror.lower()
+            raise GraphError(f"{folder} can not be the run folder: {reason}; choose another") from None
+        end_leftovers(folder)
+        for engine in runners - {"process"}:
+            if shutil.which(engine):  # not where the folder was brought from another machine
+                Containers(engine).end_leftovers(folder)
+        for path in folder.glob(".*.json"):  # what it was writing then
+            path.unlink()
+        yield

@@ -1,0 +1,117 @@
+"""Tasks in their order, side by side as far as they and the machine allow."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from stereo_core.orchestration.dag import GraphError, Task
+from stereo_core.orchestration.local.attempts import USER_ERROR, run_task
+from stereo_core.orchestration.local.reuse import is_outdated
+from stereo_core.orchestration.local.state import State
+from stereo_core.orchestration.local.values import value_of
+from stereo_core.orchestration.record import DONE, ENDED, Record, now
+
+READY = {"state": "running"}
+
+
+def outlook(task: Task, record: Record) -> dict:
+    """What a waiting task comes to, as fields of its record: none while it has to wait, READY when it may begin."""
+    ended = {other for other in task.after | task.behind if record.tasks[other].state in ENDED}
+    broken = sorted(other for other in task.after & ended if not record.tasks[other].lets_on())
+    if broken:
+        return {"state": "skipped", "message": f"needs {', '.join(broken)}"}
+    if len(ended) < len(task.after | task.behind):
+        return {}
+    try:
+        false = next((t.text for t in task.when if not t.holds(lambda source: value_of(source, record))), None)
+    except GraphError as error:
+        return {"state": "failed", "exit_code": USER_ERROR, "message": str(error)}
+    if false is not None:
+        return {"state": "skipped", "left_out": True, "message": f"its condition does not hold: {false}"}
+    return READY
+
+
+def run_all(state: State, parallel: int) -> int:
+    """Run the tasks of the plan to their end; returns 0, 1 (one failed) or 2 (all that failed for the user's input).
+
+    Raises:
+        KeyboardInterrupt: after all tasks were stopped and the record was written.
+    """
+    pool = ThreadPoolExecutor(parallel, thread_name_prefix="task")
+    running: dict[Future, str] = {}
+    try:
+        state.change()
+        _schedule(state, pool, parallel, running)
+    except KeyboardInterrupt:
+        _cancel(state, running)
+        _schedule(state, pool, parallel, running)
+        _finish(state, "stopped")
+        raise
+    finally:
+        state.stop.set()
+        pool.shutdown()
+    failed = [run for name in state.plan.scope if (run := state.record.tasks[name]).state == "failed"]
+    _finish(state, "failed" if failed else "succeeded")
+    if not failed:
+        return 0
+    return USER_ERROR if all(run.exit_code == USER_ERROR for run in failed) else 1
+
+
+def _schedule(state: State, pool: ThreadPoolExecutor, parallel: int, running: dict[Future, str]) -> None:
+    """Run tasks until all have ended; `running` holds those that are at it."""
+    tasks, free = state.record.tasks, list(state.machine.gpus)
+    while not all(tasks[name].state in ENDED for name in state.plan.scope):
+        for task in _ready(state):
+            wanted = state.machine.gpus_for(task)
+            if len(running) == parallel or wanted > len(free):
+                continue
+            gpus, free = free[:wanted], free[wanted:]
+            state.change(task.name, **READY, started=now(), gpus=gpus)
+            running[pool.submit(run_task, task, state)] = task.name
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            free += tasks[running.pop(future)].gpus
+            future.result()
+
+
+def _ready(state: State) -> list[Task]:
+    """Waiting tasks that may run now; those that will not are marked as skipped on the way."""
+    ready = []
+    for name, task in state.pipeline.tasks.items():
+        if name not in state.plan.scope or state.record.tasks[name].state != "waiting":
+            continue
+        values = outlook(task, state.record)
+        if values == READY:
+            ready.append(task)
+        elif values:
+            if values.get("left_out"):
+                state.empty(name)  # of a run in which its condition held
+            state.change(name, **values)
+    return ready
+
+
+def _cancel(state: State, running: dict[Future, str]) -> None:
+    """Stop what runs and leave what waits, but for exit handlers, which still run."""
+    state.stop.set()
+    wait(running)
+    running.clear()
+    for name, task in state.pipeline.tasks.items():
+        if state.record.tasks[name].state not in ENDED and not task.exit:
+            state.change(name, state="stopped")
+    state.record.cancelled = True
+    state.stop.clear()
+
+
+def _finish(state: State, word: str) -> None:
+    """The end of a run in its record; tasks that it did not run are told to be older, where they are."""
+    record = state.record
+    with state.lock:
+        record.state = word
+        for run in record.tasks.values():
+            if run.state in ("waiting", "running"):
+                run.state = "stopped"
+        for name in record.tasks.keys() - state.plan.scope:
+            if record.tasks[name].state in DONE:
+                note = f"older than its inputs or parameters; --from {name} makes it again"
+                record.tasks[name].message = note if is_outdated(state.pipeline.tasks[name], record) else ""
+        state.change()

@@ -1,0 +1,42 @@
+"""What the parts of the engine share while a run goes on."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from stereo_core.orchestration.dag import Pipeline
+from stereo_core.orchestration.digests import Digests
+from stereo_core.orchestration.local.machine import Machine
+from stereo_core.orchestration.local.plan import Plan
+from stereo_core.orchestration.record import Record
+
+
+@dataclass
+class State:
+    """Whoever changes the record does it by `change`, or holds `lock`. `stop` tells the tasks that run to end."""
+
+    pipeline: Pipeline
+    record: Record
+    before: Record  # of the run that was in the folder
+    plan: Plan
+    machine: Machine
+    digests: Digests
+    on_change: Callable[[Record], None]
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def change(self, name: str | None = None, **values) -> None:
+        """Set fields of a task's record, write run.json, tell the listener."""
+        with self.lock:
+            for key, value in values.items():
+                setattr(self.record.tasks[name], key, value)
+            self.record.write()
+            self.on_change(self.record)
+
+    def empty(self, name: str) -> None:
+        """Remove a task's folder; the record first, which must never tell of what is gone."""
+        self.change(name, key="", made=False, parameters={}, artifacts={})
+        shutil.rmtree(self.record.place(name), ignore_errors=True)

@@ -1,0 +1,142 @@
+"""Whether what an earlier run made is taken over: by content, never by name or time."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flow_steps import SPEC, data
+from local_steps import saved, saved_states, states, write
+from small_ir import DATASET, pipeline
+
+from stereo_core.files import sha256_of
+from stereo_core.orchestration.dag import Container
+from stereo_core.orchestration.digests import Digests
+from stereo_core.orchestration.graph import load_pipeline
+from stereo_core.orchestration.local import LocalRun
+from stereo_core.orchestration.local.reuse import is_outdated, is_unchanged, key_of
+from stereo_core.orchestration.record import Made, Record, TaskRun
+
+CONTAINER = Container("org/x:1", ("run",), ("--fast",), {"A": "1"})
+MADE = Made(DATASET, "tasks/a/out", "c0ffee", 3, {"kind": "images"})
+
+
+def test_paths_and_sizes_are_no_part_of_a_key():
+    assert key_of(CONTAINER, {}, {"in": [MADE]}) == key_of(CONTAINER, {}, {"in": [replace(MADE, path="b", bytes=4)]})
+
+
+@pytest.mark.parametrize(
+    ("container", "parameters", "inputs"),
+    [
+        (replace(CONTAINER, image="org/x:2"), {"n": 1}, {"in": [MADE]}),
+        (replace(CONTAINER, command=("walk",)), {"n": 1}, {"in": [MADE]}),
+        (replace(CONTAINER, args=()), {"n": 1}, {"in": [MADE]}),
+        (replace(CONTAINER, env={"A": "2"}), {"n": 1}, {"in": [MADE]}),
+        (CONTAINER, {"n": 2}, {"in": [MADE]}),
+        (CONTAINER, {"n": 1}, {"other": [MADE]}),
+        (CONTAINER, {"n": 1}, {"in": [MADE, MADE]}),
+        (CONTAINER, {"n": 1}, {"in": [replace(MADE, sha256="beef")]}),
+        (CONTAINER, {"n": 1}, {"in": [replace(MADE, metadata={})]}),
+    ],
+)
+def test_a_key_tells_all_that_outputs_depend_on(container, parameters, inputs):
+    assert key_of(container, parameters, inputs) != key_of(CONTAINER, {"n": 1}, {"in": [MADE]})
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A task that made a file."""
+    path = tmp_path / "tasks/a/out"
+    path.parent.mkdir(parents=True)
+    path.write_text("made")
+    return TaskRun("succeeded", artifacts={"out": replace(MADE, sha256=sha256_of(path))})
+
+
+def test_outputs_are_read_again(made, tmp_path):
+    digests, file = Digests(tmp_path / "digests.json"), tmp_path / "tasks/a/out"
+    assert is_unchanged(made, tmp_path, digests)
+    file.write_text("mada")
+    assert not is_unchanged(made, tmp_path, digests)
+    file.unlink()
+    assert not is_unchanged(made, tmp_path, digests)
+
+
+def test_a_kept_task_is_outdated_when_its_key_is_another_one(compiled):
+    steps = {"a": write("a"), "b": write("b", "in")}
+    task = load_pipeline(compiled(pipeline(steps, {"b": {"in": ("a", "out")}}))).tasks["b"]
+    before = TaskRun("succeeded", artifacts={"out": MADE})
+    record = Record(Path("run"), "test", {"a": before, "b": TaskRun("reused")})
+    record.tasks["b"].key = key_of(task.component.executor, {}, {"in": [MADE]})
+    assert not is_outdated(task, record)
+    before.artifacts["out"] = replace(MADE, sha256="beef")
+    assert is_outdated(task, record)
+    record.tasks["b"].state = "failed"
+    assert not is_outdated(task, record), "what failed made nothing"
+
+
+# ---- the real steps
+
+
+@pytest.fixture(scope="module")
+def finished(compiled_once, tmp_path_factory) -> Path:
+    """The folder of a run that synthesized and converted a data set."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert LocalRun(load_pipeline(compiled_once(data)), {"spec": SPEC}, folder).execute() == 0
+    return folder
+
+
+@pytest.fixture
+def again(finished, compiled_once, tmp_path):
+    """Run it again, moved to another folder; returns the exit code and the run."""
+    shutil.copytree(finished, tmp_path / "run")
+
+    def execute(spec: dict, **options) -> tuple[int, LocalRun]:
+        run = LocalRun(load_pipeline(compiled_once(data)), {"spec": spec}, tmp_path / "run", **options)
+        return run.execute(), run
+
+    return execute
+
+
+def test_real_steps_are_on_record(finished):
+    assert saved(finished)["state"] == "succeeded"
+    assert saved_states(finished) == {"synthesize": "succeeded", "convert": "succeeded"}
+    task = saved(finished)["tasks"]["convert"]
+    assert task["exit_code"] == 0
+    annotations = task["artifacts"]["annotations"]
+    assert annotations["path"] == "tasks/convert/annotations", "relative, so that the folder can be moved"
+    assert annotations["sha256"] == sha256_of(finished / annotations["path"])
+    assert annotations["metadata"]["kind"] == "annotations"
+    assert "PASS" in (finished / "tasks/convert/log.txt").read_text()
+    lines = (finished / "tasks/convert/annotations/test.txt").read_text().splitlines()
+    assert len(lines) == 2 and all(len(line.split()) == 2 for line in lines)
+
+
+def test_nothing_runs_again_where_nothing_changed(finished, again):
+    code, run = again(SPEC)
+    assert code == 0 and set(states(run).values()) == {"reused"}
+    assert saved(run.folder)["tasks"]["convert"]["artifacts"] == saved(finished)["tasks"]["convert"]["artifacts"]
+
+
+def test_a_step_with_another_parameter_runs_again(again):
+    code, run = again(SPEC | {"split_ratio": 0.5})
+    assert code == 0 and states(run) == {"synthesize": "reused", "convert": "succeeded"}
+    assert not (run.folder / "tasks/convert/annotations/test.txt").exists(), "nothing of the old result is left"
+
+
+def test_a_damaged_output_is_made_again(again, tmp_path):
+    left = next((tmp_path / "run/tasks/synthesize/images").rglob("left/rgb/*.png"))
+    left.write_bytes(left.read_bytes() + b"x")
+    code, run = again(SPEC)
+    assert code == 0 and states(run) == {"synthesize": "succeeded", "convert": "reused"}, "its content is the same"
+
+
+def test_a_fresh_run_takes_over_nothing(again):
+    code, run = again(SPEC, fresh=True)
+    assert code == 0 and set(states(run).values()) == {"succeeded"}
+
+
+def test_a_step_that_refuses_its_spec_says_why(again):
+    code, run = again(SPEC | {"split_ratio": 7})
+    assert code == 2
+    assert run.tasks["convert"].message.startswith("exit code 2: user error: ")
+    assert "split_ratio" in run.tasks["convert"].message
