@@ -24,7 +24,7 @@ TIERS = (
 )
 """From the top of the house to its ground: a room imports from its own tier and from those below it."""
 TIER = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
-APART = {"orchestration": {"step"}}  # of one tier, and yet the second is not imported by the first
+APART = {"orchestration": {"step", "actions"}}  # an engine starts steps; it never imports what they run
 CORE = Path(stereo_core.__file__).parent
 
 

@@ -13,6 +13,8 @@ def synthesize(
     width: int = 160,
     max_disparity: int = 48,
     seed: int = 1234,
+    style: str = "rich",
+    appearance: float = 0.0,
 ):
     """Write a small data set of synthetic stereo scenes with exact sub-pixel disparity and exact occlusion.
 
@@ -22,6 +24,8 @@ def synthesize(
         width: Image width in px.
         max_disparity: Largest disparity in px.
         seed: Seed of the scenes; the same seed gives the same files.
+        style: rich (rooms, roads and walls with many objects) or planes (a few plain shapes).
+        appearance: How much the two cameras differ, 0 to 1; above 0 the warped right image no longer equals the left.
 
     Returns:
         images: The folder of left and right images, disparities, occlusion masks and calibration.

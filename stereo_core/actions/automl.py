@@ -15,7 +15,7 @@ from stereo_core.automl.progress import SearchBar
 from stereo_core.automl.search import Search, alone, slots
 from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import best_of, train_tree, trial_folder
-from stereo_core.data.annotations import read_annotations
+from stereo_core.data.datasets import list_pairs
 from stereo_core.errors import SpecError
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
@@ -85,7 +85,7 @@ def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Ou
 def check_schedule(spec: ExperimentSpec) -> None:
     """SpecError where a searched key of the schedule acts in no trial; a warning where a warm-up takes all of it."""
     split = spec.dataset.train_dataset
-    pairs = sum(len(read_annotations(source.data_file, source.data_root)) for source in split.data_sources)
+    pairs = sum(len(list_pairs(source)) for source in split.data_sources)
     steps = spec.automl.automl_max_epochs * math.ceil(pairs // split.batch_size / spec.train.accumulate)
     idle = [f"automl.automl_hyperparameters: {path} changes nothing: {why}" for path, why in never_reached(spec, steps)]
     if idle:

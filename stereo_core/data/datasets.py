@@ -18,8 +18,10 @@ from stereo_core.data.annotations import Sample, check_files, read_annotations
 from stereo_core.data.augmentation import Pair, augment
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.images import read_image, read_mask
+from stereo_core.data.scenes import Scenes, scene_samples
 from stereo_core.errors import DataError
 
+SPLITS = ("train", "val", "test", "infer")
 REPLACEMENTS = 10  # pairs tried for an unreadable one: with a tenth of them unreadable all fail once in 10**10 times
 
 
@@ -37,7 +39,8 @@ class StereoDataset(Dataset):
 
     Args:
         samples: the list.
-        sources: the data source of each sample (attributes dataset_name, disparity_format, disparity_scale).
+        sources: the data source of each sample (attributes dataset_name, disparity_format, disparity_scale), or the
+            `Scenes` that draw it.
         rels: the short name of each sample.
         augment: `augment(pair, rng=generator)` changes a pair at random; None keeps pairs as they are.
         seed: of that generator; what comes out depends on (seed, epoch, index) alone, whatever the number of workers
@@ -69,7 +72,7 @@ class StereoDataset(Dataset):
         """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         rng = np.random.default_rng((max(self.seed, 0), epoch, index))
-        index, pair, unreadable = self._read_or_replace(index, rng)
+        index, pair, unreadable = self._read_or_replace(index, epoch, rng)
         if self.augment is not None:
             pair = self.augment(pair, rng=rng)
         disparity = np.ascontiguousarray(pair.disparity)
@@ -86,25 +89,27 @@ class StereoDataset(Dataset):
             "unreadable": unreadable,
         }
 
-    def _read_or_replace(self, index: int, rng: np.random.Generator) -> tuple[int, Pair, str]:
+    def _read_or_replace(self, index: int, epoch: int, rng: np.random.Generator) -> tuple[int, Pair, str]:
         """The pair, its index, and what was wrong with the one asked for where this is another."""
         try:
-            return index, self._read(index), ""
+            return index, self._read(index, epoch), ""
         except DataError as error:
             if not self.skip_unreadable:
                 raise
             first = error
         for other in rng.integers(len(self), size=REPLACEMENTS).tolist():
             try:
-                return other, self._read(other), str(first)
+                return other, self._read(other, epoch), str(first)
             except DataError:
                 continue
         raise DataError(f"{first}; {REPLACEMENTS} other pairs, drawn at random, can not be used either") from first
 
-    def _read(self, index: int) -> Pair:
-        sample = self.samples[index]
+    def _read(self, index: int, epoch: int) -> Pair:
+        sample, source = self.samples[index], self.sources[index]
+        if isinstance(source, Scenes):
+            return source.pair(sample.line, epoch)
         try:
-            return read_pair(sample, self.sources[index])
+            return read_pair(sample, source)
         except DataError as error:
             raise DataError(f"{sample.where}: {error}") from error
 
@@ -146,28 +151,37 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
     """The data set of `dataset.<split>_dataset` (train, val, test or infer) over all its data sources.
 
     Augmented crops for train, and another pair for an unreadable one where `dataset.on_error` says skip; whole images
-    at native resolution otherwise, and an unreadable one is an error.
+    at native resolution otherwise, and an unreadable one is an error. A source named Synthetic draws its pairs, each
+    split others.
 
     Raises:
         DataError: no data source, an unusable list, a missing file, or (train and val) a line without ground truth.
     """
     section = getattr(spec.dataset, f"{split}_dataset")
     samples, sources, roots = [], [], []
-    for source in section.data_sources or []:
-        listed = read_annotations(source.data_file, source.data_root or "")
+    for place, source in enumerate(section.data_sources or []):
+        listed = list_pairs(source, place)
         samples += listed
-        sources += [source] * len(listed)
+        seed = max(spec.train.seed, 0), SPLITS.index(split), place
+        sources += [Scenes(source, seed) if source.drawn else source] * len(listed)
         roots += [str(source.data_root or "")] * len(listed)
     if not samples:
         raise DataError(f"dataset.{split}_dataset.data_sources: no data source; give data_file and dataset_name")
     if split in ("train", "val"):
         _need_ground_truth(samples, split)
-    check_files(samples)
+    check_files([sample for sample, source in zip(samples, sources, strict=True) if not isinstance(source, Scenes)])
     dataset = StereoDataset(samples, sources, relative_names(samples, roots), seed=spec.train.seed)
     if split == "train":
         dataset.augment = partial(augment, settings=section.augmentation, max_disparity=spec.dataset.max_disparity)
         dataset.skip_unreadable = spec.dataset.on_error == "skip"
     return dataset
+
+
+def list_pairs(source: Any, place: int = 0) -> list[Sample]:
+    """The pairs of a data source: the lines of its list, or an epoch of its scenes."""
+    if source.drawn:
+        return scene_samples(source, place)
+    return read_annotations(source.data_file, source.data_root or "")
 
 
 def _need_ground_truth(samples: Sequence[Sample], split: str) -> None:

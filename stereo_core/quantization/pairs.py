@@ -50,7 +50,10 @@ def samples_of(dataset: Any) -> Iterator[list[Sample]]:
 
 
 def _of_training(sources: list[Any]) -> list[Sample]:
-    samples = [sample for source in sources for sample in read_annotations(source.data_file, source.data_root)]
+    listed = [source for source in sources if not source.drawn]
+    samples = [sample for source in listed for sample in read_annotations(source.data_file, source.data_root)]
+    if not samples:
+        raise DataError("dataset.train_dataset: scenes alone; set quant_calibration_dataset.images_dir to images")
     count = min(MOST_OF_TRAINING, len(samples))
     chosen = [samples[index * len(samples) // count] for index in range(count)]
     chosen = [replace(sample, disparity=None, mask=None) for sample in chosen]

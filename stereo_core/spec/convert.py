@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from stereo_core.spec.dataset import SceneStyle
 from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key
 
 
@@ -36,7 +37,7 @@ class SynthesizeSpec(Section):
     width: Int = key(160, "Width in px", ge=32)
     max_disparity: Int = key(48, "Largest disparity in px", ge=1)
     seed: Int = key(1234, "Random seed", ge=0)
-    style: Literal["rich", "planes"] = key(
+    style: SceneStyle = key(
         "rich",
         "rich: rooms, roads and walls with objects of many outlines and textures; planes: a few plain shapes (ours)",
     )

@@ -20,11 +20,13 @@ from stereo_core.spec.fields import (
     section,
 )
 
+SYNTHETIC = "Synthetic"  # dataset_name of scenes that are drawn when they are asked for
+SceneStyle = Literal["rich", "planes"]
 DisparityFormat = Literal["auto", "pfm", "png_rgb", "png_u16_256", "png_u16_32", "png_u8", "tiff", "npy", "npz"]
 
 
 class DataSource(Section):
-    """One annotation file."""
+    """One annotation file, or synthetic scenes."""
 
     data_file: Text = key("", "Annotation file: a line a pair, `left right [disparity [mask]]`")
     dataset_name: DatasetName = key("", "Data set, any case; says how disparities are coded. Empty: GenericDataset")
@@ -33,6 +35,20 @@ class DataSource(Section):
         None, "Stored value of 1 px: disparity = stored / scale; Middlebury 2003: 4 (ours)", gt=0
     )
     data_root: Text = key("", "Folder that relative paths start from; empty: the annotation file's folder (ours)")
+    pairs_per_epoch: Int = key(1000, "Scenes that make an epoch, with dataset_name Synthetic (ours)", ge=1)
+    style: SceneStyle = key("rich", "As synthesize.style, with dataset_name Synthetic (ours)")
+    height: Int = key(384, "Height of a scene in px, with dataset_name Synthetic (ours)", ge=32)
+    width: Int = key(768, "Width of a scene in px, with dataset_name Synthetic (ours)", ge=32)
+    scene_disparity: Range = key(
+        [2, 192],
+        "Lowest and highest disparity in px of a scene's nearest surface, drawn evenly over the logarithm, with "
+        "dataset_name Synthetic (ours)",
+    )
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its pairs are scenes, and no files."""
+        return self.dataset_name == SYNTHETIC
 
 
 DataSources = Annotated[list[DataSource], null_is([])]

@@ -97,6 +97,6 @@ def spelled(**meanings: str) -> BeforeValidator:
 
 
 DatasetName = Annotated[
-    Literal["", "FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset"],
-    any_case("FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset"),
+    Literal["", "FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset", "Synthetic"],
+    any_case("FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset", "Synthetic"),
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stereo_core.spec import choice, search_space
 from stereo_core.spec.convert import ConvertSpec, FetchSpec
-from stereo_core.spec.dataset import Augmentation, Dataset, Split
+from stereo_core.spec.dataset import Augmentation, Dataset, DataSource, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
@@ -90,7 +90,7 @@ def settle(verb: str, spec: Section) -> None:
             spec.dataset.model_fields_set.discard(name)
     for name in ("train", "val", "test", "infer"):
         split: Split = getattr(spec.dataset, f"{name}_dataset")
-        split.data_sources = [source for source in split.data_sources if source.data_file]
+        split.data_sources = [source for source in split.data_sources if source.data_file or source.drawn]
         for source in split.data_sources:
             source.dataset_name = source.dataset_name or "GenericDataset"
     if "mode" not in spec.quantize.model_fields_set:
@@ -288,9 +288,20 @@ def _sources(spec: ExperimentSpec, split: str, *, needed: bool) -> Iterator[Comp
     if needed and not sources:
         yield path, "at least one entry with a data_file is needed"
     for index, source in enumerate(sources):
+        if source.drawn:
+            yield from _scenes(f"{path}[{index}]", source)
+            continue
         yield from _file(f"{path}[{index}].data_file", source.data_file, needed=needed)
         if source.data_root:
             yield from _folder(f"{path}[{index}].data_root", source.data_root)
+
+
+def _scenes(path: str, source: DataSource) -> Iterator[Complaint]:
+    if source.data_file:
+        yield f"{path}.data_file", "a Synthetic source draws its pairs; leave it out"
+    low, high = source.scene_disparity
+    if not 0 < low <= high:
+        yield f"{path}.scene_disparity", f"[{low}, {high}] is no range of px above 0"
 
 
 def _is_set(path: str, value: str) -> Iterator[Complaint]:

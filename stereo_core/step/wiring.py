@@ -95,11 +95,12 @@ def _wire_sources(
 ) -> None:
     """Give a split its sources: the user's with paths resolved, else the first list of `names` there is.
 
-    A single source of the user's that names no list says how that one is read (`disparity_scale`, ...).
+    A single source of the user's that names no list says how that one is read (`disparity_scale`, ...). Synthetic ones
+    need no list.
     """
     key, annotations = f"dataset.{split}_dataset.data_sources", inputs["annotations"].path
     sources = _said_sources(tree, f"{split}_dataset")
-    unnamed = [source for source in sources if not source.get("data_file")]
+    unnamed = [source for source in sources if not source.get("data_file") and not _is_drawn(source)]
     if unnamed and len(sources) > 1:
         raise SpecError(
             f"{key}: {len(unnamed)} of {len(sources)} sources name no data_file; name a list "
@@ -129,7 +130,13 @@ def _said_sources(tree: dict, section: str) -> list[dict]:
     return [source for source in given if isinstance(source, dict)]
 
 
+def _is_drawn(source: dict) -> bool:
+    return str(source.get("dataset_name")).lower() == "synthetic"
+
+
 def _resolved(key: str, source: dict, images: str, annotations: Path) -> dict:
+    if _is_drawn(source):
+        return source
     data_file = _below(str(annotations), source["data_file"])
     if not is_uri(data_file) and not os.path.isfile(data_file):
         raise DataError(

@@ -37,7 +37,7 @@ def test_an_item(pairs):
     assert item["path"] == str(pairs / "left/003.png")
 
 
-@pytest.mark.parametrize("name", get_args(get_args(DatasetName)[0])[1:])
+@pytest.mark.parametrize("name", sorted({*get_args(get_args(DatasetName)[0])} - {"", "Synthetic"}))
 @pytest.mark.parametrize("columns", [2, 3, 4])
 def test_every_data_set_takes_two_three_and_four_columns(tmp_path, name, columns):
     paths = make_pair(tmp_path, "000")

@@ -138,3 +138,15 @@ def test_all_of_them_occur():
     assert present[:, 1:].any(axis=0).all()
     counts = present.sum(axis=1)
     assert counts.min() < 8 and counts.max() > 25
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same_scenes():
+    stream = STREAMS[0]
+    batch, beside = stream.batch(range(4), torch.device("cuda")), next(stream.batches(4, torch.device("cuda")))
+    expected = stream.batch(range(4), CPU)
+    for name in ("left", "right", "disparity"):
+        torch.cuda.synchronize()
+        assert torch.equal(batch[name], beside[name])
+        assert ((batch[name].cpu() - expected[name]).abs() > 1).float().mean() < 0.002

@@ -84,6 +84,10 @@ final_status:title: actions/final_status.py: spec.title
 publish_model:title: actions/publish_model.py: spec.title
 report:title: actions/report.py: spec.title
 evaluate.trt_engine, inference.trt_engine: actions/predict/predictor.py: load_engine(section.trt_engine
+dataset.*_dataset.data_sources[].style: data/scenes.py: source.style
+dataset.*_dataset.data_sources[].height: data/scenes.py: source.height
+dataset.*_dataset.data_sources[].width: data/scenes.py: source.width
+synthesize:style, synthesize:height, synthesize:width: actions/synthesize.py: spec.style, spec.height, spec.width
 gen_trt_engine.trt_engine: actions/gen_trt_engine.py: section.trt_engine
 fetch_dataset:uri: actions/fetch_dataset.py: spec.uri
 publish_model:uri: actions/publish_model.py: spec.uri

@@ -48,7 +48,17 @@ AMENDED = {  # path pattern -> what differs here and is written down (INTERFACES
     "quantize.backend_kwargs": {"default": {}},
     "quantize.layers[[]].*.dtype": {"options": ["", "int8", "fp8_e4m3fn", "fp8_e5m2", "native"]},
     "dataset.*_dataset.data_sources[[]].dataset_name": {
-        "options": ["", "FSD", "IsaacRealDataset", "Crestereo", "Middlebury", "Eth3d", "Kitti", "GenericDataset"]
+        "options": [
+            "",
+            "FSD",
+            "IsaacRealDataset",
+            "Crestereo",
+            "Middlebury",
+            "Eth3d",
+            "Kitti",
+            "GenericDataset",
+            "Synthetic",
+        ]
     },
     "split_ratio": {"max": 1},  # TAO forgets it; a share above 1 has no meaning
     # a count, an index or a length can not be lower:

@@ -93,6 +93,18 @@ def test_a_source_without_a_list_says_how_the_ports_list_is_read(tmp_path):
         wire("train", tree, "", inputs, tmp_path / "results")
 
 
+def test_a_synthetic_source_needs_no_list(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    drawn, listed = {"dataset_name": "Synthetic", "pairs_per_epoch": 8}, {"data_file": "train.txt"}
+    tree = {"dataset": {"train_dataset": {"data_sources": [drawn, listed]}}}
+    wire("train", tree, "", inputs, tmp_path / "results")
+    first, second = tree["dataset"]["train_dataset"]["data_sources"]
+    assert first == drawn
+    assert second["data_file"] == str(tmp_path / "annotations" / "train.txt")
+
+
 def test_missing_training_list_names_what_is_there(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "test.txt").touch()

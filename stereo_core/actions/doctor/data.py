@@ -18,6 +18,7 @@ from stereo_core.data import shards
 from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.datasets import read_pair
+from stereo_core.data.scenes import scene_samples
 from stereo_core.errors import DataError
 from stereo_core.report.findings import Finding, ok, problem, warning
 from stereo_core.training.doubts import warm_up_without_end
@@ -32,6 +33,10 @@ def files(case: Case) -> Iterator[Finding]:
     for split in SPLITS:
         for index, source in enumerate(case.section(split).data_sources):
             where = f"dataset.{split}_dataset.data_sources[{index}]"
+            if source.drawn:
+                case.pairs.setdefault(split, []).extend((sample, None) for sample in scene_samples(source))
+                yield ok(f"{where}: {source.pairs_per_epoch} scenes an epoch, drawn when they are needed")
+                continue
             try:
                 listed = read_annotations(source.data_file, source.data_root)
             except DataError as error:

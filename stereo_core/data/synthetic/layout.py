@@ -19,18 +19,22 @@ OBJECTS = 36
 KINDS = BACKGROUNDS + tuple(OUTLINES[i % len(OUTLINES)] for i in range(OBJECTS))  # of the surface in each place
 
 SHAPE = (
-    *("x0", "y0", "cos", "sin", "rx", "ry"),  # centre, turn and radii of the outline, px
-    *("d0", "b", "c", "bulge", "wave", "turns", "phase", "most"),  # disparity, px; `most`: cut off above
+    *("ux", "uy", "u1", "vx", "vy", "v1"),  # own coordinates: u = ux x + uy y + u1, v alike; -1..1 over the outline
+    *("b", "c", "d1"),  # disparity, unbent: b x + c y + d1, px
+    *("bulge", "wave", "turns", "phase", "most"),  # what bends it, px; `most`: cut off above
     *("form1", "form2", "form3"),  # what the outline makes of them
     *("top", "bottom", "first", "last"),  # the rows and columns of the left image outside which it is not
 )
 PAINT = (
     *("g0", "gx", "gy"),  # disparity over the right image, unbent
-    *("ux", "uy", "u1", "vx", "vy", "v1", "u0", "v0"),  # texture coordinates of a right pixel, texels
+    *("sx", "sy", "s1", "tx", "ty", "t1", "s0", "t0"),  # texture coordinates of a right pixel, texels
     *("base", "detail", "ratio", "share"),  # two textures, the finer one's scale and share
     *("red", "green", "blue", "light_r", "light_g", "light_b", "hue_r", "hue_g", "hue_b"),  # colour and contrasts
     *("shade_1", "shade_x", "shade_y", "shadow", "dark"),
 )
+
+
+_DRAWN = ("x0", "y0", "cos", "sin", "rx", "ry", "d0")  # centre, turn and radii, px, and disparity there
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,16 @@ class Layout:
 
 def draw_layout(height: int, width: int, nearest: float, rng: np.random.Generator) -> Layout:
     """A scene of height x width px whose disparities lie in (0, nearest)."""
-    values = {name: np.zeros(len(KINDS)) for name in SHAPE + PAINT}
+    values = {name: np.zeros(len(KINDS)) for name in _DRAWN + SHAPE + PAINT}
     values["cos"] += 1
     values["most"] += 0.999 * nearest
     present = np.zeros(len(KINDS), bool)
     stage = _draw_backgrounds(values, present, height, width, nearest, rng)
     _draw_objects(values, present, height, width, nearest, stage, rng)
+    _derive(values)
     _map_textures(values, height, width, rng)
     _draw_colours(values, height, width, rng)
-    values["d0"][~present] = -1e6  # behind everything, for a batch draws a surface that any of its scenes has
+    values["d1"][~present] = -1e6  # behind everything, for a batch draws a surface that any of its scenes has
     table = {names: np.stack([values[name] for name in names], axis=1).astype(np.float32) for names in (SHAPE, PAINT)}
     return Layout(present, table[SHAPE], table[PAINT])
 
@@ -154,15 +159,22 @@ def _draw_forms(kinds: np.ndarray, d0: np.ndarray, rng) -> tuple[np.ndarray, np.
     return form[0], form[1], form[2]
 
 
+def _derive(values: dict) -> None:
+    """The linear forms that `render` computes with."""
+    x0, y0, rx, ry = (values[name] for name in ("x0", "y0", "rx", "ry"))
+    ux, uy, vx, vy = values["cos"] / rx, values["sin"] / rx, -values["sin"] / ry, values["cos"] / ry
+    _set(values, slice(None), ux=ux, uy=uy, u1=-(ux * x0 + uy * y0), vx=vx, vy=vy, v1=-(vx * x0 + vy * y0))
+    _set(values, slice(None), d1=values["d0"] - values["b"] * x0 - values["c"] * y0)
+
+
 def _map_textures(values: dict, height: int, width: int, rng: np.random.Generator) -> None:
     """Texture coordinates in the plane of each surface as the right camera sees it, in true perspective.
 
     With the focal length f and the centre (cx, cy) the surface's point at a pixel is (x - cx, y - cy, f) / d up to a
-    factor, and its plane's normal (b f, c f, d(cx, cy)). Two directions in the plane give u and v.
+    factor, and its plane's normal (b f, c f, d(cx, cy)). Two directions in the plane give s and t.
     """
     cx, cy, focal = width / 2, height / 2, width * rng.uniform(0.7, 1.5)
-    b, c, d0 = values["b"], values["c"], values["d0"]
-    constant = d0 - b * values["x0"] - c * values["y0"]
+    b, c, d0, constant = (values[name] for name in ("b", "c", "d0", "d1"))
     _set(values, slice(None), g0=constant / (1 - b), gx=b / (1 - b), gy=c / (1 - b))
     normal = np.stack([b * focal, c * focal, constant + b * cx + c * cy], axis=1)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
@@ -177,7 +189,7 @@ def _map_textures(values: dict, height: int, width: int, rng: np.random.Generato
     scale = (_log_uniform(rng, 0.12, 1.3, count) * reference)[:, None] * (320 / height) ** 0.5
     across = scale * (np.cos(angle)[:, None] * first + np.sin(angle)[:, None] * second)
     down = scale * (np.cos(angle)[:, None] * second - np.sin(angle)[:, None] * first)
-    for name, axis in (("u", across), ("v", down)):
+    for name, axis in (("s", across), ("t", down)):
         place = rng.uniform(0, SIZE, count)
         offset = axis[:, 2] * focal - axis[:, 0] * cx - axis[:, 1] * cy
         _set(values, slice(None), **{f"{name}x": axis[:, 0], f"{name}y": axis[:, 1], f"{name}1": offset})

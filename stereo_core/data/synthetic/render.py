@@ -44,10 +44,11 @@ class Rendered(NamedTuple):
 def render(layouts: Sequence[Layout], height: int, width: int, device: torch.device) -> Rendered:
     """Render scenes of one size; the same layout gives the same pixels on a CPU in any batch."""
     shape_BSP = _to(np.stack([layout.shape for layout in layouts]), device)
-    paint_MP = _to(np.concatenate([layout.paint for layout in layouts]), device)
+    paint_PM = _to(np.concatenate([layout.paint.T for layout in layouts], axis=1), device)
     windows = _windows(layouts, height, width)
-    front_BHW, d_BHW = _seen(shape_BSP, windows, height, width, right=False)
-    right_front_BHW, right_d_BHW = _seen(shape_BSP, windows, height, width, right=True)
+    surfaces = {place: _Surface(KINDS[place], shape_BSP[:, place]) for place in windows}
+    front_BHW, d_BHW = _seen(surfaces, windows, (len(layouts), height, width), device, right=False)
+    right_front_BHW, right_d_BHW = _seen(surfaces, windows, (len(layouts), height, width), device, right=True)
     thousandths = torch.round(d_BHW * THOUSANDTHS).long().clamp_(min=1)
     x_W = torch.arange(width, device=device)
     place = x_W * THOUSANDTHS - thousandths
@@ -58,9 +59,9 @@ def render(layouts: Sequence[Layout], height: int, width: int, device: torch.dev
     visible = inside
     for side in beside:
         visible = visible & (right_front_BHW.gather(2, side) == front_BHW)
-    right_B3HW = _paint_right(paint_MP, right_front_BHW)
+    right_B3HW = _paint_right(paint_PM, right_front_BHW)
     left_B3HW = torch.lerp(*(_gather(right_B3HW, side) for side in beside), share[:, None])
-    _paint_hidden(left_B3HW, ~visible, paint_MP, front_BHW, column, share)
+    _paint_hidden(left_B3HW, ~visible, paint_PM, front_BHW, column, share)
     return Rendered(left_B3HW.round_(), right_B3HW, thousandths.float() / THOUSANDTHS, right_d_BHW, visible)
 
 
@@ -92,23 +93,30 @@ def _windows(layouts: Sequence[Layout], height: int, width: int) -> dict[int, tu
     return windows
 
 
-def _seen(shape_BSP: Tensor, windows: dict, height: int, width: int, right: bool) -> tuple[Tensor, Tensor]:
+def _seen(
+    surfaces: dict[int, _Surface],
+    windows: dict[int, tuple],
+    size: tuple[int, int, int],
+    device: torch.device,
+    right: bool,
+) -> tuple[Tensor, Tensor]:
     """The surface in front at each pixel of a view, (B, H, W) int64, and its disparity, px."""
-    size = (len(shape_BSP), height, width)
-    front = torch.zeros(size, dtype=torch.int64, device=shape_BSP.device)
-    nearest = torch.full(size, -1.0, device=shape_BSP.device)
+    height, width = size[1:]
+    front = torch.zeros(size, dtype=torch.int64, device=device)
+    nearest = torch.zeros(size, device=device)
+    rows = torch.arange(height, device=device, dtype=torch.float32)[:, None]
+    columns = torch.arange(width, device=device, dtype=torch.float32)
     for place, (top, bottom, first, last, most) in windows.items():
         first, last = max(0, first - most if right else first), min(width, last)
         if first >= last:
             continue
-        surface = _Surface(KINDS[place], shape_BSP[:, place])
-        y = torch.arange(top, bottom, device=front.device, dtype=torch.float32)[:, None]
-        x = torch.arange(first, last, device=front.device, dtype=torch.float32)
+        surface, y, x = surfaces[place], rows[top:bottom], columns[first:last]
         if right:
             x = surface.left_x(x, y)
-        d = surface.disparity(x, y)
+        own = surface.own(x, y)
+        d = surface.disparity(x, y, own)
         window = (slice(None), slice(top, bottom), slice(first, last))
-        better = surface.covers(x, y) & (d > nearest[window]) & (d > 0)
+        better = surface.covers(*own) & (d > nearest[window])
         nearest[window] = torch.where(better, d, nearest[window])
         front[window].masked_fill_(better, place)
     return front, nearest
@@ -119,54 +127,47 @@ class _Surface:
 
     def __init__(self, kind: str, shape_BP: Tensor) -> None:
         self.kind = kind
-        values = dict(zip(SHAPE, shape_BP[:, :, None, None].unbind(1), strict=True))
-        self.bulge, self.wave, self.turns, self.phase = (values[n] for n in ("bulge", "wave", "turns", "phase"))
-        self.b, self.c, self.most = values["b"], values["c"], values["most"]
-        self.form = [values[name] for name in ("form1", "form2", "form3")]
-        cos, sin, rx, ry, x0, y0 = (values[name] for name in ("cos", "sin", "rx", "ry", "x0", "y0"))
-        self.ux, self.uy, self.vx, self.vy = cos / rx, sin / rx, -sin / ry, cos / ry
-        self.u1, self.v1 = -(self.ux * x0 + self.uy * y0), -(self.vx * x0 + self.vy * y0)
-        self.constant = values["d0"] - self.b * x0 - self.c * y0
+        self.p = dict(zip(SHAPE, shape_BP[:, :, None, None].unbind(1), strict=True))
+        self.everywhere = torch.ones((), dtype=torch.bool, device=shape_BP.device)
         self.bulges, self.waves = kind in ("ellipse", "blob", "ring"), kind in ("box", "back")
 
     def own(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates over the outline: within -1..1 along its radii."""
-        return self.ux * x + (self.uy * y + self.u1), self.vx * x + (self.vy * y + self.v1)
+        p = self.p
+        return p["ux"] * x + (p["uy"] * y + p["u1"]), p["vx"] * x + (p["vy"] * y + p["v1"])
 
-    def disparity(self, x: Tensor, y: Tensor) -> Tensor:
-        return (self.b * x + (self.c * y + self.constant) + self._bend(x, y)).minimum(self.most)
-
-    def _bend(self, x: Tensor, y: Tensor) -> Tensor | float:
-        if self.bulges:
-            u, v = self.own(x, y)
-            return self.bulge * (1 - u * u - v * v)
-        if self.waves:
-            return self.wave * torch.sin(self.turns * self.own(x, y)[0] + self.phase)
-        return 0.0
+    def disparity(self, x: Tensor, y: Tensor, own: tuple[Tensor, Tensor]) -> Tensor:
+        d = self.p["b"] * x + (self.p["c"] * y + self.p["d1"])
+        return (d + self._bend(*own) if self.bulges or self.waves else d).minimum(self.p["most"])
 
     def left_x(self, right_x: Tensor, y: Tensor) -> Tensor:
         """x in the left image of the point that the right camera sees at right_x, by Newton's method."""
-        x = (right_x + self.c * y + self.constant) / (1 - self.b)
+        p = self.p
+        x = (right_x + p["c"] * y + p["d1"]) / (1 - p["b"])
         if not (self.bulges or self.waves):
-            # Where the disparity is cut off at `most` the surface is level.
-            return torch.where(x - right_x > self.most, right_x + self.most, x)
+            return x.minimum(right_x + p["most"])  # where the disparity is cut off the surface is level
         for _ in range(_NEWTON_STEPS):
-            error = x - self.disparity(x, y) - right_x
-            x = x - error / (1 - self._slope(x, y)).clamp(min=0.3)
+            own = self.own(x, y)
+            error = x - self.disparity(x, y, own) - right_x
+            x = x - error / (1 - p["b"] - self._bend_slope(*own)).clamp_(min=0.3)
         return x
 
-    def _slope(self, x: Tensor, y: Tensor) -> Tensor:
-        u, v = self.own(x, y)
-        if self.bulges:
-            return self.b - 2 * self.bulge * (u * self.ux + v * self.vx)
-        return self.b + self.wave * self.turns * self.ux * torch.cos(self.turns * u + self.phase)
+    def _bend(self, u: Tensor, v: Tensor) -> Tensor:
+        p = self.p
+        return p["bulge"] * (1 - u * u - v * v) if self.bulges else p["wave"] * torch.sin(p["turns"] * u + p["phase"])
 
-    def covers(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the surface is there at (x, y) of the left image."""
+    def _bend_slope(self, u: Tensor, v: Tensor) -> Tensor:
+        """The bend's change a pixel along x."""
+        p = self.p
+        if self.bulges:
+            return (-2 * p["bulge"] * p["ux"]) * u + (-2 * p["bulge"] * p["vx"]) * v
+        return (p["wave"] * p["turns"] * p["ux"]) * torch.cos(p["turns"] * u + p["phase"])
+
+    def covers(self, u: Tensor, v: Tensor) -> Tensor:
+        """Whether the surface is there, by its own coordinates."""
         if self.kind in BACKGROUNDS:
-            return torch.ones((), dtype=torch.bool, device=x.device)
-        u, v = self.own(x, y)
-        form1, form2, form3 = self.form
+            return self.everywhere
+        form1, form2, form3 = (self.p[name] for name in ("form1", "form2", "form3"))
         if self.kind == "pole":
             return ((u + form1 * torch.sin(form2 * v + form3)).abs() <= 1) & (v.abs() <= 1)
         if self.kind in ("box", "fence"):
@@ -187,21 +188,21 @@ def _holes(u: Tensor, v: Tensor) -> Tensor:
     return texture_bank(u.device).texels[:, 3][row]
 
 
-def _paint_right(paint_MP: Tensor, front_BHW: Tensor) -> Tensor:
+def _paint_right(paint_PM: Tensor, front_BHW: Tensor) -> Tensor:
     """(B, 3, H, W): what the right camera sees."""
     B, H, W = front_BHW.shape
     surface = _surface_rows(front_BHW).reshape(-1)
     x = torch.arange(W, device=front_BHW.device, dtype=torch.float32).expand(B, H, W).reshape(-1)
     y = torch.arange(H, device=front_BHW.device, dtype=torch.float32)[:, None].expand(B, H, W).reshape(-1)
-    return _colour(paint_MP, surface, x, y).reshape(B, H, W, 3).permute(0, 3, 1, 2).contiguous()
+    return _colour(paint_PM, surface, x, y).reshape(B, H, W, 3).permute(0, 3, 1, 2).contiguous()
 
 
-def _paint_hidden(left_B3HW: Tensor, hidden_BHW: Tensor, paint_MP: Tensor, front_BHW: Tensor, column, share) -> None:
+def _paint_hidden(left_B3HW: Tensor, hidden_BHW: Tensor, paint_PM: Tensor, front_BHW: Tensor, column, share) -> None:
     """Give the pixels that the right camera does not see their surface's colour, interpolated between its knots."""
     b, y, x = hidden_BHW.nonzero(as_tuple=True)
     surface = _surface_rows(front_BHW)[b, y, x]
     knot, rows, part = column[b, y, x].float(), y.float(), share[b, y, x, None]
-    colour = torch.lerp(_colour(paint_MP, surface, knot, rows), _colour(paint_MP, surface, knot + 1, rows), part)
+    colour = torch.lerp(_colour(paint_PM, surface, knot, rows), _colour(paint_PM, surface, knot + 1, rows), part)
     left_B3HW.permute(0, 2, 3, 1)[b, y, x] = colour
 
 
@@ -211,17 +212,17 @@ def _surface_rows(front_BHW: Tensor) -> Tensor:
     return front_BHW + scene * len(KINDS)
 
 
-def _colour(paint_MP: Tensor, surface_M: Tensor, x_M: Tensor, y_M: Tensor) -> Tensor:
+def _colour(paint_PM: Tensor, surface_M: Tensor, x_M: Tensor, y_M: Tensor) -> Tensor:
     """(M, 3) whole grey levels of surfaces at right pixels (x, y)."""
-    p = dict(zip(PAINT, paint_MP.t()[:, surface_M].unbind(0), strict=True))
+    p = dict(zip(PAINT, paint_PM.index_select(1, surface_M).unbind(0), strict=True))
     d = (p["g0"] + p["gx"] * x_M + p["gy"] * y_M).clamp_(min=0.02)
-    u = (p["ux"] * x_M + p["uy"] * y_M + p["u1"]) / d
-    v = (p["vx"] * x_M + p["vy"] * y_M + p["v1"]) / d
+    u = (p["sx"] * x_M + p["sy"] * y_M + p["s1"]) / d
+    v = (p["tx"] * x_M + p["ty"] * y_M + p["t1"]) / d
     # How many texels a pixel's step covers says which level of the pyramid shows without aliasing.
-    wide = ((p["ux"] - u * p["gx"]) / d).square() + ((p["vx"] - v * p["gx"]) / d).square()
-    high = ((p["uy"] - u * p["gy"]) / d).square() + ((p["vy"] - v * p["gy"]) / d).square()
+    wide = ((p["sx"] - u * p["gx"]) / d).square() + ((p["tx"] - v * p["gx"]) / d).square()
+    high = ((p["sy"] - u * p["gy"]) / d).square() + ((p["ty"] - v * p["gy"]) / d).square()
     step = wide.maximum(high).clamp_(min=1e-12)
-    u, v = u + p["u0"], v + p["v0"]
+    u, v = u + p["s0"], v + p["t0"]
     base = _smooth(p["base"].int(), u, v, step)
     detail = _nearest(p["detail"].int(), u * p["ratio"], v * p["ratio"], step * p["ratio"].square())
     value, hue = torch.lerp(base[:, :2], detail[:, :2], p["share"][:, None]).unbind(1)
