@@ -1,6 +1,6 @@
 """Inference on a GPU: eager against what `optimize_for_inference` makes of the same weights, in the same run.
 
-python benchmarks/inference.py [--encoder vits] [--size 320 736] [--iters 22] [--batch 1] [--parts] [--profile FILE]
+python benchmarks/speed_inference.py [--encoder vits] [--size 320 736] [--iters 22] [--batch 1] [--parts] [--profile FILE]
     [--rows fp32 fp16 graph compiled] [--checkpoint FILE] [--pair LEFT.npy RIGHT.npy] [--peer MODULE:CALLABLE]
 
 Rows: fp32 and fp16 (autocast) are eager with the 3-D weights channels last; graph is the rewritten network in half
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stereo_core.data.synthetic import make_scene
 from stereo_core.models import channels_last, create_model, load_model
 from stereo_core.models.optimize import at_size, make_network
 
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 736), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--max-disparity", type=int, default=416)
@@ -87,8 +88,6 @@ def images(asked: argparse.Namespace) -> list[Tensor]:
     if asked.pair:
         both = [np.load(file)[:height, :width] for file in asked.pair]
     else:
-        from stereo_core.data.synthetic import make_scene
-
         scene = make_scene(height, width, width // 8, seed=1)
         both = [scene["left"], scene["right"]]
     return [torch.from_numpy(x).permute(2, 0, 1)[None].float().repeat(asked.batch, 1, 1, 1).cuda() for x in both]
