@@ -1,7 +1,8 @@
 """Inference on a GPU: eager against what `optimize_for_inference` makes of the same weights, in the same run.
 
-python benchmarks/speed_inference.py [--encoder vits] [--size 320 736] [--iters 22] [--batch 1] [--parts] [--profile FILE]
-    [--rows fp32 fp16 graph compiled] [--checkpoint FILE] [--pair LEFT.npy RIGHT.npy] [--peer MODULE:CALLABLE]
+python benchmarks/speed_inference.py [--encoder vits] [--size 320 736] [--iters 22] [--batch 1] [--parts]
+    [--profile FILE] [--rows fp32 fp16 graph compiled] [--checkpoint FILE] [--pair LEFT.npy RIGHT.npy]
+    [--peer MODULE:CALLABLE]
 
 Rows: fp32 and fp16 (autocast) are eager with the 3-D weights channels last; graph is the rewritten network in half
 precision as a CUDA graph, compiled the same through TorchInductor. A peer is called as CALLABLE(model) once and returns

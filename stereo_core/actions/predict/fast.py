@@ -50,7 +50,8 @@ class FastPredict:
     def __call__(self, left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         padding = padding_to_multiple(*left_B3HW.shape[-2:])
         left, right = (pad(image, padding, mode="replicate") for image in (left_B3HW, right_B3HW))
-        return unpad(self._of(left.shape)(left, right), padding)
+        with torch.cuda.device_of(left):  # Triton launches on the current device
+            return unpad(self._of(left.shape)(left, right), padding).clone()  # the next replay overwrites it
 
     def _of(self, shape: torch.Size) -> Predict:
         """What predicts images of `shape` best now."""

@@ -52,6 +52,18 @@ def test_sizes_that_pad_to_one_share_what_is_made_ready(model):
     assert list(predict.ready) == [(1, 64, 96)]
 
 
+def test_a_result_is_not_overwritten_by_the_next(model, monkeypatch):
+    """A graph writes to one place; tiles and their seams need several results at once."""
+    place = torch.zeros(1, 1, 32, 64)
+    predict = fast.FastPredict(model, torch.float32, "off")
+    monkeypatch.setattr(predict, "eager", lambda left, right: place.copy_(left[:, :1]))
+    first, second = (torch.full((1, 3, 32, 64), value) for value in (1.0, 2.0))
+    found = predict(first, first)
+    predict.seen.clear()
+    predict(second, second)
+    assert torch.equal(found, first[:, :1])
+
+
 def test_few_sizes_are_kept_ready(model, monkeypatch):
     monkeypatch.setattr(fast, "GRAPHS", 1)
     predict = fast.FastPredict(model, torch.float32, "off")
