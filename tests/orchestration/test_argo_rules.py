@@ -87,6 +87,16 @@ def test_the_kubelet_puts_no_secret_into_a_parameter(tmp_path, argument, given):
     assert arrived == {key: values[key] for key in arrived}
 
 
+@pytest.mark.parametrize("kind", ["NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN"])
+def test_nor_into_what_is_no_number_though_one_is_wanted(tmp_path, kind):
+    """`argo submit --parameter` takes any text, and the step's error shows it."""
+    spec = saying("{{$}}")
+    for inputs in (spec["root"], spec["components"]["comp-say"]):
+        inputs["inputDefinitions"]["parameters"]["text"] = {"parameterType": kind}
+    text = written(Simulator(documents_of(spec, {"tree": {}}), tmp_path, {}, {"text": json.dumps(EXPANDED)}))
+    assert "hunter2" not in text and json.loads(text)["inputs"]["parameterValues"]["text"] == EXPANDED
+
+
 @pytest.mark.parametrize("raw", ["{{=inputs.parameters['text']}}", "{{inputs.parameters.text}}"])
 def test_a_value_that_the_kubelet_would_expand_is_found(tmp_path, raw):
     documents = documents_of(saying("{{$.inputs.parameters['text']}}"), {"text": EXPANDED, "tree": {}})
