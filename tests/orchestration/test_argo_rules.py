@@ -117,6 +117,10 @@ def test_an_argument_longer_than_linux_passes(tmp_path, version):
     documents = documents_of(saying("{{$}}"), given, version=version)
     file = written(Simulator(documents, tmp_path / "new", {}, cluster=Cluster(tmp_path)))
     assert file.startswith("@") and file.endswith("argument-3")
+    stock = Cluster(tmp_path)
+    stock.beside_pods = {"get", "list", "watch"}  # as Argo's own installation has it
+    with pytest.raises(Failed, match=r'cannot create resource "configmaps" .* in the namespace "stereo"'):
+        written(Simulator(documents, tmp_path / "stock", {}, cluster=stock))
     with pytest.raises(Failed, match="argument list too long"):
         written(Simulator(documents, tmp_path / "old", {}, cluster=Cluster(tmp_path, passes_files=False)))
 
