@@ -398,7 +398,7 @@ def test_argos_controller_may_write_its_cache_where_it_runs_and_long_templates_b
         roles, bindings = named(documents, "Role"), named(documents, "RoleBinding")
         assert roles.keys() == bindings.keys() == {"stereo-argo-cache", "stereo-argo-long"}
         wanted = {
-            "stereo-argo-cache": (namespace, ["create", "get", "update"]),
+            "stereo-argo-cache": (namespace, ["create", "get", "update", "delete"]),
             "stereo-argo-long": ("stereo", ["create"]),
         }
         for name, (place, verbs) in wanted.items():
