@@ -43,8 +43,8 @@ def summary(title: str, status: dict) -> str:
 NOT_TOLD = "which step failed, and why, the engine does not tell its exit handlers; the page of the run does"
 _OF_A_PARENT = re.compile(r"no more retries left|child '", re.IGNORECASE)
 _HINTS = {
-    r"configmaps .*is forbidden": "Argo's controller may not write its cache: kubectl apply -k manifests/controller, or"
-    " `stereo-pipelines argo --no-cache`",
+    r"configmaps .*is forbidden": "Argo's controller may not write its cache, or a long template beside the pod:"
+    " kubectl apply -k manifests/controller, or, for the cache, `stereo-pipelines argo --no-cache`",
     r"ConfigMap .*Too long": "Argo's cache is full: `stereo-pipelines argo-cache rm`",
 }
 

@@ -7,6 +7,7 @@ holds 1 MiB, and at a full one every step ends as an Error that would be kept in
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +15,8 @@ from stereo_core.orchestration.servers import Kubernetes, SubmitError
 
 NAMESPACE = "argo"  # where the controller runs in its own installation
 LABEL = "workflows.argoproj.io/configmap-type=Cache"  # argo-workflows.readthedocs.io/en/latest/memoization
-SUFFIX = "-cache"  # of ours: PIPELINE-STEP-cache
+SUFFIX = "-cache"  # of ours: PIPELINE-STEP-cache, as many others' are
+KEY = re.compile(r"[a-z0-9-]+-[0-9a-f]{64}")  # of our entries: NAMESPACE-SHA256 (argo/cache.py)
 ROOM = 1024 * 1024  # bytes
 
 
@@ -45,7 +47,7 @@ def cache_maps(server: Kubernetes, namespace: str) -> list[CacheMap]:
     """
     what = f"list the cache's ConfigMaps in {namespace}"
     found = server.call("GET", _path(namespace), what, query=[("labelSelector", LABEL)]).get("items", [])
-    maps = [_read(item) for item in found if item["metadata"]["name"].endswith(SUFFIX)]
+    maps = [_read(item) for item in found if _is_ours(item)]
     return sorted(maps, key=lambda one: -one.size)
 
 
@@ -77,6 +79,11 @@ def removed(server: Kubernetes, namespace: str, one: CacheMap, keys: list[str]) 
 
 def _path(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/configmaps"
+
+
+def _is_ours(item: dict) -> bool:
+    keys = item.get("data") or {}
+    return item["metadata"]["name"].endswith(SUFFIX) and bool(keys) and all(map(KEY.fullmatch, keys))
 
 
 def _is_of(one: CacheMap, name: str) -> bool:

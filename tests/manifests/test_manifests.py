@@ -386,8 +386,8 @@ def test_policies_let_pods_reach_the_ports_that_pods_have(overlays, name):
         assert open_ports[namespace] == set().union(*PODS[namespace].values()), namespace
 
 
-def test_argos_controller_may_write_its_cache_where_it_runs(overlays, tmp_path):
-    """In its own namespace, which one line says; and nowhere in the namespace of the pipelines."""
+def test_argos_controller_may_write_its_cache_where_it_runs_and_long_templates_beside_the_pods(overlays, tmp_path):
+    """In its own namespace, which one line says; in the pipelines' namespace it may create, and pods may not."""
     shutil.copytree(MANIFESTS / "controller", tmp_path / "controller")
     for namespace in ("argo", "workflows"):
         path = tmp_path / "controller/kustomization.yaml"
@@ -395,11 +395,17 @@ def test_argos_controller_may_write_its_cache_where_it_runs(overlays, tmp_path):
         documents = build_overlay(path.parent)
         for document in documents:
             validate(document)
-            assert document["metadata"]["namespace"] == namespace
-        (role,), (binding,) = (named(documents, kind).values() for kind in ("Role", "RoleBinding"))
-        assert role["rules"] == [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "update"]}]
-        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "argo", "namespace": namespace}]
-        assert binding["roleRef"]["name"] == role["metadata"]["name"]
+        roles, bindings = named(documents, "Role"), named(documents, "RoleBinding")
+        assert roles.keys() == bindings.keys() == {"stereo-argo-cache", "stereo-argo-long"}
+        wanted = {
+            "stereo-argo-cache": (namespace, ["create", "get", "update", "delete"]),
+            "stereo-argo-long": ("stereo", ["create"]),
+        }
+        for name, (place, verbs) in wanted.items():
+            assert roles[name]["metadata"]["namespace"] == bindings[name]["metadata"]["namespace"] == place
+            assert roles[name]["rules"] == [{"apiGroups": [""], "resources": ["configmaps"], "verbs": verbs}]
+            assert bindings[name]["subjects"] == [{"kind": "ServiceAccount", "name": "argo", "namespace": namespace}]
+            assert bindings[name]["roleRef"]["name"] == name
     for name in OVERLAYS:
         rules = [rule for role in named(overlays[name], "Role").values() for rule in role["rules"]]
         assert not [rule for rule in rules if "configmaps" in rule["resources"] and "create" in rule["verbs"]], name

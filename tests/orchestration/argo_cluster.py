@@ -15,9 +15,9 @@ class Errored(Exception):
     """What makes a node an Error, with Argo's message."""
 
 
-def granted() -> set[str]:
-    """The verbs on ConfigMaps that `manifests/controller` gives to the controller in its own namespace."""
-    documents = list(yaml.safe_load_all(CONTROLLER.read_text()))
+def granted(role: str) -> set[str]:
+    """The verbs on ConfigMaps that a Role of `manifests/controller` gives to the controller."""
+    documents = [d for d in yaml.safe_load_all(CONTROLLER.read_text()) if d["metadata"]["name"] == role]
     rules = [rule for document in documents if document["kind"] == "Role" for rule in document["rules"]]
     return {verb for rule in rules if "configmaps" in rule["resources"] for verb in rule["verbs"]}
 
@@ -34,7 +34,8 @@ class Cluster:
 
     def __init__(self, folder: Path, rights: set[str] | None = None, passes_files: bool = True, commands=None):
         self.folder, self.passes_files, self.commands = folder, passes_files, commands
-        self.rights = granted() if rights is None else rights
+        self.rights = granted("stereo-argo-cache") if rights is None else rights
+        self.beside_pods = granted("stereo-argo-long")  # verbs on ConfigMaps in the Workflows' namespace
         self.maps: dict[str, dict[str, str]] = {}  # ConfigMap -> key -> entry
 
     def load(self, name: str, key: str) -> dict | None:

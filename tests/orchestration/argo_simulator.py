@@ -287,6 +287,10 @@ class Simulator:
             if len(part.encode()) > LONGEST:
                 if not self.cluster.passes_files:
                     return "Failed", 64, "main: Error (exit code 64): fork/exec: argument list too long"
+                if (
+                    "create" not in self.cluster.beside_pods
+                ):  # workflowpod.go: offloadContainerArgs, offloadEnvVarTemplate
+                    return "Error", -1, 'cannot create resource "configmaps" in API group "" in the namespace "stereo"'
                 (root / f"argument-{index}").write_text(part)
                 command[index] = f"@{root}/argument-{index}"
         log = self.folder / "logs" / task

@@ -1,5 +1,6 @@
 """`argo-cache ls|rm`: the real client against a small server that has the cache's ConfigMaps."""
 
+import hashlib
 import json
 
 import pytest
@@ -16,10 +17,14 @@ def entry(day: str, size: int = 10) -> str:
     return json.dumps({"nodeID": "n", "creationTimestamp": f"{day}T00:00:00Z", "outputs": {"x": "x" * size}})
 
 
+def key(name: str) -> str:
+    return f"stereo-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
 @pytest.fixture
 def cached(kubernetes):  # noqa: F811
     def config_map(name: str, **data: str) -> dict:
-        return {"metadata": {"name": name, "namespace": "argo"}, "data": data}
+        return {"metadata": {"name": name, "namespace": "argo"}, "data": {key(k): v for k, v in data.items()}}
 
     maps = [
         config_map("demo-train-cache", new=entry("2999-01-01"), old=entry("2020-01-01"), odd="not ours"),
@@ -27,6 +32,8 @@ def cached(kubernetes):  # noqa: F811
         config_map("demonstration-say-cache", one=entry("2020-01-01")),
         config_map("somebody-elses", one=entry("2020-01-01")),
     ]
+    theirs = {"metadata": {"name": "print-message-cache"}, "data": {"hello": entry("2020-01-01")}}  # Argo's own example
+    maps += [theirs, {"metadata": {"name": "empty-cache"}}]
     kubernetes.answers["GET", MAPS] = {"items": maps}
     for name in ("demo-train-cache", "demo-export-cache", "demonstration-say-cache"):
         for method in ("DELETE", "PATCH"):
@@ -71,7 +78,7 @@ def test_the_old_ones_of_all(cached):
     said("rm", "--all", "--older-than", "30", "--send")
     assert changes(cached) == [
         ("DELETE", "demo-export-cache", None),
-        ("PATCH", "demo-train-cache", {"data": {"old": None, "odd": None}}),
+        ("PATCH", "demo-train-cache", {"data": {key("old"): None, key("odd"): None}}),
         ("DELETE", "demonstration-say-cache", None),
     ]
 

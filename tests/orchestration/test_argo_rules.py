@@ -87,6 +87,16 @@ def test_the_kubelet_puts_no_secret_into_a_parameter(tmp_path, argument, given):
     assert arrived == {key: values[key] for key in arrived}
 
 
+@pytest.mark.parametrize("kind", ["NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN"])
+def test_nor_into_what_is_no_number_though_one_is_wanted(tmp_path, kind):
+    """`argo submit --parameter` takes any text, and the step's error shows it."""
+    spec = saying("{{$}}")
+    for inputs in (spec["root"], spec["components"]["comp-say"]):
+        inputs["inputDefinitions"]["parameters"]["text"] = {"parameterType": kind}
+    text = written(Simulator(documents_of(spec, {"tree": {}}), tmp_path, {}, {"text": json.dumps(EXPANDED)}))
+    assert "hunter2" not in text and json.loads(text)["inputs"]["parameterValues"]["text"] == EXPANDED
+
+
 @pytest.mark.parametrize("raw", ["{{=inputs.parameters['text']}}", "{{inputs.parameters.text}}"])
 def test_a_value_that_the_kubelet_would_expand_is_found(tmp_path, raw):
     documents = documents_of(saying("{{$.inputs.parameters['text']}}"), {"text": EXPANDED, "tree": {}})
@@ -107,6 +117,10 @@ def test_an_argument_longer_than_linux_passes(tmp_path, version):
     documents = documents_of(saying("{{$}}"), given, version=version)
     file = written(Simulator(documents, tmp_path / "new", {}, cluster=Cluster(tmp_path)))
     assert file.startswith("@") and file.endswith("argument-3")
+    stock = Cluster(tmp_path)
+    stock.beside_pods = {"get", "list", "watch"}  # as Argo's own installation has it
+    with pytest.raises(Failed, match=r'cannot create resource "configmaps" .* in the namespace "stereo"'):
+        written(Simulator(documents, tmp_path / "stock", {}, cluster=stock))
     with pytest.raises(Failed, match="argument list too long"):
         written(Simulator(documents, tmp_path / "old", {}, cluster=Cluster(tmp_path, passes_files=False)))
 

@@ -74,9 +74,8 @@ def executor_input(task: Task) -> str:
 def _as_json(parameter: Parameter) -> str:
     if parameter.type == "STRING":
         return f"{{{{={_unexpanded(f'''toJson(inputs.parameters['{parameter.name}'])''')}}}}}"
-    if parameter.type in ("LIST", "STRUCT"):  # it is JSON already
-        return f"{{{{={_unexpanded(f'''inputs.parameters['{parameter.name}']''')}}}}}"
-    return f"{{{{inputs.parameters.{parameter.name}}}}}"
+    # It is JSON already, or what is given for a number and is none, which an error will show.
+    return f"{{{{={_unexpanded(f'''inputs.parameters['{parameter.name}']''')}}}}}"
 
 
 def _unexpanded(said: str) -> str:

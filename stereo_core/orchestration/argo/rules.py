@@ -41,14 +41,13 @@ _SAFE = re.compile(
     r"sprig\.replace\('\$', '[^']+', (?:toJson\()?inputs\.parameters\['[^']+'\]"  # without any $, or with $$ for it
     r"|inputs\.parameters\['[^']+'\] == ''"  # compared, not taken
 )
-_NUMBER = re.compile(r'": \{\{inputs\.parameters\.[\w-]+\}\}')  # a value in JSON without quotes, so no text
 
 
 def _expanded(container: dict) -> Iterator[str]:
     # kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables: $(NAME) of the
     # container's environment is expanded in command and args.
     for text in (*container.get("command", []), *container.get("args", [])):
-        for tag in re.findall(r"\{\{(.*?)\}\}", _NUMBER.sub("", text), flags=re.DOTALL):
+        for tag in re.findall(r"\{\{(.*?)\}\}", text, flags=re.DOTALL):
             if "inputs.parameters" in _SAFE.sub("", tag):
                 yield f"{{{{{tag[:60]}}}}}: the kubelet would put environment variables in place of $(NAME) in it"
 
