@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stereo_core.errors import DataError, SpecError, UserError
 from stereo_core.step.inputs import place
 from stereo_core.step.ports import Artifact
 from stereo_core.storage import is_uri
-from stereo_core.verbs import VERBS, required
+from stereo_core.verbs import VERBS, Verb
 
 Inputs = Mapping[str, Artifact]
 
@@ -72,10 +72,8 @@ def wire(verb: str, tree: dict, dataset_name: str, inputs: Inputs, results: Path
         put(tree, key, value.replace("{results}", str(results)))
     for key, value in _input_keys(row.input_keys, inputs).items():
         put(tree, key, value)
-    names = {split: row.splits.get(split) or row.splits.get(f"{split}?") for split in required(row.splits)}
-    for split, needed in required(row.splits).items():
-        if names[split]:
-            _wire_sources(tree, split, names[split], needed, dataset_name, inputs)
+    for wanted in _wanted(row):
+        _wire_sources(tree, wanted, dataset_name, inputs)
 
 
 def _input_keys(keys: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
@@ -90,15 +88,31 @@ def _input_keys(keys: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
     return found
 
 
-def _wire_sources(
-    tree: dict, split: str, names: tuple[str, ...], needed: bool, dataset_name: str, inputs: Inputs
-) -> None:
-    """Give a split its sources: the user's with paths resolved, else the first list of `names` there is.
+class _Wanted(NamedTuple):
+    """A key that takes data sources: by themselves at most `most` of the lists `names` that are there."""
 
-    A single source of the user's that names no list says how that one is read (`disparity_scale`, ...).
+    key: str
+    names: tuple[str, ...]
+    needed: bool
+    most: int
+
+
+def _wanted(row: Verb) -> Iterator[_Wanted]:
+    for split, names in row.splits.items():
+        if names:
+            key = f"dataset.{split.removesuffix('?')}_dataset.data_sources"
+            yield _Wanted(key, names, needed=not split.endswith("?"), most=1)
+    if row.lists:
+        yield _Wanted("data_sources", row.lists, needed=True, most=len(row.lists))
+
+
+def _wire_sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs) -> None:
+    """Give a key its sources: the user's with paths resolved, else the lists that it takes by itself.
+
+    A single source of the user's that names no list says how those are read (`disparity_scale`, ...).
     """
-    key, annotations = f"dataset.{split}_dataset.data_sources", inputs["annotations"].path
-    sources = _said_sources(tree, f"{split}_dataset")
+    key, annotations = wanted.key, inputs["annotations"].path
+    sources = _said_sources(tree, key)
     unnamed = [source for source in sources if not source.get("data_file")]
     if unnamed and len(sources) > 1:
         raise SpecError(
@@ -106,27 +120,28 @@ def _wire_sources(
             "of the annotations in each, or give one source, which takes the list that convert made"
         )
     if unnamed or not sources:
-        lists = [annotations] if annotations.is_file() else [annotations / name for name in names]
-        data_file = next((path for path in lists if path.is_file()), None)
-        if data_file is None and not needed:
+        lists = [annotations] if annotations.is_file() else [annotations / name for name in wanted.names]
+        taken = [path for path in lists if path.is_file()][: wanted.most]
+        if not taken and not wanted.needed:
             return
-        if data_file is None:
+        if not taken:
             found = ", ".join(sorted(p.name for p in annotations.glob("*.txt"))) or "no .txt file"
             raise DataError(
-                f"input annotations: {annotations} holds no {' or '.join(names)} (found: {found});"
+                f"input annotations: {annotations} holds no {' or '.join(wanted.names)} (found: {found});"
                 " choose convert's split_ratio accordingly or name data_sources in the spec"
             )
         source = unnamed[0] if unnamed else {}
         name = dataset_name or source.get("dataset_name") or "GenericDataset"
-        sources = [source | {"data_file": str(data_file), "dataset_name": name}]
+        sources = [source | {"data_file": str(path), "dataset_name": name} for path in taken]
     images = place(inputs["images"])
     put(tree, key, [_resolved(key, source, images, annotations) for source in sources])
 
 
-def _said_sources(tree: dict, section: str) -> list[dict]:
-    dataset = tree.get("dataset") if isinstance(tree.get("dataset"), dict) else {}
-    given = (dataset.get(section) or {}).get("data_sources") or []
-    return [source for source in given if isinstance(source, dict)]
+def _said_sources(tree: dict, key: str) -> list[dict]:
+    given: Any = tree
+    for name in key.split("."):
+        given = given.get(name) if isinstance(given, dict) else None
+    return [source for source in given or [] if isinstance(source, dict)]
 
 
 def _resolved(key: str, source: dict, images: str, annotations: Path) -> dict:

@@ -46,8 +46,16 @@ export.batch_size: actions/export.py: section.batch_size
 evaluate.checkpoint, inference.checkpoint: actions/predict/predictor.py: from_spec(spec, section.checkpoint)
 export.checkpoint: actions/export.py: from_spec(spec, section.checkpoint)
 convert:data_root: actions/convert.py: spec.data_root
+dataset.*_dataset.data_sources[].data_file: data/datasets.py: source.data_file
 dataset.*_dataset.data_sources[].data_root: data/datasets.py: source.data_root
+info:data_sources[].data_file: actions/info.py: source.data_file
+info:data_sources[].data_root: actions/info.py: source.data_root
 dataset.*_dataset.data_sources[].dataset_name: data/datasets.py: source.dataset_name
+info:data_sources[].dataset_name: data/datasets.py: source.dataset_name
+dataset.*_dataset.data_sources[].disparity_format: data/datasets.py: source.disparity_format
+info:data_sources[].disparity_format: data/datasets.py: source.disparity_format
+dataset.*_dataset.data_sources[].disparity_scale: data/datasets.py: source.disparity_scale
+info:data_sources[].disparity_scale: data/datasets.py: source.disparity_scale
 train.cudnn.deterministic: training/trainer.py: settings.cudnn.deterministic
 train.deterministic: training/trainer.py: settings.deterministic
 quantize.layers[].activations.dtype, quantize.layers[].weights.dtype: quantization/rules.py: getattr(rule, part).dtype
