@@ -34,7 +34,7 @@ CAPTION = (
 def run(spec: InfoSpec, status: StatusLog) -> Outcome:
     """Write info.json, report.html and, where there is ground truth, disparities.png; print the tables.
 
-    info.json: `sources`, a list in the order of `data_sources`, and `total`; see `figures`.
+    info.json: `sources`, in the order of `data_sources`, each with its `name`, and `total`; see `figures`.
 
     Raises:
         DataError: a list has no pair, or a file can not be used; names the list and the line.
@@ -44,9 +44,8 @@ def run(spec: InfoSpec, status: StatusLog) -> Outcome:
     for one in sources.values():
         total += one
     folder = results_dir(spec, "info")
-    origins = [source.model_dump(include={"data_file", "dataset_name"}) for source in spec.data_sources]
-    told = [{"name": n} | o | figures(s) for (n, s), o in zip(sources.items(), origins, strict=True)]
-    _write(folder / "info.json", json.dumps({"sources": told, "total": figures(total)}, indent=4) + "\n")
+    told = {"sources": [{"name": name} | figures(one) for name, one in sources.items()], "total": figures(total)}
+    _write(folder / "info.json", json.dumps(told, indent=4) + "\n")
     galleries = []
     if total.valid:
         plot_disparities(sources, total, folder / "disparities.png")
