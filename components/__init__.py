@@ -8,6 +8,7 @@ from .fetch_dataset.component import fetch_dataset
 from .final_status.component import final_status
 from .gen_trt_engine.component import gen_trt_engine
 from .inference.component import inference
+from .info.component import info
 from .publish_model.component import publish_model
 from .quantize.component import quantize
 from .report.component import report
@@ -26,6 +27,7 @@ __all__ = [
     "final_status",
     "gen_trt_engine",
     "inference",
+    "info",
     "publish_model",
     "quantize",
     "report",

@@ -23,6 +23,7 @@ class Verb:
         sections: of an ExperimentSpec those that it reads, its own first.
         splits: `dataset.<split>_dataset` that it reads -> the lists that a step takes where the spec names none, the
             first that is there; an empty tuple leaves that to the spec.
+        lists: likewise for a flat spec's own `data_sources`; a step takes all that are there, a source each.
         inputs, outputs: port of its step -> kind of artifact. A verb without outputs is no step.
         one_of: inputs of which one is needed.
         input_keys: input -> key of the spec that names its file or folder; with "[]" the key lists all there are.
@@ -39,6 +40,7 @@ class Verb:
     spec: str = EXPERIMENT
     sections: tuple[str, ...] = ()
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lists: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     one_of: tuple[str, ...] = ()
@@ -112,6 +114,17 @@ _ROWS = (
         outputs={"images": "images"},
         step_keys={"results_dir": "{results}"},
         plain=True,
+    ),
+    Verb(
+        name="info",
+        help="Statistics of data sets: pairs, image sizes, ground truth, masks, disparities.",
+        example="data_sources='[{data_file: lists/train.txt, dataset_name: Kitti}]' results_dir=info",
+        action="stereo_core.actions.info",
+        spec="stereo_core.spec.convert:InfoSpec",
+        lists=("train.txt", "val.txt", "test.txt"),
+        inputs=_DATA,
+        outputs={"report": "report"},
+        step_keys={"results_dir": "{results}"},
     ),
     Verb(
         name="train",

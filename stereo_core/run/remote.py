@@ -11,7 +11,7 @@ from stereo_core.errors import SpecError
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
 from stereo_core.training.distribution import is_one_of_several
-from stereo_core.verbs import reads_split, section_of
+from stereo_core.verbs import VERBS, reads_split, section_of
 
 _KINDS = {
     "results_dir": "results",
@@ -24,8 +24,8 @@ _KINDS = {
     "*.onnx_file": "file",
     "*_path": "file",
     "*.calibration": "file",
-    "*.data_sources.data_file": "list",
-    "*.data_sources.data_root": "root",
+    "*data_sources.data_file": "list",
+    "*data_sources.data_root": "root",
     "*.images_dir": "images",
     "data_root": "names",
     "results": "evaluations",
@@ -115,7 +115,7 @@ def _concerns(verb: str, path: str) -> bool:
     """Whether the verb reads the files that a key names."""
     head, _, rest = path.partition(".")
     name = section_of(verb)
-    if not rest or head == name:
+    if not rest or head == name or not VERBS[verb].sections:
         return True
     if head == "dataset":
         return reads_split(verb, rest.partition("_dataset.")[0])

@@ -1,10 +1,10 @@
-"""The flat specs: of `convert`, `synthesize`, `fetch_dataset`, `report`, `publish_model` and `final_status`."""
+"""The flat specs: of `convert`, `synthesize`, `fetch_dataset`, `info`, `report`, `publish_model` and `final_status`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from stereo_core.spec.dataset import SceneStyle
+from stereo_core.spec.dataset import DataSources, SceneStyle
 from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key
 
 
@@ -61,6 +61,13 @@ class FetchSpec(Section):
         "each is fetched when it is read",
     )
     shard_mib: Int = key(256, "MiB of a shard, with mode=pack", ge=1)
+
+
+class InfoSpec(Section):
+    """Statistics of data sets."""
+
+    results_dir: Text = key("", "Folder for info.json, report.html and disparities.png", mandatory=True)
+    data_sources: DataSources = key([], "Annotation files, each counted on its own and all in total")
 
 
 class ReportSpec(Section):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stereo_core.spec import choice, search_space
-from stereo_core.spec.convert import ConvertSpec, FetchSpec
+from stereo_core.spec.convert import ConvertSpec, FetchSpec, InfoSpec
 from stereo_core.spec.dataset import Augmentation, Dataset, DataSource, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file
 from stereo_core.spec.fields import Section
@@ -75,6 +75,16 @@ def _fetch_dataset(spec: FetchSpec, verb: str) -> Iterator[Complaint]:
         yield "uri", f"{spec.uri}; expected {expected}"
     if spec.mode != "pack" and "shard_mib" in spec.model_fields_set:
         yield "shard_mib", "has an effect with mode=pack alone; leave it out"
+
+
+def _info(spec: InfoSpec, verb: str) -> Iterator[Complaint]:
+    yield from _entries("data_sources", spec.data_sources, needed=True)
+    for index, source in enumerate(spec.data_sources):
+        if source.drawn:
+            yield (
+                f"data_sources[{index}].dataset_name",
+                "Synthetic: its scenes have no end and no files; `depth_net synthesize` writes some to count",
+            )
 
 
 def settle(verb: str, spec: Section) -> None:
@@ -225,6 +235,7 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 _RULES = {
     "convert": _convert,
     "fetch_dataset": _fetch_dataset,
+    "info": _info,
     "train": _train,
     "automl": _automl,
     "evaluate": _predict,
@@ -283,8 +294,11 @@ def _augmentation(path: str, augmentation: Augmentation) -> Iterator[Complaint]:
 
 
 def _sources(spec: ExperimentSpec, split: str, *, needed: bool) -> Iterator[Complaint]:
-    path = f"dataset.{split}_dataset.data_sources"
     sources = getattr(spec.dataset, f"{split}_dataset").data_sources
+    yield from _entries(f"dataset.{split}_dataset.data_sources", sources, needed=needed)
+
+
+def _entries(path: str, sources: list[DataSource], *, needed: bool) -> Iterator[Complaint]:
     if needed and not sources:
         yield path, "at least one entry with a data_file is needed"
     for index, source in enumerate(sources):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stereo_core.errors import DataError, SpecError, UserError
+from stereo_core.errors import UserError
 from stereo_core.step.inputs import place
 from stereo_core.step.ports import Artifact
-from stereo_core.storage import is_uri
-from stereo_core.verbs import VERBS, required
+from stereo_core.step.sources import sources_of
+from stereo_core.verbs import VERBS
 
 Inputs = Mapping[str, Artifact]
 
@@ -72,10 +71,8 @@ def wire(verb: str, tree: dict, dataset_name: str, inputs: Inputs, results: Path
         put(tree, key, value.replace("{results}", str(results)))
     for key, value in _input_keys(row.input_keys, inputs).items():
         put(tree, key, value)
-    names = {split: row.splits.get(split) or row.splits.get(f"{split}?") for split in required(row.splits)}
-    for split, needed in required(row.splits).items():
-        if names[split]:
-            _wire_sources(tree, split, names[split], needed, dataset_name, inputs)
+    for key, sources in list(sources_of(row, tree, dataset_name, inputs)):
+        put(tree, key, sources)
 
 
 def _input_keys(keys: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
@@ -88,64 +85,3 @@ def _input_keys(keys: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
         elif places:
             found[key] = places[0]
     return found
-
-
-def _wire_sources(
-    tree: dict, split: str, names: tuple[str, ...], needed: bool, dataset_name: str, inputs: Inputs
-) -> None:
-    """Give a split its sources: the user's with paths resolved, else the first list of `names` there is.
-
-    A single source of the user's that names no list says how that one is read (`disparity_scale`, ...). Synthetic ones
-    need no list.
-    """
-    key, annotations = f"dataset.{split}_dataset.data_sources", inputs["annotations"].path
-    sources = _said_sources(tree, f"{split}_dataset")
-    unnamed = [source for source in sources if not source.get("data_file") and not _is_drawn(source)]
-    if unnamed and len(sources) > 1:
-        raise SpecError(
-            f"{key}: {len(unnamed)} of {len(sources)} sources name no data_file; name a list "
-            "of the annotations in each, or give one source, which takes the list that convert made"
-        )
-    if unnamed or not sources:
-        lists = [annotations] if annotations.is_file() else [annotations / name for name in names]
-        data_file = next((path for path in lists if path.is_file()), None)
-        if data_file is None and not needed:
-            return
-        if data_file is None:
-            found = ", ".join(sorted(p.name for p in annotations.glob("*.txt"))) or "no .txt file"
-            raise DataError(
-                f"input annotations: {annotations} holds no {' or '.join(names)} (found: {found});"
-                " choose convert's split_ratio accordingly or name data_sources in the spec"
-            )
-        source = unnamed[0] if unnamed else {}
-        name = dataset_name or source.get("dataset_name") or "GenericDataset"
-        sources = [source | {"data_file": str(data_file), "dataset_name": name}]
-    images = place(inputs["images"])
-    put(tree, key, [_resolved(key, source, images, annotations) for source in sources])
-
-
-def _said_sources(tree: dict, section: str) -> list[dict]:
-    dataset = tree.get("dataset") if isinstance(tree.get("dataset"), dict) else {}
-    given = (dataset.get(section) or {}).get("data_sources") or []
-    return [source for source in given if isinstance(source, dict)]
-
-
-def _is_drawn(source: dict) -> bool:
-    return str(source.get("dataset_name")).lower() == "synthetic"
-
-
-def _resolved(key: str, source: dict, images: str, annotations: Path) -> dict:
-    if _is_drawn(source):
-        return source
-    data_file = _below(str(annotations), source["data_file"])
-    if not is_uri(data_file) and not os.path.isfile(data_file):
-        raise DataError(
-            f"{key}: no such list: {data_file}; relative names are looked up in "
-            "the input annotations, and without data_sources the list that convert made is taken"
-        )
-    return source | {"data_file": data_file, "data_root": _below(images, source.get("data_root") or "")}
-
-
-def _below(folder: str, path: str) -> str:
-    """A relative path below the folder or URI; an absolute one and a URI as they are."""
-    return path if is_uri(path) else os.path.join(folder, path).rstrip("/")

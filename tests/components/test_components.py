@@ -83,7 +83,7 @@ def test_typed_parameters_reach_a_spec_key(name):
         assert defaults == {key: fields[key].default for key in parameters - {"status"}}
         return
     known = {"spec", *row.parameters} - ({"num_gpus", "num_nodes"} if name == "train" else set())
-    known |= {"dataset_name"} if row.splits else set()
+    known |= {"dataset_name"} if row.splits or row.lists else set()
     assert parameters == known
 
 

@@ -110,6 +110,17 @@ def test_fetch_dataset_by_copy_and_by_reference(scenes, store, tmp_path, capsys)
     assert "added, removed or changed" in capsys.readouterr().err
 
 
+def test_info_of_a_bucket_into_a_bucket(scenes, store, tmp_path):
+    """A flat spec with a list of sections: list, images and results are objects."""
+    assert run("convert", data_root=scenes, results_dir=scenes, relative_paths=True, **PATTERNS) == 0
+    results = scenes.replace("scenes", "info")
+    assert run("info", data_sources=[{"data_file": f"{scenes}/test.txt"}], results_dir=results) == 0
+    assert names(results) == {"info.json", "report.html", "disparities.png", "status.json"}
+    text = storage.read(f"{results}/info.json").decode()
+    assert json.loads(text)["total"]["sizes"] == {"96x64": 2} and str(tmp_path) not in text
+    assert left_over(tmp_path) == []
+
+
 def test_a_missing_object_is_named_with_its_line(scenes, tmp_path):
     path = tmp_path / "list.txt"
     path.write_text(f"scene_0000/{LEFT} scene_0009/{LEFT}\n")

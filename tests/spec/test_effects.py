@@ -35,6 +35,10 @@ JUDGED_AT_LOADING = {  # read by spec/requirements.py alone: one value only is p
 }
 
 
+# of the data source Synthetic, which info refuses
+JUDGED_AT_LOADING |= {
+    f"info:data_sources[].{name}" for name in ("pairs_per_epoch", "style", "height", "width", "scene_disparity")
+}
 FLAT = tuple(verb for verb, row in VERBS.items() if row.spec and not row.sections)
 READ_AT = """
 automl.algorithm: automl/study.py: settings.algorithm == "bayesian"
@@ -46,8 +50,16 @@ export.batch_size: actions/export.py: section.batch_size
 evaluate.checkpoint, inference.checkpoint: actions/predict/predictor.py: from_spec(spec, section.checkpoint)
 export.checkpoint: actions/export.py: from_spec(spec, section.checkpoint)
 convert:data_root: actions/convert.py: spec.data_root
+dataset.*_dataset.data_sources[].data_file: data/datasets.py: source.data_file
 dataset.*_dataset.data_sources[].data_root: data/datasets.py: source.data_root
+info:data_sources[].data_file: actions/info.py: source.data_file
+info:data_sources[].data_root: actions/info.py: source.data_root
 dataset.*_dataset.data_sources[].dataset_name: data/datasets.py: source.dataset_name
+info:data_sources[].dataset_name: data/datasets.py: source.dataset_name
+dataset.*_dataset.data_sources[].disparity_format: data/datasets.py: source.disparity_format
+info:data_sources[].disparity_format: data/datasets.py: source.disparity_format
+dataset.*_dataset.data_sources[].disparity_scale: data/datasets.py: source.disparity_scale
+info:data_sources[].disparity_scale: data/datasets.py: source.disparity_scale
 train.cudnn.deterministic: training/trainer.py: settings.cudnn.deterministic
 train.deterministic: training/trainer.py: settings.deterministic
 quantize.layers[].activations.dtype, quantize.layers[].weights.dtype: quantization/rules.py: getattr(rule, part).dtype
@@ -84,6 +96,8 @@ final_status:title: actions/final_status.py: spec.title
 publish_model:title: actions/publish_model.py: spec.title
 report:title: actions/report.py: spec.title
 evaluate.trt_engine, inference.trt_engine: actions/predict/predictor.py: load_engine(section.trt_engine
+dataset.*_dataset.data_sources[].pairs_per_epoch: data/scenes.py: source.pairs_per_epoch
+dataset.*_dataset.data_sources[].scene_disparity: data/scenes.py: source.scene_disparity
 dataset.*_dataset.data_sources[].style: data/scenes.py: source.style
 dataset.*_dataset.data_sources[].height: data/scenes.py: source.height
 dataset.*_dataset.data_sources[].width: data/scenes.py: source.width

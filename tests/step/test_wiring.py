@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 from messages import artifact
@@ -111,3 +113,22 @@ def test_missing_training_list_names_what_is_there(tmp_path):
     inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
     with pytest.raises(UserError, match=r"no train\.txt \(found: test\.txt\).*split_ratio"):
         wire("train", {}, "", inputs, tmp_path)
+
+
+def test_info_takes_every_list_there_is_or_those_that_the_user_names(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for name in ("train.txt", "val.txt", "other.txt"):
+        (tmp_path / "annotations" / name).touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+
+    def lists(said: list[dict]) -> list[tuple[str, str, float | None]]:
+        tree = {"data_sources": said}
+        wire("info", tree, "Kitti", inputs, tmp_path / "results")
+        assert tree["results_dir"] == str(tmp_path / "results")
+        assert {source["data_root"] for source in tree["data_sources"]} == {str(tmp_path / "images")}
+        sources = tree["data_sources"]
+        return [(Path(s["data_file"]).name, s.get("dataset_name"), s.get("disparity_scale")) for s in sources]
+
+    assert lists([]) == [("train.txt", "Kitti", None), ("val.txt", "Kitti", None)]
+    assert lists([{"disparity_scale": 4.0}]) == [("train.txt", "Kitti", 4.0), ("val.txt", "Kitti", 4.0)]
+    assert lists([{"data_file": "other.txt"}]) == [("other.txt", None, None)]

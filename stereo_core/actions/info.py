@@ -1,0 +1,141 @@
+"""info: what data sets hold: pairs, image sizes, ground truth, masks, disparities; each source's and in total."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Column
+from rich.table import Table as ConsoleTable
+
+from stereo_core.actions.report import default_names
+from stereo_core.data.annotations import check_files, read_annotations
+from stereo_core.data.statistics import Statistics, looks
+from stereo_core.files import UniqueNames, atomic_path
+from stereo_core.report.histogram import plot_disparities
+from stereo_core.report.html import Table, figure, page
+from stereo_core.run.outcome import Outcome
+from stereo_core.run.status import StatusLog
+from stereo_core.spec import results_dir
+from stereo_core.spec.convert import InfoSpec
+
+WIDTH = 140  # columns of the tables in a file or a pipe
+CAPTION = (
+    "How often each disparity occurs among the valid pixels of each annotation file and of all; the largest 0.1 % are "
+    "left out."
+)
+
+
+def run(spec: InfoSpec, status: StatusLog) -> Outcome:
+    """Write info.json, report.html and, where there is ground truth, disparities.png; print the tables.
+
+    info.json: `sources`, in the order of `data_sources`, each with its `name`, and `total`; see `figures`.
+
+    Raises:
+        DataError: a list has no pair, or a file can not be used; names the list and the line.
+    """
+    sources = _read(spec)
+    total = Statistics()
+    for one in sources.values():
+        total += one
+    folder = results_dir(spec, "info")
+    told = {"sources": [{"name": name} | figures(one) for name, one in sources.items()], "total": figures(total)}
+    _write(folder / "info.json", json.dumps(told, indent=4) + "\n")
+    galleries = []
+    if total.valid:
+        plot_disparities(sources, total, folder / "disparities.png")
+        galleries = [("Disparities", CAPTION, [folder / "disparities.png"])]
+    shown = tables(sources, total)
+    message = f"{total.pairs} pairs of {len(sources)} data sources, {total.ground_truth} with ground truth"
+    _write(folder / "report.html", page("Data sets", shown, galleries, note=message))
+    _print(shown)
+    return Outcome(message, kpi=_kpi(total), artifacts={"report": folder / "report.html"})
+
+
+def _read(spec: InfoSpec) -> dict[str, Statistics]:
+    """Name of each source -> its statistics."""
+    lists = [read_annotations(source.data_file, source.data_root) for source in spec.data_sources]
+    for samples in lists:
+        check_files(samples)
+    names = map(UniqueNames(), default_names([Path(source.data_file) for source in spec.data_sources]))
+    found = {name: Statistics() for name in names}
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading", total=sum(map(len, lists)))
+        for samples, source, statistics in zip(lists, spec.data_sources, found.values(), strict=True):
+            for look in looks(samples, source):
+                statistics.add(look)
+                progress.advance(task)
+    return found
+
+
+def figures(statistics: Statistics) -> dict:
+    """`pairs`, `ground_truth` and `masks` (pairs with such a file), `sizes` ("WIDTHxHEIGHT" in px -> pairs), `pixels`
+    (of pairs with ground truth), `valid_pixels`, `valid` (their share, 0..1, None without ground truth), `disparity`
+    (`min`, `median`, `p95`, `max` of the valid pixels in px, None where there is none)."""
+    valid, pixels = statistics.valid, statistics.pixels
+    return {
+        "pairs": statistics.pairs,
+        "ground_truth": statistics.ground_truth,
+        "masks": statistics.masks,
+        "sizes": {f"{width}x{height}": pairs for (width, height), pairs in statistics.sizes.most_common()},
+        "pixels": pixels,
+        "valid_pixels": valid,
+        "valid": valid / pixels if pixels else None,
+        "disparity": _disparity(statistics) if valid else None,
+    }
+
+
+def _disparity(statistics: Statistics) -> dict[str, float]:
+    return {
+        "min": statistics.smallest,
+        "median": statistics.quantile(0.5),
+        "p95": statistics.quantile(0.95),
+        "max": statistics.largest,
+    }
+
+
+def _kpi(total: Statistics) -> dict[str, float]:
+    known = figures(total)
+    disparity = {f"disparity_{name}": value for name, value in (known["disparity"] or {}).items()}
+    counts = {name: known[name] for name in ("pairs", "ground_truth", "masks", "valid")}
+    return {name: value for name, value in (counts | disparity).items() if value is not None}
+
+
+def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
+    """The figures, a row a source and one of all, and the sizes, a row each."""
+    every = [(name, figures(one)) for name, one in [*sources.items(), ("total", total)]]
+    columns = ("source", "pairs", "with ground truth", "with mask", "valid share")
+    columns += ("min (px)", "median (px)", "95 % (px)", "max (px)")
+    rows = [(name, *_row(known)) for name, known in every]
+    sizes = [(name, size, pairs) for name, known in every for size, pairs in known["sizes"].items()]
+    return [
+        Table("Figures", columns, rows),
+        Table("Image sizes", ("source", "width x height (px)", "pairs"), sizes),
+    ]
+
+
+def _row(known: dict) -> list[str | float]:
+    disparity = known["disparity"] or dict.fromkeys(("min", "median", "p95", "max"))
+    row = [known["pairs"], known["ground_truth"], known["masks"], known["valid"], *disparity.values()]
+    return ["" if value is None else value for value in row]
+
+
+def _print(shown: list[Table]) -> None:
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
+    for table in shown:
+        first, *others = table.columns
+        text = ConsoleTable(first, *(Column(name, justify="right") for name in others), title=table.title)
+        for row in table.rows:
+            text.add_row(*(escape(cell) if isinstance(cell, str) else figure(cell) for cell in row))
+        console.print(text)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
