@@ -24,6 +24,7 @@ from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import sha256_of
 
 
+@pytest.mark.timeout(900)  # minutes where other work shares the cores
 @pytest.mark.parametrize(
     "precision",
     ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.slow), pytest.param("int8", marks=pytest.mark.slow)],
