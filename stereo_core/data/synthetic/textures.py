@@ -66,7 +66,7 @@ def _spectrum(rng: np.random.Generator, gain: np.ndarray) -> np.ndarray:
 
 
 def _frequency() -> np.ndarray:
-    """Cycles a tile of each coefficient of rfft2; 1 in place of 0."""
+    """Cycles a tile of each coefficient of rfft2; the constant one counts as 1, so that it can divide."""
     y, x = np.fft.fftfreq(SIZE) * SIZE, np.fft.rfftfreq(SIZE) * SIZE
     return np.maximum(np.hypot(y[:, None], x[None]), 1)
 

@@ -1,4 +1,4 @@
-"""The bucket for artifacts: where a Workflow's artifacts go, and how Argo is told."""
+"""The bucket for artifacts: where a Workflow stores them, and how its manifest names it."""
 
 from __future__ import annotations
 
