@@ -45,6 +45,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(asked.seed)
     model = load_model(asked.weights) if asked.weights else create_model(**SMALL)
+    reset_broken_statistics(model)
     model.feature.dino.requires_grad_(True)  # nothing pretrained stands in it
     model = channels_last(model.to(DEVICE)).train()
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
@@ -75,6 +76,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def reset_broken_statistics(model: nn.Module) -> None:
+    """Begin anew where an average is not finite: a hundred steps bring it back."""
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            if not (norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()):
+                norm.reset_running_stats()
+
+
 def say(text: str) -> None:
     print(f"[{time.monotonic() - BEGIN:6.1f} s] {text}", flush=True)
 
@@ -102,6 +111,7 @@ class Step:
     Attributes:
         rate: the learning rate, a tensor so that the graph sees its changes.
         loss: of the last step.
+        skipped: steps that were left out, since a gradient was not finite.
     """
 
     model: nn.Module
@@ -116,8 +126,9 @@ class Step:
         self.left, self.right = torch.zeros(views, device=DEVICE), torch.zeros(views, device=DEVICE)
         self.disparity = torch.zeros(maps, device=DEVICE)
         self.valid = torch.ones(maps, dtype=torch.bool, device=DEVICE)
-        self.loss = torch.zeros((), device=DEVICE)
+        self.loss, self.skipped = torch.zeros((), device=DEVICE), torch.zeros((), device=DEVICE)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.statistics = [b for b in self.model.buffers() if b.is_floating_point()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=1e-5, fused=True, capturable=GPU)
 
     def __call__(self, batch: dict[str, Tensor]) -> None:
@@ -130,6 +141,7 @@ class Step:
 
     def run(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        before = torch._foreach_add(self.statistics, 0)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
             start, disparities = self.model(self.left, self.right, self.iters)
         loss = stereo_loss(start, disparities, self.disparity, self.valid, MAX_DISPARITY)
@@ -140,6 +152,9 @@ class Step:
         # As with a GradScaler the optimizer leaves out a step whose gradients are not finite.
         self.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
+        for now, then in zip(self.statistics, before, strict=True):  # one such batch would spoil the averages for good
+            now.copy_(torch.where(now.isfinite() & norm.isfinite(), now, then))
+        self.skipped += self.optimizer.found_inf
         self.loss.copy_(loss.detach())
 
     def capture(self, batch: dict[str, Tensor]) -> None:
@@ -193,7 +208,9 @@ def train(asked: argparse.Namespace, model: nn.Module) -> None:
                     say(", ".join(str(value) for value in row))
         epe = held_out_epe(model, held_out)
         curve.writerow([round(spent, 1), number, number * asked.batch, "", f"{step.loss.item():.3f}", epe])
-    say(f"{number} steps, {number * asked.batch} pairs, {spent / number:.4f} s a step, held-out EPE {epe} px")
+    say(
+        f"{number} steps, {number * asked.batch} pairs, {spent / number:.4f} s a step, held-out EPE {epe} px, {int(step.skipped)} steps left out"
+    )
     if GPU:
         say(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
