@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import posixpath
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,23 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.predict import BESIDE
 
 LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Lost:
+    """Values that a file format can not hold, over a run: pixels, images with any, all pixels with a value."""
+
+    pixels: int = 0
+    images: int = 0
+    known: int = 0
+    nearest: float = math.inf  # the smallest of all values
+
+    def add(self, pixels: int, values_HW: np.ndarray) -> None:
+        positive = values_HW[values_HW > 0]
+        self.pixels += pixels
+        self.images += bool(pixels)
+        self.known += positive.size
+        self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
 
 
 @kept()
@@ -54,12 +73,14 @@ def run(spec, status: StatusLog) -> Outcome:
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
     rels, flat_names, count = UniqueNames(), UniqueNames(), 0
+    lost = {"disparity_png16": Lost(), "depth": Lost()}
     for sample, disparity_HW in predictions(predictor, loader, len(loader)):
         left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
         flat_name = flat_names(sample["rel"].replace("/", "_"))
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        _write(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera)
+        _write(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
         count += 1
+    _tell(lost)
     figures = predictor.figures()
     write_results(folder, figures | {"images": count, "settings": predictor.settings})
     return Outcome(
@@ -124,6 +145,26 @@ def _camera_of_all(spec) -> Calibration:
     )
 
 
+def _tell(lost: dict[str, Lost]) -> None:
+    """A warning for each kind of file that could not hold all values."""
+    disparity, depth = lost["disparity_png16"], lost["depth"]
+    if disparity.pixels:
+        LOG.warning(
+            "disparity_png16: %d of %d pixels, in %d of the images, are above 255.996 px, the most that the format "
+            "holds, and are stored as that; inference.save_raw_pfm=true writes files that hold them",
+            *(disparity.pixels, disparity.known, disparity.images),
+        )
+    if depth.pixels:
+        LOG.warning(
+            "depth: %d of %d pixels, in %d of the images, do not fit 16-bit millimetres (0.001 to 65.535 m) and are "
+            "stored as 0, unknown%s",
+            *(depth.pixels, depth.known, depth.images),
+            f"; the nearest of all is at {depth.nearest:.4g} m: are focal length and baseline right?"
+            if depth.pixels == depth.known
+            else "",
+        )
+
+
 def _write(
     settings,
     folder: Path,
@@ -132,10 +173,12 @@ def _write(
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     camera: Calibration | None,
+    lost: dict[str, Lost],
 ) -> None:
-    """The files of one pair."""
+    """The files of one pair; `lost` counts what their formats can not hold."""
     if settings.save_png16:
-        write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
+        too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
+        lost["disparity_png16"].add(too_large, disparity_HW)
     if settings.save_raw_pfm:
         write_pfm(folder / "disparity_pfm" / f"{rel}.pfm", disparity_HW)
     if settings.save_color:
@@ -145,7 +188,7 @@ def _write(
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
     if settings.save_depth:
-        write_depth_png(folder / "depth" / f"{rel}.png", depth_HW)
+        lost["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
     if settings.save_point_cloud:
         far = camera.farthest if settings.cloud_max_depth is None else settings.cloud_max_depth
         shown_HW = (depth_HW <= far) & seen_by_both(disparity_HW)

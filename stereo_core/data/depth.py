@@ -54,11 +54,16 @@ def seen_by_both(disparity_HW: np.ndarray) -> np.ndarray:
     return seen
 
 
-def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> None:
-    """16-bit PNG in millimetres, 0 = unknown or beyond 65.535 m."""
+def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> int:
+    """16-bit PNG in millimetres, 0 = unknown, or less than half a millimetre, or beyond 65.535 m.
+
+    Returns:
+        how many pixels have a depth that the file can not hold.
+    """
     millimetres = np.rint(depth_HW.astype(np.float64) * 1000)
     millimetres[millimetres > 65535] = 0
     write_png(path, millimetres.astype(np.uint16))
+    return int(np.count_nonzero((depth_HW > 0) & (millimetres == 0)))
 
 
 def write_point_cloud(path: str | Path, depth_HW: np.ndarray, colour_HW3: np.ndarray, camera: Calibration) -> None:

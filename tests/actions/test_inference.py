@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from stereo_core.actions.inference import Lost, _tell
 from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
@@ -259,6 +260,33 @@ def test_depth_needs_a_camera(infer, scenes, status_lines, tmp_path, dataset, ke
     assert infer(tmp_path, scenes / "list.txt", dataset, **{key: True}) == 2
     assert "set inference.calibration" in status_lines(tmp_path)[-1]["message"]
     assert files(tmp_path) == set()
+
+
+def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, tmp_path, caplog):
+    """The mild case: a few pixels. The other: a camera of which no depth fits."""
+    keys = {"save_depth": True, "save_raw_pfm": True}
+    assert infer(tmp_path / "some", scenes / "list.txt", {"baseline": 9.0, "focal_x": 100.0}, **keys) == 0
+    paths = sorted((tmp_path / "some" / "disparity_pfm").rglob("*.pfm"))
+    maps = [read_disparity(path)[0] for path in paths]
+    beyond = [(values > 0) & (900 / np.maximum(values, 1e-9) > 65.5355) for values in maps]
+    count, images = sum(map(np.sum, beyond)), sum(map(np.any, beyond))
+    known = sum((values > 0).sum() for values in maps)
+    assert 0 < count < known
+    said = f"depth: {count} of {known} pixels, in {images} of the images, do not fit 16-bit millimetres"
+    assert caplog.text.count(said) == caplog.text.count("do not fit") == 1 and "are focal length" not in caplog.text
+    caplog.clear()
+    assert infer(tmp_path / "none", scenes / "list.txt", {"baseline": 9.0, "focal_x": 2000.0}, **keys) == 0
+    assert f"depth: {known} of {known} pixels" in caplog.text and "baseline right?" in caplog.text
+
+
+def test_disparities_beyond_the_png_are_counted(caplog):
+    lost = {"disparity_png16": Lost(), "depth": Lost()}
+    lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
+    _tell(lost)
+    assert caplog.text == ""
+    lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
+    _tell(lost)
+    assert "disparity_png16: 2 of 4 pixels, in 1 of the images, are above 255.996 px" in caplog.text
 
 
 @pytest.mark.parametrize(

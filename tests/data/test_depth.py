@@ -26,10 +26,11 @@ def test_points_behind_the_camera_have_no_depth():
 
 
 def test_depth_png_is_millimetres(tmp_path):
-    write_depth_png(tmp_path / "a b" / "d.png", np.array([[1.2344, 0.0, 65.535, 65.5361, 300.0]], np.float32))
+    depth = np.array([[1.2344, 0.0, 65.535, 65.5361, 300.0, 0.0004]], np.float32)
+    assert write_depth_png(tmp_path / "a b" / "d.png", depth) == 3
     stored = cv2.imread(str(tmp_path / "a b" / "d.png"), cv2.IMREAD_UNCHANGED)
     assert stored.dtype == np.uint16
-    assert stored.tolist() == [[1234, 0, 65535, 0, 0]]  # what does not fit is unknown, not near
+    assert stored.tolist() == [[1234, 0, 65535, 0, 0, 0]]  # what does not fit is unknown, not near
 
 
 def read_ply(path):
