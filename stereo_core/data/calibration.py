@@ -134,8 +134,11 @@ def calibration_beside(image: str) -> Calibration:
 
 def _beside(image: str) -> list[str]:
     folder = posixpath.dirname(image)
-    here = storage.children(folder) if storage.is_uri(folder) else os.listdir(folder or ".")
-    return [posixpath.join(folder, name) for name in NAMES if name in here]
+    paths = [posixpath.join(folder, name) for name in NAMES]
+    if storage.is_uri(image):
+        here = storage.children(folder)
+        return [path for path in paths if posixpath.basename(path) in here]
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def _packed_beside(shard: str, image: str) -> list[str]:
@@ -166,7 +169,7 @@ def _middlebury(path: str | Path, lines: list[str]) -> Calibration:
 def _checked_doffs(path: str | Path, left: tuple[float, float], right: tuple, doffs: float | None) -> float:
     """doffs, from the cameras where the file has none; DataError where the cameras say otherwise."""
     (focal, cx), (right_focal, right_cx, *_) = left, right
-    if abs(right_focal / focal - 1) > 0.01:
+    if abs(right_focal - focal) > 0.01 * abs(focal):
         raise DataError(f"{path}: fx is {focal:g} px in cam0 and {right_focal:g} px in cam1: not a rectified pair")
     if doffs is not None and abs(right_cx - cx - doffs) > 1:
         raise DataError(

@@ -88,6 +88,7 @@ def test_marks_in_calib_txt(read):
             CALIB.replace("cam1=[994.978", "cam1=[248.7") + "baseline=193.001\n",
             "994.978 px in cam0 and 248.7 px in cam1",
         ),
+        (CALIB.replace("994.978", "0") + "baseline=193\n", r"fx \(px\) is 0"),
         ("100 0 0 0 100 0 48 32 1\n0.1", "in row order"),  # transposed
         ("100 0 48 0 100 32 0 0 1\n0", r"baseline \(m\) is 0"),
         ("100 0 48 0 -100 32 0 0 1\n0.1", r"fy \(px\) is -100"),
@@ -144,6 +145,8 @@ def test_what_is_hardly_ever_right_is_doubted_with_its_number(read, text, size, 
 
 
 def test_the_file_beside_an_image(tmp_path):
+    with pytest.raises(DataError, match="synthetic_0/000000: no calib"):
+        calibration_beside("synthetic_0/000000")  # a scene, which lies in no folder
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match=r"left\.png: no calib\.txt or K\.txt beside it"):
         calibration_beside(str(tmp_path / "a" / "left.png"))
