@@ -57,6 +57,8 @@ def train_to_engine_steps(
     inference_spec,
     export_spec,
     engine_spec,
+    disparity_format="",
+    disparity_scale=0.0,
 ) -> None:
     """Add convert, train, evaluate, inference, export, gen_trt_engine, trt_evaluate, trt_inference to a pipeline.
 
@@ -69,7 +71,13 @@ def train_to_engine_steps(
     # Kubeflow's cache knows an artifact by its name, not by its content: the step that reads a location which others
     # may change always runs. The later ones follow from its output and may be taken from the cache.
     convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
-    data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+    data = {
+        "images": images,
+        "annotations": convert.outputs["annotations"],
+        "dataset_name": dataset_name,
+        "disparity_format": disparity_format,
+        "disparity_scale": disparity_scale,
+    }
 
     train = policy(steps.train(**data, num_epochs=num_epochs, spec=train_spec))
     checkpoint = train.outputs["checkpoint"]

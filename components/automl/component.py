@@ -16,6 +16,8 @@ def automl(
     pretrained: dsl.Input[dsl.Model] = None,
     algorithm: str = "",
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     max_epochs: int = 0,
     max_recommendations: int = 0,
     spec: dict = {},  # noqa: B006
@@ -31,6 +33,9 @@ def automl(
         algorithm: bayesian, hyperband, asha or bohb; "" leaves it to the spec.
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files, or is left to the spec.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         max_epochs: Epochs of a trial that is not stopped early; 0 leaves it to the spec.
         max_recommendations: Trials in all, the first with the spec as it is; 0 leaves it to the spec.
         spec: Keys of `depth_net automl`'s spec (those of train, and automl), nested as in the YAML file; merged over

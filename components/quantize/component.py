@@ -16,6 +16,8 @@ def quantize(
     onnx: dsl.Input[dsl.Model] = None,
     backend: str = "",
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
@@ -30,6 +32,9 @@ def quantize(
         backend: torchao (weights alone), modelopt.pytorch or modelopt.onnx; "" leaves it to the spec.
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files, or is left to the spec.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         spec: Keys of `depth_net quantize`'s spec, nested as in the YAML file; merged over spec_file.
         spec_file: A spec YAML file, merged over the defaults.
 

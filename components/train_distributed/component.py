@@ -14,6 +14,8 @@ def train_distributed(
     report: dsl.Output[dsl.HTML],
     pretrained: dsl.Input[dsl.Model] = None,
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     num_epochs: int = 0,
     batch_size: int = 0,
     learning_rate: float = 0.0,
@@ -32,6 +34,9 @@ def train_distributed(
         pretrained: A checkpoint to start from.
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files, or is left to the spec.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         num_epochs: Epochs to train; 0 leaves it to the spec.
         batch_size: Pairs in a batch on one device; 0 leaves it to the spec.
         learning_rate: The largest learning rate; 0 leaves it to the spec.

@@ -14,6 +14,8 @@ def trt_evaluate(
     report: dsl.Output[dsl.HTML],
     epe: dsl.OutputPath(float),
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     batch_size: int = 0,
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
@@ -27,6 +29,9 @@ def trt_evaluate(
         engine: The engine.
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files, or is left to the spec.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         batch_size: Pairs in a batch; 0 leaves it to the spec.
         spec: Keys of `depth_net trt_evaluate`'s spec, nested as in the YAML file; merged over spec_file.
         spec_file: A spec YAML file, merged over the defaults.

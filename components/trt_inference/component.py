@@ -13,6 +13,8 @@ def trt_inference(
     disparity: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     batch_size: int = 0,
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
@@ -26,6 +28,9 @@ def trt_inference(
         engine: The engine.
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files, or is left to the spec.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         batch_size: Pairs in a batch; 0 leaves it to the spec.
         spec: Keys of `depth_net trt_inference`'s spec, nested as in the YAML file; merged over spec_file.
         spec_file: A spec YAML file, merged over the defaults.

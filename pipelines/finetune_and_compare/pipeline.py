@@ -27,6 +27,8 @@ def finetune_and_compare(
     model_uri: str,
     benchmarks: list = BENCHMARKS,
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     num_epochs: int = 0,
     backend: str = "",
     convert_spec: dict = {},  # noqa: B006
@@ -44,6 +46,9 @@ def finetune_and_compare(
             all steps see), dataset_name and convert_spec; [] for none.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split into
@@ -56,7 +61,13 @@ def finetune_and_compare(
     with reported("finetune-and-compare"):
         images, model = importer(images_uri, "images"), importer(model_uri, "model")
         convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
-        data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+        data = {
+            "images": images,
+            "annotations": convert.outputs["annotations"],
+            "dataset_name": dataset_name,
+            "disparity_format": disparity_format,
+            "disparity_scale": disparity_scale,
+        }
         train = policy(steps.train(**data, pretrained=model, num_epochs=num_epochs, spec=train_spec))
         checkpoints = {"pretrained": model, "fine-tuned": train.outputs["checkpoint"]}
         before, after = _compare(checkpoints, data, evaluate_spec, "Your validation images")

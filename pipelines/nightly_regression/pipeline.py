@@ -16,6 +16,8 @@ def nightly_regression(
     last_good_uri: str,
     max_epe_increase: float = 0.05,
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     num_epochs: int = 0,
     backend: str = "",
     convert_spec: dict = {},  # noqa: B006
@@ -33,6 +35,9 @@ def nightly_regression(
         max_epe_increase: px by which the engine's epe may rise.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
         convert_spec: Spec of convert; its seed keeps the split the same every night.
@@ -44,7 +49,13 @@ def nightly_regression(
     with reported("nightly-regression"):  # nothing from a cache: it would hide what has changed
         images = importer(images_uri, "images")
         convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
-        data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+        data = {
+            "images": images,
+            "annotations": convert.outputs["annotations"],
+            "dataset_name": dataset_name,
+            "disparity_format": disparity_format,
+            "disparity_scale": disparity_scale,
+        }
         train = policy(steps.train(**data, num_epochs=num_epochs, spec=train_spec), cache=False)
         export = policy(steps.export(checkpoint=train.outputs["checkpoint"], spec=export_spec), cache=False)
         build = steps.gen_trt_engine(onnx=export.outputs["onnx"], backend=backend, spec=engine_spec)

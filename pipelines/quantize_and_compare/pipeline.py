@@ -16,6 +16,8 @@ def quantize_and_compare(
     images_uri: str,
     model_uri: str,
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     backend: str = "",
     convert_spec: dict = {},  # noqa: B006
     export_spec: dict = {},  # noqa: B006
@@ -30,6 +32,9 @@ def quantize_and_compare(
         model_uri: A checkpoint of any layout, or an ONNX file of `export`, TAO or NGC.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         backend: The engines' backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
         export_spec: Spec of export.
@@ -43,10 +48,14 @@ def quantize_and_compare(
         # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
         convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
         export = policy(steps.export(checkpoint=model, spec=export_spec), cache=False)
-        data = {"images": images, "annotations": convert.outputs["annotations"]}
-        quantize = policy(
-            steps.quantize(onnx=export.outputs["onnx"], **data, dataset_name=dataset_name, spec=quantize_spec)
-        )
+        data = {
+            "images": images,
+            "annotations": convert.outputs["annotations"],
+            "dataset_name": dataset_name,
+            "disparity_format": disparity_format,
+            "disparity_scale": disparity_scale,
+        }
+        quantize = policy(steps.quantize(onnx=export.outputs["onnx"], **data, spec=quantize_spec))
         plain, quantized = export.outputs["onnx"], quantize.outputs["quantized"]
         builds = {}
         for precision, onnx in (("fp32", plain), ("fp16", plain), ("int8", quantized)):
@@ -54,9 +63,7 @@ def quantize_and_compare(
             builds[precision] = build.set_display_name(f"build {precision}")
         metrics, before = [], [*builds.values()]
         for precision, build in builds.items():
-            measured = steps.trt_evaluate(
-                **data, engine=build.outputs["engine"], dataset_name=dataset_name, spec=evaluate_spec
-            )
+            measured = steps.trt_evaluate(**data, engine=build.outputs["engine"], spec=evaluate_spec)
             # One after the other, when nothing is built any more: times are compared, and steps may share a machine.
             before = [policy(measured).set_display_name(f"evaluate {precision}").after(*before)]
             metrics.append(measured.outputs["metrics"])

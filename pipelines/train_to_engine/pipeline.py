@@ -12,6 +12,8 @@ from ..steps import importer, reported, train_to_engine_steps
 def train_to_engine(
     images_uri: str,
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     num_epochs: int = 0,
     backend: str = "",
     convert_spec: dict = {},  # noqa: B006
@@ -27,6 +29,9 @@ def train_to_engine(
         images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
@@ -49,4 +54,6 @@ def train_to_engine(
             inference_spec=inference_spec,
             export_spec=export_spec,
             engine_spec=engine_spec,
+            disparity_format=disparity_format,
+            disparity_scale=disparity_scale,
         )

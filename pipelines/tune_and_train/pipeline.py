@@ -13,6 +13,8 @@ from ..steps import importer, policy, reported
 def tune_and_train(
     images_uri: str,
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     algorithm: str = "",
     max_recommendations: int = 0,
     max_epochs: int = 0,
@@ -27,6 +29,9 @@ def tune_and_train(
         images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
+        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
+            the files.
+        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         algorithm: The search's: bayesian, hyperband, asha or bohb; empty leaves it to automl_spec.
         max_recommendations: Trials of the search; 0 leaves it to automl_spec.
         max_epochs: Epochs of a trial; 0 leaves it to automl_spec.
@@ -40,7 +45,13 @@ def tune_and_train(
         images = importer(images_uri, "images")
         # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
         convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
-        data = {"images": images, "annotations": convert.outputs["annotations"], "dataset_name": dataset_name}
+        data = {
+            "images": images,
+            "annotations": convert.outputs["annotations"],
+            "dataset_name": dataset_name,
+            "disparity_format": disparity_format,
+            "disparity_scale": disparity_scale,
+        }
         search = policy(
             steps.automl(
                 **data,

@@ -8,7 +8,7 @@ A stored value becomes px by dividing by the format's scale; `disparity_scale` o
 | png_rgb | 8-bit RGB: R * 255 * 255 + G * 255 + B (radix 255; FSD, Isaac) | 1000 |
 | png_u16_256 | 16-bit grey (KITTI) | 256 |
 | png_u16_32 | 16-bit grey (CREStereo) | 32 |
-| png_u8 | 8-bit grey (Middlebury 2003: 4) | none: disparity_scale must say |
+| png_u8 | 8-bit grey, or grey in a palette or of fewer bits (Middlebury 2003: 4) | none: disparity_scale must say |
 | tiff, npy, npz | float | 1; integers: disparity_scale must say |
 
 A pixel is valid where its value is finite and above 0; 0, negative values, infinity and NaN mark what was not measured.
@@ -101,6 +101,8 @@ def _guess(path: str | Path, data: bytes, scale: float | None, dataset_name: str
             f"{path}: no disparity format has the suffix '{suffix}'; expected .pfm .png .tif .tiff .npy .npz"
         )
     layout = _png_layout(path, data)
+    if scale is not None and layout == (8, "palette"):
+        return "png_u8"
     named = _BY_DATASET.get(dataset_name.lower())
     if named and _LAYOUTS[named] == layout:
         return named
@@ -128,14 +130,18 @@ def _readings(layout: tuple[int, str]) -> str:
         (16, "grey"): "png_u16_256 (KITTI, value / 256) or png_u16_32 (CREStereo, value / 32)",
         (8, "grey"): "png_u8 with its disparity_scale (Middlebury 2003: value / 4) or a 16-bit map saved as 8 bit",
         (8, "rgb"): "png_rgb (FSD, RGB-coded thousandths) or a grey map saved as RGB",
+        (8, "palette"): "png_u8 with its disparity_scale (Middlebury v2) or a picture in colours",
     }.get(layout, "a picture of a disparity map or a map saved by a wrong tool")
 
 
 def _png_layout(path: str | Path, data: bytes) -> tuple[int, str]:
-    """(bits a channel, colour) of a PNG, from its header alone."""
+    """(bits a channel, colour) of a PNG, from its header alone; fewer than 8 bits are decoded to 8, so they count as 8.
+
+    Whoever saves 8-bit grey in fewer bits keeps the values: 15 of 4 bits stands for 255.
+    """
     if not data.startswith(PNG_SIGNATURE) or len(data) < 26:
         raise DataError(f"{path}: not a PNG file, or a truncated one")
-    return data[24], _PNG_COLOURS.get(data[25], "unknown")
+    return max(data[24], 8), _PNG_COLOURS.get(data[25], "unknown")
 
 
 # -- readers: (path, bytes, format, scale) -> stored values -----------------------------------------------------------
@@ -160,7 +166,7 @@ def _read_pfm(path: str | Path, data: bytes, format: str, scale: float | None) -
 
 def _read_png(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
     layout, wanted = _png_layout(path, data), _LAYOUTS[format]
-    if layout != wanted and not (format == "png_u8" and layout == (8, "rgb")):
+    if layout != wanted and not (format == "png_u8" and layout in ((8, "rgb"), (8, "palette"))):
         raise DataError(f"{path}: a {_describe(layout)}, but disparity_format {format} is a {_describe(wanted)}")
     if format == "png_u8" and scale is None:
         raise DataError(f"{path}: 8-bit grey carries its scale nowhere: set data_sources[*].disparity_scale")
@@ -223,15 +229,19 @@ def write_pfm(path: str | Path, disparity: np.ndarray) -> None:
 
 def write_disparity_png16(
     path: str | Path, disparity: np.ndarray, valid: np.ndarray | None = None, scale: float = 256.0
-) -> None:
+) -> int:
     """Write px (H, W) as a 16-bit PNG of round(px * scale): 256 as KITTI, 32 as CREStereo.
 
     0 marks invalid pixels: not in `valid`, not finite, or not above 0. Valid ones saturate at 1 and 65535, that is at
     65535 / scale px (255.996 px for KITTI).
+
+    Returns:
+        how many pixels have a disparity above that.
     """
     valid = _valid(disparity, valid)
-    stored = np.clip(np.rint(np.where(valid, disparity, 0).astype(np.float64) * scale), 1, 65535)
-    write_png(path, np.where(valid, stored, 0).astype(np.uint16))
+    stored = np.rint(np.where(valid, disparity, 0).astype(np.float64) * scale)
+    write_png(path, np.where(valid, np.clip(stored, 1, 65535), 0).astype(np.uint16))
+    return int(np.count_nonzero(stored > 65535))
 
 
 def write_disparity_rgb(path: str | Path, disparity: np.ndarray, valid: np.ndarray | None = None) -> None:

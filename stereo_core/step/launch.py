@@ -22,6 +22,7 @@ from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.step.inputs import check_digest, check_frame
 from stereo_core.step.ports import check_artifact, check_ports, input_artifacts, output_artifacts
 from stereo_core.step.publish import Run, publish
+from stereo_core.step.sources import CODING
 from stereo_core.step.wiring import user_spec, wire
 from stereo_core.values import with_integers
 from stereo_core.verbs import steps
@@ -80,7 +81,8 @@ def launch(verb: str, executor_input: str) -> int:
 
     tree = user_spec(verb, parameters, inputs)
     said = copy.deepcopy(tree)
-    wire(verb, tree, parameters.get("dataset_name", ""), inputs, results)
+    coding = {name: parameters[name] for name in CODING if parameters.get(name)}  # "" and 0: the spec's
+    wire(verb, tree, parameters.get("dataset_name", ""), inputs, results, coding)
     if verb == "train" and _is_another_attempt(output_file.parent, executor_input):
         train = tree["train"]
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"

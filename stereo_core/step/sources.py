@@ -15,6 +15,8 @@ from stereo_core.verbs import Verb
 
 Inputs = Mapping[str, Artifact]
 
+CODING = ("disparity_format", "disparity_scale")  # parameters of a step that are keys of its data source, too
+
 
 class _Wanted(NamedTuple):
     """A key that takes data sources: by themselves at most `most` of the lists `names` that are there."""
@@ -34,18 +36,23 @@ def _wanted(row: Verb) -> Iterator[_Wanted]:
         yield _Wanted("data_sources", row.lists, needed=True, most=len(row.lists))
 
 
-def sources_of(row: Verb, tree: dict, dataset_name: str, inputs: Inputs) -> Iterator[tuple[str, list[dict]]]:
+def sources_of(
+    row: Verb, tree: dict, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]
+) -> Iterator[tuple[str, list[dict]]]:
     """Each key of the verb's spec that takes data sources, with those that it has.
+
+    Args:
+        coding: the keys of CODING that the step's parameters set, for the lists that a key takes by itself.
 
     Raises:
         SpecError, DataError: a source without a list, a list that is not there.
     """
     for wanted in _wanted(row):
-        if found := _sources(tree, wanted, dataset_name, inputs):
+        if found := _sources(tree, wanted, dataset_name, inputs, coding):
             yield wanted.key, found
 
 
-def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs) -> list[dict]:
+def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]) -> list[dict]:
     """The sources of a key: the user's with paths resolved, else the lists that it takes by itself.
 
     A single source of the user's that names no list says how those are read (`disparity_scale`, ...). Synthetic ones
@@ -70,7 +77,7 @@ def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs) -> 
                 f"input annotations: {annotations} holds no {' or '.join(wanted.names)} (found: {found});"
                 " choose convert's split_ratio accordingly or name data_sources in the spec"
             )
-        source = unnamed[0] if unnamed else {}
+        source = (unnamed[0] if unnamed else {}) | coding
         name = dataset_name or source.get("dataset_name") or "GenericDataset"
         sources = [source | {"data_file": str(path), "dataset_name": name} for path in taken]
     images = place(inputs["images"])

@@ -64,14 +64,19 @@ def put(tree: dict, key: str, value: object) -> None:
     tree[last] = value
 
 
-def wire(verb: str, tree: dict, dataset_name: str, inputs: Inputs, results: Path) -> None:
-    """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said."""
+def wire(
+    verb: str, tree: dict, dataset_name: str, inputs: Inputs, results: Path, coding: Mapping[str, Any] | None = None
+) -> None:
+    """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said.
+
+    dataset_name and `coding` (disparity_format, disparity_scale) say how the lists are read that the ports give.
+    """
     row = VERBS[verb]
     for key, value in row.step_keys.items():
         put(tree, key, value.replace("{results}", str(results)))
     for key, value in _input_keys(row.input_keys, inputs).items():
         put(tree, key, value)
-    for key, sources in list(sources_of(row, tree, dataset_name, inputs)):
+    for key, sources in list(sources_of(row, tree, dataset_name, inputs, coding or {})):
         put(tree, key, sources)
 
 

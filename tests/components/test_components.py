@@ -14,6 +14,7 @@ from kfp import components, dsl
 from stereo_core.orchestration.compile import BEGIN, END, compiled_path, component_folders, write
 from stereo_core.spec.experiment import spec_class
 from stereo_core.step.launch import main
+from stereo_core.step.sources import CODING
 from stereo_core.verbs import VERBS, required, steps
 
 FOLDERS = {folder.name: folder for folder in component_folders()}
@@ -83,7 +84,7 @@ def test_typed_parameters_reach_a_spec_key(name):
         assert defaults == {key: fields[key].default for key in parameters - {"status"}}
         return
     known = {"spec", *row.parameters} - ({"num_gpus", "num_nodes"} if name == "train" else set())
-    known |= {"dataset_name"} if row.splits or row.lists else set()
+    known |= {"dataset_name", *CODING} if row.splits or row.lists else set()
     assert parameters == known
 
 

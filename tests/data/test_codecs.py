@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -147,6 +148,51 @@ def test_grey_saved_as_rgb_is_read_when_asked_for(tmp_path):
     assert read_disparity(path, format="png_u8", scale=4)[0].tolist() == [[2.5, 5.0]]
 
 
+def hand_made_png(path, rows, bits, colour_type, palette=b""):
+    """A PNG of `bits` bits a pixel, grey (0) or with a palette (3), row by row of `rows`."""
+    size = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, colour_type, 0, 0, 0)
+    packed = b"".join(b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:]).tobytes() for row in rows)
+    chunks = [
+        (b"IHDR", size),
+        *([(b"PLTE", palette)] if palette else []),
+        (b"IDAT", zlib.compress(packed)),
+        (b"IEND", b""),
+    ]
+    body = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+    return path
+
+
+@pytest.mark.parametrize("options", [{"dataset_name": "Middlebury"}, {"format": "png_u8"}])
+def test_grey_in_a_palette_is_grey(tmp_path, options):
+    """Middlebury v2, and what an optimiser of PNG files makes of 8-bit grey with few values."""
+    indices = np.array([[0, 1, 2, 3, 3]], np.uint8)
+    grey = bytes(value for level in (0, 48, 160, 255) for value in (level,) * 3)
+    for bits in (2, 4, 8):
+        path = hand_made_png(tmp_path / f"{bits}.png", indices, bits, 3, grey)
+        disparity, valid = read_disparity(path, scale=16, **options)
+        assert disparity.tolist() == [[0, 3, 10, 15.9375, 15.9375]]
+        assert valid.tolist() == [[False, True, True, True, True]]
+        with pytest.raises(DataError, match="disparity_scale"):
+            read_disparity(path, **options)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(1, 1), (2, 3), (4, 15)])
+def test_grey_of_few_bits_stands_for_eight(tmp_path, bits, largest):
+    path = hand_made_png(tmp_path / "d.png", np.array([[0, 1, largest]], np.uint8), bits, 0)
+    disparity, valid = read_disparity(path, scale=5, dataset_name="Middlebury")
+    assert disparity[0] == pytest.approx([0, 51 / largest, 51])
+    assert valid.tolist() == [[False, True, True]]
+
+
+def test_colours_in_a_palette_are_no_disparities(tmp_path):
+    path = hand_made_png(tmp_path / "d.png", np.array([[0, 1]], np.uint8), 8, 3, bytes([0, 0, 0, 9, 9, 8]))
+    with pytest.raises(DataError, match=r"d\.png: a coloured PNG"):
+        read_disparity(path, scale=16)
+
+
 # -- TIFF, NumPy ------------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +250,7 @@ def test_png16_rounds_saturates_and_keeps_invalid_zero(tmp_path):
     disparity = np.array([[1.0, 0.0001, 300.0, np.nan, np.inf, -2.0, 0.0, 5.0, 1.0 + 0.7 / 256]])
     valid = np.ones(disparity.shape, bool)
     valid[0, 7] = False
-    write_disparity_png16(tmp_path / "k.png", disparity, valid)
+    assert write_disparity_png16(tmp_path / "k.png", disparity, valid) == 1
     stored = cv2.imread(str(tmp_path / "k.png"), cv2.IMREAD_UNCHANGED)
     assert stored.dtype == np.uint16
     assert stored.tolist() == [[256, 1, 65535, 0, 0, 0, 0, 0, 257]]

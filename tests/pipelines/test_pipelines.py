@@ -77,10 +77,24 @@ def test_the_training_after_a_search_takes_the_best_spec_alone():
     graph = load_pipeline(compiled_path(FOLDERS["tune_and_train"]))
     train = graph.tasks["train"]
     assert train.artifacts["spec_file"] == Output("automl", "best_spec")
-    assert set(train.parameters) == {"dataset_name", "num_epochs"}
+    assert set(train.parameters) == {"dataset_name", "disparity_format", "disparity_scale", "num_epochs"}
     report = graph.tasks["report"]
     measured = [graph.tasks[report.artifacts[port].task].artifacts["checkpoint"] for port in ("first", "second")]
     assert measured == [Output("automl", "checkpoint"), Output("train", "checkpoint")]
+
+
+@pytest.mark.parametrize(
+    "name", ["train_to_engine", "tune_and_train", "finetune_and_compare", "nightly_regression", "quantize_and_compare"]
+)
+def test_every_step_that_reads_disparities_is_told_how_they_are_coded(name):
+    readers = [
+        task.parameters
+        for task in load_pipeline(compiled_path(FOLDERS[name])).tasks.values()
+        if task.parameters.get("dataset_name") == Argument("dataset_name")
+    ]
+    assert len(readers) >= 2
+    for key in ("disparity_format", "disparity_scale"):
+        assert [parameters.get(key) for parameters in readers] == [Argument(key)] * len(readers)
 
 
 def test_every_benchmark_has_its_title_in_the_reports():

@@ -95,6 +95,23 @@ def test_a_source_without_a_list_says_how_the_ports_list_is_read(tmp_path):
         wire("train", tree, "", inputs, tmp_path / "results")
 
 
+def test_parameters_say_how_the_ports_list_is_coded(tmp_path):
+    """They win over the source without a list, and leave a source that names one alone."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.txt").touch()
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+
+    def coded(*said: dict) -> tuple:
+        tree = {"dataset": {"train_dataset": {"data_sources": [*said]}}}
+        coding = {"disparity_format": "png_u8", "disparity_scale": 4.0}
+        wire("train", tree, "Middlebury", inputs, tmp_path / "results", coding)
+        (source,) = tree["dataset"]["train_dataset"]["data_sources"]
+        return source.get("disparity_format"), source.get("disparity_scale")
+
+    assert coded() == coded({"disparity_scale": 3}) == ("png_u8", 4.0)
+    assert coded({"data_file": "train.txt"}) == (None, None)
+
+
 def test_a_synthetic_source_needs_no_list(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "train.txt").touch()
