@@ -18,6 +18,7 @@ from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import size
 from stereo_core.orchestration.progress import Progress, summary
 from stereo_core.orchestration.record import read_record
+from stereo_core.spec.loading import read_tree
 
 WRITE = container("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('x' * 2500)", ("out",))
 
@@ -135,8 +136,26 @@ def test_params_from_files_and_with_equals_signs(compiled, tmp_path):
     with pytest.raises(GraphError, match=r"gone\.yaml"):
         read_params(graph, ("spec=@gone.yaml", "name=x"))
     (tmp_path / "bad.yaml").write_text("a: 1\nb: [1\n")
-    with pytest.raises(GraphError, match=r"bad\.yaml: parameter spec: line 3: no valid YAML: [^\n]*$"):
+    with pytest.raises(GraphError, match=r"--param spec=.*parameter spec: .*bad\.yaml:3: not valid YAML: [^\n]*$"):
         read_params(graph, (f"spec=@{tmp_path}/bad.yaml", "name=x"))
+
+
+def test_a_file_of_values_is_read_as_a_spec_is(compiled, tmp_path):
+    """`depth_net -e FILE` and `--param spec=@FILE` are one dialect of YAML."""
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec={"parameterType": "STRUCT"})))
+    file = tmp_path / "train.yaml"
+    file.write_text("a: 010\nb: 1_0\nc: on\nd: 1.10\ne: 1:30\nf: 2024-01-01\ng: 1e-4\n")
+    values = read_params(graph, (f"spec=@{file}",))
+    assert values["spec"] == read_tree(file) == {
+        "a": "010", "b": "1_0", "c": "on", "d": "1.10", "e": "1:30", "f": "2024-01-01", "g": "1e-4"
+    }  # fmt: skip
+    for text, message in (
+        ("a: 1\nb: 2\na: 3\n", "train.yaml:3: not valid YAML: the key 'a' stands twice, first in line 1"),
+        ("a: !!timestamp 2024-13-01", "train.yaml:1: not valid YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(GraphError, match=re.escape(message)):
+            read_params(graph, (f"spec=@{file}",))
 
 
 def test_a_missing_extra_is_named():

@@ -26,12 +26,12 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
         file = value[1:] if value.startswith("@") else ""
         try:
             value = Path(file).read_text(encoding="utf-8") if file else value
-            values[name] = parse(pipeline.parameters[name], value)
+            values[name] = parse(pipeline.parameters[name], value, file or "value")
         except (OSError, UnicodeDecodeError) as error:
             raise GraphError(f"--param {name}: {file}: {error}") from None
         except GraphError as error:
             hint = f"; --param {name}=@{value} reads that file" if not file and Path(value).is_file() else ""
-            raise GraphError(f"{file}: {error}" if file else f"{error}{hint}") from None
+            raise GraphError(f"--param {name}=@{file}: {error}" if file else f"{error}{hint}") from None
     pipeline.arguments(values, complete)
     return values
 
