@@ -8,6 +8,7 @@ import click
 import yaml
 
 from stereo_core import __version__
+from stereo_core.orchestration import preflight
 from stereo_core.orchestration.commands.params import read_params
 from stereo_core.orchestration.dag import Pipeline
 from stereo_core.orchestration.graph import load_pipeline
@@ -55,6 +56,7 @@ def argo_command(
 
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params, complete=bool(schedule))
+    preflight.check(pipeline, arguments)
     if schedule:
         check_cron("--schedule", schedule)
     options = {"schedule": schedule, "service_account": service_account, "priority_class": priority_class}
@@ -134,6 +136,7 @@ def submit_command(
         raise submit.SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
+    preflight.check(pipeline, arguments)
     if cron:
         submit.check_cron("--cron", cron)
     if argo:
