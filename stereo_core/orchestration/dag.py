@@ -243,16 +243,23 @@ class Pipeline:
         Raises:
             GraphError: an unknown or missing parameter, or a value of another type.
         """
-        for name in given:
-            if name not in self.parameters:
-                near = difflib.get_close_matches(name, self.parameters, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
-                raise GraphError(f"pipeline {self.name}: unknown parameter {name}; {hint}")
-        missing = [p.name for p in self.parameters.values() if p.required and p.name not in given]
-        if missing and complete:
-            raise GraphError(f"pipeline {self.name}: parameters without a value: {', '.join(missing)}")
+        complaints = [self.unknown(name) for name in given if name not in self.parameters]
+        complaints += filter(None, [self.missing(given) if complete else ""])
+        if complaints:
+            raise GraphError("\n".join(complaints))
         values = {p.name: p.default for p in self.parameters.values() if not p.required} | given
         return {name: typed(self.parameters[name], value) for name, value in values.items()}
+
+    def unknown(self, name: str) -> str:
+        """What is said of a parameter that there is not."""
+        near = difflib.get_close_matches(name, self.parameters, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
+        return f"pipeline {self.name}: unknown parameter {name}; {hint}"
+
+    def missing(self, given: dict[str, object]) -> str:
+        """What is said of required parameters that are not given; empty where all are."""
+        names = [p.name for p in self.parameters.values() if p.required and p.name not in given]
+        return f"pipeline {self.name}: parameters without a value: {', '.join(names)}" if names else ""
 
 
 # ---- values

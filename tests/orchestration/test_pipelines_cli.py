@@ -106,8 +106,8 @@ def test_wrong_input_exits_2(compiled, tmp_path, arguments, message):
 def test_no_such_file_and_no_output_dir(tmp_path):
     done = command("run", str(tmp_path / "gone.yaml"), "-o", str(tmp_path))
     assert done.returncode == 2 and "gone.yaml" in done.stderr
-    done = command("run", "train_to_engine", "-o", str(tmp_path))
-    assert done.returncode == 2 and "`stereo-pipelines list` shows where the compiled pipelines lie" in done.stderr
+    done = command("run", "train_to_engin", "-o", str(tmp_path))
+    assert done.returncode == 2 and "no pipeline of that name; did you mean train_to_engine?" in done.stderr
     done = command("run", "x.yaml")
     assert done.returncode == 2 and "--output-dir" in done.stderr
 
@@ -171,7 +171,40 @@ def test_list_names_pipelines_and_components():
     for name in ("train_to_engine", "demo", "gen_trt_engine", "trt_inference"):
         assert name in done.stdout
     assert "  quantize_and_compare  " in done.stdout, "a blank behind the longest name"
-    assert "images_uri" in done.stdout and "compiled/train_to_engine.yaml" in done.stdout
+    assert "compiled/train_to_engine.yaml" in done.stdout
+    said = re.search(r"^  train_to_engine .*?(?=^  \w)", done.stdout, re.DOTALL | re.MULTILINE)[0]
+    lines = [line.strip() for line in said.splitlines()]
+    assert lines[2] == "images_uri (required)", "what is required comes first"
+    assert {'dataset_name = "GenericDataset"', "num_epochs = 0", "train_spec = {}"} <= {*lines}
+    assert "pretrained (optional)" in done.stdout, "an input of a component"
+
+
+@pytest.mark.parametrize("name", ["train_to_engine", "train-to-engine"])
+def test_a_shipped_pipeline_by_its_name(tmp_path, name):
+    """No images there: the message has the place as it was written."""
+    for uri, told in (("gs://none/here", "gs://none/here is in object storage"), ("no/images", "no/images: no such")):
+        done = command("run", name, "-o", "run", "-p", f"images_uri={uri}", cwd=tmp_path)
+        assert done.returncode == 2 and f"importer failed: parameter images_uri: {told}" in done.stdout, done.stderr
+        assert "/gcs/" not in done.stdout and f"{tmp_path}/no" not in done.stdout
+    for line in (("argo", name), ("submit", name, "--argo")):
+        done = command(*line, "--artifact-repository", "s3://bucket", "-p", "images_uri=s3://bucket/images")
+        assert done.returncode == 0 and "name: train-to-engine" in done.stdout, done.stderr
+    done = command("submit", name, "--host", "http://kubeflow.example", "-p", "images_uri=s3://bucket/images")
+    assert done.returncode == 0 and "compiled/train_to_engine.yaml (sha256 " in done.stdout, done.stderr
+
+
+def test_all_that_is_wrong_with_the_parameters_at_once():
+    done = command(
+        "run", "train_to_engine", "-o", "run", "-p", "num_epochs=x", "-p", "train_spec=[1]", "-p", "bakend=a"
+    )
+    assert done.returncode == 2
+    for told in (
+        "num_epochs: an integer",
+        "train_spec: a mapping",
+        "did you mean backend?",
+        "without a value: images_",
+    ):
+        assert told in done.stderr, done.stderr
 
 
 def test_compile_refuses_an_image_that_has_no_name(monkeypatch):
