@@ -6,11 +6,13 @@ make are left out, and so are files: they may lie where only the steps see them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from stereo_core.errors import UserError
+from stereo_core.orchestration import frames
 from stereo_core.orchestration.dag import (
     LAUNCHER,
     LONGEST,
@@ -57,11 +59,13 @@ def check(pipeline: Pipeline, given: dict[str, object]) -> None:
         GraphError: a line a complaint, with the steps, the parameter, the key and the rule broken.
     """
     arguments = pipeline.arguments(given, complete=False)
-    pipeline, found = unrolled(pipeline, arguments), {}
+    pipeline, found, known = unrolled(pipeline, arguments), {}, {}
     for task in pipeline.tasks.values():
         if not any(_fails(test, arguments) for test in task.when):
-            for complaint in _complaints(task, pipeline, arguments):
+            for complaint in _complaints(task, pipeline, arguments, known):
                 found.setdefault(complaint, []).append(task.name)
+    for name, complaint in frames.complaints(known):
+        found.setdefault(complaint, []).append(name)
     if found:
         lines = [f"step {_some(names)}: {complaint}" for complaint, names in found.items()]
         raise GraphError("\n".join([f"pipeline {pipeline.name} was not started:", *lines]))
@@ -90,23 +94,28 @@ def _value(source: Source, arguments: dict) -> object:
     raise _Later
 
 
-def _complaints(task: Task, pipeline: Pipeline, arguments: dict) -> Iterator[str]:
-    declared, known = task.component.parameters, {}
+def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str, frames.Step]) -> Iterator[str]:
+    """What is wrong with a step's values; a step without a fault joins `known`."""
+    declared, values = task.component.parameters, {}
     for name, source in task.parameters.items():
         try:
-            known[name] = typed(declared[name], _value(source, arguments))
+            values[name] = typed(declared[name], _value(source, arguments))
         except _Later:
             continue
         except GraphError as error:
             yield str(error)
     executor = task.component.executor
     if not isinstance(executor, Container):
+        with contextlib.suppress(_Later, UserError):
+            known[task.name] = frames.Step(task, place=str(local_path(_value(task.imported, arguments))))
         return
     command = (*executor.command, *executor.args)
     if command[0] != LAUNCHER:
-        yield from _too_long(command, known)
+        yield from _too_long(command, values)
     elif len(command) > 1 and command[1] in steps():
-        yield from _spec(command[1], task, pipeline, known, arguments)
+        spec = yield from _spec(command[1], task, pipeline, values, arguments)
+        if spec is not None:
+            known[task.name] = frames.Step(task, command[1], spec)
 
 
 def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
@@ -122,7 +131,10 @@ def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
             yield f"parameter {name}: too long; an argument of a command may have {LONGEST} bytes"
 
 
-def _spec(verb: str, task: Task, pipeline: Pipeline, known: dict, arguments: dict) -> Iterator[str]:
+def _spec(
+    verb: str, task: Task, pipeline: Pipeline, known: dict, arguments: dict
+) -> Generator[str, None, Section | None]:
+    """What a step's verb refuses of its spec; returns the spec where that is nothing and all of it is known."""
     row = VERBS[verb]
     origins = {key: _origin(task, name) for name, key in row.parameters.items() if known.get(name)}
 
@@ -135,19 +147,21 @@ def _spec(verb: str, task: Task, pipeline: Pipeline, known: dict, arguments: dic
         tree = said_by(verb, copy.deepcopy(known), {} if row.plain else _spec_file(task, pipeline, arguments))
         checked(verb, tree, "")
         if row.plain or known.keys() < task.parameters.keys():
-            return
+            return None
         _wire(verb, tree, task)
         spec = checked(verb, tree, "")
     except _Later:
-        return
+        return None
     except UserError as error:
         for line in str(error).splitlines():
             path, _, rule = line.removeprefix(": ").partition(": ")
             yield told(path, rule)
-        return
+        return None
     _put_elsewhere(spec)
-    for path, rule in requirements.check(verb, spec):
+    wrong = requirements.check(verb, spec)
+    for path, rule in wrong:
         yield told(path, rule)
+    return None if wrong else spec
 
 
 def _origin(task: Task, name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from small_ir import container, pipeline
 
-from stereo_core.orchestration.commands.params import read_params
+from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.graph import GraphError, load_pipeline
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import size
@@ -179,18 +179,21 @@ def test_list_names_pipelines_and_components():
     assert "pretrained (optional)" in done.stdout, "an input of a component"
 
 
-@pytest.mark.parametrize("name", ["train_to_engine", "train-to-engine"])
-def test_a_shipped_pipeline_by_its_name(tmp_path, name):
+def test_a_shipped_pipeline_by_its_name(tmp_path, monkeypatch):
     """No images there: the message has the place as it was written."""
     for uri, told in (("gs://none/here", "gs://none/here is in object storage"), ("no/images", "no/images: no such")):
-        done = command("run", name, "-o", "run", "-p", f"images_uri={uri}", cwd=tmp_path)
+        done = command("run", "train-to-engine", "-o", "run", "-p", f"images_uri={uri}", cwd=tmp_path)
         assert done.returncode == 2 and f"importer failed: parameter images_uri: {told}" in done.stdout, done.stderr
         assert "/gcs/" not in done.stdout and f"{tmp_path}/no" not in done.stdout
-    for line in (("argo", name), ("submit", name, "--argo")):
-        done = command(*line, "--artifact-repository", "s3://bucket", "-p", "images_uri=s3://bucket/images")
-        assert done.returncode == 0 and "name: train-to-engine" in done.stdout, done.stderr
-    done = command("submit", name, "--host", "http://kubeflow.example", "-p", "images_uri=s3://bucket/images")
-    assert done.returncode == 0 and "compiled/train_to_engine.yaml (sha256 " in done.stdout, done.stderr
+    options = ("--artifact-repository", "s3://bucket", "-p", "images_uri=s3://bucket/images")
+    for line in (("argo", "train_to_engine"), ("submit", "train_to_engine", "--argo")):
+        assert "name: train-to-engine" in command(*line, *options).stdout
+    done = command("submit", "train_to_engine", "--host", "http://kubeflow.example", *options[2:])
+    assert "compiled/train_to_engine.yaml (sha256 " in done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert compiled_file(Path("demo")).name == "demo.yaml"
+    Path("demo").touch()
+    assert compiled_file(Path("demo")) == Path("demo"), "a file of that name comes first"
 
 
 def test_all_that_is_wrong_with_the_parameters_at_once():

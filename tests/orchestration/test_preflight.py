@@ -7,6 +7,7 @@ from pathlib import Path
 import flow_steps
 import pytest
 from kfp import dsl
+from PIL import Image
 from stereo_components import train
 
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
@@ -95,3 +96,39 @@ def test_a_spec_file_of_this_machine_is_read(compiled_once, tmp_path):
     file.write_text("train: {num_epoch: 3}")
     with pytest.raises(GraphError, match=r"step train: input spec_file: train\.num_epoch: unknown; did you mean"):
         check(graph, {"uri": str(file)})
+
+
+def sizes(tmp_path, **specs: dict) -> dict:
+    """Arguments for train_to_engine with images of 96 x 64 px and an ONNX file of 128 x 96."""
+    write_pairs(tmp_path)
+    patterns = {"image_dir_pattern": ["left"], "right_dir_pattern": ["right"], "image_extension": ".png"}
+    export = {"export": {"input_height": 96, "input_width": 128}}
+    return {"images_uri": str(tmp_path), "convert_spec": patterns, "export_spec": export} | specs
+
+
+def write_pairs(folder: Path) -> None:
+    for side in ("left", "right"):
+        (folder / side).mkdir()
+        Image.new("RGB", (96, 64)).save(folder / side / "0.png")
+
+
+def test_an_engine_s_range_that_does_not_hold_the_file_s_size(tmp_path):
+    graph = load_pipeline(COMPILED["train_to_engine"])
+    engine = {"gen_trt_engine": {"min_height": 160, "opt_height": 192, "opt_width": 128}}
+    told = r"step gen-trt-engine: gen_trt_engine\.min_height, .* do not hold export\.input_height 96; leave them out"
+    with pytest.raises(GraphError, match=told) as refused:
+        check(graph, sizes(tmp_path, engine_spec=engine))
+    assert "width" not in str(refused.value)
+
+
+def test_images_of_another_size_than_the_engine_s(tmp_path):
+    graph, resize = load_pipeline(COMPILED["train_to_engine"]), {"evaluate": {"resize": "none"}}
+    arguments = sizes(tmp_path)
+    check(graph, arguments)
+    with pytest.raises(GraphError) as refused:
+        check(graph, arguments | {"evaluate_spec": resize})
+    told = str(refused.value).splitlines()[1:]
+    assert len(told) == 1 and told[0].startswith("step trt-evaluate: evaluate.resize: none: ")
+    assert "for 128 x 96 px (width x height)" in told[0] and f"{tmp_path}/left/0.png has 96 x 64;" in told[0]
+    fitting = {"export": {"input_height": 64, "input_width": 96}}
+    check(graph, arguments | {"evaluate_spec": resize, "export_spec": fitting})
