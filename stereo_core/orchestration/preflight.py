@@ -96,7 +96,8 @@ def _value(source: Source, arguments: dict) -> object:
 
 def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str, frames.Step]) -> Iterator[str]:
     """What is wrong with a step's values; a step without a fault joins `known`."""
-    declared, values = task.component.parameters, {}
+    declared = task.component.parameters
+    values = {p.name: p.default for p in declared.values() if p.default is not None and p.name not in task.parameters}
     for name, source in task.parameters.items():
         try:
             values[name] = typed(declared[name], _value(source, arguments))
@@ -146,7 +147,7 @@ def _spec(
     try:
         tree = said_by(verb, copy.deepcopy(known), {} if row.plain else _spec_file(task, pipeline, arguments))
         checked(verb, tree, "")
-        if row.plain or known.keys() < task.parameters.keys():
+        if row.plain or task.parameters.keys() - known.keys():
             return None
         _wire(verb, tree, task)
         spec = checked(verb, tree, "")
