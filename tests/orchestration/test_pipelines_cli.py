@@ -140,6 +140,16 @@ def test_params_from_files_and_with_equals_signs(compiled, tmp_path):
         read_params(graph, (f"spec=@{tmp_path}/bad.yaml", "name=x"))
 
 
+def test_a_file_of_values_in_the_home_folder(compiled, tmp_path, monkeypatch):
+    """The shell leaves a ~ after an @ alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec={"parameterType": "STRUCT"})))
+    (tmp_path / "train.yaml").write_text("a: 1")
+    assert read_params(graph, ("spec=@~/train.yaml",)) == {"spec": {"a": 1}}
+    with pytest.raises(GraphError, match="~nobody-here/x"):
+        read_params(graph, ("spec=@~nobody-here/x",))
+
+
 def test_a_file_of_values_is_read_as_a_spec_is(compiled, tmp_path):
     """`depth_net -e FILE` and `--param spec=@FILE` are one dialect of YAML."""
     graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec={"parameterType": "STRUCT"})))
