@@ -12,30 +12,44 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
 LOG = logging.getLogger(__name__)
+GOOD = ("SUCCEEDED", "UNKNOWN")  # states without a reason
 
 
 def run(spec: Any, status: Any) -> Outcome:
     """Write summary.md and final_status.json in the results folder."""
-    folder, state = results_dir(spec, "final_status"), spec.status.get("state", "UNKNOWN")
+    folder, status = results_dir(spec, "final_status"), by_steps(spec.status)
     text = summary(spec.title, spec.status)
-    for name, content in (("summary.md", text), ("final_status.json", json.dumps(spec.status, indent=2) + "\n")):
+    for name, content in (("summary.md", text), ("final_status.json", json.dumps(status, indent=2) + "\n")):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    (LOG.info if state == "SUCCEEDED" else LOG.error)("%s: %s", spec.title, state)
-    return Outcome(f"{spec.title}: {state}", artifacts={"summary": folder / "summary.md"})
+    state, error = status.get("state", "UNKNOWN"), status.get("error") or {}
+    told = f"{spec.title}: {state}"
+    if state not in GOOD and error.get("message"):
+        told += f": {'; '.join(error['message'].splitlines())}"
+    (LOG.info if state == "SUCCEEDED" else LOG.error)("%s", told)
+    return Outcome(told, artifacts={"summary": folder / "summary.md"})
+
+
+def by_steps(status: dict) -> dict:
+    """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, error) with the steps that failed in its message.
+
+    Its pipelineTaskName is left out: it names the block that the handler belongs to (exit-handler-1), not a step.
+    """
+    status, error = {key: value for key, value in status.items() if key != "pipelineTaskName"}, status.get("error")
+    if not error:
+        return status
+    told = readable(error.get("message") or "", status.get("pipelineJobResourceName", ""))
+    return status | {"error": error | {"message": told.strip()}}
 
 
 def summary(title: str, status: dict) -> str:
-    """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, error) as Markdown.
-
-    Its pipelineTaskName is left out: it names the block that the handler belongs to, not the step that failed.
-    """
+    """The status as Markdown."""
+    status = by_steps(status)
     state, error = status.get("state", "UNKNOWN"), status.get("error") or {}
     lines = [f"# {title}: {state}", ""]
     lines += [f"- run: {status['pipelineJobResourceName']}"] if status.get("pipelineJobResourceName") else []
-    if state not in ("SUCCEEDED", "UNKNOWN"):
-        told = readable(error.get("message") or "", status.get("pipelineJobResourceName", ""))
-        lines += ["", "```", told.strip() or NOT_TOLD, "```"]
+    if state not in GOOD:
+        lines += ["", "```", error.get("message") or NOT_TOLD, "```"]
     return "\n".join(lines) + "\n"
 
 

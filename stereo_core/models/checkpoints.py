@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from stereo_core.errors import ModelError
+from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import WeightFile, first_names, read_weights
 from stereo_core.models.foundation_stereo.config import VIT, make_config, settings_of
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
+from stereo_core.spec.text import parse
 
 LOG = logging.getLogger(__name__)
 LAYOUTS = ("nvlabs", "tao")
@@ -271,8 +271,8 @@ def _said(file: WeightFile) -> dict:
     if not path.is_file():
         return {}
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        config = parse(path.read_text(encoding="utf-8"), str(path))
+    except (SpecError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: the checkpoint's settings can not be read: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: the checkpoint's settings are not a mapping")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from stereo_core.errors import UserError
 from stereo_core.orchestration.commands import clusters, local
 from stereo_core.orchestration.commands.argo_cache import argo_cache
 from stereo_core.orchestration.commands.params import relative
+from stereo_core.values import with_integers
 
+WIDEST = 60  # characters of a default that `list` shows
 EXTRA = ("kfp", "hera")  # what the extra `pipelines` brings
 
 
@@ -65,7 +68,7 @@ def cli() -> None:
 
 @cli.command("list")
 def list_command() -> None:
-    """List pipelines and components with their parameters."""
+    """List pipelines and components with their inputs: which are required, and the defaults of the others."""
     from stereo_core.orchestration.compile import compiled_path, component_folders, description_of, pipeline_folders
 
     for title, folders in (("Pipelines", pipeline_folders()), ("Components", component_folders())):
@@ -78,8 +81,20 @@ def list_command() -> None:
             click.echo(f"  {folder.name:{width}}{description_of(text)}")
             click.echo(f"  {'':{width}}{relative(path)}")
             for kind in ("artifacts", "parameters"):
-                if inputs.get(kind):
-                    click.echo(f"  {'':{width}}{kind}: {', '.join(inputs[kind])}")
+                for name, item in sorted(inputs.get(kind, {}).items(), key=lambda one: _is_optional(one[1])):
+                    click.echo(f"  {'':{width}}  {name}{_default(item)}")
+
+
+def _is_optional(item: dict) -> bool:
+    return item.get("isOptional", "defaultValue" in item)
+
+
+def _default(item: dict) -> str:
+    """What an input is at where it is not given; a long default stands in the README's table."""
+    if "defaultValue" not in item:
+        return " (optional)" if _is_optional(item) else " (required)"
+    text = json.dumps(with_integers(item["defaultValue"]))
+    return f" = {text if len(text) <= WIDEST else text[:WIDEST] + '...'}"
 
 
 @cli.command("compile")

@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import yaml
-
 from stereo_core.errors import SpecError
+from stereo_core.spec import text as yaml_text
 from stereo_core.values import with_integers
 
 
@@ -244,16 +243,23 @@ class Pipeline:
         Raises:
             GraphError: an unknown or missing parameter, or a value of another type.
         """
-        for name in given:
-            if name not in self.parameters:
-                near = difflib.get_close_matches(name, self.parameters, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
-                raise GraphError(f"pipeline {self.name}: unknown parameter {name}; {hint}")
-        missing = [p.name for p in self.parameters.values() if p.required and p.name not in given]
-        if missing and complete:
-            raise GraphError(f"pipeline {self.name}: parameters without a value: {', '.join(missing)}")
+        complaints = [self.unknown(name) for name in given if name not in self.parameters]
+        complaints += filter(None, [self.missing(given) if complete else ""])
+        if complaints:
+            raise GraphError("\n".join(complaints))
         values = {p.name: p.default for p in self.parameters.values() if not p.required} | given
         return {name: typed(self.parameters[name], value) for name, value in values.items()}
+
+    def unknown(self, name: str) -> str:
+        """What is said of a parameter that there is not."""
+        near = difflib.get_close_matches(name, self.parameters, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
+        return f"pipeline {self.name}: unknown parameter {name}; {hint}"
+
+    def missing(self, given: dict[str, object]) -> str:
+        """What is said of required parameters that are not given; empty where all are."""
+        names = [p.name for p in self.parameters.values() if p.required and p.name not in given]
+        return f"pipeline {self.name}: parameters without a value: {', '.join(names)}" if names else ""
 
 
 # ---- values
@@ -307,23 +313,22 @@ def typed(parameter: Parameter, value: object) -> object:
     return value
 
 
-def parse(parameter: Parameter, text: str) -> object:
-    """A value typed on a command line: text as it is, everything else as YAML (so also JSON).
+def parse(parameter: Parameter, text: str, source: str = "value") -> object:
+    """A value typed on a command line: text as it is, everything else as YAML (so also JSON), as specs are read.
 
     Raises:
-        GraphError: the text is no such value.
+        GraphError: the text is no such value; names the parameter, and where in `source` it is no YAML.
     """
     if parameter.type == "STRING":
         return text
     try:
-        value = with_integers(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise GraphError(f"parameter {parameter.name}: {line}no valid YAML: {problem}") from None
-    if parameter.type == "NUMBER_DOUBLE" and isinstance(value, str):  # YAML 1.1 takes 1e-4 for text
-        try:
-            value = float(value)
-        except ValueError:
-            raise GraphError(f"parameter {parameter.name}: a number is wanted, not {text!r}") from None
-    return typed(parameter, value)
+        value = with_integers(yaml_text.parse(text, source))
+    except SpecError as error:
+        raise GraphError(f"parameter {parameter.name}: {error}") from None
+    return typed(parameter, as_number(parameter, value))
+
+
+def as_number(parameter: Parameter, value: object) -> object:
+    """The number that a text such as 010 or 1e-4 is, which the reader left as it was written, where one is wanted."""
+    found = yaml_text.number(value) if parameter.type.startswith("NUMBER") and isinstance(value, str) else None
+    return value if found is None else found

@@ -57,7 +57,7 @@ def load_pipeline(path: str | Path) -> Pipeline:
 
 def read_pipeline(text: str, path: Path) -> Pipeline:
     """The same of its text; `path` names it in errors."""
-    try:
+    try:  # YAML 1.1, as KFP's compiler writes it; what users write is read by spec/text.py
         documents = [with_integers(document) for document in yaml.safe_load_all(text) if document]
     except yaml.YAMLError as error:
         raise GraphError(f"{path}: no YAML: {error}") from None

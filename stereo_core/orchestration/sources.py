@@ -18,6 +18,7 @@ from stereo_core.orchestration.dag import (
     OneOf,
     Output,
     Source,
+    as_number,
 )
 from stereo_core.orchestration.definitions import first_of
 
@@ -141,7 +142,10 @@ def inputs_of(name: str, step: Component, items: dict, scope: Scope) -> tuple[di
         if key not in scope.parameters:
             raise GraphError(f"task {name}: parameter {key} takes a pipeline parameter that there is not")
         if scope.parameters[key] != Constant(None):  # an input of its pipeline that was not given
-            parameters[key] = scope.parameters[key]
+            source = scope.parameters[key]
+            if isinstance(source, Constant):  # an item of a loop, say
+                source = Constant(as_number(step.parameters[key], source.value))
+            parameters[key] = source
     for key in items.get("artifacts", {}).keys() - scope.artifacts.keys():
         if step.artifacts[key].required:
             raise GraphError(f"task {name}: input {key} takes an artifact that the pipeline was not given")

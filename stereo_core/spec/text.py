@@ -12,9 +12,12 @@ import yaml
 
 from stereo_core.errors import SpecError
 
+_PLAIN = (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq")))  # None: any other, refused
+
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own name
+    yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN}  # noqa: RUF012 - likewise
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
@@ -31,9 +34,8 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float | str:
 
     So `model_name: 007` and `name: 1.10` stay what was written.
     """
-    text = node.value
-    value = float(text) if re.search(r"[.eE]", text) else int(text)
-    return value if str(value) == text else text
+    value = number(node.value)
+    return value if str(value) == node.value else node.value
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
@@ -50,12 +52,20 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("number", _number)
+for _tag in ("number", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, _number)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
+def number(text: str) -> int | float | None:
+    """The number that a text is; None where it is none. For a value that `parse` left as it was written."""
+    if not _NUMBER.match(text):
+        return None
+    return float(text) if re.search(r"[.eE]", text) else int(text)
+
+
 def parse(text: str, source: str) -> Any:
-    """One YAML document as plain values.
+    """One YAML document as plain values: mappings, lists, texts, numbers, true, false and null.
 
     Raises:
         SpecError: not YAML; names the source, the line and what is wrong there.
@@ -67,6 +77,8 @@ def parse(text: str, source: str) -> Any:
         where = f"{source}:{mark.line + 1}" if mark else source
         raise SpecError(f"{where}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
+        raise SpecError(f"{source}: not valid YAML: {error}") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # `!!bool maybe`, a number of 5000 digits
         raise SpecError(f"{source}: not valid YAML: {error}") from None
 
 

@@ -12,9 +12,9 @@ from stereo_core import __version__
 from stereo_core.errors import UserError
 from stereo_core.files import atomic_path, sha256_of, size_of
 from stereo_core.run.outcome import Outcome
+from stereo_core.run.parameters import put
 from stereo_core.step.ports import Artifact
 from stereo_core.step.results import put_result
-from stereo_core.step.wiring import put
 from stereo_core.values import as_metadata
 
 

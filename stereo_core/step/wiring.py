@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stereo_core.errors import UserError
+from stereo_core.run.parameters import put, said_by
 from stereo_core.step.inputs import place
 from stereo_core.step.ports import Artifact
 from stereo_core.step.sources import sources_of
@@ -16,25 +16,8 @@ Inputs = Mapping[str, Artifact]
 
 
 def user_spec(verb: str, parameters: dict, inputs: Inputs) -> dict:
-    """What the user said: spec_file < spec parameter < typed parameters. Defaults are the spec's own business."""
-    row = VERBS[verb]
-    if row.plain:
-        return {name: _titles(value) for name, value in parameters.items()}
-    spec = parameters.get("spec") or {}
-    if not isinstance(spec, dict):
-        raise UserError(f"parameter spec: a mapping of spec keys is wanted, not {spec!r}")
-    tree = merge(_read_spec_file(inputs.get("spec_file")), spec)
-    for name, key in row.parameters.items():
-        if parameters.get(name):  # "" and 0 leave the key to the spec
-            put(tree, key, parameters[name])
-    return tree
-
-
-def _titles(value: Any) -> Any:
-    """A list with the items of a pipeline's loop in it, which are mappings, as the list of their titles."""
-    if not isinstance(value, list):
-        return value
-    return [one.get("title") or one.get("uri") if isinstance(one, dict) else one for one in value]
+    """What the user said, in the input spec_file and in parameters."""
+    return said_by(verb, parameters, _read_spec_file(inputs.get("spec_file")))
 
 
 def _read_spec_file(artifact: Artifact | None) -> dict:
@@ -43,25 +26,6 @@ def _read_spec_file(artifact: Artifact | None) -> dict:
     from stereo_core.spec.loading import read_tree
 
     return read_tree(artifact.path)
-
-
-def merge(below: dict, above: dict) -> dict:
-    """`above` over `below`, mapping by mapping; lists and scalars are replaced."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def put(tree: dict, key: str, value: object) -> None:
-    """Set a dotted key, making the sections on the way."""
-    *sections, last = key.split(".")
-    for section in sections:
-        if not isinstance(tree.get(section), dict):
-            tree[section] = {}
-        tree = tree[section]
-    tree[last] = value
 
 
 def wire(

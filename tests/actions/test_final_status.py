@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from stereo_core.actions.final_status import NOT_TOLD, summary
+from stereo_core.actions.final_status import NOT_TOLD, run, summary
+from stereo_core.spec.convert import FinalStatusSpec
 
 FAILED = {"state": "FAILED", "pipelineJobResourceName": "demo-x7", "pipelineTaskName": "exit-handler-1"}
 
@@ -59,3 +60,11 @@ def test_an_engine_that_tells_nothing_is_said_to():
 def test_the_local_engines_own_words():
     assert "export: exit code 2" in summary("t", FAILED | {"error": {"message": "export: exit code 2"}})
     assert summary("t", {"state": "SUCCEEDED"}) == "# t: SUCCEEDED\n\n"
+
+
+def test_the_record_and_the_last_word_name_steps(tmp_path):
+    status = by_argo(("demo-x7", ""), ("train", "main: Error (exit code 2)"))
+    outcome = run(FinalStatusSpec(results_dir=str(tmp_path), title="night", status=status), None)
+    kept = (tmp_path / "final_status.json").read_text()
+    assert json.loads(kept)["error"]["message"] == "train: main: Error (exit code 2)" and "exit-handler" not in kept
+    assert outcome.message == "night: FAILED: train: main: Error (exit code 2)"

@@ -56,14 +56,14 @@ def changes(server) -> list[tuple]:  # noqa: F811
 
 def test_the_fullest_comes_first(cached):
     first, *_ = lines = said("ls")
-    assert first.split() == ["demo-export-cache", "1", "entries", "50.0%", "full", "2020-02-02", "to", "2020-02-02"]
+    assert first.split() == ["demo-export-cache", "1", "entry", "50.0%", "full", "2020-02-02", "to", "2020-02-02"]
     assert [line.split()[0] for line in lines[1:]] == ["demo-train-cache", "demonstration-say-cache"]
     assert cached.calls[0][2] == {"labelSelector": "workflows.argoproj.io/configmap-type=Cache"}
 
 
 def test_nothing_goes_without_send(cached):
     assert said("rm", "demo") == [
-        "demo-export-cache: 1 of 1 entries would go",
+        "demo-export-cache: 1 of 1 entry would go",
         "demo-train-cache: 3 of 3 entries would go",
     ]
     assert changes(cached) == []

@@ -1,13 +1,17 @@
 """Values longer than Linux passes in one argument: our steps read them from a file, others are told."""
 
 import flow_steps
+import pytest
 from kfp import dsl
 from stereo_components import final_status
 
+from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
+from stereo_core.orchestration.long_arguments import passable
 
 LONG = "t" * 200_000
+TOO_LONG = "parameter text: too long; an argument of a command may have 131071 bytes"
 
 
 @dsl.pipeline(name="long")
@@ -23,8 +27,12 @@ def test_a_step_of_ours_takes_any_length(compiled_once, tmp_path):
     assert (tmp_path / "tasks/final-status/summary").read_text().startswith(f"# {LONG}: SUCCEEDED")
 
 
-def test_another_step_is_told_which_value_it_is(compiled_once, tmp_path):
-    run = LocalRun(load_pipeline(compiled_once(long)), {"title": "t", "text": LONG}, tmp_path)
-    assert run.execute() == 2
-    assert run.tasks["say"].message == "parameter text: too long; an argument of a command may have 131071 bytes"
-    assert run.tasks["say"].attempts == 1
+def test_another_step_is_refused_before_the_first(compiled_once, tmp_path):
+    with pytest.raises(GraphError, match=f"step say: {TOO_LONG}"):
+        LocalRun(load_pipeline(compiled_once(long)), {"title": "t", "text": LONG}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_that_a_step_made_is_told_by_its_name(tmp_path):
+    with pytest.raises(GraphError, match=f"^{TOO_LONG}"):
+        passable(["echo", LONG], tmp_path, {"inputs": {"parameterValues": {"a": 1, "text": LONG}}})

@@ -12,12 +12,13 @@ import pytest
 from rich.console import Console
 from small_ir import container, pipeline
 
-from stereo_core.orchestration.commands.params import read_params
+from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.graph import GraphError, load_pipeline
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import size
 from stereo_core.orchestration.progress import Progress, summary
 from stereo_core.orchestration.record import read_record
+from stereo_core.spec.loading import read_tree
 
 WRITE = container("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('x' * 2500)", ("out",))
 
@@ -105,8 +106,8 @@ def test_wrong_input_exits_2(compiled, tmp_path, arguments, message):
 def test_no_such_file_and_no_output_dir(tmp_path):
     done = command("run", str(tmp_path / "gone.yaml"), "-o", str(tmp_path))
     assert done.returncode == 2 and "gone.yaml" in done.stderr
-    done = command("run", "train_to_engine", "-o", str(tmp_path))
-    assert done.returncode == 2 and "`stereo-pipelines list` shows where the compiled pipelines lie" in done.stderr
+    done = command("run", "train_to_engin", "-o", str(tmp_path))
+    assert done.returncode == 2 and "no pipeline of that name; did you mean train_to_engine?" in done.stderr
     done = command("run", "x.yaml")
     assert done.returncode == 2 and "--output-dir" in done.stderr
 
@@ -135,8 +136,36 @@ def test_params_from_files_and_with_equals_signs(compiled, tmp_path):
     with pytest.raises(GraphError, match=r"gone\.yaml"):
         read_params(graph, ("spec=@gone.yaml", "name=x"))
     (tmp_path / "bad.yaml").write_text("a: 1\nb: [1\n")
-    with pytest.raises(GraphError, match=r"bad\.yaml: parameter spec: line 3: no valid YAML: [^\n]*$"):
+    with pytest.raises(GraphError, match=r"--param spec=.*parameter spec: .*bad\.yaml:3: not valid YAML: [^\n]*$"):
         read_params(graph, (f"spec=@{tmp_path}/bad.yaml", "name=x"))
+
+
+def test_a_file_of_values_in_the_home_folder(compiled, tmp_path, monkeypatch):
+    """The shell leaves a ~ after an @ alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec={"parameterType": "STRUCT"})))
+    (tmp_path / "train.yaml").write_text("a: 1")
+    assert read_params(graph, ("spec=@~/train.yaml",)) == {"spec": {"a": 1}}
+    with pytest.raises(GraphError, match="~nobody-here/x"):
+        read_params(graph, ("spec=@~nobody-here/x",))
+
+
+def test_a_file_of_values_is_read_as_a_spec_is(compiled, tmp_path):
+    """`depth_net -e FILE` and `--param spec=@FILE` are one dialect of YAML."""
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec={"parameterType": "STRUCT"})))
+    file = tmp_path / "train.yaml"
+    file.write_text("a: 010\nb: 1_0\nc: on\nd: 1.10\ne: 1:30\nf: 2024-01-01\ng: 1e-4\n")
+    values = read_params(graph, (f"spec=@{file}",))
+    assert values["spec"] == read_tree(file) == {
+        "a": "010", "b": "1_0", "c": "on", "d": "1.10", "e": "1:30", "f": "2024-01-01", "g": "1e-4"
+    }  # fmt: skip
+    for text, message in (
+        ("a: 1\nb: 2\na: 3\n", "train.yaml:3: not valid YAML: the key 'a' stands twice, first in line 1"),
+        ("a: !!timestamp 2024-13-01", "train.yaml:1: not valid YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(GraphError, match=re.escape(message)):
+            read_params(graph, (f"spec=@{file}",))
 
 
 def test_a_missing_extra_is_named():
@@ -152,7 +181,43 @@ def test_list_names_pipelines_and_components():
     for name in ("train_to_engine", "demo", "gen_trt_engine", "trt_inference"):
         assert name in done.stdout
     assert "  quantize_and_compare  " in done.stdout, "a blank behind the longest name"
-    assert "images_uri" in done.stdout and "compiled/train_to_engine.yaml" in done.stdout
+    assert "compiled/train_to_engine.yaml" in done.stdout
+    said = re.search(r"^  train_to_engine .*?(?=^  \w)", done.stdout, re.DOTALL | re.MULTILINE)[0]
+    lines = [line.strip() for line in said.splitlines()]
+    assert lines[2] == "images_uri (required)", "what is required comes first"
+    assert {'dataset_name = "GenericDataset"', "num_epochs = 0", "train_spec = {}"} <= {*lines}
+    assert "pretrained (optional)" in done.stdout, "an input of a component"
+
+
+def test_a_shipped_pipeline_by_its_name(tmp_path, monkeypatch):
+    """No images there: the message has the place as it was written."""
+    for uri, told in (("gs://none/here", "gs://none/here is in object storage"), ("no/images", "no/images: no such")):
+        done = command("run", "train-to-engine", "-o", "run", "-p", f"images_uri={uri}", cwd=tmp_path)
+        assert done.returncode == 2 and f"importer failed: parameter images_uri: {told}" in done.stdout, done.stderr
+        assert "/gcs/" not in done.stdout and f"{tmp_path}/no" not in done.stdout
+    options = ("--artifact-repository", "s3://bucket", "-p", "images_uri=s3://bucket/images")
+    for line in (("argo", "train_to_engine"), ("submit", "train_to_engine", "--argo")):
+        assert "name: train-to-engine" in command(*line, *options).stdout
+    done = command("submit", "train_to_engine", "--host", "http://kubeflow.example", *options[2:])
+    assert "compiled/train_to_engine.yaml (sha256 " in done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert compiled_file(Path("demo")).name == "demo.yaml"
+    Path("demo").touch()
+    assert compiled_file(Path("demo")) == Path("demo"), "a file of that name comes first"
+
+
+def test_all_that_is_wrong_with_the_parameters_at_once():
+    done = command(
+        "run", "train_to_engine", "-o", "run", "-p", "num_epochs=x", "-p", "train_spec=[1]", "-p", "bakend=a"
+    )
+    assert done.returncode == 2
+    for told in (
+        "num_epochs: an integer",
+        "train_spec: a mapping",
+        "did you mean backend?",
+        "without a value: images_",
+    ):
+        assert told in done.stderr, done.stderr
 
 
 def test_compile_refuses_an_image_that_has_no_name(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from stereo_core.errors import SpecError
 from stereo_core.spec import load_spec, results_dir, spec_from_dict
 from stereo_core.spec.loading import build, read_tree
+from stereo_core.spec.text import parse
 
 TRAIN = {"results_dir": "r", "dataset": {"train_dataset": {"data_sources": [{"data_file": "data/train.txt"}]}}}
 
@@ -123,6 +124,23 @@ def test_yaml_words_keep_their_meaning(workspace):
 def test_a_section_without_keys_is_at_its_defaults(workspace):
     Path("s.yaml").write_text("wandb:\ntrain:\n  optim:\n")
     assert build("train", read_tree(Path("s.yaml"))) == build("train", {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: !!timestamp 2024-13-01",
+        "seed: !!timestamp 2024-01-01",
+        "seed: !!set {x, y}",
+        "seed: !!bool maybe",
+        "!!map [1]",
+        f"seed: {'1' * 5000}",
+        "[" * 3000,
+    ],
+)
+def test_what_is_no_plain_value_is_no_traceback(text):
+    with pytest.raises(SpecError, match=r"^spec\.yaml(:1)?: not valid YAML: "):
+        parse(text, "spec.yaml")
 
 
 def test_a_recursive_file_is_refused(workspace):

@@ -9,7 +9,8 @@ import yaml
 from messages import artifact
 
 from stereo_core.errors import UserError
-from stereo_core.step.wiring import merge, user_spec, wire
+from stereo_core.run.parameters import merge
+from stereo_core.step.wiring import user_spec, wire
 
 
 def test_spec_precedence(tmp_path):

@@ -37,9 +37,15 @@ def ls_command(namespace: str, context: str) -> None:
     for one in maps:
         times = [made for made in one.entries.values() if made]
         since = f"{min(times):%Y-%m-%d} to {max(times):%Y-%m-%d}" if times else ""
-        click.echo(f"{one.name:{width}}  {len(one.entries):5} entries  {one.size / ROOM:6.1%} full  {since}".rstrip())
+        click.echo(
+            f"{one.name:{width}}  {_entries(len(one.entries)):>13}  {one.size / ROOM:6.1%} full  {since}".rstrip()
+        )
     if not maps:
         click.echo(f"nothing is cached in {namespace}", err=True)
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
 
 
 @argo_cache.command("rm")
@@ -66,6 +72,6 @@ def rm_command(names: tuple[str, ...], every: bool, days: float, send: bool, nam
             continue
         if send:
             removed(server, namespace, one, keys)
-        click.echo(f"{one.name}: {len(keys)} of {len(one.entries)} entries {'removed' if send else 'would go'}")
+        click.echo(f"{one.name}: {len(keys)} of {_entries(len(one.entries))} {'removed' if send else 'would go'}")
     if not send:
         click.echo("nothing was removed; --send removes it", err=True)

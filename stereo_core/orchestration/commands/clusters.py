@@ -8,7 +8,8 @@ import click
 import yaml
 
 from stereo_core import __version__
-from stereo_core.orchestration.commands.params import read_params
+from stereo_core.orchestration import preflight
+from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.dag import Pipeline
 from stereo_core.orchestration.graph import load_pipeline
 
@@ -16,7 +17,7 @@ ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 
 
 @click.command("argo")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
 @click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="The S3 server [default: AWS].")
 @click.option(
@@ -47,14 +48,16 @@ def argo_command(
     """Print a compiled pipeline as manifests for Argo Workflows, without Kubeflow.
 
     \b
-    stereo-pipelines argo pipelines/demo/compiled/demo.yaml --artifact-repository s3://artifacts/stereo \\
+    stereo-pipelines argo demo --artifact-repository s3://artifacts/stereo \\
         --endpoint http://minio:9000 --secret minio-keys --service-account stereo-argo > workflow.yaml
     kubectl -n stereo create -f workflow.yaml
     """
     from stereo_core.orchestration.submit import check_cron
 
+    file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params, complete=bool(schedule))
+    preflight.check(pipeline, arguments)
     if schedule:
         check_cron("--schedule", schedule)
     options = {"schedule": schedule, "service_account": service_account, "priority_class": priority_class}
@@ -76,7 +79,7 @@ def _as_yaml(documents: list[dict]) -> str:
 
 
 @click.command("submit")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
 @click.option("--host", default="", metavar="URL", help="Kubeflow Pipelines' address; its token is KFP_TOKEN's.")
 @click.option("--argo", is_flag=True, help="Argo Workflows, on kubectl's cluster.")
 @click.option("--send", is_flag=True, help="Send it; without, what would be sent is printed.")
@@ -117,8 +120,8 @@ def submit_command(
     """Run a compiled pipeline on a cluster: print what would be sent, or with --send send it.
 
     \b
-    stereo-pipelines submit pipelines/demo/compiled/demo.yaml --host https://kubeflow.example/pipeline --send
-    stereo-pipelines submit pipelines/demo/compiled/demo.yaml --argo --artifact-repository s3://artifacts/stereo --send
+    stereo-pipelines submit demo --host https://kubeflow.example/pipeline --send
+    stereo-pipelines submit demo --argo --artifact-repository s3://artifacts/stereo --send
     """
     from stereo_core.orchestration import namespace as namespace_names
     from stereo_core.orchestration import submit
@@ -132,8 +135,10 @@ def submit_command(
         raise submit.SubmitError(f"{', '.join(idle)}: of no use with {'--argo' if argo else '--host'}")
     if argo and not bucket:
         raise submit.SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
+    file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
+    preflight.check(pipeline, arguments)
     if cron:
         submit.check_cron("--cron", cron)
     if argo:

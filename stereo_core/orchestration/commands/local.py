@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stereo_core.orchestration.commands.params import read_params, relative
+from stereo_core.orchestration.commands.params import compiled_file, read_params, relative
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import Record, read_record
@@ -16,7 +16,7 @@ from stereo_core.storage import is_uri
 
 
 @click.command("run")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
 @click.option(
     "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, or YAML/JSON; @FILE reads one."
 )
@@ -42,7 +42,7 @@ def run_command(
     only: str | None,
     runner: str,
 ) -> int:
-    """Run a compiled pipeline on this machine.
+    """Run a pipeline of this library, by its name, or a compiled one, by its file, on this machine.
 
     Started again in the same folder, it takes over every step whose inputs did not change.
     """
@@ -54,6 +54,7 @@ def run_command(
         raise GraphError("--fresh, --from and --only exclude each other; give one")
     if is_uri(output_dir):
         raise GraphError(f"--output-dir {output_dir}: a folder of this machine is wanted")
+    file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
     steps = {"fresh": fresh, "from_step": from_step, "only": only}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
-from stereo_core.orchestration.dag import GraphError, Pipeline, parse
+from stereo_core.orchestration.dag import GraphError, Parameter, Pipeline, parse
 
 
 def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = True) -> dict[str, object]:
@@ -13,27 +14,63 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
     With `complete`, every parameter must have a value or a default.
 
     Raises:
-        GraphError: no `=`, an unknown name, a value of another type, an unreadable file.
+        GraphError: a line each for no `=`, an unknown name, a value of another type, an unreadable file, one missing.
     """
-    values = {}
+    values, complaints = {}, []
     for text in params:
         name, equals, value = text.partition("=")
         if not equals:
-            raise GraphError(f"--param {text}: KEY=VALUE is wanted")
-        if name not in pipeline.parameters:
-            values[name] = value  # refused below, with the nearest name
-            continue
-        file = value[1:] if value.startswith("@") else ""
-        try:
-            value = Path(file).read_text(encoding="utf-8") if file else value
-            values[name] = parse(pipeline.parameters[name], value)
-        except (OSError, UnicodeDecodeError) as error:
-            raise GraphError(f"--param {name}: {file}: {error}") from None
-        except GraphError as error:
-            hint = f"; --param {name}=@{value} reads that file" if not file and Path(value).is_file() else ""
-            raise GraphError(f"{file}: {error}" if file else f"{error}{hint}") from None
-    pipeline.arguments(values, complete)
+            complaints.append(f"--param {text}: KEY=VALUE is wanted")
+        elif name not in pipeline.parameters:
+            complaints.append(pipeline.unknown(name))
+        else:
+            try:
+                values[name] = _value(pipeline.parameters[name], value)
+            except GraphError as error:
+                complaints.append(str(error))
+                values[name] = None  # said, if wrongly: not to be told as missing
+    complaints += filter(None, [pipeline.missing(values) if complete else ""])
+    if complaints:
+        raise GraphError("\n".join(complaints))
     return values
+
+
+def _value(parameter: Parameter, text: str) -> object:
+    file = text[1:] if text.startswith("@") else ""
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8-sig") if file else text
+        return parse(parameter, text, file or "value")
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~ of nobody
+        raise GraphError(f"--param {parameter.name}: {file}: {error}") from None
+    except GraphError as error:
+        hint = f"; --param {parameter.name}=@{text} reads that file" if not file and _is_file(text) else ""
+        raise GraphError(f"--param {parameter.name}=@{file}: {error}" if file else f"{error}{hint}") from None
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name
+        return False
+
+
+def compiled_file(named: Path) -> Path:
+    """The file of a pipeline that is named by its file, or, where there is no such file, by the name of a shipped one.
+
+    Raises:
+        GraphError: a word that is neither.
+    """
+    if named.is_file() or named.suffix or len(named.parts) != 1:
+        return named
+    from stereo_core.orchestration.compile import compiled_path, pipeline_folders
+
+    shipped = {folder.name: compiled_path(folder) for folder in pipeline_folders()}
+    name = str(named).replace("-", "_")
+    if name not in shipped:
+        near = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(shipped)}"
+        raise GraphError(f"{named}: no such file, and no pipeline of that name; {hint}")
+    return shipped[name]
 
 
 def relative(path: Path) -> str:

@@ -9,7 +9,7 @@ from stereo_core.files import size_of
 from stereo_core.orchestration.dag import Argument, Task
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.record import Made
-from stereo_core.storage import is_uri, local_path
+from stereo_core.storage import local_path
 
 
 def imported(task: Task, parameters: dict, digests: Digests) -> dict[str, Made]:
@@ -21,10 +21,10 @@ def imported(task: Task, parameters: dict, digests: Digests) -> dict[str, Made]:
     uri, path = source_of(task, parameters)
     if not path.exists():
         where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
-        if is_uri(uri):
+        if "://" in uri and not uri.startswith("file://"):
             hint = "this engine imports what lies on this machine; `depth_net fetch_dataset` brings it"
-            raise UserError(f"{where}{uri} is in object storage, and not mounted at {path}; {hint}")
-        raise UserError(f"{where}{path}: no such file or folder")
+            raise UserError(f"{where}{uri} is in object storage, which is not mounted here; {hint}")
+        raise UserError(f"{where}{uri}: no such file or folder")
     port = next(iter(task.component.output_artifacts.values()))
     metadata = task.component.executor.metadata
     return {port.name: Made(port.type, str(path), digests.sha256_of(path), size_of(path), metadata)}

@@ -57,8 +57,9 @@ class Machine:
         if not isinstance(container, Container):
             return
         if container.accelerators > len(self.gpus) and os.environ.get(GPUS) != "":
+            wanted, here = container.accelerators, len(self.gpus)
             raise GraphError(
-                f"task {task.name}: it asks for {container.accelerators} GPUs and {len(self.gpus)} are visible here;"
+                f"task {task.name}: it asks for {wanted} GPU{'s' * (wanted != 1)}; visible here: {here};"
                 f" an empty {GPUS} runs the steps without, or compile the pipeline with another profile"
             )
         if self.containers:

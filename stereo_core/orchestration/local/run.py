@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stereo_core.cores import usable_cores
 from stereo_core.locks import held
+from stereo_core.orchestration import preflight
 from stereo_core.orchestration.dag import GraphError, Pipeline
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import unrolled
@@ -56,6 +57,7 @@ class LocalRun:
         on_change: Callable[[Record], None] = lambda record: None,
     ):
         arguments = pipeline.arguments(arguments)
+        preflight.check(pipeline, arguments)
         pipeline, machine = unrolled(pipeline, arguments), Machine(containers)
         for task in pipeline.tasks.values():
             machine.check(task)

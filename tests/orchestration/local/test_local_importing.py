@@ -57,7 +57,10 @@ def test_a_uri_is_somewhere_on_this_machine(graph, uri):
     ("uri", "told"),
     [
         ("/gone", r"^parameter images_uri: /gone: no such file or folder$"),
-        ("s3://bucket/x", r"^parameter images_uri: s3://bucket/x .*not mounted at /s3/bucket/x; .*fetch_dataset"),
+        (
+            "s3://bucket/x",
+            r"^parameter images_uri: s3://bucket/x is in object storage, which is not mounted .*fetch_dataset",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(graph, tmp_path, uri, told):

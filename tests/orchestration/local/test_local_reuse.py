@@ -135,8 +135,8 @@ def test_a_fresh_run_takes_over_nothing(again):
     assert code == 0 and set(states(run).values()) == {"succeeded"}
 
 
-def test_a_step_that_refuses_its_spec_says_why(again):
-    code, run = again(SPEC | {"split_ratio": 7})
+def test_a_step_that_refuses_its_input_says_why(again):
+    code, run = again(SPEC | {"image_dir_pattern": ["nowhere"]})
     assert code == 2
-    assert run.tasks["convert"].message.startswith("exit code 2: user error: ")
-    assert "split_ratio" in run.tasks["convert"].message
+    assert run.tasks["convert"].message.startswith("exit code 2: data error: ")
+    assert "nowhere" in run.tasks["convert"].message

@@ -1,0 +1,219 @@
+"""What is wrong with a pipeline's values, as far as it can be known before the first step: all of it, at once.
+
+Every value is checked against its declared type, every spec of a step of ours against its verb. Values that a step will
+make are left out, and so are files: they may lie where only the steps see them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Generator, Iterator
+
+from stereo_core.errors import UserError
+from stereo_core.orchestration import frames
+from stereo_core.orchestration.dag import (
+    LAUNCHER,
+    LONGEST,
+    PLACEHOLDER,
+    Argument,
+    Comparison,
+    Constant,
+    Container,
+    Filled,
+    GraphError,
+    Output,
+    Pipeline,
+    Source,
+    Task,
+    as_text,
+    filled,
+    typed,
+)
+from stereo_core.orchestration.graph import unrolled
+from stereo_core.run.parameters import put, said_by
+from stereo_core.run.remote import kind_of
+from stereo_core.spec import requirements
+from stereo_core.spec.fields import Section
+from stereo_core.spec.loading import checked, read_tree
+from stereo_core.storage import local_path
+from stereo_core.verbs import VERBS, steps
+
+ELSEWHERE = "s3://of/the-run"  # stands for a file that a step will find; of objects nobody asks here whether they exist
+SHOWN = 3  # steps that a complaint names
+
+
+class _Later(Exception):
+    """A value that is known during the run alone."""
+
+
+def check(pipeline: Pipeline, given: dict[str, object]) -> None:
+    """Refuse values that a step would refuse.
+
+    Args:
+        pipeline: From `load_pipeline`.
+        given: Values of its parameters; the others have their defaults, or are left open.
+
+    Raises:
+        GraphError: a line a complaint, with the steps, the parameter, the key and the rule broken.
+    """
+    arguments = pipeline.arguments(given, complete=False)
+    pipeline, found, known = unrolled(pipeline, arguments), {}, {}
+    for task in pipeline.tasks.values():
+        if not any(_fails(test, arguments) for test in task.when):
+            for complaint in _complaints(task, pipeline, arguments, known):
+                found.setdefault(complaint, []).append(task.name)
+    for name, complaint in frames.complaints(known):
+        found.setdefault(complaint, []).append(name)
+    if found:
+        lines = [f"step {_some(names)}: {complaint}" for complaint, names in found.items()]
+        raise GraphError("\n".join([f"pipeline {pipeline.name} was not started:", *lines]))
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _fails(test: Comparison, arguments: dict) -> bool:
+    try:
+        return not test.holds(lambda source: _value(source, arguments))
+    except (_Later, GraphError):
+        return False
+
+
+def _value(source: Source, arguments: dict) -> object:
+    match source:
+        case Constant(value=value):
+            return value
+        case Argument(name=name) if name in arguments:
+            return arguments[name]
+        case Filled(value=value, inputs=inputs):
+            return filled(value, {name: _value(inner, arguments) for name, inner in inputs.items()})
+    raise _Later
+
+
+def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str, frames.Step]) -> Iterator[str]:
+    """What is wrong with a step's values; a step without a fault joins `known`."""
+    declared = task.component.parameters
+    values = {p.name: p.default for p in declared.values() if p.default is not None and p.name not in task.parameters}
+    for name, source in task.parameters.items():
+        try:
+            values[name] = typed(declared[name], _value(source, arguments))
+        except _Later:
+            continue
+        except GraphError as error:
+            yield str(error)
+    executor = task.component.executor
+    if not isinstance(executor, Container):
+        with contextlib.suppress(_Later, UserError):
+            known[task.name] = frames.Step(task, place=str(local_path(_value(task.imported, arguments))))
+        return
+    command = (*executor.command, *executor.args)
+    if command[0] != LAUNCHER:
+        yield from _too_long(command, values)
+    elif len(command) > 1 and command[1] in steps():
+        spec = yield from _spec(command[1], task, pipeline, values, arguments)
+        if spec is not None:
+            known[task.name] = frames.Step(task, command[1], spec)
+
+
+def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
+    """Arguments that Linux does not pass to a command of others; ours reads a long message from a file."""
+
+    def text(name: str) -> str:
+        return as_text(known.get(name, ""))
+
+    for part in command:
+        whole = PLACEHOLDER.sub(lambda match: text(match[1]), part.replace("{{$}}", json.dumps(known)))
+        if len(whole.encode()) > LONGEST:
+            name = max(known, key=lambda one: len(text(one)), default="")
+            yield f"parameter {name}: too long; an argument of a command may have {LONGEST} bytes"
+
+
+def _spec(
+    verb: str, task: Task, pipeline: Pipeline, known: dict, arguments: dict
+) -> Generator[str, None, Section | None]:
+    """What a step's verb refuses of its spec; returns the spec where that is nothing and all of it is known."""
+    row = VERBS[verb]
+    origins = {key: _origin(task, name) for name, key in row.parameters.items() if known.get(name)}
+
+    def told(path: str, rule: str) -> str:
+        name = path.partition(".")[0] if row.plain else "spec"
+        from_file = "spec_file" in task.artifacts and not known.get(name)
+        return f"{origins.get(path) or ('input spec_file' if from_file else _origin(task, name))}: {path}: {rule}"
+
+    try:
+        tree = said_by(verb, copy.deepcopy(known), {} if row.plain else _spec_file(task, pipeline, arguments))
+        checked(verb, tree, "")
+        if row.plain or task.parameters.keys() - known.keys():
+            return None
+        _wire(verb, tree, task)
+        spec = checked(verb, tree, "")
+    except _Later:
+        return None
+    except UserError as error:
+        for line in str(error).splitlines():
+            path, _, rule = line.removeprefix(": ").partition(": ")
+            yield told(path, rule)
+        return None
+    _put_elsewhere(spec)
+    wrong = requirements.check(verb, spec)
+    for path, rule in wrong:
+        yield told(path, rule)
+    return None if wrong else spec
+
+
+def _origin(task: Task, name: str) -> str:
+    """The pipeline's parameter that a step's comes from, or the step's own."""
+    source = task.parameters.get(name)
+    return f"parameter {source.name if isinstance(source, Argument) else name}"
+
+
+def _spec_file(task: Task, pipeline: Pipeline, arguments: dict) -> dict:
+    """What a spec_file says that lies on this machine."""
+    source = task.artifacts.get("spec_file")
+    if source is None:
+        return {}
+    uri = pipeline.tasks[source.task].imported if isinstance(source, Output) else None
+    place = str(_value(uri, arguments)) if uri is not None else ""
+    if not place or not local_path(place).is_file():
+        raise _Later
+    return read_tree(local_path(place))
+
+
+def _wire(verb: str, tree: dict, task: Task) -> None:
+    """Set what the step sets by its inputs (in place)."""
+    row = VERBS[verb]
+    for key, value in row.step_keys.items():
+        put(tree, key, value.replace("{results}", ELSEWHERE))
+    for port, key in row.input_keys.items():
+        if port in task.artifacts:
+            put(tree, key.removesuffix("[]"), [ELSEWHERE] if key.endswith("[]") else ELSEWHERE)
+    if "annotations" not in task.artifacts:
+        return
+    lists = [f"dataset.{split.removesuffix('?')}_dataset.data_sources" for split, names in row.splits.items() if names]
+    for key in (*lists, *(("data_sources",) if row.lists else ())):
+        sources = _at(tree, key) or [{}]
+        if len(sources) == 1 and str(sources[0].get("dataset_name")).lower() != "synthetic":
+            sources = [sources[0] | {"data_file": sources[0].get("data_file") or ELSEWHERE}]
+        put(tree, key, sources)
+
+
+def _at(tree: dict, key: str) -> list:
+    given: object = tree
+    for name in key.split("."):
+        given = given.get(name) if isinstance(given, dict) else None
+    return given
+
+
+def _put_elsewhere(group: Section, prefix: str = "") -> None:
+    """Name no file of this machine: a path is one of the step's machine."""
+    for name in type(group).model_fields:
+        value, path = getattr(group, name), f"{prefix}{name}"
+        if isinstance(value, str) and value and kind_of(path):
+            setattr(group, name, ELSEWHERE)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Section):
+                _put_elsewhere(inner, f"{path}.")
