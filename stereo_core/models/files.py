@@ -43,8 +43,8 @@ def read_weights(path: str | Path) -> WeightFile:
     """Read a PyTorch or safetensors file.
 
     Layouts: {"model": ...} (NVlabs), {"state_dict": ...} (Lightning, TAO), the bare state dict, safetensors; each with
-    or without the prefixes of Lightning, DataParallel and torch.compile; and NVlabs' pickled module. Where our trainer averaged the weights
-    (`train.ema_decay`) these are the averages.
+    or without the prefixes of Lightning, DataParallel and torch.compile; and NVlabs' whole pickled module. Where our
+    trainer averaged the weights (`train.ema_decay`) these are the averages.
 
     Raises:
         ModelError: no such file; an engine, an ONNX graph, an encrypted file or anything else that is no checkpoint; a

@@ -1,8 +1,8 @@
 """A machine that reads a pickle of `torch.save` without running anything from it.
 
 Such a pickle is a program for Python's unpickler, which imports and calls what it names. This machine knows the opcodes
-that `torch.save` writes, imports nothing, calls nothing but its own methods and makes an inert `Record` of every object.
-Time and memory are bounded by the size of the file, whatever it says.
+that `torch.save` writes, imports nothing, calls nothing but its own methods, and makes an inert `Record` of every
+object. Time and memory are bounded by the size of the file, whatever it says.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -205,13 +205,12 @@ def tensor(*view) -> Call:
 HOSTILE = {
     "a shell": (lambda mark: Call(os.system, f"touch {mark}"), "names posix.system"),
     "code": (lambda mark: Call(marshal.loads, b"x"), "names marshal.loads"),
-    "a lambda's class": (lambda mark: Call(FunctionType, 1), "names types.FunctionType"),
     "eval": (lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "names __builtin__.eval"),
     "getattr": (lambda mark: Call(getattr, Path(mark), "touch"), "names __builtin__.getattr"),
     "open": (lambda mark: Call(open, str(mark), "w"), "open"),
     "numpy": (lambda mark: np.ones(3), "multiarray._reconstruct"),
     "partial": (lambda mark: functools.partial(print), "names functools.partial"),
-    "another pickle": (lambda mark: Call(pickle.loads, b"N."), "names _pickle.loads"),
+    "another pickle": (lambda mark: Call(pickle.loads, b"N."), "pickle.loads"),
     "another file": (lambda mark: Call(torch.load, str(mark)), "names torch.serialization.load"),
     "setstate": (lambda mark: Armed(), "names test_pickled.Armed"),
     "a layer called": (lambda mark: Call(nn.Linear, 1, 1), "a call of torch.nn.modules.linear.Linear"),
@@ -243,10 +242,10 @@ def test_what_is_no_weight_is_refused_by_name(tmp_path, case):
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_other_protocols_are_refused(tmp_path, protocol):
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_later_protocols_are_refused(tmp_path, protocol):
     torch.save(nn.Linear(1, 1), tmp_path / "m.pth", pickle_protocol=protocol)
-    assert "opcode" in refusal(tmp_path / "m.pth") or protocol == 3
+    assert "opcode FRAME" in refusal(tmp_path / "m.pth")
 
 
 def archive(folder: Path, program: bytes, compression: int = zipfile.ZIP_STORED, **storages: bytes) -> Path:
@@ -261,6 +260,7 @@ def archive(folder: Path, program: bytes, compression: int = zipfile.ZIP_STORED,
 EMPTY = b"(X\x0b\x00\x00\x00_parameters}X\x08\x00\x00\x00_buffers}X\x08\x00\x00\x00_modules}u"
 LAYER = b"ccore.a\nB\n)\x81"
 PROGRAMS = {
+    "a lambda": (b"ctypes\nFunctionType\n(ctypes\nCodeType\n)RtR.", "names types.FunctionType"),
     "slots": (LAYER + b"N}X\x09\x00\x00\x00__class__cposix\nsystem\ns\x86b.", "names posix.system"),
     "slots of records": (LAYER + b"N}\x86b.", "no plain dict"),
     "attributes of a class": (b"ccore.a\nB\n}b.", "attributes for core.a.B"),
@@ -286,7 +286,8 @@ PROGRAMS = {
     "no module": (LAYER + b"}b.", "without _parameters"),
     "reference by text": (b"Pabc\n.", "opcode PERSID"),
     "reference": (b"X\x01\x00\x00\x00aQ.", "no storage of numbers"),
-    "strange storage": (b"(X\x07\x00\x00\x00storagecposix\nsystem\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.", "posix"),
+    "strange storage": (b"(X\x07\x00\x00\x00storageccore.a\nB\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
+                        "no storage of numbers"),
     "a module in itself": (LAYER + b"q\x00}" + EMPTY[:-1] + b"X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00sub.",
                            "is no name of a part"),
     "terminal": (b"c\x1b[2J\nx\n.", r"\x1b[2J.x"),
@@ -337,17 +338,16 @@ def rewritten(path: Path, change) -> Path:
 
 def test_storages_that_are_not_what_the_pickle_says(tmp_path):
     path = rewritten(written(tmp_path, Net()), lambda name, data: data[:-4] if "/data/0" in name else data)
-    assert "storage 0 has 44 bytes, not 12 numbers of torch.float32" in refusal(path)
+    assert "storage 0 has 8 bytes, not 3 numbers of torch.float32" in refusal(path)
     path = rewritten(written(tmp_path, Net()), lambda name, data: b"big" if name.endswith("byteorder") else data)
     assert "big-endian" in refusal(path)
 
 
 def test_a_byte_of_a_weight_that_flipped(tmp_path):
-    path = written(tmp_path, Net())
+    net = Net()
+    path = written(tmp_path, net)
     whole = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as file:
-        entry = file.getinfo("m/data/0")
-    whole[entry.header_offset + 200] ^= 1
+    whole[whole.index(net.head.weight.detach().numpy().tobytes())] ^= 1
     path.write_bytes(whole)
     assert "damaged" in refusal(path)
 
@@ -355,6 +355,6 @@ def test_a_byte_of_a_weight_that_flipped(tmp_path):
 def test_files_of_other_kinds(tmp_path):
     assert "can not be read" in refusal(tmp_path / "none.pth")
     torch.save(Net().state_dict(), tmp_path / "m.pth")
-    assert "opcode" in refusal(tmp_path / "m.pth") or "names" in refusal(tmp_path / "m.pth")
+    assert "attributes for a dict" in refusal(tmp_path / "m.pth")
     torch.save(nn.Linear(1, 1), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "no zip file" in refusal(tmp_path / "old.pth")
