@@ -51,7 +51,7 @@ def read_module(path: str | Path) -> tuple[dict[str, Tensor], dict]:
             f"{path}: a pickled module that is not read, since loading it could run code from the file: {error}. Where "
             "you trust the file, save the weights alone: torch.save({'state_dict': model.state_dict()}, path)"
         ) from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise ModelError(
             f"{path}: truncated or damaged, or no zip file as torch.save writes it ({error}); copy it again"
         ) from error

@@ -352,6 +352,19 @@ def test_a_byte_of_a_weight_that_flipped(tmp_path):
     assert "damaged" in refusal(path)
 
 
+def test_an_entry_name_that_is_no_text(tmp_path):
+    path = archive(tmp_path, b"}.", _é=b"abcd")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xff"))
+    assert "damaged" in refusal(path)
+
+
+def test_every_reader_of_weights_refuses_it(tmp_path):
+    path = with_attribute(tmp_path, Call(os.system, f"touch {tmp_path / 'mark'}"))
+    with pytest.raises(ModelError, match=r"names posix\.system"):
+        describe(path)
+    assert not (tmp_path / "mark").exists()
+
+
 def test_files_of_other_kinds(tmp_path):
     assert "can not be read" in refusal(tmp_path / "none.pth")
     torch.save(Net().state_dict(), tmp_path / "m.pth")
