@@ -7,6 +7,8 @@ from torch import nn
 
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models.checkpoints import load_depth_anything, load_edgenext, load_model, save_checkpoint
+from stereo_core.models.fast_foundation_stereo import config as fast
+from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
 from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, make_config
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 
@@ -14,17 +16,21 @@ __all__ = ["channels_last", "create_model", "from_spec", "load_model", "save_che
 
 
 def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
-    """A FoundationStereo network with random weights.
+    """A network with random weights: FoundationStereo or FastFoundationStereo, in any case.
 
-    Settings (None takes the preset's or the published value): encoder, max_disparity (px, a multiple of 32), variant
-    (nvlabs, tao), disparity_attention (disparity, heads, tao), preset (tiny), corr_levels, corr_radius, n_gru_layers,
-    train_iters, valid_iters, low_memory, mixed_precision. `model.config` holds them all.
+    Settings (None takes the preset's or the published value) of both: encoder, max_disparity (px, a multiple of 32),
+    corr_levels, corr_radius, train_iters, valid_iters, low_memory, mixed_precision. FoundationStereo's: variant
+    (nvlabs, tao), disparity_attention (disparity, heads, tao), preset (tiny), n_gru_layers. FastFoundationStereo's:
+    topology (bp2, unpruned), widths (a mapping of TAO's keys such as gru_hidden; the published values for the rest),
+    gwc_feature_normalize, hidden_dims. `model.config` holds them all.
 
     Raises:
         ModelError: an unknown name, or a value the network can not be built with.
     """
+    if name.lower() == "fastfoundationstereo":
+        return FastFoundationStereo(fast.make_config(**settings))
     if name.lower() != "foundationstereo":
-        raise ModelError(f"model {name!r} is not available; there is FoundationStereo")
+        raise ModelError(f"model {name!r} is not available; there are FoundationStereo and FastFoundationStereo")
     return FoundationStereo(make_config(**settings))
 
 

@@ -136,19 +136,24 @@ def make_config(**settings) -> FoundationStereoConfig:
     _choice("encoder", config.encoder, ENCODERS)
     if preset == "tiny" and config.encoder != "vitt":
         raise ModelError(f"encoder {config.encoder!r} with preset 'tiny': the preset's encoder is 'vitt'; leave it out")
+    in_range("n_gru_layers", config.n_gru_layers, 1, 3)
+    check_common(config)
+    return config
+
+
+def check_common(config) -> None:
+    """Refuse what no network of the family can be built with."""
     if config.max_disparity < 32 or config.max_disparity % 32:
         low = max(32, config.max_disparity // 32 * 32)
         raise ModelError(
             f"max_disparity {config.max_disparity} is not a multiple of 32 (three stride-2 stages on a quarter-"
             f"resolution volume): use {low} or {low + 32}"
         )
-    _range("corr_levels", config.corr_levels, 1, 2)
-    _range("corr_radius", config.corr_radius, 2, 8)
-    _range("n_gru_layers", config.n_gru_layers, 1, 3)
-    _range("low_memory", config.low_memory, 0, 4)
-    _range("train_iters", config.train_iters, 1, None)
-    _range("valid_iters", config.valid_iters, 1, None)
-    return config
+    in_range("corr_levels", config.corr_levels, 1, 2)
+    in_range("corr_radius", config.corr_radius, 2, 8)
+    in_range("low_memory", config.low_memory, 0, 4)
+    in_range("train_iters", config.train_iters, 1, None)
+    in_range("valid_iters", config.valid_iters, 1, None)
 
 
 def settings_of(config: FoundationStereoConfig | dict) -> dict:
@@ -162,6 +167,6 @@ def _choice(name: str, value, choices: tuple) -> None:
         raise ModelError(f"{name} {value!r} is unknown; there are {', '.join(str(c) for c in choices)}")
 
 
-def _range(name: str, value: int, low: int, high: int | None) -> None:
+def in_range(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         raise ModelError(f"{name} {value} is out of range {low}..{'' if high is None else high}")
