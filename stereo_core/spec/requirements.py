@@ -256,10 +256,10 @@ def _model(spec: ExperimentSpec) -> Iterator[Complaint]:
             "model.model_type",
             f"{model.model_type} is a mono network; this product is for stereo only: FoundationStereo",
         )
-    if model.encoder == "vitt" and model.preset != "tiny":
-        yield "model.encoder", "vitt exists in the tiny preset only: model.preset=tiny"
-    if model.preset == "tiny" and model.encoder != "vitt":
-        yield "model.encoder", f"the tiny preset has its own ViT, vitt, not {model.encoder}"
+    if model.encoder == "vitt" and not model.preset:
+        yield "model.encoder", "vitt exists in presets only: model.preset=small or tiny"
+    if model.preset and model.encoder != "vitt":
+        yield "model.encoder", f"the {model.preset} preset has its own ViT, vitt, not {model.encoder}"
     if any(width != 128 for width in model.hidden_dims) or len(model.hidden_dims) < model.n_gru_layers:
         yield "model.hidden_dims", f"{model.hidden_dims}: the network has 128 in every GRU level"
     if model.n_downsample != 2:
