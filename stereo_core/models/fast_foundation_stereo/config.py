@@ -86,7 +86,10 @@ class FastFoundationStereoConfig:
         return self.corr_levels * (2 * self.corr_radius + 1) * (self.classic.widths.volume + 1)
 
 
-SETTINGS = tuple(f.name for f in fields(FastFoundationStereoConfig))
+SETTINGS = tuple(f.name for f in fields(FastFoundationStereoConfig) if f.name != "widths")
+
+
+WIDTH_KEYS = tuple(f.name for f in fields(FastWidths))
 
 
 def make_config(widths: Mapping | FastWidths | None = None, **settings) -> FastFoundationStereoConfig:
@@ -111,12 +114,6 @@ def make_config(widths: Mapping | FastWidths | None = None, **settings) -> FastF
         raise ModelError("hidden_dims is empty; the published network has [128]")
     check_common(config)
     return config
-
-
-def settings_of(config: FastFoundationStereoConfig | dict) -> dict:
-    """What `make_config` takes, of a configuration or its `asdict`."""
-    values = config if isinstance(config, dict) else asdict(config)
-    return {key: values[key] for key in SETTINGS if key in values}
 
 
 def complete_widths(said: Mapping, hidden: int) -> FastWidths:

@@ -68,7 +68,7 @@ class FastFoundationStereo(StereoNetwork):
         _, context = widths.cnet_conv04_widths
         _, enlarged, stem, half = widths.spx_2_gru_widths
         # In the checkpoints; the lookup has its own. Whatever a file holds, these are the offsets.
-        self.register_buffer("dx", _offsets(config.corr_radius))
+        self.register_buffer("dx", offsets(config.corr_radius))
         self.register_load_state_dict_pre_hook(_with_offsets)
         self.update_block = _make_update_block(config)
         self.sam = SpatialAttention()
@@ -115,9 +115,10 @@ def _context_head(in_dim: int, dim: int) -> ConvNorm:
     return ConvNorm(nn.Conv2d(in_dim, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim))
 
 
-def _offsets(radius: int) -> Tensor:
+def offsets(radius: int) -> Tensor:
+    """Of the lookup around a disparity, as checkpoints hold them."""
     return torch.arange(-radius, radius + 1, dtype=torch.int8).reshape(1, 1, -1, 1)
 
 
 def _with_offsets(network: nn.Module, state: dict, prefix: str, *_) -> None:
-    state[f"{prefix}dx"] = _offsets(network.config.corr_radius)
+    state[f"{prefix}dx"] = offsets(network.config.corr_radius)

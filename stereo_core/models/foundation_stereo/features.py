@@ -1,4 +1,4 @@
-"""Image features: EdgeNeXt, decoded to 1/4, 1/8, 1/16 and joined at 1/4 by the frozen Depth Anything V2 feature.
+"""Image features: EdgeNeXt, decoded to 1/4, 1/8, 1/16 and joined at 1/4 by the Depth Anything V2 feature.
 
 B images, C channels, H, W image size, h = H/4, w = W/4.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig, Widths
-from stereo_core.models.foundation_stereo.dpt import FrozenDepthAnything
+from stereo_core.models.foundation_stereo.dpt import DepthAnything
 from stereo_core.models.foundation_stereo.edgenext import make_stages, make_stem
 from stereo_core.models.foundation_stereo.layers import ConvNorm, ResidualBlock, ResidualConv
 
@@ -55,7 +55,7 @@ class Features(ConvolutionalFeatures):
     def __init__(self, config: FoundationStereoConfig):
         super().__init__(config.widths)
         c4 = config.feature_dims[0]
-        self.dino = FrozenDepthAnything(config.vit)
+        self.dino = DepthAnything(config.vit, config.train_vit)
         self.conv4 = nn.Sequential(
             ConvNorm(nn.Conv2d(c4, c4, 3, padding=1, bias=False), nn.InstanceNorm2d(c4)),
             ResidualBlock(c4, c4, nn.InstanceNorm2d),

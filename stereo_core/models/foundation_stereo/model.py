@@ -196,8 +196,10 @@ class StereoNetwork(nn.Module):
 
 
 class FoundationStereo(StereoNetwork):
-    """The published network; see `StereoNetwork`. Its Depth Anything V2 branch stays in eval mode and without
-    gradients."""
+    """The published network; see `StereoNetwork`.
+
+    Its Depth Anything V2 branch stays in eval mode, and without gradients unless `config.train_vit`.
+    """
 
     def __init__(self, config: FoundationStereoConfig):
         super().__init__(config)
