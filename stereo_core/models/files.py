@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stereo_core.errors import ModelError
 from stereo_core.files import sha256_of
+from stereo_core.models.pickled import is_module, read_module
 
 LOG = logging.getLogger(__name__)
 AVERAGES = "ema_state_dict"  # our trainer's averaged weights, under the names of `state_dict`
@@ -33,17 +34,17 @@ class WeightFile:
 
     path: Path
     state: dict[str, Tensor]
-    layout: str  # nvlabs, lightning, plain, safetensors
+    layout: str  # nvlabs, lightning, plain, module, safetensors
     prefix: str = ""  # what stood before every name, e.g. "module."
-    extra: dict = field(default_factory=dict)  # epoch, global_step, hyper_parameters ...
+    extra: dict = field(default_factory=dict)  # epoch, global_step, hyper_parameters ...; settings of a module
 
 
 def read_weights(path: str | Path) -> WeightFile:
     """Read a PyTorch or safetensors file.
 
     Layouts: {"model": ...} (NVlabs), {"state_dict": ...} (Lightning, TAO), the bare state dict, safetensors; each with
-    or without the prefixes of Lightning, DataParallel and torch.compile. Where our trainer averaged the weights
-    (`train.ema_decay`) these are the averages.
+    or without the prefixes of Lightning, DataParallel and torch.compile; and NVlabs' whole pickled module. Where our
+    trainer averaged the weights (`train.ema_decay`) these are the averages.
 
     Raises:
         ModelError: no such file; an engine, an ONNX graph, an encrypted file or anything else that is no checkpoint; a
@@ -51,6 +52,9 @@ def read_weights(path: str | Path) -> WeightFile:
     """
     path = Path(path)
     check_digest(path)
+    if _kind(path) == "torch" and is_module(path):
+        state, settings = read_module(path)
+        return WeightFile(path, state, "module", extra={"settings": settings})
     content = _read_safetensors(path) if _kind(path) == "safetensors" else _read_torch(path)
     layout, state, extra = _open_envelope(path, content)
     if _kind(path) == "safetensors":
