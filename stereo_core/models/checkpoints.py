@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
-from stereo_core.models.files import WeightFile, first_names, read_weights
+from stereo_core.models.files import WeightFile, first_names, read_weights, weights_file
 from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, PRESETS, VIT, make_config, settings_of
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
@@ -54,7 +54,7 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     from the settings our trainer writes into the file or from `cfg.yaml` beside it, else the published values.
 
     Args:
-        path: file of any layout that `read_weights` knows.
+        path: what `read_weights` takes: a file of any layout, "starter", a training's folder with a choice.
         overrides: settings as in `create_model`; they win, unless the weights contradict them.
 
     Raises:
@@ -96,6 +96,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     Raises:
         ModelError: the source is no FoundationStereo checkpoint, the target is the source, or `to` is unknown.
     """
+    source = weights_file(source)
     if Path(target).exists() and Path(target).samefile(source):
         raise ModelError(f"{target}: is the checkpoint to be converted; writing it would lose its training state")
     checkpoint = read_checkpoint(source)
