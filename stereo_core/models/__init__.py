@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
     return FoundationStereo(make_config(**settings))
 
 
-def from_spec(spec, checkpoint: str | None = None) -> nn.Module:
+def from_spec(spec, checkpoint: str | Path | None = None) -> nn.Module:
     """The network that a spec's `model` section asks for.
 
     With a checkpoint its weights are loaded, and it decides whatever the spec leaves unsaid; the backbone files are not

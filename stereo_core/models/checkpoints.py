@@ -18,7 +18,7 @@ from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.fast_foundation_stereo import checkpoints as fast
 from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
-from stereo_core.models.files import WeightFile, first_names, read_weights
+from stereo_core.models.files import WeightFile, first_names, read_weights, weights_file
 from stereo_core.models.foundation_stereo.config import (
     PRESET_SETTINGS,
     PRESETS,
@@ -35,8 +35,13 @@ LOG = logging.getLogger(__name__)
 LAYOUTS = ("nvlabs", "tao")
 DINO = "feature.dino.depth_anything."
 POSITIONS = "pretrained.pos_embed"
-# NVlabs' cfg.yaml beside the file -> our settings, where the keys of the weights can not tell.
-CFG_YAML = {"max_disp": "max_disparity", "train_iters": "train_iters", "valid_iters": "valid_iters"}
+# Settings in NVlabs' cfg.yaml beside the file and in its pickled module -> ours, where the weights can not tell.
+NVLABS = {
+    "max_disp": "max_disparity",
+    "train_iters": "train_iters",
+    "valid_iters": "valid_iters",
+    "normalize": "gwc_feature_normalize",
+}
 
 
 @dataclass
@@ -63,7 +68,7 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     `cfg.yaml` beside it, else the published values.
 
     Args:
-        path: file of any layout that `read_weights` knows.
+        path: what `read_weights` takes: a file of any layout, "starter", a training's folder with a choice.
         overrides: settings as in `create_model`; they win, unless the weights contradict them. `model_type`: the
             network that is expected.
 
@@ -117,6 +122,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
         ModelError: the source is no checkpoint of ours, the target is the source, `to` is unknown, or there is no such
             layout for this network.
     """
+    source = weights_file(source)
     if Path(target).exists() and Path(target).samefile(source):
         raise ModelError(f"{target}: is the checkpoint to be converted; writing it would lose its training state")
     checkpoint = read_checkpoint(source)
@@ -262,11 +268,15 @@ def _usual_attention(variant: str) -> str:
 
 
 def _said(file: WeightFile, names: tuple[str, ...]) -> dict:
-    """Settings `names` written into the file by our trainer, else those of cfg.yaml beside it."""
+    """Settings `names` written into the file by our trainer or held by a module, else those of cfg.yaml beside it."""
     hyper = file.extra.get("hyper_parameters")
     if isinstance(hyper, dict) and isinstance(hyper.get("model"), dict):
         return {key: hyper["model"][key] for key in names if key in hyper["model"]}
-    path = file.path.parent / "cfg.yaml"
+    config = file.extra["settings"] if file.layout == "module" else _cfg_yaml(file.path.parent / "cfg.yaml")
+    return {ours: config[theirs] for theirs, ours in NVLABS.items() if theirs in config and ours in names}
+
+
+def _cfg_yaml(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
@@ -275,7 +285,7 @@ def _said(file: WeightFile, names: tuple[str, ...]) -> dict:
         raise ModelError(f"{path}: the checkpoint's settings can not be read: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: the checkpoint's settings are not a mapping")
-    return {ours: config[theirs] for theirs, ours in CFG_YAML.items() if theirs in config}
+    return config
 
 
 def _contradiction(path: str | Path, key: str, given, found) -> str:

@@ -115,9 +115,9 @@ def settle(verb: str, spec: Section) -> None:
 def _settle_checkpoints(name: str, own: Section) -> None:
     for key in _CHECKPOINTS.get(name, ()):
         said = getattr(own, key)
-        if said not in ("", AUTO) and not is_uri(said) and (file := str(choice.chosen(said))) != said:
+        if said not in ("", AUTO) and not is_uri(said) and (file := choice.chosen(said)) != Path(said):
             LOG.info("%s.%s: %s is %s", name, key, said, file)
-            setattr(own, key, file)
+            setattr(own, key, str(file))
 
 
 def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
