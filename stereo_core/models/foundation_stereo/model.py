@@ -91,6 +91,9 @@ class StereoNetwork(nn.Module):
         _, disparities = self.predict(left_B3HW, right_B3HW, _or(iters, self.config.valid_iters))
         return disparities[-1]
 
+    def open_size(self, is_open: bool) -> None:
+        """Whether a graph that is exported from here on takes any height and width."""
+
     def hierarchical(
         self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None, small_ratio: float = 0.5
     ) -> Tensor:
@@ -225,6 +228,9 @@ class FoundationStereo(StereoNetwork):
         self.stem_4 = make_image_stem(stem, stem * 3 // 2, stem * 3 // 2)
         for unused in (self.context_zqr_convs, self.stem_4):
             unused.requires_grad_(False)  # no gradient would ever come, and among several ranks all would wait for it
+
+    def open_size(self, is_open: bool) -> None:
+        self.feature.dino.open_size = is_open
 
     def correlation(self, left4: Tensor, right4: Tensor) -> Tensor:
         return group_correlation(left4, right4, self.config.bins, self.config.widths.correlation_groups)
