@@ -95,6 +95,14 @@ def test_fast_foundation_stereo_loads_and_says_what_nothing_reads(workspace, cap
     assert [record.args[0] for record in caplog.records if "model." in record.args[0]] == unread
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate", "inference", "export", "trt_evaluate"])
+def test_the_networks_section_loads_in_every_verb(workspace, verb):
+    template = "deploy" if verb.startswith("trt_") else verb
+    model = parse((TEMPLATES / "fast_train.yaml").read_text(), "template")["model"]
+    spec = load_spec(verb, TEMPLATES / f"{template}.yaml", [f"model={model}"])
+    assert (spec.model.model_type, spec.model.gru_hidden) == ("FastFoundationStereo", 60)
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
