@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from stereo_core.models import channels_last, create_model
+from stereo_core.models.foundation_stereo.aggregation import PatchConv3d
 from stereo_core.models.foundation_stereo.cost_volume import SlicedConv3d
 
 
@@ -41,3 +43,15 @@ def test_the_sliced_convolution_is_the_convolution_in_three_dimensions():
     conv = SlicedConv3d(3, 1, 7, padding=3).double()
     volume = torch.rand(2, 3, 5, 6, 7).double()
     torch.testing.assert_close(conv(volume), torch.nn.Conv3d.forward(conv, volume), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding, size", [(0, (8, 12, 17)), ((1, 1, 0), (8, 10, 16))])
+def test_the_sum_over_patches_is_the_convolution_with_its_gradients(padding, size):
+    torch.manual_seed(0)
+    conv = PatchConv3d(6, 6, 4, 4, padding, groups=6).double()
+    results = []
+    for way in (conv.by_patches, conv.forward):
+        volume = torch.rand(2, 6, *size, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        y = way(volume)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (volume, conv.weight, conv.bias))))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

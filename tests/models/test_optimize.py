@@ -117,7 +117,6 @@ def test_group_correlation_is_the_reference():
         (nn.Conv2d(6, 6, 7, padding=3, groups=6), DepthwiseConv, (2, 6, 9, 11)),
         (nn.Conv3d(6, 4, (1, 3, 3), padding=(0, 1, 1)), volume.PlaneConv, (2, 6, 5, 9, 11)),
         (nn.Conv3d(6, 4, (17, 1, 1), padding=(8, 0, 0)), volume.DepthConv, (2, 6, 5, 9, 11)),
-        (nn.Conv3d(6, 6, 4, 4, groups=6), volume.PatchConv, (2, 6, 8, 12, 16)),
         (cost_volume.SlicedConv3d(6, 1, 7, padding=3), volume.ToOneVolume, (2, 6, 9, 5, 11)),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,

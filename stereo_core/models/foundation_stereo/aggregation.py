@@ -39,6 +39,30 @@ class AxialPlanarConv(nn.Module):
         return self.conv2(x)
 
 
+class PatchConv3d(nn.Conv3d):
+    """A depth-wise convolution whose width is its stride: on a GPU one sum of products a patch.
+
+    Libraries have no good kernel for its gradients: they took 31 of a training step's 247 ms (benchmarks/RESULTS.md).
+    """
+
+    def forward(self, volume_BCDhw: Tensor) -> Tensor:
+        if volume_BCDhw.device.type != "cuda":
+            return super().forward(volume_BCDhw)
+        return self.by_patches(volume_BCDhw)
+
+    def by_patches(self, volume_BCDhw: Tensor) -> Tensor:
+        """The same by a product and a sum; what does not fill a patch at the end is left out, as by a convolution."""
+        k = self.kernel_size[0]
+        padded = F.pad(volume_BCDhw, [pad for pad in reversed(self.padding) for _ in range(2)])
+        size = [n // k * k for n in padded.shape[2:]]
+        patches = padded[:, :, : size[0], : size[1], : size[2]]
+        for axis in (4, 3, 2):
+            patches = patches.unflatten(axis, (-1, k))
+        weight_C1k1k1k = self.weight[:, 0, None, :, None, :, None, :].to(patches.dtype)
+        y = (patches * weight_C1k1k1k).sum((3, 5, 7), dtype=torch.promote_types(patches.dtype, torch.float32))
+        return (y + self.bias[:, None, None, None]).to(volume_BCDhw.dtype)
+
+
 class DisparityAttention(nn.Module):
     """Self-attention in one of the three forms in which the same weights were published.
 
@@ -138,7 +162,7 @@ class CostAggregation(nn.Module):
         transformer = DisparityTransformer(c, config.widths.volume_heads, config.disparity_attention)
         self.atts = nn.ModuleDict({"4": transformer})
         padding = (1, 1, 0) if tao else 0
-        self.conv_patch = nn.Sequential(nn.Conv3d(c, c, 4, 4, padding, groups=c), nn.BatchNorm3d(c))
+        self.conv_patch = nn.Sequential(PatchConv3d(c, c, 4, 4, padding, groups=c), nn.BatchNorm3d(c))
         self.feature_att_8 = FeatureAttention(f8, 2 * c, not tao)
         self.feature_att_16 = FeatureAttention(f16, 4 * c, not tao)
         self.feature_att_32 = FeatureAttention(f32, 6 * c, not tao)

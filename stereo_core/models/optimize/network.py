@@ -22,7 +22,6 @@ from stereo_core.models.optimize.update import FastGRU, FastHead, FastMotion
 from stereo_core.models.optimize.volume import (
     DepthConv,
     FastTransformer,
-    PatchConv,
     PlaneConv,
     ToOneVolume,
     UnpaddedTransformer,
@@ -179,8 +178,6 @@ def _speed_up_volume(network: FoundationStereo) -> None:
         form = network.config.disparity_attention
         faster = UnpaddedTransformer if form == "tao" else FastTransformer
         network.cost_agg.atts["4"] = faster(network.cost_agg.atts["4"])
-    if not any(network.cost_agg.conv_patch[0].padding):
-        network.cost_agg.conv_patch[0] = PatchConv(network.cost_agg.conv_patch[0])
     for module in network.cost_agg.modules():
         if isinstance(module, AxialPlanarConv):
             module.conv1[0], module.conv2[0] = PlaneConv(module.conv1[0]), DepthConv(module.conv2[0])

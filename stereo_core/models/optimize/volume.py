@@ -61,22 +61,6 @@ class DepthConv(nn.Module):
         return self.conv(x_BCDhw.reshape(B, C, D, h * w)).reshape(B, -1, D, h, w)
 
 
-class PatchConv(nn.Module):
-    """A depth-wise convolution of volumes whose width is its stride and which pads nothing: one sum a patch."""
-
-    def __init__(self, conv: nn.Conv3d):
-        super().__init__()
-        self.k = conv.kernel_size[0]
-        self.weight, self.bias = nn.Parameter(conv.weight[:, 0].detach().clone()), conv.bias
-
-    def forward(self, x_BCDhw: Tensor) -> Tensor:
-        k = self.k
-        patches = x_BCDhw.unflatten(4, (-1, k)).unflatten(3, (-1, k)).unflatten(2, (-1, k))
-        weight_C1k1k1k = self.weight[:, None, :, None, :, None, :]
-        y = (at_least_float32(patches) * weight_C1k1k1k).sum((3, 5, 7))
-        return y.to(x_BCDhw.dtype) + self.bias[:, None, None, None]
-
-
 class ToOneVolume(nn.Module):
     """`SlicedConv3d` with the slices' number rounded up and channels innermost throughout."""
 
