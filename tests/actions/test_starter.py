@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
@@ -31,3 +33,18 @@ def test_it_finds_the_disparities_of_scenes_it_never_saw(tmp_path):
     source = listed(tmp_path / "scenes", num_scenes=2, height=192, width=384, max_disparity=48, seed=70)
     epe = evaluated(tmp_path / "out", source, "starter")
     assert epe < 4  # random weights are some 40 px off
+
+
+@pytest.mark.slow
+def test_a_dozen_scenes_of_another_style_teach_it_that_style(tmp_path):
+    planes = {"style": "planes", "height": 96, "width": 192, "max_disparity": 40}
+    shown = listed(tmp_path / "shown", num_scenes=12, seed=7, **planes)
+    others = listed(tmp_path / "others", num_scenes=4, seed=8, **planes)
+    split = {"data_sources": [shown], "batch_size": 2, "workers": 1, "augmentation": {"crop_size": [96, 192]}}
+    optim = {"lr": 5e-4, "lr_scheduler": "OneCycleLR"}
+    train = {"pretrained_model_path": "starter", "results_dir": str(tmp_path / "train"), "num_epochs": 3}
+    train |= {"validation_interval": 3, "optim": optim}
+    spec = {"dataset": {"max_disparity": 192, "train_dataset": split}, "train": train}
+    assert perform("train", spec_from_dict("train", spec)) == 0
+    after = evaluated(tmp_path / "after", others, str(tmp_path / "train" / "dn_model_latest.pth"))
+    assert after < evaluated(tmp_path / "before", others, "starter")
