@@ -92,9 +92,9 @@ def train_to_engine_steps(
 
 
 def importer(uri, kind: str):
-    """The artifact at a URI: images, or a model of which its consumers look what it is."""
-    types = {"images": dsl.Dataset, "model": dsl.Model}
-    metadata = {"kind": "images"} if kind == "images" else {}
+    """The artifact at a URI: images, annotations, or a model of which its consumers look what it is."""
+    types = {"images": dsl.Dataset, "annotations": dsl.Dataset, "model": dsl.Model}
+    metadata = {} if kind == "model" else {"kind": kind}
     task = dsl.importer(artifact_uri=uri, artifact_class=types[kind], reimport=False, metadata=metadata)
     task.set_display_name(kind)
     return task.output

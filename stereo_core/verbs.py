@@ -54,6 +54,7 @@ class Verb:
 _TRAINING = {"train": ("train.txt",), "val?": ("val.txt",)}
 _TEST = ("test.txt", "val.txt")
 _DATA = {"images": "images", "annotations": "annotations"}
+_DATA_OR_SCENES = {f"{port}?": kind for port, kind in _DATA.items()}
 _REPORT = {"metrics": "metrics", "report": "report"}
 
 _EVALUATE = Verb(
@@ -133,7 +134,7 @@ _ROWS = (
         action="stereo_core.actions.train",
         sections=("train", "dataset", "model", "wandb"),
         splits=_TRAINING,
-        inputs=_DATA | {"pretrained?": "checkpoint"},
+        inputs=_DATA_OR_SCENES | {"pretrained?": "checkpoint"},
         outputs={"checkpoint": "checkpoint"} | _REPORT,
         input_keys={"pretrained": "train.pretrained_model_path"},
         step_keys={"train.results_dir": "{results}"},

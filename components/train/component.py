@@ -7,11 +7,11 @@ from ..image import launch
 
 @dsl.container_component
 def train(
-    images: dsl.Input[dsl.Dataset],
-    annotations: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
+    images: dsl.Input[dsl.Dataset] = None,
+    annotations: dsl.Input[dsl.Dataset] = None,
     pretrained: dsl.Input[dsl.Model] = None,
     dataset_name: str = "GenericDataset",
     disparity_format: str = "",
@@ -26,7 +26,8 @@ def train(
     """Train or fine-tune FoundationStereo.
 
     Args:
-        images: The folder of images, disparities and masks.
+        images: The folder of images, disparities and masks. Neither it nor the annotations are needed where all
+            data_sources of the spec are Synthetic.
         annotations: The folder of annotation files that `convert` writes (train.txt, val.txt); paths relative to
             the images.
         pretrained: A checkpoint to start from.

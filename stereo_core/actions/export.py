@@ -67,7 +67,7 @@ def run(spec: Any, status: Any) -> Outcome:
     _check_weights(model)
     # The file is float32 for every batch; lower precision is the engine's business.
     model.config = replace(model.config, mixed_precision=False, valid_iters=section.valid_iters)
-    model.feature.dino.open_size = section.dynamic_hw
+    model.open_size(section.dynamic_hw)
     graph = ExportGraph(model).eval()
     info = _info(model.config, section)
     with atomic_path(out) as temporary:

@@ -1,13 +1,12 @@
-"""Checkpoints of FoundationStereo: other people's files -> our state dict, and back.
+"""Checkpoints of both networks: other people's files -> our state dict, and back.
 
-Our keys are NVlabs' names, whatever the variant. TAO's names exist in this file only.
+Our keys are NVlabs' names, whatever the variant; `names.py` has TAO's.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,19 @@ from torch import Tensor, nn
 
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
-from stereo_core.models.files import WeightFile, first_names, read_weights
-from stereo_core.models.foundation_stereo.config import VIT, make_config, settings_of
+from stereo_core.models.fast_foundation_stereo import checkpoints as fast
+from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
+from stereo_core.models.files import WeightFile, first_names, read_weights, weights_file
+from stereo_core.models.foundation_stereo.config import (
+    PRESET_SETTINGS,
+    PRESETS,
+    SETTINGS,
+    VIT,
+    make_config,
+    settings_of,
+)
 from stereo_core.models.foundation_stereo.model import FoundationStereo
+from stereo_core.models.names import edgenext_from_authors, from_tao, to_tao
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
 from stereo_core.spec.text import parse
 
@@ -26,17 +35,21 @@ LOG = logging.getLogger(__name__)
 LAYOUTS = ("nvlabs", "tao")
 DINO = "feature.dino.depth_anything."
 POSITIONS = "pretrained.pos_embed"
-# NVlabs' cfg.yaml beside the file -> our settings, where the keys of the weights can not tell.
-CFG_YAML = {"max_disp": "max_disparity", "train_iters": "train_iters", "valid_iters": "valid_iters"}
-# timm's and the authors' name of the same EdgeNeXt layer
-EDGENEXT = {"conv_dw": "dwconv", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
+# Settings in NVlabs' cfg.yaml beside the file and in its pickled module -> ours, where the weights can not tell.
+NVLABS = {
+    "max_disp": "max_disparity",
+    "train_iters": "train_iters",
+    "valid_iters": "valid_iters",
+    "normalize": "gwc_feature_normalize",
+}
 
 
 @dataclass
 class Checkpoint:
-    """A FoundationStereo checkpoint under our names."""
+    """A checkpoint under our names."""
 
     file: WeightFile
+    network: str  # FoundationStereo or FastFoundationStereo
     state: dict[str, Tensor]
     names: str  # names in the file: nvlabs or tao
     found: dict  # settings that the weights' keys and shapes fix
@@ -50,30 +63,42 @@ class Checkpoint:
 def load_model(path: str | Path, **overrides) -> nn.Module:
     """The network of a checkpoint, in float32, with its weights.
 
-    Encoder, variant, preset and lookup sizes come from the keys and shapes; max_disparity, attention and iterations
-    from the settings our trainer writes into the file or from `cfg.yaml` beside it, else the published values.
+    Encoder, variant and lookup sizes, and FastFoundationStereo's topology and widths, come from the keys and shapes;
+    preset, max_disparity, attention and iterations from the settings our trainer writes into the file or from
+    `cfg.yaml` beside it, else the published values.
 
     Args:
-        path: file of any layout that `read_weights` knows.
-        overrides: settings as in `create_model`; they win, unless the weights contradict them.
+        path: what `read_weights` takes: a file of any layout, "starter", a training's folder with a choice.
+        overrides: settings as in `create_model`; they win, unless the weights contradict them. `model_type`: the
+            network that is expected.
 
     Raises:
         ModelError: no usable checkpoint, one of another network, or settings that its weights do not fit.
     """
     checkpoint = read_checkpoint(path)
     given = {key: value for key, value in overrides.items() if value is not None}
-    for key, value in checkpoint.found.items():
-        if key in given and given[key] != value:
-            raise ModelError(_contradiction(path, key, given[key], value))
-    settings = checkpoint.said | given | checkpoint.found
+    asked = given.pop("model_type", checkpoint.network)
+    if asked.lower() != checkpoint.network.lower():
+        raise ModelError(_contradiction(path, "model_type", asked, checkpoint.network))
     with torch.device("meta"):
-        model = FoundationStereo(make_config(**settings))
+        model = _make_network(checkpoint, given)
     quantization = read_quantization(checkpoint.file.extra, path)
     state = checkpoint.state if quantization is None else dequantized(checkpoint.state, quantization, path)
     _load(model, state, path, "the file is of another network or incomplete")
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
     return model
+
+
+def _make_network(checkpoint: Checkpoint, given: dict) -> nn.Module:
+    path, found = checkpoint.file.path, checkpoint.found
+    if checkpoint.network == "FastFoundationStereo":
+        return FastFoundationStereo(fast.config_of(found, checkpoint.said, given, path))
+    given = {key: value for key, value in given.items() if key not in fast.SPEC_KEYS}
+    for key, value in found.items():
+        if key in given and given[key] != value:
+            raise ModelError(_contradiction(path, key, given[key], value))
+    return FoundationStereo(make_config(**checkpoint.said | given | found))
 
 
 def save_checkpoint(
@@ -94,14 +119,16 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     Epoch, step and settings are kept; optimizer states are not.
 
     Raises:
-        ModelError: the source is no FoundationStereo checkpoint, the target is the source, or `to` is unknown.
+        ModelError: the source is no checkpoint of ours, the target is the source, `to` is unknown, or there is no such
+            layout for this network.
     """
+    source = weights_file(source)
     if Path(target).exists() and Path(target).samefile(source):
         raise ModelError(f"{target}: is the checkpoint to be converted; writing it would lose its training state")
     checkpoint = read_checkpoint(source)
     if read_quantization(checkpoint.file.extra, source):
         raise ModelError(f"{source}: a quantised checkpoint has one layout; convert the one it was made from")
-    variant = checkpoint.found["variant"]
+    variant = checkpoint.found.get("variant", to)
     if variant != to:
         LOG.warning("%s: a network of variant %s; the %s layout does not make it run in %s's code",
                     source, variant, to, "TAO" if to == "tao" else "NVlabs")  # fmt: skip
@@ -113,7 +140,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
 def describe(path: str | Path) -> dict:
     """What a weight file holds, without building a network.
 
-    `network` is FoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` is what `load_model` would choose.
+    `network` is FoundationStereo, FastFoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` is what
+    `load_model` would choose.
 
     Raises:
         ModelError: no usable weight file.
@@ -127,6 +155,9 @@ def describe(path: str | Path) -> dict:
         settings = checkpoint.settings
         attention = settings.get("disparity_attention") or _usual_attention(settings["variant"])
         known |= {"names": checkpoint.names} | settings | {"disparity_attention": attention}
+    elif known["network"] == "FastFoundationStereo":
+        checkpoint = _recognise(file)
+        known |= {"names": checkpoint.names} | checkpoint.settings
     elif known["network"] == "DepthAnythingV2":
         known["encoder"] = _encoder(file.state[POSITIONS].shape[-1], path)
     if quantization := read_quantization(file.extra, path):
@@ -136,65 +167,30 @@ def describe(path: str | Path) -> dict:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a FoundationStereo checkpoint of any layout, its tensors as they are in the file.
+    """Read a checkpoint of any layout, its tensors as they are in the file.
 
     Raises:
-        ModelError: no usable file, or not of a FoundationStereo network.
+        ModelError: no usable file, or of neither network.
     """
     return _recognise(read_weights(path))
 
 
 def _recognise(file: WeightFile) -> Checkpoint:
     network = _network(file)
-    if network != "FoundationStereo":
-        raise ModelError(f"{file.path}: {OTHER_NETWORKS[network]}")
+    if network in PARTS:
+        raise ModelError(f"{file.path}: {PARTS[network]}")
     tao = any(key.startswith(("feature.downsample_layers.", "cost_agg.atts.cost_vol_disp.")) for key in file.state)
     state = {from_tao(key): value for key, value in file.state.items()} if tao else dict(file.state)
+    names = "tao" if tao else "nvlabs"
+    if network == "FastFoundationStereo":
+        found, said = fast.fixed_by_weights(state, file.path), _said(file, fast.SETTINGS)
+        return Checkpoint(file, network, fast.complete(state), names, found, said)
     _complete_aliases(state)
-    return Checkpoint(file, state, "tao" if tao else "nvlabs", _fixed_by_weights(state, file.path), _said(file))
-
-
-# Names
-
-
-def from_tao(key: str) -> str:
-    """TAO's name of a weight -> ours."""
-    key = key.replace("cost_agg.atts.cost_vol_disp.", "cost_agg.atts.4.")
-    if key.startswith("feature."):
-        return "feature." + _edgenext_from_authors(key.removeprefix("feature."))
-    if key.startswith("cnet.norm."):
-        return key
-    return key.replace(".norm.", ".bn.")
-
-
-def to_tao(key: str) -> str:
-    """Our name of a weight -> TAO's."""
-    key = key.replace("cost_agg.atts.4.", "cost_agg.atts.cost_vol_disp.")
-    if not key.startswith("feature."):
-        return key.replace(".bn.", ".norm.")
-    if match := re.fullmatch(r"feature\.stem\.(.+)", key):
-        return f"feature.downsample_layers.0.{match[1]}"
-    if match := re.fullmatch(r"feature\.stages\.(\d)\.downsample\.(.+)", key):
-        return f"feature.downsample_layers.{match[1]}.{match[2]}"
-    if match := re.fullmatch(r"feature\.stages\.(\d)\.blocks\.(\d+)\.(.+)", key):
-        layer = match[3]
-        for ours, theirs in EDGENEXT.items():
-            layer = layer.replace(ours, theirs)
-        return f"feature.stages.{match[1]}.{match[2]}.{layer}"
-    return key
-
-
-def _edgenext_from_authors(key: str) -> str:
-    if match := re.fullmatch(r"downsample_layers\.0\.(.+)", key):
-        return f"stem.{match[1]}"
-    if match := re.fullmatch(r"downsample_layers\.(\d)\.(.+)", key):
-        return f"stages.{match[1]}.downsample.{match[2]}"
-    if match := re.fullmatch(r"stages\.(\d)\.(\d+)\.(.+)", key):
-        layer = match[3]
-        for ours, theirs in EDGENEXT.items():
-            layer = layer.replace(theirs, ours)
-        return f"stages.{match[1]}.blocks.{match[2]}.{layer}"
-    return key
+    found, said = _fixed_by_weights(state, file.path), _said(file, SETTINGS)
+    if found["encoder"] == "vitt":
+        stored = said.pop("preset", None)
+        (found if stored else said)["preset"] = stored or _likely_preset(said, file.path)
+    return Checkpoint(file, network, state, names, found, said)
 
 
 def _complete_aliases(state: dict[str, Tensor]) -> None:
@@ -207,8 +203,7 @@ def _complete_aliases(state: dict[str, Tensor]) -> None:
 
 # Recognition
 
-OTHER_NETWORKS = {
-    "FastFoundationStereo": "a FastFoundationStereo checkpoint; that network is not available here",
+PARTS = {
     "DepthAnythingV2": "only the ViT branch (Depth Anything V2); it belongs in "
     "model.stereo_backbone.depth_anything_v2_pretrained_path",
     "EdgeNeXt": "only an EdgeNeXt; it belongs in model.stereo_backbone.edgenext_pretrained_path",
@@ -233,13 +228,23 @@ def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict:
     found = {
         "encoder": encoder,
         "variant": "nvlabs" if "corr_stem.1.bn.weight" in state else "tao",
-        "preset": "tiny" if encoder == "vitt" else None,
         "n_gru_layers": sum(f"update_block.gru{scale}.conv0.0.weight" in state for scale in ("04", "08", "16")),
     }
+    if encoder != "vitt":  # the presets are told apart by what is stored beside the weights
+        found["preset"] = None
     lookup, patch = (state.get(key) for key in ("update_block.encoder.convc1.weight", "cost_agg.conv_patch.1.weight"))
     if lookup is not None and patch is not None:
         found |= _lookup_sizes(lookup.shape[1], patch.shape[0] + 1)
     return found
+
+
+def _likely_preset(said: dict, path: str | Path) -> str:
+    """Of the presets, whose shapes are the same, the one of the stored max_disparity, else tiny."""
+    ranges = {PRESET_SETTINGS[name]["max_disparity"]: name for name in PRESETS}
+    preset = ranges.get(said.get("max_disparity"), "tiny")
+    LOG.info("%s: its shapes are those of presets %s; %s is taken unless model.preset says otherwise",
+             path, " and ".join(PRESETS), preset)  # fmt: skip
+    return preset
 
 
 def _lookup_sizes(width: int, channels: int) -> dict:
@@ -262,12 +267,16 @@ def _usual_attention(variant: str) -> str:
     return make_config(variant=variant).disparity_attention
 
 
-def _said(file: WeightFile) -> dict:
-    """Settings written into the file by our trainer, else those of cfg.yaml beside it."""
+def _said(file: WeightFile, names: tuple[str, ...]) -> dict:
+    """Settings `names` written into the file by our trainer or held by a module, else those of cfg.yaml beside it."""
     hyper = file.extra.get("hyper_parameters")
     if isinstance(hyper, dict) and isinstance(hyper.get("model"), dict):
-        return settings_of(hyper["model"])
-    path = file.path.parent / "cfg.yaml"
+        return {key: hyper["model"][key] for key in names if key in hyper["model"]}
+    config = file.extra["settings"] if file.layout == "module" else _cfg_yaml(file.path.parent / "cfg.yaml")
+    return {ours: config[theirs] for theirs, ours in NVLABS.items() if theirs in config and ours in names}
+
+
+def _cfg_yaml(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
@@ -276,7 +285,7 @@ def _said(file: WeightFile) -> dict:
         raise ModelError(f"{path}: the checkpoint's settings can not be read: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: the checkpoint's settings are not a mapping")
-    return {ours: config[theirs] for theirs, ours in CFG_YAML.items() if theirs in config}
+    return config
 
 
 def _contradiction(path: str | Path, key: str, given, found) -> str:
@@ -315,6 +324,8 @@ def _load(module: nn.Module, state: dict[str, Tensor], path: str | Path, mend: s
 def _write(path: str | Path, state: dict[str, Tensor], layout: str, settings: dict, epoch: int, step: int) -> None:
     if layout not in LAYOUTS:
         raise ModelError(f"checkpoint layout {layout!r} is unknown; there are {', '.join(LAYOUTS)}")
+    if layout == "tao" and "cnet.conv04.0.weight" in state:
+        raise ModelError(f"{path}: TAO has no un-pruned FastFoundationStereo; write it in layout nvlabs")
     common = {"epoch": epoch, "global_step": step, "hyper_parameters": {"model": settings}}
     state = {key: value.detach().cpu() for key, value in state.items()}
     if layout == "nvlabs":
@@ -354,7 +365,7 @@ def load_edgenext(model: nn.Module, path: str | Path) -> None:
     file = read_weights(path)
     if _network(file) != "EdgeNeXt":
         raise ModelError(f"{path}: not an EdgeNeXt file (keys stem.*, stages.*)")
-    state = {_edgenext_from_authors(key): t for key, t in file.state.items() if not key.startswith(("norm.", "head."))}
+    state = {edgenext_from_authors(key): t for key, t in file.state.items() if not key.startswith(("norm.", "head."))}
     backbone = nn.Module()
     backbone.stem, backbone.stages = model.feature.stem, model.feature.stages
     _load(backbone, state, path, "EdgeNeXt-small is needed (widths 48, 96, 160, 304)")

@@ -81,7 +81,7 @@ def dequantized(state: dict[str, Tensor], quantization: Quantization, path: str 
     Raises:
         ModelError: a scale without its weight, or a low-precision weight without its scale.
     """
-    low = {key.removesuffix(".weight") for key, value in state.items() if value.dtype in DTYPES.values()}
+    low = formats_of(state).keys()
     if odd := low ^ set(quantization.weight_scales):
         raise ModelError(f"{path}: quantised weights and their scales do not agree, {sorted(odd)[0]} among them")
     floats = {f"{n}.weight": state[f"{n}.weight"].float() * scale for n, scale in quantization.weight_scales.items()}
@@ -107,7 +107,8 @@ def round_activations(model: nn.Module, quantization: Quantization, formats: dic
 def formats_of(state: dict[str, Tensor]) -> dict[str, str]:
     """Layer -> int8 or fp8, for the weights in low precision."""
     names = {dtype: name for name, dtype in DTYPES.items()}
-    return {key.removesuffix(".weight"): names[t.dtype] for key, t in state.items() if t.dtype in names}
+    weights = {key.removesuffix(".weight"): t for key, t in state.items() if key.endswith(".weight")}
+    return {layer: names[t.dtype] for layer, t in weights.items() if t.dtype in names}
 
 
 def rounds(model: nn.Module) -> bool:

@@ -13,12 +13,15 @@ from typing import Any
 from stereo_core.spec.dataset import Augmentation
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
+from stereo_core.spec.model import FAST_KEYS, Model
 from stereo_core.spec.paths import dotted, group_of
 from stereo_core.spec.train import MULTI_STEP
 from stereo_core.verbs import VERBS, reads_split, section_of
 
 _MONO = "it belongs to mono depth; this product is for stereo"
-_FAST = "it belongs to FastFoundationStereo, which is not available here"
+_FAST = "it belongs to FastFoundationStereo: model.model_type"
+_NO_LAYER = "no layer of the network is made by it"
+_NO_VIT = "FastFoundationStereo has no ViT"
 _WHOLE = "images are taken whole, without augmentation"
 _TILES = "training and validation do not tile"
 
@@ -42,17 +45,9 @@ WITHOUT_EFFECT: dict[str, str] = {
     "model.mono_backbone.*": _MONO,
     "model.low_memory": "the lookup that it splits in TAO never holds the most memory, in training or without; smaller "
     "batches or inference.tile take less",
-    "model.gwc_feature_normalize": _FAST,
-    "model.motion_encoder_*": _FAST,
-    "model.gru_*": _FAST,
-    "model.disp_head_*": _FAST,
-    "model.mask_widths": _FAST,
-    "model.stem_2_widths": _FAST,
-    "model.spx_*": _FAST,
-    "model.classifier_mid": _FAST,
-    "model.cnet_conv04_widths": _FAST,
-    "model.cam_mid_channels": _FAST,
-    "model.cost_agg_conv_patch_padding": _FAST,
+    "model.disp_head_input_dim": "gru_hidden says it",
+    "model.classifier_mid": _NO_LAYER,
+    "model.cost_agg_conv_patch_padding": _NO_LAYER,
     "automl.epoch_multiplier": "rungs are counted in epochs: 1, automl_reduction_factor, its square, ...",
     "automl.automl_population_size": "pbt and dehb are not available here",
     "automl.automl_max_experiments": "automl_max_recommendations says it",
@@ -65,7 +60,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "train.tile_min_overlap": _TILES,
     "evaluate.batch_size": "dataset.test_dataset.batch_size says it",
     "evaluate.input_*": "images keep their size, or take the engine's; see evaluate.resize",
-    "evaluate.native_padded": _FAST,
+    "evaluate.native_padded": "images of any size are padded to multiples of 32",
     "inference.num_*": "one device is used, the first of inference.gpu_ids",
     "inference.batch_size": "dataset.infer_dataset.batch_size says it",
     "inference.input_*": "images keep their size, or take the engine's",
@@ -90,6 +85,8 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
             yield path, why
     if isinstance(spec, ExperimentSpec):
         yield from _crop_sizes(verb, spec)
+        if "model" in VERBS[verb].sections:
+            yield from _networks(spec.model)
         if verb == "train":
             yield from _optim(spec)
         if verb == "quantize":
@@ -98,6 +95,22 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
             yield from _automl(spec)
         if spec.dataset.on_error == "skip" and section_of(verb) in ("evaluate", "inference"):
             yield "dataset.on_error", "only training can do without a pair; an unreadable one always fails here"
+
+
+def _networks(model: Model) -> Iterator[tuple[str, str]]:
+    """The keys of the network that `model_type` does not name."""
+    fast = model.model_type == "FastFoundationStereo"
+    for path in _changed(model, ("model",)):
+        if fast and path in _VIT_KEYS:
+            yield path, _NO_VIT
+        elif not fast and not reason(path) and path.removeprefix("model.") in FAST_KEYS:
+            yield path, _FAST
+
+
+_VIT_KEYS = [
+    f"model.stereo_backbone.{key}"
+    for key in ("depth_anything_v2_pretrained_path", "allow_random_backbone", "train_vit")
+]
 
 
 def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:

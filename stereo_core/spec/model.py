@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from stereo_core.spec.fields import Int, Positive, Section, Text, any_case, key, section
 
-Widths = list[Positive] | None
-_FAST = "FastFoundationStereo only"
+Two = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+Four = Annotated[list[Positive], Field(min_length=4, max_length=4)]
+_FAST = "FastFoundationStereo"
 
 
 class StereoBackbone(Section):
-    depth_anything_v2_pretrained_path: Text = key("", "Depth Anything V2 weights of the frozen ViT")
+    depth_anything_v2_pretrained_path: Text = key("", "Depth Anything V2 weights of the ViT")
     edgenext_pretrained_path: Text = key("", "EdgeNeXt weights")
     use_bn: bool = key(False, "BatchNorm in the DPT head; only false exists here")
     use_clstoken: bool = key(False, "Class token in the DPT head; only false exists here")
     allow_random_backbone: bool = key(False, "Train although the frozen ViT has random weights (ours)")
+    train_vit: bool = key(False, "Train the ViT too; preset small does (ours)")
 
 
 class MonoBackbone(Section):
@@ -24,17 +28,21 @@ class MonoBackbone(Section):
     use_clstoken: bool = key(False, "Mono only")
 
 
-class Model(Section):
+class FoundationStereoModel(Section):
     model_type: Annotated[
         Literal["FoundationStereo", "MetricDepthAnything", "RelativeDepthAnything", "FastFoundationStereo"],
         any_case("FoundationStereo", "MetricDepthAnything", "RelativeDepthAnything", "FastFoundationStereo"),
-    ] = key("FoundationStereo", "Architecture, any case; only FoundationStereo exists here")
-    preset: Literal["tiny"] | None = key(None, "tiny: a small network for tests and the demo (ours)")
+    ] = key(
+        "FoundationStereo", "Architecture, any case: FoundationStereo or FastFoundationStereo; unset: the checkpoint's"
+    )
+    preset: Literal["tiny", "small"] | None = key(
+        None, "small: the starter's network; tiny: as narrow, of a smaller range, for tests and the demo (ours)"
+    )
     variant: Literal["auto", "nvlabs", "tao"] = key("auto", "Layout of the network; auto: the checkpoint's (ours)")
     disparity_attention: Literal["auto", "disparity", "heads", "tao"] = key(
         "auto", "Attention along disparity; auto: the variant's (ours)"
     )
-    encoder: Literal["vits", "vitb", "vitl", "vitg", "vitt"] = key("vitl", "Size of the ViT; vitt: the tiny preset's")
+    encoder: Literal["vits", "vitb", "vitl", "vitg", "vitt"] = key("vitl", "Size of the ViT; vitt: the presets'")
     stereo_backbone: StereoBackbone = section(StereoBackbone, "Pretrained parts")
     mono_backbone: MonoBackbone = section(MonoBackbone, "Mono only")
     hidden_dims: list[Positive] = key([128, 128, 128], "Width of each GRU level; only 128 exists here")
@@ -49,25 +57,38 @@ class Model(Section):
     valid_iters: Int = key(22, "GRU iterations in validation, evaluate and inference", ge=1)
     mixed_precision: bool = key(False, "Autocast inside the network")
     low_memory: Int = key(0, "Memory saving level", ge=0, le=4)
-    gwc_feature_normalize: bool | None = key(None, _FAST)
-    motion_encoder_widths: Widths = key(None, _FAST)
-    motion_encoder_final: Positive | None = key(None, _FAST)
-    gru_hidden: Positive | None = key(None, _FAST)
-    gru_gating_conv_widths: Widths = key(None, _FAST)
-    disp_head_input_dim: Positive | None = key(None, _FAST)
-    disp_head_intermediate: Positive | None = key(None, _FAST)
-    disp_head_pwconv1_widths: Widths = key(None, _FAST)
-    mask_widths: Widths = key(None, _FAST)
-    stem_2_widths: Widths = key(None, _FAST)
-    spx_2_gru_widths: Widths = key(None, _FAST)
-    spx_gru_out: Positive | None = key(None, _FAST)
-    classifier_mid: Positive | None = key(None, _FAST)
-    cnet_conv04_widths: Widths = key(None, _FAST)
-    cam_mid_channels: Positive | None = key(None, _FAST)
-    cost_agg_conv_patch_padding: list[Int] | None = key(None, _FAST)
 
+
+class Model(FoundationStereoModel):
+    gwc_feature_normalize: bool | None = key(None, f"{_FAST}: cosine, not the dot product, in the correlation")
+    motion_encoder_widths: Four | None = key(None, f"{_FAST}: two layers of costs, two of disparity")
+    motion_encoder_final: Positive | None = key(None, f"{_FAST}: motion features")
+    gru_hidden: Positive | None = key(None, f"{_FAST}: state of the GRU")
+    gru_gating_conv_widths: Two | None = key(None, f"{_FAST}: the layers before the GRU's gates")
+    disp_head_input_dim: Positive | None = key(None, f"{_FAST}: gru_hidden says it")
+    disp_head_intermediate: Positive | None = key(None, f"{_FAST}: disparity head")
+    disp_head_pwconv1_widths: Two | None = key(None, f"{_FAST}: inside the disparity head's blocks")
+    mask_widths: Two | None = key(None, f"{_FAST}: the upsampling mask's layers")
+    stem_2_widths: Two | None = key(None, f"{_FAST}: image features at 1/2")
+    spx_2_gru_widths: Four | None = key(None, f"{_FAST}: upsampling: mask, enlarged, stem, output")
+    spx_gru_out: Positive | None = key(None, f"{_FAST}: neighbours in the upsampling, 9")
+    classifier_mid: Positive | None = key(None, f"{_FAST}: read by nothing")
+    cnet_conv04_widths: Two | None = key(None, f"{_FAST}: state and context")
+    cam_mid_channels: Positive | None = key(None, f"{_FAST}: inside the channel attention")
+    cost_agg_conv_patch_padding: list[Int] | None = key(None, f"{_FAST}: read by nothing")
+
+
+FAST_KEYS = tuple(name for name in Model.model_fields if name not in FoundationStereoModel.model_fields)
+"""What FoundationStereo does not have."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"encoder": "vitt", "max_disparity": 64, "train_iters": 4, "valid_iters": 8},
+    "small": {
+        "encoder": "vitt",
+        "max_disparity": 192,
+        "train_iters": 4,
+        "valid_iters": 8,
+        "stereo_backbone": {"train_vit": True},
+    },
 }
 """Defaults of `model` under a preset; whatever the user sets wins."""

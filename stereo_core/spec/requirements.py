@@ -11,6 +11,7 @@ from stereo_core.spec.convert import ConvertSpec, FetchSpec, InfoSpec
 from stereo_core.spec.dataset import Augmentation, Dataset, DataSource, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file
 from stereo_core.spec.fields import Section
+from stereo_core.spec.model import Model
 from stereo_core.spec.predict import BESIDE
 from stereo_core.spec.train import AUTO
 from stereo_core.storage import is_uri
@@ -115,9 +116,9 @@ def settle(verb: str, spec: Section) -> None:
 def _settle_checkpoints(name: str, own: Section) -> None:
     for key in _CHECKPOINTS.get(name, ()):
         said = getattr(own, key)
-        if said not in ("", AUTO) and not is_uri(said) and (file := str(choice.chosen(said))) != said:
+        if said not in ("", AUTO) and not is_uri(said) and (file := choice.chosen(said)) != Path(said):
             LOG.info("%s.%s: %s is %s", name, key, said, file)
-            setattr(own, key, file)
+            setattr(own, key, str(file))
 
 
 def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -250,19 +251,13 @@ _RULES = {
 def _model(spec: ExperimentSpec) -> Iterator[Complaint]:
     """Settings of TAO that no published weights use, and other networks."""
     model = spec.model
-    if model.model_type == "FastFoundationStereo":
-        yield "model.model_type", "FastFoundationStereo is not available here; FoundationStereo is"
-    elif model.model_type != "FoundationStereo":
+    if model.model_type in ("MetricDepthAnything", "RelativeDepthAnything"):
         yield (
             "model.model_type",
-            f"{model.model_type} is a mono network; this product is for stereo only: FoundationStereo",
+            f"{model.model_type} is a mono network; this product is for stereo only: FoundationStereo, "
+            "FastFoundationStereo",
         )
-    if model.encoder == "vitt" and model.preset != "tiny":
-        yield "model.encoder", "vitt exists in the tiny preset only: model.preset=tiny"
-    if model.preset == "tiny" and model.encoder != "vitt":
-        yield "model.encoder", f"the tiny preset has its own ViT, vitt, not {model.encoder}"
-    if any(width != 128 for width in model.hidden_dims) or len(model.hidden_dims) < model.n_gru_layers:
-        yield "model.hidden_dims", f"{model.hidden_dims}: the network has 128 in every GRU level"
+    yield from _fast(model) if model.model_type == "FastFoundationStereo" else _classic(model)
     if model.n_downsample != 2:
         yield "model.n_downsample", "the network works at a quarter of the resolution: 2"
     if model.cv_group != 8:
@@ -274,6 +269,27 @@ def _model(spec: ExperimentSpec) -> Iterator[Complaint]:
             yield f"model.stereo_backbone.{name}", "no published weights use it; only false is possible"
     for name in ("depth_anything_v2_pretrained_path", "edgenext_pretrained_path"):
         yield from _file(f"model.stereo_backbone.{name}", getattr(model.stereo_backbone, name), needed=False)
+
+
+def _classic(model: Model) -> Iterator[Complaint]:
+    if model.encoder == "vitt" and not model.preset:
+        yield "model.encoder", "vitt exists in presets only: model.preset=small or tiny"
+    if model.preset and model.encoder != "vitt":
+        yield "model.encoder", f"the {model.preset} preset has its own ViT, vitt, not {model.encoder}"
+    if any(width != 128 for width in model.hidden_dims) or len(model.hidden_dims) < model.n_gru_layers:
+        yield "model.hidden_dims", f"{model.hidden_dims}: the network has 128 in every GRU level"
+
+
+def _fast(model: Model) -> Iterator[Complaint]:
+    if model.encoder not in ("vits", "vitb", "vitl"):
+        yield "model.encoder", f"{model.encoder}: FastFoundationStereo is made for vits, vitb or vitl"
+    if model.preset:
+        yield "model.preset", f"{model.preset} is a FoundationStereo; FastFoundationStereo has no presets"
+    for name in ("variant", "disparity_attention"):
+        if getattr(model, name) != "auto":
+            yield f"model.{name}", "FastFoundationStereo has one; leave it out"
+    if len(model.hidden_dims) < model.n_gru_layers:
+        yield "model.hidden_dims", f"{model.hidden_dims}: fewer than model.n_gru_layers {model.n_gru_layers}"
 
 
 def _augmentation(path: str, augmentation: Augmentation) -> Iterator[Complaint]:

@@ -45,7 +45,7 @@ def sources_of(
         coding: the keys of CODING that the step's parameters set, for the lists that a key takes by itself.
 
     Raises:
-        SpecError, DataError: a source without a list, a list that is not there.
+        SpecError, DataError: a source without a list, a list that is not there, pairs in files without inputs.
     """
     for wanted in _wanted(row):
         if found := _sources(tree, wanted, dataset_name, inputs, coding):
@@ -58,8 +58,15 @@ def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs, cod
     A single source of the user's that names no list says how those are read (`disparity_scale`, ...). Synthetic ones
     need no list.
     """
-    key, annotations = wanted.key, inputs["annotations"].path
-    sources = _said_sources(tree, key)
+    key, sources = wanted.key, _said_sources(tree, wanted.key)
+    if missing := [port for port in ("images", "annotations") if port not in inputs]:
+        if all(map(_is_drawn, sources)) and (sources or not wanted.needed):
+            return sources
+        raise SpecError(
+            f"{key}: reads pairs from files, and nothing is connected to input {' and '.join(missing)}; connect it, or "
+            "let all sources have dataset_name Synthetic"
+        )
+    annotations = inputs["annotations"].path
     unnamed = [source for source in sources if not source.get("data_file") and not _is_drawn(source)]
     if unnamed and len(sources) > 1:
         raise SpecError(

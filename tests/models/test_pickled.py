@@ -13,6 +13,7 @@ from collections import OrderedDict, defaultdict
 from pathlib import Path
 from types import ModuleType
 
+import fast_parity
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from stereo_core.errors import ModelError
-from stereo_core.models.checkpoints import describe
+from stereo_core.models import load_model
+from stereo_core.models.checkpoints import convert_checkpoint, describe
 from stereo_core.models.pickled import read_module
 
 
@@ -117,6 +119,19 @@ def test_the_published_layout(genuine, keys):
 def test_describe_says_what_it_is(genuine):
     found = describe(genuine[0])
     assert (found["layout"], found["network"], found["tensors"]) == ("module", "FastFoundationStereo", 722)
+
+
+def test_it_loads_into_the_network_as_tao_s_layout_does(genuine, golden, pair, tmp_path):
+    """Both give the disparity that NVlabs' code gave with these weights."""
+    path, _ = genuine
+    convert_checkpoint(path, tmp_path / "tao.pth", "tao")
+    reference = golden("fast_bp2_serialize_128x160_d192_it4")
+    left, right, _ = map(torch.from_numpy, pair.make_pair(128, 160, 40.0, reference.info["image_seed"]))
+    for file in (path, tmp_path / "tao.pth"):
+        model = load_model(file).eval()
+        assert (model.config.max_disparity, model.config.valid_iters) == (192, 8)
+        with torch.no_grad():
+            assert fast_parity.misses(reference, "disp", model(left, right, iters=4), bp2=True) is None
 
 
 class Net(nn.Module):

@@ -53,6 +53,7 @@ CACHED = {
     "finetune_and_compare": 7,
     "nightly_regression": 0,
     "quantize_and_compare": 4,
+    "starter": 1,
     "train_to_engine": 2,
     "tune_and_train": 1,
 }

@@ -118,3 +118,19 @@ def test_the_best_of_a_search_is_trained_on(scenes, tmp_path):
     assert measured == pytest.approx([searched, trained], abs=1e-3)
     page = (run.folder / "tasks/report/report").read_text()
     assert "best trial" in page and "training" in page and all(f"{value:.4g}" in page for value in measured)
+
+
+def test_the_starter_is_trained_without_images_and_published(scenes, tmp_path):
+    drawn = {"dataset_name": "Synthetic", "pairs_per_epoch": 4, "height": 64, "width": 96, "scene_disparity": [4, 24]}
+    train = {split: TRAIN["dataset"][split] | {"data_sources": [drawn]} for split in ("train_dataset", "val_dataset")}
+    small = {"preset": "small", "train_iters": 1, "valid_iters": 1}
+    lists = tmp_path / "lists"
+    convert = {"data_root": str(scenes), "results_dir": str(lists), "relative_paths": True, **PATTERNS}
+    assert perform("convert", spec_from_dict("convert", convert)) == 0
+    arguments = {"images_uri": str(scenes), "annotations_uri": str(lists), "publish_uri": str(tmp_path / "models")}
+    arguments |= {"dataset_name": "FSD", "num_epochs": 1, "evaluate_spec": EVALUATE}
+    arguments["train_spec"] = {"model": small, "dataset": train | {"max_disparity": 192}}
+    run = ran("starter", arguments, tmp_path / "run")
+    note = json.loads((tmp_path / "models" / "published.json").read_text())
+    assert note["metrics"]["epe"] == pytest.approx(run.tasks["evaluate"].artifacts["metrics"].metadata["epe"])
+    assert note["kind"] == "checkpoint"

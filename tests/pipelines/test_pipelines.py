@@ -169,6 +169,7 @@ ALWAYS = {
     "evaluate_suite": LOOP,
     "finetune_and_compare": {"convert"} | {name.replace("convert", "convert-2") for name in LOOP},
     "nightly_regression": {"convert", "train", "export", "gen-trt-engine", "trt-evaluate", "publish-model"},
+    "starter": {"evaluate", "publish-model"},
 }
 
 

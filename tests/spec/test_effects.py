@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import stereo_core
+from stereo_core.models.fast_foundation_stereo.config import WIDTH_KEYS
 from stereo_core.models.foundation_stereo.config import SETTINGS
 from stereo_core.spec import load_spec, spec_class
 from stereo_core.spec.effects import WITHOUT_EFFECT, reason, without_effect
@@ -153,6 +154,8 @@ def test_a_key_with_an_effect_is_read_from_its_own_section():
         name, group = name_of(key), re.escape(re.sub(r"[][*]", "", key.rpartition(".")[0].rpartition(".")[2]))
         if key.startswith("model.") and name in SETTINGS:  # taken by name into the network's config
             read = re.search(rf"\b(?:config|section)\.{name}\b", network)
+        elif key.startswith("model.") and name in WIDTH_KEYS:  # likewise, into its widths
+            read = re.search(rf"\bwidths\.{name}\b", network)
         elif name == "results_dir":  # experiment.results_dir resolves it for all
             read = "own.results_dir" in CODE["spec/experiment.py"]
         elif names[name] == 1:

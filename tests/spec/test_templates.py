@@ -87,14 +87,46 @@ def test_tao_s_default_camera_counts_as_none(workspace):
     assert {"baseline", "focal_x"} & spec.dataset.model_fields_set == {"baseline"}
 
 
-def test_fast_foundation_stereo_is_refused_with_the_reason(workspace):
+def test_fast_foundation_stereo_loads_and_says_what_nothing_reads(workspace, caplog):
+    spec = load_spec("train", TEMPLATES / "fast_train.yaml")
+    assert spec.model.model_type == "FastFoundationStereo"
+    assert spec.model.spx_2_gru_widths == [16, 12, 16, 24]
+    unread = ["model.disp_head_input_dim", "model.classifier_mid", "model.cost_agg_conv_patch_padding"]
+    assert [record.args[0] for record in caplog.records if "model." in record.args[0]] == unread
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "inference", "export", "trt_evaluate"])
+def test_the_networks_section_loads_in_every_verb(workspace, verb):
+    template = "deploy" if verb.startswith("trt_") else verb
+    model = parse((TEMPLATES / "fast_train.yaml").read_text(), "template")["model"]
+    spec = load_spec(verb, TEMPLATES / f"{template}.yaml", [f"model={model}"])
+    assert (spec.model.model_type, spec.model.gru_hidden) == ("FastFoundationStereo", 60)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("model.encoder=vitg", "model.encoder: vitg: FastFoundationStereo is made for vits, vitb or vitl"),
+        ("model.variant=tao", "model.variant: FastFoundationStereo has one; leave it out"),
+        ("model.n_gru_layers=2", "model.hidden_dims: [128]: fewer than model.n_gru_layers 2"),
+        ("model.mask_widths=[32]", "model.mask_widths: 1 entries; at least 2 are needed"),
+        ("model.volume_dim=48", "model.volume_dim: 48: the network has 28 cost volume channels"),
+    ],
+)
+def test_fast_foundation_stereo_refuses_what_it_has_not(workspace, override, complaint):
     with pytest.raises(SpecError) as error:
-        load_spec("train", TEMPLATES / "fast_train.yaml")
-    lines = str(error.value).splitlines()
-    assert lines == [
-        f"{TEMPLATES / 'fast_train.yaml'}: model.model_type: FastFoundationStereo is not available here; "
-        "FoundationStereo is"
-    ]
+        load_spec("train", TEMPLATES / "fast_train.yaml", [override])
+    assert str(error.value).endswith(complaint)
+
+
+def test_keys_of_the_other_network_are_warned_of(workspace, caplog):
+    (workspace / "vit.pth").write_bytes(b"x")
+    load_spec(
+        "train", TEMPLATES / "fast_train.yaml", ["model.stereo_backbone.depth_anything_v2_pretrained_path=vit.pth"]
+    )
+    assert "depth_anything_v2_pretrained_path has no effect here: FastFoundationStereo has no ViT" in caplog.text
+    load_spec("train", TEMPLATES / "train.yaml", ["model.gru_hidden=60"])
+    assert "model.gru_hidden has no effect here: it belongs to FastFoundationStereo" in caplog.text
 
 
 def test_mono_is_refused_where_a_network_is_built_and_ignored_for_engines(workspace):

@@ -125,6 +125,23 @@ def test_a_synthetic_source_needs_no_list(tmp_path):
     assert second["data_file"] == str(tmp_path / "annotations" / "train.txt")
 
 
+def test_training_on_scenes_alone_needs_no_inputs(tmp_path):
+    drawn = {"dataset_name": "synthetic"}
+    tree = {"dataset": {"train_dataset": {"data_sources": [drawn]}}}
+    wire("train", tree, "", {}, tmp_path)
+    assert tree["dataset"] == {"train_dataset": {"data_sources": [drawn]}}
+
+
+@pytest.mark.parametrize(("split", "source"), [("train", None), ("train", "train.txt"), ("val", "val.txt")])
+def test_training_on_files_needs_both_inputs(tmp_path, split, source):
+    (tmp_path / "images").mkdir()
+    dataset = {"train_dataset": {"data_sources": [{"dataset_name": "Synthetic"}]}}
+    dataset[f"{split}_dataset"] = {"data_sources": [{"data_file": source}]} if source else {}
+    message = rf"dataset\.{split}_dataset\.data_sources: .*input annotations; connect it"
+    with pytest.raises(UserError, match=message):
+        wire("train", {"dataset": dataset}, "", {"images": artifact("images", tmp_path / "images")}, tmp_path)
+
+
 def test_missing_training_list_names_what_is_there(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "test.txt").touch()

@@ -21,12 +21,14 @@ DROPOUT = 0.1
 
 
 class AxialPlanarConv(nn.Module):
-    """A 3 x 3 convolution in the image plane, then one 17 wide along the disparity; each with BN and ReLU."""
+    """A 3 x 3 convolution in the image plane, then one `length` wide along the disparity; each with BN and ReLU."""
 
-    def __init__(self, dim: int):
+    def __init__(self, in_dim: int, dim: int, length: int = 17):
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv3d(dim, dim, (1, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(dim), nn.ReLU())
-        self.conv2 = nn.Sequential(nn.Conv3d(dim, dim, (17, 1, 1), padding=(8, 0, 0)), nn.BatchNorm3d(dim), nn.ReLU())
+        plane = nn.Conv3d(in_dim, dim, (1, 3, 3), padding=(0, 1, 1))
+        depth = nn.Conv3d(dim, dim, (length, 1, 1), padding=(length // 2, 0, 0))
+        self.conv1 = nn.Sequential(plane, nn.BatchNorm3d(dim), nn.ReLU())
+        self.conv2 = nn.Sequential(depth, nn.BatchNorm3d(dim), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -100,11 +102,11 @@ class DisparityAttention(nn.Module):
 class TransformerLayer(nn.Module):
     """Post-norm."""
 
-    def __init__(self, dim: int, heads: int, form: str):
+    def __init__(self, dim: int, heads: int, form: str, hidden: int):
         super().__init__()
         self.self_attn = DisparityAttention(dim, heads, form)
-        self.linear1 = nn.Linear(dim, dim)
-        self.linear2 = nn.Linear(dim, dim)
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(DROPOUT)
@@ -118,9 +120,9 @@ class TransformerLayer(nn.Module):
 class DisparityTransformer(nn.Module):
     """Volume (B, C, D, h, w) -> the same shape; each pixel's bins are a sequence of their own."""
 
-    def __init__(self, dim: int, heads: int, form: str):
+    def __init__(self, dim: int, heads: int, form: str, layers: int = LAYERS, hidden: int | None = None):
         super().__init__()
-        self.sa = nn.ModuleList(TransformerLayer(dim, heads, form) for _ in range(LAYERS))
+        self.sa = nn.ModuleList(TransformerLayer(dim, heads, form, hidden or dim) for _ in range(layers))
 
     def forward(self, x_BCDhw: Tensor) -> Tensor:
         B, C, D, h, w = x_BCDhw.shape
@@ -154,7 +156,7 @@ class CostAggregation(nn.Module):
         self.conv3_up = _up(6 * c, 4 * c)
         self.conv2_up = _up(4 * c, 2 * c)
         self.conv1_up = _up(2 * c, c)
-        self.conv_out = nn.Sequential(AxialPlanarConv(c), AxialPlanarConv(c))
+        self.conv_out = nn.Sequential(AxialPlanarConv(c, c), AxialPlanarConv(c, c))
         self.agg_0 = _merge(8 * c, 4 * c, nn.Conv3d)
         self.agg_1 = _merge(4 * c, 2 * c, nn.ConvTranspose3d if tao else nn.Conv3d)
         transformer = DisparityTransformer(c, config.widths.volume_heads, config.disparity_attention)
@@ -183,17 +185,17 @@ class CostAggregation(nn.Module):
     def along_disparity(self, volume: Tensor) -> Tensor:
         patches = self.conv_patch(volume)
         if self.transformer_first:
-            return _enlarge(self.atts["4"](patches))
-        return self.atts["4"](_enlarge(patches))
+            return enlarge(self.atts["4"](patches))
+        return self.atts["4"](enlarge(patches))
 
 
-def _enlarge(volume: Tensor) -> Tensor:
+def enlarge(volume: Tensor) -> Tensor:
     return F.interpolate(volume, scale_factor=4, mode="trilinear", align_corners=False)
 
 
 def _down(in_dim: int, dim: int) -> nn.Sequential:
     conv = nn.Conv3d(in_dim, dim, 3, 2, 1, bias=False)
-    return nn.Sequential(ConvNorm(conv, nn.BatchNorm3d(dim)), AxialPlanarConv(dim))
+    return nn.Sequential(ConvNorm(conv, nn.BatchNorm3d(dim)), AxialPlanarConv(dim, dim))
 
 
 def _up(in_dim: int, dim: int) -> ConvNorm:
@@ -202,4 +204,4 @@ def _up(in_dim: int, dim: int) -> ConvNorm:
 
 def _merge(in_dim: int, dim: int, conv: type[nn.Module]) -> nn.Sequential:
     first = ConvNorm(conv(in_dim, dim, 1, bias=False), nn.BatchNorm3d(dim))
-    return nn.Sequential(first, AxialPlanarConv(dim), AxialPlanarConv(dim))
+    return nn.Sequential(first, AxialPlanarConv(dim, dim), AxialPlanarConv(dim, dim))

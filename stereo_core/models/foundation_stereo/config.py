@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from stereo_core.errors import ModelError
 
 VARIANTS = ("nvlabs", "tao")
 ATTENTIONS = ("disparity", "heads", "tao")
 ENCODERS = ("vits", "vitb", "vitl", "vitg", "vitt")
-PRESETS = ("tiny",)
+PRESETS = ("tiny", "small")
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,26 @@ class Widths:
     stem: int = 32  # half-resolution image features, also the output of the mask head
 
 
-WIDTHS = {
-    None: Widths(),
-    "tiny": Widths(
-        edgenext_dims=(24, 48, 88, 168),
-        edgenext_depths=(2, 2, 6, 2),
-        edgenext_heads=4,
-        concat=4,
-        volume=8,
-        context=(16, 24, 32),
-        hidden=32,
-        motion_lookup=64,
-        motion_disparity=16,
-        mask=16,
-        stem=8,
-    ),
-}
+_NARROW = Widths(
+    edgenext_dims=(24, 48, 88, 168),
+    edgenext_depths=(2, 2, 6, 2),
+    edgenext_heads=4,
+    concat=4,
+    volume=8,
+    context=(16, 24, 32),
+    hidden=32,
+    motion_lookup=64,
+    motion_disparity=16,
+    mask=16,
+    stem=8,
+)
+WIDTHS = {None: Widths(), "tiny": _NARROW, "small": _NARROW}
 
 # What a preset says about the settings where the caller says nothing.
 PRESET_SETTINGS = {
     None: {"encoder": "vitl", "max_disparity": 416, "train_iters": 22, "valid_iters": 22},
     "tiny": {"encoder": "vitt", "max_disparity": 64, "train_iters": 4, "valid_iters": 8},
+    "small": {"encoder": "vitt", "max_disparity": 192, "train_iters": 4, "valid_iters": 8, "train_vit": True},
 }
 
 
@@ -86,6 +85,7 @@ class FoundationStereoConfig:
     variant: str = "nvlabs"
     disparity_attention: str = "disparity"
     preset: str | None = None
+    train_vit: bool = False  # else it stays as it was loaded
     corr_levels: int = 2
     corr_radius: int = 4
     n_gru_layers: int = 3
@@ -134,27 +134,34 @@ def make_config(**settings) -> FoundationStereoConfig:
         config = replace(config, disparity_attention="tao" if config.variant == "tao" else "disparity")
     _choice("disparity_attention", config.disparity_attention, ATTENTIONS)
     _choice("encoder", config.encoder, ENCODERS)
-    if preset == "tiny" and config.encoder != "vitt":
-        raise ModelError(f"encoder {config.encoder!r} with preset 'tiny': the preset's encoder is 'vitt'; leave it out")
+    if preset and config.encoder != PRESET_SETTINGS[preset]["encoder"]:
+        own = PRESET_SETTINGS[preset]["encoder"]
+        raise ModelError(
+            f"encoder {config.encoder!r} with preset {preset!r}: the preset's encoder is {own!r}; leave it out"
+        )
+    in_range("n_gru_layers", config.n_gru_layers, 1, 3)
+    check_common(config)
+    return config
+
+
+def check_common(config) -> None:
+    """Refuse what no network of the family can be built with."""
     if config.max_disparity < 32 or config.max_disparity % 32:
         low = max(32, config.max_disparity // 32 * 32)
         raise ModelError(
             f"max_disparity {config.max_disparity} is not a multiple of 32 (three stride-2 stages on a quarter-"
             f"resolution volume): use {low} or {low + 32}"
         )
-    _range("corr_levels", config.corr_levels, 1, 2)
-    _range("corr_radius", config.corr_radius, 2, 8)
-    _range("n_gru_layers", config.n_gru_layers, 1, 3)
-    _range("low_memory", config.low_memory, 0, 4)
-    _range("train_iters", config.train_iters, 1, None)
-    _range("valid_iters", config.valid_iters, 1, None)
-    return config
+    in_range("corr_levels", config.corr_levels, 1, 2)
+    in_range("corr_radius", config.corr_radius, 2, 8)
+    in_range("low_memory", config.low_memory, 0, 4)
+    in_range("train_iters", config.train_iters, 1, None)
+    in_range("valid_iters", config.valid_iters, 1, None)
 
 
-def settings_of(config: FoundationStereoConfig | dict) -> dict:
-    """The settings of a configuration, or of its `asdict`, without the widths: what `make_config` takes."""
-    values = config if isinstance(config, dict) else asdict(config)
-    return {key: values[key] for key in SETTINGS if key in values}
+def settings_of(config) -> dict:
+    """The settings of a network's configuration without the widths, which its weights say."""
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "widths"}
 
 
 def _choice(name: str, value, choices: tuple) -> None:
@@ -162,6 +169,6 @@ def _choice(name: str, value, choices: tuple) -> None:
         raise ModelError(f"{name} {value!r} is unknown; there are {', '.join(str(c) for c in choices)}")
 
 
-def _range(name: str, value: int, low: int, high: int | None) -> None:
+def in_range(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         raise ModelError(f"{name} {value} is out of range {low}..{'' if high is None else high}")

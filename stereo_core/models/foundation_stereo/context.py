@@ -59,11 +59,9 @@ class ContextNetwork(nn.Module):
 class ChannelAttention(nn.Module):
     """Sigmoid weight a channel from its global mean and maximum (CBAM: Woo et al. 2018)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc = nn.Sequential(
-            nn.Conv2d(dim, dim // 16, 1, bias=False), nn.ReLU(), nn.Conv2d(dim // 16, dim, 1, bias=False)
-        )
+        self.fc = nn.Sequential(nn.Conv2d(dim, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, dim, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)

@@ -20,14 +20,19 @@ from stereo_core.models.foundation_stereo.layers import (
 
 def all_pairs(left_BChw: Tensor, right_BChw: Tensor) -> Tensor:
     """Cosine of every left with every right pixel of the same row, in [-1, 1]: (B, h, w left, w right)."""
+    return _products(unit_length(left_BChw, 1), unit_length(right_BChw, 1))
+
+
+def _products(left_BChw: Tensor, right_BChw: Tensor) -> Tensor:
+    """Dot product of every left with every right pixel of the same row, in float32 or wider."""
     with full_precision(left_BChw):
-        left = unit_length(left_BChw, 1).permute(0, 2, 3, 1)
-        right = unit_length(right_BChw, 1).permute(0, 2, 1, 3)
-        return left @ right
+        left, right = at_least_float32(left_BChw), at_least_float32(right_BChw)
+        return left.permute(0, 2, 3, 1) @ right.permute(0, 2, 1, 3)
 
 
-def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: int) -> Tensor:
-    """Cosine of left(x) and right(x - d) within each group of channels, 0 where x < d: (B, G, D, h, w).
+def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: int, normalised: bool = True) -> Tensor:
+    """Cosine (else the dot product) of left(x) and right(x - d) within each group of channels, 0 where x < d:
+    (B, G, D, h, w).
 
     Every pair of a row is multiplied as one matrix product, and its band of diagonals cut out by padding each row to
     w + D - 1 and reading it back with stride w + D; no volume with C channels is ever held.
@@ -35,7 +40,7 @@ def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: 
     B, C, h, w = left_BChw.shape
     left = left_BChw.reshape(B * groups, C // groups, h, w)
     right = right_BChw.reshape(B * groups, C // groups, h, w)
-    pairs = all_pairs(left, right).reshape(B, groups, h, w, w)
+    pairs = (all_pairs if normalised else _products)(left, right).reshape(B, groups, h, w, w)
     padded = F.pad(pairs, (bins - 1, 0)).reshape(B, groups, h, w * (w + bins - 1))
     band = F.pad(padded, (0, w)).reshape(B, groups, h, w, w + bins)[..., :bins]  # column k holds d = D - 1 - k
     return band.flip(-1).permute(0, 1, 4, 2, 3)

@@ -29,7 +29,7 @@ from stereo_core.models.foundation_stereo.cost_volume import (
 from stereo_core.models.foundation_stereo.features import Features
 from stereo_core.models.foundation_stereo.geometry import GeometryLookup
 from stereo_core.models.foundation_stereo.layers import ConvNorm
-from stereo_core.models.foundation_stereo.refinement import UpdateBlock, convex_upsample, make_upsampling
+from stereo_core.models.foundation_stereo.refinement import convex_upsample, make_update_block, make_upsampling
 
 MULTIPLE = 32
 # ImageNet statistics as Python floats: exact in whatever type the image has, and no key of the state dict.
@@ -54,48 +54,27 @@ def unpad(image_BCHW: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     return image_BCHW[..., top : H - bottom, left : W - right]
 
 
-class FoundationStereo(nn.Module):
+class StereoNetwork(nn.Module):
     """Left and right image (B, 3, H, W), RGB, float, 0..255 -> disparity in px of the left view.
 
     eval: (B, 1, H, W), float32 or wider, any H and W: the images are padded to multiples of 32 by repeating their edge,
     and the disparity is cut back. train: (start disparity (B, 1, H/4, W/4) in quarter-resolution px, list of the
     disparities (B, 1, H, W) in px, one an iteration); H and W must be multiples of 32, else ValueError.
 
-    The Depth Anything V2 branch stays in eval mode and without gradients. With `config.mixed_precision` the network
-    runs under float16 autocast on CUDA; norms, cost volume products, softmax over disparity and the disparity itself
-    stay in float32. `model.double()` computes everything in float64.
+    With `config.mixed_precision` the network runs under float16 autocast on CUDA; norms, cost volume products, softmax
+    over disparity and the disparity itself stay in float32. `model.double()` computes everything in float64.
+
+    A network gives it its parts, under the checkpoints' names, and `correlation`.
 
     Attributes:
         recompute: in training keep the inputs of the cost volume's filter and of every iteration only, and compute what
             the gradients need a second time: less memory, the same gradients.
     """
 
-    def __init__(self, config: FoundationStereoConfig):
+    def __init__(self, config: Any):
         super().__init__()
         self.config = config
         self.recompute = False
-        widths, tao = config.widths, config.variant == "tao"
-        c4 = config.feature_dims[0]
-        hidden, stem = widths.hidden, widths.stem
-        self.cnet = ContextNetwork(config)
-        self.update_block = UpdateBlock(config)
-        self.sam = SpatialAttention()
-        self.cam = ChannelAttention(hidden)
-        self.feature = Features(config)
-        self.proj_cmb = nn.Conv2d(c4, widths.concat, 1)
-        self.stem_2 = _image_stem(3, stem)
-        self.spx_2_gru, self.spx_gru = make_upsampling(stem, tao)
-        self.corr_stem = make_stem(widths.correlation_groups + 2 * widths.concat, widths.volume, not tao)
-        self.corr_feature_att = FeatureAttention(c4, widths.volume, not tao)
-        self.cost_agg = CostAggregation(config)
-        self.classifier = make_classifier(widths.volume, not tao)
-        # In the checkpoints, not used by the network:
-        self.context_zqr_convs = nn.ModuleList(
-            nn.Conv2d(hidden, 3 * hidden, 3, padding=1) for _ in range(config.n_gru_layers)
-        )
-        self.stem_4 = _image_stem(stem, stem * 3 // 2)
-        for unused in (self.context_zqr_convs, self.stem_4):
-            unused.requires_grad_(False)  # no gradient would ever come, and among several ranks all would wait for it
 
     def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None):
         H, W = left_B3HW.shape[-2:]
@@ -111,6 +90,9 @@ class FoundationStereo(nn.Module):
         px, the last iteration only."""
         _, disparities = self.predict(left_B3HW, right_B3HW, _or(iters, self.config.valid_iters))
         return disparities[-1]
+
+    def open_size(self, is_open: bool) -> None:
+        """Whether a graph that is exported from here on takes any height and width."""
 
     def hierarchical(
         self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None, small_ratio: float = 0.5
@@ -141,12 +123,12 @@ class FoundationStereo(nn.Module):
             raise ValueError(f"iters {iters}: at least one iteration is needed")
         with self._autocast(left_B3HW):
             B = left_B3HW.shape[0]
-            features, vit_BChw = self.feature(torch.cat([left_B3HW, right_B3HW]))
+            features, context_BChw = self.feature(torch.cat([left_B3HW, right_B3HW]))
             left4, right4 = features[0][:B], features[0][B:]
             volume = self._run(self.filtered_volume, left4, right4, [x[:B] for x in features[1:]])
             disp_B1hw = expected_disparity(self.classifier(volume)) if start_B1hw is None else start_B1hw
             start_B1hw = disp_B1hw
-            states, contexts, attentions = self.context(left_B3HW, vit_BChw[:B])
+            states, contexts, attentions = self.context(left_B3HW, context_BChw[:B])
             stem_2x = self.stem_2(left_B3HW)
             config = self.config
             lookup = GeometryLookup(volume, left4, right4, config.corr_levels, config.corr_radius)
@@ -175,17 +157,16 @@ class FoundationStereo(nn.Module):
 
     def filtered_volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> Tensor:
         """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> (B, C, D, h, w)."""
-        bins = self.config.bins
-        correlation = group_correlation(left4, right4, bins, self.config.widths.correlation_groups)
-        pair = concatenation(self.proj_cmb(left4), self.proj_cmb(right4), bins)
+        correlation = self.correlation(left4, right4)
+        pair = concatenation(self.proj_cmb(left4), self.proj_cmb(right4), self.config.bins)
         volume = self.corr_stem(torch.cat([correlation.to(pair.dtype), pair], dim=1))
         volume = self.corr_feature_att(volume, left4)
         return self.cost_agg(volume, *left_features)
 
-    def context(self, left_B3HW: Tensor, vit_BChw: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def context(self, left_B3HW: Tensor, feature_BChw: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """States, contexts and spatial attentions at 1/4, 1/8, 1/16."""
         states, contexts, attentions = [], [], []
-        for state, context in self.cnet(left_B3HW, vit_BChw):
+        for state, context in self.cnet(left_B3HW, feature_BChw):
             context = torch.relu(context)
             context = self.cam(context) * context
             states.append(torch.tanh(state))
@@ -217,6 +198,44 @@ class FoundationStereo(nn.Module):
         return nullcontext()
 
 
+class FoundationStereo(StereoNetwork):
+    """The published network; see `StereoNetwork`.
+
+    Its Depth Anything V2 branch stays in eval mode, and without gradients unless `config.train_vit`.
+    """
+
+    def __init__(self, config: FoundationStereoConfig):
+        super().__init__(config)
+        widths, tao = config.widths, config.variant == "tao"
+        c4 = config.feature_dims[0]
+        hidden, stem = widths.hidden, widths.stem
+        self.cnet = ContextNetwork(config)
+        self.update_block = make_update_block(config)
+        self.sam = SpatialAttention()
+        self.cam = ChannelAttention(hidden, hidden // 16)
+        self.feature = Features(config)
+        self.proj_cmb = nn.Conv2d(c4, widths.concat, 1)
+        self.stem_2 = make_image_stem(3, stem, stem)
+        self.spx_2_gru, self.spx_gru = make_upsampling(stem, tao)
+        self.corr_stem = make_stem(widths.correlation_groups + 2 * widths.concat, widths.volume, not tao)
+        self.corr_feature_att = FeatureAttention(c4, widths.volume, not tao)
+        self.cost_agg = CostAggregation(config)
+        self.classifier = make_classifier(widths.volume, not tao)
+        # In the checkpoints, not used by the network:
+        self.context_zqr_convs = nn.ModuleList(
+            nn.Conv2d(hidden, 3 * hidden, 3, padding=1) for _ in range(config.n_gru_layers)
+        )
+        self.stem_4 = make_image_stem(stem, stem * 3 // 2, stem * 3 // 2)
+        for unused in (self.context_zqr_convs, self.stem_4):
+            unused.requires_grad_(False)  # no gradient would ever come, and among several ranks all would wait for it
+
+    def open_size(self, is_open: bool) -> None:
+        self.feature.dino.open_size = is_open
+
+    def correlation(self, left4: Tensor, right4: Tensor) -> Tensor:
+        return group_correlation(left4, right4, self.config.bins, self.config.widths.correlation_groups)
+
+
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Batches seen within do not count a second time for the running statistics of batch normalisation."""
@@ -236,10 +255,11 @@ def _or(iters: int | None, default: int) -> int:
     return default if iters is None else iters
 
 
-def _image_stem(in_dim: int, dim: int) -> nn.Sequential:
+def make_image_stem(in_dim: int, mid_dim: int, dim: int) -> nn.Sequential:
+    """Halves the resolution."""
     return nn.Sequential(
-        ConvNorm(nn.Conv2d(in_dim, dim, 3, 2, 1, bias=False), nn.InstanceNorm2d(dim)),
-        nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+        ConvNorm(nn.Conv2d(in_dim, mid_dim, 3, 2, 1, bias=False), nn.InstanceNorm2d(mid_dim)),
+        nn.Conv2d(mid_dim, dim, 3, padding=1, bias=False),
         nn.InstanceNorm2d(dim),
         nn.ReLU(),
     )

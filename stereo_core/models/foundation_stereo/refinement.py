@@ -19,16 +19,15 @@ SCALES = ("04", "08", "16")
 class MotionEncoder(nn.Module):
     """Looked-up costs and disparity -> motion features, the raw disparity as their last channel."""
 
-    def __init__(self, config: FoundationStereoConfig):
+    def __init__(self, lookup: int, widths: tuple[int, int, int, int], dim: int, kernel: int = 3):
+        """`widths`: two convolutions of the costs, two of the disparity. `dim`: motion features without disparity."""
         super().__init__()
-        widths = config.widths
-        lookup = config.corr_levels * (2 * config.corr_radius + 1) * (widths.volume + 1)
-        c, d = widths.motion_lookup, widths.motion_disparity
-        self.convc1 = nn.Conv2d(lookup, c, 1)
-        self.convc2 = nn.Conv2d(c, c, 3, padding=1)
-        self.convd1 = nn.Conv2d(1, d, 7, padding=3)
-        self.convd2 = nn.Conv2d(d, d, 3, padding=1)
-        self.conv = nn.Conv2d(c + d, widths.hidden - 1, 3, padding=1)
+        c1, c2, d1, d2 = widths
+        self.convc1 = nn.Conv2d(lookup, c1, 1)
+        self.convc2 = nn.Conv2d(c1, c2, 3, padding=1)
+        self.convd1 = nn.Conv2d(1, d1, 7, padding=3)
+        self.convd2 = nn.Conv2d(d1, d2, 3, padding=1)
+        self.conv = nn.Conv2d(c2 + d2, dim, kernel, padding=kernel // 2)
 
     def forward(self, disp_B1hw: Tensor, lookup_BChw: Tensor) -> Tensor:
         disp_B1hw = disp_B1hw.to(lookup_BChw.dtype)
@@ -39,10 +38,10 @@ class MotionEncoder(nn.Module):
 
 
 class ConvGRU(nn.Module):
-    def __init__(self, hidden: int, in_dim: int, kernel: int):
+    def __init__(self, hidden: int, x_dim: int, hx_dim: int, kernel: int):
         super().__init__()
         self.convz, self.convr, self.convq = (
-            nn.Conv2d(hidden + in_dim, hidden, kernel, padding=kernel // 2) for _ in range(3)
+            nn.Conv2d(dim, hidden, kernel, padding=kernel // 2) for dim in (hx_dim, hx_dim, hidden + x_dim)
         )
 
     def forward(self, h: Tensor, x: Tensor, hx: Tensor) -> Tensor:
@@ -55,13 +54,14 @@ class ConvGRU(nn.Module):
 class SelectiveGRU(nn.Module):
     """Two GRUs of different kernel, mixed by the context's attention (Selective-Stereo: Wang et al. 2024)."""
 
-    def __init__(self, hidden: int, in_dim: int):
+    def __init__(self, hidden: int, in_dim: int, gating: tuple[int, int] | None = None):
+        """`gating`: widths of the two convolutions before the gates; None: as wide as what they read."""
         super().__init__()
-        self.conv0 = nn.Sequential(nn.Conv2d(in_dim, in_dim, 3, padding=1), nn.ReLU())
-        both = in_dim + hidden
-        self.conv1 = nn.Sequential(nn.Conv2d(both, both, 3, padding=1), nn.ReLU())
-        self.small_gru = ConvGRU(hidden, in_dim, 1)
-        self.large_gru = ConvGRU(hidden, in_dim, 3)
+        x_dim, hx_dim = gating or (in_dim, in_dim + hidden)
+        self.conv0 = nn.Sequential(nn.Conv2d(in_dim, x_dim, 3, padding=1), nn.ReLU())
+        self.conv1 = nn.Sequential(nn.Conv2d(x_dim + hidden, hx_dim, 3, padding=1), nn.ReLU())
+        self.small_gru = ConvGRU(hidden, x_dim, hx_dim, 1)
+        self.large_gru = ConvGRU(hidden, x_dim, hx_dim, 3)
 
     def forward(self, attention_B1hw: Tensor, h: Tensor, *inputs: Tensor) -> Tensor:
         x = self.conv0(torch.cat(inputs, dim=1))
@@ -73,12 +73,12 @@ class SelectiveGRU(nn.Module):
 class HeadBlock(nn.Module):
     """ConvNeXt block without its norm."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE))
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
-        self.pwconv1 = nn.Linear(dim, 4 * dim)
-        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.pwconv1 = nn.Linear(dim, hidden)
+        self.pwconv2 = nn.Linear(hidden, dim)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         y_BhwC = self.dwconv(x_BChw).permute(0, 2, 3, 1)
@@ -87,10 +87,11 @@ class HeadBlock(nn.Module):
 
 
 class DisparityHead(nn.Module):
-    def __init__(self, dim: int):
+    def __init__(self, in_dim: int, dim: int, hidden: tuple[int, int]):
+        """`hidden`: of the two blocks."""
         super().__init__()
-        first, last = nn.Conv2d(dim, dim, 3, padding=1), nn.Conv2d(dim, 1, 3, padding=1)
-        self.conv = nn.Sequential(first, nn.ReLU(), HeadBlock(dim), HeadBlock(dim), last)
+        first, last = nn.Conv2d(in_dim, dim, 3, padding=1), nn.Conv2d(dim, 1, 3, padding=1)
+        self.conv = nn.Sequential(first, nn.ReLU(), HeadBlock(dim, hidden[0]), HeadBlock(dim, hidden[1]), last)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         return self.conv(x_BChw)
@@ -100,22 +101,19 @@ class UpdateBlock(nn.Module):
     """One iteration: new states and the disparity's step in quarter-resolution px. `mask` makes the upsampling feature
     of the finest state, where that is wanted."""
 
-    def __init__(self, config: FoundationStereoConfig):
+    def __init__(
+        self, encoder: MotionEncoder, grus: list[SelectiveGRU], disp_head: DisparityHead, mask: tuple[int, int, int]
+    ):
+        """`grus`: of 1/4, 1/8, 1/16. `mask`: widths of the finest state, hidden, and the upsampling feature."""
         super().__init__()
-        widths = config.widths
-        hidden = widths.hidden
-        self.levels = config.n_gru_layers
-        self.encoder = MotionEncoder(config)
-        # 1/4 takes its context and the motion features; each level also takes its neighbours' states.
-        self.gru04 = SelectiveGRU(hidden, hidden * (2 + (self.levels > 1)))
-        if self.levels > 1:
-            self.gru08 = SelectiveGRU(hidden, hidden * (2 + (self.levels > 2)))
-        if self.levels > 2:
-            self.gru16 = SelectiveGRU(hidden, hidden * 2)
-        self.disp_head = DisparityHead(hidden)
+        self.levels = len(grus)
+        self.encoder = encoder
+        for scale, gru in zip(SCALES, grus, strict=False):
+            setattr(self, f"gru{scale}", gru)
+        self.disp_head = disp_head
         self.mask = nn.Sequential(
-            nn.Conv2d(hidden, widths.mask, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(widths.mask, widths.stem, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(mask[0], mask[1], 3, padding=1), nn.ReLU(),
+            nn.Conv2d(mask[1], mask[2], 3, padding=1), nn.ReLU(),
         )  # fmt: skip
 
     def forward(
@@ -132,24 +130,41 @@ class UpdateBlock(nn.Module):
         return states, at_least_float32(self.disp_head(states[0]))
 
 
+def make_update_block(config: FoundationStereoConfig) -> UpdateBlock:
+    widths = config.widths
+    hidden, levels = widths.hidden, config.n_gru_layers
+    lookup = config.corr_levels * (2 * config.corr_radius + 1) * (widths.volume + 1)
+    c, d = widths.motion_lookup, widths.motion_disparity
+    encoder = MotionEncoder(lookup, (c, c, d, d), hidden - 1)
+    # A level takes its context, the next finer state (1/4: the motion features) and the next coarser one, if any.
+    grus = [SelectiveGRU(hidden, hidden * (2 + (i + 1 < levels))) for i in range(levels)]
+    head = DisparityHead(hidden, hidden, (4 * hidden, 4 * hidden))
+    return UpdateBlock(encoder, grus, head, (hidden, widths.mask, widths.stem))
+
+
 def halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=2, padding=1)  # the padded zeros count
 
 
 def make_upsampling(dim: int, tao: bool) -> tuple[nn.Module, nn.Module]:
     """(`spx_2_gru`, `spx_gru`): upsampling feature and half-resolution stem -> 9 logits a pixel."""
-    return UpsamplingFuse(dim, tao), nn.Sequential(nn.ConvTranspose2d(2 * dim, 9, 4, 2, 1))
+    return UpsamplingFuse(dim, dim, dim, 2 * dim, tao), make_logits(2 * dim)
+
+
+def make_logits(dim: int) -> nn.Sequential:
+    """Upsampling feature at half resolution -> 9 logits a pixel."""
+    return nn.Sequential(nn.ConvTranspose2d(dim, 9, 4, 2, 1))
 
 
 class UpsamplingFuse(nn.Module):
-    def __init__(self, dim: int, tao: bool):
+    def __init__(self, in_dim: int, mid_dim: int, stem_dim: int, dim: int, tao: bool = False):
         super().__init__()
-        self.conv1 = ConvNorm(nn.ConvTranspose2d(dim, dim, 4, 2, 1, bias=False))
-        both = 2 * dim
+        self.conv1 = ConvNorm(nn.ConvTranspose2d(in_dim, mid_dim, 4, 2, 1, bias=False))
+        both = mid_dim + stem_dim
         if tao:
-            self.conv2 = ConvNorm(nn.ConvTranspose2d(both, both, 3, 1, 1, bias=False), activation=False)
+            self.conv2 = ConvNorm(nn.ConvTranspose2d(both, dim, 3, 1, 1, bias=False), activation=False)
         else:
-            self.conv2 = ConvNorm(nn.Conv2d(both, both, 3, padding=1, bias=False))
+            self.conv2 = ConvNorm(nn.Conv2d(both, dim, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor, stem: Tensor) -> Tensor:
         return self.conv2(torch.cat([self.conv1(x), stem], dim=1))

@@ -1,0 +1,69 @@
+"""starter: the network in the package, trained again on synthetic scenes alone, measured on real pairs, published."""
+
+import stereo_components as steps
+from kfp import dsl
+
+from ..steps import importer, policy, reported
+
+SCENES = {"dataset_name": "Synthetic", "height": 320, "width": 640, "scene_disparity": [6, 190]}
+TRAIN = {
+    "model": {"preset": "small", "train_iters": 8},
+    "dataset": {
+        "max_disparity": 192,
+        "train_dataset": {
+            "data_sources": [{**SCENES, "pairs_per_epoch": 2000}],
+            "batch_size": 8,
+            "augmentation": {"crop_size": [320, 640]},
+        },
+        "val_dataset": {"data_sources": [{**SCENES, "pairs_per_epoch": 16}]},
+    },
+    "train": {
+        "precision": "bf16",
+        "clip_grad_norm": 1.0,
+        # A text: YAML readers do not agree on whether 1e-05 is a number.
+        "optim": {"lr": 0.0008, "weight_decay": "0.00001", "lr_scheduler": "OneCycleLR"},
+    },
+}
+EVALUATE = {"dataset": {"max_disparity": 192}}
+
+
+@dsl.pipeline(
+    name="starter",
+    description="The starter network from synthetic scenes alone: trained, measured on pairs it never saw, published.",
+)
+def starter(
+    images_uri: str,
+    annotations_uri: str,
+    publish_uri: str,
+    dataset_name: str = "GenericDataset",
+    num_epochs: int = 4,
+    train_spec: dict = TRAIN,
+    evaluate_spec: dict = EVALUATE,
+):
+    """Repeat the training of the network in the package, or do it with scenes of your own.
+
+    Args:
+        images_uri: Where the images, disparities and masks of the evaluation lie: a folder of this machine, or s3://,
+            gs://, minio://.
+        annotations_uri: Their annotation file as test.txt in a folder, with paths relative to images_uri, likewise.
+        publish_uri: Where the model, its figures and its card go: s3://bucket/prefix, or a folder. One that is there
+            is replaced unless the new one's epe is higher.
+        dataset_name: How the evaluation's disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d,
+            Kitti or GenericDataset.
+        num_epochs: Epochs to train; 0 leaves it to train_spec.
+        train_spec: Spec of train; all its data_sources are Synthetic.
+        evaluate_spec: Spec of evaluate.
+    """
+    with reported("starter"):
+        train = policy(steps.train(num_epochs=num_epochs, spec=train_spec))
+        data = {"images": importer(images_uri, "images"), "annotations": importer(annotations_uri, "annotations")}
+        checkpoint = train.outputs["checkpoint"]
+        measured = steps.evaluate(**data, checkpoint=checkpoint, dataset_name=dataset_name, spec=evaluate_spec)
+        publish = steps.publish_model(
+            model=checkpoint,
+            metrics=policy(measured, cache=False).outputs["metrics"],
+            uri=publish_uri,
+            title="Starter",
+            existing="compare",
+        )
+        policy(publish, cache=False, light=True)

@@ -1,0 +1,1 @@
+"""FastFoundationStereo: FoundationStereo without its ViT, distilled and pruned."""

@@ -1,0 +1,147 @@
+"""What a FastFoundationStereo checkpoint's keys and shapes say, and how a spec goes with them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from stereo_core.errors import ModelError
+from stereo_core.models.fast_foundation_stereo.config import (
+    ENCODERS,
+    SETTINGS,
+    FastFoundationStereoConfig,
+    make_config,
+)
+from stereo_core.models.fast_foundation_stereo.model import offsets
+from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
+
+__all__ = ["SETTINGS", "SPEC_KEYS", "complete", "config_of", "fixed_by_weights"]
+
+LOG = logging.getLogger(__name__)
+SPEC_KEYS = ("widths", "gwc_feature_normalize")  # settings of a spec that FoundationStereo does not have
+TAO_RANGE = 416  # px: what TAO's schema says where a spec is silent; no published weights of this network have it
+
+# Width -> the weights whose first dimension it is.
+FIRST_DIMENSIONS = {
+    "motion_encoder_widths": [f"update_block.encoder.{name}" for name in ("convc1", "convc2", "convd1", "convd2")],
+    "motion_encoder_final": "update_block.encoder.conv",
+    "gru_hidden": "update_block.gru04.small_gru.convz",
+    "gru_gating_conv_widths": ["update_block.gru04.conv0.0", "update_block.gru04.conv1.0"],
+    "disp_head_intermediate": "update_block.disp_head.conv.0",
+    "disp_head_pwconv1_widths": [f"update_block.disp_head.conv.{i}.pwconv1" for i in (2, 3)],
+    "mask_widths": ["update_block.mask.0", "update_block.mask.2"],
+    "stem_2_widths": ["stem_2.0.conv", "stem_2.1"],
+    "cam_mid_channels": "cam.fc.0",
+}
+
+
+def complete(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the offsets of the lookup, which the published file lacks, and without what else it may hold for them."""
+    convc1 = state.get("update_block.encoder.convc1.weight")
+    found = {} if convc1 is None else _lookup(convc1.shape[1])
+    return {"dx": offsets(found.get("corr_radius", 4))} | {key: t for key, t in state.items() if key != "dx"}
+
+
+def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict:
+    """Settings that the keys and shapes decide: topology, encoder, widths, sizes of the lookup, unused layers.
+
+    Raises:
+        ModelError: neither of the two known networks, or weights are missing.
+    """
+    if "cost_agg.post32_to_16.upsample.0.conv.weight" in state:
+        topology, head = "bp2", "cnet.conv04.{}.conv"
+    elif "corr_stem.0.weight" in state:
+        topology, head = "unpruned", "cnet.conv04.{}"
+    else:
+        raise ModelError(
+            f"{path}: a FastFoundationStereo of a searched structure that is not known here; known are bp2 "
+            "(model_best_bp2_serialize.pth, TAO) and the un-pruned network"
+        )
+    try:
+        found = {
+            "topology": topology,
+            "encoder": _encoder(state["proj_cmb.weight"].shape[1], path),
+            "hidden_dims": _unused_widths(state),
+            "widths": _widths(state, head),
+        }
+        return found | _lookup(state["update_block.encoder.convc1.weight"].shape[1])
+    except KeyError as error:
+        raise ModelError(f"{path}: {error.args[0]} is missing; the file is incomplete") from error
+
+
+def config_of(found: dict, said: dict, given: dict, path: str | Path) -> FastFoundationStereoConfig:
+    """The configuration of a file: what its weights decide, what the caller gives, what is stored beside them.
+
+    Raises:
+        ModelError: the caller contradicts the weights, or asks for a range that they were not trained for.
+    """
+    ignored = ("hidden_dims", "n_gru_layers")  # of unused layers: the file's are kept
+    given = {key: value for key, value in given.items() if key not in ignored}
+    for key, value in (given.pop("widths", None) or {}).items():
+        held = found["widths"].get(key)
+        if value is not None and held != (tuple(value) if isinstance(value, (tuple, list)) else value):
+            shown = list(held) if isinstance(held, tuple) else held
+            raise ModelError(f"{path}: holds {key} {shown}, not {value}; set model.{key}={shown} or leave it out")
+    for key in given.keys() & found.keys():
+        if given[key] != found[key]:
+            raise ModelError(f"{path}: holds {key} {found[key]}, not {given[key]}; leave model.{key} out")
+    _check_range(said.get("max_disparity"), given.get("max_disparity"), path)
+    return make_config(**said | given | found)
+
+
+def _check_range(stored: int | None, given: int | None, path: str | Path) -> None:
+    if stored is None and given is None:
+        LOG.info("%s: stores no max_disparity; 192 px, that of the published weights, is taken", path)
+    elif stored is None and given == TAO_RANGE:
+        raise ModelError(
+            f"{path}: was not trained for a max_disparity of {given} px, and its disparities would drift; set "
+            "model.max_disparity=192 or leave it out"
+        )
+    elif None not in (stored, given) and stored != given:
+        LOG.warning("%s: was trained for a max_disparity of %d px, not %d; without training the disparities drift",
+                    path, stored, given)  # fmt: skip
+
+
+def _widths(state: dict[str, Tensor], head: str) -> dict:
+    def first(layer: str) -> int:
+        return state[f"{layer}.weight"].shape[0]
+
+    widths = {
+        key: first(layers) if isinstance(layers, str) else tuple(first(layer) for layer in layers)
+        for key, layers in FIRST_DIMENSIONS.items()
+    }
+    enlarge, mix = state["spx_2_gru.conv1.conv.weight"], state["spx_2_gru.conv2.conv.weight"]
+    in_dim, mid = enlarge.shape[:2]  # transposed: the input comes first
+    widths["spx_2_gru_widths"] = (in_dim, mid, mix.shape[1] - mid, mix.shape[0])
+    widths["spx_gru_out"] = state["spx_gru.0.weight"].shape[1]
+    widths["cnet_conv04_widths"] = (first(head.format(0)), first(head.format(1)))
+    return widths
+
+
+def _unused_widths(state: dict[str, Tensor]) -> tuple[int, ...]:
+    found = []
+    while (weight := state.get(f"context_zqr_convs.{len(found)}.weight")) is not None:
+        found.append(weight.shape[1])
+    if not found:
+        raise KeyError("context_zqr_convs.0.weight")
+    return tuple(found)
+
+
+def _lookup(width: int) -> dict:
+    """Levels and radius of a lookup of levels * 29 * (2 radius + 1) values."""
+    channels = FoundationStereoConfig().widths.volume + 1
+    for levels in (1, 2):
+        taps = width // (levels * channels)
+        if taps * levels * channels == width and taps % 2:
+            return {"corr_levels": levels, "corr_radius": taps // 2}
+    return {}
+
+
+def _encoder(dim: int, path: str | Path) -> str:
+    known = {FoundationStereoConfig(encoder=name).feature_dims[0]: name for name in ENCODERS}
+    if dim not in known:
+        fits = ", ".join(f"{width} ({name})" for width, name in known.items())
+        raise ModelError(f"{path}: its feature at 1/4 has {dim} channels; known are {fits}")
+    return known[dim]
