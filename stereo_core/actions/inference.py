@@ -47,7 +47,7 @@ def run(spec, status: StatusLog) -> Outcome:
     for sample, disparity_HW in predictions(predictor, loader, len(loader)):
         left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
         flat_name = flat_names(sample["rel"].replace("/", "_"))
-        _write(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera)
+        write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera)
         count += 1
     figures = predictor.figures()
     write_results(folder, figures | {"images": count, "settings": predictor.settings})
@@ -76,7 +76,7 @@ def camera_of(spec) -> Calibration:
     )
 
 
-def _write(
+def write_files(
     settings,
     folder: Path,
     rel: str,
