@@ -51,7 +51,9 @@ def read_set(name: str) -> StereoDataset:
     """The pairs of `LIST[:DATASET[:SCALE]]`."""
     listed, dataset, scale, *_ = [*name.split(":"), "", ""]
     stored_scale = float(scale) if scale else None
-    source = SimpleNamespace(dataset_name=dataset, disparity_format="auto", disparity_scale=stored_scale)
+    source = SimpleNamespace(
+        dataset_name=dataset, disparity_format="auto", disparity_scale=stored_scale, image_bits="auto"
+    )
     samples = read_annotations(listed)
     return StereoDataset(samples, [source] * len(samples), [sample.left for sample in samples])
 

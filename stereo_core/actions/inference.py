@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
-from stereo_core.data.calibration import Calibration, read_calibration
+from stereo_core.data import shards
+from stereo_core.data.annotations import Sample
+from stereo_core.data.calibration import Calibration, calibration_beside, read_calibration
 from stereo_core.data.codecs import write_disparity_png16, write_pfm
-from stereo_core.data.depth import depth_from_disparity, write_depth_png, write_point_cloud
+from stereo_core.data.depth import depth_from_disparity, seen_by_both, write_depth_png, write_point_cloud
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
-from stereo_core.errors import SpecError
+from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames
 from stereo_core.models.flags import kept
 from stereo_core.report.pictures import colour_disparity, disparity_range
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
+from stereo_core.spec.predict import BESIDE
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Lost:
+    """Values that a file format can not hold, over a run: pixels, images with any, all pixels with a value."""
+
+    pixels: int = 0
+    images: int = 0
+    known: int = 0
+    nearest: float = math.inf  # the smallest of all values
+
+    def add(self, pixels: int, values_HW: np.ndarray) -> None:
+        positive = values_HW[values_HW > 0]
+        self.pixels += pixels
+        self.images += bool(pixels)
+        self.known += positive.size
+        self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
 
 
 @kept()
@@ -26,29 +53,34 @@ def run(spec, status: StatusLog) -> Outcome:
     """Write the files that `inference.save_*` ask for, named by the left image's `rel` (INTERFACES "Files").
 
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
-    in turbo from 0 to the largest of the image. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera.
+    in turbo from 0 to the largest of the image. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
+    without what is farther than `cloud_max_depth` or hidden from the right camera.
     results.json: `images`, for engines latency, throughput and GPU memory, and `settings`.
 
     Raises:
         SpecError: depth or point clouds are asked for and nothing gives the camera.
+        DataError: a pair can not be read, or its calibration can not be right.
         FloatingPointError: a prediction is not finite.
     """
     settings = spec.inference
     folder = results_dir(spec, "inference")
-    camera = camera_of(spec) if settings.save_depth or settings.save_point_cloud else None
     data = StereoLoaders(spec)
     data.setup("predict")
+    loader = data.predict_dataloader()
+    cameras = Cameras(spec, loader.dataset.samples) if settings.save_depth or settings.save_point_cloud else None
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
-    loader = data.predict_dataloader()
     rels, flat_names, count = UniqueNames(), UniqueNames(), 0
+    lost = {"disparity_png16": Lost(), "depth": Lost()}
     for sample, disparity_HW in predictions(predictor, loader, len(loader)):
         left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
         flat_name = flat_names(sample["rel"].replace("/", "_"))
-        write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera)
+        camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
+        write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
         count += 1
+    _tell(lost)
     figures = predictor.figures()
     write_results(folder, figures | {"images": count, "settings": predictor.settings})
     return Outcome(
@@ -58,22 +90,79 @@ def run(spec, status: StatusLog) -> Outcome:
     )
 
 
-def camera_of(spec) -> Calibration:
-    """The camera from `inference.calibration`, else from `dataset.baseline` and `dataset.focal_x` where both are set.
+class Cameras:
+    """The camera of each image, from `inference.calibration`, else from `dataset.baseline` and `dataset.focal_x`.
+
+    What is doubtful about one becomes a warning, once.
+
+    Args:
+        samples: the pairs; with calibration=auto the files beside their left images are read at once.
 
     Raises:
-        SpecError: neither is given; the schema's defaults of baseline and focal_x belong to no camera of the user's.
-        DataError: the calibration file can not be used.
+        SpecError: nothing gives a camera; the schema's defaults of baseline and focal_x belong to none of the user's.
+        DataError: a calibration can not be used, or with auto an image has none beside it.
     """
+
+    def __init__(self, spec, samples: Sequence[Sample]) -> None:
+        self._doubts: set[str] = set()
+        if spec.inference.calibration == BESIDE:
+            beside: dict[str, Calibration] = {}
+            for sample in samples:
+                folder = _folder(sample.left)
+                beside[folder] = beside.get(folder) or calibration_beside(sample.left)
+            self._camera_of = lambda path: beside[_folder(path)]
+        else:
+            camera = _camera_of_all(spec)
+            self._camera_of = lambda path: camera
+
+    def of(self, path: str, size: tuple[int, int]) -> Calibration:
+        """The camera of a left image of size (height, width); DataError where it can not be that of such images."""
+        try:
+            camera = self._camera_of(path).of_size(*size)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        for doubt in camera.doubts():
+            if doubt not in self._doubts:
+                LOG.warning("%s", doubt)
+        self._doubts.update(camera.doubts())
+        return camera
+
+
+def _folder(image: str) -> str:
+    return posixpath.dirname(shards.loose(image))
+
+
+def _camera_of_all(spec) -> Calibration:
     if spec.inference.calibration:
         return read_calibration(spec.inference.calibration)
     if {"baseline", "focal_x"} <= spec.dataset.model_fields_set:
-        return Calibration(spec.dataset.focal_x, spec.dataset.baseline)
+        source = "dataset.baseline, dataset.focal_x"
+        return Calibration(spec.dataset.focal_x, spec.dataset.baseline, source=source)
     raise SpecError(
         "inference.save_depth, inference.save_point_cloud: need a camera; set inference.calibration to a calib.txt or "
-        "K.txt, or set both dataset.baseline (metres) and dataset.focal_x (px) to your camera's; the defaults count as "
-        "unset"
+        "K.txt, or to auto for the one beside each image, or set both dataset.baseline (metres) and dataset.focal_x "
+        "(px) to your camera's; the defaults count as unset"
     )
+
+
+def _tell(lost: dict[str, Lost]) -> None:
+    """A warning for each kind of file that could not hold all values."""
+    disparity, depth = lost["disparity_png16"], lost["depth"]
+    if disparity.pixels:
+        LOG.warning(
+            "disparity_png16: %d of %d pixels, in %d of the images, are above 255.996 px, the most that the format "
+            "holds, and are stored as that; inference.save_raw_pfm=true writes files that hold them",
+            *(disparity.pixels, disparity.known, disparity.images),
+        )
+    if depth.pixels:
+        LOG.warning(
+            "depth: %d of %d pixels, in %d of the images, do not fit 16-bit millimetres (0.001 to 65.535 m) and are "
+            "stored as 0, unknown%s",
+            *(depth.pixels, depth.known, depth.images),
+            f"; the nearest of all is at {depth.nearest:.4g} m: are focal length and baseline right?"
+            if depth.pixels == depth.known
+            else "",
+        )
 
 
 def write_files(
@@ -84,10 +173,12 @@ def write_files(
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     camera: Calibration | None,
+    lost: dict[str, Lost],
 ) -> None:
-    """The files of one pair."""
+    """The files of one pair; `lost` counts what their formats can not hold."""
     if settings.save_png16:
-        write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
+        too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
+        lost["disparity_png16"].add(too_large, disparity_HW)
     if settings.save_raw_pfm:
         write_pfm(folder / "disparity_pfm" / f"{rel}.pfm", disparity_HW)
     if settings.save_color:
@@ -97,8 +188,8 @@ def write_files(
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
     if settings.save_depth:
-        write_depth_png(folder / "depth" / f"{rel}.png", depth_HW)
+        lost["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
     if settings.save_point_cloud:
-        height, width = depth_HW.shape
-        centre = (camera.cx, camera.cy) if settings.calibration else ((width - 1) / 2, (height - 1) / 2)
-        write_point_cloud(folder / "cloud" / f"{rel}.ply", depth_HW, left_HW3, camera.focal, centre)
+        far = camera.farthest if settings.cloud_max_depth is None else settings.cloud_max_depth
+        shown_HW = (depth_HW <= far) & seen_by_both(disparity_HW)
+        write_point_cloud(folder / "cloud" / f"{rel}.ply", np.where(shown_HW, depth_HW, 0), left_HW3, camera)

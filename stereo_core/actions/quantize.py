@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stereo_core.actions import evaluate
-from stereo_core.data.images import read_image
+from stereo_core.data.images import read_views
 from stereo_core.engines import BuildSettings, build_engine
 from stereo_core.engines.base import normalise
 from stereo_core.engines.files import file_kind, read_onnx
@@ -140,7 +140,7 @@ def _pairs(spec: Any, status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarra
     with samples_of(spec.dataset) as samples:
         status.running(f"Calibrating on {len(samples)} pairs")
         for sample in samples:
-            left, right = read_image(sample.left), read_image(sample.right)
+            left, right = read_views(sample.left, sample.right)
             if left.shape != right.shape:
                 raise DataError(f"{sample.where}: {sample.left} and {sample.right} differ in size: no rectified pair")
             yield left, right

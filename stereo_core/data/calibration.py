@@ -1,15 +1,29 @@
-"""Calibration files -> focal length, baseline and the rest that turns disparity into depth."""
+"""Calibration files -> focal lengths, baseline and the rest that turns disparity into depth."""
 
 from __future__ import annotations
 
+import math
+import os
+import posixpath
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
+from stereo_core import storage
+from stereo_core.data import shards
 from stereo_core.data.images import read_bytes
 from stereo_core.errors import DataError
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+NAMES = ("calib.txt", "K.txt")  # what a calibration beside an image is called, the first that is there
+
+_BASELINES = (0.001, 10.0)  # m; a file in the wrong unit is out of this by a factor of 1000
+_SQUARE = 0.05  # share by which fx and fy of square pixels may differ
+_MIDDLE = (0.3, 0.7)  # share of the image in which principal points lie, but for those of crops
+_VIEWS = (5.0, 150.0)  # degrees that a rectified image sees from left to right
+_COMMENT = re.compile(r"(#|//|%).*")
+_K = "[fx 0 cx; 0 fy cy; 0 0 1]"
 
 
 @dataclass(frozen=True)
@@ -17,52 +31,182 @@ class Calibration:
     """A rectified pair: depth in m = focal * baseline / (disparity + doffs).
 
     Attributes:
-        focal: px.
+        focal: px, horizontal (fx).
         baseline: m.
         doffs: px; x of the right principal point minus that of the left one.
-        cx, cy: px; the left principal point.
+        cx, cy: px; the left principal point; None: the middle of the image.
+        focal_y: px, vertical (fy); None: as focal.
+        width, height: px of the images it is for; None: not said.
+        source: the file, or what else it comes from, for messages.
     """
 
     focal: float
     baseline: float
     doffs: float = 0.0
-    cx: float = 0.0
-    cy: float = 0.0
+    cx: float | None = None
+    cy: float | None = None
+    focal_y: float | None = None
+    width: int | None = None
+    height: int | None = None
+    source: str = "calibration"
+
+    def __post_init__(self) -> None:
+        lengths = {"fx (px)": self.focal, "fy (px)": self.focal_y, "baseline (m)": self.baseline}
+        for name, value in lengths.items():
+            if value is not None and not 0 < value < math.inf:
+                raise DataError(f"{self.source}: {name} is {value:g}; it must be above 0")
+        lowest, highest = _BASELINES
+        if not lowest <= self.baseline <= highest:
+            raise DataError(
+                f"{self.source}: a baseline of {self.baseline:g} m; stereo cameras have {lowest:g} to {highest:g} m:"
+                " a calib.txt gives it in millimetres, a K.txt and dataset.baseline in metres"
+            )
+
+    def of_size(self, height: int, width: int) -> Calibration:
+        """The same for images of height x width px, with every attribute filled in.
+
+        Raises:
+            DataError: it is for images of another size, or its principal point lies outside of these.
+        """
+        said = (self.width or width, self.height or height)
+        if said != (width, height):
+            raise DataError(
+                f"{self.source}: is for images of {said[0]}x{said[1]} px, but they have {width}x{height} px; multiply"
+                f" focal lengths, principal points and doffs by {width / said[0]:.4g}, and set width and height"
+            )
+        cx = (width - 1) / 2 if self.cx is None else self.cx
+        cy = (height - 1) / 2 if self.cy is None else self.cy
+        if not (0 <= cx <= width and 0 <= cy <= height):
+            raise DataError(
+                f"{self.source}: the principal point ({cx:g}, {cy:g}) lies outside of the images, {width}x{height} px:"
+                " it belongs to images of another size; scale focal lengths and principal point"
+            )
+        focal_y = self.focal if self.focal_y is None else self.focal_y
+        return replace(self, cx=cx, cy=cy, focal_y=focal_y, width=width, height=height)
+
+    @property
+    def farthest(self) -> float:
+        """m; the depth at one px of disparity (with doffs): beyond it an error of a px is more than that."""
+        return self.focal * self.baseline
+
+    def doubts(self) -> Iterator[str]:
+        """What is possible but hardly ever right, a sentence each; to be asked of what `of_size` returns."""
+        if abs(self.focal_y / self.focal - 1) > _SQUARE:
+            yield f"{self.source}: fx {self.focal:g} and fy {self.focal_y:g} px differ; pixels are nearly always square"
+        if not all(_MIDDLE[0] <= at <= _MIDDLE[1] for at in (self.cx / self.width, self.cy / self.height)):
+            yield (
+                f"{self.source}: the principal point ({self.cx:g}, {self.cy:g}) is far from the middle of the images,"
+                f" {self.width}x{self.height} px; is it that of images of this size?"
+            )
+        degrees = math.degrees(2 * math.atan(self.width / 2 / self.focal))
+        if not _VIEWS[0] <= degrees <= _VIEWS[1]:
+            yield (
+                f"{self.source}: a focal length of {self.focal:g} px makes images {self.width} px wide see"
+                f" {degrees:.1f} degrees; is it in px of images of this size?"
+            )
 
 
 def read_calibration(path: str | Path) -> Calibration:
     """Read a Middlebury or ETH3D calib.txt (baseline in mm), or a K.txt (nine numbers of K by rows, baseline in m).
 
+    Commas and brackets count as blanks; what follows `#`, `//` or `%` is a comment.
+
     Raises:
-        DataError: the file is missing, is neither, or its focal length or baseline is not above 0.
+        DataError: the file is missing, is neither, contradicts itself, or holds a length that can not be right.
     """
-    text = read_bytes(path).decode("utf-8", errors="replace")
-    calibration = _middlebury(path, text) if "=" in text else _intrinsics(path, text)
-    if not (calibration.focal > 0 and calibration.baseline > 0):
+    data = read_bytes(path)
+    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace")
+    lines = [line for raw in text.splitlines() if (line := _COMMENT.sub("", raw).strip())]
+    return _middlebury(path, lines) if any("=" in line for line in lines) else _intrinsics(path, lines)
+
+
+def calibration_beside(image: str) -> Calibration:
+    """The calib.txt, else the K.txt, in the folder of an image: loose, in object storage, or packed.
+
+    Raises:
+        DataError: there is neither; else as `read_calibration`.
+    """
+    found = _packed_beside(*packed) if (packed := shards.parts(image)) else _beside(image)
+    if not found:
+        raise DataError(f"{image}: no {' or '.join(NAMES)} beside it, where inference.calibration=auto looks")
+    return read_calibration(found[0])
+
+
+def _beside(image: str) -> list[str]:
+    folder = posixpath.dirname(image)
+    here = storage.children(folder) if storage.is_uri(folder) else os.listdir(folder or ".")
+    return [posixpath.join(folder, name) for name in NAMES if name in here]
+
+
+def _packed_beside(shard: str, image: str) -> list[str]:
+    files = _packed(posixpath.dirname(shard))
+    return [files[path] for name in NAMES if (path := posixpath.join(posixpath.dirname(image), name)) in files]
+
+
+_packed = lru_cache(maxsize=4)(shards.packed)  # asked for each folder of images
+
+
+def _middlebury(path: str | Path, lines: list[str]) -> Calibration:
+    values = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    missing = [key for key in ("cam0", "baseline") if key not in values]
+    if missing or ("doffs" not in values and "cam1" not in values):
         raise DataError(
-            f"{path}: focal length {calibration.focal} px, baseline {calibration.baseline} m: must be above 0"
+            f"{path}: not a calib.txt, which has cam0={_K}, baseline (mm), and doffs or cam1:"
+            f" no {' and no '.join(missing or ['doffs'])}"
         )
-    return calibration
+    focal, cx, focal_y, cy = _matrix(f"{path}: cam0", values["cam0"])
+    doffs = _number(path, "doffs", values["doffs"]) if "doffs" in values else None
+    if "cam1" in values:
+        doffs = _checked_doffs(path, (focal, cx), _matrix(f"{path}: cam1", values["cam1"]), doffs)
+    width, height = (int(_number(path, key, values[key])) if key in values else None for key in ("width", "height"))
+    baseline = _number(path, "baseline", values["baseline"]) / 1000
+    return Calibration(focal, baseline, doffs, cx, cy, focal_y, width, height, str(path))
 
 
-def _middlebury(path: str | Path, text: str) -> Calibration:
-    values = {key.strip(): value for key, _, value in (line.partition("=") for line in text.splitlines())}
-    try:
-        focal, _, cx, _, _, cy = map(float, re.findall(_NUMBER, values["cam0"])[:6])
-        right = re.findall(_NUMBER, values.get("cam1", ""))
-        doffs = float(values["doffs"]) if "doffs" in values else float(right[2]) - cx
-        return Calibration(focal, float(values["baseline"]) / 1000, doffs, cx, cy)
-    except (KeyError, ValueError, IndexError) as error:
+def _checked_doffs(path: str | Path, left: tuple[float, float], right: tuple, doffs: float | None) -> float:
+    """doffs, from the cameras where the file has none; DataError where the cameras say otherwise."""
+    (focal, cx), (right_focal, right_cx, *_) = left, right
+    if abs(right_focal / focal - 1) > 0.01:
+        raise DataError(f"{path}: fx is {focal:g} px in cam0 and {right_focal:g} px in cam1: not a rectified pair")
+    if doffs is not None and abs(right_cx - cx - doffs) > 1:
         raise DataError(
-            f"{path}: not a calib.txt with cam0=[f 0 cx; 0 f cy; 0 0 1], baseline (mm) and doffs or cam1: {error}"
-        ) from error
+            f"{path}: doffs is {doffs:g} px, but cx of cam1 minus cx of cam0 is {right_cx - cx:g} px; they are the same"
+        )
+    return right_cx - cx if doffs is None else doffs
 
 
-def _intrinsics(path: str | Path, text: str) -> Calibration:
+def _intrinsics(path: str | Path, lines: list[str]) -> Calibration:
+    words = _words(" ".join(lines))
+    if len(words) != 10:
+        first = f"; it begins with '{lines[0][:60]}'" if lines else ""
+        raise DataError(
+            f"{path}: not a K.txt, which has the 9 numbers of K = {_K} in row order, then the baseline in metres:"
+            f" {len(words)} values{first}"
+        )
+    focal, cx, focal_y, cy = _matrix(f"{path}: K", " ".join(words[:9]))
+    return Calibration(focal, _number(path, "baseline", words[9]), 0.0, cx, cy, focal_y, source=str(path))
+
+
+def _matrix(where: str, text: str) -> tuple[float, float, float, float]:
+    """(fx, cx, fy, cy) of the text of a camera matrix."""
+    words = _words(text)
+    if len(words) != 9:
+        raise DataError(f"{where}: {len(words)} numbers, not the 9 of {_K}: '{text}'")
+    numbers = [_number(where, "a value", word) for word in words]
+    if [numbers[3], *numbers[6:]] != [0, 0, 0, 1]:
+        raise DataError(f"{where}: is not {_K} in row order: '{text}'")
+    return numbers[0], numbers[2], numbers[4], numbers[5]
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[\[\](),;]", " ", text).split()
+
+
+def _number(where: str | Path, name: str, text: str) -> float:
     try:
-        numbers = [float(word) for word in text.split()]
+        number = float(text)
     except ValueError:
-        numbers = []
-    if len(numbers) != 10:
-        raise DataError(f"{path}: not a K.txt: expected the 9 numbers of K in row order, then the baseline in metres")
-    return Calibration(focal=numbers[0], baseline=numbers[9], cx=numbers[2], cy=numbers[5])
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{where}: {name} is '{text}'; write a number with a decimal point")
+    return number

@@ -223,15 +223,19 @@ def write_pfm(path: str | Path, disparity: np.ndarray) -> None:
 
 def write_disparity_png16(
     path: str | Path, disparity: np.ndarray, valid: np.ndarray | None = None, scale: float = 256.0
-) -> None:
+) -> int:
     """Write px (H, W) as a 16-bit PNG of round(px * scale): 256 as KITTI, 32 as CREStereo.
 
     0 marks invalid pixels: not in `valid`, not finite, or not above 0. Valid ones saturate at 1 and 65535, that is at
     65535 / scale px (255.996 px for KITTI).
+
+    Returns:
+        how many pixels have a disparity above that.
     """
     valid = _valid(disparity, valid)
-    stored = np.clip(np.rint(np.where(valid, disparity, 0).astype(np.float64) * scale), 1, 65535)
-    write_png(path, np.where(valid, stored, 0).astype(np.uint16))
+    stored = np.rint(np.where(valid, disparity, 0).astype(np.float64) * scale)
+    write_png(path, np.where(valid, np.clip(stored, 1, 65535), 0).astype(np.uint16))
+    return int(np.count_nonzero(stored > 65535))
 
 
 def write_disparity_rgb(path: str | Path, disparity: np.ndarray, valid: np.ndarray | None = None) -> None:

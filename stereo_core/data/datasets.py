@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,11 +19,13 @@ from stereo_core.data import shards
 from stereo_core.data.annotations import Sample, check_files, read_annotations
 from stereo_core.data.augmentation import Pair, augment
 from stereo_core.data.codecs import read_disparity
-from stereo_core.data.images import read_image, read_mask
+from stereo_core.data.images import AUTO, BITS, bits_for, decode, largest_deep, read_mask, read_views
 from stereo_core.data.scenes import Scenes, scene_samples
 from stereo_core.errors import DataError
 
+LOG = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "infer")
+LOOKS = 5  # pairs of a source that are looked at before it is read
 REPLACEMENTS = 10  # pairs tried for an unreadable one: with a tenth of them unreadable all fail once in 10**10 times
 
 
@@ -39,8 +43,8 @@ class StereoDataset(Dataset):
 
     Args:
         samples: the list.
-        sources: the data source of each sample (attributes dataset_name, disparity_format, disparity_scale), or the
-            `Scenes` that draw it.
+        sources: the data source of each sample (attributes dataset_name, disparity_format, disparity_scale,
+            image_bits), or the `Scenes` that draw it.
         rels: the short name of each sample.
         augment: `augment(pair, rng=generator)` changes a pair at random; None keeps pairs as they are.
         seed: of that generator; what comes out depends on (seed, epoch, index) alone, whatever the number of workers
@@ -59,6 +63,7 @@ class StereoDataset(Dataset):
     ) -> None:
         self.samples, self.sources, self.rels = samples, sources, rels
         self.augment, self.seed, self.skip_unreadable = augment, seed, skip_unreadable
+        self.least_bits = [BITS[0]] * len(samples)  # of each sample, where its source's image_bits is auto
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -109,18 +114,21 @@ class StereoDataset(Dataset):
         if isinstance(source, Scenes):
             return source.pair(sample.line, epoch)
         try:
-            return read_pair(sample, source)
+            return read_pair(sample, source, self.least_bits[index])
         except DataError as error:
             raise DataError(f"{sample.where}: {error}") from error
 
 
-def read_pair(sample: Sample, source: Any) -> Pair:
+def read_pair(sample: Sample, source: Any, least_bits: int = BITS[0]) -> Pair:
     """Read one sample; pixels that its mask hides have no disparity, and without a disparity file none has.
+
+    Args:
+        least_bits: as `read_views`.
 
     Raises:
         DataError: a file can not be used, or the sizes differ.
     """
-    left, right = read_image(sample.left), read_image(sample.right)
+    left, right = read_views(sample.left, sample.right, source.image_bits, least_bits)
     _same_size(sample.left, left, sample.right, right)
     if sample.disparity is None:
         return Pair(left, right, np.zeros(left.shape[:2], np.float32))
@@ -158,9 +166,10 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
         DataError: no data source, an unusable list, a missing file, or (train and val) a line without ground truth.
     """
     section = getattr(spec.dataset, f"{split}_dataset")
-    samples, sources, roots = [], [], []
+    lists, samples, sources, roots = [], [], [], []
     for place, source in enumerate(section.data_sources or []):
         listed = list_pairs(source, place)
+        lists.append((source, listed))
         samples += listed
         seed = max(spec.train.seed, 0), SPLITS.index(split), place
         sources += [Scenes(source, seed) if source.drawn else source] * len(listed)
@@ -170,11 +179,49 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
     if split in ("train", "val"):
         _need_ground_truth(samples, split)
     check_files([sample for sample, source in zip(samples, sources, strict=True) if not isinstance(source, Scenes)])
+    bits: list[int] = []
+    for place, (source, listed) in enumerate(lists):
+        least, doubt = image_bits(listed, source)
+        bits += [least] * len(listed)
+        if doubt:
+            LOG.warning("dataset.%s_dataset.data_sources[%d]: %s", split, place, doubt)
     dataset = StereoDataset(samples, sources, relative_names(samples, roots), seed=spec.train.seed)
+    dataset.least_bits = bits
     if split == "train":
         dataset.augment = partial(augment, settings=section.augmentation, max_disparity=spec.dataset.max_disparity)
         dataset.skip_unreadable = spec.dataset.on_error == "skip"
     return dataset
+
+
+def image_bits(samples: Sequence[Sample], source: Any) -> tuple[int, str]:
+    """How many bits the values in 16-bit images of a source have, by some of its pairs, and what the user should know.
+
+    Returns:
+        bits: BITS[0] where the images have 8 bits or `image_bits` says it.
+        doubt: a sentence where auto takes fewer than 16; else "".
+    """
+    if source.drawn or source.image_bits != AUTO:
+        return BITS[0], ""
+    largest, where = 0, ""
+    for sample in samples[:: math.ceil(len(samples) / LOOKS) or 1]:
+        for path in (sample.left, sample.right):
+            largest, where = max((largest, where), (_largest_deep(path), path))
+        if not largest:
+            break  # images of 8 bits are not worth another look
+    bits = bits_for(largest)
+    if not largest or bits == BITS[-1]:
+        return bits, ""
+    return bits, (
+        f"the largest value of its 16-bit images is {largest} ({where}): they are read as {bits}-bit values; "
+        f"set image_bits={bits} where that is right, else to what the camera writes"
+    )
+
+
+def _largest_deep(path: str) -> int:
+    try:
+        return largest_deep(decode(path))
+    except DataError:
+        return 0  # whoever reads it for its content says what is wrong
 
 
 def list_pairs(source: Any, place: int = 0) -> list[Sample]:

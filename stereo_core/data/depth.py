@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stereo_core.data.calibration import Calibration
 from stereo_core.data.images import write_png
 from stereo_core.files import atomic_path
 
@@ -29,29 +30,55 @@ def depth_from_disparity(disparity_HW: np.ndarray, focal: float, baseline: float
     return np.where(known, focal * baseline / np.where(known, shift, 1), 0).astype(np.float32)
 
 
-def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> None:
-    """16-bit PNG in millimetres, 0 = unknown or beyond 65.535 m."""
+def seen_by_both(disparity_HW: np.ndarray) -> np.ndarray:
+    """Which pixels of the left image the right one sees too: inside of it, and behind no nearer surface.
+
+    Args:
+        disparity_HW: px; values that are not finite or not above 0 are unknown, and seen by neither.
+
+    Returns:
+        bool (H, W).
+    """
+    height, width = disparity_HW.shape
+    known = np.isfinite(disparity_HW) & (disparity_HW > 0)
+    rows, columns = np.nonzero(known)
+    disparity = disparity_HW[rows, columns].astype(np.float64)
+    at = columns - disparity
+    inside = at >= 0
+    nearest = np.zeros((height, width + 1))  # disparity of the nearest surface, in the right image
+    for column in (np.floor(at), np.ceil(at)):
+        np.maximum.at(nearest, (rows[inside], column[inside].astype(int)), disparity[inside])
+    seen = np.zeros((height, width), bool)
+    hidden_by = nearest[rows[inside], np.rint(at[inside]).astype(int)]
+    seen[rows[inside], columns[inside]] = disparity[inside] > hidden_by - 1
+    return seen
+
+
+def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> int:
+    """16-bit PNG in millimetres, 0 = unknown, or less than half a millimetre, or beyond 65.535 m.
+
+    Returns:
+        how many pixels have a depth that the file can not hold.
+    """
     millimetres = np.rint(depth_HW.astype(np.float64) * 1000)
     millimetres[millimetres > 65535] = 0
     write_png(path, millimetres.astype(np.uint16))
+    return int(np.count_nonzero((depth_HW > 0) & (millimetres == 0)))
 
 
-def write_point_cloud(
-    path: str | Path, depth_HW: np.ndarray, colour_HW3: np.ndarray, focal: float, centre: tuple[float, float]
-) -> None:
+def write_point_cloud(path: str | Path, depth_HW: np.ndarray, colour_HW3: np.ndarray, camera: Calibration) -> None:
     """Binary little-endian PLY of the pixels with a depth, in the left camera's frame: x right, y down, z ahead, m.
 
     Args:
         depth_HW: metres, 0 = no point.
         colour_HW3: uint8 RGB.
-        focal: px, the same in x and y.
-        centre: (cx, cy) of the principal point in px, (0, 0) at the centre of the top left pixel.
+        camera: as `Calibration.of_size` gives it for (H, W); (0, 0) is the centre of the top left pixel.
     """
     rows, columns = np.nonzero(depth_HW > 0)
     z = depth_HW[rows, columns].astype(np.float64)
     points = np.empty(len(z), _VERTEX)
-    points["x"] = (columns - centre[0]) * z / focal
-    points["y"] = (rows - centre[1]) * z / focal
+    points["x"] = (columns - camera.cx) * z / camera.focal
+    points["y"] = (rows - camera.cy) * z / camera.focal_y
     points["z"] = z
     for channel, name in enumerate(("red", "green", "blue")):
         points[name] = colour_HW3[rows, columns, channel]

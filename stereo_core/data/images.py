@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,24 +19,60 @@ from stereo_core.data import shards
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
 
+BITS = (8, 10, 12, 14, 16)  # that cameras write into 16-bit files
+AUTO = "auto"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, bits: int = 16) -> np.ndarray:
     """Read a PNG, JPEG, TIFF, BMP or WebP file, whatever its suffix.
 
-    8-bit files keep their values; 16-bit values are divided by 257 and rounded, so that 65535 becomes 255. Grey is
-    repeated to three channels, alpha is dropped. EXIF rotation is not applied: it would break the epipolar geometry.
+    8-bit files keep their values; those of 16-bit files are scaled so that the largest of `bits` bits becomes 255, and
+    rounded. Grey is repeated to three channels, alpha is dropped. EXIF rotation is not applied: it would break the
+    epipolar geometry.
 
     Returns:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        DataError: the file is missing, truncated, of another kind, or has neither 8 nor 16 bit.
+        DataError: the file is missing, truncated, of another kind, has neither 8 nor 16 bit, or values above `bits`.
     """
-    image = decode(path)
+    return _rgb(path, decode(path), bits)
+
+
+def read_views(
+    left: str | Path, right: str | Path, bits: int | Literal["auto"] = AUTO, least: int = BITS[0]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read both images of a pair as `read_image` does, with one scale.
+
+    Args:
+        bits: of the values in 16-bit files; auto: as few of BITS as hold the values of both, and no fewer than `least`.
+    """
+    images = decode(left), decode(right)
+    if bits == AUTO:
+        bits = max(least, bits_for(*map(largest_deep, images)))
+    return _rgb(left, images[0], bits), _rgb(right, images[1], bits)
+
+
+def largest_deep(image: np.ndarray) -> int:
+    """The largest value of a 16-bit image; 0 for any other."""
+    return int(image.max()) if image.dtype == np.uint16 else 0
+
+
+def bits_for(*largest: int) -> int:
+    """The fewest of BITS that hold the values."""
+    return next(bits for bits in BITS if max(largest) < 1 << bits)
+
+
+def _rgb(path: str | Path, image: np.ndarray, bits: int) -> np.ndarray:
     if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        highest = (1 << bits) - 1
+        if largest_deep(image) > highest:
+            raise DataError(
+                f"{path}: its largest value is {image.max()}, more than {bits} bits hold; set"
+                f" data_sources[*].image_bits to {bits_for(largest_deep(image))}"
+            )
+        image = ((image.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
     if image.dtype != np.uint8:
         raise DataError(f"{path}: an image of {image.dtype}; expected 8 or 16 bit a channel")
     return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)

@@ -34,6 +34,9 @@ class DataSource(Section):
     disparity_scale: Float | None = key(
         None, "Stored value of 1 px: disparity = stored / scale; Middlebury 2003: 4 (ours)", gt=0
     )
+    image_bits: Literal["auto", 8, 10, 12, 14, 16] = key(
+        "auto", "Bits of the values in 16-bit images; auto: by their largest value, with a warning below 16 (ours)"
+    )
     data_root: Text = key("", "Folder that relative paths start from; empty: the annotation file's folder (ours)")
     pairs_per_epoch: Int = key(1000, "Scenes that make an epoch, with dataset_name Synthetic (ours)", ge=1)
     style: SceneStyle = key("rich", "As synthesize.style, with dataset_name Synthetic (ours)")

@@ -9,6 +9,8 @@ from pydantic import Field
 from stereo_core.spec.choice import OF_A_TRAINING
 from stereo_core.spec.fields import Float, Int, NonNegative, Section, Text, key, null_is
 
+BESIDE = "auto"  # inference.calibration: the file beside each image
+
 
 class Predict(Section):
     """What both have."""
@@ -47,7 +49,13 @@ class Inference(Predict):
     save_color: bool = key(True, "Write predicted_depth/<name>.png, coloured (ours)")
     save_depth: bool = key(False, "Write depth/<rel>.png, millimetres (ours)")
     save_point_cloud: bool = key(False, "Write cloud/<rel>.ply, metres (ours)")
-    calibration: Text = key("", "calib.txt (Middlebury, ETH3D) or K.txt, for depth and point clouds (ours)")
+    cloud_max_depth: Float | None = key(
+        None, "Points farther than this many metres are left out; null: where the disparity is below 1 px (ours)", gt=0
+    )
+    calibration: Text = key(
+        "",
+        f"calib.txt (Middlebury, ETH3D) or K.txt, for depth and clouds; {BESIDE}: the one beside each image (ours)",
+    )
     hierarchical: bool = key(False, "Half resolution first, then full (ours)")
     tile: bool = key(False, "Predict in tiles of the engine's size, for checkpoints of augmentation.crop_size (ours)")
     tile_overlap: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] = key(

@@ -11,6 +11,7 @@ from stereo_core.spec.convert import ConvertSpec, FetchSpec, InfoSpec
 from stereo_core.spec.dataset import Augmentation, Dataset, DataSource, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file
 from stereo_core.spec.fields import Section
+from stereo_core.spec.predict import BESIDE
 from stereo_core.spec.train import AUTO
 from stereo_core.storage import is_uri
 from stereo_core.verbs import VERBS, required, section_of
@@ -175,7 +176,7 @@ def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         yield f"{name}.checkpoint", f"{verb} needs either this or {name}.trt_engine"
     yield from _checkpoint(f"{name}.checkpoint", own.checkpoint)
     yield from _file(f"{name}.trt_engine", own.trt_engine, needed=False)
-    if name == "inference":
+    if name == "inference" and own.calibration != BESIDE:
         yield from _file("inference.calibration", own.calibration, needed=False)
 
 

@@ -47,6 +47,19 @@ def levels(findings) -> list[str]:
     return [finding.level for finding in findings]
 
 
+def test_twelve_bit_images_are_named_with_what_they_are_taken_for(case, tmp_path):
+    for side in ("left", "right"):
+        ramp = np.linspace(0, 4012, 64 * 96).reshape(64, 96).astype(np.uint16)
+        write_png(tmp_path / f"{side}.png", ramp)
+    write_pfm(tmp_path / "gt.pfm", np.full((64, 96), 9.0, np.float32))
+    (tmp_path / "list.txt").write_text("left.png right.png gt.pfm\n")
+    deep = case(data_file=tmp_path / "list.txt")
+    list(files(deep))
+    [found] = [finding for finding in samples(deep) if "16-bit" in finding.text]
+    assert found.level == "warning" and "largest value of its 16-bit images is 4012" in found.text
+    assert "image_bits=12" in found.mend
+
+
 def test_a_spec_that_is_fine_exits_0_and_the_training_s_own_folder_is_left_alone(scenes, split, tmp_path, capsys):
     dataset = {
         "max_disparity": 64,

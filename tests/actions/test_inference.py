@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from stereo_core.actions.inference import Lost, _tell
 from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
+from stereo_core.data.depth import seen_by_both
 from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.perform import perform
@@ -35,6 +37,12 @@ def infer(tiny_checkpoint, split):
 def files(folder):
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return found - {"status.json", "experiment.yaml", "results.json"}
+
+
+def cloud(path):
+    """The points of a cloud, (N, 3)."""
+    body = path.read_bytes().partition(b"end_header\n")[2]
+    return np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))["xyz"]
 
 
 @pytest.fixture(scope="session")
@@ -84,9 +92,9 @@ def test_point_cloud(all_files, scenes):
     header, _, body = (all_files / "cloud" / "scene0" / "left.ply").read_bytes().partition(b"end_header\n")
     points = np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))
     assert f"element vertex {len(points)}\n".encode() in header
-    disparity, valid = read_disparity(all_files / "disparity_pfm" / "scene0" / "left.pfm")
-    assert len(points) == valid.sum()
-    rows, columns = np.nonzero(valid)
+    disparity, _ = read_disparity(all_files / "disparity_pfm" / "scene0" / "left.pfm")
+    rows, columns = np.nonzero(seen_by_both(disparity) & (disparity >= 1))
+    assert len(points) == len(rows)
     z = 90 * 0.25 / disparity[rows, columns]
     expected = np.stack([(columns - 47.5) * z / 90, (rows - 31.5) * z / 90, z], axis=1)
     np.testing.assert_allclose(points["xyz"], expected, rtol=1e-4, atol=1e-5)
@@ -233,10 +241,10 @@ def test_middlebury_calibration(shared, infer, tmp_path):
     assert infer(tmp_path / "out", tmp_path / "list.txt", **keys) == 0
     calib = dict(line.split("=", 1) for line in (folder / "calib.txt").read_text().splitlines())
     focal, _, cx = map(float, calib["cam0"].strip("[]").split(";")[0].split())
-    disparity, valid = read_disparity(next((tmp_path / "out" / "disparity_pfm").rglob("*.pfm")))
+    disparity, _ = read_disparity(next((tmp_path / "out" / "disparity_pfm").rglob("*.pfm")))
     body = next((tmp_path / "out" / "cloud").rglob("*.ply")).read_bytes().partition(b"end_header\n")[2]
     points = np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)]))
-    rows, columns = np.nonzero(valid)
+    rows, columns = np.nonzero(seen_by_both(disparity) & (disparity + float(calib["doffs"]) >= 1))
     z = focal * float(calib["baseline"]) / 1000 / (disparity[rows, columns] + float(calib["doffs"]))
     np.testing.assert_allclose(points["xyz"][:, 2], z, rtol=1e-5)
     np.testing.assert_allclose(points["xyz"][:, 0], (columns - cx) * z / focal, rtol=1e-4, atol=1e-5)
@@ -252,6 +260,87 @@ def test_depth_needs_a_camera(infer, scenes, status_lines, tmp_path, dataset, ke
     assert infer(tmp_path, scenes / "list.txt", dataset, **{key: True}) == 2
     assert "set inference.calibration" in status_lines(tmp_path)[-1]["message"]
     assert files(tmp_path) == set()
+
+
+def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, tmp_path, caplog):
+    """The mild case: a few pixels. The other: a camera of which no depth fits."""
+    keys = {"save_depth": True, "save_raw_pfm": True}
+    assert infer(tmp_path / "some", scenes / "list.txt", {"baseline": 9.0, "focal_x": 100.0}, **keys) == 0
+    paths = sorted((tmp_path / "some" / "disparity_pfm").rglob("*.pfm"))
+    maps = [read_disparity(path)[0] for path in paths]
+    beyond = [(values > 0) & (900 / np.maximum(values, 1e-9) > 65.5355) for values in maps]
+    count, images = sum(map(np.sum, beyond)), sum(map(np.any, beyond))
+    known = sum((values > 0).sum() for values in maps)
+    assert 0 < count < known
+    said = f"depth: {count} of {known} pixels, in {images} of the images, do not fit 16-bit millimetres"
+    assert caplog.text.count(said) == caplog.text.count("do not fit") == 1 and "are focal length" not in caplog.text
+    caplog.clear()
+    assert infer(tmp_path / "none", scenes / "list.txt", {"baseline": 9.0, "focal_x": 2000.0}, **keys) == 0
+    assert f"depth: {known} of {known} pixels" in caplog.text and "baseline right?" in caplog.text
+
+
+def test_disparities_beyond_the_png_are_counted(caplog):
+    lost = {"disparity_png16": Lost(), "depth": Lost()}
+    lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
+    _tell(lost)
+    assert caplog.text == ""
+    lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
+    _tell(lost)
+    assert "disparity_png16: 2 of 4 pixels, in 1 of the images, are above 255.996 px" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("cam0=[400 0 192; 0 400 128; 0 0 1]\ndoffs=0\nbaseline=100\nwidth=384\nheight=256\n", "384x256"),
+        ("90 0 47.5 0 90 31.5 0 0 1\n278.3", "278.3 m"),
+        ("90 0 240 0 90 135 0 0 1\n0.25", r"(240, 135)"),
+    ],
+)
+def test_a_calibration_that_can_not_be_right_ends_the_run(infer, scenes, status_lines, tmp_path, text, named):
+    (tmp_path / "c.txt").write_text(text)
+    assert infer(tmp_path, scenes / "list.txt", calibration=str(tmp_path / "c.txt"), save_depth=True) == 2
+    message = status_lines(tmp_path)[-1]["message"]
+    assert named in message and "c.txt" in message
+    assert not (tmp_path / "depth").exists()
+
+
+def test_a_doubtful_calibration_draws_one_warning(infer, scenes, tmp_path, caplog):
+    (tmp_path / "K.txt").write_text("100 0 47.5 0 200 31.5 0 0 1\n0.1\n")
+    keys = {"calibration": str(tmp_path / "K.txt"), "save_point_cloud": True, "save_raw_pfm": True}
+    assert infer(tmp_path / "out", scenes / "list.txt", **keys) == 0
+    assert caplog.text.count("fx 100 and fy 200 px differ") == 1
+    disparity, _ = read_disparity(tmp_path / "out" / "disparity_pfm" / "scene0" / "left.pfm")
+    rows, _ = np.nonzero(seen_by_both(disparity) & (disparity >= 1))
+    points = cloud(tmp_path / "out" / "cloud" / "scene0" / "left.ply")
+    np.testing.assert_allclose(points[:, 1], (rows - 31.5) * points[:, 2] / 200, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cloud_ends_at_its_largest_depth(infer, scenes, all_files, tmp_path):
+    camera = {"baseline": 0.25, "focal_x": 90.0}
+    keys = {"save_point_cloud": True, "cloud_max_depth": 1.4}
+    assert infer(tmp_path, scenes / "list.txt", camera, **keys) == 0
+    whole, near = (cloud(folder / "cloud" / "scene0" / "left.ply")[:, 2] for folder in (all_files, tmp_path))
+    assert 0 < len(near) < len(whole) and near.max() <= 1.4 < whole.max()
+    assert len(near) == (whole <= 1.4).sum()
+
+
+def test_auto_takes_the_calibration_beside_each_image(infer, scenes, tmp_path, status_lines):
+    shutil.copytree(scenes, tmp_path / "data")
+    keys = {"calibration": "auto", "save_depth": True, "save_raw_pfm": True}
+    for number in range(3):
+        camera = f"cam0=[{90 + number} 0 47.5; 0 90 31.5; 0 0 1]\ndoffs={number}\nbaseline=100\n"
+        (tmp_path / "data" / f"scene{number}" / "calib.txt").write_text(camera)
+    assert infer(tmp_path / "out", tmp_path / "data" / "list.txt", **keys) == 2
+    assert "scene3/left.png: no calib.txt or K.txt beside it" in status_lines(tmp_path / "out")[-1]["message"]
+    assert files(tmp_path / "out") == set()
+    (tmp_path / "data" / "scene3" / "K.txt").write_text("93 0 39.5 0 93 23.5 0 0 1\n0.1\n")
+    assert infer(tmp_path / "out", tmp_path / "data" / "list.txt", **keys) == 0
+    for number, doffs in enumerate((0, 1, 2, 0)):
+        disparity, _ = read_disparity(tmp_path / "out" / "disparity_pfm" / f"scene{number}" / "left.pfm")
+        depth = cv2.imread(str(tmp_path / "out" / "depth" / f"scene{number}" / "left.png"), cv2.IMREAD_UNCHANGED)
+        near = disparity > 1
+        np.testing.assert_allclose(depth[near], (90 + number) * 100 / (disparity[near] + doffs), atol=0.51)
 
 
 def test_depth_from_the_users_numbers(infer, all_files, scenes, tmp_path):

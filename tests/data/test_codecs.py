@@ -204,7 +204,7 @@ def test_png16_rounds_saturates_and_keeps_invalid_zero(tmp_path):
     disparity = np.array([[1.0, 0.0001, 300.0, np.nan, np.inf, -2.0, 0.0, 5.0, 1.0 + 0.7 / 256]])
     valid = np.ones(disparity.shape, bool)
     valid[0, 7] = False
-    write_disparity_png16(tmp_path / "k.png", disparity, valid)
+    assert write_disparity_png16(tmp_path / "k.png", disparity, valid) == 1
     stored = cv2.imread(str(tmp_path / "k.png"), cv2.IMREAD_UNCHANGED)
     assert stored.dtype == np.uint16
     assert stored.tolist() == [[256, 1, 65535, 0, 0, 0, 0, 0, 257]]

@@ -63,6 +63,46 @@ def test_several_sources_keep_their_own_format_and_root(pairs, tmp_path_factory)
     assert dataset[5]["rel"] == "a/left/x"
 
 
+@pytest.fixture
+def deep_list(tmp_path):
+    """(largest value of each pair's left image) -> a list of such pairs in 16-bit files, the right half as bright."""
+
+    def write(*largest: int):
+        rows = []
+        for number, value in enumerate(largest):
+            rows.append([str(tmp_path / f"{side}{number}.png") for side in ("left", "right")])
+            for path, top in zip(rows[-1], (value, value // 2), strict=True):
+                cv2.imwrite(path, np.linspace(0, top, 40 * 70).reshape(40, 70).astype(np.uint16))
+        write_annotations(tmp_path / "list.txt", rows)
+        return tmp_path
+
+    return write
+
+
+def test_twelve_bit_images_are_read_with_their_grey_levels_and_a_warning(deep_list, caplog):
+    folder = deep_list(4012, 900)
+    dataset = build_dataset(make_spec("infer", [kitti(folder)]), "infer")
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("dataset.infer_dataset.data_sources[0]: the largest value of its 16-bit images is 4012")
+    assert "left0.png" in said and "12-bit" in said and "image_bits=12" in said
+    assert len(dataset[0]["left"].unique()) > 240
+    assert [item["left"].max().item() for item in (dataset[0], dataset[1])] == [250, 56], "one scale for the source"
+
+
+@pytest.mark.parametrize(("largest", "bits"), [((65535, 900), "auto"), ((4012, 900), 16), ((4012, 900), 12)])
+def test_no_warning_where_there_is_no_doubt(deep_list, caplog, largest, bits):
+    dataset = build_dataset(make_spec("infer", [kitti(deep_list(*largest), image_bits=bits)]), "infer")
+    full = 4095 if bits == 12 else 65535
+    assert [item["left"].max().item() for item in (dataset[0], dataset[1])] == [round(v * 255 / full) for v in largest]
+    assert not caplog.records
+
+
+def test_values_above_the_source_s_bits_name_the_line(deep_list):
+    dataset = build_dataset(make_spec("infer", [kitti(deep_list(4012), image_bits=10)]), "infer")
+    with pytest.raises(DataError, match=r"list\.txt:1: .*left0\.png: its largest value is 4012, more than 10 bits"):
+        dataset[0]
+
+
 @pytest.mark.parametrize(
     ("column", "complaint"),
     [(1, "is 33x40 px, but the left image .* is 70x40 px"), (2, "is 33x40 px"), (3, "is 33x40 px")],

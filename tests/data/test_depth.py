@@ -6,7 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.data.depth import depth_from_disparity, write_depth_png, write_point_cloud
+from stereo_core.data.calibration import Calibration
+from stereo_core.data.codecs import read_disparity
+from stereo_core.data.depth import depth_from_disparity, seen_by_both, write_depth_png, write_point_cloud
+from stereo_core.data.images import read_mask
 
 
 def test_depth_of_a_known_camera():
@@ -23,10 +26,11 @@ def test_points_behind_the_camera_have_no_depth():
 
 
 def test_depth_png_is_millimetres(tmp_path):
-    write_depth_png(tmp_path / "a b" / "d.png", np.array([[1.2344, 0.0, 65.535, 65.5361, 300.0]], np.float32))
+    depth = np.array([[1.2344, 0.0, 65.535, 65.5361, 300.0, 0.0004]], np.float32)
+    assert write_depth_png(tmp_path / "a b" / "d.png", depth) == 3
     stored = cv2.imread(str(tmp_path / "a b" / "d.png"), cv2.IMREAD_UNCHANGED)
     assert stored.dtype == np.uint16
-    assert stored.tolist() == [[1234, 0, 65535, 0, 0]]  # what does not fit is unknown, not near
+    assert stored.tolist() == [[1234, 0, 65535, 0, 0, 0]]  # what does not fit is unknown, not near
 
 
 def read_ply(path):
@@ -45,15 +49,35 @@ def test_point_cloud(tmp_path):
     depth = np.zeros((3, 4), np.float32)
     depth[1, 2], depth[2, 0] = 2.0, 5.0
     colour = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
-    write_point_cloud(tmp_path / "c.ply", depth, colour, focal=10.0, centre=(1.5, 1.0))
+    write_point_cloud(tmp_path / "c.ply", depth, colour, Calibration(10.0, 0.1, cx=1.5, cy=1.0, focal_y=20.0))
     points = read_ply(tmp_path / "c.ply")
-    np.testing.assert_allclose(points["xyz"], [[0.1, 0.0, 2.0], [-0.75, 0.5, 5.0]], rtol=1e-6)
+    np.testing.assert_allclose(points["xyz"], [[0.1, 0.0, 2.0], [-0.75, 0.25, 5.0]], rtol=1e-6)
     assert points["rgb"].tolist() == [colour[1, 2].tolist(), colour[2, 0].tolist()]
 
 
 def test_large_point_cloud_is_whole(tmp_path):
     depth = np.random.default_rng(0).uniform(1, 9, (540, 960)).astype(np.float32)
-    write_point_cloud(tmp_path / "c.ply", depth, np.zeros((540, 960, 3), np.uint8), 500.0, (479.5, 269.5))
+    write_point_cloud(
+        tmp_path / "c.ply", depth, np.zeros((540, 960, 3), np.uint8), Calibration(500.0, 0.1).of_size(540, 960)
+    )
     points = read_ply(tmp_path / "c.ply")
     assert len(points) == depth.size
     np.testing.assert_array_equal(points["xyz"][:, 2], depth.ravel())
+
+
+def test_what_only_the_left_camera_sees():
+    """A near bar hides as much of the wall as it is wide; the wall's first 2 px leave the right image."""
+    disparity = np.full((3, 40), 2.0, np.float32)
+    disparity[1, 20:24] = 8
+    disparity[2, 5:8] = [np.nan, np.inf, 0]
+    expected = np.ones((3, 40), bool)
+    expected[:, :2] = expected[1, 14:18] = expected[2, 5:8] = False
+    np.testing.assert_array_equal(seen_by_both(disparity), expected)
+
+
+def test_what_only_the_left_camera_of_motorcycle_sees(shared):
+    folder = shared / "data/Middlebury/MiddEval3/trainingQ/Motorcycle"
+    disparity, known = read_disparity(folder / "disp0GT.pfm")
+    visible = read_mask(folder / "mask0nocc.png")
+    seen = seen_by_both(disparity)
+    assert seen[known & visible].mean() > 0.99 and seen[known & ~visible].mean() < 0.1

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.data.images import read_image, read_mask, write_png
+from stereo_core.data.images import read_image, read_mask, read_views, write_png
 from stereo_core.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -26,6 +26,27 @@ def test_every_format_in_any_case_and_with_any_name(tmp_path, suffix):
 def test_sixteen_bit_is_scaled_by_257_and_rounded(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.array([[0, 128, 129, 257, 65535, 65535 - 128, 65535 - 129]], np.uint16))
     assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 0, 1, 1, 255, 255, 254]
+
+
+def test_twelve_bits_in_a_sixteen_bit_file_keep_their_grey_levels(tmp_path):
+    levels = np.arange(4096, dtype=np.uint16)[None]
+    cv2.imwrite(str(tmp_path / "a.png"), levels)
+    cv2.imwrite(str(tmp_path / "dark.png"), levels // 16)
+    assert len(np.unique(read_image(tmp_path / "a.png", bits=12))) == 256
+    left, right = read_views(tmp_path / "dark.png", tmp_path / "a.png")
+    assert (left.max(), right.max()) == (16, 255), "one scale for both views"
+    left, right = read_views(tmp_path / "dark.png", tmp_path / "dark.png")
+    assert np.array_equal(left, right) and left.max() == 255
+    assert read_views(tmp_path / "dark.png", tmp_path / "dark.png", least=12)[0].max() == 16
+    assert read_views(tmp_path / "a.png", tmp_path / "a.png", bits=16)[0].max() == 16
+
+
+def test_values_above_the_bits_that_are_set_are_an_error(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.array([[1024]], np.uint16))
+    with pytest.raises(
+        DataError, match=r"a\.png: its largest value is 1024, more than 10 bits hold; .*image_bits to 12"
+    ):
+        read_image(tmp_path / "a.png", bits=10)
 
 
 def test_grey_is_repeated_and_alpha_dropped(tmp_path):

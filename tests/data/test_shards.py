@@ -25,7 +25,9 @@ from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 from stereo_core.storage.transfers import PART
 
-SOURCE = SimpleNamespace(dataset_name="GenericDataset", disparity_format="auto", disparity_scale=None)
+SOURCE = SimpleNamespace(
+    dataset_name="GenericDataset", disparity_format="auto", disparity_scale=None, image_bits="auto"
+)
 
 
 def pack(folder: Path, into: Path, limit: int = 20_000) -> Path:

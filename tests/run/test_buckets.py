@@ -67,7 +67,7 @@ def test_a_list_of_objects_is_read_lazily(scenes, store, tmp_path):
     assert relative_names(samples, [scenes] * 2) == [f"scene_000{n}/{LEFT.removesuffix('.png')}" for n in (0, 1)]
 
     source = spec_from_dict("convert", {"data_root": scenes, "results_dir": "x"}).model_copy(
-        update={"disparity_format": "auto", "disparity_scale": None, "dataset_name": "FSD"}
+        update={"disparity_format": "auto", "disparity_scale": None, "dataset_name": "FSD", "image_bits": "auto"}
     )
     before = len(list((tmp_path / "cache/objects").glob("*/*")))
     item = StereoDataset(samples, [source] * 2, ["a", "b"])[1]
@@ -211,7 +211,7 @@ def test_a_packed_data_set_in_a_bucket(scenes, store, tmp_path):
         samples[root] = read_annotations(f"{folder}/test.txt", root)
         check_files(samples[root])
     assert Path(lists[scenes], "test.txt").read_text() == Path(lists[packed], "test.txt").read_text()
-    source = SimpleNamespace(disparity_format="auto", disparity_scale=None, dataset_name="FSD")
+    source = SimpleNamespace(disparity_format="auto", disparity_scale=None, dataset_name="FSD", image_bits="auto")
     loose, within = (StereoDataset(samples[root], [source] * 2, ["a", "b"]) for root in (scenes, packed))
     for mine, other in zip(DataLoader(within, batch_size=None, num_workers=2), loose, strict=True):
         assert (mine["left"] == other["left"]).all() and (mine["disparity"] == other["disparity"]).all()

@@ -60,6 +60,8 @@ dataset.*_dataset.data_sources[].disparity_format: data/datasets.py: source.disp
 info:data_sources[].disparity_format: data/datasets.py: source.disparity_format
 dataset.*_dataset.data_sources[].disparity_scale: data/datasets.py: source.disparity_scale
 info:data_sources[].disparity_scale: data/datasets.py: source.disparity_scale
+dataset.*_dataset.data_sources[].image_bits: data/datasets.py: source.image_bits
+info:data_sources[].image_bits: data/datasets.py: source.image_bits
 train.cudnn.deterministic: training/trainer.py: settings.cudnn.deterministic
 train.deterministic: training/trainer.py: settings.deterministic
 quantize.layers[].activations.dtype, quantize.layers[].weights.dtype: quantization/rules.py: getattr(rule, part).dtype

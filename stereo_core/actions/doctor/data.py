@@ -17,7 +17,7 @@ from stereo_core.actions.doctor.case import SPLITS, Case
 from stereo_core.data import shards
 from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
 from stereo_core.data.augmentation import Pair
-from stereo_core.data.datasets import read_pair
+from stereo_core.data.datasets import image_bits, read_pair
 from stereo_core.data.scenes import scene_samples
 from stereo_core.errors import DataError
 from stereo_core.report.findings import Finding, ok, problem, warning
@@ -121,11 +121,12 @@ def samples(case: Case) -> Iterator[Finding]:
     """Some samples of each list decode, with disparities that fit their images."""
     for split in SPLITS:
         for index, source in enumerate(case.section(split).data_sources):
+            where = f"dataset.{split}_dataset.data_sources[{index}]"
             listed = [sample for sample, of in case.pairs.get(split, []) if of is source]
             places = np.linspace(0, len(listed) - 1, min(SAMPLES, len(listed))).astype(int)
-            yield from _samples(
-                case, split, f"dataset.{split}_dataset.data_sources[{index}]", [listed[i] for i in places], source
-            )
+            if doubt := image_bits(listed, source)[1]:
+                yield warning(*f"{where}: {doubt}".split("; ", 1))
+            yield from _samples(case, split, where, [listed[i] for i in places], source)
 
 
 def _samples(case: Case, split: str, where: str, chosen: list[Sample], source) -> Iterator[Finding]:
