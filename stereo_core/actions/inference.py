@@ -80,7 +80,7 @@ def run(spec, status: StatusLog) -> Outcome:
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
         write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
         count += 1
-    _tell(lost)
+    warn_of(lost)
     figures = predictor.figures()
     write_results(folder, figures | {"images": count, "settings": predictor.settings})
     return Outcome(
@@ -145,7 +145,7 @@ def _camera_of_all(spec) -> Calibration:
     )
 
 
-def _tell(lost: dict[str, Lost]) -> None:
+def warn_of(lost: dict[str, Lost]) -> None:
     """A warning for each kind of file that could not hold all values."""
     disparity, depth = lost["disparity_png16"], lost["depth"]
     if disparity.pixels:

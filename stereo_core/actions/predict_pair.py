@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions.inference import write_files
+from stereo_core.actions.inference import Lost, warn_of, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, read_calibration
@@ -24,7 +24,6 @@ from stereo_core.models.infer import infer
 from stereo_core.report.pictures import colour_disparity, disparity_range, with_colour_bar
 from stereo_core.report.viewer import MOST_BYTES, View, view, viewer_page
 
-LOG = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 NO_CAMERA = "Disparity only: depth and a point cloud need --calibration FILE, or --baseline METRES and --focal PX."
 
@@ -48,6 +47,11 @@ class Pair:
             sizes = " and ".join(f"{x.shape[1]} x {x.shape[0]}" for x in (left, right))
             raise DataError(f"{self.left}, {self.right}: {sizes} px; a rectified pair has one size")
         return left, right
+
+    def check(self, camera: Calibration | None) -> None:
+        """DataError where the images can not be used, or can not be the camera's."""
+        left, _ = self.read()
+        _of(camera, left)
 
 
 def find_pairs(left: Path, right: Path) -> list[Pair]:
@@ -103,12 +107,12 @@ def predict_pairs(
         UserError: before any work: files, sizes, calibration, model.
     """
     pairs = find_pairs(left, right)
-    for pair in pairs:
-        pair.read()
     camera = _camera(calibration, baseline, focal)
+    for pair in pairs:
+        pair.check(camera)
     depth = camera is not None
-    spec = spec_of(model, iters, save_raw_pfm=True, save_color=False, save_depth=depth, save_point_cloud=depth,
-                   calibration=str(calibration or ""))  # fmt: skip
+    spec = spec_of(model, iters, save_raw_pfm=True, save_color=False, save_depth=depth,
+                   save_point_cloud=depth)  # fmt: skip
     with kept():
         yield from _Prediction(load_predictor(spec, "inference", 0), spec.inference, camera, scale, output).of(pairs)
 
@@ -117,10 +121,14 @@ def _camera(calibration: Path | None, baseline: float | None, focal: float | Non
     if (baseline is None) != (focal is None):
         raise SpecError("--baseline and --focal: give both, or --calibration")
     if calibration is None:
-        return None if focal is None else Calibration(focal, baseline)
+        return None if focal is None else Calibration(focal, baseline, source="--focal, --baseline")
     if focal is not None:
         raise SpecError("--calibration says what --baseline and --focal say: give one of them")
     return read_calibration(calibration)
+
+
+def _of(camera: Calibration | None, left_HW3: np.ndarray) -> Calibration | None:
+    return camera and camera.of_size(*left_HW3.shape[:2])
 
 
 @dataclass
@@ -134,26 +142,29 @@ class _Prediction:
     output: Path
     views: list[View] = field(default_factory=list)
     names: UniqueNames = field(default_factory=UniqueNames)
+    lost: dict[str, Lost] = field(default_factory=lambda: defaultdict(Lost))
 
     def of(self, pairs: list[Pair]) -> Iterator[str]:
         for pair in pairs:
             yield from self._one(pair)
+        warn_of(self.lost)
         if self.camera is None:
             yield NO_CAMERA
         yield f"Look at {self._page(len(pairs))}"
 
     def _one(self, pair: Pair) -> Iterator[str]:
         left_HW3, right_HW3 = pair.read()
+        camera = _of(self.camera, left_HW3)
         began = time.perf_counter()
         disparity_HW = self._disparity(left_HW3, right_HW3)
-        facts = f"{self._facts(disparity_HW)}, {time.perf_counter() - began:.1f} s"
+        facts = f"{_facts(disparity_HW, camera)}, {time.perf_counter() - began:.1f} s"
         if not np.isfinite(disparity_HW).all():
             raise FloatingPointError(f"{pair.left}: the predicted disparity is not finite everywhere")
-        found = doubts(left_HW3, right_HW3)
-        files = self._write(pair.name, left_HW3, disparity_HW)
+        found = [*doubts(left_HW3, right_HW3), *(camera.doubts() if camera else ())]
+        files = self._write(pair.name, left_HW3, disparity_HW, camera)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
             maximum = disparity_range(disparity_HW)
-            shown = view(pair.name, left_HW3, disparity_HW, maximum, self.camera,
+            shown = view(pair.name, left_HW3, disparity_HW, maximum, camera,
                          facts=facts, warnings=found, files=files)  # fmt: skip
             self.views.append(shown)
         yield f"{pair.left}: {facts}; {self.output / files['colour']}"
@@ -165,23 +176,12 @@ class _Prediction:
             predict = stretched(predict, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
         return infer(predict, self.predictor.device, left_HW3, right_HW3)
 
-    def _facts(self, disparity_HW: np.ndarray) -> str:
-        height, width = disparity_HW.shape
-        text = f"{width} x {height} px, disparity {disparity_HW.min():.1f} to {disparity_HW.max():.1f} px"
-        depth = self._depth(disparity_HW)
-        if depth is None or not (depth > 0).any():
-            return text
-        near, far = np.percentile(depth[depth > 0], (1, 99))
-        return f"{text}, depth {near:.2f} to {far:.2f} m (1 % nearer, 1 % farther)"
-
-    def _depth(self, disparity_HW: np.ndarray) -> np.ndarray | None:
-        camera = self.camera
-        return camera and depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
-
-    def _write(self, name: str, left_HW3: np.ndarray, disparity_HW: np.ndarray) -> dict[str, str]:
+    def _write(
+        self, name: str, left_HW3: np.ndarray, disparity_HW: np.ndarray, camera: Calibration | None
+    ) -> dict[str, str]:
         """Write the files of a pair; returns text of a link -> path below `output`."""
         flat = self.names(name.replace("/", "_"))
-        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, self.camera)
+        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.lost)
         maximum = disparity_range(disparity_HW)
         files = {
             "colour": f"predicted_depth/{flat}.png",
@@ -189,7 +189,7 @@ class _Prediction:
             "disparity (16-bit PNG)": f"disparity_png16/{name}.png",
         }
         write_png(self.output / files["colour"], with_colour_bar(colour_disparity(disparity_HW, maximum), maximum))
-        if self.camera is not None:
+        if camera is not None:
             files |= {"depth (16-bit PNG, mm)": f"depth/{name}.png", "point cloud (PLY)": f"cloud/{name}.ply"}
         return files
 
@@ -204,3 +204,14 @@ class _Prediction:
             text = viewer_page("Disparity", self.views, self.predictor.settings, note=" ".join(notes))
             temporary.write_text(text, encoding="utf-8")
         return file
+
+
+def _facts(disparity_HW: np.ndarray, camera: Calibration | None) -> str:
+    """Size and ranges of a pair in one line."""
+    height, width = disparity_HW.shape
+    text = f"{width} x {height} px, disparity {disparity_HW.min():.1f} to {disparity_HW.max():.1f} px"
+    if camera is None:
+        return text
+    depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
+    known = depth_HW[depth_HW > 0]
+    return f"{text}, depth {known.min():.2f} to {known.max():.2f} m" if known.size else text
