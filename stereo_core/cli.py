@@ -111,10 +111,10 @@ def predict(left: Path, right: Path, output: Path, **options: object) -> None:
 
 
 @main.command(epilog="\b\nExample:\n  depth_net describe dn_model_latest.pth")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def describe(file: Path, as_json: bool) -> None:
-    """Say what FILE is and what it tells of itself: a checkpoint (or FOLDER@best), an ONNX file or an engine."""
+def describe(file: str, as_json: bool) -> None:
+    """Say what FILE tells of itself: a checkpoint (also FOLDER@best, or starter), an ONNX file or an engine."""
     from stereo_core.report.describe import as_text
     from stereo_core.report.describe import describe as describe_file
     from stereo_core.run.status import plain
@@ -144,10 +144,10 @@ def plot(results_dir: Path, out: Path | None) -> None:
     "convert_checkpoint",
     epilog="\b\nExample:\n  depth_net convert_checkpoint dn_model_latest.pth model_nvlabs.pth --to nvlabs",
 )
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=click.Path())
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--to", "layout", type=click.Choice(["nvlabs", "tao"]), required=True, help="Layout to write.")
-def convert_checkpoint(source: Path, target: Path, layout: str) -> None:
+def convert_checkpoint(source: str, target: Path, layout: str) -> None:
     """Write the checkpoint IN to OUT in another layout, bit for bit."""
     from stereo_core.models.checkpoints import convert_checkpoint as convert
     from stereo_core.run.perform import set_up_logging

@@ -101,7 +101,7 @@ def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: Sta
             )
         pairs = list(_normalised_pairs(spec, (info["input_height"], info["input_width"]), status))
         return quantize(source, out, spec.quantize, pairs), source.stat().st_size
-    model = from_spec(spec, str(source)).eval()
+    model = from_spec(spec, source).eval()
     if hasattr(model, "quantization"):
         raise ModelError(f"{source}: is quantised already; name the checkpoint that it was made from")
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

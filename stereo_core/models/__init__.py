@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -17,8 +19,8 @@ def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
     """A FoundationStereo network with random weights.
 
     Settings (None takes the preset's or the published value): encoder, max_disparity (px, a multiple of 32), variant
-    (nvlabs, tao), disparity_attention (disparity, heads, tao), preset (tiny), corr_levels, corr_radius, n_gru_layers,
-    train_iters, valid_iters, low_memory, mixed_precision. `model.config` holds them all.
+    (nvlabs, tao), disparity_attention (disparity, heads, tao), preset (tiny, small), train_vit, corr_levels,
+    corr_radius, n_gru_layers, train_iters, valid_iters, low_memory, mixed_precision. `model.config` holds them all.
 
     Raises:
         ModelError: an unknown name, or a value the network can not be built with.
@@ -28,11 +30,11 @@ def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
     return FoundationStereo(make_config(**settings))
 
 
-def from_spec(spec, checkpoint: str | None = None) -> nn.Module:
+def from_spec(spec, checkpoint: str | Path | None = None) -> nn.Module:
     """The network that a spec's `model` section asks for.
 
-    With a checkpoint its weights are loaded, and it decides whatever the spec leaves unsaid; `model.stereo_backbone`
-    is not read then. Without one the network starts from scratch: random weights, and the backbone files named there.
+    With a checkpoint its weights are loaded, and it decides whatever the spec leaves unsaid; the backbone files are not
+    read then. Without one the network starts from scratch: random weights, and the backbone files named there.
 
     Raises:
         SpecError: the frozen ViT would keep random weights, and `allow_random_backbone` is not set.
@@ -42,14 +44,16 @@ def from_spec(spec, checkpoint: str | None = None) -> nn.Module:
     if checkpoint:
         return load_model(checkpoint, **_said(section))
     backbone = section.stereo_backbone
-    if not backbone.depth_anything_v2_pretrained_path and not backbone.allow_random_backbone:
+    pretrained = backbone.depth_anything_v2_pretrained_path
+    if not (pretrained or backbone.train_vit or backbone.allow_random_backbone):
         raise SpecError(
             "model.stereo_backbone.depth_anything_v2_pretrained_path is empty: the frozen ViT would keep random "
-            "weights; name a Depth Anything V2 file, or set model.stereo_backbone.allow_random_backbone=true"
+            "weights; name a Depth Anything V2 file, set model.stereo_backbone.train_vit=true (as preset small), or "
+            "model.stereo_backbone.allow_random_backbone=true"
         )
     model = create_model(**_settings(section))
-    if backbone.depth_anything_v2_pretrained_path:
-        load_depth_anything(model, backbone.depth_anything_v2_pretrained_path)
+    if pretrained:
+        load_depth_anything(model, pretrained)
     if backbone.edgenext_pretrained_path:
         load_edgenext(model, backbone.edgenext_pretrained_path)
     return model
@@ -66,7 +70,7 @@ def channels_last(model: nn.Module, dims: tuple[int, ...] = (2, 3)) -> nn.Module
 
 
 def _settings(section) -> dict:
-    values = {name: getattr(section, name) for name in SETTINGS}
+    values = {name: getattr(_owner(section, name), name) for name in SETTINGS}
     return {name: None if value == "auto" else value for name, value in values.items()}
 
 
@@ -76,5 +80,10 @@ def _said(section) -> dict:
     return {
         name: value
         for name, value in _settings(section).items()
-        if name in section.model_fields_set and (name not in preset or value != preset[name])
+        if name in _owner(section, name).model_fields_set and (name not in preset or value != preset[name])
     }
+
+
+def _owner(section, name: str):
+    """Where a setting stands in the spec."""
+    return section.stereo_backbone if name == "train_vit" else section

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
-from stereo_core.models.files import WeightFile, first_names, read_weights
-from stereo_core.models.foundation_stereo.config import VIT, make_config, settings_of
+from stereo_core.models.files import WeightFile, first_names, read_weights, weights_file
+from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, PRESETS, VIT, make_config, settings_of
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
 
@@ -50,11 +50,11 @@ class Checkpoint:
 def load_model(path: str | Path, **overrides) -> nn.Module:
     """The network of a checkpoint, in float32, with its weights.
 
-    Encoder, variant, preset and lookup sizes come from the keys and shapes; max_disparity, attention and iterations
+    Encoder, variant and lookup sizes come from the keys and shapes; preset, max_disparity, attention and iterations
     from the settings our trainer writes into the file or from `cfg.yaml` beside it, else the published values.
 
     Args:
-        path: file of any layout that `read_weights` knows.
+        path: what `read_weights` takes: a file of any layout, "starter", a training's folder with a choice.
         overrides: settings as in `create_model`; they win, unless the weights contradict them.
 
     Raises:
@@ -96,6 +96,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     Raises:
         ModelError: the source is no FoundationStereo checkpoint, the target is the source, or `to` is unknown.
     """
+    source = weights_file(source)
     if Path(target).exists() and Path(target).samefile(source):
         raise ModelError(f"{target}: is the checkpoint to be converted; writing it would lose its training state")
     checkpoint = read_checkpoint(source)
@@ -151,7 +152,11 @@ def _recognise(file: WeightFile) -> Checkpoint:
     tao = any(key.startswith(("feature.downsample_layers.", "cost_agg.atts.cost_vol_disp.")) for key in file.state)
     state = {from_tao(key): value for key, value in file.state.items()} if tao else dict(file.state)
     _complete_aliases(state)
-    return Checkpoint(file, state, "tao" if tao else "nvlabs", _fixed_by_weights(state, file.path), _said(file))
+    found, said = _fixed_by_weights(state, file.path), _said(file)
+    if found["encoder"] == "vitt":
+        stored = said.pop("preset", None)
+        (found if stored else said)["preset"] = stored or _likely_preset(said, file.path)
+    return Checkpoint(file, state, "tao" if tao else "nvlabs", found, said)
 
 
 # Names
@@ -233,13 +238,23 @@ def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict:
     found = {
         "encoder": encoder,
         "variant": "nvlabs" if "corr_stem.1.bn.weight" in state else "tao",
-        "preset": "tiny" if encoder == "vitt" else None,
         "n_gru_layers": sum(f"update_block.gru{scale}.conv0.0.weight" in state for scale in ("04", "08", "16")),
     }
+    if encoder != "vitt":  # the presets are told apart by what is stored beside the weights
+        found["preset"] = None
     lookup, patch = (state.get(key) for key in ("update_block.encoder.convc1.weight", "cost_agg.conv_patch.1.weight"))
     if lookup is not None and patch is not None:
         found |= _lookup_sizes(lookup.shape[1], patch.shape[0] + 1)
     return found
+
+
+def _likely_preset(said: dict, path: str | Path) -> str:
+    """Of the presets, whose shapes are the same, the one of the stored max_disparity, else tiny."""
+    ranges = {PRESET_SETTINGS[name]["max_disparity"]: name for name in PRESETS}
+    preset = ranges.get(said.get("max_disparity"), "tiny")
+    LOG.info("%s: its shapes are those of presets %s; %s is taken unless model.preset says otherwise",
+             path, " and ".join(PRESETS), preset)  # fmt: skip
+    return preset
 
 
 def _lookup_sizes(width: int, channels: int) -> dict:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from stereo_core.errors import ModelError
 from stereo_core.files import sha256_of
+from stereo_core.spec.choice import NoChoice, chosen
 
 LOG = logging.getLogger(__name__)
 AVERAGES = "ema_state_dict"  # our trainer's averaged weights, under the names of `state_dict`
+SETTINGS = "hyper_parameters"  # beside the weights; in a safetensors file as JSON
 PREFIXES = ("model.", "module.", "_orig_mod.")
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt", ".rtx")
 ENCRYPTED_SUFFIXES = (".tlt", ".etlt")
@@ -45,11 +47,14 @@ def read_weights(path: str | Path) -> WeightFile:
     or without the prefixes of Lightning, DataParallel and torch.compile. Where our trainer averaged the weights
     (`train.ema_decay`) these are the averages.
 
+    Args:
+        path: a file, "starter", or a training's folder with a choice (`results/train@best`).
+
     Raises:
         ModelError: no such file; an engine, an ONNX graph, an encrypted file or anything else that is no checkpoint; a
             truncated or damaged file; a file that holds pickled objects rather than weights.
     """
-    path = Path(path)
+    path = weights_file(path)
     check_digest(path)
     content = _read_safetensors(path) if _kind(path) == "safetensors" else _read_torch(path)
     layout, state, extra = _open_envelope(path, content)
@@ -57,6 +62,14 @@ def read_weights(path: str | Path) -> WeightFile:
         layout = "safetensors"
     state, prefix = _strip_prefixes(state)
     return WeightFile(path, state, layout, prefix, extra)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that a path, the text "starter" or a choice names; ModelError where the choice can not be made."""
+    try:
+        return chosen(path)
+    except NoChoice as error:
+        raise ModelError(str(error)) from None
 
 
 def sidecar_of(path: Path) -> Path:
@@ -128,12 +141,14 @@ def _kind(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            said = (file.metadata() or {}).get(SETTINGS)
+        return {"model": state} | ({SETTINGS: json.loads(said)} if said else {})
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
 

@@ -20,7 +20,7 @@ def describe(path: str | Path) -> dict:
         ModelError: the file is missing, damaged or none of these, or the choice (`folder@best`) can not be made.
     """
     try:
-        path = chosen(str(path))
+        path = chosen(path)
     except NoChoice as error:
         raise ModelError(str(error)) from None
     kind = file_kind(path)

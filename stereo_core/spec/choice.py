@@ -1,4 +1,4 @@
-"""Which checkpoint of a training is meant: `results/train@best`, `@latest`, `@epoch=7` or `@step=1600`."""
+"""Which checkpoint is meant: `starter`, or of a training `results/train@best`, `@latest`, `@epoch=7`, `@step=1600`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 from stereo_core.storage import is_uri
 
+STARTER = "starter"  # the word; ./starter is a file
+STARTER_FILE = Path(__file__).parents[1] / "models" / "starter" / "starter.safetensors"
 LATEST = "dn_model_latest.pth"
 BEST = "dn_model_best.pth"
 CHOICES = "best, latest, epoch=N or step=N"
 OF_A_TRAINING = "or <folder of a training>@best, @latest, @epoch=N, @step=N"  # for the keys' descriptions
+OR_STARTER = f"{OF_A_TRAINING}, or starter: the package's own"
 _LINKS = {"best": BEST, "latest": LATEST}
 _NAME = re.compile(r"model_epoch_(\d+)_step_(\d+)\.pth")
 _CHOICE = re.compile(r"best|latest|(epoch|step)=(\d+)")
@@ -33,8 +36,9 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return sorted((path for path, step in steps.items() if step <= last), key=steps.get)
 
 
-def chosen(text: str) -> Path:
-    """The file that a key for checkpoints names: a path as it is, or the choice behind the last `@` of a folder.
+def chosen(named: str | Path) -> Path:
+    """The file that a key for checkpoints names: the package's own for the word starter, a path as it is, or the choice
+    behind the last `@` of a folder.
 
     best and latest are where the training's links lead (best: by its `train.monitor`); epoch (from 0, as in the files'
     names) is the last checkpoint of that epoch.
@@ -42,6 +46,9 @@ def chosen(text: str) -> Path:
     Raises:
         NoChoice: the folder has no such checkpoint, or it is not said which one is meant. None is taken in its place.
     """
+    if named == STARTER:  # a Path never equals a text: it is a file
+        return STARTER_FILE
+    text = str(named)
     path, (where, _, choice) = Path(text), text.rpartition("@")
     match, folder = _CHOICE.fullmatch(choice), Path(where)
     if is_uri(text) and match:

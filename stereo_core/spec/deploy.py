@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from stereo_core.spec.choice import OF_A_TRAINING
+from stereo_core.spec.choice import OR_STARTER
 from stereo_core.spec.fields import Int, Positive, Section, Text, Texts, any_case, key, null_is, section
 
 Batch = Annotated[Int, null_is(-1)]
@@ -17,7 +17,7 @@ class Export(Section):
     )
     gpu_id: Int = key(0, "GPU to trace on", ge=0)
     checkpoint: Text = key(
-        "", f"Checkpoint of any layout, {OF_A_TRAINING}; or an ONNX file to take over as it is", mandatory=True
+        "", f"Checkpoint of any layout, {OR_STARTER}; or an ONNX file to take over as it is", mandatory=True
     )
     onnx_file: Text = key("", "ONNX file to write", mandatory=True)
     on_cpu: bool = key(False, "Trace on the CPU")

@@ -19,7 +19,7 @@ from stereo_core.spec.experiment import ExperimentSpec, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.interpolation import resolve
 from stereo_core.spec.model import PRESETS
-from stereo_core.spec.overrides import apply_override, parse_override
+from stereo_core.spec.overrides import apply_override, merged, parse_override
 from stereo_core.spec.text import parse
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _without_unset(value: Any) -> Any:
 def _apply_preset(tree: dict) -> None:
     model = tree.get("model")
     if isinstance(model, dict) and isinstance(model.get("preset"), str):
-        tree["model"] = PRESETS.get(model["preset"], {}) | model
+        tree["model"] = merged(PRESETS.get(model["preset"], {}), model)
 
 
 _RULES = {

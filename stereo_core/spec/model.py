@@ -11,11 +11,12 @@ _FAST = "FastFoundationStereo only"
 
 
 class StereoBackbone(Section):
-    depth_anything_v2_pretrained_path: Text = key("", "Depth Anything V2 weights of the frozen ViT")
+    depth_anything_v2_pretrained_path: Text = key("", "Depth Anything V2 weights of the ViT")
     edgenext_pretrained_path: Text = key("", "EdgeNeXt weights")
     use_bn: bool = key(False, "BatchNorm in the DPT head; only false exists here")
     use_clstoken: bool = key(False, "Class token in the DPT head; only false exists here")
     allow_random_backbone: bool = key(False, "Train although the frozen ViT has random weights (ours)")
+    train_vit: bool = key(False, "Train the ViT too; preset small does (ours)")
 
 
 class MonoBackbone(Section):
@@ -29,12 +30,14 @@ class Model(Section):
         Literal["FoundationStereo", "MetricDepthAnything", "RelativeDepthAnything", "FastFoundationStereo"],
         any_case("FoundationStereo", "MetricDepthAnything", "RelativeDepthAnything", "FastFoundationStereo"),
     ] = key("FoundationStereo", "Architecture, any case; only FoundationStereo exists here")
-    preset: Literal["tiny"] | None = key(None, "tiny: a small network for tests and the demo (ours)")
+    preset: Literal["tiny", "small"] | None = key(
+        None, "small: the starter's network; tiny: as narrow, of a smaller range, for tests and the demo (ours)"
+    )
     variant: Literal["auto", "nvlabs", "tao"] = key("auto", "Layout of the network; auto: the checkpoint's (ours)")
     disparity_attention: Literal["auto", "disparity", "heads", "tao"] = key(
         "auto", "Attention along disparity; auto: the variant's (ours)"
     )
-    encoder: Literal["vits", "vitb", "vitl", "vitg", "vitt"] = key("vitl", "Size of the ViT; vitt: the tiny preset's")
+    encoder: Literal["vits", "vitb", "vitl", "vitg", "vitt"] = key("vitl", "Size of the ViT; vitt: the presets'")
     stereo_backbone: StereoBackbone = section(StereoBackbone, "Pretrained parts")
     mono_backbone: MonoBackbone = section(MonoBackbone, "Mono only")
     hidden_dims: list[Positive] = key([128, 128, 128], "Width of each GRU level; only 128 exists here")
@@ -69,5 +72,12 @@ class Model(Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"encoder": "vitt", "max_disparity": 64, "train_iters": 4, "valid_iters": 8},
+    "small": {
+        "encoder": "vitt",
+        "max_disparity": 192,
+        "train_iters": 4,
+        "valid_iters": 8,
+        "stereo_backbone": {"train_vit": True},
+    },
 }
 """Defaults of `model` under a preset; whatever the user sets wins."""

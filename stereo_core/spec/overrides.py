@@ -48,7 +48,7 @@ def apply_override(tree: dict, path: Path, value: Any) -> None:
             _put(node, path[depth], child)
         node = child
     old = _get(node, path)
-    _put(node, path[-1], _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value)
+    _put(node, path[-1], merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value)
 
 
 def _get(node: Any, path: Path) -> Any:
@@ -71,9 +71,10 @@ def _put(node: Any, name: str | int, value: Any) -> None:
         node[name] = value
 
 
-def _merged(old: dict, new: dict) -> dict:
+def merged(old: dict, new: dict) -> dict:
+    """Both, the new values in place of the old, groups of keys likewise."""
     result = dict(old)
     for name, value in new.items():
         both = isinstance(value, dict) and isinstance(old.get(name), dict)
-        result[name] = _merged(old[name], value) if both else value
+        result[name] = merged(old[name], value) if both else value
     return result

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stereo_core.spec.choice import OF_A_TRAINING
+from stereo_core.spec.choice import OR_STARTER
 from stereo_core.spec.fields import Float, Int, NonNegative, Section, Text, key, null_is
 
 BESIDE = "auto"  # inference.calibration: the file beside each image
@@ -16,7 +16,7 @@ class Predict(Section):
     """What both have."""
 
     results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/<verb>, with an engine trt_<verb>")
-    checkpoint: Text = key("", f"Checkpoint of any layout, {OF_A_TRAINING}; either this or trt_engine", mandatory=True)
+    checkpoint: Text = key("", f"Checkpoint of any layout, {OR_STARTER}; either this or trt_engine", mandatory=True)
     trt_engine: Text = key("", "Engine; either this or checkpoint")
     num_gpus: Int = key(1, "GPUs on a node", ge=1)
     gpu_ids: Annotated[list[NonNegative], Field(min_length=1)] = key([0], "GPU indices")

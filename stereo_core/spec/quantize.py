@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from stereo_core.spec.choice import OF_A_TRAINING
+from stereo_core.spec.choice import OR_STARTER
 from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key, null_is, section, spelled
 
 
@@ -42,7 +42,7 @@ class Quantize(Section):
         "Calibration device; unset: the CPU where there is no GPU",
         pattern="^(cuda|cpu|trt|cuda:[0-9]+)$",
     )
-    model_path: Text = key("", f"Checkpoint to quantise, {OF_A_TRAINING}; for modelopt.onnx an ONNX file")
+    model_path: Text = key("", f"Checkpoint to quantise, {OR_STARTER}; for modelopt.onnx an ONNX file")
     layers: Annotated[list[LayerRule], null_is([])] = key(
         [], "Rules a module; later ones win; none: the default layers in int8"
     )

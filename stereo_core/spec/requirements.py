@@ -115,9 +115,9 @@ def settle(verb: str, spec: Section) -> None:
 def _settle_checkpoints(name: str, own: Section) -> None:
     for key in _CHECKPOINTS.get(name, ()):
         said = getattr(own, key)
-        if said not in ("", AUTO) and not is_uri(said) and (file := str(choice.chosen(said))) != said:
+        if said not in ("", AUTO) and not is_uri(said) and (file := choice.chosen(said)) != Path(said):
             LOG.info("%s.%s: %s is %s", name, key, said, file)
-            setattr(own, key, file)
+            setattr(own, key, str(file))
 
 
 def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -257,10 +257,10 @@ def _model(spec: ExperimentSpec) -> Iterator[Complaint]:
             "model.model_type",
             f"{model.model_type} is a mono network; this product is for stereo only: FoundationStereo",
         )
-    if model.encoder == "vitt" and model.preset != "tiny":
-        yield "model.encoder", "vitt exists in the tiny preset only: model.preset=tiny"
-    if model.preset == "tiny" and model.encoder != "vitt":
-        yield "model.encoder", f"the tiny preset has its own ViT, vitt, not {model.encoder}"
+    if model.encoder == "vitt" and not model.preset:
+        yield "model.encoder", "vitt exists in presets only: model.preset=small or tiny"
+    if model.preset and model.encoder != "vitt":
+        yield "model.encoder", f"the {model.preset} preset has its own ViT, vitt, not {model.encoder}"
     if any(width != 128 for width in model.hidden_dims) or len(model.hidden_dims) < model.n_gru_layers:
         yield "model.hidden_dims", f"{model.hidden_dims}: the network has 128 in every GRU level"
     if model.n_downsample != 2:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from stereo_core.spec.choice import OF_A_TRAINING
+from stereo_core.spec.choice import OF_A_TRAINING, OR_STARTER
 from stereo_core.spec.fields import Float, Int, NonNegative, Positive, Section, Text, Texts, key, section
 
 MultiStep = Literal["MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler"]
@@ -62,7 +62,7 @@ class Train(Section):
     deterministic: bool = key(
         False, "Deterministic GPU kernels only: equal seeds, equal weights, and slower; CPUs need no switch (ours)"
     )
-    pretrained_model_path: Text = key("", f"Checkpoint to start from, any layout, {OF_A_TRAINING}")
+    pretrained_model_path: Text = key("", f"Checkpoint to start from, any layout, {OR_STARTER}")
     resume_training_checkpoint_path: Text = key(
         "",
         f"Checkpoint to go on from, {OF_A_TRAINING}; auto: the newest whole one of the results folder, if any;"

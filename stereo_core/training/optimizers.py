@@ -13,7 +13,7 @@ from stereo_core.training.schedules import one_cycle_momentum
 
 LOG = logging.getLogger(__name__)
 
-BACKBONE = "model.feature."  # EdgeNeXt and what ties it to the ViT; the ViT itself is not trained
+BACKBONE = "model.feature."  # EdgeNeXt, what ties it to the ViT, and the ViT where it is trained
 
 Rates = list[dict]
 """What the spec wants of each group: lr, weight_decay and, unless the schedule sets it, the momentum."""

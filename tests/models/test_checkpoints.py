@@ -55,6 +55,24 @@ def test_layouts_load_alike(tmp_path, tiny_state, layout):
     assert model.proj_cmb.weight.requires_grad
 
 
+def test_of_two_presets_of_the_same_shapes_the_file_says_which(tmp_path, tiny_state, caplog):
+    path = tmp_path / "bare.pth"
+    torch.save(tiny_state, path)
+    with caplog.at_level("INFO"):
+        assert load_model(path).config.preset == "tiny"
+    assert "presets tiny and small; tiny is taken" in caplog.text
+    config = load_model(path, preset="small").config
+    assert (config.max_disparity, config.train_vit) == (192, True)
+
+    save_checkpoint(create_model(preset="small"), path)
+    model = load_model(path)
+    assert (model.config.preset, model.config.max_disparity, model.config.train_vit) == ("small", 192, True)
+    assert model.feature.dino.depth_anything.pretrained.pos_embed.requires_grad
+    assert not load_model(path, train_vit=False).feature.dino.depth_anything.pretrained.pos_embed.requires_grad
+    with pytest.raises(ModelError, match=r"preset small, not tiny; set model\.preset=small or leave it out"):
+        load_model(path, preset="tiny")
+
+
 def test_safetensors_which_keeps_one_of_two_names(tmp_path, tiny_state):
     state = {k: v.clone() for k, v in tiny_state.items() if ".downsample.1." not in k or "cnet" not in k}
     assert len(state) < len(tiny_state)

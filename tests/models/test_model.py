@@ -71,6 +71,15 @@ def test_frozen_branch_stays_frozen(tiny, images):
     assert without == []
 
 
+def test_preset_small_trains_every_weight_that_is_used(images):
+    model = create_model(preset="small").train()
+    init, disparities = model(*images(64, 64), 1)
+    (init.mean() + disparities[0].mean()).backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert "feature.dino.depth_anything.pretrained.pos_embed" in trained
+    assert [name for name, p in trained.items() if p.grad is None and "cnet." not in name] == []
+
+
 def test_hierarchical_is_two_passes(tiny, images):
     """Half-size pass, enlarged and doubled, is the start of the full-size pass; here spelt out step by step."""
     left, right = images(70, 75)

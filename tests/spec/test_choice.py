@@ -9,6 +9,7 @@ import pytest
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import load_spec
+from stereo_core.spec.choice import STARTER_FILE
 
 TEMPLATES = Path(__file__).parent / "tao"
 NAMES = ("model_epoch_000_step_00004.pth", "model_epoch_001_step_00006.pth", "model_epoch_001_step_00008.pth")
@@ -49,6 +50,13 @@ def test_every_key_takes_a_choice_and_the_log_says_the_file(training, caplog, ve
     with caplog.at_level(logging.INFO):
         assert load(verb, key, f"{training}@best") == f"{training}/{NAMES[0]}"
     assert f"{key}: {training}@best is {training}/{NAMES[0]}" in caplog.messages
+
+
+@pytest.mark.parametrize(("verb", "key"), [one for one in KEYS if "resume" not in one[1]])
+def test_every_key_takes_the_starter_and_a_file_of_that_name_by_its_path(workspace, verb, key):
+    Path("starter").touch()
+    assert load(verb, key, "starter") == str(STARTER_FILE)
+    assert load(verb, key, "./starter") == "./starter"
 
 
 @pytest.mark.parametrize(

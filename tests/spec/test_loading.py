@@ -248,7 +248,7 @@ def test_input_files_must_be_there(workspace):
         ("model.volume_dim=24", "model.volume_dim: 24: the network has 28 cost volume channels"),
         ("model.cv_group=4", "model.cv_group: 4: the network has 8 correlation groups"),
         ("model.n_downsample=1", "model.n_downsample: the network works at a quarter of the resolution: 2"),
-        ("model.encoder=vitt", "model.encoder: vitt exists in the tiny preset only: model.preset=tiny"),
+        ("model.encoder=vitt", "model.encoder: vitt exists in presets only: model.preset=small or tiny"),
         ("train.checkpoint_interval=11", "train.checkpoint_interval: 11 is more than train.num_epochs 10"),
         ("dataset.dataset_name=MonoDataset", "dataset.dataset_name: MonoDataset: this product is for stereo only"),
         (
@@ -305,12 +305,13 @@ def test_the_tiny_preset_fills_what_the_user_leaves_open(workspace):
     assert (model.encoder, model.max_disparity, model.train_iters, model.valid_iters) == ("vitt", 64, 2, 8)
 
 
-def test_the_preset_says_what_the_network_s_own_preset_says():
-    from stereo_core.models.foundation_stereo.config import make_config
-    from stereo_core.spec.model import PRESETS
-
-    config = make_config(preset="tiny")
-    assert PRESETS["tiny"] == {name: getattr(config, name) for name in PRESETS["tiny"]}
+def test_preset_small_trains_the_vit_unless_the_user_says_no(workspace):
+    backbone = {"allow_random_backbone": True}
+    said = {"preset": "small", "stereo_backbone": backbone}
+    assert spec_from_dict("train", TRAIN | {"model": said}).model.stereo_backbone.train_vit
+    spec = spec_from_dict("train", TRAIN | {"model": said | {"stereo_backbone": backbone | {"train_vit": False}}})
+    assert not spec.model.stereo_backbone.train_vit
+    assert spec.model.max_disparity == 192
 
 
 def test_the_callers_dict_is_left_alone(workspace):

@@ -24,7 +24,7 @@ def devices(case: Case) -> Iterator[Finding]:
     if not machine.gpus:
         if precision == "fp16":
             yield problem("no GPU is here, and fp16 needs one", "train.precision=bf16 or fp32")
-        elif case.spec.model.preset == "tiny":
+        elif case.network.config.preset if case.network else case.spec.model.preset:
             yield ok(f"on the CPU, processes: {case.ranks.world}, {precision}")
         else:
             yield warning("no GPU is here: a network of full size trains on the CPU, very slowly", "use a GPU")

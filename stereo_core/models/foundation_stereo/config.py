@@ -9,7 +9,7 @@ from stereo_core.errors import ModelError
 VARIANTS = ("nvlabs", "tao")
 ATTENTIONS = ("disparity", "heads", "tao")
 ENCODERS = ("vits", "vitb", "vitl", "vitg", "vitt")
-PRESETS = ("tiny",)
+PRESETS = ("tiny", "small")
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,26 @@ class Widths:
     stem: int = 32  # half-resolution image features, also the output of the mask head
 
 
-WIDTHS = {
-    None: Widths(),
-    "tiny": Widths(
-        edgenext_dims=(24, 48, 88, 168),
-        edgenext_depths=(2, 2, 6, 2),
-        edgenext_heads=4,
-        concat=4,
-        volume=8,
-        context=(16, 24, 32),
-        hidden=32,
-        motion_lookup=64,
-        motion_disparity=16,
-        mask=16,
-        stem=8,
-    ),
-}
+_NARROW = Widths(
+    edgenext_dims=(24, 48, 88, 168),
+    edgenext_depths=(2, 2, 6, 2),
+    edgenext_heads=4,
+    concat=4,
+    volume=8,
+    context=(16, 24, 32),
+    hidden=32,
+    motion_lookup=64,
+    motion_disparity=16,
+    mask=16,
+    stem=8,
+)
+WIDTHS = {None: Widths(), "tiny": _NARROW, "small": _NARROW}
 
 # What a preset says about the settings where the caller says nothing.
 PRESET_SETTINGS = {
     None: {"encoder": "vitl", "max_disparity": 416, "train_iters": 22, "valid_iters": 22},
     "tiny": {"encoder": "vitt", "max_disparity": 64, "train_iters": 4, "valid_iters": 8},
+    "small": {"encoder": "vitt", "max_disparity": 192, "train_iters": 4, "valid_iters": 8, "train_vit": True},
 }
 
 
@@ -86,6 +85,7 @@ class FoundationStereoConfig:
     variant: str = "nvlabs"
     disparity_attention: str = "disparity"
     preset: str | None = None
+    train_vit: bool = False  # else it stays as it was loaded
     corr_levels: int = 2
     corr_radius: int = 4
     n_gru_layers: int = 3
@@ -134,8 +134,11 @@ def make_config(**settings) -> FoundationStereoConfig:
         config = replace(config, disparity_attention="tao" if config.variant == "tao" else "disparity")
     _choice("disparity_attention", config.disparity_attention, ATTENTIONS)
     _choice("encoder", config.encoder, ENCODERS)
-    if preset == "tiny" and config.encoder != "vitt":
-        raise ModelError(f"encoder {config.encoder!r} with preset 'tiny': the preset's encoder is 'vitt'; leave it out")
+    if preset and config.encoder != PRESET_SETTINGS[preset]["encoder"]:
+        own = PRESET_SETTINGS[preset]["encoder"]
+        raise ModelError(
+            f"encoder {config.encoder!r} with preset {preset!r}: the preset's encoder is {own!r}; leave it out"
+        )
     if config.max_disparity < 32 or config.max_disparity % 32:
         low = max(32, config.max_disparity // 32 * 32)
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Depth Anything V2 (Yang et al. 2024) as a frozen feature extractor: DPT head (Ranftl et al. 2021) on a ViT.
+"""Depth Anything V2 (Yang et al. 2024) as a feature extractor: DPT head (Ranftl et al. 2021) on a ViT.
 
 The depth prediction after the head's last feature map is not computed: FoundationStereo reads the feature. Its weights
 are kept, for the checkpoints hold them. B images, P = r * c patches, C channels, F fusion channels, H, W image size.
@@ -96,8 +96,8 @@ def _larger(a: int, b: int) -> int:
     return a + (b - a) * (b > a)
 
 
-class FrozenDepthAnything(nn.Module):
-    """Depth Anything V2 as a frozen feature extractor: always in eval mode, never with gradients.
+class DepthAnything(nn.Module):
+    """Depth Anything V2 as a feature extractor, always in eval mode: frozen, or trained as far as it is used.
 
     Image (B, 3, H, W), ImageNet-normalised -> feature (B, F/2, H/4, W/4).
 
@@ -106,14 +106,17 @@ class FrozenDepthAnything(nn.Module):
 
     open_size = False
 
-    def __init__(self, widths: VitWidths):
+    def __init__(self, widths: VitWidths, trained: bool):
         super().__init__()
+        vit, head = VisionTransformer(widths), DptHead(widths)
         self.depth_anything = nn.Module()
-        self.depth_anything.pretrained = VisionTransformer(widths)
-        self.depth_anything.depth_head = DptHead(widths)
-        self.requires_grad_(False).eval()
+        self.depth_anything.pretrained, self.depth_anything.depth_head = vit, head
+        self.requires_grad_(trained).eval()
+        # As FoundationStereo's own unused weights: no gradient would ever come.
+        for unused in (vit.mask_token, head.scratch.output_conv2, head.scratch.refinenet4.resConfUnit1):
+            unused.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> FrozenDepthAnything:
+    def train(self, mode: bool = True) -> DepthAnything:
         return super().train(False)
 
     def forward(self, image_B3HW: Tensor) -> Tensor:

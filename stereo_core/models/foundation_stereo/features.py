@@ -1,4 +1,4 @@
-"""Image features: EdgeNeXt, decoded to 1/4, 1/8, 1/16 and joined at 1/4 by the frozen Depth Anything V2 feature.
+"""Image features: EdgeNeXt, decoded to 1/4, 1/8, 1/16 and joined at 1/4 by the Depth Anything V2 feature.
 
 B images, C channels, H, W image size, h = H/4, w = W/4.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
-from stereo_core.models.foundation_stereo.dpt import FrozenDepthAnything
+from stereo_core.models.foundation_stereo.dpt import DepthAnything
 from stereo_core.models.foundation_stereo.edgenext import make_stages, make_stem
 from stereo_core.models.foundation_stereo.layers import ConvNorm, ResidualBlock, ResidualConv
 
@@ -36,7 +36,7 @@ class Features(nn.Module):
         c4 = config.feature_dims[0]
         self.stem = make_stem(d4)
         self.stages = make_stages(widths.edgenext_dims, widths.edgenext_depths, widths.edgenext_heads)
-        self.dino = FrozenDepthAnything(config.vit)
+        self.dino = DepthAnything(config.vit, config.train_vit)
         self.deconv32_16 = UpFuse(d32, d16)
         self.deconv16_8 = UpFuse(2 * d16, d8)
         self.deconv8_4 = UpFuse(2 * d8, d4)

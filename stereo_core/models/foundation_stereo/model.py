@@ -62,9 +62,9 @@ class FoundationStereo(Infers, nn.Module):
     and the disparity is cut back. train: (start disparity (B, 1, H/4, W/4) in quarter-resolution px, list of the
     disparities (B, 1, H, W) in px, one an iteration); H and W must be multiples of 32, else ValueError.
 
-    The Depth Anything V2 branch stays in eval mode and without gradients. With `config.mixed_precision` the network
-    runs under float16 autocast on CUDA; norms, cost volume products, softmax over disparity and the disparity itself
-    stay in float32. `model.double()` computes everything in float64.
+    The Depth Anything V2 branch stays in eval mode, and without gradients unless `config.train_vit`. With
+    `config.mixed_precision` the network runs under float16 autocast on CUDA; norms, cost volume products, softmax over
+    disparity and the disparity itself stay in float32. `model.double()` computes everything in float64.
 
     Attributes:
         recompute: in training keep the inputs of the cost volume's filter and of every iteration only, and compute what
