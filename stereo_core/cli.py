@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from stereo_core.cores import share_cores
 from stereo_core.errors import UserError
 from stereo_core.verbs import VERBS, Verb
 
@@ -102,6 +103,7 @@ def predict(left: Path, right: Path, output: Path, **options: object) -> None:
     """Disparity, depth and a page to look at, from LEFT and RIGHT: two images, or two folders of equal names."""
 
     def tell() -> None:
+        share_cores()
         from stereo_core.actions.predict_pair import predict_pairs
 
         for line in predict_pairs(left, right, output, **options):

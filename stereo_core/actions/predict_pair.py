@@ -214,4 +214,4 @@ def _facts(disparity_HW: np.ndarray, camera: Calibration | None) -> str:
         return text
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
     known = depth_HW[depth_HW > 0]
-    return f"{text}, depth {known.min():.2f} to {known.max():.2f} m" if known.size else text
+    return f"{text}, depth from {known.min():.2f} m, median {np.median(known):.2f} m" if known.size else text

@@ -113,7 +113,7 @@ def _tick(disparity: float, camera: Calibration | None) -> tuple[str, str]:
     if camera is None:
         return f"{disparity:.3g}", ""
     shift = disparity + camera.doffs
-    return f"{disparity:.3g}", f"{camera.focal * camera.baseline / shift:.3g} m" if disparity and shift > 0 else "∞"
+    return f"{disparity:.3g}", f"{camera.focal * camera.baseline / shift:.3g} m" if shift > 0 else "∞"
 
 
 def _packed(disparity_HW: np.ndarray) -> np.ndarray:

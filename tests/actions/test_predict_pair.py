@@ -62,7 +62,7 @@ def test_depth(predict, pair, tmp_path, by):
     measured = millimetres > 0
     np.testing.assert_allclose(millimetres[measured], 1000 * 80 * 0.5 / disparity[measured], atol=0.51)
     assert measured.any() and (out / "cloud/left.ply").read_bytes().startswith(b"ply\n")
-    assert re.search(r"depth \d", text) and "--calibration" not in text
+    assert re.search(r"depth from \d+\.\d\d m", text) and "--calibration" not in text
 
 
 def test_folders(predict, scenes, tmp_path):
