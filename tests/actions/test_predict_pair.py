@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -89,6 +91,23 @@ def test_a_smaller_image_for_the_network(predict, pair):
     assert code == 0, text
     assert half.shape == full.shape
     assert (half != full).any()
+
+
+def test_no_compiler_is_imported_for_a_pair_on_a_cpu(tiny_checkpoint, pair, tmp_path):
+    """torch's takes two of the eight seconds that a first pair may take."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU's kernels are compiled")
+    code = """
+import sys
+from stereo_core.cli import main
+main(sys.argv[1:], standalone_mode=False)
+print("torch._dynamo" in sys.modules)
+"""
+    arguments = ["predict", *map(str, pair), "--model", str(tiny_checkpoint), "--output", str(tmp_path)]
+    printed = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.endswith("False\n")
 
 
 def test_swapped_views_are_doubted(predict, tmp_path):
