@@ -9,7 +9,7 @@ ENGINE ?= $(if $(shell command -v podman),podman,docker)
 BASE   ?= docker.io/library/python:3.11-slim-bookworm
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-cluster lint format compile bench image image-cpu image-gpu image-deploy clean
+.PHONY: help install predict demo test test-all test-cluster lint format compile bench image image-cpu image-gpu image-deploy clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,12 @@ $(READY): pyproject.toml
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,quantize,modelopt,automl,tracking,dev]'
 	@touch $(READY)
+
+predict: $(READY)  ## a first depth map: a synthetic pair, made here, and the starter network's disparity of it
+	$(BIN)/depth_net synthesize results_dir=runs/predict/pair num_scenes=1 height=480 width=640 max_disparity=96
+	$(BIN)/depth_net predict runs/predict/pair/scene_0000/dataset/data/left/rgb/0000.png \
+		runs/predict/pair/scene_0000/dataset/data/right/rgb/0000.png --output runs/predict \
+		--calibration runs/predict/pair/scene_0000/dataset/data/K.txt
 
 demo: $(READY)  ## the whole job on this machine: synthesise, convert, train, evaluate, export, engine, report
 	$(BIN)/stereo-pipelines run pipelines/demo/compiled/demo.yaml --output-dir runs/demo

@@ -51,7 +51,7 @@ def main() -> None:
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
     measure_stream(asked)
     train(asked, model)
-    save_checkpoint(copy.deepcopy(model).half(), asked.out / "weights.pth")
+    write_weights(model, asked)
     say(f"weights: {(asked.out / 'weights.pth').stat().st_size / 2**20:.1f} MiB")
     if asked.pairs:
         report(asked)
@@ -76,12 +76,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def write_weights(model: nn.Module, asked: argparse.Namespace) -> None:
+    save_checkpoint(copy.deepcopy(model).half(), asked.out / "weights.pth")
+
+
 def reset_broken_statistics(model: nn.Module) -> None:
     """Begin anew where an average is not finite: a hundred steps bring it back."""
-    for norm in model.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            if not (norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()):
-                norm.reset_running_stats()
+    for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        if not torch.cat([norm.running_mean, norm.running_var]).isfinite().all():
+            norm.reset_running_stats()
 
 
 def say(text: str) -> None:
@@ -192,6 +195,7 @@ def train(asked: argparse.Namespace, model: nn.Module) -> None:
             due = bool(checks) and spent > checks[0]
             if due:
                 checks.pop(0)
+                write_weights(model, asked)  # a round that is cut short is not lost
             if due or number % 20 == 0:
                 epe = held_out_epe(model, held_out) if due else ""
                 row = [

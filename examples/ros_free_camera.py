@@ -1,10 +1,11 @@
-"""Feed stereo pairs from a folder or a video through an engine and show frames a second: no ROS, no PyTorch needed.
+"""Feed stereo pairs from a folder or a video through a network and show frames a second: no ROS; with an engine no
+PyTorch is needed either.
 
-    python examples/ros_free_camera.py model.engine pairs/  # pairs/left/NAME and pairs/right/NAME
-    python examples/ros_free_camera.py model.engine side_by_side.mp4
+    python examples/ros_free_camera.py pairs/  # pairs/left/NAME and pairs/right/NAME
+    python examples/ros_free_camera.py side_by_side.mp4 --model model.engine
 
-With images on a GPU, give `infer` torch tensors (B, 3, H, W) that lie there: neither they nor the disparity are copied
-through the host.
+With images on a GPU, give `predict` torch tensors (B, 3, H, W) that lie there: neither they nor the disparity are
+copied through the host.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stereo_core import predict
 from stereo_core.data.images import read_image
-from stereo_core.engines import load_engine
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Rectified left and right image, uint8 RGB (H, W, 3)."""
@@ -43,16 +44,14 @@ def pairs_of_video(path: Path) -> Iterator[Pair]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Frames a second of an engine on the pairs of a folder or a video.")
-    parser.add_argument("engine", help="an engine of `depth_net gen_trt_engine`, its side-car beside it")
+    parser = argparse.ArgumentParser(description="Frames a second of a network on the pairs of a folder or a video.")
     parser.add_argument("source", type=Path, help="a folder with left/ and right/, or a side-by-side video")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; without it a GPU where the engine finds one")
+    parser.add_argument("--model", default="starter", help="starter, a checkpoint, or an engine with its side-car")
     options = parser.parse_args()
-    engine = load_engine(options.engine, options.device)
     pairs = pairs_of_folder if options.source.is_dir() else pairs_of_video
     end = time.perf_counter()
     for number, (left, right) in enumerate(pairs(options.source), start=1):
-        disparity = engine.infer(left, right)  # float32 (H, W), px of the images given
+        disparity = predict(left, right, options.model)  # float32 (H, W), px of the images given
         start, end = end, time.perf_counter()
         rate = f"{1 / (end - start):.2f} frames a second" + (", warm-up included" if number == 1 else "")
         print(f"{number}: {left.shape[1]} x {left.shape[0]}, median {np.median(disparity):.2f} px, {rate}", flush=True)

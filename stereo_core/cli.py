@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from stereo_core.cores import share_cores
 from stereo_core.errors import UserError
 from stereo_core.verbs import VERBS, Verb
 
@@ -87,6 +89,29 @@ def _print_for(verb: str, what: str) -> None:
         _refuse(error)
 
 
+@main.command(epilog="\b\nExample:\n  depth_net predict left.png right.png --calibration calib.txt")
+@click.argument("left", type=click.Path(path_type=Path))
+@click.argument("right", type=click.Path(path_type=Path))
+@click.option("--model", default="starter", show_default=True, help="starter, a checkpoint or an engine.")
+@click.option("--output", type=click.Path(path_type=Path), default="results/predict", show_default=True, help="Folder.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="calib.txt or K.txt, for depth and points.")
+@click.option("--baseline", type=click.FloatRange(0, min_open=True), help="Metres, with --focal in its place.")
+@click.option("--focal", type=click.FloatRange(0, min_open=True), help="Px.")
+@click.option("--iters", type=click.IntRange(1), help="Iterations of a checkpoint's network; else as stored.")
+@click.option("--scale", type=click.FloatRange(0, 4, min_open=True), default=1.0, help="Of the images in the network.")
+def predict(left: Path, right: Path, output: Path, **options: object) -> None:
+    """Disparity, depth and a page to look at, from LEFT and RIGHT: two images, or two folders of equal names."""
+
+    def tell() -> None:
+        share_cores()
+        from stereo_core.actions.predict_pair import predict_pairs
+
+        for line in predict_pairs(left, right, output, **options):
+            click.echo(line)
+
+    _guarded(tell)
+
+
 @main.command(epilog="\b\nExample:\n  depth_net describe dn_model_latest.pth")
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -142,6 +167,13 @@ def _guarded(work: Callable[[], object]) -> None:
     except OSError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        from stereo_core.run.failure import exit_code, reason
+
+        if isinstance(error, Exception):
+            traceback.print_exception(error)
+        click.echo(reason(error), err=True)
+        sys.exit(exit_code(error))
 
 
 def _refuse(error: UserError) -> None:

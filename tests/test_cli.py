@@ -14,7 +14,7 @@ import pytest
 from stereo_core.cli import main
 from stereo_core.verbs import VERBS
 
-OTHERS = ("default_specs", "schema", "describe", "convert_checkpoint", "plot")
+OTHERS = ("predict", "default_specs", "schema", "describe", "convert_checkpoint", "plot")
 HEAVY = ("torch", "pytorch_lightning", "lightning", "torchmetrics", "onnx", "onnxruntime", "kfp", "matplotlib")
 
 

@@ -78,9 +78,9 @@ def run(spec, status: StatusLog) -> Outcome:
         left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
         flat_name = flat_names(sample["rel"].replace("/", "_"))
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        _write(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
+        write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
         count += 1
-    _tell(lost)
+    warn_of(lost)
     figures = predictor.figures()
     write_results(folder, figures | {"images": count, "settings": predictor.settings})
     return Outcome(
@@ -145,7 +145,7 @@ def _camera_of_all(spec) -> Calibration:
     )
 
 
-def _tell(lost: dict[str, Lost]) -> None:
+def warn_of(lost: dict[str, Lost]) -> None:
     """A warning for each kind of file that could not hold all values."""
     disparity, depth = lost["disparity_png16"], lost["depth"]
     if disparity.pixels:
@@ -165,7 +165,7 @@ def _tell(lost: dict[str, Lost]) -> None:
         )
 
 
-def _write(
+def write_files(
     settings,
     folder: Path,
     rel: str,

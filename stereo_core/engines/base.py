@@ -6,7 +6,6 @@ import abc
 import contextlib
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import stereo_core.engines.fit as fit_numpy
+from stereo_core.data.pairs import checked_arrays, checked_tensors, is_torch
 from stereo_core.engines.fit import Fit, fit
 from stereo_core.engines.fit import normalise as normalise
 
@@ -123,8 +123,8 @@ class Engine(abc.ABC):
         """Estimate the disparity of rectified pairs of any size and number.
 
         Args:
-            left, right: RGB in 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3), or torch (B, 3, H, W). Tensors
-                are prepared on the engine's own device.
+            left, right: RGB in 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3), grey (H, W) or (B, H, W, 1); or
+                torch (B, 3, H, W), grey (B, 1, H, W). Tensors are prepared on the engine's own device.
             resize: how images come to the engine's size: "pad" (default; larger ones are first scaled down with their
                 aspect ratio kept), "stretch" or "none". With open height and width the engine's size is the next
                 multiple of 32 within its range.
@@ -136,15 +136,12 @@ class Engine(abc.ABC):
             ValueError: shapes or types are others, or left and right differ.
             UserError: `resize` is "none" and the images are not of the engine's size.
         """
-        if _is_torch(left):
+        if is_torch(left):
             from stereo_core.engines import fit_torch
 
-            _check_torch(left, right)
-            images = (x.detach().to(self.device) for x in (left, right))
+            images = (x.to(self.device) for x in checked_tensors(left, right))
             return self._infer(*images, left.shape[-2:], resize, fit_torch, self.run_torch).to(left.device)
-        left_BHWC, right_BHWC = _checked(left), _checked(right)
-        if left_BHWC.shape != right_BHWC.shape:
-            raise ValueError(f"left is {left.shape}, right is {right.shape}: a rectified pair has one size")
+        left_BHWC, right_BHWC = checked_arrays(left, right)
         disparity_BHW = self._infer(left_BHWC, right_BHWC, left_BHWC.shape[1:3], resize, fit_numpy, self.run)
         return disparity_BHW if left.ndim == 4 else disparity_BHW[0]
 
@@ -226,24 +223,3 @@ class Engine(abc.ABC):
 
 def _text(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
-
-
-def _checked(images: np.ndarray) -> np.ndarray:
-    """NumPy (H, W, 3) or (B, H, W, 3) -> (B, H, W, 3)."""
-    if not isinstance(images, np.ndarray) or images.ndim not in (3, 4) or images.shape[-1] != 3 or not len(images):
-        raise ValueError(f"images are (H, W, 3) or (B, H, W, 3) arrays, not {getattr(images, 'shape', type(images))}")
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images are uint8 or float in 0..255, not {images.dtype}")
-    return images if images.ndim == 4 else images[None]
-
-
-def _is_torch(images: Any) -> bool:
-    return "torch" in sys.modules and isinstance(images, sys.modules["torch"].Tensor)
-
-
-def _check_torch(left_B3HW: Any, right_B3HW: Any) -> None:
-    if left_B3HW.ndim != 4 or left_B3HW.shape != right_B3HW.shape or left_B3HW.shape[1] != 3 or not len(left_B3HW):
-        shapes = f"{tuple(left_B3HW.shape)} and {tuple(right_B3HW.shape)}"
-        raise ValueError(f"torch images are (B, 3, H, W), left and right alike, not {shapes}")
-    if any(str(x.dtype) != "torch.uint8" and not x.is_floating_point() for x in (left_B3HW, right_B3HW)):
-        raise ValueError(f"images are uint8 or float in 0..255, not {left_B3HW.dtype} and {right_B3HW.dtype}")

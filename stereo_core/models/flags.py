@@ -17,13 +17,18 @@ def kept() -> Iterator[None]:
     chosen = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
     products, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     filled = deterministic.fill_uninitialized_memory
-    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = _deterministic()
     try:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = chosen
         torch.set_float32_matmul_precision(products)
-        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+        if _deterministic() != mode:  # the call alone imports torch's compiler
+            torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
         deterministic.fill_uninitialized_memory = filled
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

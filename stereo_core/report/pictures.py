@@ -1,4 +1,4 @@
-"""Disparities and errors as 8-bit RGB pictures. NumPy and OpenCV only."""
+"""Disparities and errors as 8-bit RGB pictures. NumPy and OpenCV only, but for the colour bar."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ def colour_disparity(disparity_HW: np.ndarray, maximum: float) -> np.ndarray:
     """
     known = np.isfinite(disparity_HW) & (disparity_HW > 0)
     return _turbo(np.where(known, disparity_HW, 0), known, maximum)
+
+
+def with_colour_bar(picture_HW3: np.ndarray, maximum: float) -> np.ndarray:
+    """A picture of `colour_disparity` with its scale, labelled in px, at the right: uint8 RGB (H, wider, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot's
+    from matplotlib.figure import Figure
+
+    dpi, height = 100, len(picture_HW3)
+    figure = Figure(figsize=(0.9, height / dpi), dpi=dpi)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.12, 12 / (height + 24), 0.22, height / (height + 24)))
+    levels_256 = np.linspace(1e-3, 1, 256, dtype=np.float32)[:, None]
+    axes.imshow(colour_disparity(levels_256, 1.0), aspect="auto", origin="lower", extent=(0, 1, 0, maximum))
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.yaxis.set_label_position("right")
+    axes.set_ylabel("disparity (px)")
+    canvas.draw()
+    bar_HW3 = np.asarray(canvas.buffer_rgba())[..., :3]
+    return np.hstack([picture_HW3, bar_HW3[:height]])
 
 
 def error_map(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 LOG = logging.getLogger(__name__)
 GIB = 2**30
 SMALL = 2**16  # pixels of a batch up to which the largest network needs less than half a GiB: not worth an estimate
+MOST = GIB // 2 // SMALL  # bytes a pixel
 
 
 def announced(
@@ -20,6 +21,7 @@ def announced(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Predict; before images larger than all so far, say what they need and what is free, and warn where it is less.
 
+    Where nobody reads the log's information, only what may be too large is estimated.
     `half`: the network runs in half precision. No run stops here: an estimate that fails leaves a line for debugging.
     """
     largest = SMALL
@@ -30,7 +32,9 @@ def announced(
         if pixels > largest:
             largest = pixels
             try:
-                _say(network, left_B3HW, free_bytes(left_B3HW.device), verb, half)
+                free = free_bytes(left_B3HW.device)
+                if LOG.isEnabledFor(logging.INFO) or MOST * pixels > free:  # the estimate takes seconds
+                    _say(network, left_B3HW, free, verb, half)
             except Exception:
                 LOG.debug("no estimate of memory", exc_info=True)
         return predict(left_B3HW, right_B3HW)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from stereo_core import storage
+from stereo_core.cores import share_cores
 from stereo_core.errors import RefusedResult, SpecError, UserError
 from stereo_core.files import atomic_path
 from stereo_core.run.failure import exit_code, reason
@@ -44,9 +44,7 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
         0 done; 1 the run failed; 2 the user's input is wrong; 3 the GPU failed; 130 Ctrl-C; 143 SIGTERM.
     """
     set_up_logging()
-    # Read when torch is imported, which is later. Spinning threads are fast on an idle machine and ten times slower
-    # where actions, data loaders or other pods share the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     try:
         with staged(verb, spec) as stage:
             code = _perform(verb, spec, stage, on_outcome)

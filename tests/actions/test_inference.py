@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions.inference import Lost, _tell
+from stereo_core.actions.inference import Lost, warn_of
 from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
@@ -282,10 +282,10 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
 def test_disparities_beyond_the_png_are_counted(caplog):
     lost = {"disparity_png16": Lost(), "depth": Lost()}
     lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
-    _tell(lost)
+    warn_of(lost)
     assert caplog.text == ""
     lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
-    _tell(lost)
+    warn_of(lost)
     assert "disparity_png16: 2 of 4 pixels, in 1 of the images, are above 255.996 px" in caplog.text
 
 

@@ -233,11 +233,18 @@ def test_uint8_and_float_agree(colour_onnx):
     np.testing.assert_array_equal(engine.infer(left, right), engine.infer(left.astype(np.float32), right))
 
 
+def test_grey_is_equal_channels(colour_onnx):
+    engine = engine_of(colour_onnx())
+    left, right = images(30, 40), images(30, 40, seed=1)
+    rgb = engine.infer(*(np.repeat(image[..., None], 3, axis=-1) for image in (left, right)))
+    np.testing.assert_array_equal(engine.infer(left, right), rgb)
+
+
 @pytest.mark.parametrize(
     ("left", "right", "message"),
     [
         (images(30, 40, 3), images(30, 41, 3), "one size"),
-        (images(30, 40), images(30, 40), r"\(H, W, 3\)"),
+        (images(30, 40, 2), images(30, 40, 2), r"\(H, W, 3\)"),
         (images(3, 30, 40), images(3, 30, 40), r"\(H, W, 3\)"),
         (images(30, 40, 3).astype(np.int64), images(30, 40, 3).astype(np.int64), "int64"),
     ],

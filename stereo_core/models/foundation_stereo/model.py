@@ -30,6 +30,7 @@ from stereo_core.models.foundation_stereo.features import Features
 from stereo_core.models.foundation_stereo.geometry import GeometryLookup
 from stereo_core.models.foundation_stereo.layers import ConvNorm
 from stereo_core.models.foundation_stereo.refinement import convex_upsample, make_update_block, make_upsampling
+from stereo_core.models.infer import Infers
 
 MULTIPLE = 32
 # ImageNet statistics as Python floats: exact in whatever type the image has, and no key of the state dict.
@@ -54,7 +55,7 @@ def unpad(image_BCHW: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     return image_BCHW[..., top : H - bottom, left : W - right]
 
 
-class StereoNetwork(nn.Module):
+class StereoNetwork(Infers, nn.Module):
     """Left and right image (B, 3, H, W), RGB, float, 0..255 -> disparity in px of the left view.
 
     eval: (B, 1, H, W), float32 or wider, any H and W: the images are padded to multiples of 32 by repeating their edge,

@@ -109,7 +109,8 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(widths) for _ in range(widths.depth))
         self.norm = nn.LayerNorm(widths.dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.normal_(self.cls_token, std=1e-6)
+        if not self.cls_token.is_meta:  # there it would change nothing, and import torch's compiler, two seconds long
+            nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward(self, image_B3HW: Tensor) -> list[Tensor]:
         B, _, H, W = image_B3HW.shape

@@ -1,0 +1,217 @@
+"""predict: disparity, depth and a page to look at for one pair, or for two folders of them. Needs no spec."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from stereo_core.actions.inference import Lost, warn_of, write_files
+from stereo_core.actions.predict.anything import spec_of
+from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
+from stereo_core.data.calibration import Calibration, read_calibration
+from stereo_core.data.depth import depth_from_disparity
+from stereo_core.data.images import read_image, write_png
+from stereo_core.data.rectification import doubts
+from stereo_core.errors import DataError, SpecError
+from stereo_core.files import UniqueNames, atomic_path
+from stereo_core.models.flags import kept
+from stereo_core.models.infer import infer
+from stereo_core.report.pictures import colour_disparity, disparity_range, with_colour_bar
+from stereo_core.report.viewer import MOST_BYTES, View, view, viewer_page
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+NO_CAMERA = "Disparity only: depth and a point cloud need --calibration FILE, or --baseline METRES and --focal PX."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two image files; `name` is the left one's path below its folder, without suffix."""
+
+    name: str
+    left: Path
+    right: Path
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both images, uint8 RGB (H, W, 3).
+
+        Raises:
+            DataError: a file can not be used, or their sizes differ.
+        """
+        left, right = read_image(self.left), read_image(self.right)
+        if left.shape != right.shape:
+            sizes = " and ".join(f"{x.shape[1]} x {x.shape[0]}" for x in (left, right))
+            raise DataError(f"{self.left}, {self.right}: {sizes} px; a rectified pair has one size")
+        return left, right
+
+    def check(self, camera: Calibration | None) -> None:
+        """DataError where the images can not be used, or can not be the camera's."""
+        left, _ = self.read()
+        _of(camera, left)
+
+
+def find_pairs(left: Path, right: Path) -> list[Pair]:
+    """The pair of two files, or the pairs of two folders: images of equal names below them, sorted.
+
+    Raises:
+        DataError: one is a file and the other a folder, a folder has no images, or their names differ.
+    """
+    if left.is_dir() != right.is_dir():
+        raise DataError(f"{left}, {right}: one is a folder; give two images or two folders")
+    if not left.is_dir():
+        return [Pair(left.stem, left, right)]
+    here, there = (_images(folder) for folder in (left, right))
+    if not here and not there:
+        raise DataError(f"{left}, {right}: no images ({' '.join(SUFFIXES)}) in these folders")
+    if odd := sorted(set(here) ^ set(there)):
+        has, lacks = (left, right) if odd[0] in here else (right, left)
+        raise DataError(f"{has / odd[0]}: has no partner {lacks / odd[0]}; both folders need the same names")
+    names = UniqueNames()
+    return [Pair(names(Path(name).with_suffix("").as_posix()), left / name, right / name) for name in here]
+
+
+def _images(folder: Path) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def predict_pairs(
+    left: Path,
+    right: Path,
+    output: Path,
+    *,
+    model: str = "starter",
+    calibration: Path | None = None,
+    baseline: float | None = None,
+    focal: float | None = None,
+    iters: int | None = None,
+    scale: float = 1.0,
+) -> Iterator[str]:
+    """Write inference's files for each pair (INTERFACES "Files"; colour with its scale) and `output`/index.html.
+
+    Args:
+        left, right: two images, or two folders with equal names below them.
+        model: "starter", a checkpoint (also FOLDER@best) or an engine.
+        calibration: calib.txt or K.txt; or baseline (m) and focal (px). Without either no depth is written.
+        iters: of a checkpoint's network; None: as stored.
+        scale: of the images given to the network; disparity comes back in px of the files.
+
+    Yields:
+        What is to be printed: a line a pair, what is doubtful, and where to look.
+
+    Raises:
+        UserError: before any work: files, sizes, calibration, model.
+    """
+    pairs = find_pairs(left, right)
+    camera = _camera(calibration, baseline, focal)
+    for pair in pairs:
+        pair.check(camera)
+    depth = camera is not None
+    spec = spec_of(model, iters, save_raw_pfm=True, save_color=False, save_depth=depth,
+                   save_point_cloud=depth)  # fmt: skip
+    with kept():
+        yield from _Prediction(load_predictor(spec, "inference", 0), spec.inference, camera, scale, output).of(pairs)
+
+
+def _camera(calibration: Path | None, baseline: float | None, focal: float | None) -> Calibration | None:
+    if (baseline is None) != (focal is None):
+        raise SpecError("--baseline and --focal: give both, or --calibration")
+    if calibration is None:
+        return None if focal is None else Calibration(focal, baseline, source="--focal, --baseline")
+    if focal is not None:
+        raise SpecError("--calibration says what --baseline and --focal say: give one of them")
+    return read_calibration(calibration)
+
+
+def _of(camera: Calibration | None, left_HW3: np.ndarray) -> Calibration | None:
+    return camera and camera.of_size(*left_HW3.shape[:2])
+
+
+@dataclass
+class _Prediction:
+    """How every pair is predicted and where its files go."""
+
+    predictor: Predictor
+    settings: object  # the spec's `inference`
+    camera: Calibration | None
+    scale: float
+    output: Path
+    views: list[View] = field(default_factory=list)
+    names: UniqueNames = field(default_factory=UniqueNames)
+    lost: dict[str, Lost] = field(default_factory=lambda: defaultdict(Lost))
+
+    def of(self, pairs: list[Pair]) -> Iterator[str]:
+        for pair in pairs:
+            yield from self._one(pair)
+        warn_of(self.lost)
+        if self.camera is None:
+            yield NO_CAMERA
+        yield f"Look at {self._page(len(pairs))}"
+
+    def _one(self, pair: Pair) -> Iterator[str]:
+        left_HW3, right_HW3 = pair.read()
+        camera = _of(self.camera, left_HW3)
+        began = time.perf_counter()
+        disparity_HW = self._disparity(left_HW3, right_HW3)
+        facts = f"{_facts(disparity_HW, camera)}, {time.perf_counter() - began:.1f} s"
+        if not np.isfinite(disparity_HW).all():
+            raise FloatingPointError(f"{pair.left}: the predicted disparity is not finite everywhere")
+        found = [*doubts(left_HW3, right_HW3), *(camera.doubts() if camera else ())]
+        files = self._write(pair.name, left_HW3, disparity_HW, camera)
+        if sum(one.bytes for one in self.views) < MOST_BYTES:
+            maximum = disparity_range(disparity_HW)
+            shown = view(pair.name, left_HW3, disparity_HW, maximum, camera,
+                         facts=facts, warnings=found, files=files)  # fmt: skip
+            self.views.append(shown)
+        yield f"{pair.left}: {facts}; {self.output / files['colour']}"
+        yield from (f"Doubtful: {text}" for text in found)
+
+    def _disparity(self, left_HW3: np.ndarray, right_HW3: np.ndarray) -> np.ndarray:
+        predict, (height, width) = self.predictor.predict, left_HW3.shape[:2]
+        if self.scale != 1:
+            predict = stretched(predict, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
+        return infer(predict, self.predictor.device, left_HW3, right_HW3)
+
+    def _write(
+        self, name: str, left_HW3: np.ndarray, disparity_HW: np.ndarray, camera: Calibration | None
+    ) -> dict[str, str]:
+        """Write the files of a pair; returns text of a link -> path below `output`."""
+        flat = self.names(name.replace("/", "_"))
+        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.lost)
+        maximum = disparity_range(disparity_HW)
+        files = {
+            "colour": f"predicted_depth/{flat}.png",
+            "disparity (PFM)": f"disparity_pfm/{name}.pfm",
+            "disparity (16-bit PNG)": f"disparity_png16/{name}.png",
+        }
+        write_png(self.output / files["colour"], with_colour_bar(colour_disparity(disparity_HW, maximum), maximum))
+        if camera is not None:
+            files |= {"depth (16-bit PNG, mm)": f"depth/{name}.png", "point cloud (PLY)": f"cloud/{name}.ply"}
+        return files
+
+    def _page(self, pairs: int) -> Path:
+        while sum(one.bytes for one in self.views) > MOST_BYTES and len(self.views) > 1:
+            self.views.pop()
+        shown = len(self.views)
+        notes = [f"The first {shown} of {pairs} pairs; the files of all lie beside this page."] * (shown < pairs)
+        notes += [NO_CAMERA] * (self.camera is None)
+        file = self.output / "index.html"
+        with atomic_path(file) as temporary:
+            text = viewer_page("Disparity", self.views, self.predictor.settings, note=" ".join(notes))
+            temporary.write_text(text, encoding="utf-8")
+        return file
+
+
+def _facts(disparity_HW: np.ndarray, camera: Calibration | None) -> str:
+    """Size and ranges of a pair in one line."""
+    height, width = disparity_HW.shape
+    text = f"{width} x {height} px, disparity {disparity_HW.min():.1f} to {disparity_HW.max():.1f} px"
+    if camera is None:
+        return text
+    depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
+    known = depth_HW[depth_HW > 0]
+    return f"{text}, depth from {known.min():.2f} m, median {np.median(known):.2f} m" if known.size else text

@@ -1,0 +1,89 @@
+"""Whether a pair looks rectified and in order, by matching some of its patches: a doubt for the user, no verdict."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+WIDTH = 640  # px that larger pairs are reduced to
+PATCHES = 400
+HALF = 7  # px; a patch is 15 x 15
+ROWS = 12  # px that a match may lie above or below
+SHARE = 0.25  # of the width, that a match may lie to either side
+ALIKE = 0.9  # normalised correlation from which a match counts
+FEWEST = 20  # matches below which nothing is said
+BESIDE = 1.0  # px to the wrong side from which a match speaks for swapped views
+ABOVE = 1.0  # px of the given size, beyond which rows do not fit
+
+
+def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray) -> list[str]:
+    """What speaks against a rectified pair whose views are in order; empty where nothing does.
+
+    What lies at column x in the left image lies at x - disparity in the right one, in the same row. Matches that lie
+    further right instead speak for swapped views, matches in other rows for views that are not rectified.
+
+    Args:
+        left_HW3, right_HW3: uint8 RGB, of one size.
+    """
+    scale = min(1.0, WIDTH / left_HW3.shape[1])
+    left_HW, right_HW = (_grey(image, scale) for image in (left_HW3, right_HW3))
+    moves_N2 = _moves(left_HW, right_HW)
+    if len(moves_N2) < FEWEST:
+        return []
+    found = []
+    wrong_side = float((moves_N2[:, 0] > BESIDE).mean())
+    if wrong_side > 0.5:
+        found.append(
+            f"{wrong_side:.0%} of {len(moves_N2)} patches of the left image lie further right in the right image: "
+            "are the views swapped?"
+        )
+    rows = moves_N2[:, 1] / scale
+    if np.median(np.abs(rows)) > ABOVE:
+        found.append(
+            f"patches of the left image lie {_rows(rows)} in the right image, by the median of {len(rows)}: rectify "
+            "the pair, equal rows must show the same points"
+        )
+    return found
+
+
+def _rows(rows: np.ndarray) -> str:
+    middle = float(np.median(rows))
+    if abs(middle) > ABOVE / 2:
+        return f"{abs(middle):.1f} px {'lower' if middle > 0 else 'higher'}"
+    return f"{np.median(np.abs(rows)):.1f} px higher or lower"
+
+
+def _grey(image_HW3: np.ndarray, scale: float) -> np.ndarray:
+    grey = cv2.cvtColor(np.ascontiguousarray(image_HW3), cv2.COLOR_RGB2GRAY)
+    return grey if scale == 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:
+    """(N, 2): px to the right and px down by which patches of the left image lie elsewhere in the right one."""
+    height, width = left_HW.shape
+    corners = cv2.goodFeaturesToTrack(left_HW, PATCHES, 0.01, 8)
+    reach = int(SHARE * width)
+    moves = []
+    for x, y in () if corners is None else np.rint(corners.reshape(-1, 2)).astype(int):
+        inside = HALF <= x < width - HALF and HALF + ROWS <= y < height - HALF - ROWS
+        if inside and (move := _move(left_HW, right_HW, x, y, reach)):
+            moves.append(move)
+    return np.array(moves, float).reshape(-1, 2)
+
+
+def _move(left_HW: np.ndarray, right_HW: np.ndarray, x: int, y: int, reach: int) -> tuple[float, float] | None:
+    """Where one patch went; None where it has no good match, or one that may go on beyond what was searched."""
+    patch = left_HW[y - HALF : y + HALF + 1, x - HALF : x + HALF + 1]
+    first = max(0, x - HALF - reach)
+    strip = right_HW[y - HALF - ROWS : y + HALF + ROWS + 1, first : x + HALF + reach + 1]
+    alike = cv2.matchTemplate(strip, patch, cv2.TM_CCOEFF_NORMED)
+    _, best, _, (column, row) = cv2.minMaxLoc(alike)
+    if best < ALIKE or row in (0, 2 * ROWS):
+        return None
+    return first + column - (x - HALF), row - ROWS + _peak(*alike[row - 1 : row + 2, column])
+
+
+def _peak(before: float, at: float, after: float) -> float:
+    """Of a parabola through three values at -1, 0 and 1."""
+    bend = before - 2 * at + after
+    return 0.5 * (before - after) / bend if bend < 0 else 0.0

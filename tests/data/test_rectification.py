@@ -1,0 +1,68 @@
+"""Doubts about pairs: none on real ones, one on each that is swapped or shifted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from needs import lacking
+
+from stereo_core.data.images import read_image
+from stereo_core.data.rectification import doubts
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+REAL = (
+    "Middlebury/2003/teddy/im2.png Middlebury/2003/teddy/im6.png",
+    "Middlebury/2003/cones/im2.png Middlebury/2003/cones/im6.png",
+    "Middlebury/MiddEval3/trainingQ/Motorcycle/im0.png Middlebury/MiddEval3/trainingQ/Motorcycle/im1.png",
+    "ETH3D/two_view_training/playground_1l/im0.png ETH3D/two_view_training/playground_1l/im1.png",
+    "KITTI_2012/training/colored_0/000000_10.png KITTI_2012/training/colored_1/000000_10.png",
+    "KITTI_2015/training/image_2/000000_10.png KITTI_2015/training/image_3/000000_10.png",
+    "KITTI_2015/training/image_2/000046_10.png KITTI_2015/training/image_3/000046_10.png",
+    "SceneFlow/FlyingThings3D/frames_cleanpass/TRAIN/A/0000/left/0006.png "
+    "SceneFlow/FlyingThings3D/frames_cleanpass/TRAIN/A/0000/right/0006.png",
+    "SceneFlow/FlyingThings3D/frames_cleanpass/TRAIN/B/0749/left/0015.png "
+    "SceneFlow/FlyingThings3D/frames_cleanpass/TRAIN/B/0749/right/0015.png",
+    "NoGT/FoundationStereo/left.png NoGT/FoundationStereo/right.png",
+)
+
+
+def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    return cv2.warpAffine(image, cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1), (width, height))
+
+
+@pytest.mark.parametrize("pair", REAL)
+def test_real_pairs(pair):
+    if not DATA.is_dir():
+        lacking("data", f"{DATA} is missing")
+    left, right = (read_image(DATA / name) for name in pair.split())
+    assert doubts(left, right) == []
+    assert "swapped" in doubts(right, left)[0]
+    for rows in (2, 6, -8):
+        words = "lower" if rows > 0 else "higher"
+        assert words in doubts(left, np.roll(right, rows, axis=0))[0]
+    assert "rectify" in doubts(left, rotated(right, 1.0))[0]
+
+
+def textured(seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(0, 256, (120, 200, 3)).astype(np.uint8)
+    return cv2.GaussianBlur(noise, (5, 5), 0)
+
+
+@pytest.mark.parametrize(("right", "left"), [(0, 11), (3, 0)])
+def test_order_and_rows_of_a_made_pair(right, left):
+    """Content that moves right from left to right image is on the wrong side; rows that move are not rectified."""
+    image = textured()
+    found = doubts(image, np.roll(image, right - left, axis=1))
+    assert ("swapped" in " ".join(found)) == (right > left)
+    assert "4.0 px lower" in " ".join(doubts(image, np.roll(image, (4, -5), axis=(0, 1))))
+
+
+def test_nothing_is_said_where_nothing_matches():
+    assert doubts(textured(0), textured(1)) == []
+    flat = np.full((60, 90, 3), 128, np.uint8)
+    assert doubts(flat, flat) == []
+    assert doubts(flat[:8, :8], flat[:8, :8]) == []
