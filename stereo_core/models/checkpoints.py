@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import WeightFile, first_names, read_weights
-from stereo_core.models.foundation_stereo.config import VIT, make_config, settings_of
+from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, VIT, make_config, settings_of
 from stereo_core.models.foundation_stereo.model import FoundationStereo
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
 
@@ -51,7 +51,8 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     """The network of a checkpoint, in float32, with its weights.
 
     Encoder, variant, preset and lookup sizes come from the keys and shapes; max_disparity, attention and iterations
-    from the settings our trainer writes into the file or from `cfg.yaml` beside it, else the published values.
+    from the settings our trainer writes into the file or from `cfg.yaml` beside it, else the published values. A log
+    line says which max_disparity it is and why, a warning where nobody said.
 
     Args:
         path: file of any layout that `read_weights` knows.
@@ -73,6 +74,8 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     _load(model, state, path, "the file is of another network or incomplete")
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
+    known = "max_disparity" in given | checkpoint.said
+    LOG.log(logging.INFO if known else logging.WARNING, "%s: max_disparity %d px, %s", path, *_range(checkpoint, given))
     return model
 
 
@@ -113,7 +116,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
 def describe(path: str | Path) -> dict:
     """What a weight file holds, without building a network.
 
-    `network` is FoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` is what `load_model` would choose.
+    `network` is FoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` and `max_disparity` are what
+    `load_model` would choose, `max_disparity_from` who says so.
 
     Raises:
         ModelError: no usable weight file.
@@ -127,6 +131,7 @@ def describe(path: str | Path) -> dict:
         settings = checkpoint.settings
         attention = settings.get("disparity_attention") or _usual_attention(settings["variant"])
         known |= {"names": checkpoint.names} | settings | {"disparity_attention": attention}
+        known["max_disparity"], known["max_disparity_from"] = _range(checkpoint, {})
     elif known["network"] == "DepthAnythingV2":
         known["encoder"] = _encoder(file.state[POSITIONS].shape[-1], path)
     if quantization := read_quantization(file.extra, path):
@@ -277,6 +282,20 @@ def _said(file: WeightFile) -> dict:
     if not isinstance(config, dict):
         raise ModelError(f"{path}: the checkpoint's settings are not a mapping")
     return {ours: config[theirs] for theirs, ours in CFG_YAML.items() if theirs in config}
+
+
+_UNSAID = "the file does not say which range its weights were trained for; if it is another, set model.max_disparity"
+
+
+def _range(checkpoint: Checkpoint, given: dict) -> tuple[int, str]:
+    """The network's max_disparity in px, and who says so. No shape tells it, and a wrong one runs, and errs."""
+    if "max_disparity" in given:
+        return given["max_disparity"], "as model.max_disparity says"
+    if "max_disparity" in checkpoint.said:
+        return checkpoint.said["max_disparity"], "as stored with the weights"
+    preset = checkpoint.found["preset"]
+    usual = f"the {preset} preset's value" if preset else "the published value"
+    return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_UNSAID}"
 
 
 def _contradiction(path: str | Path, key: str, given, found) -> str:

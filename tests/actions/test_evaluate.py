@@ -148,7 +148,7 @@ def test_files(scenes, split, run_evaluate, tmp_path, shown):
     assert int(rows[3]["pixels"]) == mask.sum()
     assert float(rows[3]["valid"]) == pytest.approx(mask.mean())
     assert results["images"] == 4 and results["pixels"] == sum(int(row["pixels"]) for row in rows)
-    assert results["settings"]["resize"] == "none" and results["settings"]["max_disparity"] == 64
+    assert results["settings"]["resize"] == "none" and results["warnings"] == []
     panels = sorted((tmp_path / "panels").iterdir())
     assert [path.name for path in panels] == [f"scene{n}_left.png" for n in range(4)]
     assert cv2.imread(str(panels[3])).shape == (48, 4 * 80, 3)
@@ -181,6 +181,27 @@ def test_resize_uses_the_crop_size(scenes, split, run_evaluate, tmp_path, resize
     assert json.loads((tmp_path / "resized" / "results.json").read_text())["settings"]["resize"] == resize
     _, native = run_evaluate(tmp_path / "native", split(scenes / "list.txt"))
     assert resized.kpi["epe"] != native.kpi["epe"] and math.isfinite(resized.kpi["epe"])
+
+
+def test_results_say_which_range_the_network_has_and_what_lies_beyond(scenes, split, run_evaluate, tmp_path, caplog):
+    caplog.set_level("INFO")
+    torch.manual_seed(3)
+    state = create_model(preset="tiny", max_disparity=32).state_dict()
+    torch.save(state, tmp_path / "plain.pth")
+    section = split(scenes / "list.txt", disparity_scale=0.5)  # up to 60 px
+    keys = {"checkpoint": str(tmp_path / "plain.pth"), "model": MODEL | {"max_disparity": 32}, "max_disparity": 96}
+    code, _ = run_evaluate(tmp_path / "out", section, **keys)
+    assert code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["settings"]["max_disparity"] == 32 and results["settings"]["dataset_max_disparity"] == 96
+    beyond, pixels = 0, 0
+    for number in range(4):
+        gt = 2 * read_pfm(scenes / f"scene{number}" / "gt.pfm")
+        ok = (cv2.imread(str(scenes / f"scene{number}" / "mask.png"), cv2.IMREAD_GRAYSCALE) == 255) & (gt > 0)
+        beyond, pixels = beyond + (ok & (gt >= 32)).sum(), pixels + ok.sum()
+    assert beyond and f"{beyond / pixels:.2%} of the pixels that count" in results["warnings"][0]
+    assert results["warnings"][0] in caplog.text
+    assert "plain.pth: max_disparity 32 px, as model.max_disparity says" in caplog.text
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
         **tiles,
         "encoder": model.config.encoder,
         "variant": model.config.variant,
+        "max_disparity": model.config.max_disparity,
         "valid_iters": model.config.valid_iters,
         "device": device,
     }
