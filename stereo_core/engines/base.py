@@ -21,6 +21,8 @@ from stereo_core.engines.fit import normalise as normalise
 
 LOG = logging.getLogger(__name__)
 
+SMALLEST = 32  # px, that an open height or width begins at by default: the network's step
+
 
 @dataclass(frozen=True)
 class BuildSettings:
@@ -31,7 +33,7 @@ class BuildSettings:
         precision: fp32, fp16, bf16, int8 or fp8.
         min_batch, opt_batch, max_batch: the profile of a dynamic batch.
         heights, widths: (min, opt, max) px, the profile of an open height and width. None as opt: what the file was
-            traced at; None as min or max: opt.
+            traced at; None as min or max: opt; all None: from SMALLEST to the backend's reach.
         workspace_gib: scratch memory in GiB; None: no limit.
         layers_precision: `<layer>:<precision>` pins; a layer is an ONNX node's name or an fnmatch pattern.
         timing_cache: file to read and update, or None.
@@ -62,10 +64,12 @@ class Backend(Protocol):
     Attributes:
         precisions: what it can build, of fp32, fp16, bf16, int8, fp8.
         suffix: the end of an engine's file name where the user gives none.
+        reach: how many times the height and width that an open file was traced at an engine takes by default.
     """
 
     precisions: tuple[str, ...]
     suffix: str
+    reach: int
 
     def why_not_here(self, settings: BuildSettings) -> str | None:
         """None where such engines can be built here, else the reason, for the user (library not installed, ...)."""
