@@ -35,7 +35,7 @@ def run(spec, status: StatusLog) -> Outcome:
     """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
-    a valid pixel, which count nowhere), `model_bytes`, for engines latency, throughput and GPU memory (of the first
+    a valid pixel, which count nowhere), `model_bytes`, latency and throughput, for engines GPU memory (of the first
     process), `warnings` (sentences), and `settings`: `max_disparity` is the network's, `dataset_max_disparity` bounds
     the ground truth that counts.
 

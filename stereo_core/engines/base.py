@@ -175,13 +175,7 @@ class Engine(abc.ABC):
     def latency(self) -> dict:
         """Median and 95th percentile in ms of the calls timed so far, the most images that one had, and images a
         second; None before the first (see `latencies_ms`). A call's time is that of its whole batch."""
-        calls = self.latencies_ms
-        return {
-            "latency_median_ms": statistics.median(calls) if calls else None,
-            "latency_p95_ms": float(np.percentile(calls, 95)) if calls else None,
-            "latency_batch": self._largest_batch or None,
-            "images_per_second": 1000 * self._images_run / sum(calls) if calls else None,
-        }
+        return latency_of(self.latencies_ms, self._images_run, self._largest_batch)
 
     def _infer(self, left: Any, right: Any, size: tuple[int, int], resize: str, library: Any, run: Any) -> Any:
         """`library` is the module fit or fit_torch, which do the same to arrays and to tensors."""
@@ -226,6 +220,16 @@ class Engine(abc.ABC):
         steps += " and " if steps and place.scaled != place.frame else ""
         steps += f"padded to {_text(place.frame)}" if place.scaled != place.frame else ""
         LOG.info("images of %s are %s for the engine", _text(place.image), steps)
+
+
+def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
+    """The figures of `Engine.latency`, from the time of each call, and the images of all and of the largest."""
+    return {
+        "latency_median_ms": statistics.median(calls_ms) if calls_ms else None,
+        "latency_p95_ms": float(np.percentile(calls_ms, 95)) if calls_ms else None,
+        "latency_batch": largest_batch or None,
+        "images_per_second": 1000 * images / sum(calls_ms) if calls_ms else None,
+    }
 
 
 def _text(size: tuple[int, int]) -> str:
