@@ -212,9 +212,7 @@ def train(asked: argparse.Namespace, model: nn.Module) -> None:
                     say(", ".join(str(value) for value in row))
         epe = held_out_epe(model, held_out)
         curve.writerow([round(spent, 1), number, number * asked.batch, "", f"{step.loss.item():.3f}", epe])
-    say(
-        f"{number} steps, {number * asked.batch} pairs, {spent / number:.4f} s a step, held-out EPE {epe} px, {int(step.skipped)} steps left out"
-    )
+    say(f"{number} steps, {number * asked.batch} pairs, {spent / number:.4f} s a step, held-out EPE {epe} px")
     if GPU:
         say(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

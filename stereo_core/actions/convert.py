@@ -3,7 +3,8 @@
 A left image is a file whose path below data_root holds every entry of `image_dir_pattern` and ends in
 `image_extension` (in any case; at most one character: any suffix). Its right image, disparity and mask are found by
 replacing, in that path, `image_dir_pattern[i]` by `right_dir_pattern[i]` (`depth_...`, `nocc_...`) for every i that
-both lists have, and, for disparity and mask, the suffix by `depth_extension` (`nocc_extension`).
+both lists have, and, for disparity and mask, the suffix by `depth_extension` (`nocc_extension`); where that is empty
+it is the image's, or that of the only file of the name.
 
 Every folder is listed once and derived files are looked up in the listings. A sample whose derived file is missing is
 left out and listed in `missing.txt`; with `strict` it is an error.
@@ -49,14 +50,9 @@ def run(spec: Any, status: Any) -> Outcome:
     if files and not spec.relative_paths:
         mend = "set relative_paths=true, and this data_root where the lists are used"
         raise SpecError(f"data_root: {root} is packed: {mend}")
-    tree = Tree(root, files)
-    lefts = sorted(tree.find(spec.image_dir_pattern, _suffix(spec.image_extension)))
-    if not lefts:
-        raise DataError(
-            f"data_root {root}: none of {tree.files} files has image_dir_pattern {list(spec.image_dir_pattern)}"
-            f" in its path below data_root and ends in image_extension '{spec.image_extension}'"
-        )
-    samples, respelled, missing = _check(tree, lefts, rules)
+    tree, lefts = _lefts(spec, root, files)
+    extensions = ("?", spec.depth_extension, spec.nocc_extension)
+    samples, respelled, missing = _check(tree, lefts, rules, [not extension for extension in extensions])
     _report_missing(spec, folder, root, missing, bool(samples))
 
     prefix = None if spec.relative_paths else root
@@ -68,6 +64,36 @@ def run(spec: Any, status: Any) -> Outcome:
     shares = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
     message = f"{len(samples)} samples ({shares}), {len(missing)} left out because a file is missing"
     return Outcome(message, artifacts={"annotations": folder})
+
+
+def _lefts(spec: Any, root: str, files: list[str]) -> tuple[Tree, list[str]]:
+    """The listings below data_root, and the left images there, sorted.
+
+    Where no path holds all entries of image_dir_pattern, those that data_root itself holds are left out, if nothing is
+    to take their place: TAO's examples have such.
+    """
+    above = [entry for entry in _unreplaced(spec) if entry in f"{root}/"]
+    for left_out in ([], above) if above else ([],):
+        tree, patterns = Tree(root, files), [entry for entry in spec.image_dir_pattern if entry not in left_out]
+        if lefts := sorted(tree.find(patterns, _suffix(spec.image_extension))):
+            if left_out:
+                logger.info("image_dir_pattern: %s is in data_root itself, and left out", ", ".join(left_out))
+            return tree, lefts
+    raise DataError(
+        f"data_root {root}: none of {tree.files} files has image_dir_pattern {list(spec.image_dir_pattern)}"
+        f" in its path below data_root and ends in image_extension '{spec.image_extension}'"
+    )
+
+
+def _unreplaced(spec: Any) -> list[str]:
+    """The entries of image_dir_pattern that are the same in every other list."""
+    others = (spec.right_dir_pattern, spec.depth_dir_pattern, spec.nocc_dir_pattern)
+    targets = [targets for targets in others if targets]
+    return [
+        entry
+        for index, entry in enumerate(spec.image_dir_pattern)
+        if all(target[index : index + 1] in ([], [entry]) for target in targets)
+    ]
 
 
 def _suffix(extension: str) -> str:
@@ -100,12 +126,15 @@ def _rules(spec: Any) -> list[Rule]:
 
 
 def _check(
-    tree: Tree, lefts: list[str], rules: list[Rule]
+    tree: Tree, lefts: list[str], rules: list[Rule], any_suffix: list[bool]
 ) -> tuple[list[str], dict[tuple[str, int], str], dict[str, str]]:
     """Look up every derived file in the listings.
 
+    Args:
+        any_suffix: a column each, whether the only file of the name will do whatever its suffix.
+
     Returns:
-        the left paths of whole samples; (left, column) -> path where the tree spells a suffix in another case;
+        the left paths of whole samples; (left, column) -> path where the tree has another suffix;
         left -> missing path of the others.
     """
     samples, respelled, missing = [], {}, {}
@@ -119,7 +148,7 @@ def _check(
                 names = tree.names(folder)
                 if path[len(folder) :] in names:
                     continue
-                spelling = tree.respelling(path)
+                spelling = tree.respelling(path, any_suffix[column])
                 if spelling is None:
                     missing.setdefault(left, path)
                 else:

@@ -35,8 +35,9 @@ def run(spec, status: StatusLog) -> Outcome:
     """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
-    a valid pixel, which count nowhere), `model_bytes`, for engines latency, throughput and GPU memory (of the first
-    process), and `settings`.
+    a valid pixel, which count nowhere), `model_bytes`, latency and throughput, for engines GPU memory (of the first
+    process), `warnings` (sentences), and `settings`: `max_disparity` is the network's, `dataset_max_disparity` bounds
+    the ground truth that counts.
 
     Several devices or nodes (see `stereo_core.training.distribution`) share the batches; the first process writes the
     same lines and figures that one alone would.
@@ -59,18 +60,22 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local])
     with joined(ranks, "gloo"):
         loader = data.test_dataloader()
-        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, spec.dataset.max_disparity)
+        limits = spec.dataset.max_disparity, predictor.settings["max_disparity"]
+        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, *limits)
         if ranks.world > 1:
             rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
     if ranks.rank > 0:
         return Outcome("Evaluate finished successfully; the first process has the figures")
     totals = _totals(rows, folder / "metrics.csv")
     _check(totals)
+    doubts = list(_doubts(totals, predictor.settings["max_disparity"]))
+    for doubt in doubts:
+        LOG.warning("%s", doubt)
     figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
-    settings = predictor.settings | {"max_disparity": spec.dataset.max_disparity}
+    settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
-    write_results(folder, kpi | figures | counts | {"settings": settings})
+    write_results(folder, kpi | figures | counts | {"warnings": doubts, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
     return Outcome(
         f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",
@@ -81,18 +86,26 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
 
 def _totals(rows: Iterator[dict], path: Path) -> dict:
     """The metrics of all rows, which are written to a table on the way."""
-    metrics = StereoMetrics()
+    metrics, beyond = StereoMetrics(), 0
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         table.writeheader()
         for row in rows:
             metrics.update([row])
+            beyond += row["beyond"]
             table.writerow(row)
-    return metrics.compute()
+    return metrics.compute() | {"beyond": beyond}
 
 
-def _evaluated(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float) -> Iterator[dict]:
-    """A row of metrics.csv, and the sample's `index`, for every image; the data set's first also leave a panel."""
+def _evaluated(
+    pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float, reach: int | None
+) -> Iterator[dict]:
+    """A row of metrics.csv, and the sample's `index`, for every image; the data set's first also leave a panel.
+
+    Args:
+        max_disparity: px, exclusive: ground truth that counts.
+        reach: px, the network's max_disparity, None where nobody knows; `beyond` counts the pixels from there on.
+    """
     names = UniqueNames()
     for sample, prediction_HW in pairs:
         if not sample["has_gt"]:
@@ -101,8 +114,9 @@ def _evaluated(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_dispa
             )
         gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
         row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
+        counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
+        row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
         if sample["index"] < PANELS:
-            counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
             left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
             picture = panel(left_HW3, prediction_HW, gt_HW, counts_HW)
             write_png(folder / "panels" / f"{names(sample['rel'].replace('/', '_'))}.png", picture)
@@ -115,5 +129,15 @@ def _check(totals: dict) -> None:
             f"none of the {totals['empty']} images has a valid ground-truth pixel (mask, 0 < disparity < "
             "dataset.max_disparity); check dataset_name, disparity_format and dataset.max_disparity"
         )
+
+
+def _doubts(totals: dict, reach: int | None) -> Iterator[str]:
+    """What makes the figures say less than they seem to."""
     if totals["empty"]:
-        LOG.warning("%d images have no valid ground-truth pixel and count nowhere; see metrics.csv", totals["empty"])
+        yield f"{totals['empty']} images have no valid ground-truth pixel and count nowhere; see metrics.csv"
+    if totals["beyond"]:
+        yield (
+            f"{totals['beyond'] / totals['pixels']:.2%} of the pixels that count have a ground truth at or above the "
+            f"network's max_disparity, {reach} px, which it can hardly find; set model.max_disparity where the weights "
+            "were trained for more, else lower dataset.max_disparity"
+        )

@@ -27,6 +27,7 @@ class Tree:
         self.root, self.packed, self.files = root, packed, 0
         self._listings: dict[str, str] = {}
         self.names = functools.lru_cache(maxsize=32)(self._names)
+        self.stems = functools.lru_cache(maxsize=2)(self._stems)
 
     def find(self, patterns: Sequence[str], suffix: str) -> list[str]:
         """Walk the tree, of any depth: the paths that hold all patterns and end in `suffix` (given in lower case)."""
@@ -38,12 +39,23 @@ class Tree:
             found += [folder + name for name in names if name.endswith(suffix) or name.lower().endswith(suffix)]
         return found
 
-    def respelling(self, path: str) -> str | None:
-        """The path with its suffix in the case in which the tree has such a file, or None."""
+    def respelling(self, path: str, any_suffix: bool = False) -> str | None:
+        """The path with its suffix in the case in which the tree has such a file, or with the suffix of the only file
+        of that stem, or None."""
         folder, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
         stem, suffix = os.path.splitext(name)
-        names = (stem + suffix.lower(), stem + suffix.upper())
+        names = [stem + suffix.lower(), stem + suffix.upper()]
+        if any_suffix:
+            alike = self.stems(folder).get(stem, [])
+            names += alike if len(alike) == 1 else []
         return next((folder + name for name in names if name in self.names(folder)), None)
+
+    def _stems(self, folder: str) -> dict[str, list[str]]:
+        """Stem -> the files of a folder that have it (`stems` is this, the last folder cached)."""
+        found: dict[str, list[str]] = {}
+        for name in self.names(folder):
+            found.setdefault(os.path.splitext(name)[0], []).append(name)
+        return found
 
     def _names(self, folder: str) -> frozenset[str]:
         """The names of the files in a folder (`names` is this with the last few folders cached)."""

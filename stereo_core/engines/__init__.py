@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stereo_core.engines.base import Backend, BuildSettings, Engine
-from stereo_core.engines.files import read_engine, read_onnx, write_sidecar
+from stereo_core.engines.base import SMALLEST, Backend, BuildSettings, Engine
+from stereo_core.engines.files import profile_text, read_engine, read_onnx, write_sidecar
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path, locked, sha256_of
 
@@ -95,7 +95,12 @@ def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> 
     name = choose_backend(settings)
     backend = _backend(name)
     _check_precision(name, backend, settings.precision, graph["precision"])
-    info = graph | _profile(graph, settings) | {"kind": "engine", "backend": name, "precision": settings.precision}
+    info = (
+        graph
+        | _profile(graph, settings, backend.reach)
+        | {"kind": "engine", "backend": name, "precision": settings.precision}
+    )
+    LOG.info("the engine takes %s%s", profile_text(info), _other_ranges(graph))
     with locked(out), atomic_path(out) as temporary:
         info |= backend.build(onnx, temporary, info, settings)
         info |= {"onnx_sha256": sha256_of(onnx), "sha256": sha256_of(temporary)}
@@ -155,11 +160,18 @@ def _check_precision(name: str, backend: Backend, precision: str, file_precision
         raise SpecError(f"{key}: the ONNX file quantises to {file_precision}; set {file_precision}, not {precision}")
 
 
-def _profile(graph: dict, settings: BuildSettings) -> dict:
+def _other_ranges(graph: dict) -> str:
+    """Which keys give other ranges, where the ONNX file leaves any open."""
+    keys = ["tensorrt.{min,opt,max}_batch_size"] if graph["max_batch"] is None else []
+    keys += [f"{{min,opt,max}}_{side}" for side in ("height", "width") if graph[f"max_{side}"] is None]
+    return f"; gen_trt_engine.{', gen_trt_engine.'.join(keys)} set other ranges" if keys else ""
+
+
+def _profile(graph: dict, settings: BuildSettings, reach: int) -> dict:
     """The smallest, tuned and largest batch, height and width: the ONNX file's own where they are static."""
     found = {}
     for side, wanted in (("height", settings.heights), ("width", settings.widths)):
-        smallest, best, largest = _size_range(graph, side, wanted)
+        smallest, best, largest = _size_range(graph, side, wanted, reach)
         found |= {f"min_{side}": smallest, f"input_{side}": best, f"max_{side}": largest}
     keys = "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size"
     static, batches = graph["max_batch"], (settings.min_batch, settings.opt_batch, settings.max_batch)
@@ -174,7 +186,7 @@ def _profile(graph: dict, settings: BuildSettings) -> dict:
     return found | dict(zip(("min_batch", "opt_batch", "max_batch"), batches, strict=True))
 
 
-def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...]) -> tuple[int, int, int]:
+def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...], reach: int) -> tuple[int, int, int]:
     keys = f"gen_trt_engine: min_{side}, opt_{side}, max_{side}"
     static, traced = graph[f"max_{side}"], graph[f"input_{side}"]
     if static is not None:
@@ -188,7 +200,8 @@ def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...]) -> tuple
     best = wanted[1] or traced
     if best is None:
         raise SpecError(f"gen_trt_engine.opt_{side}: is needed, the ONNX file's {side} is open")
-    sizes = (wanted[0] or best, best, wanted[2] or best)
+    said = any(size is not None for size in wanted)
+    sizes = (wanted[0] or best, best, wanted[2] or best) if said else (SMALLEST, best, reach * best)
     _check_range(keys, sizes)
     if any(size % 32 for size in sizes):
         raise SpecError(f"{keys} are {_listed(sizes)}; they must be multiples of 32")

@@ -21,6 +21,8 @@ from stereo_core.engines.fit import normalise as normalise
 
 LOG = logging.getLogger(__name__)
 
+SMALLEST = 32  # px, that an open height or width begins at by default: the network's step
+
 
 @dataclass(frozen=True)
 class BuildSettings:
@@ -31,7 +33,7 @@ class BuildSettings:
         precision: fp32, fp16, bf16, int8 or fp8.
         min_batch, opt_batch, max_batch: the profile of a dynamic batch.
         heights, widths: (min, opt, max) px, the profile of an open height and width. None as opt: what the file was
-            traced at; None as min or max: opt.
+            traced at; None as min or max: opt; all None: from SMALLEST to the backend's reach.
         workspace_gib: scratch memory in GiB; None: no limit.
         layers_precision: `<layer>:<precision>` pins; a layer is an ONNX node's name or an fnmatch pattern.
         timing_cache: file to read and update, or None.
@@ -62,10 +64,12 @@ class Backend(Protocol):
     Attributes:
         precisions: what it can build, of fp32, fp16, bf16, int8, fp8.
         suffix: the end of an engine's file name where the user gives none.
+        reach: how many times the height and width that an open file was traced at an engine takes by default.
     """
 
     precisions: tuple[str, ...]
     suffix: str
+    reach: int
 
     def why_not_here(self, settings: BuildSettings) -> str | None:
         """None where such engines can be built here, else the reason, for the user (library not installed, ...)."""
@@ -168,13 +172,7 @@ class Engine(abc.ABC):
     def latency(self) -> dict:
         """Median and 95th percentile in ms of the calls timed so far, the most images that one had, and images a
         second; None before the first (see `latencies_ms`). A call's time is that of its whole batch."""
-        calls = self.latencies_ms
-        return {
-            "latency_median_ms": statistics.median(calls) if calls else None,
-            "latency_p95_ms": float(np.percentile(calls, 95)) if calls else None,
-            "latency_batch": self._largest_batch or None,
-            "images_per_second": 1000 * self._images_run / sum(calls) if calls else None,
-        }
+        return latency_of(self.latencies_ms, self._images_run, self._largest_batch)
 
     def _infer(self, left: Any, right: Any, size: tuple[int, int], resize: str, library: Any, run: Any) -> Any:
         """`library` is the module fit or fit_torch, which do the same to arrays and to tensors."""
@@ -219,6 +217,16 @@ class Engine(abc.ABC):
         steps += " and " if steps and place.scaled != place.frame else ""
         steps += f"padded to {_text(place.frame)}" if place.scaled != place.frame else ""
         LOG.info("images of %s are %s for the engine", _text(place.image), steps)
+
+
+def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
+    """The figures of `Engine.latency`, from the time of each call, and the images of all and of the largest."""
+    return {
+        "latency_median_ms": statistics.median(calls_ms) if calls_ms else None,
+        "latency_p95_ms": float(np.percentile(calls_ms, 95)) if calls_ms else None,
+        "latency_batch": largest_batch or None,
+        "images_per_second": 1000 * images / sum(calls_ms) if calls_ms else None,
+    }
 
 
 def _text(size: tuple[int, int]) -> str:

@@ -175,6 +175,28 @@ _NOT_ONNX = {
 }
 
 
+def profile_text(info: dict) -> str:
+    """The batches, heights and widths that a file takes: "batch 1, height 32 to 128 px, best 64, width 96 px"."""
+    return ", ".join(f"{side} {text}" for side, text in profile_texts(info).items())
+
+
+def profile_texts(info: dict) -> dict[str, str]:
+    """batch, height and width, each as "32 to 128 px, best 64"."""
+    return {
+        "batch": _range(info["min_batch"], info["opt_batch"], info["max_batch"]),
+        "height": _range(info["min_height"], info["input_height"], info["max_height"], " px"),
+        "width": _range(info["min_width"], info["input_width"], info["max_width"], " px"),
+    }
+
+
+def _range(smallest: int | None, best: int | None, largest: int | None, unit: str = "") -> str:
+    if largest is None:
+        return "any" if best is None or not unit else f"any, traced at {best}{unit}"
+    if smallest == largest:
+        return f"{best}{unit}"
+    return f"{smallest} to {largest}{unit}, best {best}"
+
+
 def without_channel(disparity: np.ndarray) -> np.ndarray:
     """Disparity (B, 1, H, W), or (B, H, W) as some makers' graphs give it -> (B, H, W)."""
     return disparity.reshape(-1, *disparity.shape[-2:])

@@ -33,6 +33,7 @@ class OnnxRuntime:
 
     precisions = ("fp32", "fp16", "int8", "fp8")
     suffix = ".ort.onnx"
+    reach = 2
 
     def why_not_here(self, settings: BuildSettings) -> None:
         return None

@@ -65,7 +65,8 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
 
     Encoder, variant and lookup sizes, and FastFoundationStereo's topology and widths, come from the keys and shapes;
     preset, max_disparity, attention and iterations from the settings our trainer writes into the file or from
-    `cfg.yaml` beside it, else the published values.
+    `cfg.yaml` beside it, else the published values. A
+    log line says which max_disparity it is and why, a warning where nobody said.
 
     Args:
         path: what `read_weights` takes: a file of any layout, "starter", a training's folder with a choice.
@@ -87,6 +88,9 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     _load(model, state, path, "the file is of another network or incomplete")
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
+    if checkpoint.network == "FoundationStereo":
+        level = logging.INFO if "max_disparity" in given | checkpoint.said else logging.WARNING
+        LOG.log(level, "%s: max_disparity %d px, %s", path, *_range(checkpoint, given))
     return model
 
 
@@ -140,8 +144,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
 def describe(path: str | Path) -> dict:
     """What a weight file holds, without building a network.
 
-    `network` is FoundationStereo, FastFoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` is what
-    `load_model` would choose.
+    `network` is FoundationStereo, FastFoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` and
+    `max_disparity` are what `load_model` would choose, `max_disparity_from` who says so.
 
     Raises:
         ModelError: no usable weight file.
@@ -155,6 +159,7 @@ def describe(path: str | Path) -> dict:
         settings = checkpoint.settings
         attention = settings.get("disparity_attention") or _usual_attention(settings["variant"])
         known |= {"names": checkpoint.names} | settings | {"disparity_attention": attention}
+        known["max_disparity"], known["max_disparity_from"] = _range(checkpoint, {})
     elif known["network"] == "FastFoundationStereo":
         checkpoint = _recognise(file)
         known |= {"names": checkpoint.names} | checkpoint.settings
@@ -286,6 +291,20 @@ def _cfg_yaml(path: Path) -> dict:
     if not isinstance(config, dict):
         raise ModelError(f"{path}: the checkpoint's settings are not a mapping")
     return config
+
+
+_UNSAID = "the file does not say which range its weights were trained for; if it is another, set model.max_disparity"
+
+
+def _range(checkpoint: Checkpoint, given: dict) -> tuple[int, str]:
+    """The network's max_disparity in px, and who says so. No shape tells it, and a wrong one runs, and errs."""
+    if "max_disparity" in given:
+        return given["max_disparity"], "as model.max_disparity says"
+    if "max_disparity" in checkpoint.said:
+        return checkpoint.said["max_disparity"], "as stored with the weights"
+    preset = (checkpoint.said | given | checkpoint.found).get("preset")
+    usual = f"the {preset} preset's value" if preset else "the published value"
+    return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_UNSAID}"
 
 
 def _contradiction(path: str | Path, key: str, given, found) -> str:

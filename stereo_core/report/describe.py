@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stereo_core.engines.files import file_kind, read_engine, read_onnx
+from stereo_core.engines.files import file_kind, profile_texts, read_engine, read_onnx
 from stereo_core.errors import ModelError
 from stereo_core.files import sha256_of
 from stereo_core.spec.choice import NoChoice, chosen
@@ -52,22 +52,10 @@ def as_text(known: dict) -> str:
     facts = {key: value for key, value in known.items() if value is not None}
     if "max_batch" in known:
         facts = {key: value for key, value in facts.items() if key not in _RANGE_KEYS}
-        facts |= {
-            "batch": _range(known["min_batch"], known["opt_batch"], known["max_batch"]),
-            "height": _range(known["min_height"], known["input_height"], known["max_height"], " px"),
-            "width": _range(known["min_width"], known["input_width"], known["max_width"], " px"),
-        }
+        facts |= profile_texts(known)
     width = max(map(len, facts))
     return "\n".join(f"{key:{width}}  {value}" for key, value in facts.items())
 
 
 _SIDES = ("batch", "height", "width")
 _RANGE_KEYS = {f"{end}_{side}" for side in _SIDES for end in ("min", "opt", "max", "input")}
-
-
-def _range(smallest: int | None, best: int | None, largest: int | None, unit: str = "") -> str:
-    if largest is None:
-        return "any" if best is None or not unit else f"any, traced at {best}{unit}"
-    if smallest == largest:
-        return f"{best}{unit}"
-    return f"{smallest} to {largest}{unit}, best {best}"

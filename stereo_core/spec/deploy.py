@@ -65,10 +65,16 @@ class GenTrtEngine(Section):
     )
     tensorrt: TensorRT = section(TensorRT, "Build settings")
     min_height: Positive | None = key(
-        None, "Smallest height in px, for an ONNX file with open height; null: opt_height"
+        None,
+        "Smallest height in px, for an ONNX file with open height; null: opt_height, or 32 where all three are null",
     )
     opt_height: Positive | None = key(None, "Height in px to tune for; null: the one the ONNX file was traced at")
-    max_height: Positive | None = key(None, "Largest height in px; null: opt_height")
-    min_width: Positive | None = key(None, "Smallest width in px, for an ONNX file with open width; null: opt_width")
+    max_height: Positive | None = key(
+        None,
+        "Largest height in px; null: opt_height, or where all three are null the traced one (onnxruntime: twice that)",
+    )
+    min_width: Positive | None = key(
+        None, "Smallest width in px, for an ONNX file with open width; null: as min_height does with opt_width"
+    )
     opt_width: Positive | None = key(None, "Width in px to tune for; null: the one the ONNX file was traced at")
-    max_width: Positive | None = key(None, "Largest width in px; null: opt_width")
+    max_width: Positive | None = key(None, "Largest width in px; null: as max_height does with opt_width")

@@ -124,6 +124,7 @@ def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Se
     except ValidationError as error:
         complaints += [_complaint(spec_class(verb), detail, source) for detail in error.errors(include_url=False)]
     if spec is not None:
+        requirements.decide(verb, spec)
         complaints += [f"{source.of(path)}: {path}: {rule}" for path, rule in requirements.check(verb, spec)]
     if complaints:
         raise SpecError("\n".join(dict.fromkeys(complaints)))

@@ -52,6 +52,8 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
     complaints += _RULES.get(name, _none)(spec, verb)
     if "model" in reads and not getattr(own, "trt_engine", ""):
         complaints += _model(spec)
+        checkpoints = {getattr(own, key) for key in _CHECKPOINTS.get(name, ())}
+        complaints += _backbones(spec, from_checkpoint=bool(checkpoints - {"", AUTO}))
     if "dataset" in reads and spec.dataset.dataset_name != "StereoDataset":
         complaints.append(("dataset.dataset_name", "MonoDataset: this product is for stereo only"))
     return complaints
@@ -89,9 +91,21 @@ def _info(spec: InfoSpec, verb: str) -> Iterator[Complaint]:
             )
 
 
+def decide(verb: str, spec: Section) -> None:
+    """Where TAO's specs name both a checkpoint and an engine the verb takes one, and the other is left out; log it."""
+    own = getattr(spec, section_of(verb), None)
+    if not getattr(own, "checkpoint", "") or not getattr(own, "trt_engine", ""):
+        return
+    taken, other = ("trt_engine", "checkpoint") if "engine" in VERBS[verb].inputs else ("checkpoint", "trt_engine")
+    LOG.info(
+        "%s takes %s.%s, %s; %s is set too and left out", verb, section_of(verb), taken, getattr(own, taken), other
+    )
+    setattr(own, other, "")
+
+
 def settle(verb: str, spec: Section) -> None:
     """Fill in what follows from the rest: chosen checkpoints become their files, entries of data_sources without a
-    file go, evaluate.resize and quantize.mode are decided.
+    file go, evaluate.resize and quantize.mode are decided, intervals of a training end with it.
 
     Baseline and focal length at TAO's defaults, which its templates write out, belong to nobody's camera: not set.
     """
@@ -111,6 +125,17 @@ def settle(verb: str, spec: Section) -> None:
         spec.evaluate.resize = "pad" if spec.evaluate.trt_engine else "none"
     for section in VERBS[verb].sections:
         _settle_checkpoints(section, getattr(spec, section))
+    if "train" in VERBS[verb].sections:
+        _settle_intervals(spec.train)
+
+
+def _settle_intervals(train: Section) -> None:
+    """TAO's templates ask for a checkpoint every ten epochs, of however few."""
+    names = ["validation_interval"] + ["checkpoint_interval"] * (train.checkpoint_interval_unit == "epoch")
+    for name in names:
+        if getattr(train, name) > train.num_epochs:
+            LOG.info("train.%s: %d becomes train.num_epochs, %d", name, getattr(train, name), train.num_epochs)
+            setattr(train, name, train.num_epochs)
 
 
 def _settle_checkpoints(name: str, own: Section) -> None:
@@ -131,16 +156,6 @@ def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     yield from _checkpoint("train.pretrained_model_path", train.pretrained_model_path)
     if train.resume_training_checkpoint_path != AUTO:
         yield from _checkpoint("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path)
-    if train.checkpoint_interval_unit == "epoch" and train.checkpoint_interval > train.num_epochs:
-        yield (
-            "train.checkpoint_interval",
-            f"{train.checkpoint_interval} is more than train.num_epochs {train.num_epochs}",
-        )
-    if train.validation_interval > train.num_epochs:
-        yield (
-            "train.validation_interval",
-            f"{train.validation_interval} is more than train.num_epochs {train.num_epochs}",
-        )
 
 
 def _automl(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -171,8 +186,6 @@ def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         yield from _sources(spec, split, needed=needed)
     if "engine" in VERBS[verb].inputs and not own.trt_engine:
         yield f"{name}.trt_engine", _NEEDED
-    elif own.checkpoint and own.trt_engine:
-        yield f"{name}.checkpoint", f"{name}.trt_engine is set too; exactly one of the two is possible"
     elif not own.checkpoint and not own.trt_engine:
         yield f"{name}.checkpoint", f"{verb} needs either this or {name}.trt_engine"
     yield from _checkpoint(f"{name}.checkpoint", own.checkpoint)
@@ -267,8 +280,16 @@ def _model(spec: ExperimentSpec) -> Iterator[Complaint]:
     for name in ("use_bn", "use_clstoken"):
         if getattr(model.stereo_backbone, name):
             yield f"model.stereo_backbone.{name}", "no published weights use it; only false is possible"
+
+
+def _backbones(spec: ExperimentSpec, *, from_checkpoint: bool) -> Iterator[Complaint]:
+    """A checkpoint holds the backbones' weights: their files are not read then, and need not be on this machine."""
     for name in ("depth_anything_v2_pretrained_path", "edgenext_pretrained_path"):
-        yield from _file(f"model.stereo_backbone.{name}", getattr(model.stereo_backbone, name), needed=False)
+        path, value = f"model.stereo_backbone.{name}", getattr(spec.model.stereo_backbone, name)
+        if not from_checkpoint:
+            yield from _file(path, value, needed=False)
+        if value and Path(value).is_file() and not Path(value).stat().st_size:
+            yield path, f"the file is empty: {value}"
 
 
 def _classic(model: Model) -> Iterator[Complaint]:

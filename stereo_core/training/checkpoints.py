@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -330,8 +331,15 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
 
 def _point(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to `target`, in one step for whoever reads it."""
+    """Make `link` a relative symbolic link to `target`, in one step for whoever reads it; on a file system without such
+    links a hard link, or else a copy."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, link)
+    for make in (lambda: temporary.symlink_to(target.name), lambda: temporary.hardlink_to(target)):
+        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            make()
+            break
+    else:
+        shutil.copyfile(target, temporary)
+    temporary.replace(link)
+    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing

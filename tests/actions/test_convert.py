@@ -52,6 +52,43 @@ def results(tmp_path):
     return tmp_path / "lists"
 
 
+def test_tao_s_middlebury_example_runs(tmp_path, results, caplog):
+    """Its entries after the first are above data_root, its extensions have no dot, or are empty beside .pfm files."""
+    caplog.set_level("INFO")
+    root = tmp_path / "2014b" / "MiddEval3" / "trainingQ"
+    for scene in ("Adirondack", "ArtL"):
+        touch(root, *(f"{scene}/{name}" for name in ("im0.png", "im1.png", "disp0GT.pfm", "mask0nocc.png")))
+    above = ["2014b/", "MiddEval3/"]
+    keys = {"image_dir_pattern": ["im0", *above], "right_dir_pattern": ["im1", *above]}
+    keys |= {"depth_dir_pattern": ["disp0GT", *above], "nocc_dir_pattern": ["mask0nocc", *above]}
+    keys |= {"image_extension": "png", "depth_extension": "", "nocc_extension": "", "split_ratio": 0.0}
+    convert(root, results, **keys)
+    names = ("im0.png", "im1.png", "disp0GT.pfm", "mask0nocc.png")
+    assert lines(results / "test.txt") == [
+        [f"{root}/{scene}/{name}" for name in names] for scene in ("Adirondack", "ArtL")
+    ]
+    assert "2014b/, MiddEval3/ is in data_root itself" in caplog.text
+
+
+def test_an_entry_that_selects_below_data_root_does_so_though_it_is_above_too(tmp_path, results):
+    """As does one that is to be replaced: left out, it would give other files."""
+    root = tmp_path / "training" / "set"
+    touch(root, "training/image_2/a.png", "training/image_3/a.png", "testing/image_2/b.png", "testing/image_3/b.png")
+    keys = {"image_extension": "png", "image_dir_pattern": ["image_2", "training"]}
+    convert(root, results, right_dir_pattern=["image_3", "training"], **keys)
+    assert [left for left, _ in lines(results / "test.txt")] == [f"{root}/training/image_2/a.png"]
+    keys["image_dir_pattern"] = ["image_2", "set"]
+    with pytest.raises(DataError, match="none of 4 files has image_dir_pattern"):
+        convert(root, results, right_dir_pattern=["image_3", "other"], **keys)
+
+
+def test_two_files_of_a_name_are_not_chosen_between(root, results):
+    touch(root, "im0.png", "im1.png", "disp0.pfm", "disp0.tiff")
+    keys = {"image_dir_pattern": ["im0"], "right_dir_pattern": ["im1"], "depth_dir_pattern": ["disp0"]}
+    with pytest.raises(DataError, match=r"disp0\.png"):
+        convert(root, results, image_extension="png", depth_extension="", **keys)
+
+
 def test_every_depth_in_sorted_order_with_files_directly_below_the_root(root, results):
     for folder in ("", "b/", "a/deep/er/", "a/"):
         touch(root, f"{folder}im0.png", f"{folder}im1.png", f"{folder}other.png")

@@ -72,6 +72,18 @@ def test_engine_gives_the_checkpoints_disparity_for_another_image_size(model, on
     assert len(engine.latencies_ms) == 2
 
 
+def test_an_open_file_gives_an_engine_that_pads_no_more_than_the_network(model, tmp_path):
+    """Traced at 64 x 96, run at 32 x 64 and 96 x 128: in one fixed size the first is padded, the second scaled down."""
+    outcome, _ = build(exported(model, tmp_path, dynamic_hw=True, check=False), tmp_path)
+    engine = load_engine(outcome.artifacts["engine"])
+    for height, width in ((32, 64), (96, 128)):
+        scene = make_scene(height, width, 12, 0)
+        with torch.no_grad():
+            pair = [torch.from_numpy(scene[side]).permute(2, 0, 1)[None].float() for side in ("left", "right")]
+            expected = model(*pair, iters=2)[0, 0].numpy()
+        np.testing.assert_allclose(engine.infer(scene["left"], scene["right"]), expected, atol=2e-3)
+
+
 def test_engine_lies_exactly_where_it_was_asked_for(onnx, tmp_path):
     outcome, status = build(onnx, tmp_path, {"min_batch_size": 1, "opt_batch_size": 2, "max_batch_size": 4})
     engine = tmp_path / "out" / "net.engine"

@@ -73,6 +73,34 @@ def test_of_two_presets_of_the_same_shapes_the_file_says_which(tmp_path, tiny_st
         load_model(path, preset="tiny")
 
 
+@pytest.mark.parametrize(
+    ("stored", "given", "found", "level", "why"),
+    [
+        (None, None, 64, "WARNING", "the tiny preset's value: the file does not say"),
+        (None, 192, 192, "INFO", "as model.max_disparity says"),
+        (96, None, 96, "INFO", "as stored with the weights"),
+        (96, 192, 192, "INFO", "as model.max_disparity says"),
+    ],
+)
+def test_loading_says_which_max_disparity_it_takes_and_why(
+    tmp_path, tiny_state, caplog, stored, given, found, level, why
+):
+    """No weight tells it, and a wrong one runs."""
+    path = tmp_path / "weights.pth"
+    content = {"model": tiny_state}
+    if stored:
+        content["hyper_parameters"] = {"model": {"max_disparity": stored}}
+    torch.save(content, path)
+    with caplog.at_level("INFO"):
+        assert load_model(path, max_disparity=given).config.max_disparity == found
+    said = [record for record in caplog.records if "max_disparity" in record.getMessage()]
+    assert [record.levelname for record in said] == [level]
+    assert f"{path}: max_disparity {found} px, {why}" in said[0].getMessage()
+    if given is None:
+        told = describe(path)
+        assert told["max_disparity"] == found and told["max_disparity_from"].startswith(why)
+
+
 def test_safetensors_which_keeps_one_of_two_names(tmp_path, tiny_state):
     state = {k: v.clone() for k, v in tiny_state.items() if ".downsample.1." not in k or "cnet" not in k}
     assert len(state) < len(tiny_state)

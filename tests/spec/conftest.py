@@ -24,8 +24,8 @@ NAMES = (
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in NAMES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    for folder in ("data/MiddEval3", "data/KITTI_2015/training"):
+        (tmp_path / name).write_text("not read here")
+    for folder in ("data/2014b/MiddEval3", "data/KITTI_2015/training"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

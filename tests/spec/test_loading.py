@@ -230,13 +230,11 @@ def test_what_each_verb_needs(workspace):
     ]
 
 
-def test_checkpoint_and_engine_exclude_each_other(workspace):
+def test_a_checkpoint_or_an_engine_is_needed_and_the_verb_s_own_is_looked_for(workspace):
     data = "dataset.infer_dataset.data_sources=[{data_file: data/infer.txt}]"
     both = refusal("inference", None, "results_dir=r", data, "inference.checkpoint=gone.pth", "inference.trt_engine=x")
     assert both == [
-        "command line: inference.checkpoint: inference.trt_engine is set too; exactly one of the two is possible",
         "command line: inference.checkpoint: no such file: gone.pth",
-        "command line: inference.trt_engine: no such file: x",
     ]
     only = refusal("trt_inference", None, "results_dir=r", data, "inference.checkpoint=dn_model_latest.pth")
     assert only == ["command line: inference.trt_engine: is needed by trt_inference"]
@@ -249,13 +247,11 @@ def test_input_files_must_be_there(workspace):
         "results_dir=r",
         "dataset.train_dataset.data_sources=[{data_file: data/train.txt, data_root: nowhere}, {dataset_name: Kitti}]",
         "train.pretrained_model_path=gone.pth",
-        "model.stereo_backbone.edgenext_pretrained_path=gone2.pth",
     )
     assert lines == [
         "command line: dataset.train_dataset.data_sources[0].data_root: no such folder: nowhere",
         "command line: dataset.train_dataset.data_sources[1].data_file: is needed by train",
         "command line: train.pretrained_model_path: no such file: gone.pth",
-        "command line: model.stereo_backbone.edgenext_pretrained_path: no such file: gone2.pth",
     ]
 
 
@@ -267,7 +263,6 @@ def test_input_files_must_be_there(workspace):
         ("model.cv_group=4", "model.cv_group: 4: the network has 8 correlation groups"),
         ("model.n_downsample=1", "model.n_downsample: the network works at a quarter of the resolution: 2"),
         ("model.encoder=vitt", "model.encoder: vitt exists in presets only: model.preset=small or tiny"),
-        ("train.checkpoint_interval=11", "train.checkpoint_interval: 11 is more than train.num_epochs 10"),
         ("dataset.dataset_name=MonoDataset", "dataset.dataset_name: MonoDataset: this product is for stereo only"),
         (
             "dataset.train_dataset.augmentation.min_scale=0.5",

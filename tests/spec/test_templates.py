@@ -87,6 +87,48 @@ def test_tao_s_default_camera_counts_as_none(workspace):
     assert {"baseline", "focal_x"} & spec.dataset.model_fields_set == {"baseline"}
 
 
+BACKBONE = "model.stereo_backbone.depth_anything_v2_pretrained_path"
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "inference"])
+def test_beside_a_checkpoint_the_backbone_s_file_need_not_be_here(workspace, verb):
+    """TAO's users evaluate with the file they trained with; the checkpoint holds those weights."""
+    overrides = [f"{verb}.checkpoint=dn_model_latest.pth", f"{BACKBONE}=elsewhere/vitl.pth"]
+    load_spec(verb, TEMPLATES / f"{verb}.yaml", overrides)
+    (workspace / "empty.pth").touch()
+    with pytest.raises(SpecError, match=rf"{BACKBONE}: the file is empty: empty\.pth"):
+        load_spec(verb, TEMPLATES / f"{verb}.yaml", [overrides[0], f"{BACKBONE}=empty.pth"])
+
+
+def test_a_training_from_scratch_needs_the_backbone_s_file_though_it_may_resume(workspace):
+    gone = [f"{BACKBONE}=gone.pth", "train.resume_training_checkpoint_path=auto", "train.pretrained_model_path=''"]
+    with pytest.raises(SpecError, match=rf"{BACKBONE}: no such file: gone\.pth"):
+        load_spec("train", TEMPLATES / "train.yaml", gone)
+
+
+@pytest.mark.parametrize(
+    ("verb", "taken", "left_out"),
+    [("inference", "checkpoint", "trt_engine"), ("trt_inference", "trt_engine", "checkpoint")],
+)
+def test_of_a_checkpoint_and_an_engine_the_verb_takes_its_own(workspace, verb, taken, left_out, caplog):
+    caplog.set_level("INFO")
+    files = {"checkpoint": "dn_model_latest.pth", "trt_engine": "model.engine"}
+    overrides = [f"inference.{name}={file}" for name, file in files.items()]
+    own = load_spec(verb, TEMPLATES / "inference.yaml", overrides).inference
+    assert getattr(own, taken) == files[taken] and getattr(own, left_out) == ""
+    assert f"{verb} takes inference.{taken}, {files[taken]}" in caplog.text
+
+
+def test_intervals_longer_than_the_training_end_with_it(workspace, caplog):
+    caplog.set_level("INFO")
+    overrides = ["train.num_epochs=1", "train.checkpoint_interval=10", "train.validation_interval=5"]
+    train = load_spec("train", TEMPLATES / "train.yaml", overrides).train
+    assert (train.checkpoint_interval, train.validation_interval) == (1, 1)
+    assert "train.checkpoint_interval: 10 becomes train.num_epochs, 1" in caplog.text
+    steps = load_spec("train", TEMPLATES / "train.yaml", [*overrides, "train.checkpoint_interval_unit=step"]).train
+    assert steps.checkpoint_interval == 10
+
+
 def test_fast_foundation_stereo_loads_and_says_what_nothing_reads(workspace, caplog):
     spec = load_spec("train", TEMPLATES / "fast_train.yaml")
     assert spec.model.model_type == "FastFoundationStereo"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from stereo_core.actions.predict.precision import HALF, network_call, resolved
 from stereo_core.actions.predict.tiles import tiled
 from stereo_core.data.datasets import group_by_size
 from stereo_core.engines import load_engine
-from stereo_core.engines.base import Engine
+from stereo_core.engines.base import Engine, latency_of
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import channels_last, from_spec
@@ -40,7 +42,7 @@ class Predictor:
         predict: see Predict.
         device: where its inputs have to be.
         settings: what it is and how it runs, for reports.
-        figures: what the calls so far took (engines): latency, throughput, GPU memory; else empty.
+        figures: what the calls so far took: latency and throughput; for engines GPU memory too.
     """
 
     predict: Predict
@@ -91,10 +93,44 @@ def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
         **tiles,
         "encoder": model.config.encoder,
         "variant": model.config.variant,
+        "max_disparity": model.config.max_disparity,
         "valid_iters": model.config.valid_iters,
         "device": device,
     }
-    return Predictor(predict, device, settings)
+    timed = _Timed(predict, device)
+    return Predictor(timed, device, settings, timed.figures)
+
+
+class _Timed:
+    """Predict, with the time that each call of a checkpoint's network takes, resizing and tiles included.
+
+    The first call of every shape does not count, nor on a GPU the second, which may record a CUDA graph.
+    """
+
+    def __init__(self, predict: Predict, device: str):
+        self.predict, self.device = predict, device
+        self.seen: Counter[torch.Size] = Counter()
+        self.calls_ms: list[float] = []
+        self.images = self.largest_batch = 0
+
+    def __call__(self, left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
+        self._wait()
+        start = time.perf_counter()
+        disparity_BHW = self.predict(left_B3HW, right_B3HW)
+        self._wait()
+        self.seen[left_B3HW.shape] += 1
+        if self.seen[left_B3HW.shape] > (1 if self.device == "cpu" else 2):
+            self.calls_ms.append(1000 * (time.perf_counter() - start))
+            self.images += len(left_B3HW)
+            self.largest_batch = max(self.largest_batch, len(left_B3HW))
+        return disparity_BHW
+
+    def figures(self) -> dict:
+        return latency_of(self.calls_ms, self.images, self.largest_batch)
+
+    def _wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
 
 
 def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:

@@ -44,6 +44,7 @@ class TensorRT:
     """See `stereo_core.engines.base.Backend`."""
 
     precisions = PRECISIONS
+    reach = 1  # the memory of the largest size is set aside, whatever comes
 
     def __init__(self, library: Library):
         self.library = library

@@ -45,10 +45,23 @@ def interface(onnx_file, info):
     return interface_of_network(trt, network, profile_of(builder, network, info))
 
 
-def test_without_sizes_an_open_file_gets_the_traced_one_alone(open_onnx, tmp_path):
-    info = build_engine(open_onnx, tmp_path / "e", replace(RTX, backend="onnxruntime", verify=False)).info
-    assert [info[key] for key in ("min_height", "input_height", "max_height")] == [64, 64, 64]
-    assert [info[key] for key in ("min_width", "input_width", "max_width")] == [96, 96, 96]
+@pytest.mark.parametrize(("backend", "reach"), [("onnxruntime", 2), ("tensorrt_rtx", 1)])
+def test_without_sizes_an_open_file_gives_an_open_engine(open_onnx, tmp_path, backend, reach, caplog):
+    """TensorRT sets the memory of its largest size aside: no more by default than that of the traced one."""
+    caplog.set_level("INFO")
+    info = build_engine(open_onnx, tmp_path / "e", replace(RTX, backend=backend, verify=False)).info
+    assert [info[key] for key in ("min_height", "input_height", "max_height")] == [32, 64, reach * 64]
+    assert [info[key] for key in ("min_width", "input_width", "max_width")] == [32, 96, reach * 96]
+    sizes = f"height 32 to {reach * 64} px, best 64, width 32 to {reach * 96} px, best 96"
+    assert sizes in caplog.text and "gen_trt_engine.{min,opt,max}_height" in caplog.text
+
+
+def test_a_height_that_is_set_alone_is_the_only_one_and_the_log_says_so(open_onnx, tmp_path, caplog):
+    caplog.set_level("INFO")
+    settings = replace(RTX, backend="onnxruntime", verify=False, heights=(None, 96, None))
+    info = build_engine(open_onnx, tmp_path / "e", settings).info
+    assert (info["min_height"], info["max_height"], info["min_width"]) == (96, 96, 32)
+    assert "height 96 px, width 32 to 192 px" in caplog.text
 
 
 @pytest.mark.parametrize(
