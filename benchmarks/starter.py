@@ -31,8 +31,6 @@ from stereo_core.training.losses import stereo_loss
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-MAX_DISPARITY = 192
-SMALL = {"preset": "tiny", "max_disparity": MAX_DISPARITY, "train_iters": 8, "valid_iters": 8}
 WARM_UP = 100  # steps
 EAGER_STEPS = 3  # before the graph is captured, at a rate of zero: AdamW makes its state
 HELD_OUT_SEED = 987654321
@@ -44,9 +42,13 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(asked.seed)
+<<<<<<< HEAD
     model = load_model(asked.weights) if asked.weights else create_model(**SMALL)
     reset_broken_statistics(model)
     model.feature.dino.requires_grad_(True)  # nothing pretrained stands in it
+=======
+    model = load_model(asked.weights, train_vit=True) if asked.weights else create_model(preset="small")
+>>>>>>> m17
     model = channels_last(model.to(DEVICE)).train()
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
     measure_stream(asked)
@@ -60,7 +62,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--weights", help="weights.pth of the round before")
+    parser.add_argument("--weights", help="weights.pth of the round before, or starter")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training, without the figures at the end")
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
     parser.add_argument("--batch", type=int, default=8)
@@ -68,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--disparity", type=float, nargs=2, default=(6.0, 190.0), help="of a scene's nearest surface, px"
     )
-    parser.add_argument("--iters", type=int, default=SMALL["train_iters"])
+    parser.add_argument("--iters", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=int, default=0, help="number of the first scene")
     parser.add_argument("--held-out", type=int, default=16, help="scenes of another seed for the curve")
@@ -147,7 +149,7 @@ class Step:
         before = torch._foreach_add(self.statistics, 0)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
             start, disparities = self.model(self.left, self.right, self.iters)
-        loss = stereo_loss(start, disparities, self.disparity, self.valid, MAX_DISPARITY)
+        loss = stereo_loss(start, disparities, self.disparity, self.valid, self.model.config.max_disparity)
         loss.backward()
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
@@ -213,6 +215,7 @@ def train(asked: argparse.Namespace, model: nn.Module) -> None:
         epe = held_out_epe(model, held_out)
         curve.writerow([round(spent, 1), number, number * asked.batch, "", f"{step.loss.item():.3f}", epe])
     say(f"{number} steps, {number * asked.batch} pairs, {spent / number:.4f} s a step, held-out EPE {epe} px")
+    say(f"{int(step.skipped)} steps left out, since a gradient was not finite")
     if GPU:
         say(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
