@@ -42,13 +42,8 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(asked.seed)
-<<<<<<< HEAD
-    model = load_model(asked.weights) if asked.weights else create_model(**SMALL)
-    reset_broken_statistics(model)
-    model.feature.dino.requires_grad_(True)  # nothing pretrained stands in it
-=======
     model = load_model(asked.weights, train_vit=True) if asked.weights else create_model(preset="small")
->>>>>>> m17
+    reset_broken_statistics(model)
     model = channels_last(model.to(DEVICE)).train()
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
     measure_stream(asked)
