@@ -1,0 +1,166 @@
+"""Eager PyTorch, ONNX Runtime and OpenVINO on a CPU: the same weights, pair and number of threads, in one run.
+
+python benchmarks/speed_cpu.py [--preset tiny] [--size 320 736] [--iters 4] [--rounds 5]
+
+OpenVINO is measured where it is installed (`pip install openvino`); the project does not use it. Each has a process of
+its own, so that its peak memory is its own. They take turns, so that what else runs on the machine meets all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import speed_engines
+
+from stereo_core.cores import usable_cores
+
+
+def main() -> None:
+    """Print a line for each: seconds a pair, times as fast as eager (median of the rounds), memory, difference."""
+    asked = arguments()
+    if asked.part:
+        serve(asked)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        asked.folder = asked.folder or folder
+        report(asked)
+
+
+def arguments() -> Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=("tiny",), help="instead of the published vits")
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 736), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--iters", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help="keeps checkpoint and engine, and takes those that are there")
+    return parser.parse_args()
+
+
+def report(asked: Namespace) -> None:
+    folder = Path(asked.folder)
+    if not (folder / "fp32.ort.onnx").exists():
+        subprocess.run(command(asked, "build"), check=True, stdout=subprocess.DEVNULL)
+    names = ["eager", "onnxruntime"] + ["openvino"] * bool(importlib.util.find_spec("openvino"))
+    parts = {name: start(asked, name) for name in names}
+    for part in parts.values():
+        answer(part)  # ready, one pass behind it
+    before = os.getloadavg()[0]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(asked.rounds):
+        for name, part in parts.items():
+            part.stdin.write("once\n")
+            part.stdin.flush()
+            seconds[name].append(answer(part))
+    memory = {name: end(part) for name, part in parts.items()}
+    height, width = asked.size
+    print(f"{asked.preset or 'vits'} {height}x{width}, {asked.iters} iterations, {asked.threads} threads")
+    print(f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after; {asked.rounds} rounds")
+    reference = np.load(folder / "eager.npy")
+    for name in names:
+        ratio = statistics.median(a / b for a, b in zip(seconds["eager"], seconds[name], strict=True))
+        difference = np.abs(np.load(folder / f"{name}.npy") - reference).mean()
+        share = memory[name] / memory["eager"]
+        times = f"median {statistics.median(seconds[name]):.2f} s, fastest {min(seconds[name]):.2f} s"
+        print(f"{name:12} {times}, x {ratio:.2f}, {memory[name]:.2f} GiB ({share:.0%}), {difference:.2g} px from eager")
+
+
+def command(asked: Namespace, part: str) -> list[str]:
+    options = [f"--{name}={getattr(asked, name)}" for name in ("iters", "threads", "folder")]
+    options += ["--size", *map(str, asked.size), "--part", part] + ["--preset=tiny"] * bool(asked.preset)
+    return [sys.executable, __file__, *options]
+
+
+def start(asked: Namespace, part: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": str(asked.threads)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command(asked, part), text=True, env=environment, **pipes)
+
+
+def answer(part: subprocess.Popen) -> float:
+    line = part.stdout.readline()
+    if not line:
+        raise SystemExit(f"{part.args[-2:]} ended early; its error stands above")
+    return float(line)
+
+
+def end(part: subprocess.Popen) -> float:
+    """Let a part write its disparity and go; returns its peak memory in GiB."""
+    part.stdin.close()
+    return answer(part)
+
+
+def serve(asked: Namespace) -> None:
+    """A part: a pass and its seconds for every line that comes in, at last the peak memory."""
+    if asked.part == "build":
+        asked.encoder, asked.precisions = "vitt" if asked.preset else "vits", ["fp32"]
+        speed_engines.build(asked)
+        return
+    left, right = speed_engines.images(asked)
+    call = PARTS[asked.part](asked)
+    disparity = call(left, right)
+    print(0.0, flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        disparity = call(left, right)
+        print(time.perf_counter() - begin, flush=True)
+    np.save(Path(asked.folder) / f"{asked.part}.npy", disparity)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, flush=True)
+
+
+Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def eager(asked: Namespace) -> Call:
+    import torch
+
+    from stereo_core.models import load_model
+
+    model = load_model(Path(asked.folder) / "model.pth").eval()
+
+    def call(*pair: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            left, right = (torch.from_numpy(image).permute(2, 0, 1)[None].float() for image in pair)
+            return model(left, right, iters=asked.iters)[0, 0].numpy()
+
+    return call
+
+
+def onnxruntime(asked: Namespace) -> Call:
+    from stereo_core.engines import load_engine
+
+    return load_engine(Path(asked.folder) / "fp32.ort.onnx", "cpu").infer
+
+
+def openvino(asked: Namespace) -> Call:
+    import openvino as ov
+
+    from stereo_core.engines.base import normalise
+
+    settings = {"INFERENCE_NUM_THREADS": asked.threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = ov.Core().compile_model(Path(asked.folder) / "model.onnx", "CPU", settings)
+
+    def call(*pair: np.ndarray) -> np.ndarray:
+        return compiled([normalise(image[None]) for image in pair])[0][0, 0].copy()
+
+    return call
+
+
+PARTS: dict[str, Callable] = {"build": serve, "eager": eager, "onnxruntime": onnxruntime, "openvino": openvino}
+
+
+if __name__ == "__main__":
+    main()
