@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -31,6 +32,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` a relative symbolic link to `target`, in one step for whoever reads it; on a file system without such
+    links a hard link, or else a copy."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    for make in (
+        lambda: temporary.symlink_to(os.path.relpath(target, link.parent)),
+        lambda: temporary.hardlink_to(target),
+    ):
+        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            make()
+            break
+    else:
+        shutil.copyfile(target, temporary)
+    temporary.replace(link)
+    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
 
 
 def locked(path: str | Path) -> contextlib.AbstractContextManager[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,7 +12,7 @@ import yaml
 
 from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import train_tree, trial_folder
-from stereo_core.files import atomic_path
+from stereo_core.files import atomic_path, point
 from stereo_core.models.files import sidecar_of
 from stereo_core.report.html import Table, page
 from stereo_core.spec import ExperimentSpec
@@ -34,10 +33,7 @@ def write_spec(spec: ExperimentSpec, folder: Path, values: dict[str, float]) -> 
 
 def link_checkpoint(folder: Path, checkpoint: Path) -> None:
     """Make `dn_model_best.pth` a link to a checkpoint below the folder."""
-    temporary = folder / f".{BEST}.{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(checkpoint.relative_to(folder.resolve()))
-    os.replace(temporary, folder / BEST)
+    point(folder.resolve() / BEST, checkpoint)
 
 
 def remove_checkpoints(folder: Path, trials: Sequence[Any], best: Path) -> None:

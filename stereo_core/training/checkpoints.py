@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import logging
 import math
-import os
 import shutil
 import signal
 import threading
@@ -20,7 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from stereo_core.errors import ModelError
-from stereo_core.files import atomic_path, sha256_of
+from stereo_core.files import atomic_path, point, sha256_of
 from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.training.callbacks import validation_metrics
@@ -321,25 +319,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         best = self.best
         for link, target in ((LATEST, self.latest), (BEST, best)):
             if target:
-                _point(self.folder / link, target)
+                point(self.folder / link, target)
         old = self.names[: -self.keep] if self.keep else []
         for name in old:
             if self.folder / name != best:
                 (self.folder / name).unlink(missing_ok=True)
                 sidecar_of(self.folder / name).unlink(missing_ok=True)
         self.names = [name for name in self.names if (self.folder / name).is_file()]
-
-
-def _point(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to `target`, in one step for whoever reads it; on a file system without such
-    links a hard link, or else a copy."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    for make in (lambda: temporary.symlink_to(target.name), lambda: temporary.hardlink_to(target)):
-        temporary.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            make()
-            break
-    else:
-        shutil.copyfile(target, temporary)
-    temporary.replace(link)
-    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing

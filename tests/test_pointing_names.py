@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stereo_core.training.checkpoints import _point
+from stereo_core.files import point
 
 
 def refuse(*_, **__):
@@ -22,7 +22,7 @@ def test_a_name_points_at_the_newest_whatever_links_can_be_made(tmp_path: Path, 
     for text in ("one", "two", "two"):
         target = tmp_path / f"{text}.pth"
         target.write_text(text)
-        _point(link, target)
+        point(link, target)
         assert link.read_text() == text
     assert link.is_symlink() is (not missing)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dn_model_latest.pth", "one.pth", "two.pth"]
