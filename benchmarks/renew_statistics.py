@@ -1,0 +1,48 @@
+"""Make the running statistics of a network's batch normalisations anew on scenes of the synthetic stream.
+
+python benchmarks/renew_statistics.py IN OUT [--batches 14] [--start 50000]
+    For weights whose running statistics are not finite: one batch that overflowed is enough, and the weights themselves
+    are sound. Each statistic becomes the mean over batches of two scenes of 320x640 px. OUT is in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stereo_core.data.synthetic.stream import Stream
+from stereo_core.models import load_model
+from stereo_core.models.checkpoints import save_checkpoint
+
+MOMENTUM = 0.1  # PyTorch's default
+ITERATIONS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.add_argument("--batches", type=int, default=14)
+    parser.add_argument("--start", type=int, default=50000, help="number of the first scene; seed 1")
+    asked = parser.parse_args()
+    model = load_model(asked.source).float().train()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    scenes = Stream(320, 640, (6.0, 190.0), 1, appearance=1.0).batches(2, torch.device("cpu"), asked.start)
+    with torch.no_grad():
+        for number, batch in enumerate(itertools.islice(scenes, asked.batches), 1):
+            model(batch["left"], batch["right"], ITERATIONS)
+            print(f"batch {number} of {asked.batches}", flush=True)
+    for norm in norms:
+        norm.momentum = MOMENTUM
+    save_checkpoint(copy.deepcopy(model).half().eval(), asked.target)
+
+
+if __name__ == "__main__":
+    main()
