@@ -17,6 +17,10 @@ def _task(documents, index=TRAIN):
     return spec_of(documents)["templates"][0]["dag"]["tasks"][index]
 
 
+def _named(documents, name):
+    return next(task for task in spec_of(documents)["templates"][0]["dag"]["tasks"] if task["name"] == name)
+
+
 def _step(documents, index=TRAIN):
     return kinds(documents, "WorkflowTemplate")[index]["spec"]["templates"][-1]
 
@@ -82,7 +86,7 @@ MUTATIONS = {
         "artifacts: x is no input of its template",
     ),
     "missing artifact": (
-        lambda d: _task(d)["arguments"]["artifacts"].pop(0),
+        lambda d: _named(d, "evaluate")["arguments"]["artifacts"].pop(0),
         "artifacts: annotations has no value",
     ),
     "no end": (lambda d: _set(_wire(d, "spec"), "value", "{{workflow.name"), "a reference has no end"),
