@@ -16,7 +16,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 METRICS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse")
 
@@ -56,22 +55,16 @@ def disparity_metrics(
     return {**dict(zip(METRICS, means.tolist(), strict=True)), "pixels": error.numel()}
 
 
-class StereoMetrics(Metric):
+class StereoMetrics:
     """Metrics over a data set, from the rows that `disparity_metrics` returns.
 
-    Its states are float64 sums, reduced by addition, so batches and ranks may cut the data set as they like. Images
+    It keeps float64 sums, so batches may cut the data set as they like; several ranks gather their rows first. Images
     without a valid pixel are left out of the means and counted in `empty`.
-
-    Args:
-        options: torchmetrics' own, such as `sync_on_compute=False` where the rows of all ranks are at hand already.
     """
 
-    full_state_update = False
-
-    def __init__(self, **options) -> None:
-        super().__init__(**options)
-        for name, shape in {"image_sums": len(METRICS), "pixel_sums": len(METRICS), "counts": 3}.items():
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+    def __init__(self) -> None:
+        self.image_sums, self.pixel_sums = torch.zeros(2, len(METRICS), dtype=torch.float64)
+        self.counts = torch.zeros(3, dtype=torch.float64)  # images, pixels, empty images
 
     def update(self, rows: Iterable[dict[str, float]]) -> None:
         """Add images, one row of `disparity_metrics` each."""

@@ -111,20 +111,6 @@ def test_batches_and_order_do_not_matter(cuts):
     assert parts.compute() == pytest.approx(whole.compute(), rel=1e-14)
 
 
-def test_ranks_do_not_matter():
-    """Ranks with different numbers of images, merged as torchmetrics merges them: the states add up."""
-    whole = StereoMetrics()
-    whole.update(rows())
-    ranks = [StereoMetrics(), StereoMetrics(), StereoMetrics()]
-    for rank, part in zip(ranks, (rows()[:1], rows()[1:], []), strict=True):
-        rank.update(part)
-    merged = StereoMetrics()
-    for name, reduction in merged._reductions.items():
-        setattr(merged, name, reduction(torch.stack([getattr(rank, name) for rank in ranks])))
-    merged._update_count = 1
-    assert merged.compute() == pytest.approx(whole.compute(), rel=1e-14)
-
-
 def test_images_without_a_valid_pixel_count_nowhere():
     metrics = StereoMetrics()
     metrics.update(rows())

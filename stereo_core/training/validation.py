@@ -56,7 +56,7 @@ class Validation:
         self.rows.clear()
         _check_finite(rows)
         self._check_ground_truth([row["path"] for row in rows if not row["pixels"]], len(rows), aloud)
-        over_images = StereoMetrics(sync_on_compute=False)
+        over_images = StereoMetrics()
         over_images.update(rows)
         metrics = over_images.compute()
         losses = [row["loss"] for row in rows if row["pixels"]]
