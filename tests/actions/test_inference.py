@@ -122,6 +122,16 @@ def test_ground_truth_changes_nothing(infer, all_files, scenes, tmp_path):
         np.testing.assert_allclose(*maps, atol=1e-3)
 
 
+def test_ground_truth_that_is_not_there_or_broken_is_not_read(infer, scenes, tmp_path):
+    """A list of a training, on a machine that has the images alone."""
+    broken = tmp_path / "broken.pfm"
+    broken.write_bytes(b"Pf\n")
+    for disparity in (broken, "gone.pfm"):
+        left, right = (scenes / name for name in (scenes / "list.txt").read_text().split()[:2])
+        (tmp_path / "list.txt").write_text(f"{left} {right} {disparity}\n")
+        assert infer(tmp_path / "out", tmp_path / "list.txt") == 0
+
+
 def test_equal_base_names_do_not_collide(infer, scenes, tmp_path):
     """`a/b` and `a_b` flatten to one name, a pair listed twice has one path; every line still has its own files."""
     for name in ("a/b", "a_b"):
