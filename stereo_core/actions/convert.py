@@ -78,6 +78,8 @@ def _lefts(spec: Any, root: str, files: list[str]) -> tuple[Tree, list[str]]:
         if lefts := sorted(tree.find(patterns, _suffix(spec.image_extension))):
             if left_out:
                 logger.info("image_dir_pattern: %s is in data_root itself, and left out", ", ".join(left_out))
+            if tree.left_out:
+                logger.info("left out, since they are no data (._*, __MACOSX, Thumbs.db, ...): %d", tree.left_out)
             return tree, lefts
     raise DataError(
         f"data_root {root}: none of {tree.files} files has image_dir_pattern {list(spec.image_dir_pattern)}"

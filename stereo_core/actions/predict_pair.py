@@ -17,6 +17,7 @@ from stereo_core.data.calibration import Calibration, read_calibration
 from stereo_core.data.depth import depth_from_disparity
 from stereo_core.data.images import read_image, write_png
 from stereo_core.data.rectification import doubts
+from stereo_core.data.trees import Tree
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.models.flags import kept
@@ -75,8 +76,7 @@ def find_pairs(left: Path, right: Path) -> list[Pair]:
 
 
 def _images(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in files)
+    return sorted(path[1:] for path in Tree(str(folder)).find((), "") if path.lower().endswith(SUFFIXES))
 
 
 def predict_pairs(

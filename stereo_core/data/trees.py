@@ -16,15 +16,25 @@ Rule = Callable[[list[str]], list[str]]
 """Paths -> the paths that follow from them."""
 
 
+NO_DATA = frozenset(("__MACOSX", ".ipynb_checkpoints", ".DS_Store", "Thumbs.db", "desktop.ini"))
+"""What file managers, archivers and notebooks leave behind, beside names that begin with `._`."""
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or a folder of this name can hold a user's data: `._0001.png` is macOS's note on 0001.png."""
+    return not name.startswith("._") and name not in NO_DATA
+
+
 class Tree:
     """The files below a root, or those given as below it. Each folder is read once; its names are kept as one string,
     the cheapest way.
 
+    What is no data (`is_data`) is left out and counted in `left_out`.
     Folders are written from the root on, with a `/` at either end; the root itself is `/`.
     """
 
     def __init__(self, root: str, packed: Iterable[str] = ()) -> None:
-        self.root, self.packed, self.files = root, packed, 0
+        self.root, self.packed, self.files, self.left_out = root, packed, 0, 0
         self._listings: dict[str, str] = {}
         self.names = functools.lru_cache(maxsize=32)(self._names)
         self.stems = functools.lru_cache(maxsize=2)(self._stems)
@@ -73,6 +83,9 @@ class Tree:
     def _walk_packed(self) -> Iterator[tuple[str, list[str]]]:
         folders: dict[str, list[str]] = {}
         for name in self.packed:
+            if not all(map(is_data, name.split("/"))):
+                self.left_out += 1
+                continue
             folder, _, file = f"/{name}".rpartition("/")
             folders.setdefault(f"{folder}/", []).append(file)
         yield from folders.items()
@@ -84,7 +97,9 @@ class Tree:
             try:
                 with os.scandir(self.root + folder) as entries:
                     for entry in entries:
-                        if not entry.is_dir():
+                        if not is_data(entry.name):
+                            self.left_out += 1
+                        elif not entry.is_dir():
                             names.append(entry.name)
                         elif not (entry.is_symlink() and _leads_back(entry.path)):
                             pending.append(f"{folder}{entry.name}/")

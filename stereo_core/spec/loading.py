@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def build(verb: str, tree: dict[str, Any]) -> Section:
         ValidationError: keys, types, ranges, choices.
     """
     group = spec_class(verb)
-    tree = resolve(_without_unset(tree), group)
+    tree = _at_home(resolve(_without_unset(tree), group))
     if group is ExperimentSpec:
         _apply_preset(tree)
     return group.model_validate(tree)
@@ -141,6 +142,15 @@ def _without_unset(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_unset(item) for item in value]
     return value
+
+
+def _at_home(value: Any) -> Any:
+    """`~/` at the beginning of a text is the user's home folder, as in a shell; no value but a path begins so."""
+    if isinstance(value, dict):
+        return {name: _at_home(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _apply_preset(tree: dict) -> None:

@@ -82,6 +82,18 @@ def test_an_entry_that_selects_below_data_root_does_so_though_it_is_above_too(tm
         convert(root, results, right_dir_pattern=["image_3", "other"], **keys)
 
 
+def test_what_file_managers_leave_behind_is_no_data(root, results, caplog):
+    fsd_tree(root, scenes=1, frames=2)
+    convert(root, results, **FSD)
+    before = sorted(line for file in results.glob("*.txt") for line in lines(file))
+    places = ("._0.png", ".ipynb_checkpoints/0.png", "__MACOSX/0.png", "Thumbs.db")
+    touch(root, *(f"s0/{part}/{name}" for part in ("left/rgb", "right/rgb", "left/disparity") for name in places))
+    with caplog.at_level("INFO"):
+        convert(root, results, **FSD)
+    assert sorted(line for file in results.glob("*.txt") for line in lines(file)) == before
+    assert "Thumbs.db, ...): 12" in caplog.text
+
+
 def test_two_files_of_a_name_are_not_chosen_between(root, results):
     touch(root, "im0.png", "im1.png", "disp0.pfm", "disp0.tiff")
     keys = {"image_dir_pattern": ["im0"], "right_dir_pattern": ["im1"], "depth_dir_pattern": ["disp0"]}

@@ -342,3 +342,12 @@ def test_assignment_is_checked_too():
     spec = build("train", {})
     with pytest.raises(ValueError):
         spec.train.num_epochs = 0
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.txt").touch()
+    sources = [{"data_file": "~/list.txt", "dataset_name": "FSD"}]
+    spec = build("evaluate", {"results_dir": "~/results", "dataset": {"test_dataset": {"data_sources": sources}}})
+    assert spec.results_dir == f"{tmp_path}/results"
+    assert spec.dataset.test_dataset.data_sources[0].data_file == f"{tmp_path}/list.txt"
