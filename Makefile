@@ -32,7 +32,7 @@ predict: $(READY)  ## a first depth map: a synthetic pair, made here, and the st
 		--calibration runs/predict/pair/scene_0000/dataset/data/K.txt
 
 demo: $(READY)  ## the whole job on this machine: synthesise, convert, train, evaluate, export, engine, report
-	$(BIN)/stereo-pipelines run pipelines/demo/compiled/demo.yaml --output-dir runs/demo
+	$(BIN)/stereo-pipelines run pipelines/demo/compiled/demo.yaml --output-dir runs/demo $(DEMO)
 
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not container and not service and not cluster"

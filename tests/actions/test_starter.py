@@ -41,9 +41,9 @@ def test_a_dozen_scenes_of_another_style_teach_it_that_style(tmp_path):
     shown = listed(tmp_path / "shown", num_scenes=12, seed=7, **planes)
     others = listed(tmp_path / "others", num_scenes=4, seed=8, **planes)
     split = {"data_sources": [shown], "batch_size": 2, "workers": 1, "augmentation": {"crop_size": [96, 192]}}
-    optim = {"lr": 5e-4, "lr_scheduler": "OneCycleLR"}
-    train = {"pretrained_model_path": "starter", "results_dir": str(tmp_path / "train"), "num_epochs": 3}
-    train |= {"validation_interval": 3, "optim": optim}
+    optim = {"lr": 2e-4, "lr_scheduler": "OneCycleLR"}
+    train = {"pretrained_model_path": "starter", "results_dir": str(tmp_path / "train"), "num_epochs": 5}
+    train |= {"validation_interval": 5, "optim": optim}
     spec = {"dataset": {"max_disparity": 192, "train_dataset": split}, "train": train}
     assert perform("train", spec_from_dict("train", spec)) == 0
     after = evaluated(tmp_path / "after", others, str(tmp_path / "train" / "dn_model_latest.pth"))
