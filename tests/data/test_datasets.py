@@ -43,7 +43,7 @@ def test_every_data_set_takes_two_three_and_four_columns(tmp_path, name, columns
     paths = make_pair(tmp_path, "000")
     write_pfm(tmp_path / "gt.pfm", np.full((40, 70), 7.0))
     write_annotations(tmp_path / "list.txt", [[paths[0], paths[1], str(tmp_path / "gt.pfm"), paths[3]][:columns]])
-    item = build_dataset(make_spec("infer", [kitti(tmp_path, dataset_name=name)]), "infer")[0]
+    item = build_dataset(make_spec("test", [kitti(tmp_path, dataset_name=name)]), "test")[0]
     assert item["has_gt"] == (columns > 2)
     assert int(item["valid"].sum()) == {2: 0, 3: 40 * 70, 4: 39 * 70}[columns]
 
