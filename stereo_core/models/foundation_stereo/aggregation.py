@@ -42,7 +42,7 @@ class AxialPlanarConv(nn.Module):
 class PatchConv3d(nn.Conv3d):
     """A depth-wise convolution whose width is its stride: on a GPU one sum of products a patch.
 
-    Libraries have no good kernel for its gradients: they took 31 of a training step's 247 ms (benchmarks/RESULTS.md).
+    Libraries have no good kernel for its gradients: they took 26 of a training step's 247 ms (benchmarks/RESULTS.md).
     """
 
     def forward(self, volume_BCDhw: Tensor) -> Tensor:
