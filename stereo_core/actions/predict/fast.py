@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from stereo_core.models.compiler import COMPILER
 from stereo_core.models.foundation_stereo.model import padding_to_multiple, unpad
 from stereo_core.models.optimize import at_size, eagerly, make_network
-from stereo_core.models.optimize.compiler import COMPILER
 from stereo_core.storage import cache_folder
 
 LOG = logging.getLogger(__name__)
