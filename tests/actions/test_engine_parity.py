@@ -107,3 +107,15 @@ def test_vits_on_a_pair(shared, tmp_path):
     network.load_state_dict(fill(network), strict=True)
     save_checkpoint(network, tmp_path / "vits.pth")
     compare(shared, tmp_path, tmp_path / "vits.pth", model, MIDDLEBURY_2003[:1], (384, 384, 384), (480, 480, 480))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fast_on_a_pair(shared, tmp_path):
+    """FastFoundationStereo, published widths; the file says which network it is."""
+    fill = runpy.run_path(str(shared / "model" / "fill.py"))["deterministic_state_dict"]
+    network = create_model("FastFoundationStereo", valid_iters=2)
+    network.load_state_dict(fill(network) | {"dx": network.dx})
+    save_checkpoint(network, tmp_path / "fast.pth")
+    pairs = MIDDLEBURY_2003[:1]
+    compare(shared, tmp_path, tmp_path / "fast.pth", {"valid_iters": 2}, pairs, (384, 384, 384), (480, 480, 480))

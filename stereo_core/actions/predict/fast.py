@@ -31,7 +31,7 @@ class FastPredict:
     replay that. Sizes that are padded to the same count as one.
 
     Args:
-        model: a FoundationStereo on a GPU.
+        model: a FoundationStereo or a FastFoundationStereo on a GPU.
         dtype: float16 or bfloat16.
         compile: "on" makes each size's kernels at its first call, "auto" those of a size that has come very often.
     """
