@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from stereo_core.errors import DataError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
+from stereo_core.overlap import mapped
 from stereo_core.report.pictures import panel
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
@@ -106,21 +108,31 @@ def _evaluated(
         max_disparity: px, exclusive: ground truth that counts.
         reach: px, the network's max_disparity, None where nobody knows; `beyond` counts the pixels from there on.
     """
+    return mapped(partial(_row, max_disparity=max_disparity, reach=reach), _with_panel(pairs, folder / "panels"))
+
+
+def _with_panel(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path) -> Iterator[tuple[dict, np.ndarray, Path]]:
+    """Each pair, and the file of its panel; None of most."""
     names = UniqueNames()
     for sample, prediction_HW in pairs:
         if not sample["has_gt"]:
             raise DataError(
                 f"{sample['path']}: has no ground truth in its annotation line, so there is nothing to evaluate against"
             )
-        gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
-        row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
-        counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
-        row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
-        if sample["index"] < PANELS:
-            left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-            picture = panel(left_HW3, prediction_HW, gt_HW, counts_HW)
-            write_png(folder / "panels" / f"{names(sample['rel'].replace('/', '_'))}.png", picture)
-        yield {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
+        shown = sample["index"] < PANELS
+        yield sample, prediction_HW, folder / f"{names(sample['rel'].replace('/', '_'))}.png" if shown else None
+
+
+def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach: int | None) -> dict:
+    sample, prediction_HW, panel_file = work
+    gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
+    row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
+    counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
+    row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
+    if panel_file:
+        left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+        write_png(panel_file, panel(left_HW3, prediction_HW, gt_HW, counts_HW))
+    return {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
 
 
 def _check(totals: dict) -> None:

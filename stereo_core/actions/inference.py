@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames
 from stereo_core.models.flags import kept
+from stereo_core.overlap import mapped
 from stereo_core.report.pictures import colour_disparity, disparity_range
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
@@ -46,6 +48,13 @@ class Lost:
         self.images += bool(pixels)
         self.known += positive.size
         self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
+
+    def __iadd__(self, other: Lost) -> Lost:
+        self.pixels += other.pixels
+        self.images += other.images
+        self.known += other.known
+        self.nearest = min(self.nearest, other.nearest)
+        return self
 
 
 @kept()
@@ -72,14 +81,12 @@ def run(spec, status: StatusLog) -> Outcome:
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
-    rels, flat_names, count = UniqueNames(), UniqueNames(), 0
-    lost = {"disparity_png16": Lost(), "depth": Lost()}
-    for sample, disparity_HW in predictions(predictor, loader, len(loader)):
-        left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-        flat_name = flat_names(sample["rel"].replace("/", "_"))
-        camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
+    count, lost = 0, {"disparity_png16": Lost(), "depth": Lost()}
+    pairs = _named(predictions(predictor, loader, len(loader)), cameras)
+    for of_pair in mapped(partial(_write, settings, folder), pairs):
         count += 1
+        for kind, values in of_pair.items():
+            lost[kind] += values
     warn_of(lost)
     figures = predictor.figures()
     write_results(folder, figures | {"images": count, "settings": predictor.settings})
@@ -88,6 +95,24 @@ def run(spec, status: StatusLog) -> Outcome:
         kpi=known(figures),
         artifacts={"disparity": folder},
     )
+
+
+def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) -> Iterator[tuple]:
+    """The further arguments of `write_files` for each pair; of the left image its tensor."""
+    rels, flat_names = UniqueNames(), UniqueNames()
+    for sample, disparity_HW in pairs:
+        flat_name = flat_names(sample["rel"].replace("/", "_"))
+        camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
+        yield rels(sample["rel"]), flat_name, sample["left"], disparity_HW, camera
+
+
+def _write(settings, folder: Path, named: tuple) -> dict[str, Lost]:
+    """Write the files of one pair; what their formats could not hold."""
+    rel, flat_name, left_3HW, disparity_HW, camera = named
+    left_HW3 = left_3HW.permute(1, 2, 0).numpy().round().astype(np.uint8)
+    lost = {"disparity_png16": Lost(), "depth": Lost()}
+    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, lost)
+    return lost
 
 
 class Cameras:
