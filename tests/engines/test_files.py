@@ -220,6 +220,31 @@ def test_refuses_a_side_car_that_lacks_a_key(engine):
         load_engine(engine)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_batch", "4"), ("min_height", -32), ("input_width", True), ("backend", [1]), ("precision", 8)],
+)
+def test_refuses_a_side_car_that_holds_what_can_not_be(engine, key, value):
+    info = json.loads(sidecar_path(engine).read_text())
+    sidecar_path(engine).write_text(json.dumps(info | {key: value}))
+    with pytest.raises(ModelError, match=f"made.engine.json: {key} can not be right"):
+        load_engine(engine)
+
+
+def test_an_onnx_file_with_odd_metadata_and_nodes(colour_onnx):
+    path = colour_onnx()
+    model = onnx.load(path)
+    model.graph.node.insert(0, helper.make_node("Constant", [], []))
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", [], []))
+    del model.opset_import[:]
+    onnx.save(model, path)
+    assert describe(path)["opset"] is None and read_onnx(path)["precision"] == "int8"
+    add_metadata(model, {"valid_iters": "8 or so"})
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"its metadata stereo\.valid_iters is '8 or so', no number"):
+        read_onnx(path)
+
+
 @pytest.mark.parametrize("text", ['{"kind": "run"}', "[1]", "{", ""])
 def test_another_json_file_beside_it_makes_no_engine(colour_onnx, text):
     path = colour_onnx()
