@@ -57,7 +57,7 @@ def demo(
         max_disparity: Largest disparity in px.
         dataset_name: How the synthetic disparities are coded.
         num_epochs: Epochs to train.
-        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
         convert_spec: Spec of convert.
         train_spec: Spec of train.
         evaluate_spec: Spec of evaluate and trt_evaluate.
