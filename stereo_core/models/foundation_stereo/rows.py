@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from stereo_core.models.compiler import tl, triton
 
@@ -127,7 +128,8 @@ class _Read(torch.autograd.Function):
 
 
 def _in_triton(table: Tensor) -> bool:
-    return triton is not None and table.is_cuda and table.dtype == torch.float32
+    """A fake tensor, with which memory is foretold, says that it is on a GPU and has no values."""
+    return triton is not None and table.is_cuda and table.dtype == torch.float32 and not isinstance(table, FakeTensor)
 
 
 def _launch(kernel, rows_NLC: Tensor, centre_N: Tensor, beside_NX: Tensor, column: int, radius: int) -> None:
