@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned: any looser request pulls gigabytes of CUDA packages
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,quantize,modelopt,automl,tracking,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,openvino,quantize,modelopt,automl,tracking,dev]'
 	@touch $(READY)
 
 predict: $(READY)  ## a first depth map: a synthetic pair, made here, and the starter network's disparity of it
@@ -59,7 +59,7 @@ bench: $(READY)  ## the benchmarks that need no GPU
 	$(BIN)/python benchmarks/speed_convert.py
 
 image-cpu: NAME = runtime-cpu
-image-cpu: EXTRAS = quantize,automl,tracking
+image-cpu: EXTRAS = openvino,quantize,automl,tracking
 image-cpu: image  ## container image for steps on CPUs (BASE=name@sha256:...; torch is what pip's index has)
 
 image-gpu: NAME = runtime-gpu

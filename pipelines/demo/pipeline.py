@@ -65,7 +65,7 @@ def demo(
         max_disparity: Largest disparity in px.
         dataset_name: How the synthetic disparities are coded.
         num_epochs: Epochs to fine-tune.
-        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
         convert_spec: Spec of convert.
         zero_shot_spec: Spec of the evaluation of the network as it is.
         train_spec: Spec of train.

@@ -19,6 +19,7 @@ from stereo_core.errors import DataError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
+from stereo_core.overlap import mapped
 from stereo_core.report.pictures import panel, scale_end
 from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
 from stereo_core.report.views import FILE, View, write_views
@@ -114,22 +115,33 @@ def _evaluated(
         reach: px, the network's max_disparity, None where nobody knows; `beyond` counts the pixels from there on.
         chosen: gets the pairs that the pages show.
     """
+    row = partial(_row, max_disparity=max_disparity, reach=reach, chosen=chosen)
+    return mapped(row, _with_panel(pairs, folder / "panels"))
+
+
+def _with_panel(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path) -> Iterator[tuple[dict, np.ndarray, Path]]:
+    """Each pair, and the file of its panel; None of most."""
     names = UniqueNames()
     for sample, prediction_HW in pairs:
         if not sample["has_gt"]:
             raise DataError(
                 f"{sample['path']}: has no ground truth in its annotation line, so there is nothing to evaluate against"
             )
-        gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
-        row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
-        counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
-        row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
-        if sample["index"] < PANELS:
-            picture = panel(_left(sample), prediction_HW, gt_HW, counts_HW, scale_end(max_disparity))
-            write_png(folder / "panels" / f"{names(sample['rel'].replace('/', '_'))}.png", picture)
-        truth_HW = np.where(counts_HW, gt_HW, 0)
-        chosen.offer(sample["index"], row["epe"], partial(_view, sample, prediction_HW, truth_HW, row, max_disparity))
-        yield {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
+        shown = sample["index"] < PANELS
+        yield sample, prediction_HW, folder / f"{names(sample['rel'].replace('/', '_'))}.png" if shown else None
+
+
+def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach: int | None, chosen: Chosen) -> dict:
+    sample, prediction_HW, panel_file = work
+    gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
+    row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
+    counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
+    row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
+    if panel_file:
+        write_png(panel_file, panel(_left(sample), prediction_HW, gt_HW, counts_HW, scale_end(max_disparity)))
+    truth_HW = np.where(counts_HW, gt_HW, 0)
+    chosen.offer(sample["index"], row["epe"], partial(_view, sample, prediction_HW, truth_HW, row, max_disparity))
+    return {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
 
 
 def _left(sample: dict) -> np.ndarray:

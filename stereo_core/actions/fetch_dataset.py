@@ -16,6 +16,7 @@ from stereo_core.errors import DataError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
 from stereo_core.storage import REFERENCE, is_uri
+from stereo_core.values import from_json
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -91,7 +92,7 @@ def referred(folder: Path) -> str:
     if not file.is_file():
         return str(folder)
     try:
-        note = json.loads(file.read_text(encoding="utf-8"))
+        note = from_json(file.read_text(encoding="utf-8"))
         uri = str(note["uri"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"

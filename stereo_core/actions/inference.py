@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames
 from stereo_core.models.flags import kept
+from stereo_core.overlap import mapped
 from stereo_core.report.pictures import colour_disparity, labelled, scale_end
 from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
 from stereo_core.report.views import FILE, write_views
@@ -50,6 +51,13 @@ class Lost:
         self.known += positive.size
         self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
 
+    def __iadd__(self, other: Lost) -> Lost:
+        self.pixels += other.pixels
+        self.images += other.images
+        self.known += other.known
+        self.nearest = min(self.nearest, other.nearest)
+        return self
+
 
 @kept()
 def run(spec, status: StatusLog) -> Outcome:
@@ -76,18 +84,12 @@ def run(spec, status: StatusLog) -> Outcome:
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
-    rels, flat_names, count = UniqueNames(), UniqueNames(), 0
-    lost = {"disparity_png16": Lost(), "depth": Lost()}
-    end, chosen = scale_end(spec.dataset.max_disparity), Chosen()
-    for sample, disparity_HW in predictions(predictor, loader, len(loader)):
-        left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-        flat_name = flat_names(sample["rel"].replace("/", "_"))
-        camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost, end)
+    count, lost, chosen = 0, {"disparity_png16": Lost(), "depth": Lost()}, Chosen()
+    pairs = _named(predictions(predictor, loader, len(loader)), cameras)
+    for of_pair in mapped(partial(_write, settings, folder, scale_end(spec.dataset.max_disparity), chosen), pairs):
         count += 1
-        make = partial(view, sample["rel"], left_HW3, disparity_HW, end, path=str(sample["path"]), camera=camera,
-                       most_pixels=FEWER_PIXELS)  # fmt: skip
-        chosen.offer(sample["index"], math.nan, make)
+        for kind, values in of_pair.items():
+            lost[kind] += values
     write_views(folder / FILE, chosen.views)
     warn_of(lost)
     figures = predictor.figures()
@@ -97,6 +99,28 @@ def run(spec, status: StatusLog) -> Outcome:
         kpi=known(figures),
         artifacts={"disparity": folder},
     )
+
+
+def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) -> Iterator[tuple]:
+    """The further arguments of `write_files` for each pair; of the left image its sample."""
+    rels, flat_names = UniqueNames(), UniqueNames()
+    for sample, disparity_HW in pairs:
+        flat_name = flat_names(sample["rel"].replace("/", "_"))
+        camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
+        yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
+
+
+def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple) -> dict[str, Lost]:
+    """Write the files of one pair, whose colours end at `end` px, and offer it to the pages; what the files' formats
+    could not hold."""
+    rel, flat_name, sample, disparity_HW, camera = named
+    left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+    lost = {"disparity_png16": Lost(), "depth": Lost()}
+    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, lost, end)
+    make = partial(view, sample["rel"], left_HW3, disparity_HW, end, path=str(sample["path"]), camera=camera,
+                   most_pixels=FEWER_PIXELS)  # fmt: skip
+    chosen.offer(sample["index"], math.nan, make)
+    return lost
 
 
 class Cameras:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.html import Table, images_table, page, shown, views_of, warnings_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
+from stereo_core.values import from_json
 
 LOG = logging.getLogger(__name__)
 
@@ -100,10 +100,10 @@ def read_figures(path: Path) -> dict[str, float]:
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = from_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; evaluate and trt_evaluate write results.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{file}: no JSON file: {error}") from None
     numbers = values.items() if isinstance(values, dict) else ()
     figures = {key: value for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool)}

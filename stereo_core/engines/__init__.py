@@ -23,6 +23,7 @@ LOG = logging.getLogger(__name__)
 BACKENDS = {
     "tensorrt": "stereo_core.engines.tensorrt",
     "tensorrt_rtx": "stereo_core.engines.tensorrt",
+    "openvino": "stereo_core.engines.openvino",
     "onnxruntime": "stereo_core.engines.onnxruntime",
 }
 
@@ -62,15 +63,15 @@ def choose_backend(settings: BuildSettings) -> str:
 def _first_possible(settings: BuildSettings) -> str:
     reasons = []
     for name in BACKENDS:
-        why = _backend(name).why_not_here(settings)
+        why = _backend(name).why_not_here(settings) or _why_not_precision(name, settings.precision)
         if why is None:
             break
         reasons.append(f"not {name}: {why}")
     else:
         raise SpecError(f"gen_trt_engine.backend: no engine can be built here: {'; '.join(reasons)}")
     because = f" ({'; '.join(reasons)})" if reasons else ""
-    if name == "onnxruntime":
-        LOG.warning("gen_trt_engine.backend: auto takes onnxruntime, whose engine is an ONNX file%s", because)
+    if _backend(name).suffix.endswith(".onnx"):
+        LOG.warning("gen_trt_engine.backend: auto takes %s, whose engine is an ONNX file%s", name, because)
     else:
         LOG.info("gen_trt_engine.backend: auto takes %s%s", name, because)
     return name
@@ -94,7 +95,7 @@ def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> 
         raise SpecError(f"gen_trt_engine.trt_engine: {out} is the ONNX file itself; give the engine another name")
     name = choose_backend(settings)
     backend = _backend(name)
-    _check_precision(name, backend, settings.precision, graph["precision"])
+    _check_precision(name, settings.precision, graph["precision"])
     info = (
         graph
         | _profile(graph, settings, backend.reach)
@@ -145,12 +146,17 @@ def _backend(name: str) -> Backend:
 _QUANTISED = ("int8", "fp8")
 
 
-def _check_precision(name: str, backend: Backend, precision: str, file_precision: str) -> None:
+def _why_not_precision(name: str, precision: str) -> str | None:
+    built = _backend(name).precisions
+    if precision in built:
+        return None
+    return f"the {name} backend does not build {precision}; it builds {', '.join(built)}"
+
+
+def _check_precision(name: str, precision: str, file_precision: str) -> None:
     key = "gen_trt_engine.tensorrt.data_type"
-    if precision not in backend.precisions:
-        raise SpecError(
-            f"{key}: the {name} backend does not build {precision}; it builds {', '.join(backend.precisions)}"
-        )
+    if why := _why_not_precision(name, precision):
+        raise SpecError(f"{key}: {why}")
     if precision in _QUANTISED and file_precision != precision:
         raise SpecError(
             f"{key}: {precision} needs an ONNX file that quantises to {precision} (QuantizeLinear), and this one is "

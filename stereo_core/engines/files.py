@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, sha256_of
+from stereo_core.values import from_json
 
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
 
@@ -42,6 +44,8 @@ ONNX_KEYS = tuple(
 PREFIX = "stereo."
 
 _INTEGERS = ("input_height", "input_width", "max_disparity", "valid_iters")
+_SIZES = tuple(key for key in SIDECAR_KEYS if key.endswith(("height", "width", "batch"))) + _INTEGERS[2:]
+_TEXTS = ("backend", "precision", "normalisation")
 _FLOAT8 = {17, 18, 19, 20}  # onnx.TensorProto's FLOAT8 types
 
 
@@ -77,8 +81,8 @@ def sidecar_path(engine: str | Path) -> Path:
 def read_sidecar(engine: str | Path) -> dict | None:
     """The side-car of an engine file; None where there is none that says `"kind": "engine"`."""
     try:
-        info = json.loads(sidecar_path(engine).read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        info = from_json(sidecar_path(engine).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
     return info if isinstance(info, dict) and info.get("kind") == "engine" else None
 
@@ -94,7 +98,7 @@ def read_engine(path: str | Path) -> dict:
 
     Raises:
         ModelError: the file is missing, is not an engine (says what it is and how to make one of it), is not the file
-            that the side-car was written for, or the side-car lacks keys.
+            that the side-car was written for, or the side-car lacks keys or holds what can not be right.
     """
     kind = file_kind(path)
     if kind != "engine":
@@ -103,6 +107,10 @@ def read_engine(path: str | Path) -> dict:
     missing = [key for key in SIDECAR_KEYS if key not in info]
     if missing:
         raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
+    wrong = [key for key in _SIZES if not (info[key] is None or (type(info[key]) is int and info[key] > 0))]
+    wrong += [key for key in _TEXTS if not isinstance(info[key], str)]
+    if wrong:
+        raise ModelError(f"{sidecar_path(path)}: {', '.join(wrong)} can not be right; build the engine again")
     if sha256_of(path) != info["sha256"]:
         raise ModelError(
             f"{path}: truncated or changed since it was built (its SHA-256 differs from the one in "
@@ -148,7 +156,7 @@ def read_onnx(path: str | Path) -> dict:
     batch, height, width = _graph_shape(model.graph, path)
     said = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
     info = {key: said.get(key) for key in ONNX_KEYS}
-    info |= {key: int(said[key]) for key in _INTEGERS if key in said}
+    info |= {key: _whole(path, key, said[key]) for key in _INTEGERS if key in said}
     # The graph itself is what runs: its own shapes hold whatever the metadata say.
     return info | {
         "kind": "onnx",
@@ -164,6 +172,12 @@ def read_onnx(path: str | Path) -> dict:
         "max_batch": batch,
         "normalisation": info["normalisation"] or "imagenet",
     }
+
+
+def _whole(path: str | Path, key: str, text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ModelError(f"{path}: its metadata {PREFIX}{key} is '{text}', no number; export it again")
+    return int(text)
 
 
 _EXPORT = "`depth_net export` writes an ONNX file"
@@ -215,7 +229,7 @@ def _parse_onnx(path: Path):
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, UnicodeDecodeError):
+    except (DecodeError, ValueError):
         return None
     return model if model.graph.node else None
 
@@ -226,7 +240,12 @@ def precision_of(graph) -> str:
     if not quantisers:
         return "fp32"
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    types |= {node.output[0]: node.attribute[0].t.data_type for node in graph.node if node.op_type == "Constant"}
+    types |= {
+        name: attribute.t.data_type
+        for node in graph.node
+        if node.op_type == "Constant"
+        for name, attribute in zip(node.output, node.attribute, strict=False)
+    }
     return "fp8" if any(types.get(name) in _FLOAT8 for node in quantisers for name in node.input) else "int8"
 
 

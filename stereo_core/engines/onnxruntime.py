@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from stereo_core.cores import usable_cores
+from stereo_core.cores import threads
 from stereo_core.engines.base import BuildSettings, Engine
 from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, without_channel
 from stereo_core.errors import UserError
@@ -208,8 +208,7 @@ def session_options() -> ort.SessionOptions:
     one setting serves all libraries, OMP_NUM_THREADS and OMP_WAIT_POLICY hold here too."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    options.intra_op_num_threads = int(asked) if asked.isdigit() and int(asked) else usable_cores()
+    options.intra_op_num_threads = threads()
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stereo_core.values import plain
+from stereo_core.values import from_json, plain
 
 
 class StatusLog:
@@ -73,6 +73,23 @@ class StatusLog:
             os.write(handle, f"{text}\n".encode("utf-8", "backslashreplace"))
         finally:
             os.close(handle)
+
+
+def read_line(text: str | bytes) -> dict[str, Any] | None:
+    """A line of a status.json, `kpi` with its numbers alone; None for what is no line, as one that is being written."""
+    try:
+        line = from_json(text)
+    except ValueError:
+        return None
+    if not isinstance(line, dict):
+        return None
+    kpi = line.get("kpi")
+    numbers = kpi.items() if isinstance(kpi, dict) else ()
+    return line | {"kpi": {name: value for name, value in numbers if _is_number(value)}}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
 
 
 _METRIC = re.compile(r"(epe|bp\d|d1|rmse)(_pixel)?")

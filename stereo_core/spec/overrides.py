@@ -9,6 +9,7 @@ from stereo_core.errors import SpecError
 from stereo_core.spec.paths import Path, dotted
 from stereo_core.spec.text import parse_value
 
+MAX_DEPTH = 50
 _KEY = re.compile(r"^[A-Za-z_]\w*(\.\w+|\[\d+\])*$")
 
 
@@ -28,6 +29,8 @@ def parse_override(token: str) -> tuple[Path, Any]:
         hint = f"; a spec file is given with -e {token}" if token.endswith((".yaml", ".yml")) else ""
         raise SpecError(f"{token}: not of the form key=value{hint}")
     path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
+    if len(path) > MAX_DEPTH:
+        raise SpecError(f"{dotted(path[:MAX_DEPTH])}...: no key lies so deep")
     try:
         return path, parse_value(text)
     except SpecError as error:

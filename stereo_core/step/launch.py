@@ -24,7 +24,7 @@ from stereo_core.step.ports import check_artifact, check_ports, input_artifacts,
 from stereo_core.step.publish import Run, publish
 from stereo_core.step.sources import CODING
 from stereo_core.step.wiring import user_spec, wire
-from stereo_core.values import with_integers
+from stereo_core.values import from_json, with_integers
 from stereo_core.verbs import steps
 
 NODE_VARIABLES = ("PET_NODE_RANK", "NODE_RANK", "RANK")  # as training/distribution.py reads them
@@ -108,7 +108,7 @@ def launch(verb: str, executor_input: str) -> int:
 def _read(executor_input: str) -> tuple[dict, dict]:
     """The inputs and outputs of an ExecutorInput message."""
     try:
-        message = json.loads(executor_input)
+        message = from_json(executor_input)
         Path(message["outputs"]["outputFile"])
         return message.get("inputs") or {}, message["outputs"]
     except (ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from stereo_core.data.datasets import group_by_size
 from stereo_core.data.loaders import StereoLoaders
@@ -78,6 +79,7 @@ class StereoModule(pl.LightningModule):
         apply_rates(self.rates, self.optimizers(), self.lr_schedulers())
         self.resumption.begin(self.trainer)
         self.averages.start(self.device)
+        self.guard.start()
 
     def on_train_epoch_start(self) -> None:
         self.guard.skipped_in_epoch = 0
@@ -111,19 +113,23 @@ class StereoModule(pl.LightningModule):
     def on_after_backward(self) -> None:
         """Look at loss and gradients; see NonFiniteGuard.look."""
         step = self.step_in_hand
-        self.log("lr", step.lr, on_step=True, on_epoch=False)
+        # A number, or a value for a progress bar, would wait for the GPU in every step.
+        self.log("lr", torch.tensor(step.lr), on_step=True, on_epoch=False)
         loss = self.guard.look(step)
         if loss is not None:
             size = len(step.batch["left"])
-            self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
+            self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=size)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optim.lr_scheduler == "OneCycleLR":
             set_one_cycle_momentum(optimizer, self.global_step, int(self.trainer.estimated_stepping_batches))
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip; Lightning itself does not for an optimizer of one kernel, whatever the precision."""
         self.guard.drop(optimizer)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if gradient_clip_val:
+            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+            clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     def optimizer_step(self, *args, **options) -> None:
         """One step; no average is made of one that was spoilt or that fp16's scaler left out.

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from stereo_core.files import atomic_path
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
+from stereo_core.training.snapshots import Snapshot
 from stereo_core.training.strategy import whole
 from stereo_core.values import plain
 
@@ -57,12 +58,18 @@ class NonFiniteGuard:
         self.skipped = self.skipped_in_epoch = self.skipped_in_a_row = 0  # optimizer steps
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
         self.written = 0  # steps, with their inputs
-        self.statistics: list[Tensor] = []  # the network's buffers before the batch in hand
+        self.trained: list[Tensor] = []
+        self.statistics = Snapshot(())  # the network's buffers before the batch in hand
+
+    def start(self) -> None:
+        """Before the first batch, when everything is where it stays."""
+        self.trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        if self.settings.nonfinite == "skip":
+            self.statistics = Snapshot(self.module.model.buffers())
 
     def remember(self) -> None:
         """Before a batch: batch normalisation takes in what it brings, be it finite or not."""
-        if self.settings.nonfinite == "skip":
-            self.statistics = [buffer.clone() for buffer in self.module.model.buffers()]
+        self.statistics.take()
 
     def look(self, step: Step) -> Tensor | None:
         """After the backward pass: the mean loss of all ranks; None where loss or gradients are not finite.
@@ -77,10 +84,10 @@ class NonFiniteGuard:
         """
         loss = total = step.loss
         if self.settings.precision != "fp16" and not self.spoilt:
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.trained if p.grad is not None]
             total = loss + whole(torch.nn.utils.get_total_norm(gradients))
         loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
-        if torch.isfinite(total):
+        if torch.isfinite(total):  # the step's only wait for a GPU: nothing may change a weight before it is known
             return loss_of_all
         self.spoilt = True
         own = torch.isfinite(loss_of_all) or not torch.isfinite(loss)
@@ -89,8 +96,7 @@ class NonFiniteGuard:
             raise NonFiniteLossError("; ".join(messages))
         for message in messages:
             LOG.warning("step skipped: %s", message)
-        for buffer, before in zip(self.module.model.buffers(), self.statistics, strict=True):
-            buffer.copy_(before)
+        self.statistics.give_back()
         return None
 
     def drop(self, optimizer: Optimizer) -> None:

@@ -256,6 +256,22 @@ def test_engine_agrees_with_the_checkpoint(engine, scenes, split, run_evaluate, 
     assert "device_memory_bytes" not in built.kpi or device != "cpu"
 
 
+def test_an_openvino_engine_agrees_with_the_onnxruntime_engine(engine, scenes, split, run_evaluate, tmp_path):
+    pytest.importorskip("openvino")
+    onnx, other = engine.with_name("tiny.onnx"), tmp_path / "tiny.ov.onnx"
+    build = {"onnx_file": str(onnx), "trt_engine": str(other), "backend": "openvino", "verify": False}
+    build |= {"results_dir": str(tmp_path / "build"), "tensorrt": {"max_batch_size": 2}}
+    assert perform("gen_trt_engine", spec_from_dict("gen_trt_engine", {"gen_trt_engine": build})) == 0
+    found = {}
+    for path in (engine, other):
+        keys = {"checkpoint": "", "trt_engine": str(path)}
+        code, found[path] = run_evaluate(tmp_path / path.name, split(scenes / "list.txt", 3), **keys)
+        assert code == 0
+    assert found[other].kpi["epe"] == pytest.approx(found[engine].kpi["epe"], abs=1e-3)
+    settings = json.loads((tmp_path / other.name / "results.json").read_text())["settings"]
+    assert (settings["backend"], settings["provider"], settings["device"]) == ("openvino", "CPU", "cpu")
+
+
 def test_a_checkpoint_is_timed_as_an_engine_is(scenes, split, run_evaluate, tmp_path):
     """Four images, three of one size: its first call, and the only one of the other size, are a warm-up."""
     code, outcome = run_evaluate(tmp_path, split(scenes / "list.txt", 1))

@@ -361,3 +361,23 @@ def test_depth_from_the_users_numbers(infer, all_files, scenes, tmp_path):
     depth = cv2.imread(str(tmp_path / "depth" / "scene0" / "left.png"), cv2.IMREAD_UNCHANGED)
     known = disparity > 10
     np.testing.assert_allclose(depth[known], 500 * 200 / disparity[known], atol=0.51)
+
+
+def test_pairs_before_a_broken_one_are_written(infer, scenes, tmp_path, status_lines):
+    shutil.copytree(scenes, tmp_path / "data")
+    broken = tmp_path / "data" / "scene2" / "left.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert infer(tmp_path / "out", tmp_path / "data" / "list.txt", batch_size=1) == 2
+    written = {f"disparity_png16/scene{n}/left.png" for n in (0, 1)}
+    assert written == {name for name in files(tmp_path / "out") if name.startswith("disparity")}
+    assert str(broken) in status_lines(tmp_path / "out")[-1]["message"]
+
+
+def test_a_file_that_can_not_be_written_is_named(infer, scenes, tmp_path, status_lines):
+    """Threads write; and what they had begun is whole."""
+    taken = tmp_path / "disparity_png16" / "scene1"
+    taken.parent.mkdir()
+    taken.touch()
+    assert infer(tmp_path, scenes / "list.txt", batch_size=1) == 1
+    assert str(taken) in status_lines(tmp_path)[-1]["message"]
+    assert (tmp_path / "disparity_png16" / "scene0" / "left.png").is_file()

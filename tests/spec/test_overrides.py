@@ -59,6 +59,13 @@ def test_other_forms_are_refused(token, message):
     assert str(error.value) == message
 
 
+def test_no_override_is_too_much_for_python():
+    with pytest.raises(SpecError, match=r"^a\.a\..*: no key lies so deep"):
+        parse_override(".".join("a" * 3000) + "=1")
+    with pytest.raises(SpecError, match=r"^train\.seed: .*digits"):
+        parse_override(f"train.seed={'9' * 5000}")
+
+
 def test_an_open_bracket_says_what_to_do():
     with pytest.raises(SpecError, match=r"^a\.b: value:1: not valid YAML: .*; put a text that starts with a bracket"):
         parse_override("a.b=[1,2")

@@ -26,6 +26,7 @@ from stereo_core.engines.base import Engine, latency_of
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import channels_last, from_spec
+from stereo_core.overlap import ahead
 from stereo_core.run.memory import announced
 
 LOG = logging.getLogger(__name__)
@@ -250,7 +251,7 @@ _RESIZES = {"stretch": stretched, "pad": padded}
 
 @torch.inference_mode()
 def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int) -> Iterator[tuple[dict, np.ndarray]]:
-    """(sample, disparity) for every sample, in order; at most one batch is held in memory.
+    """(sample, disparity) for every sample, in order; while a batch is computed the next ones are read (see `ahead`).
 
     Args:
         batches: lists of samples of any sizes (see `stereo_core.data.datasets`).
@@ -262,16 +263,31 @@ def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int)
     Raises:
         FloatingPointError: a prediction is NaN or infinite somewhere; names the image.
     """
-    for samples in track(batches, "predicting", total, disable=not sys.stderr.isatty()):
+    stacked = ahead(_stacked(batches, predictor.device))
+    for samples, groups in track(stacked, "predicting", total, disable=not sys.stderr.isatty()):
         found = {}
-        for batch in group_by_size(samples):
-            disparity_BHW = predictor.predict(batch["left"].to(predictor.device), batch["right"].to(predictor.device))
-            found |= dict(zip(batch["index"].tolist(), disparity_BHW.float().cpu().numpy(), strict=True))
+        for indices, *images in groups:
+            disparity_BHW = predictor.predict(*(image.to(predictor.device, non_blocking=True) for image in images))
+            found |= dict(zip(indices, disparity_BHW.float().cpu().numpy(), strict=True))
         for sample in samples:
             disparity_HW = found.pop(sample["index"])
             if not np.isfinite(disparity_HW).all():
                 raise FloatingPointError(f"{sample['path']}: the predicted disparity is not finite everywhere")
             yield sample, disparity_HW
+
+
+def _stacked(batches: Iterable[list[dict]], device: str) -> Iterator[tuple[list[dict], list[tuple]]]:
+    """Each batch, and of each size of image in it the samples' `index` and all left and right images; page-locked where
+    a GPU takes them."""
+    for samples in batches:
+        groups = []
+        for batch in group_by_size(samples):
+            left, right = batch["left"], batch["right"]
+            if device != "cpu":
+                with torch.cuda.device(device):  # of this thread, which would make itself at home on the first one
+                    left, right = left.pin_memory(), right.pin_memory()
+            groups.append((batch["index"].tolist(), left, right))
+        yield samples, groups
 
 
 def known(figures: dict) -> dict:

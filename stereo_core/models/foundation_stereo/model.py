@@ -151,7 +151,7 @@ class StereoNetwork(Infers, nn.Module):
         stem_2x: Tensor | None,
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """New states, new disparity and, where a stem is given for it, that disparity in full resolution."""
-        costs = lookup(disp_B1hw).to(states[0].dtype)
+        costs = lookup(disp_B1hw, states[0].dtype)
         states, step = self.update_block(states, contexts, attentions, costs, disp_B1hw)
         disp_B1hw = disp_B1hw + step
         return states, disp_B1hw, None if stem_2x is None else self.upsample(disp_B1hw, states[0], stem_2x)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stereo_core.models.foundation_stereo.geometry import read_around
+from stereo_core.models.compiler import tl, triton
 from stereo_core.models.foundation_stereo.layers import at_least_float32
-from stereo_core.models.optimize.compiler import tl, triton
+from stereo_core.models.foundation_stereo.rows import read_around
 
 ALIGNED = 8  # channels: the tensor cores' kernels read 16 bytes at a time
 PIXELS = 16  # a program of the kernel
