@@ -143,6 +143,7 @@ class _Prediction:
     scale: float
     output: Path
     views: list[View] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
     names: UniqueNames = field(default_factory=UniqueNames)
     lost: dict[str, Lost] = field(default_factory=lambda: defaultdict(Lost))
 
@@ -156,6 +157,7 @@ class _Prediction:
 
     def _one(self, pair: Pair) -> Iterator[str]:
         left_HW3, right_HW3 = pair.read()
+        self.inputs[pair.name] = f"{pair.left}, {pair.right}"
         camera = _of(self.camera, left_HW3)
         began = time.perf_counter()
         disparity_HW = self._disparity(left_HW3, right_HW3)
@@ -200,7 +202,8 @@ class _Prediction:
         notes += [NO_CAMERA] * (self.camera is None)
         file = self.output / "index.html"
         with atomic_path(file) as temporary:
-            text = page("Disparity", groups=groups, note=" ".join(notes), folded={"Settings": self.predictor.settings})
+            folded = {"Inputs": self.inputs, "Settings": self.predictor.settings}
+            text = page("Disparity", groups=groups, note=" ".join(notes), folded=folded)
             temporary.write_text(text, encoding="utf-8")
         return file
 

@@ -195,7 +195,7 @@ def views_of(results_dir: Path) -> dict[str, list[View]]:
 
 def warnings_of(results_dir: Path) -> list[str]:
     """The warnings of an action, each once, from its status.json."""
-    return list(dict.fromkeys(line["message"] for line in _record(results_dir) if line["verbosity"] == "WARNING"))
+    return list(dict.fromkeys(line["message"] for line in _record(results_dir) if line.get("verbosity") == "WARNING"))
 
 
 def _record(results_dir: Path) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 
@@ -24,7 +25,10 @@ DRAWN_WITHOUT_A_GPU = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader",
 
 @pytest.fixture(scope="module")
 def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra dev")
+    if importlib.util.find_spec("playwright") is None:
+        lacking("browser", "playwright is not installed; it is in the extra dev")
+    from playwright import sync_api
+
     path = shutil.which("chromium") or lacking("browser", "there is no chromium (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *DRAWN_WITHOUT_A_GPU])
