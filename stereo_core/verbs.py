@@ -64,10 +64,10 @@ _EVALUATE = Verb(
     action="stereo_core.actions.evaluate",
     sections=("evaluate", "dataset", "model"),
     splits={"test": _TEST},
-    inputs=_DATA | {"checkpoint": "checkpoint"},
+    inputs=_DATA | {"checkpoint?": "checkpoint"},
     outputs=_REPORT,
     input_keys={"checkpoint": "evaluate.checkpoint"},
-    step_keys={"evaluate.results_dir": "{results}", "evaluate.checkpoint": "", "evaluate.trt_engine": ""},
+    step_keys={"evaluate.results_dir": "{results}", "evaluate.trt_engine": ""},
     parameters={"batch_size": "dataset.test_dataset.batch_size"},
 )
 _INFERENCE = Verb(
@@ -77,10 +77,10 @@ _INFERENCE = Verb(
     action="stereo_core.actions.inference",
     sections=("inference", "dataset", "model"),
     splits={"infer": _TEST},
-    inputs=_DATA | {"checkpoint": "checkpoint"},
+    inputs=_DATA | {"checkpoint?": "checkpoint"},
     outputs={"disparity": "disparity", "report": "report"},
     input_keys={"checkpoint": "inference.checkpoint"},
-    step_keys={"inference.results_dir": "{results}", "inference.checkpoint": "", "inference.trt_engine": ""},
+    step_keys={"inference.results_dir": "{results}", "inference.trt_engine": ""},
     parameters={"batch_size": "dataset.infer_dataset.batch_size"},
 )
 _ROWS = (
@@ -181,6 +181,7 @@ _ROWS = (
         example="-e evaluate.yaml evaluate.trt_engine=model.engine",
         inputs=_DATA | {"engine": "engine"},
         input_keys={"engine": "evaluate.trt_engine"},
+        step_keys={"evaluate.results_dir": "{results}", "evaluate.checkpoint": ""},
     ),
     replace(
         _INFERENCE,
@@ -189,6 +190,7 @@ _ROWS = (
         example="-e inference.yaml inference.trt_engine=model.engine",
         inputs=_DATA | {"engine": "engine"},
         input_keys={"engine": "inference.trt_engine"},
+        step_keys={"inference.results_dir": "{results}", "inference.checkpoint": ""},
     ),
     Verb(
         name="export",

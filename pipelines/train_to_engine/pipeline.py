@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from ..steps import importer, reported, train_to_engine_steps
+from ..steps import annotated, importer, reported, train_to_engine_steps
 
 
 @dsl.pipeline(
@@ -43,18 +43,20 @@ def train_to_engine(
         engine_spec: Spec of gen_trt_engine.
     """
     with reported("train-to-engine"):
-        images = importer(images_uri, "images")
-        train_to_engine_steps(
-            images,
+        data = annotated(
+            importer(images_uri, "images"),
+            convert_spec,
             dataset_name=dataset_name,
+            disparity_format=disparity_format,
+            disparity_scale=disparity_scale,
+        )
+        train_to_engine_steps(
+            data,
             num_epochs=num_epochs,
             backend=backend,
-            convert_spec=convert_spec,
             train_spec=train_spec,
             evaluate_spec=evaluate_spec,
             inference_spec=inference_spec,
             export_spec=export_spec,
             engine_spec=engine_spec,
-            disparity_format=disparity_format,
-            disparity_scale=disparity_scale,
         )

@@ -20,7 +20,9 @@ from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
-from stereo_core.report.pictures import panel
+from stereo_core.report.pictures import panel, scale_end
+from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
+from stereo_core.report.views import FILE, View, write_views
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
@@ -34,7 +36,8 @@ COLUMNS = ("path", *METRICS, "pixels", "valid")
 
 
 def run(spec, status: StatusLog) -> Outcome:
-    """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
+    """Write metrics.csv (a line an image), results.json, the first panels and, for the pages, the first and the worst
+    pairs (views.json); return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
     a valid pixel, which count nowhere), `model_bytes`, latency and throughput, for engines GPU memory (of the first
@@ -63,13 +66,16 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     with joined(ranks, "gloo"):
         loader = data.test_dataloader()
         limits = spec.dataset.max_disparity, predictor.settings["max_disparity"]
-        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, *limits)
+        chosen = Chosen()
+        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, *limits, chosen)
         if ranks.world > 1:
             rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
+            chosen = Chosen.of(gathered(chosen.found))
     if ranks.rank > 0:
         return Outcome("Evaluate finished successfully; the first process has the figures")
     totals = _totals(rows, folder / "metrics.csv")
     _check(totals)
+    write_views(folder / FILE, chosen.views)
     doubts = list(_doubts(totals, predictor.settings["max_disparity"]))
     for doubt in doubts:
         LOG.warning("%s", doubt)
@@ -100,15 +106,17 @@ def _totals(rows: Iterator[dict], path: Path) -> dict:
 
 
 def _evaluated(
-    pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float, reach: int | None
+    pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float, reach: int | None, chosen: Chosen
 ) -> Iterator[dict]:
     """A row of metrics.csv, and the sample's `index`, for every image; the data set's first also leave a panel.
 
     Args:
         max_disparity: px, exclusive: ground truth that counts.
         reach: px, the network's max_disparity, None where nobody knows; `beyond` counts the pixels from there on.
+        chosen: gets the pairs that the pages show.
     """
-    return mapped(partial(_row, max_disparity=max_disparity, reach=reach), _with_panel(pairs, folder / "panels"))
+    row = partial(_row, max_disparity=max_disparity, reach=reach, chosen=chosen)
+    return mapped(row, _with_panel(pairs, folder / "panels"))
 
 
 def _with_panel(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path) -> Iterator[tuple[dict, np.ndarray, Path]]:
@@ -123,16 +131,29 @@ def _with_panel(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path) -> Itera
         yield sample, prediction_HW, folder / f"{names(sample['rel'].replace('/', '_'))}.png" if shown else None
 
 
-def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach: int | None) -> dict:
+def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach: int | None, chosen: Chosen) -> dict:
     sample, prediction_HW, panel_file = work
     gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
     row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
     counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
     row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
     if panel_file:
-        left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-        write_png(panel_file, panel(left_HW3, prediction_HW, gt_HW, counts_HW))
+        write_png(panel_file, panel(_left(sample), prediction_HW, gt_HW, counts_HW, scale_end(max_disparity)))
+    truth_HW = np.where(counts_HW, gt_HW, 0)
+    chosen.offer(sample["index"], row["epe"], partial(_view, sample, prediction_HW, truth_HW, row, max_disparity))
     return {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
+
+
+def _left(sample: dict) -> np.ndarray:
+    return sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+
+
+def _view(sample: dict, prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict, max_disparity: float) -> View:
+    facts = "no ground truth that counts"
+    if row["pixels"]:
+        facts = f"epe {row['epe']:.3f} px, bad pixels above 2 px {row['bp2']:.1%}, d1 {row['d1']:.1%}"
+    return view(sample["rel"], _left(sample), prediction_HW, scale_end(max_disparity), path=str(sample["path"]),
+                truth_HW=truth_HW, most_pixels=FEWER_PIXELS, facts=facts)  # fmt: skip
 
 
 def _check(totals: dict) -> None:

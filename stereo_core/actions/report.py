@@ -9,15 +9,13 @@ from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.html import Gallery, Table, page
+from stereo_core.report.html import Table, images_table, page, shown, views_of, warnings_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 from stereo_core.values import from_json
 
 LOG = logging.getLogger(__name__)
 
-PICTURES = 3
-CAPTION = "Left image, ground truth, prediction, error. Errors go from blue (0) to red (8 px and more)."
 # Rows in this order where any of the results has them; other figures follow in the order of the first that has them.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
@@ -44,11 +42,18 @@ def run(spec: Any, status: Any) -> Outcome:
         LOG.warning(note)
     folder = results_dir(spec, "report")
     out = folder / "report.html"
-    text = page(spec.title, comparison(names, columns), galleries(names, folders), note=note)
+    text = _page(spec.title, comparison(names, columns), dict(zip(names, folders, strict=True)), note)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     kpi = {f"{name}/epe": column["epe"] for name, column in zip(names, columns, strict=True) if "epe" in column}
     return Outcome(f"Report of {len(columns)} evaluations: {out}", kpi=kpi, artifacts={"report": out})
+
+
+def _page(title: str, tables: list[Table], runs: dict[str, Path], note: str) -> str:
+    """The evaluations' figures, pairs and images side by side, as far as their folders are at hand."""
+    groups = shown({name: views_of(folder).get("", []) for name, folder in runs.items()})
+    warnings = [f"{name}: {text}" for name, folder in runs.items() for text in warnings_of(folder)]
+    return page(title, tables, warnings=[note] * bool(note) + warnings, groups=groups, more=images_table(runs, groups))
 
 
 def default_names(folders: list[Path]) -> list[str]:
@@ -126,12 +131,3 @@ def _label(key: str, columns: list[dict[str, float]]) -> str:
     if key not in LATENCIES or batches in ([], [1]):
         return key
     return f"{key} (of a batch of {' or '.join(map(str, batches))})"
-
-
-def galleries(names: list[str], folders: list[Path]) -> list[Gallery]:
-    """The first panels of each evaluation whose folder is at hand."""
-    found = [
-        (name, sorted((folder / "panels").glob("*.png"))[:PICTURES])
-        for name, folder in zip(names, folders, strict=True)
-    ]
-    return [(name, CAPTION, pictures) for name, pictures in found if pictures]

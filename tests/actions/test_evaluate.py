@@ -13,6 +13,7 @@ import torch
 from training_runs import start
 
 from stereo_core.models import create_model, save_checkpoint
+from stereo_core.report.pictures import STRIP
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
@@ -159,8 +160,8 @@ def test_files(scenes, split, run_evaluate, tmp_path, shown):
     assert results["settings"]["resize"] == "none" and results["warnings"] == []
     panels = sorted((tmp_path / "panels").iterdir())
     assert [path.name for path in panels] == [f"scene{n}_left.png" for n in range(4)]
-    assert cv2.imread(str(panels[3])).shape == (48, 4 * 80, 3)
-    assert shown("evaluate", tmp_path, outcome) == [("Pictures", panel.stem) for panel in panels]
+    assert cv2.imread(str(panels[3])).shape == (2 * 48 + 2 * STRIP, 4 * 2 * 80, 3)  # twice as large
+    assert sorted(shown("evaluate", tmp_path, outcome)) == [f"scene{n}/left" for n in range(4)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
