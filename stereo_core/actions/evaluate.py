@@ -68,14 +68,13 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
         return Outcome("Evaluate finished successfully; the first process has the figures")
     totals = _totals(rows, folder / "metrics.csv")
     _check(totals)
-    doubts = list(_doubts(totals, predictor.settings["max_disparity"]))
-    for doubt in doubts:
+    for doubt in _doubts(totals, predictor.settings["max_disparity"]):
         LOG.warning("%s", doubt)
     figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
     settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
-    write_results(folder, kpi | figures | counts | {"warnings": doubts, "settings": settings})
+    write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
     return Outcome(
         f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",

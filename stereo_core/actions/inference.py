@@ -55,7 +55,7 @@ def run(spec, status: StatusLog) -> Outcome:
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
     in turbo from 0 to the largest of the image. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
     without what is farther than `cloud_max_depth` or hidden from the right camera.
-    results.json: `images`, latency and throughput, for engines GPU memory, and `settings`.
+    results.json: `images`, latency and throughput, for engines GPU memory, `warnings` (sentences), and `settings`.
 
     Raises:
         SpecError: depth or point clouds are asked for and nothing gives the camera.
@@ -82,7 +82,8 @@ def run(spec, status: StatusLog) -> Outcome:
         count += 1
     warn_of(lost)
     figures = predictor.figures()
-    write_results(folder, figures | {"images": count, "settings": predictor.settings})
+    notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
+    write_results(folder, figures | notes)
     return Outcome(
         f"Inference finished successfully: {count} pairs in {folder}",
         kpi=known(figures),

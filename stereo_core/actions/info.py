@@ -18,7 +18,7 @@ from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.statistics import Statistics, looks
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.histogram import plot_disparities
-from stereo_core.report.html import Table, figure, page
+from stereo_core.report.html import Table, figure, page, warnings_table
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
@@ -50,9 +50,9 @@ def run(spec: InfoSpec, status: StatusLog) -> Outcome:
     if total.valid:
         plot_disparities(sources, total, folder / "disparities.png")
         galleries = [("Disparities", CAPTION, [folder / "disparities.png"])]
-    shown = tables(sources, total)
+    shown, warned = tables(sources, total), warnings_table((text,) for text in status.warnings)
     message = f"{total.pairs} pairs of {len(sources)} data sources, {total.ground_truth} with ground truth"
-    _write(folder / "report.html", page("Data sets", shown, galleries, note=message))
+    _write(folder / "report.html", page("Data sets", [*warned, *shown], galleries, note=message))
     _print(shown)
     return Outcome(message, kpi=_kpi(total), artifacts={"report": folder / "report.html"})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.html import Gallery, Table, page
+from stereo_core.report.html import Gallery, Table, page, warnings_table
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 
@@ -44,7 +44,11 @@ def run(spec: Any, status: Any) -> Outcome:
         LOG.warning(note)
     folder = results_dir(spec, "report")
     out = folder / "report.html"
-    text = page(spec.title, comparison(names, columns), galleries(names, folders), note=note)
+    warned = [
+        (name, text) for name, path in zip(names, spec.results, strict=True) for text in read_warnings(Path(path))
+    ]
+    tables = [*warnings_table(warned, "evaluation"), *comparison(names, columns)]
+    text = page(spec.title, tables, galleries(names, folders), note=note)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     kpi = {f"{name}/epe": column["epe"] for name, column in zip(names, columns, strict=True) if "epe" in column}
@@ -93,6 +97,21 @@ def read_figures(path: Path) -> dict[str, float]:
     Raises:
         DataError: the file is missing, or no JSON object with figures.
     """
+    file, values = _read(path)
+    numbers = values.items()
+    figures = {key: value for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool)}
+    if not figures:
+        raise DataError(f"{file}: holds no figures; give the results.json of evaluate or trt_evaluate")
+    return figures
+
+
+def read_warnings(path: Path) -> list[str]:
+    """What an evaluation warned of. Raises as `read_figures`."""
+    return [str(text) for text in _read(path)[1].get("warnings") or []]
+
+
+def _read(path: Path) -> tuple[Path, dict]:
+    """A results.json, or the one in a folder: its path and content; empty where that is no JSON object."""
     file = path / "results.json" if path.is_dir() else path
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -100,11 +119,7 @@ def read_figures(path: Path) -> dict[str, float]:
         raise DataError(f"{file}: no such file; evaluate and trt_evaluate write results.json") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{file}: no JSON file: {error}") from None
-    numbers = values.items() if isinstance(values, dict) else ()
-    figures = {key: value for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool)}
-    if not figures:
-        raise DataError(f"{file}: holds no figures; give the results.json of evaluate or trt_evaluate")
-    return figures
+    return file, values if isinstance(values, dict) else {}
 
 
 def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Record
-from stereo_core.report.html import Table, galleries_of, page
+from stereo_core.report.html import Table, galleries_of, page, warnings_table
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # the metrics of a network before its training
@@ -87,7 +87,8 @@ def graph(run: Record) -> str:
 
 
 def write_page(run: Record) -> Path:
-    """Write report.html into the run folder: graph, metrics, steps, artifacts, and the pictures that steps left."""
+    """Write report.html into the run folder: graph, metrics, warnings, steps, artifacts, and the pictures that steps
+    left."""
     steps = Table("Steps", ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message"))
     artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"))
     for name, task in run.tasks.items():
@@ -97,7 +98,8 @@ def write_page(run: Record) -> Path:
         steps.rows.append((run.label(name), task.state, started, seconds, task.attempts, code, task.message))
         for port, made in task.results().items():
             artifacts.rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
-    tables = [table for table in (metrics_table(run), steps, artifacts) if table]
+    warned = [(run.label(name), text) for name in run.tasks for text in run.warnings(name)]
+    tables = [table for table in (metrics_table(run), *warnings_table(warned, "step"), steps, artifacts) if table]
     galleries = [
         (f"{run.label(name)}: {title}", caption, pictures)
         for name in run.tasks

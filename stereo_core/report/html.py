@@ -14,6 +14,7 @@ from jinja2 import Environment
 from stereo_core import __version__
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
+from stereo_core.run.status import warnings_in
 
 if TYPE_CHECKING:
     from stereo_core.run.outcome import Outcome
@@ -106,6 +107,12 @@ def _base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
+def warnings_table(rows: Iterable[Sequence[str]], *of: str) -> list[Table]:
+    """A table of warnings, in rows of what `of` names and the text; none where there is none."""
+    rows = list(rows)
+    return [Table("Warnings", (*of, "warning"), rows)] if rows else []
+
+
 def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     """Two columns: metric, value."""
     return Table(title, ("metric", "value"), list(metrics.items()))
@@ -118,8 +125,10 @@ def galleries_of(results_dir: Path) -> list[Gallery]:
 
 
 def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
-    """The page of one action: its message, its metrics and the pictures in `results_dir`, for train with its curves."""
+    """The page of one action: its message, its warnings and metrics and the pictures in `results_dir`, for train with
+    its curves."""
     if verb == "train":
         with contextlib.suppress(DataError):  # no epoch and no validation came to its end
             plot(results_dir)
-    return page(verb, [metrics_table("Metrics", outcome.kpi)], galleries_of(results_dir), note=outcome.message)
+    tables = [*warnings_table((text,) for text in warnings_in(results_dir)), metrics_table("Metrics", outcome.kpi)]
+    return page(verb, tables, galleries_of(results_dir), note=outcome.message)
