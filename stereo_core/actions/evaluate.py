@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
+from stereo_core.data.datasets import name_of
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
@@ -73,17 +74,17 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
             chosen = Chosen.of(gathered(chosen.found))
     if ranks.rank > 0:
         return Outcome("Evaluate finished successfully; the first process has the figures")
-    totals = _totals(rows, folder / "metrics.csv")
+    names = [name_of("test", *one) for one in enumerate(spec.dataset.test_dataset.data_sources)]
+    totals = _totals(rows, folder / "metrics.csv", names)
     _check(totals)
     write_views(folder / FILE, chosen.views)
-    doubts = list(_doubts(totals, predictor.settings["max_disparity"]))
-    for doubt in doubts:
+    for doubt in _doubts(totals, predictor.settings["max_disparity"]):
         LOG.warning("%s", doubt)
     figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
     settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
-    write_results(folder, kpi | figures | counts | {"warnings": doubts, "settings": settings})
+    write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
     return Outcome(
         f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",
@@ -92,23 +93,29 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     )
 
 
-def _totals(rows: Iterator[dict], path: Path) -> dict:
-    """The metrics of all rows, which are written to a table on the way."""
-    metrics, beyond = StereoMetrics(), 0
+def _totals(rows: Iterator[dict], path: Path, names: list[str]) -> dict:
+    """The metrics of all rows, which are written to a table on the way.
+
+    `beyond` counts pixels (see `_evaluated`), `sources` the (images, images that count nowhere) of each data source.
+    """
+    metrics, beyond, sources = StereoMetrics(), 0, {name: [0, 0] for name in names}
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         table.writeheader()
         for row in rows:
             metrics.update([row])
             beyond += row["beyond"]
+            counts = sources[names[row["source"]]]
+            counts[0] += 1
+            counts[1] += not row["pixels"]
             table.writerow(row)
-    return metrics.compute() | {"beyond": beyond}
+    return metrics.compute() | {"beyond": beyond, "sources": sources}
 
 
 def _evaluated(
     pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float, reach: int | None, chosen: Chosen
 ) -> Iterator[dict]:
-    """A row of metrics.csv, and the sample's `index`, for every image; the data set's first also leave a panel.
+    """A row of metrics.csv, and the sample's `index` and `source`, for every image; the first also leave a panel.
 
     Args:
         max_disparity: px, exclusive: ground truth that counts.
@@ -141,7 +148,8 @@ def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach
         write_png(panel_file, panel(_left(sample), prediction_HW, gt_HW, counts_HW, scale_end(max_disparity)))
     truth_HW = np.where(counts_HW, gt_HW, 0)
     chosen.offer(sample["index"], row["epe"], partial(_view, sample, prediction_HW, truth_HW, row, max_disparity))
-    return {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
+    which = {name: sample[name] for name in ("index", "source", "path")}
+    return which | row | {"valid": row["pixels"] / gt_HW.size}
 
 
 def _left(sample: dict) -> np.ndarray:
@@ -166,8 +174,12 @@ def _check(totals: dict) -> None:
 
 def _doubts(totals: dict, reach: int | None) -> Iterator[str]:
     """What makes the figures say less than they seem to."""
-    if totals["empty"]:
-        yield f"{totals['empty']} images have no valid ground-truth pixel and count nowhere; see metrics.csv"
+    for name, (images, empty) in totals["sources"].items():
+        if empty:
+            yield (
+                f"{name}: {empty} of its {images} images have no valid ground-truth pixel (mask, 0 < disparity < "
+                "dataset.max_disparity) and count nowhere; see metrics.csv"
+            )
     if totals["beyond"]:
         yield (
             f"{totals['beyond'] / totals['pixels']:.2%} of the pixels that count have a ground truth at or above the "

@@ -67,7 +67,7 @@ def run(spec, status: StatusLog) -> Outcome:
     in turbo with its scale, see `scale_end`. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
     without what is farther than `cloud_max_depth` or hidden from the right camera.
     views.json: the first pairs, for the pages.
-    results.json: `images`, latency and throughput, for engines GPU memory, and `settings`.
+    results.json: `images`, latency and throughput, for engines GPU memory, `warnings` (sentences), and `settings`.
 
     Raises:
         SpecError: depth or point clouds are asked for and nothing gives the camera.
@@ -93,7 +93,8 @@ def run(spec, status: StatusLog) -> Outcome:
     write_views(folder / FILE, chosen.views)
     warn_of(lost)
     figures = predictor.figures()
-    write_results(folder, figures | {"images": count, "settings": predictor.settings})
+    notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
+    write_results(folder, figures | notes)
     return Outcome(
         f"Inference finished successfully: {count} pairs in {folder}",
         kpi=known(figures),

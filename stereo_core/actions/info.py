@@ -52,7 +52,7 @@ def run(spec: InfoSpec, status: StatusLog) -> Outcome:
         galleries = [("Disparities", CAPTION, [folder / "disparities.png"])]
     shown = tables(sources, total)
     message = f"{total.pairs} pairs of {len(sources)} data sources, {total.ground_truth} with ground truth"
-    _write(folder / "report.html", page("Data sets", shown, galleries, note=message))
+    _write(folder / "report.html", page("Data sets", shown, galleries, note=message, warnings=status.warnings))
     _print(shown)
     return Outcome(message, kpi=_kpi(total), artifacts={"report": folder / "report.html"})
 

@@ -21,7 +21,7 @@ from stereo_core.files import atomic_path
 from stereo_core.models.files import read_sidecar
 from stereo_core.run.status import both_spellings, read_line
 from stereo_core.spec import ExperimentSpec
-from stereo_core.spec.choice import BEST
+from stereo_core.spec.choice import BEST, led_to
 from stereo_core.spec.train import AUTO
 from stereo_core.values import plain
 
@@ -211,7 +211,7 @@ def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
     Raises:
         ModelError: it left none, or the metric is not a number.
     """
-    path = (folder / BEST).resolve()
+    path = led_to(folder / BEST).resolve()
     metrics = read_sidecar(path).get("metrics", {})
     value = metrics.get(metric)  # None where it was not finite
     if not path.is_file() or value is None or not math.isfinite(value):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Record
-from stereo_core.report.html import Link, Table, page, shown, views_of, warnings_of
+from stereo_core.report.html import Link, Table, page, shown, views_of
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # the metrics of a network before its training
@@ -87,7 +87,7 @@ def graph(run: Record) -> str:
 
 
 def write_page(run: Record) -> Path:
-    """Write report.html into the run folder: graph, metrics, pairs side by side, steps with logs, artifacts."""
+    """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps with logs, artifacts."""
     steps = Table("Steps", ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message"))
     artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"))
     for name, task in run.tasks.items():
@@ -99,9 +99,8 @@ def write_page(run: Record) -> Path:
         steps.rows.append((label, task.state, started, seconds, task.attempts, code, task.message))
         for port, made in task.results().items():
             artifacts.rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
-    results = {run.label(name): run.place(name) / "results" for name in run.tasks}
-    warnings = [f"{label}: {text}" for label, folder in results.items() for text in warnings_of(folder)]
-    groups = shown({label: views_of(folder).get("", []) for label, folder in results.items()})
+    warnings = [f"{run.label(name)}: {text}" for name in run.tasks for text in run.warnings(name)]
+    groups = shown({run.label(name): views_of(run.place(name) / "results").get("", []) for name in run.tasks})
     metrics = metrics_table(run)
     path = run.folder / "report.html"
     with atomic_path(path) as temporary:

@@ -10,6 +10,7 @@ from pathlib import Path
 from stereo_core.files import atomic_path
 from stereo_core.locks import is_held
 from stereo_core.orchestration.dag import GraphError
+from stereo_core.run.status import warnings_in
 from stereo_core.values import from_json
 
 FILE, LOCK = "run.json", ".lock"
@@ -87,6 +88,10 @@ class Record:
         del content["folder"], content["cancelled"]
         with atomic_path(self.folder / FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+    def warnings(self, name: str) -> list[str]:
+        """What a step that ran has warned of, as its own record in its folder tells."""
+        return warnings_in(self.place(name) / "results") if self.tasks[name].attempts else []
 
     def label(self, name: str) -> str:
         """A step for a reader: its name, and its display name where the pipeline gives one."""

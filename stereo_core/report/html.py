@@ -23,6 +23,7 @@ from stereo_core import __version__
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
 from stereo_core.report.views import FILE, VALIDATION, Group, View, fitting, read_views, side_by_side
+from stereo_core.run.status import lines_of, warnings_in
 
 if TYPE_CHECKING:
     from stereo_core.run.outcome import Outcome
@@ -193,20 +194,6 @@ def views_of(results_dir: Path) -> dict[str, list[View]]:
     return {run: views for run, views in found.items() if views}
 
 
-def warnings_of(results_dir: Path) -> list[str]:
-    """The warnings of an action, each once, from its status.json."""
-    return list(dict.fromkeys(line["message"] for line in _record(results_dir) if line.get("verbosity") == "WARNING"))
-
-
-def _record(results_dir: Path) -> list[dict]:
-    """The lines of status.json."""
-    try:
-        lines = (results_dir / "status.json").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return []
-
-
 def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     """The page of one action: its warnings, metrics, curves, pairs, images and settings, from its results folder."""
     galleries = []
@@ -219,7 +206,7 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
         [metrics_table("Metrics", outcome.kpi)],
         galleries,
         note=outcome.message,
-        warnings=warnings_of(results_dir),
+        warnings=warnings_in(results_dir),
         groups=groups,
         more=images_table({"": results_dir}, groups),
         folded=folded_of(results_dir),
@@ -234,5 +221,5 @@ def folded_of(results_dir: Path) -> dict[str, str | Mapping]:
         folded["Settings"] = results.get("settings", {})
     with contextlib.suppress(OSError):
         folded["Spec"] = (results_dir / "experiment.yaml").read_text(encoding="utf-8")
-    lines = [f"{line['timestamp'][:19]} {line['status']} {line['message']}" for line in _record(results_dir)]
+    lines = [f"{line['timestamp'][:19]} {line['status']} {line['message']}" for line in lines_of(results_dir)]
     return folded | {"Record": "\n".join(lines[-MOST_ROWS:])}

@@ -22,7 +22,8 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged
 from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
-from stereo_core.spec import ExperimentSpec, results_dir
+from stereo_core.run.warned import collected
+from stereo_core.spec import ExperimentSpec, effects, results_dir
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
@@ -66,7 +67,8 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
             with _writing(folder):
                 status = _begin_record(verb, folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
-            with stage.storing():
+            with collected(status, stage.told), stage.storing():
+                _say_what_has_no_effect(verb, spec)
                 stage.fetch()
                 outcome = _action(verb)(stage.spec, status)
                 if on_outcome is not None and is_main_process():
@@ -106,6 +108,11 @@ def set_up_logging(rank: int | None = None) -> None:
     level = logging.INFO if (is_main_process() if rank is None else rank == 0) else logging.WARNING
     name = "" if rank is None else f"rank {rank} "
     logging.basicConfig(level=level, format=f"%(asctime)s {name}%(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+def _say_what_has_no_effect(verb: str, spec: Section) -> None:
+    for path, why in effects.without_effect(verb, spec):
+        log.warning("%s has no effect here: %s", path, why)
 
 
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:

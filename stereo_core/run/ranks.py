@@ -23,6 +23,7 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.run.perform import set_up_logging
 from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated
+from stereo_core.run.warned import collected
 from stereo_core.training.distribution import Ranks
 
 LOG = logging.getLogger(__name__)
@@ -112,7 +113,6 @@ class _Started:
 def _start(work: Work, spec, status: StatusLog, ranks: Ranks) -> _Started:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    status = status if ranks.rank == 0 else StatusLog(None)
     process = context.Process(target=_rank, args=(there, work, spec, status, ranks), name=f"rank {ranks.rank}")
     process.start()
     there.close()
@@ -179,7 +179,8 @@ def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process passes it on
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         set_up_logging(ranks.rank)
-        outcome = work(spec, status, ranks)
+        with collected(status):
+            outcome = work(spec, status if ranks.rank == 0 else StatusLog(None), ranks)
         pipe.send((time.monotonic(), None, outcome))
     except BaseException as error:
         pipe.send((time.monotonic(), _portable(error), None))

@@ -19,6 +19,7 @@ from typing import Any
 from stereo_core import storage
 from stereo_core.data import shards
 from stereo_core.errors import SpecError, UserError
+from stereo_core.files import point
 from stereo_core.locks import held
 from stereo_core.run.mirror import CHECKPOINTS, Mirror
 from stereo_core.run.remote import RemoteKey, check, remote_keys
@@ -219,13 +220,13 @@ def _clear(folder: Path) -> None:
 
 
 def _link_again(path: Path, uri: str, names: Iterable[str]) -> None:
-    """Make a copy of a checkpoint the link that it is on a file system; without a checkpoint like it, it goes."""
-    path.unlink()
+    """Make a copy of a checkpoint the link that it is elsewhere; without a checkpoint like it, it goes."""
     digest = storage.stored_digest(f"{uri}/{path.name}")
     for name in names:
         if name.startswith(CHECKPOINTS) and name.endswith(".pth") and storage.stored_digest(f"{uri}/{name}") == digest:
-            path.symlink_to(name)
+            point(path, path.with_name(name))
             return
+    path.unlink()
 
 
 def _one(uri: str, folder: Path) -> Path:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from stereo_core.values import from_json, plain
+
+NAME = "status.json"
+LOOP = "Starting Training Loop."  # TAO's second STARTED line of a training
+MOST = 20  # different warnings of a run that are kept
 
 
 class StatusLog:
@@ -29,8 +33,9 @@ class StatusLog:
     """
 
     def __init__(self, folder: Path | None, secrets: Sequence[str] = ()) -> None:
-        self.path = Path(folder) / "status.json" if folder is not None else None
+        self.path = Path(folder) / NAME if folder is not None else None
         self._secrets = [secret for secret in secrets if secret]
+        self._warned: set[str] = set()
         if self.path is not None:
             self.path.open("ab").close()
 
@@ -40,6 +45,28 @@ class StatusLog:
     def running(self, message: str, *, kpi: dict[str, float] | None = None, **progress: Any) -> None:
         """A line on the way; `progress` (epoch, step, max_epoch, eta, ...) becomes fields of the line."""
         self._write("RUNNING", "INFO", message, progress, kpi)
+
+    def warning(self, message: str) -> None:
+        """A line of verbosity WARNING, once for each text, whichever of the run's processes comes first; beyond MOST of
+        them the log alone has it (see `count_more`)."""
+        for secret in self._secrets:
+            message = message.replace(secret, "***")
+        if message in self._warned:
+            return
+        self._warned.add(message)
+        known = self.warnings
+        if message not in known and len(known) < MOST:
+            self._write("RUNNING", "WARNING", message, {})
+
+    def count_more(self) -> None:
+        """A line for the warnings of this process that are beyond MOST."""
+        if more := len(self._warned.difference(self.warnings)):
+            self._write("RUNNING", "WARNING", f"further warnings, which stand in the log alone: {more}", {})
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the run has warned of so far."""
+        return warnings_in(self.path.parent) if self.path is not None else []
 
     def success(self, message: str, *, kpi: dict[str, float] | None = None) -> None:
         """The last line of a run that did its work."""
@@ -73,6 +100,25 @@ class StatusLog:
             os.write(handle, f"{text}\n".encode("utf-8", "backslashreplace"))
         finally:
             os.close(handle)
+
+
+def warnings_in(folder: Path) -> list[str]:
+    """What the last run in a results folder warned of, each text once; empty where none has its record there."""
+    found: list[str] = []
+    for line in lines_of(folder):
+        message = line.get("message", "")
+        if line.get("status") == "STARTED" and message != LOOP:
+            found.clear()
+        elif line.get("verbosity") == "WARNING":
+            found.append(message)
+    return list(dict.fromkeys(found))
+
+
+def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a results folder's status.json, which may be written to at the moment."""
+    path = folder / NAME
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return filter(None, map(read_line, text.split("\n")))
 
 
 def read_line(text: str | bytes) -> dict[str, Any] | None:

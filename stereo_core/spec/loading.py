@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -15,15 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from stereo_core.errors import SpecError
-from stereo_core.spec import effects, paths, requirements
+from stereo_core.spec import paths, requirements
 from stereo_core.spec.experiment import ExperimentSpec, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.interpolation import resolve
 from stereo_core.spec.model import PRESETS
 from stereo_core.spec.overrides import apply_override, merged, parse_override
 from stereo_core.spec.text import parse
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -130,8 +127,6 @@ def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Se
     if complaints:
         raise SpecError("\n".join(dict.fromkeys(complaints)))
     requirements.settle(verb, spec)
-    for path, reason in effects.without_effect(verb, spec):
-        log.warning("%s has no effect here: %s", path, reason)
     return spec
 
 

@@ -16,7 +16,6 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from stereo_core.data.datasets import group_by_size
 from stereo_core.data.loaders import StereoLoaders
-from stereo_core.errors import DataError
 from stereo_core.spec import results_dir
 from stereo_core.training.averages import Averages
 from stereo_core.training.checkpoints import Progress
@@ -27,7 +26,8 @@ from stereo_core.training.nonfinite import NonFiniteGuard, Step
 from stereo_core.training.optimizers import apply_rates, optimizer_of, rates_of, set_one_cycle_momentum
 from stereo_core.training.resumption import Resumption
 from stereo_core.training.schedules import lr_factor
-from stereo_core.training.validation import WRONG_CODING, Validation
+from stereo_core.training.teaching import Teaching
+from stereo_core.training.validation import Validation
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ class StereoModule(pl.LightningModule):
         self.resumption = Resumption(self.settings)
         self.validation = Validation(self.max_disparity)
         self.validated: Progress | None = None  # of a checkpoint whose validation a resumed run makes up for
-        self.pixels: Tensor | None = None  # that counted in this epoch; None where another process began it
+        self.sources = spec.dataset.train_dataset.data_sources
+        self.whole_epoch = False  # `teaching` counts; not where another process began the epoch
+        self.told_of_sources: set[str] = set()
         self.replaced = torch.zeros((), dtype=torch.int64)  # samples (dataset.on_error: skip)
 
     def kpi(self) -> dict[str, int]:
@@ -76,6 +78,7 @@ class StereoModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Begin, or go on with what Lightning does not take over; see Resumption.begin."""
+        self.teaching = self._teaching()
         apply_rates(self.rates, self.optimizers(), self.lr_schedulers())
         self.resumption.begin(self.trainer)
         self.averages.start(self.device)
@@ -83,15 +86,15 @@ class StereoModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.guard.skipped_in_epoch = 0
-        self.pixels = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.teaching, self.whole_epoch = self._teaching(), True
+
+    def _teaching(self) -> Teaching:
+        return Teaching(self.sources, self.max_disparity, self.device)
 
     def on_train_epoch_end(self) -> None:
-        """DataError where the epoch has taught nothing."""
-        if self.pixels is not None and not summed(self.pixels):
-            raise DataError(
-                f"dataset.train_dataset: not one pixel of epoch {self.current_epoch} has ground truth that counts "
-                f"(mask, 0 < disparity < dataset.max_disparity), so nothing was learnt; {WRONG_CODING}"
-            )
+        """See Teaching.check."""
+        if self.whole_epoch:
+            self.teaching.check(self.current_epoch, self.told_of_sources, self.trainer.is_global_zero)
 
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
         place = (self.settings.seed, self.current_epoch, batch_index, self.global_rank)
@@ -102,10 +105,9 @@ class StereoModule(pl.LightningModule):
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
-        self.step_in_hand = Step(batch, batch_index, loss.detach(), self.optimizers().param_groups[0]["lr"])
+        lr = self.optimizers().param_groups[0]["lr"]
+        self.step_in_hand = Step(batch, batch_index, loss.detach(), lr, self.teaching.add(batch))
         self.prediction_B1HW = disparities[-1].detach()  # for pictures
-        if self.pixels is not None:
-            self.pixels += (batch["valid"] & (batch["disparity"].abs() < self.max_disparity)).sum()
         if "skipped" in batch:
             self.replaced = self.replaced.to(self.device) + batch["skipped"].sum()
         return loss
@@ -115,10 +117,9 @@ class StereoModule(pl.LightningModule):
         step = self.step_in_hand
         # A number, or a value for a progress bar, would wait for the GPU in every step.
         self.log("lr", torch.tensor(step.lr), on_step=True, on_epoch=False)
-        loss = self.guard.look(step)
-        if loss is not None:
-            size = len(step.batch["left"])
-            self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=size)
+        loss, samples = self.guard.look(step), int(summed(step.teaching))
+        if loss is not None and samples:  # the mean over an epoch is one over the samples that taught something
+            self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=samples)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optim.lr_scheduler == "OneCycleLR":

@@ -34,12 +34,14 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Step(NamedTuple):
-    """The step in hand: a batch, its place in the epoch, its loss, and the rate at which the step is taken."""
+    """The step in hand: a batch, its place in the epoch, its loss, the rate at which the step is taken, and how many of
+    the samples have ground truth that counts."""
 
     batch: dict
     batch_index: int
     loss: Tensor
     lr: float
+    teaching: Tensor
 
 
 class NonFiniteGuard:

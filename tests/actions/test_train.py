@@ -242,10 +242,11 @@ def test_a_warm_up_that_takes_the_whole_run_draws_a_warning(train, tmp_path, cap
 def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, status_lines):
     """A wrong coding or mask: no metric, no best checkpoint, and the latest would be handed on."""
     dataset = {f"{name}_dataset": split(scenes / "list.txt", 2) for name in ("train", "val")}
+    dataset["val_dataset"]["data_sources"][0]["disparity_scale"] = 1e-3  # all beyond max_disparity
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
-    assert training_runs.start(dataset | {"max_disparity": 1}, {"results_dir": str(tmp_path)}) == 2
+    assert training_runs.start(dataset | {"max_disparity": 64}, {"results_dir": str(tmp_path)}) == 2
     said = status_lines(tmp_path)[-1]["message"]
-    assert "dataset.val_dataset: none of the 4 images has a valid ground-truth pixel" in said
+    assert "dataset.val_dataset.data_sources[0] (" in said and "of its pairs, 4, none has a pixel" in said
 
 
 def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp_path, caplog):

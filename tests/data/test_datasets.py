@@ -137,6 +137,26 @@ def test_training_and_validation_need_ground_truth(tmp_path, split):
         build_dataset(make_spec(split, [kitti(tmp_path)]), split)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_source_without_a_pixel_that_counts_is_refused_and_named(pairs, tmp_path_factory, split):
+    """Beside one that has some: it was trained on, with a loss of 0."""
+    other = tmp_path_factory.mktemp("other")
+    rows = [make_pair(other, name) for name in "abc"]
+    write_pfm(other / "gt.pfm", np.full((40, 70), -7.0))
+    write_annotations(other / "list.txt", [[left, right, str(other / "gt.pfm")] for left, right, *_ in rows])
+    with pytest.raises(DataError, match=rf"dataset\.{split}_dataset\.data_sources\[1\] .*: of its pairs, 3, none has"):
+        build_dataset(make_spec(split, [kitti(pairs), kitti(other)]), split)
+    write_annotations(other / "list.txt", [[*rows[0][:2], str(other / "gt.pfm")], *rows[1:]])
+    dataset = build_dataset(make_spec(split, [kitti(pairs), kitti(other)]), split)
+    assert [dataset[index]["source"] for index in (0, 4, 5)] == [0, 0, 1]
+
+
+def test_evaluation_says_it_of_a_source_when_it_has_read_it(pairs):
+    spec = make_spec("test", [kitti(pairs)])
+    spec.dataset.max_disparity = 1
+    assert len(build_dataset(spec, "test")) == 5
+
+
 def test_a_split_without_a_source(pairs):
     with pytest.raises(DataError, match=r"dataset\.val_dataset\.data_sources"):
         build_dataset(make_spec("test", [kitti(pairs)]), "val")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from stereo_core.actions.doctor.case import Case, this_machine
 from stereo_core.actions.doctor.data import files, pairs, samples
-from stereo_core.actions.doctor.machine import cores, devices, disk, memory, shared_memory
+from stereo_core.actions.doctor.machine import cores, devices, disk, links, memory, shared_memory
 from stereo_core.errors import SpecError, UserError
 from stereo_core.models import from_spec
 from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
@@ -93,6 +93,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[Finding]]] = {
     "pairs": pairs,
     "CPU cores": cores,
     "shared memory": shared_memory,
+    "links": links,
     "disk": disk,
     "memory": memory,
 }

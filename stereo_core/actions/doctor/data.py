@@ -212,7 +212,7 @@ def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
         yield problem(f"{where}: all disparities are below 1 px", coding)
     above = np.mean([one.above for one in looks])
     if above > 0.02:
-        yield warning(
+        yield (problem if above == 1 else warning)(
             f"{where}: {above:.0%} of the valid pixels have {maximum} px or more and do not count",
             f"raise dataset.max_disparity (now {maximum}), or scale the images down",
         )
