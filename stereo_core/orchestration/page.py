@@ -87,7 +87,7 @@ def graph(run: Record) -> str:
 
 
 def write_page(run: Record) -> Path:
-    """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps with logs, artifacts."""
+    """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps, artifacts."""
     steps = Table("Steps", ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message"))
     artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"))
     for name, task in run.tasks.items():
