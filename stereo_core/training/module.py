@@ -87,6 +87,7 @@ class StereoModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """DataError where the epoch has taught nothing."""
+        self.guard.settle()
         if self.pixels is not None and not summed(self.pixels):
             raise DataError(
                 f"dataset.train_dataset: not one pixel of epoch {self.current_epoch} has ground truth that counts "
@@ -102,7 +103,9 @@ class StereoModule(pl.LightningModule):
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
-        self.step_in_hand = Step(batch, batch_index, loss.detach(), self.optimizers().param_groups[0]["lr"])
+        self.guard.settle()  # here, and not before, the device has something to do while the host reads
+        lr = self.optimizers().param_groups[0]["lr"]
+        self.step_in_hand = Step(self.global_step, self.current_epoch, batch, batch_index, loss.detach(), lr)
         self.prediction_B1HW = disparities[-1].detach()  # for pictures
         if self.pixels is not None:
             self.pixels += (batch["valid"] & (batch["disparity"].abs() < self.max_disparity)).sum()
@@ -154,6 +157,7 @@ class StereoModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Without SyncBatchNorm each rank has running statistics of its own; the checkpoint has the first's."""
+        self.guard.settle()
         taken_from_first([*self.model.buffers(), *self.averages.values.values()])
         if isinstance(self.model, FSDPModule):
             self.model.unshard()
@@ -201,6 +205,7 @@ class StereoModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self.guard.settle()  # no weights of a lost run are kept
         # What load_model can not tell from the weights alone.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
         # All generators are seeded anew for every batch from this seed and the batch's place in the run.
