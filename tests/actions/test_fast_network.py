@@ -90,6 +90,10 @@ def test_from_evaluation_to_the_engine(checkpoint, onnx, scenes, split, tmp_path
     act("gen_trt_engine", {"results_dir": str(tmp_path), "gen_trt_engine": build})
     found = evaluate("engine", trt_engine=str(engine))
     assert found["epe"] == pytest.approx(expected["epe"], abs=1e-3)
+    infer = {"dataset": {"infer_dataset": split(scenes / "list.txt", 2)}}
+    keys = {"results_dir": str(tmp_path / "maps")}
+    act("inference", infer | {"inference": {"trt_engine": str(engine), "save_raw_pfm": True} | keys})
+    assert len(list((tmp_path / "maps").rglob("*.pfm"))) == 4
 
 
 @pytest.mark.slow

@@ -105,15 +105,19 @@ class FastAttention(nn.Module):
     def forward(self, x_NLC: Tensor) -> Tensor:
         N, L, _ = x_NLC.shape
         qkv = self.qkv(x_NLC).reshape(N, L, 3, self.H, self.c)
-        order = (2, 0, 3, 1, 4) if self.form == "disparity" else (2, 0, 1, 3, 4)
-        parts = [F.scaled_dot_product_attention(*x, scale=self.scale) for x in _chunks(qkv.permute(order))]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        y = y.transpose(1, 2) if self.form == "disparity" else y
+        y = self._between_heads(*qkv.unbind(2)) if self.form == "heads" else self._between_tokens(qkv)
         return self.out(y.reshape(N, L, self.H * self.c))
 
+    def _between_tokens(self, qkv: Tensor) -> Tensor:
+        chunks = qkv.permute(2, 0, 3, 1, 4).split(MOST_COLUMNS, dim=1)
+        parts = [F.scaled_dot_product_attention(*chunk, scale=self.scale) for chunk in chunks]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(1, 2)
 
-def _chunks(qkv: Tensor) -> list[Tensor]:
-    return list(qkv.split(MOST_COLUMNS, dim=1))
+    def _between_heads(self, q_NLHc: Tensor, k_NLHc: Tensor, v_NLHc: Tensor) -> Tensor:
+        """Sums of products: a kernel for sequences would spend a block on each token's few heads."""
+        q, k, v = (at_least_float32(x) for x in (q_NLHc, k_NLHc, v_NLHc))
+        weight_NLHH = ((q[..., :, None, :] * k[..., None, :, :]).sum(-1) * self.scale).softmax(-1)
+        return (weight_NLHH[..., None] * v[..., None, :, :]).sum(-2).to(q_NLHc.dtype)
 
 
 class FastLayer(nn.Module):
