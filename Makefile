@@ -9,7 +9,7 @@ ENGINE ?= $(if $(shell command -v podman),podman,docker)
 BASE   ?= docker.io/library/python:3.11-slim-bookworm
 
 .DEFAULT_GOAL := help
-.PHONY: help install predict demo test test-all test-cluster lint format compile bench image image-cpu image-gpu image-deploy clean
+.PHONY: help install predict demo test test-all test-cluster fuzz mutants lint format compile bench image image-cpu image-gpu image-deploy clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,12 @@ test-all: $(READY)  ## the fast and the slow tests
 
 test-cluster: $(READY)  ## on the cluster of KUBECONFIG, which has Argo; FAKE_KUBELET=1 without nodes (docs/clusters.md)
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+fuzz: $(READY)  ## FUZZ_CASES (10000) damaged inputs a reader, and as many for each property; counts and seconds
+	$(BIN)/python -m pytest --hypothesis-profile long --timeout 3600 -n 0 tests/fuzz
+
+mutants: $(READY)  ## 300 small faults in the code, one at a time: the share that the tests notice
+	$(BIN)/python benchmarks/mutants.py
 
 lint: $(READY)  ## ruff, format check included
 	$(BIN)/ruff check .

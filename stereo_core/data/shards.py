@@ -180,7 +180,7 @@ def _parsed(path: str, version: object) -> dict[str, Place]:
     for number, line in enumerate(lines, start=2):
         offset, size, crc, name = (line.split(" ", 3) + [""] * 4)[:4]
         leads_out = posixpath.normpath(f"/{name}") != f"/{name}"
-        if leads_out or not all(map(_NUMBER.fullmatch, (offset, size, crc))):
+        if not name or leads_out or not all(map(_NUMBER.fullmatch, (offset, size, crc))):
             raise DataError(f"{path}:{number}: not a line of an index, 'offset size crc32 name'; {_AGAIN}")
         entries[name] = (int(offset), int(size), int(crc))
     if header != _HEADER.format(len(entries)):

@@ -231,7 +231,10 @@ def _parse_onnx(path: Path):
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError):
         return None
-    return model if model.graph.node else None
+    named = (*model.graph.input, *model.graph.output)
+    texts = [value.name for value in named] + [text for p in model.metadata_props for text in (p.key, p.value)]
+    whole = all(isinstance(text, str) for text in texts)  # protobuf gives what is no UTF-8 as bytes
+    return model if whole and model.graph.node else None
 
 
 def precision_of(graph) -> str:

@@ -227,6 +227,7 @@ def test_fetch_dataset_packs_a_folder_and_convert_lists_it(loose, tmp_path, caps
         ("0 9999999999999999 0 {}", "truncated, 1[0-9]* of the file's 9999999999999999 bytes"),
         ("9999999999999999999 4 0 {}", "truncated, 0 of"),
         ("9" * 5000 + " 4 0 {}", "not a line of an index"),
+        ("512 4 1", "not a line of an index"),
         ("\u0663 4 0 {}", "not a line of an index"),
     ],
 )
