@@ -54,7 +54,7 @@ def run(spec: Any, status: Any) -> Outcome:
     """
     section = spec.export
     kind = file_kind(section.checkpoint)
-    if kind in ("engine", "tensorrt"):
+    if kind in ("engine", "tensorrt", "pt2"):
         raise ModelError(f"{section.checkpoint}: an engine, not a checkpoint; set export.checkpoint to a checkpoint")
     out = Path(section.onnx_file)
     if out.exists() and out.samefile(section.checkpoint):

@@ -21,12 +21,17 @@ _UNSET = {
     "tensorrt.layers_precision": ([],),
     "timing_cache": ("",),
     "compute_capabilities": ([],),
+    "checkpoint": ("",),
 }
 _WITHOUT_EFFECT = {
-    "openvino": ("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
-    "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"),
-    "tensorrt_rtx": ("timing_cache",),  # it measures nothing when it builds
-    "tensorrt": (),
+    "openvino": (
+        *("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
+        "checkpoint",
+    ),
+    "inductor": ("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
+    "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities", "checkpoint"),
+    "tensorrt_rtx": ("timing_cache", "checkpoint"),  # it measures nothing when it builds
+    "tensorrt": ("checkpoint",),
 }
 
 
@@ -78,6 +83,7 @@ def _settings(section: Any) -> BuildSettings:
         gpu_id=section.gpu_id,
         verify=section.verify,
         verbose=section.verbose,
+        checkpoint=section.checkpoint,
     )
 
 

@@ -1,4 +1,4 @@
-"""Engines: an exported network that gives disparity without PyTorch, built and run by one of several backends.
+"""Engines: an exported network that gives disparity without its Python code, built and run by one of several backends.
 
 A backend is a `base.Backend`; a module of this folder gives it by `backend(name)`.
 """
@@ -24,6 +24,7 @@ BACKENDS = {
     "tensorrt": "stereo_core.engines.tensorrt",
     "tensorrt_rtx": "stereo_core.engines.tensorrt",
     "openvino": "stereo_core.engines.openvino",
+    "inductor": "stereo_core.engines.inductor",
     "onnxruntime": "stereo_core.engines.onnxruntime",
 }
 
@@ -189,6 +190,7 @@ def _profile(graph: dict, settings: BuildSettings, reach: int) -> dict:
             )
         return found
     _check_range(keys, batches)
+    _check_reach(keys, batches, reach)
     return found | dict(zip(("min_batch", "opt_batch", "max_batch"), batches, strict=True))
 
 
@@ -207,8 +209,9 @@ def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...], reach: i
     if best is None:
         raise SpecError(f"gen_trt_engine.opt_{side}: is needed, the ONNX file's {side} is open")
     said = any(size is not None for size in wanted)
-    sizes = (wanted[0] or best, best, wanted[2] or best) if said else (SMALLEST, best, reach * best)
+    sizes = (wanted[0] or best, best, wanted[2] or best) if said or not reach else (SMALLEST, best, reach * best)
     _check_range(keys, sizes)
+    _check_reach(keys, sizes, reach)
     if any(size % 32 for size in sizes):
         raise SpecError(f"{keys} are {_listed(sizes)}; they must be multiples of 32")
     return sizes
@@ -217,6 +220,11 @@ def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...], reach: i
 def _check_range(keys: str, values: tuple[int, int, int]) -> None:
     if not 1 <= values[0] <= values[1] <= values[2]:
         raise SpecError(f"{keys} are {_listed(values)}; they must not fall, and be at least 1")
+
+
+def _check_reach(keys: str, values: tuple[int, int, int], reach: int) -> None:
+    if not reach and values[0] != values[2]:
+        raise SpecError(f"{keys} are {_listed(values)}; an engine of this backend has one shape: set them alike")
 
 
 def _listed(values: tuple[int | None, ...]) -> str:

@@ -40,6 +40,7 @@ class BuildSettings:
         compute_capabilities: GPU generations to build for, as "8.6"; empty: the GPU of this machine.
         gpu_id: the GPU to build on.
         verify: compare the engine with its ONNX file where it can run here.
+        checkpoint: the weights that the ONNX file was made of, for a backend that compiles them; or "".
     """
 
     backend: str = "auto"
@@ -56,6 +57,7 @@ class BuildSettings:
     gpu_id: int = 0
     verify: bool = True
     verbose: bool = False
+    checkpoint: str = ""
 
 
 class Backend(Protocol):
@@ -64,7 +66,8 @@ class Backend(Protocol):
     Attributes:
         precisions: what it can build, of fp32, fp16, bf16, int8, fp8.
         suffix: the end of an engine's file name where the user gives none.
-        reach: how many times the height and width that an open file was traced at an engine takes by default.
+        reach: how many times the height and width that an open file was traced at an engine takes by default; 0:
+            its engines have one batch, height and width.
     """
 
     precisions: tuple[str, ...]
@@ -88,7 +91,7 @@ class Backend(Protocol):
 
 
 class Engine(abc.ABC):
-    """An exported network that runs without PyTorch.
+    """An exported network that runs without its Python code.
 
     Attributes:
         info: the engine's side-car (INTERFACES "Files").

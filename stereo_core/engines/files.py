@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ def file_kind(path: str | Path) -> str:
     """Say what a file is by its side-car and its first bytes.
 
     Returns:
-        "engine" (its side-car says so), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" (a TensorRT
-        plan without our side-car) or "unknown".
+        "engine" (its side-car says so), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" or "pt2" (a
+        TensorRT plan or a compiled PyTorch package without our side-car) or "unknown".
 
     Raises:
         ModelError: there is no such file.
@@ -66,12 +67,22 @@ def file_kind(path: str | Path) -> str:
         return "engine"
     with path.open("rb") as file:
         head = file.read(16)
+    if head.startswith(b"PK\x03\x04") and _is_pt2(path):
+        return "pt2"
     safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
     if safetensors or head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         return "checkpoint"
     if head.startswith(b"ftrt"):
         return "tensorrt"
     return "onnx" if _parse_onnx(path) is not None else "unknown"
+
+
+def _is_pt2(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/archive_format") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def sidecar_path(engine: str | Path) -> Path:
@@ -133,6 +144,8 @@ _NOT_AN_ENGINE = {
     "checkpoint": "a checkpoint, not an engine; name it as `checkpoint` instead of `trt_engine`, or export it with "
     f"`depth_net export`, then {_BUILD}",
     "tensorrt": f"a TensorRT engine without its side-car {{sidecar}}: shapes and normalisation are unknown; {_BUILD}",
+    "pt2": "a compiled PyTorch package without its side-car {sidecar}: it holds native code, which runs only where the "
+    f"side-car's SHA-256 says that it is the one built; copy both files, or {_BUILD}",
     "unknown": f"not an engine: no side-car {{sidecar}}, and no ONNX file or checkpoint, or a truncated one; {_BUILD}",
 }
 
@@ -185,6 +198,7 @@ _NOT_ONNX = {
     "engine": "an engine, not an ONNX file; evaluate and inference take it as `trt_engine`, and " + _EXPORT,
     "checkpoint": f"a checkpoint, not an ONNX file; {_EXPORT} from it",
     "tensorrt": f"a TensorRT engine, not an ONNX file; {_EXPORT}",
+    "pt2": f"a compiled PyTorch package, not an ONNX file; {_EXPORT}",
     "unknown": f"not an ONNX file, or a truncated one (encrypted .etlt files are not supported); {_EXPORT}",
 }
 

@@ -52,11 +52,14 @@ class GenTrtEngine(Section):
     )
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
+    checkpoint: Text = key(
+        "", f"Checkpoint that onnx_file was exported from, {OR_STARTER}; the inductor backend compiles it (ours)"
+    )
     trt_engine: Text = key("", "Engine file to write; empty: <results_dir>/gen_trt_engine/<name of the ONNX file>")
     timing_cache: Text = key("", "TensorRT timing cache, read and updated; one of another GPU or version is left alone")
     batch_size: Batch = key(-1, "Batch size", ge=-1)
     verbose: bool = key(False, "Verbose build")
-    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"] = key(
+    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "inductor", "onnxruntime"] = key(
         "auto", "What builds and runs the engine; auto: the first that can build here, onnxruntime at last (ours)"
     )
     verify: bool = key(True, "Compare the engine with its ONNX file before success is reported (ours)")

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from stereo_core.step.ports import Artifact
 
-ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx", "openvino": "ov"}
+ENGINE_FORMATS = {
+    "onnxruntime": "ort",
+    "tensorrt": "trt",
+    "tensorrt_rtx": "rtx",
+    "openvino": "ov",
+    "inductor": "pt2",
+}
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
 

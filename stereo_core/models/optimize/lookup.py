@@ -5,7 +5,7 @@ B images, C channels, D disparity bins, h = H/4, w = W/4, N = B * h * w pixels, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ def rounded_up(channels: int) -> int:
     return -(-channels // ALIGNED) * ALIGNED
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(NamedTuple):
     """What is read from, one tensor a level.
 
     Attributes:
