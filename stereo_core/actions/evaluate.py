@@ -24,6 +24,7 @@ from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     write_results(folder, kpi | figures | counts | {"warnings": doubts, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
     return Outcome(
-        f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",
+        f"Evaluate finished successfully: {counted(totals['images'], 'image')}, epe {kpi['epe']:.4f} px, "
+        f"d1 {kpi['d1']:.4f}",
         kpi=kpi,
         artifacts={"metrics": folder / "results.json"},
     )
@@ -126,7 +128,7 @@ def _evaluated(
 def _check(totals: dict) -> None:
     if not totals["images"]:
         raise DataError(
-            f"none of the {totals['empty']} images has a valid ground-truth pixel (mask, 0 < disparity < "
+            f"none of the images ({totals['empty']}) has a valid ground-truth pixel (mask, 0 < disparity < "
             "dataset.max_disparity); check dataset_name, disparity_format and dataset.max_disparity"
         )
 
@@ -134,7 +136,7 @@ def _check(totals: dict) -> None:
 def _doubts(totals: dict, reach: int | None) -> Iterator[str]:
     """What makes the figures say less than they seem to."""
     if totals["empty"]:
-        yield f"{totals['empty']} images have no valid ground-truth pixel and count nowhere; see metrics.csv"
+        yield f"{counted(totals['empty'], 'image')} without a valid ground-truth pixel, not counted; see metrics.csv"
     if totals["beyond"]:
         yield (
             f"{totals['beyond'] / totals['pixels']:.2%} of the pixels that count have a ground truth at or above the "

@@ -27,8 +27,11 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.spec.predict import BESIDE
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
+
+LONGEST_NAME = 200  # characters; file systems take 255 bytes
 
 
 @dataclass
@@ -76,7 +79,7 @@ def run(spec, status: StatusLog) -> Outcome:
     lost = {"disparity_png16": Lost(), "depth": Lost()}
     for sample, disparity_HW in predictions(predictor, loader, len(loader)):
         left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-        flat_name = flat_names(sample["rel"].replace("/", "_"))
+        flat_name = flat_names(sample["rel"].replace("/", "_")[-LONGEST_NAME:])
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
         write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
         count += 1
@@ -84,7 +87,7 @@ def run(spec, status: StatusLog) -> Outcome:
     figures = predictor.figures()
     write_results(folder, figures | {"images": count, "settings": predictor.settings})
     return Outcome(
-        f"Inference finished successfully: {count} pairs in {folder}",
+        f"Inference finished successfully: {counted(count, 'pair')} in {folder}",
         kpi=known(figures),
         artifacts={"disparity": folder},
     )

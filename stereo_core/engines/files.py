@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stereo_core.errors import ModelError
-from stereo_core.files import atomic_path, sha256_of
+from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer, sha256_of
 
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
 
@@ -53,7 +53,7 @@ def file_kind(path: str | Path) -> str:
         plan without our side-car) or "unknown".
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: there is no such file, or it is a Git LFS pointer.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,6 +62,8 @@ def file_kind(path: str | Path) -> str:
         return "engine"
     with path.open("rb") as file:
         head = file.read(16)
+    if is_lfs_pointer(head):
+        raise ModelError(f"{path}: {LFS_POINTER}")
     safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
     if safetensors or head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         return "checkpoint"
@@ -247,7 +249,7 @@ def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
         raise ModelError(f"{path}: inputs are not float32")
     batch, _, height, width = inputs[LEFT]
     if (height or 32) % 32 or (width or 32) % 32:
-        raise ModelError(f"{path}: height and width are {_text((height, width))}, not multiples of 32")
+        raise ModelError(f"{path}: width and height are {_text((width, height))}, not multiples of 32")
     return batch, height, width
 
 

@@ -325,7 +325,7 @@ def test_bad_lines(names, says, workers, scenes, split, run_evaluate, status_lin
 
 def test_no_valid_pixel_anywhere(scenes, split, run_evaluate, status_lines, tmp_path):
     assert run_evaluate(tmp_path, split(scenes / "list.txt"), max_disparity=1)[0] == 2
-    assert "none of the 4 images has a valid ground-truth pixel" in status_lines(tmp_path)[-1]["message"]
+    assert "none of the images (4) has a valid ground-truth pixel" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_evaluate, tmp_path, caplog):
@@ -345,7 +345,7 @@ def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_eva
     assert table[0]["pixels"] == "0" and table[0]["epe"] == "nan"
     assert outcome.kpi["epe"] == pytest.approx(np.mean([float(row["epe"]) for row in table[1:]]))
     assert json.loads((tmp_path / "out" / "results.json").read_text())["empty"] == 1
-    assert "1 images have no valid ground-truth pixel" in caplog.text
+    assert "1 image without a valid ground-truth pixel" in caplog.text
 
 
 def test_a_broken_network_fails_and_names_the_image(scenes, split, run_evaluate, status_lines, tmp_path):

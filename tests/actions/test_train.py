@@ -243,7 +243,7 @@ def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, s
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
     assert training_runs.start(dataset | {"max_disparity": 1}, {"results_dir": str(tmp_path)}) == 2
     said = status_lines(tmp_path)[-1]["message"]
-    assert "dataset.val_dataset: none of the 4 images has a valid ground-truth pixel" in said
+    assert "dataset.val_dataset: none of the images (4) has a valid ground-truth pixel" in said
 
 
 def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp_path, caplog):
