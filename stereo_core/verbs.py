@@ -87,8 +87,8 @@ _ROWS = (
     Verb(
         name="convert",
         help="Folders of images to annotation files (train.txt and val.txt, or test.txt).",
-        example="data_root=/data/MiddEval3 results_dir=lists image_dir_pattern=[im0] right_dir_pattern=[im1] "
-        "depth_dir_pattern=[disp0GT] image_extension=.png depth_extension=.pfm",
+        example="data_root=/data/MiddEval3 results_dir=lists 'image_dir_pattern=[im0]' "
+        "'right_dir_pattern=[im1]' 'depth_dir_pattern=[disp0GT]' image_extension=.png depth_extension=.pfm",
         action="stereo_core.actions.convert",
         spec="stereo_core.spec.convert:ConvertSpec",
         inputs={"images": "images"},
@@ -119,7 +119,7 @@ _ROWS = (
     Verb(
         name="info",
         help="Statistics of data sets: pairs, image sizes, ground truth, masks, disparities.",
-        example="data_sources='[{data_file: lists/train.txt, dataset_name: Kitti}]' results_dir=info",
+        example="'data_sources=[{data_file: lists/train.txt, dataset_name: Kitti}]' results_dir=info",
         action="stereo_core.actions.info",
         spec="stereo_core.spec.convert:InfoSpec",
         lists=("train.txt", "val.txt", "test.txt"),
@@ -239,7 +239,7 @@ _ROWS = (
     Verb(
         name="report",
         help="Several evaluations side by side on one page: accuracy, latency, size.",
-        example="results_dir=out results=[results/evaluate,results/trt_evaluate] names=[checkpoint,engine]",
+        example="results_dir=out 'results=[results/evaluate,results/trt_evaluate]' 'names=[checkpoint,engine]'",
         action="stereo_core.actions.report",
         spec="stereo_core.spec.convert:ReportSpec",
         inputs=dict.fromkeys(("first?", "second?", "third?", "fourth?", "many?"), "metrics"),

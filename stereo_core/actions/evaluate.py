@@ -29,6 +29,7 @@ from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
     return Outcome(
-        f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",
+        f"Evaluate finished successfully: {counted(totals['images'], 'image')}, epe {kpi['epe']:.4f} px, "
+        f"d1 {kpi['d1']:.4f}",
         kpi=kpi,
         artifacts={"metrics": folder / "results.json"},
     )
@@ -167,7 +169,7 @@ def _view(sample: dict, prediction_HW: np.ndarray, truth_HW: np.ndarray, row: di
 def _check(totals: dict) -> None:
     if not totals["images"]:
         raise DataError(
-            f"none of the {totals['empty']} images has a valid ground-truth pixel (mask, 0 < disparity < "
+            f"none of the images ({totals['empty']}) has a valid ground-truth pixel (mask, 0 < disparity < "
             "dataset.max_disparity); check dataset_name, disparity_format and dataset.max_disparity"
         )
 
@@ -177,8 +179,8 @@ def _doubts(totals: dict, reach: int | None) -> Iterator[str]:
     for name, (images, empty) in totals["sources"].items():
         if empty:
             yield (
-                f"{name}: {empty} of its {images} images have no valid ground-truth pixel (mask, 0 < disparity < "
-                "dataset.max_disparity) and count nowhere; see metrics.csv"
+                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground-truth pixel (mask, 0 < disparity "
+                "< dataset.max_disparity) and count nowhere; see metrics.csv"
             )
     if totals["beyond"]:
         yield (

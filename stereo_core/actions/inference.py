@@ -31,8 +31,11 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.spec.predict import BESIDE
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
+
+LONGEST_NAME = 200  # characters; file systems take 255 bytes
 
 
 @dataclass
@@ -96,7 +99,7 @@ def run(spec, status: StatusLog) -> Outcome:
     notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
     write_results(folder, figures | notes)
     return Outcome(
-        f"Inference finished successfully: {count} pairs in {folder}",
+        f"Inference finished successfully: {counted(count, 'pair')} in {folder}",
         kpi=known(figures),
         artifacts={"disparity": folder},
     )
@@ -106,7 +109,7 @@ def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) ->
     """The further arguments of `write_files` for each pair; of the left image its sample."""
     rels, flat_names = UniqueNames(), UniqueNames()
     for sample, disparity_HW in pairs:
-        flat_name = flat_names(sample["rel"].replace("/", "_"))
+        flat_name = flat_names(sample["rel"].replace("/", "_")[-LONGEST_NAME:])
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
 

@@ -12,7 +12,7 @@ from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.html import Table, images_table, page, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
-from stereo_core.values import from_json
+from stereo_core.values import counted, from_json
 
 LOG = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run(spec: Any, status: Any) -> Outcome:
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     kpi = {f"{name}/epe": column["epe"] for name, column in zip(names, columns, strict=True) if "epe" in column}
-    return Outcome(f"Report of {len(columns)} evaluations: {out}", kpi=kpi, artifacts={"report": out})
+    return Outcome(f"Report of {counted(len(columns), 'evaluation')}: {out}", kpi=kpi, artifacts={"report": out})
 
 
 def _page(title: str, tables: list[Table], runs: dict[str, Path], warnings: list[str]) -> str:

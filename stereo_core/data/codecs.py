@@ -82,7 +82,7 @@ def _finish(path: str | Path, stored: np.ndarray, scale: float) -> tuple[np.ndar
         raise DataError(f"{path}: an array of shape {stored.shape}; a disparity map is (H, W)")
     if np.isnan(stored).all():
         raise DataError(f"{path}: the disparity is NaN everywhere")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         disparity = (stored / scale).astype(np.float32)
     valid = np.isfinite(disparity) & (disparity > 0)
     return np.where(valid, disparity, np.float32(0)), valid
@@ -160,7 +160,22 @@ def _read_pfm(path: str | Path, data: bytes, format: str, scale: float | None) -
         )
     # the sign is the byte order; the magnitude is a display hint that Middlebury fills in and nobody multiplies by
     rows = np.frombuffer(body, "<f4" if order.startswith(b"-") else ">f4", count=size // 4)
+    if _is_swapped(rows):
+        raise DataError(
+            f"{path}: its bytes stand in the order that its header denies; turn the sign of {order.decode()}, the "
+            "header's third number"
+        )
     return rows.reshape(int(height), int(width))[::-1].astype(np.float32)
+
+
+def _is_swapped(values: np.ndarray) -> bool:
+    """Whether floats make sense only with their bytes in the other order: then half of them are far from any px."""
+
+    def share(values: np.ndarray) -> float:
+        sizes = np.abs(values[np.isfinite(values) & (values != 0)].astype(np.float64))
+        return float(((sizes > 1e-4) & (sizes < 1e6)).mean()) if sizes.size else 1.0
+
+    return share(values) < 0.5 and share(values.byteswap()) > 0.99
 
 
 def _read_png(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:

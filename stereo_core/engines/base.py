@@ -18,6 +18,7 @@ import stereo_core.engines.fit as fit_numpy
 from stereo_core.data.pairs import checked_arrays, checked_tensors, is_torch
 from stereo_core.engines.fit import Fit, fit
 from stereo_core.engines.fit import normalise as normalise
+from stereo_core.values import size_text
 
 LOG = logging.getLogger(__name__)
 
@@ -216,10 +217,10 @@ class Engine(abc.ABC):
         if place.image == place.frame or place.image in self._noted:
             return
         self._noted.add(place.image)
-        steps = f"scaled to {_text(place.scaled)}" if place.scaled != place.image else ""
+        steps = f"scaled to {size_text(place.scaled)}" if place.scaled != place.image else ""
         steps += " and " if steps and place.scaled != place.frame else ""
-        steps += f"padded to {_text(place.frame)}" if place.scaled != place.frame else ""
-        LOG.info("images of %s are %s for the engine", _text(place.image), steps)
+        steps += f"padded to {size_text(place.frame)}" if place.scaled != place.frame else ""
+        LOG.info("images of %s are %s for the engine", size_text(place.image), steps)
 
 
 def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
@@ -230,7 +231,3 @@ def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
         "latency_batch": largest_batch or None,
         "images_per_second": 1000 * images / sum(calls_ms) if calls_ms else None,
     }
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

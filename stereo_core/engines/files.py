@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stereo_core.errors import ModelError
-from stereo_core.files import atomic_path, sha256_of
+from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer, sha256_of
 from stereo_core.values import from_json
 
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
@@ -58,7 +58,7 @@ def file_kind(path: str | Path) -> str:
         TensorRT plan or a compiled PyTorch package without our side-car) or "unknown".
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: there is no such file, or it is a Git LFS pointer.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,6 +69,8 @@ def file_kind(path: str | Path) -> str:
         head = file.read(16)
     if head.startswith(b"PK\x03\x04") and _is_pt2(path):
         return "pt2"
+    if is_lfs_pointer(head):
+        raise ModelError(f"{path}: {LFS_POINTER}")
     safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
     if safetensors or head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         return "checkpoint"
@@ -283,7 +285,7 @@ def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
         raise ModelError(f"{path}: inputs are not float32")
     batch, _, height, width = inputs[LEFT]
     if (height or 32) % 32 or (width or 32) % 32:
-        raise ModelError(f"{path}: height and width are {_text((height, width))}, not multiples of 32")
+        raise ModelError(f"{path}: width and height are {_text((width, height))}, not multiples of 32")
     return batch, height, width
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stereo_core.errors import ModelError
-from stereo_core.files import sha256_of
+from stereo_core.files import LFS_POINTER, is_lfs_pointer, sha256_of
 from stereo_core.models.pickle_machine import Refused, check_entries
 from stereo_core.models.pickled import is_module, read_module
 from stereo_core.spec.choice import NoChoice, chosen
@@ -131,6 +131,8 @@ def _kind(path: Path) -> str:
         )
     if not head:
         raise ModelError(f"{path}: the file is empty")
+    if is_lfs_pointer(head):
+        raise ModelError(f"{path}: {LFS_POINTER}")
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "torch"
     if head[8:9] == b"{":

@@ -68,7 +68,7 @@ class Storage:
 def pickle_of(file: zipfile.ZipFile) -> str:
     found = [name for name in file.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(found) != 1:
-        raise Refused(f"{len(found)} entries NAME/data.pkl in the zip file; one is needed")
+        raise Refused(f"the zip file has {len(found)} of NAME/data.pkl; one is needed")
     return found[0]
 
 

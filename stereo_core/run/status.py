@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from stereo_core.progress import since
 from stereo_core.values import from_json, plain
 
 NAME = "status.json"
@@ -36,6 +38,7 @@ class StatusLog:
         self.path = Path(folder) / NAME if folder is not None else None
         self._secrets = [secret for secret in secrets if secret]
         self._warned: set[str] = set()
+        self._said, self._start = "", time.monotonic()
         if self.path is not None:
             self.path.open("ab").close()
 
@@ -76,9 +79,14 @@ class StatusLog:
         """The last line of a run that did not."""
         self._write("FAILURE", "ERROR", message, {})
 
+    def where(self) -> str:
+        """What was said last, and how long it is since the beginning; empty where nothing was said."""
+        return f"{self._said.rstrip('.')} ({since(self._start)} since the start)" if self._said else ""
+
     def _write(self, status: str, verbosity: str, message: str, fields: dict, kpi: dict | None = None) -> None:
         if self.path is None:
             return
+        self._said = message
         now = datetime.now().astimezone()
         line = {
             "date": f"{now.month}/{now.day}/{now.year}",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stereo_core.errors import UserError
 from stereo_core.files import atomic_path
+from stereo_core.progress import heartbeat
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.step.inputs import check_digest, check_frame
@@ -87,7 +88,7 @@ def launch(verb: str, executor_input: str) -> int:
         train = tree["train"]
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
 
-    from stereo_core.run.perform import perform
+    from stereo_core.run.perform import perform, set_up_logging
     from stereo_core.spec import spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:
@@ -100,8 +101,10 @@ def launch(verb: str, executor_input: str) -> int:
     if verb == "trt_evaluate" and spec.evaluate.resize == "none":
         check_frame(inputs["engine"], spec.dataset.test_dataset.data_sources[0])
     # Last, since large inputs take minutes; models, which are smaller, before data.
+    set_up_logging()
     for artifact in sorted(inputs.values(), key=lambda one: not one.is_model):
-        check_digest(artifact)
+        with heartbeat(lambda artifact=artifact: f"input {artifact.port}: comparing its sha256"):
+            check_digest(artifact)
     return perform(verb, spec, on_outcome=publish_all)
 
 

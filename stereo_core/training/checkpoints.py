@@ -129,7 +129,7 @@ def newest_whole(folder: Path) -> Path | None:
             LOG.error("%s can not be resumed, the checkpoint before it is tried: %s", path, error)
     if candidates:
         raise ModelError(
-            f"{folder}: none of its {len(candidates)} checkpoints is whole, see the log; remove them to train anew"
+            f"{folder}: none of its checkpoints ({len(candidates)}) is whole, see the log; remove them to train anew"
         )
     return None
 

@@ -18,7 +18,7 @@ from stereo_core.files import atomic_path
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
 from stereo_core.training.snapshots import Snapshot
 from stereo_core.training.strategy import whole
-from stereo_core.values import plain
+from stereo_core.values import counted, plain
 
 LOG = logging.getLogger(__name__)
 
@@ -175,9 +175,9 @@ class NonFiniteGuard:
         steps = math.ceil(batches / self.settings.accumulate)
         many = ""
         if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-            many = f"{self.skipped_in_a_row} steps in a row"
+            many = f"{counted(self.skipped_in_a_row, 'step')} in a row"
         elif self.skipped_in_epoch > max(FEW_SKIPPED, MAX_SKIPPED * steps):
-            many = f"{self.skipped_in_epoch} of this epoch's {steps} steps, more than {MAX_SKIPPED:.0%},"
+            many = f"{self.skipped_in_epoch} of this epoch's {counted(steps, 'step')}, more than {MAX_SKIPPED:.0%},"
         if many:
             raise NonFiniteLossError(
                 f"{many} had a loss or gradient that is not finite, the last one step {self.module.global_step}; see "

@@ -317,7 +317,7 @@ def test_keys_that_the_library_does_not_take_draw_a_warning(tmp_path, tiny_check
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_set_is_not_another(spec, tiny_checkpoint, caplog):
     pytest.importorskip("torchao")
-    with pytest.raises(SpecError, match=r"quantize.device: cuda: there are 0 GPUs here; set it to cpu"):
+    with pytest.raises(SpecError, match=r"quantize.device: cuda: this machine has 0 GPUs; set it to cpu"):
         run(spec(device="cuda"))
     unset = spec_from_dict("quantize", {"results_dir": "r", "quantize": {"model_path": str(tiny_checkpoint)}}).quantize
     with caplog.at_level(logging.INFO):

@@ -80,7 +80,7 @@ def test_a_key_like_no_other_gets_no_guess(workspace):
         ("quantize.device=tpu", "quantize.device: 'tpu' does not match ^(cuda|cpu|trt|cuda:[0-9]+)$"),
         (
             "dataset.train_dataset.augmentation.crop_size=[128]",
-            "dataset.train_dataset.augmentation.crop_size: 1 entries; at least 2 are needed",
+            "dataset.train_dataset.augmentation.crop_size: 1 given; at least 2 are needed",
         ),
         (
             "dataset.train_dataset.data_sources=[{data_file:x,format:pfm}]",

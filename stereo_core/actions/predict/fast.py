@@ -70,7 +70,7 @@ class FastPredict:
 
     def _made(self, size: tuple[int, ...], compile: bool) -> Predict:
         batch, height, width = size
-        what = f"{height} x {width}, batch {batch}"
+        what = f"{width} x {height} px, batch {batch}"
         if compile:
             LOG.info("compiling for %s; where the cache does not hold it that takes about two minutes", what)
         began = time.perf_counter()
