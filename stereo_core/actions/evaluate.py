@@ -179,8 +179,8 @@ def _doubts(totals: dict, reach: int | None) -> Iterator[str]:
     for name, (images, empty) in totals["sources"].items():
         if empty:
             yield (
-                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground-truth pixel (mask, 0 < disparity "
-                "< dataset.max_disparity) and count nowhere; see metrics.csv"
+                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground-truth pixel "
+                "(mask, 0 < disparity < dataset.max_disparity) and count nowhere; see metrics.csv"
             )
     if totals["beyond"]:
         yield (
