@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from stereo_core.models.foundation_stereo.rows import Rows, read_around
 
@@ -40,6 +41,18 @@ def test_a_second_pass_begins_with_an_empty_gradient():
     first = torch.autograd.grad(found, tables, retain_graph=True)
     second = torch.autograd.grad(found, tables)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_recomputed_reads_give_the_same_gradient():
+    tables, centres = _case()
+
+    def gradients(run):
+        rows = Rows(tables, RADIUS)
+        return torch.autograd.grad(sum(run(rows.read, places, torch.float64).sum() for places in centres), tables)
+
+    recomputed = gradients(lambda *call: checkpoint(*call, use_reentrant=False))
+    kept = gradients(lambda read, *inputs: read(*inputs))
+    assert all(torch.equal(a, b) for a, b in zip(recomputed, kept, strict=True))
 
 
 def test_without_a_gradient_nothing_is_kept():

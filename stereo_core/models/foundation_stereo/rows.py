@@ -122,9 +122,9 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient_NX: Tensor):
-        ctx.rows.add_gradient(ctx.saved_tensors, gradient_NX)
-        nothing = ctx.rows.tables[0].new_zeros(())
-        return nothing, None, None, *(None for _ in ctx.saved_tensors)
+        centres = ctx.saved_tensors  # once: where activations are recomputed, each access would do it again
+        ctx.rows.add_gradient(centres, gradient_NX)
+        return ctx.rows.tables[0].new_zeros(()), None, None, *(None for _ in centres)
 
 
 def _in_triton(table: Tensor) -> bool:
