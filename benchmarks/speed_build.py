@@ -1,6 +1,6 @@
 """Building an engine: time, peak memory and size, for the sizes and precisions asked for.
 
-python benchmarks/speed_build.py [--encoder vits] [--iters 22] [--sizes 320x736 576x960] [--precisions fp32 fp16]
+python benchmarks/speed_build.py [--network vits] [--iters 22] [--sizes 320x736 576x960] [--precisions fp32 fp16]
     [--backend tensorrt_rtx] [--capability 8.6]
 
 Random weights. Export and build run as processes of their own, so that each peak is its own; the ONNX file of a size
@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+import networks
 from rich.console import Console
 from rich.table import Table
 
-from stereo_core.models import create_model, save_checkpoint
+from stereo_core.models import save_checkpoint
 
 MIB, GIB = 2**20, 2**30
 
@@ -29,8 +29,8 @@ MIB, GIB = 2**20, 2**30
 def main() -> None:
     """Print a row a file made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="vits")
-    parser.add_argument("--max-disparity", type=int, default=416)
+    parser.add_argument("--network", choices=tuple(networks.NETWORKS), default="vits")
+    parser.add_argument("--max-disparity", type=int, help="default: the network's own")
     parser.add_argument("--iters", type=int, default=22)
     parser.add_argument("--sizes", nargs="+", default=["320x736", "576x960"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "fp16"])
@@ -40,8 +40,7 @@ def main() -> None:
     table = Table("file", "size", "seconds", "peak GiB", "MiB on disk")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pth"
-        torch.manual_seed(0)
-        save_checkpoint(create_model(encoder=asked.encoder, max_disparity=asked.max_disparity), checkpoint)
+        save_checkpoint(networks.made(asked.network, asked.max_disparity), checkpoint)
         for size in asked.sizes:
             onnx = Path(folder) / f"{size}.onnx"
             height, width = size.split("x")

@@ -1,8 +1,9 @@
-"""Eager PyTorch, ONNX Runtime and OpenVINO on a CPU: the same weights, pair and number of threads, in one run.
+"""Eager PyTorch, ONNX Runtime, OpenVINO and StereoSGBM on a CPU: the same pair and number of threads, in one run.
 
-python benchmarks/speed_cpu.py [--preset tiny] [--size 320 736] [--iters 4] [--rounds 5]
+python benchmarks/speed_cpu.py [--network vits] [--size 320 736] [--iters 4] [--rounds 5]
 
-OpenVINO is measured where it is installed (`pip install openvino`); the project does not use it. Each has a process of
+The first three have the same random weights, so what StereoSGBM finds is not compared. OpenVINO is measured where it is
+installed (`pip install openvino`); the project does not use it. Each has a process of
 its own, so that its peak memory is its own. They take turns, so that what else runs on the machine meets all alike.
 """
 
@@ -21,10 +22,13 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import networks
 import numpy as np
 import speed_engines
 
 from stereo_core.cores import usable_cores
+
+SGBM_RANGE = 191  # px: 192 bins
 
 
 def main() -> None:
@@ -40,7 +44,7 @@ def main() -> None:
 
 def arguments() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=("tiny",), help="instead of the published vits")
+    parser.add_argument("--network", choices=tuple(networks.NETWORKS), default="vits")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 736), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--iters", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -54,7 +58,7 @@ def report(asked: Namespace) -> None:
     folder = Path(asked.folder)
     if not (folder / "fp32.ort.onnx").exists():
         subprocess.run(command(asked, "build"), check=True, stdout=subprocess.DEVNULL)
-    names = ["eager", "onnxruntime"] + ["openvino"] * bool(importlib.util.find_spec("openvino"))
+    names = ["eager", "onnxruntime"] + ["openvino"] * bool(importlib.util.find_spec("openvino")) + ["StereoSGBM"]
     parts = {name: start(asked, name) for name in names}
     for part in parts.values():
         answer(part)  # ready, one pass behind it
@@ -67,20 +71,21 @@ def report(asked: Namespace) -> None:
             seconds[name].append(answer(part))
     memory = {name: end(part) for name, part in parts.items()}
     height, width = asked.size
-    print(f"{asked.preset or 'vits'} {height}x{width}, {asked.iters} iterations, {asked.threads} threads")
+    print(f"{asked.network} {height}x{width}, {asked.iters} iterations, {asked.threads} threads")
     print(f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after; {asked.rounds} rounds")
     reference = np.load(folder / "eager.npy")
     for name in names:
         ratio = statistics.median(a / b for a, b in zip(seconds["eager"], seconds[name], strict=True))
         difference = np.abs(np.load(folder / f"{name}.npy") - reference).mean()
+        apart = "" if name == "StereoSGBM" else f", {difference:.2g} px from eager"
         share = memory[name] / memory["eager"]
         times = f"median {statistics.median(seconds[name]):.2f} s, fastest {min(seconds[name]):.2f} s"
-        print(f"{name:12} {times}, x {ratio:.2f}, {memory[name]:.2f} GiB ({share:.0%}), {difference:.2g} px from eager")
+        print(f"{name:12} {times}, x {ratio:.2f}, {memory[name]:.2f} GiB ({share:.0%}){apart}")
 
 
 def command(asked: Namespace, part: str) -> list[str]:
-    options = [f"--{name}={getattr(asked, name)}" for name in ("iters", "threads", "folder")]
-    options += ["--size", *map(str, asked.size), "--part", part] + ["--preset=tiny"] * bool(asked.preset)
+    options = [f"--{name}={getattr(asked, name)}" for name in ("network", "iters", "threads", "folder")]
+    options += ["--size", *map(str, asked.size), "--part", part]
     return [sys.executable, __file__, *options]
 
 
@@ -106,7 +111,7 @@ def end(part: subprocess.Popen) -> float:
 def serve(asked: Namespace) -> None:
     """A part: a pass and its seconds for every line that comes in, at last the peak memory."""
     if asked.part == "build":
-        asked.encoder, asked.precisions = "vitt" if asked.preset else "vits", ["fp32"]
+        asked.precisions = ["fp32"]
         speed_engines.build(asked)
         return
     left, right = speed_engines.images(asked)
@@ -159,7 +164,27 @@ def openvino(asked: Namespace) -> Call:
     return call
 
 
-PARTS: dict[str, Callable] = {"build": serve, "eager": eager, "onnxruntime": onnxruntime, "openvino": openvino}
+def stereo_sgbm(asked: Namespace) -> Call:
+    import cv2
+    import sgbm
+    import torch
+
+    cv2.setNumThreads(asked.threads)
+
+    def call(*pair: np.ndarray) -> np.ndarray:
+        views = (torch.from_numpy(image).permute(2, 0, 1) for image in pair)
+        return sgbm.sgbm_disparity(dict(zip(("left", "right"), views, strict=True)), SGBM_RANGE)
+
+    return call
+
+
+PARTS: dict[str, Callable] = {
+    "build": serve,
+    "eager": eager,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "StereoSGBM": stereo_sgbm,
+}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """An ONNX Runtime engine against PyTorch eager: the same weights, pair and number of threads, in one run.
 
-python benchmarks/speed_engines.py [--device cpu|cuda] [--precisions fp32 fp16] [--size 320 736] [--iters 4]
+python benchmarks/speed_engines.py [--device cpu|cuda] [--network vits] [--precisions fp32 fp16] [--size 320 736]
+    [--iters 4]
 
 Random weights, a synthetic pair. Each runs in a process of its own, so that its peak memory is its own: that of the
 process on the CPU, that of the GPU's driver on CUDA. Times are medians of warm runs. Eager fp16 is autocast.
@@ -20,6 +21,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import networks
 import numpy as np
 
 from stereo_core.data.synthetic.planes import make_scene
@@ -40,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16"), default=["fp32"], help="of the engines")
-    parser.add_argument("--encoder", choices=("vitt", "vits", "vitb", "vitl"), default="vits")
+    parser.add_argument("--network", choices=tuple(networks.NETWORKS), default="vits")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 736), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--iters", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
@@ -53,7 +55,7 @@ def arguments() -> argparse.Namespace:
 def report(asked: argparse.Namespace) -> None:
     in_process(asked, "build")
     height, width = asked.size
-    print(f"{asked.encoder} {height}x{width}, {asked.iters} iterations, {asked.device}, {asked.threads} threads")
+    print(f"{asked.network} {height}x{width}, {asked.iters} iterations, {asked.device}, {asked.threads} threads")
     eager = {name: in_process(asked, name) for name in ("eager_fp32", "eager_fp16") if name in parts_on(asked.device)}
     measured = eager | {f"engine_{p}": in_process(asked, f"engine_{p}") for p in asked.precisions}
     reference = np.load(Path(asked.folder) / "eager_fp32.npy")
@@ -69,7 +71,7 @@ def parts_on(device: str) -> tuple[str, ...]:
 
 def in_process(asked: argparse.Namespace, part: str) -> list[float]:
     """Run one part in its own process; returns what it printed on its last line."""
-    options = [f"--{name}={getattr(asked, name)}" for name in ("device", "encoder", "iters", "runs")]
+    options = [f"--{name}={getattr(asked, name)}" for name in ("device", "network", "iters", "runs")]
     options += ["--precisions", *asked.precisions, "--size", *map(str, asked.size)]
     options += [f"--part={part}", f"--folder={asked.folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(asked.threads)}
@@ -80,17 +82,13 @@ def in_process(asked: argparse.Namespace, part: str) -> list[float]:
 
 def build(asked: argparse.Namespace) -> None:
     """Write the checkpoint and the engines."""
-    import torch
-
     from stereo_core.engines import BuildSettings, build_engine
-    from stereo_core.models import create_model, save_checkpoint
+    from stereo_core.models import save_checkpoint
     from stereo_core.run.perform import perform
     from stereo_core.spec import spec_from_dict
 
-    torch.manual_seed(0)
     folder = Path(asked.folder)
-    preset = {"preset": "tiny"} if asked.encoder == "vitt" else {}
-    save_checkpoint(create_model(encoder=asked.encoder, **preset), folder / "model.pth")
+    save_checkpoint(networks.made(asked.network), folder / "model.pth")
     export = {"checkpoint": str(folder / "model.pth"), "onnx_file": str(folder / "model.onnx"), "on_cpu": True}
     export |= {"input_height": asked.size[0], "input_width": asked.size[1], "valid_iters": asked.iters}
     export |= {"batch_size": 1, "check": False, "results_dir": str(folder)}

@@ -1,8 +1,8 @@
 """Inference on a GPU: eager against what `optimize_for_inference` makes of the same weights, in the same run.
 
-python benchmarks/speed_inference.py [--encoder vits] [--size 320 736] [--iters 22] [--batch 1] [--parts]
-    [--profile FILE] [--rows fp32 fp16 graph compiled] [--checkpoint FILE] [--pair LEFT.npy RIGHT.npy]
-    [--peer MODULE:CALLABLE]
+python benchmarks/speed_inference.py [--network vits] [--size 320 736] [--max-disparity 416]
+    [--iters 22] [--batch 1] [--parts] [--profile FILE] [--rows fp32 fp16 graph compiled]
+    [--checkpoint FILE] [--pair LEFT.npy RIGHT.npy] [--peer MODULE:CALLABLE]
 
 Rows: fp32 and fp16 (autocast) are eager with the 3-D weights channels last; graph is the rewritten network in half
 precision as a CUDA graph, compiled the same through TorchInductor. A peer is called as CALLABLE(model) once and returns
@@ -20,12 +20,13 @@ import statistics
 import time
 from collections.abc import Callable
 
+import networks
 import numpy as np
 import torch
 from torch import Tensor
 
 from stereo_core.data.synthetic import make_scene
-from stereo_core.models import channels_last, create_model, load_model
+from stereo_core.models import channels_last, load_model
 from stereo_core.models.optimize import at_size, make_network
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ def main() -> None:
     asked = arguments()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     pair = images(asked)
-    name = f"{asked.encoder} {asked.size[0]}x{asked.size[1]} d{asked.max_disparity}, {asked.iters} iterations"
+    name = f"{asked.network} {asked.size[0]}x{asked.size[1]}, {asked.iters} iterations"
     print(f"{name}, batch {asked.batch}, torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     reference = slowest = None
     for row in (*asked.rows, *(asked.peer or ())):
@@ -69,9 +70,9 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="vits")
+    parser.add_argument("--network", choices=tuple(networks.NETWORKS), default="vits")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 736), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--max-disparity", type=int, default=416)
+    parser.add_argument("--max-disparity", type=int, help="default: the network's own")
     parser.add_argument("--iters", type=int, default=22)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=20)
@@ -97,8 +98,7 @@ def images(asked: argparse.Namespace) -> list[Tensor]:
 def make_model(asked: argparse.Namespace) -> torch.nn.Module:
     if asked.checkpoint:
         return load_model(asked.checkpoint).eval().cuda()
-    torch.manual_seed(0)
-    return create_model(encoder=asked.encoder, max_disparity=asked.max_disparity).eval().cuda()
+    return networks.made(asked.network, asked.max_disparity).eval().cuda()
 
 
 def eager(asked: argparse.Namespace, half: bool) -> tuple[Predict, None]:

@@ -1,6 +1,7 @@
 """Train the small network on the stream of synthetic scenes, in rounds that fit into minutes of a GPU.
 
-python benchmarks/starter.py OUT [--weights FILE] [--minutes 6] [--pairs LIST[:DATASET[:SCALE]] ...]
+python benchmarks/starter.py OUT [--network small] [--weights FILE] [--minutes 6] [--pairs LIST[:DATASET[:SCALE]] ...]
+    --network fast_narrow trains a FastFoundationStereo instead: the figures of both say which is the better starter.
     A round begins at random or, with --weights, where an earlier one ended; give it another --start, so that it does
     not see that one's scenes. The learning rate rises in the first hundred steps and falls along a cosine until the
     time is up. OUT gets weights.pth (half precision), curve.csv (seconds, step, pairs, rate, loss, and EPE on held-out
@@ -20,6 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import networks
 import torch
 from torch import Tensor, nn
 from zero_shot import figures, network, read_set, sgbm, show
@@ -41,8 +43,7 @@ def main() -> None:
     asked = arguments()
     asked.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
-    torch.manual_seed(asked.seed)
-    model = load_model(asked.weights, train_vit=True) if asked.weights else create_model(preset="small")
+    model = made(asked)
     reset_broken_statistics(model)
     model = channels_last(model.to(DEVICE)).train()
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
@@ -54,9 +55,20 @@ def main() -> None:
         report(asked)
 
 
+def made(asked: argparse.Namespace) -> nn.Module:
+    """The network that the round begins with."""
+    say(f"{asked.network}: {networks.gflop(asked.network):.0f} GFLOP at 480x640, 8 iterations")
+    torch.manual_seed(asked.seed)
+    if asked.weights:
+        vit = {"train_vit": True} if asked.network == "small" else {}
+        return load_model(asked.weights, **vit)
+    return create_model(**networks.NETWORKS[asked.network])
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--network", choices=("small", "fast", "fast_narrow"), default="small")
     parser.add_argument("--weights", help="weights.pth of the round before, or starter")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training, without the figures at the end")
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")

@@ -15,6 +15,13 @@ from pathlib import Path
 from stereo_core.cores import usable_cores
 from stereo_core.locks import held
 
+LFS_POINTER = "a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so stands for one that Git LFS has not fetched."""
+    return head.startswith(b"version https:/")
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

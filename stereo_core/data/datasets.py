@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
@@ -287,25 +287,42 @@ def _need_pixels(samples: Sequence[Sample], source: Any, name: str, max_disparit
 
 
 def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:
-    """A unique name for the outputs of each sample: its left path without suffix and shard, with / between folders.
+    """A name for the outputs of each sample: its left path without suffix and shard, with / between folders.
 
-    Below its data_root where it has one; if that leaves a name outside or two images with one name, all are named below
-    their deepest common folder; files that differ in nothing but the suffix keep it (`a_png`, `a_jpg`).
+    Below its data_root, else below the folder of its list, else from the root on: whatever other pairs there are. Only
+    images that share such a name have a longer one: from the root on, and with the suffix (`a_png`, `a_jpg`) where
+    nothing else tells them apart.
     """
-    paths = [os.path.abspath(shards.loose(sample.left)) for sample in samples]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    names = [os.path.relpath(path, root or common) for path, root in zip(paths, roots, strict=True)]
-    if any(name.startswith("..") for name in names) or not _unique(names, paths):
-        names = [os.path.relpath(path, common) for path in paths]
-    stems = [PurePath(name).with_suffix("").as_posix() for name in names]
-    if _unique(stems, paths):
-        return stems
-    return [f"{stem}_{PurePath(name).suffix[1:]}" for stem, name in zip(stems, names, strict=True)]
+    paths = [_from_root(shards.loose(sample.left)) for sample in samples]
+    names = [_below(path, root, sample.file) for path, root, sample in zip(paths, roots, samples, strict=True)]
+    shared = _shared(map(_stem, names), paths)
+    names = [path[1:] if _stem(name) in shared else name for name, path in zip(names, paths, strict=True)]
+    shared = _shared(map(_stem, names), paths)
+    return [_stem(name, keep_suffix=_stem(name) in shared) for name in names]
 
 
-def _unique(names: Sequence[str], paths: Sequence[str]) -> bool:
-    """Whether no two different files share a name (one file listed twice may)."""
-    return max(Counter(name for name, _ in set(zip(names, paths, strict=True))).values()) == 1
+def _from_root(path: str) -> str:
+    """A path from the root on; of a URI from the bucket on."""
+    _, scheme, rest = path.partition("://")
+    return f"/{rest}" if scheme else os.path.abspath(path)
+
+
+def _below(path: str, root: str, list_file: str) -> str:
+    for folder in ([_from_root(root)] if root else []) + [os.path.dirname(os.path.abspath(list_file))]:
+        if path.startswith(f"{folder.rstrip('/')}/"):
+            return path[len(folder.rstrip("/")) + 1 :]
+    return path[1:]
+
+
+def _stem(name: str, keep_suffix: bool = False) -> str:
+    path = PurePath(name)
+    return f"{path.with_suffix('').as_posix()}_{path.suffix[1:]}" if keep_suffix else path.with_suffix("").as_posix()
+
+
+def _shared(names: Iterable[str], paths: Sequence[str]) -> set[str]:
+    """The names that different files have (one file listed twice has one)."""
+    counts = Counter(name for name, _ in set(zip(names, paths, strict=True)))
+    return {name for name, count in counts.items() if count > 1}
 
 
 def collate(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

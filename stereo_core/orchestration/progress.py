@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from stereo_core.orchestration.page import metrics_table, size
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Record, TaskRun
+from stereo_core.progress import heartbeat
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # columns of the tables in a file or a pipe
@@ -38,13 +39,27 @@ class Progress:
         self.console = console or Console()
         self._run: Record | None = None
         self._seen: dict[str, tuple[str, str]] = {}
+        self._beat = contextlib.ExitStack()
         self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Progress:
+        self._beat.enter_context(heartbeat(self._running, self._say))
         return self
 
     def __exit__(self, *error) -> None:
         self.close()
+        self._beat.close()
+
+    def _running(self) -> str:
+        """The steps that run, and for how long; empty on a terminal, where the table shows them."""
+        if self.console.is_terminal or self._run is None:
+            return ""
+        running = [f"{name} for {_seconds(task)}" for name, task in self._run.tasks.items() if task.state == "running"]
+        return f"running: {', '.join(running)}" if running else ""
+
+    def _say(self, text: str) -> None:
+        with heard_or_not():
+            self.console.print(f"{datetime.now():%H:%M:%S} {text}", highlight=False, markup=False, soft_wrap=True)
 
     def show(self, run: Record) -> None:
         self._run = run
@@ -61,8 +76,7 @@ class Progress:
                 took = f" after {task.seconds:.1f} s" if task.state in ENDED and task.seconds else ""
                 warned = _warnings(run, name) if task.state in ENDED else ""
                 note = f": {task.message}" if task.message else ""
-                line = f"{datetime.now():%H:%M:%S} {name} {task.state}{took}{warned}{note}"
-                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._say(f"{name} {task.state}{took}{warned}{note}")
             self._seen[name] = now
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from stereo_core.files import atomic_path
 from stereo_core.locks import is_held
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.run.status import warnings_in
+from stereo_core.values import from_json
 
 FILE, LOCK = "run.json", ".lock"
 AGAIN = "--- another attempt ---"  # the line in a log between two
@@ -106,7 +107,7 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text())
+        content = from_json(path.read_text())
         record = Record(folder.resolve(), **content)
         record.tasks = {name: TaskRun(**item) for name, item in record.tasks.items()}
         for run in record.tasks.values():

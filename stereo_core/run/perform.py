@@ -17,6 +17,7 @@ from stereo_core import storage
 from stereo_core.cores import share_cores
 from stereo_core.errors import RefusedResult, SpecError, UserError
 from stereo_core.files import atomic_path
+from stereo_core.progress import heartbeat
 from stereo_core.run.failure import exit_code, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged
@@ -59,7 +60,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     status = StatusLog(None)
     received: list[int] = []
     try:
-        with sigterm_raises(received):
+        with sigterm_raises(received), heartbeat(lambda: status.where()):
             folder = results_dir(stage.spec, verb)
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
 def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
     """Store the results of a run that ended with `code`; returns the code of the whole."""
     try:
-        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else contextlib.nullcontext():
+        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else heartbeat(_storing):
             stored = stage.store()
     except BaseException as error:
         stay = f"the results stay in {stage.folder}"
@@ -101,6 +102,10 @@ def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
     if code == 0:
         _say("Execution status: PASS")
     return code
+
+
+def _storing() -> str:
+    return "storing the results"
 
 
 def set_up_logging(rank: int | None = None) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stereo_core.values import plain
+from stereo_core.progress import since
+from stereo_core.values import from_json, plain
 
 NAME = "status.json"
 LOOP = "Starting Training Loop."  # TAO's second STARTED line of a training
@@ -37,6 +38,7 @@ class StatusLog:
         self.path = Path(folder) / NAME if folder is not None else None
         self._secrets = [secret for secret in secrets if secret]
         self._warned: set[str] = set()
+        self._said, self._start = "", time.monotonic()
         if self.path is not None:
             self.path.open("ab").close()
 
@@ -77,9 +79,14 @@ class StatusLog:
         """The last line of a run that did not."""
         self._write("FAILURE", "ERROR", message, {})
 
+    def where(self) -> str:
+        """What was said last, and how long it is since the beginning; empty where nothing was said."""
+        return f"{self._said.rstrip('.')} ({since(self._start)} since the start)" if self._said else ""
+
     def _write(self, status: str, verbosity: str, message: str, fields: dict, kpi: dict | None = None) -> None:
         if self.path is None:
             return
+        self._said = message
         now = datetime.now().astimezone()
         line = {
             "date": f"{now.month}/{now.day}/{now.year}",
@@ -106,7 +113,7 @@ class StatusLog:
 def warnings_in(folder: Path) -> list[str]:
     """What the last run in a results folder warned of, each text once; empty where none has its record there."""
     found: list[str] = []
-    for line in _lines(folder / NAME):
+    for line in lines_of(folder):
         message = line.get("message", "")
         if line.get("status") == "STARTED" and message != LOOP:
             found.clear()
@@ -115,12 +122,28 @@ def warnings_in(folder: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _lines(path: Path) -> Iterator[dict]:
-    """The whole lines of a status.json that may be written to."""
+def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a results folder's status.json, which may be written to at the moment."""
+    path = folder / NAME
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.split("\n"):
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+    return filter(None, map(read_line, text.split("\n")))
+
+
+def read_line(text: str | bytes) -> dict[str, Any] | None:
+    """A line of a status.json, `kpi` with its numbers alone; None for what is no line, as one that is being written."""
+    try:
+        line = from_json(text)
+    except ValueError:
+        return None
+    if not isinstance(line, dict):
+        return None
+    kpi = line.get("kpi")
+    numbers = kpi.items() if isinstance(kpi, dict) else ()
+    return line | {"kpi": {name: value for name, value in numbers if _is_number(value)}}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
 
 
 _METRIC = re.compile(r"(epe|bp\d|d1|rmse)(_pixel)?")

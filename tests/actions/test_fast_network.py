@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from narrow_network import NARROW
 
+from stereo_core.cli import main
+from stereo_core.data.codecs import read_disparity
+from stereo_core.data.images import read_image
+from stereo_core.engines.files import read_engine
 from stereo_core.models import create_model, load_model, save_checkpoint
 from stereo_core.models.checkpoints import describe
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
-NARROW = {
-    "motion_encoder_widths": [16, 16, 8, 8],
-    "motion_encoder_final": 12,
-    "gru_hidden": 16,
-    "gru_gating_conv_widths": [24, 32],
-    "disp_head_intermediate": 12,
-    "disp_head_pwconv1_widths": [24, 24],
-    "mask_widths": [16, 8],
-    "stem_2_widths": [8, 8],
-    "spx_2_gru_widths": [8, 8, 8, 16],
-    "cnet_conv04_widths": [16, 16],
-    "cam_mid_channels": 4,
-}
 RANGE = {"max_disparity": 64}
 
 
@@ -70,8 +64,20 @@ def test_training_from_scratch_and_fine_tuning(train, checkpoint, tmp_path):
     assert torch.equal(after.state_dict()[unused], before.state_dict()[unused])
 
 
+@pytest.fixture(scope="module")
+def onnx(checkpoint, tmp_path_factory):
+    """Its ONNX file: any batch, any size."""
+    folder = tmp_path_factory.mktemp("onnx")
+    file = folder / "fast.onnx"
+    export = {"checkpoint": str(checkpoint), "onnx_file": str(file), "input_height": 64, "input_width": 96}
+    export |= {"valid_iters": 2, "batch_size": -1, "dynamic_hw": True, "on_cpu": True}
+    kpi = act("export", {"results_dir": str(folder), "export": export}).kpi
+    assert kpi["check_mean_abs_difference_px"] < 1e-3
+    return file
+
+
 @pytest.mark.slow
-def test_from_evaluation_to_the_engine(checkpoint, scenes, split, tmp_path):
+def test_from_evaluation_to_the_engine(checkpoint, onnx, scenes, split, tmp_path):
     """The disparities of checkpoint, ONNX file and engine have the same errors."""
     test = {"dataset": {"max_disparity": 64, "test_dataset": split(scenes / "list.txt", 1)}}
 
@@ -79,16 +85,27 @@ def test_from_evaluation_to_the_engine(checkpoint, scenes, split, tmp_path):
         return act("evaluate", test | {"evaluate": {"results_dir": str(tmp_path / name)} | keys}).kpi
 
     expected = evaluate("checkpoint", checkpoint=str(checkpoint))
-    onnx = tmp_path / "fast.onnx"
-    export = {"checkpoint": str(checkpoint), "onnx_file": str(onnx), "input_height": 64, "input_width": 96}
-    open_axes = {"valid_iters": 2, "batch_size": -1, "dynamic_hw": True, "on_cpu": True}
-    kpi = act("export", {"results_dir": str(tmp_path), "export": export | open_axes}).kpi
-    assert kpi["check_mean_abs_difference_px"] < 1e-3
     engine = tmp_path / "fast.ort.onnx"
     build = {"onnx_file": str(onnx), "trt_engine": str(engine), "backend": "onnxruntime"}
     act("gen_trt_engine", {"results_dir": str(tmp_path), "gen_trt_engine": build})
     found = evaluate("engine", trt_engine=str(engine))
     assert found["epe"] == pytest.approx(expected["epe"], abs=1e-3)
+    infer = {"dataset": {"infer_dataset": split(scenes / "list.txt", 2)}}
+    keys = {"results_dir": str(tmp_path / "maps")}
+    act("inference", infer | {"inference": {"trt_engine": str(engine), "save_raw_pfm": True} | keys})
+    assert len(list((tmp_path / "maps").rglob("*.pfm"))) == 4
+
+
+@pytest.mark.slow
+def test_a_tensorrt_engine_is_built(onnx, tmp_path):
+    """Built, not run: no GPU that TensorRT-RTX runs on is here."""
+    pytest.importorskip("tensorrt_rtx")
+    sizes = {"min_height": 64, "opt_height": 64, "max_height": 96, "min_width": 96, "opt_width": 96, "max_width": 128}
+    build = {"onnx_file": str(onnx), "backend": "tensorrt_rtx", "compute_capabilities": ["8.6"]} | sizes
+    build["tensorrt"] = {"data_type": "fp16", "max_batch_size": 2}
+    outcome = act("gen_trt_engine", {"results_dir": str(tmp_path), "gen_trt_engine": build})
+    info = read_engine(outcome.artifacts["engine"])
+    assert (info["precision"], info["max_batch"], info["max_height"], info["max_width"]) == ("fp16", 2, 96, 128)
 
 
 def test_inference_in_two_passes(checkpoint, scenes, split, tmp_path):
@@ -96,6 +113,15 @@ def test_inference_in_two_passes(checkpoint, scenes, split, tmp_path):
     keys = {"checkpoint": str(checkpoint), "results_dir": str(tmp_path), "hierarchical": True, "save_raw_pfm": True}
     act("inference", infer | {"inference": keys})
     assert len(list(tmp_path.rglob("*.pfm"))) == 4
+
+
+def test_a_pair_without_a_spec(checkpoint, scenes, tmp_path):
+    left, right = (scenes / "scene0" / f"{side}.png" for side in ("left", "right"))
+    given = [left, right, "--model", checkpoint, "--output", tmp_path]
+    done = CliRunner().invoke(main, ["predict", *map(str, given)])
+    assert done.exit_code == 0, done.output
+    expected = load_model(checkpoint).infer(read_image(left), read_image(right))
+    np.testing.assert_allclose(read_disparity(tmp_path / "disparity_pfm" / "left.pfm")[0], expected, atol=1e-4)
 
 
 def test_quantized_weights(checkpoint, tmp_path):
@@ -107,3 +133,17 @@ def test_quantized_weights(checkpoint, tmp_path):
     with torch.no_grad():
         found, wanted = (network.eval()(left, right, 1) for network in (model, before))
     assert 0 < (found - wanted).abs().mean() < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["modelopt.pytorch", "modelopt.onnx"])
+def test_quantized_activations(checkpoint, onnx, scenes, split, tmp_path, backend):
+    pytest.importorskip("modelopt")
+    source = onnx if backend.endswith("onnx") else checkpoint
+    pairs = {name: split(scenes / "list.txt", 1) for name in ("train_dataset", "val_dataset")}
+    keys = {"model_path": str(source), "results_dir": str(tmp_path), "backend": backend, "device": "cpu"}
+    keys |= {"mode": "static_ptq"}
+    tree = {"dataset": pairs | {"max_disparity": 64}, "quantize": keys}
+    kpi = act("quantize", tree).kpi
+    assert kpi["quantized_layers"] > 50
+    assert kpi["epe"] == pytest.approx(kpi["epe_before"], abs=2) and kpi["epe"] != kpi["epe_before"]

@@ -12,7 +12,14 @@ from stereo_core.models.foundation_stereo import cost_volume
 from stereo_core.models.foundation_stereo.aggregation import DisparityTransformer
 from stereo_core.models.foundation_stereo.geometry import GeometryLookup
 from stereo_core.models.optimize import optimize_for_inference, volume
-from stereo_core.models.optimize.channels import FromOneChannel, ToOneChannel, fold_batch_norms, pad_channels
+from stereo_core.models.optimize.channels import (
+    Doubling,
+    FromOneChannel,
+    ToOneChannel,
+    aligned,
+    fold_batch_norms,
+    pad_channels,
+)
 from stereo_core.models.optimize.depthwise import DepthwiseConv, convolve_plain, convolve_triton
 from stereo_core.models.optimize.lookup import look_up, look_up_plain, lookup_order, make_tables
 
@@ -29,7 +36,7 @@ def stirred(model: nn.Module) -> nn.Module:
             tensor.data = 0.1 * torch.randn_like(tensor)
         elif "gamma" in name:
             tensor.data = 0.4 + 0.1 * torch.randn_like(tensor)
-        elif tensor.dim() > 1:
+        elif tensor.dim() > 1 and tensor.is_floating_point():
             tensor.data = torch.randn_like(tensor) * (1.4 if tensor.dim() > 3 else 1) / tensor[0].numel() ** 0.5
     return model.eval()
 
@@ -60,6 +67,42 @@ def test_channels_that_are_no_multiple_of_eight():
     with torch.inference_mode():
         expected = model(left, right, 2)
         found = optimize_for_inference(model, 64, 96, iters=2, dtype=torch.float64, compile=False)(left, right)
+    assert (found - expected).abs().max() < 1e-6
+
+
+# No width is a multiple of eight, so each of them is padded, and none must be seen.
+ODD = {
+    "motion_encoder_widths": [20, 12, 10, 6],
+    "motion_encoder_final": 13,
+    "gru_hidden": 18,
+    "gru_gating_conv_widths": [22, 26],
+    "disp_head_intermediate": 11,
+    "disp_head_pwconv1_widths": [14, 19],
+    "mask_widths": [12, 7],
+    "stem_2_widths": [6, 10],
+    "spx_2_gru_widths": [7, 5, 10, 11],
+    "cnet_conv04_widths": [18, 13],
+    "cam_mid_channels": 3,
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"widths": ODD, "corr_levels": 1, "corr_radius": 3},
+        {"topology": "unpruned", "widths": ODD, "gwc_feature_normalize": False},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"topology": "unpruned"}, marks=pytest.mark.slow),
+    ],
+    ids=["odd widths", "unpruned, dot products", "published", "unpruned, published"],
+)
+def test_the_network_without_vit_in_float64(settings, images):
+    model = stirred(create_model("FastFoundationStereo", max_disparity=32, **settings)).double()
+    left, right = (x.double() for x in images(50, 62, batch=2))
+    with torch.inference_mode():
+        expected = model(left, right, 2)
+        found = optimize_for_inference(model, 50, 62, 2, 2, torch.float64, compile=False)(left, right)
+    assert expected.std() > 0.1
     assert (found - expected).abs().max() < 1e-6
 
 
@@ -115,6 +158,7 @@ def test_group_correlation_is_the_reference():
         (nn.Conv2d(1, 6, 7, padding=3), FromOneChannel, (2, 1, 9, 11)),
         (nn.Conv2d(6, 1, 3, padding=1), ToOneChannel, (2, 6, 9, 11)),
         (nn.Conv2d(6, 6, 7, padding=3, groups=6), DepthwiseConv, (2, 6, 9, 11)),
+        (nn.ConvTranspose2d(6, 9, 4, 2, 1), Doubling, (2, 6, 9, 11)),
         (nn.Conv3d(6, 4, (1, 3, 3), padding=(0, 1, 1)), volume.PlaneConv, (2, 6, 5, 9, 11)),
         (nn.Conv3d(6, 4, (17, 1, 1), padding=(8, 0, 0)), volume.DepthConv, (2, 6, 5, 9, 11)),
         (cost_volume.SlicedConv3d(6, 1, 7, padding=3), volume.ToOneVolume, (2, 6, 9, 5, 11)),
@@ -126,6 +170,14 @@ def test_a_faster_convolution_is_the_same_one(conv, faster, size):
     x = torch.randn(size)
     with torch.no_grad():
         assert torch.allclose(faster(conv)(x), conv(x), atol=1e-5)
+
+
+def test_joined_inputs_keep_their_weights():
+    weight = torch.arange(1, 31).reshape(3, 10)
+    found = aligned(weight, 7, 3)
+    assert found.shape == (8, 16)
+    assert torch.equal(found[:3, :7], weight[:, :7]) and torch.equal(found[:3, 8:11], weight[:, 7:])
+    assert found.sum() == weight.sum()
 
 
 @pytest.mark.parametrize("form", ["disparity", "heads"])
@@ -169,11 +221,14 @@ class TestOnTheGpu:
         weight, bias = torch.randn(width, width, size[1], device="cuda"), torch.randn(size[1], device="cuda")
         assert torch.allclose(convolve_triton(x, weight, bias), convolve_plain(x, weight, bias), atol=1e-3)
 
+    @pytest.mark.parametrize(
+        "network", [{"encoder": "vits"}, {"name": "FastFoundationStereo"}], ids=["with", "without"]
+    )
     @pytest.mark.parametrize("compile", [False, True])
-    def test_half_precision_keeps_the_disparity(self, images, compile):
+    def test_half_precision_keeps_the_disparity(self, images, compile, network):
         """The limits of the issue: mean 0.02 px, 99.9 % of the pixels within 0.25 px; the second call is a replay."""
         torch.manual_seed(0)
-        model = create_model(encoder="vits", max_disparity=128).eval().cuda()
+        model = create_model(**network, max_disparity=128).eval().cuda()
         predict = optimize_for_inference(model, 120, 250, iters=8, compile=compile)
         for seed in (0, 1):
             left, right = (x.cuda() for x in images(120, 250, seed=seed))

@@ -7,8 +7,10 @@ import pytest
 import torch
 import yaml
 from argo_simulator import Simulator
+from narrow_network import NARROW
 
 from stereo_core.models import create_model, save_checkpoint
+from stereo_core.models.checkpoints import describe
 from stereo_core.orchestration.argo import Repository, manifests
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.orchestration.graph import load_pipeline
@@ -118,6 +120,18 @@ def test_the_best_of_a_search_is_trained_on(scenes, tmp_path):
     assert measured == pytest.approx([searched, trained], abs=1e-3)
     page = (run.folder / "tasks/report/report").read_text()
     assert "best trial" in page and "training" in page and all(f"{value:.4g}" in page for value in measured)
+
+
+def test_another_network_by_its_spec_alone(scenes, tmp_path):
+    fast = {"model_type": "FastFoundationStereo", "max_disparity": 64, "train_iters": 1, "valid_iters": 1} | NARROW
+    automl = TRAIN | {"model": fast, "automl": {"automl_max_concurrent": 1}}
+    arguments = {"images_uri": str(scenes), "dataset_name": "FSD", "algorithm": "bayesian", "max_recommendations": 1}
+    arguments |= {"max_epochs": 1, "num_epochs": 1, "convert_spec": CONVERT, "automl_spec": automl}
+    run = ran("tune_and_train", arguments | {"evaluate_spec": EVALUATE}, tmp_path / "run")
+    trained = run.tasks["train"].artifacts["checkpoint"]
+    assert describe(trained.uri)["network"] == "FastFoundationStereo"
+    measured, expected = (run.tasks[name].artifacts["metrics"].metadata["epe"] for name in ("evaluate-2", "train"))
+    assert measured == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_starter_is_trained_without_images_and_published(scenes, tmp_path):

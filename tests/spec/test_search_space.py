@@ -124,7 +124,7 @@ def test_a_decay_after_a_trial_s_last_step_is_told(workspace, keys, settings, fi
     assert not list(never_reached(spec, first + 1))
     told = dict(never_reached(spec, first))
     assert set(told) == {f"train.optim.{key}" for key in keys}
-    assert f"decays at step {first}, and a trial has {first} steps" in told["train.optim.lr_decay"]
+    assert f"decays at step {first}, and a trial has {first} in all" in told["train.optim.lr_decay"]
 
 
 def test_the_radius_of_pretrained_weights_is_theirs(workspace):

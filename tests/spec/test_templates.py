@@ -17,6 +17,7 @@ TEMPLATES = Path(__file__).parent / "tao"
 CASES = [
     ("convert_middlebury", "convert"),
     ("convert_kitti", "convert"),
+    ("convert_kitti_2012", "convert"),
     ("train", "train"),
     ("evaluate", "evaluate"),
     ("inference", "inference"),
@@ -152,7 +153,7 @@ def test_the_networks_section_loads_in_every_verb(workspace, verb):
         ("model.encoder=vitg", "model.encoder: vitg: FastFoundationStereo is made for vits, vitb or vitl"),
         ("model.variant=tao", "model.variant: FastFoundationStereo has one; leave it out"),
         ("model.n_gru_layers=2", "model.hidden_dims: [128]: fewer than model.n_gru_layers 2"),
-        ("model.mask_widths=[32]", "model.mask_widths: 1 entries; at least 2 are needed"),
+        ("model.mask_widths=[32]", "model.mask_widths: 1 given; at least 2 are needed"),
         ("model.volume_dim=48", "model.volume_dim: 48: the network has 28 cost volume channels"),
     ],
 )
@@ -181,3 +182,21 @@ def test_with_an_engine_the_network_section_is_not_judged(workspace):
     spec = load_spec("evaluate", TEMPLATES / "deploy.yaml", ["model.model_type=MetricDepthAnything"])
     assert results_dir(spec, "evaluate") == Path("results/trt_evaluate")
     assert spec.evaluate.resize == "pad"
+
+
+def test_kitti_2012_converts(workspace):
+    """The first frame of each pair, from the folder above `training` and from `training` itself, as people give it."""
+    from stereo_core.run.perform import perform
+
+    training = workspace / "data/KITTI_2012/training"
+    for folder in ("colored_0", "colored_1", "disp_noc"):
+        (training / folder).mkdir(parents=True)
+        for frame in ("000000_10.png", "000000_11.png", "000001_10.png"):
+            if folder != "disp_noc" or "_10" in frame:
+                (training / folder / frame).touch()
+    for root in ("data/KITTI_2012", "data/KITTI_2012/training"):
+        spec = load_spec("convert", TEMPLATES / "convert_kitti_2012.yaml", [f"data_root={root}"])
+        assert perform("convert", spec) == 0
+        lines = [line.split() for line in (workspace / "results/test.txt").read_text().splitlines()]
+        expected = [[f"{training}/{f}/00000{n}_10.png" for f in ("colored_0", "colored_1", "disp_noc")] for n in (0, 1)]
+        assert lines == expected

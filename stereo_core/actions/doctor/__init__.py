@@ -21,6 +21,7 @@ from stereo_core.spec import effects, results_dir
 from stereo_core.spec.train import AUTO
 from stereo_core.training.checkpoints import newest_whole, read_progress
 from stereo_core.training.doubts import beyond_the_cost_volume
+from stereo_core.values import counted
 
 WIDTH = 140  # columns of the table in a file or a pipe
 
@@ -68,7 +69,7 @@ def weights(case: Case) -> Iterator[Finding]:
     resume = newest_whole(folder) if said == AUTO else said or None
     if resume:
         done = read_progress(resume).epochs
-        text = f"goes on from {resume}: {done} of {train.num_epochs} epochs are done"
+        text = f"goes on from {resume}: {done} of {counted(train.num_epochs, 'epoch')} are done"
         over = warning if said == AUTO else problem  # auto leaves a run that is over alone
         yield ok(text) if done < train.num_epochs else over(text, "raise train.num_epochs")
     elif next(folder.glob("model_epoch_*.pth"), None):

@@ -13,6 +13,7 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.choice import BEST, LATEST
 from stereo_core.training.distribution import resolve
 from stereo_core.training.memory import checkpoint_bytes, step_memory
+from stereo_core.values import counted
 
 PREFETCHED = 2  # batches that each loader process holds ready, torch's default
 PIXEL_BYTES = 29  # a pixel of a sample: two float32 RGB images, a float32 disparity, a mask
@@ -48,12 +49,12 @@ def cores(case: Case) -> Iterator[Finding]:
         yield warning("no loader processes: each step waits until its pairs are read", "dataset.train_dataset.workers")
     elif wanted > there:
         yield warning(
-            f"{processes} x {workers} loader processes and {processes} that train, on {there} cores: they "
+            f"{processes} x {workers} loader processes and {processes} that train, on {counted(there, 'core')}: they "
             "compete for them",
             f"dataset.train_dataset.workers={max(1, there // processes - 1)}, or ask for {wanted} cores",
         )
     else:
-        yield ok(f"{processes} x {workers} loader processes on {there} cores")
+        yield ok(f"{processes} x {workers} loader processes on {counted(there, 'core')}")
 
 
 def shared_memory(case: Case) -> Iterator[Finding]:
@@ -102,8 +103,8 @@ def disk(case: Case) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     one, count = checkpoint_bytes(case.network, case.spec.train), kept_checkpoints(case) + case.copies
     text = (
-        f"{count} checkpoints of {one / GIB:.2f} GiB take {count * one / GIB:.1f} GiB, {free / GIB:.1f} GiB are free "
-        f"in {folder}"
+        f"{counted(count, 'checkpoint')} of {one / GIB:.2f} GiB: {count * one / GIB:.1f} GiB in all, "
+        f"{free / GIB:.1f} GiB are free in {folder}"
     )
     if count * one > free:
         yield problem(text, "another results_dir, or lower train.keep_checkpoints (0 keeps all)")

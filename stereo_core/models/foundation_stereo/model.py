@@ -98,7 +98,7 @@ class StereoNetwork(Infers, nn.Module):
         H, W = left_B3HW.shape[-2:]
         if self.training:
             if H % MULTIPLE or W % MULTIPLE:
-                raise ValueError(f"training images of {H} x {W}: height and width must be multiples of {MULTIPLE}")
+                raise ValueError(f"training images of {W} x {H} px: width and height must be multiples of {MULTIPLE}")
             left, right = normalise(left_B3HW), normalise(right_B3HW)
             return self.predict(left, right, _or(iters, self.config.train_iters), every=True)
         return self._padded(left_B3HW, right_B3HW, iters)
@@ -168,7 +168,7 @@ class StereoNetwork(Infers, nn.Module):
         stem_2x: Tensor | None,
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """New states, new disparity and, where a stem is given for it, that disparity in full resolution."""
-        costs = lookup(disp_B1hw).to(states[0].dtype)
+        costs = lookup(disp_B1hw, states[0].dtype)
         states, step = self.update_block(states, contexts, attentions, costs, disp_B1hw)
         disp_B1hw = disp_B1hw + step
         return states, disp_B1hw, None if stem_2x is None else self.upsample(disp_B1hw, states[0], stem_2x)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stereo_core.errors import ModelError
+from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
 from stereo_core.models.foundation_stereo.model import FoundationStereo, normalise, padding_to_multiple, unpad
-from stereo_core.models.optimize.network import FastNetwork
+from stereo_core.models.optimize.network import FastNetwork, WithoutViT, WithViT
 
 WARM_UP = 2  # passes before a graph is recorded: the first compiles, and cuDNN chooses its kernels
 MOST_VARIANTS = 64  # of one function that may be compiled: a part is made anew for each level and each shape
@@ -34,7 +35,7 @@ def optimize_for_inference(
     """The same network, fast at one shape, on the device where it is.
 
     Args:
-        model: a FoundationStereo; it is copied, in eval mode, and stays as it is.
+        model: a FoundationStereo or a FastFoundationStereo; it is copied, in eval mode, and stays as it is.
         height, width: of the images, px; any.
         batch: pairs a call.
         iters: iterations; None: the model's `valid_iters`.
@@ -58,9 +59,12 @@ def make_network(model: nn.Module, dtype: torch.dtype, *, compile: bool = True) 
     Raises:
         ModelError: another network, or a quantised one.
     """
-    if type(model) is not FoundationStereo or any(p.dtype not in _FLOATS for p in model.parameters()):
-        raise ModelError("only a FoundationStereo in floating point can be optimised for inference")
-    network = FastNetwork(model, dtype)
+    rewritten = {FoundationStereo: WithViT, FastFoundationStereo: WithoutViT}.get(type(model))
+    if rewritten is None or any(p.dtype not in _FLOATS for p in model.parameters()):
+        raise ModelError(
+            "only a FoundationStereo or a FastFoundationStereo in floating point can be optimised for inference"
+        )
+    network = rewritten(model, dtype)
     if compile:
         network.compile()
     return network
@@ -111,7 +115,8 @@ def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device
             torch.cuda.empty_cache()
             network.side = torch.cuda.Stream()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+            # a loader's threads may lock memory meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 output = run(*inputs)
             network.side = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stereo_core.models.optimize.lookup import rounded_up
 
+IMAGE = 3  # channels
 # Attributes of a module under which a convolution and the norm behind it stand.
 PAIRS = (("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv1", "norm1"), ("conv2", "norm2"), ("0", "1"))
 
@@ -26,14 +29,24 @@ def fold_batch_norms(network: nn.Module) -> None:
                 setattr(module, norm_name, nn.Identity())
 
 
+def replace(network: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> None:
+    """Put what `make` makes of them in the place of all modules of a kind inside of a network."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is kind:
+                setattr(module, name, make(child))
+
+
 def pad_channels(network: nn.Module) -> None:
     """Round the channels of all convolutions up to multiples of eight; those added hold zeros, or meet zero weights.
+    Images keep their three.
 
     Batch normalisations must have been folded.
     """
     for module in network.modules():
         if isinstance(module, _ConvNd):
-            pad_convolution(module, rounded_up(module.in_channels), rounded_up(module.out_channels))
+            inputs = module.in_channels if module.in_channels == IMAGE else rounded_up(module.in_channels)
+            pad_convolution(module, inputs, rounded_up(module.out_channels))
         elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
             module.num_features = rounded_up(module.num_features)
 
@@ -56,6 +69,29 @@ def pad_convolution(conv: _ConvNd, inputs: int, outputs: int) -> None:
 
 def pad_rows(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x, x.new_zeros(rows - x.shape[0], *x.shape[1:])])
+
+
+def aligned(weight: Tensor, *parts: int) -> Tensor:
+    """Weights (outputs, inputs, ...) with their channels rounded up to multiples of eight, those added zero.
+
+    `parts`: how many channels each of the tensors has that are joined to the inputs; each is rounded up for itself.
+    """
+    pieces = weight.transpose(0, 1).split(parts or weight.shape[1])
+    columns = torch.cat([pad_rows(piece, rounded_up(piece.shape[0])) for piece in pieces])
+    return aligned_rows(columns.transpose(0, 1))
+
+
+def aligned_rows(x: Tensor) -> Tensor:
+    return pad_rows(x, rounded_up(x.shape[0]))
+
+
+def aligned_linear(layer: nn.Linear) -> nn.Linear:
+    return linear(aligned(layer.weight), aligned_rows(layer.bias))
+
+
+def aligned_convolution(conv: nn.Conv2d, *parts: int) -> nn.Conv2d:
+    """A convolution that keeps the size of the image; `parts` as of `aligned`."""
+    return convolution(aligned(conv.weight, *parts), None if conv.bias is None else aligned_rows(conv.bias))
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -109,3 +145,21 @@ class ToOneChannel(nn.Module):
         maps = F.pad(maps.to(torch.promote_types(maps.dtype, torch.float32)), (0, 0) + (self.K // 2,) * 4)
         moved = [maps[:, i // self.K :, i % self.K :, i][:, :h, :w] for i in range(self.K**2)]
         return sum(moved[1:], moved[0] + self.bias)[:, None]
+
+
+class Doubling(nn.Module):
+    """A deconvolution of width 4 that doubles the size, as a convolution to four phases: it takes any number of output
+    channels well."""
+
+    def __init__(self, deconv: nn.ConvTranspose2d):
+        super().__init__()
+        assert (deconv.kernel_size, deconv.stride, deconv.padding) == ((4, 4), (2, 2), (1, 1))
+        taps = F.pad(deconv.weight.flip(2, 3), (1, 1, 1, 1))
+        phases = [taps[:, :, 1 - y :: 2, 1 - x :: 2] for y in range(2) for x in range(2)]
+        weight = torch.stack(phases, dim=2).flatten(1, 2).transpose(0, 1)
+        self.outputs = weight.shape[0]
+        bias = deconv.bias.repeat_interleave(4)
+        self.conv = convolution(aligned_rows(weight), aligned_rows(bias))
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x_BChw)[:, : self.outputs], 2)

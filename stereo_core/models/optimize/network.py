@@ -1,4 +1,4 @@
-"""FoundationStereo rewritten for one use: inference in one type, the same weights and the same output.
+"""The networks rewritten for one use: inference in one type, the same weights and the same output.
 
 B images, C channels, H, W image size (multiples of 32), h = H/4, w = W/4.
 """
@@ -11,13 +11,22 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from stereo_core.models.foundation_stereo.aggregation import AxialPlanarConv
-from stereo_core.models.foundation_stereo.cost_volume import concatenation, expected_disparity
-from stereo_core.models.foundation_stereo.model import FoundationStereo
+from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
+from stereo_core.models.foundation_stereo.aggregation import AxialPlanarConv, DisparityTransformer
+from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
+from stereo_core.models.foundation_stereo.cost_volume import SlicedConv3d, concatenation, expected_disparity
+from stereo_core.models.foundation_stereo.model import FoundationStereo, StereoNetwork
 from stereo_core.models.foundation_stereo.refinement import SCALES
-from stereo_core.models.optimize.channels import fold_batch_norms, pad_channels
+from stereo_core.models.optimize.channels import (
+    Doubling,
+    aligned_convolution,
+    fold_batch_norms,
+    pad_channels,
+    pad_convolution,
+    replace,
+)
 from stereo_core.models.optimize.depthwise import speed_up_depthwise
-from stereo_core.models.optimize.lookup import ALIGNED, Tables, make_tables
+from stereo_core.models.optimize.lookup import ALIGNED, Tables, make_tables, rounded_up
 from stereo_core.models.optimize.update import FastGRU, FastHead, FastMotion
 from stereo_core.models.optimize.volume import (
     DepthConv,
@@ -31,38 +40,38 @@ from stereo_core.models.optimize.volume import (
 
 
 class FastNetwork(nn.Module):
-    """The network of a model in eval mode, in parts that are compiled one by one.
+    """What the networks share, in parts that are compiled one by one. Each has a `forward` of its own.
 
     Args:
         model: left as it is.
         dtype: of weights and features. Norms, softmax over disparity, the disparity and where it is looked up stay in
             float32.
+        classic: the settings of the parts that all networks have.
+        context: channels of a context.
+        normalised: whether the group correlation is a cosine.
     """
 
-    def __init__(self, model: FoundationStereo, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: StereoNetwork,
+        dtype: torch.dtype,
+        classic: FoundationStereoConfig,
+        context: int,
+        normalised: bool = True,
+    ):
         super().__init__()
-        network = deepcopy(model).eval().requires_grad_(False)
-        config = self.config = network.config
+        network = self.network = deepcopy(model).eval().requires_grad_(False)
+        self.config, self.classic, self.normalised = network.config, classic, normalised
         fold_batch_norms(network)
-        _speed_up_volume(network)
-        update = network.update_block
-        hidden, channels = config.widths.hidden, config.widths.volume
-        levels = range(config.n_gru_layers)
-        self.grus = nn.ModuleList(FastGRU(getattr(update, f"gru{SCALES[i]}"), hidden) for i in levels)
-        self.motion = FastMotion(update.encoder, channels, config.corr_levels, config.corr_radius)
-        self.head = FastHead(update.disp_head)
-        for replaced in [*(f"gru{SCALES[i]}" for i in levels), "encoder", "disp_head"]:
-            delattr(update, replaced)
-        self.network = network
+        _speed_up_volume(network, classic)
+        self._speed_up_update(context)
+        self._align()
         speed_up_depthwise(self)
         self.to(dtype)
         _channels_last(self)
-        self.side: torch.cuda.Stream | None = None  # where the coarse levels run; None: everything in one stream
+        self.side: torch.cuda.Stream | None = None  # where parts run beside the others; None: everything in one stream
         self.compiled = False
         self.parts = {
-            "vit": network.feature.dino,
-            "convolutional": network.feature.convolutional,
-            "joined": network.feature.joined,
             "volume": self.volume,
             "context": self.context,
             "motion": self.motion,
@@ -72,31 +81,23 @@ class FastNetwork(nn.Module):
             "upsample": network.upsample,
         }
 
+    def _speed_up_update(self, context: int) -> None:
+        update, config = self.network.update_block, self.config
+        scales = SCALES[: update.levels]
+        grus = [getattr(update, f"gru{scale}") for scale in scales]
+        self.grus = nn.ModuleList(FastGRU(gru, context, gru is not grus[-1]) for gru in grus)
+        self.motion = FastMotion(update.encoder, self.classic.widths.volume, config.corr_levels, config.corr_radius)
+        self.head = FastHead(update.disp_head)
+        for replaced in [*(f"gru{scale}" for scale in scales), "encoder", "disp_head"]:
+            delattr(update, replaced)
+
+    def _align(self) -> None:
+        """Round up the channels of what else is not as wide as the tensor cores want it."""
+
     def compile(self) -> None:
         """Have TorchInductor make the kernels of all parts at their first use."""
         self.compiled = True
         self.parts = {name: torch.compile(part, dynamic=False, fullgraph=True) for name, part in self.parts.items()}
-
-    def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int) -> Tensor:
-        """ImageNet-normalised images in the network's type, H and W multiples of 32 -> (B, 1, H, W) in px, float32.
-
-        What one stream made and the other reads keeps its name to the end: its memory must not be taken before.
-        """
-        B, parts = left_B3HW.shape[0], self.parts
-        images = torch.cat([left_B3HW, right_B3HW]).contiguous(memory_format=torch.channels_last)
-        with self._beside(self._mark()):
-            convolutional = parts["convolutional"](images)
-            features_done = self._mark()
-        vit_BChw = parts["vit"](images)
-        with self._beside(self._mark()):
-            states, fixed, attentions, stem_2x = parts["context"](images[:B], vit_BChw[:B])
-            context_done = self._mark()
-        self._wait(features_done)
-        features = parts["joined"](convolutional, vit_BChw)
-        disp_B1hw, tables = parts["volume"](features[0][:B], features[0][B:], [x[:B] for x in features[1:]])
-        self._wait(context_done)
-        refined, disp_B1hw = self.refine(disp_B1hw, tables, states, fixed, attentions, iters)
-        return parts["upsample"](disp_B1hw, refined[0], stem_2x)
 
     def refine(
         self,
@@ -132,8 +133,8 @@ class FastNetwork(nn.Module):
 
     def volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> tuple[Tensor, Tables]:
         """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> start disparity, tables to look up."""
-        network, config = self.network, self.config
-        correlation = group_correlation(left4, right4, config.bins, config.widths.correlation_groups)
+        network, config, widths = self.network, self.config, self.classic.widths
+        correlation = group_correlation(left4, right4, config.bins, widths.correlation_groups, self.normalised)
         pair = concatenation(network.proj_cmb(left4), network.proj_cmb(right4), config.bins)
         volume = torch.cat([correlation, pair], dim=1).contiguous(memory_format=torch.channels_last_3d)
         volume = network.corr_feature_att(network.corr_stem(volume), left4)
@@ -141,11 +142,13 @@ class FastNetwork(nn.Module):
         disp_B1hw = expected_disparity(network.classifier(volume))
         pairs = all_pairs(left4, right4)
         levels, radius = config.corr_levels, config.corr_radius
-        return disp_B1hw, make_tables(volume, pairs, config.widths.volume, levels, radius)
+        return disp_B1hw, make_tables(volume, pairs, widths.volume, levels, radius)
 
-    def context(self, left_B3HW: Tensor, vit_BChw: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    def context(
+        self, left_B3HW: Tensor, feature_BChw: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
         """States, what the contexts add to the first convolution of each GRU, spatial attentions; the 1/2 stem."""
-        states, contexts, attentions = self.network.context(left_B3HW, vit_BChw)
+        states, contexts, attentions = self.network.context(left_B3HW, feature_BChw)
         fixed = [gru.context(context) for gru, context in zip(self.grus, contexts, strict=True)]
         return states, fixed, attentions, self.network.stem_2(left_B3HW)
 
@@ -166,18 +169,80 @@ class FastNetwork(nn.Module):
         return torch.cuda.stream(self.side)
 
 
-def _speed_up_volume(network: FoundationStereo) -> None:
+class WithViT(FastNetwork):
+    """FoundationStereo."""
+
+    def __init__(self, model: FoundationStereo, dtype: torch.dtype):
+        super().__init__(model, dtype, model.config, model.config.widths.hidden)
+        feature = self.network.feature
+        self.parts |= {"vit": feature.dino, "convolutional": feature.convolutional, "joined": feature.joined}
+
+    def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int) -> Tensor:
+        """ImageNet-normalised images in the network's type, H and W multiples of 32 -> (B, 1, H, W) in px, float32.
+
+        What one stream made and the other reads keeps its name to the end: its memory must not be taken before.
+        """
+        B, parts = left_B3HW.shape[0], self.parts
+        images = torch.cat([left_B3HW, right_B3HW]).contiguous(memory_format=torch.channels_last)
+        with self._beside(self._mark()):
+            convolutional = parts["convolutional"](images)
+            features_done = self._mark()
+        vit_BChw = parts["vit"](images)
+        with self._beside(self._mark()):
+            states, fixed, attentions, stem_2x = parts["context"](images[:B], vit_BChw[:B])
+            context_done = self._mark()
+        self._wait(features_done)
+        features = parts["joined"](convolutional, vit_BChw)
+        disp_B1hw, tables = parts["volume"](features[0][:B], features[0][B:], [x[:B] for x in features[1:]])
+        self._wait(context_done)
+        refined, disp_B1hw = self.refine(disp_B1hw, tables, states, fixed, attentions, iters)
+        return parts["upsample"](disp_B1hw, refined[0], stem_2x)
+
+
+class WithoutViT(FastNetwork):
+    """FastFoundationStereo."""
+
+    def __init__(self, model: FastFoundationStereo, dtype: torch.dtype):
+        config = model.config
+        _, context = config.widths.cnet_conv04_widths
+        super().__init__(model, dtype, config.classic, context, config.gwc_feature_normalize)
+        self.parts["features"] = self.network.feature
+
+    def _align(self) -> None:
+        network = self.network
+        _, enlarged, stem, _ = self.config.widths.spx_2_gru_widths
+        fuse = network.spx_2_gru
+        for part in (network.cnet.conv04[0], network.update_block.mask, network.stem_2, fuse.conv1):
+            pad_channels(part)
+        fuse.conv2.conv = aligned_convolution(fuse.conv2.conv, enlarged, stem)
+        pad_convolution(network.spx_gru[0], rounded_up(network.spx_gru[0].in_channels), 9)
+        network.spx_gru[0] = Doubling(network.spx_gru[0])
+
+    def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int) -> Tensor:
+        """As of `WithViT`."""
+        B, parts = left_B3HW.shape[0], self.parts
+        images = torch.cat([left_B3HW, right_B3HW]).contiguous(memory_format=torch.channels_last)
+        features, context_BChw = parts["features"](images)
+        with self._beside(self._mark()):
+            states, fixed, attentions, stem_2x = parts["context"](images[:B], context_BChw[:B])
+            context_done = self._mark()
+        disp_B1hw, tables = parts["volume"](features[0][:B], features[0][B:], [x[:B] for x in features[1:]])
+        self._wait(context_done)
+        refined, disp_B1hw = self.refine(disp_B1hw, tables, states, fixed, attentions, iters)
+        return parts["upsample"](disp_B1hw, refined[0], stem_2x)
+
+
+def _speed_up_volume(network: StereoNetwork, classic: FoundationStereoConfig) -> None:
     """Rewrite the parts that work on volumes; batch normalisations have been folded."""
-    widths = network.config.widths
-    network.classifier[2] = ToOneVolume(network.classifier[2])
-    inputs = (*network.config.feature_dims, 2 * widths.volume, widths.correlation_groups + 2 * widths.concat)
+    widths = classic.widths
+    replace(network.classifier, SlicedConv3d, ToOneVolume)
+    inputs = (*classic.feature_dims, 2 * widths.volume, widths.correlation_groups + 2 * widths.concat)
     parts = (network.corr_stem, network.corr_feature_att, network.cost_agg, network.classifier)
     if all(dim % ALIGNED == 0 for dim in inputs):  # else joined channels would not meet their weights
         for part in parts:
             pad_channels(part)
-        form = network.config.disparity_attention
-        faster = UnpaddedTransformer if form == "tao" else FastTransformer
-        network.cost_agg.atts["4"] = faster(network.cost_agg.atts["4"])
+        faster = UnpaddedTransformer if classic.disparity_attention == "tao" else FastTransformer
+        replace(network.cost_agg, DisparityTransformer, faster)
     for module in network.cost_agg.modules():
         if isinstance(module, AxialPlanarConv):
             module.conv1[0], module.conv2[0] = PlaneConv(module.conv1[0]), DepthConv(module.conv2[0])

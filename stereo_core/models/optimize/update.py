@@ -13,25 +13,38 @@ from stereo_core.models.foundation_stereo.layers import at_least_float32, resize
 from stereo_core.models.foundation_stereo.refinement import (
     ConvGRU,
     DisparityHead,
+    HeadBlock,
     MotionEncoder,
     SelectiveGRU,
     halve,
 )
-from stereo_core.models.optimize.channels import FromOneChannel, ToOneChannel, convolution, linear, pad_convolution
+from stereo_core.models.optimize.channels import (
+    FromOneChannel,
+    ToOneChannel,
+    aligned,
+    aligned_convolution,
+    aligned_linear,
+    aligned_rows,
+    convolution,
+    linear,
+    pad_convolution,
+)
 from stereo_core.models.optimize.lookup import Tables, look_up, lookup_order, rounded_up
 
 
 class FastMotion(nn.Module):
-    """Disparity -> motion features, the raw disparity as their last channel; the costs are looked up here."""
+    """Disparity -> motion features, the raw disparity behind them; the costs are looked up here."""
 
     def __init__(self, encoder: MotionEncoder, channels: int, levels: int, radius: int):
         super().__init__()
         weight = encoder.convc1.weight.flatten(1)[:, lookup_order(channels, levels, radius)]
-        self.costs = linear(F.pad(weight, (0, rounded_up(weight.shape[1]) - weight.shape[1])), encoder.convc1.bias)
-        self.convc2, self.convd2, self.conv = encoder.convc2, encoder.convd2, encoder.conv
+        self.costs = linear(aligned(weight), aligned_rows(encoder.convc1.bias))
+        self.convc2, self.convd2 = aligned_convolution(encoder.convc2), aligned_convolution(encoder.convd2)
+        pad_convolution(encoder.convd1, 1, rounded_up(encoder.convd1.out_channels))
         self.convd1 = FromOneChannel(encoder.convd1)
-        self.wanted = self.conv.out_channels
-        pad_convolution(self.conv, self.conv.in_channels, self.wanted + 1)
+        self.conv = aligned_convolution(encoder.conv, encoder.convc2.out_channels, encoder.convd2.out_channels)
+        self.wanted = encoder.conv.out_channels
+        self.spare = rounded_up(self.wanted + 1) - self.wanted - 1
 
     def forward(self, disp_B1hw: Tensor, tables: Tables) -> Tensor:
         B, _, h, w = disp_B1hw.shape
@@ -40,15 +53,16 @@ class FastMotion(nn.Module):
         disp_B1hw = disp_B1hw.to(costs.dtype)
         shape = self.convd2(self.convd1(disp_B1hw).relu()).relu()
         motion = self.conv(torch.cat([costs, shape], dim=1)).relu()
-        return torch.cat([motion[:, : self.wanted], disp_B1hw], dim=1)
+        return torch.cat([motion[:, : self.wanted], F.pad(disp_B1hw, (0, 0, 0, 0, 0, self.spare))], dim=1)
 
 
 class FastGate(nn.Module):
     def __init__(self, gru: ConvGRU):
         super().__init__()
-        weight = torch.cat([gru.convz.weight, gru.convr.weight])
-        self.convzr = convolution(weight, torch.cat([gru.convz.bias, gru.convr.bias]))
-        self.convq = gru.convq
+        hidden = gru.convq.out_channels
+        gates = (aligned_convolution(gru.convz), aligned_convolution(gru.convr))
+        self.convzr = convolution(torch.cat([g.weight for g in gates]), torch.cat([g.bias for g in gates]))
+        self.convq = aligned_convolution(gru.convq, hidden, gru.convq.in_channels - hidden)
 
     def forward(self, h: Tensor, x: Tensor, hx: Tensor) -> Tensor:
         z, r = self.convzr(hx).sigmoid().chunk(2, dim=1)
@@ -58,14 +72,19 @@ class FastGate(nn.Module):
 
 class FastGRU(nn.Module):
     """A selective GRU whose context, the first of its inputs, comes as `fixed`: what its part of the first convolution
-    makes of it, the same in every iteration."""
+    makes of it, the same in every iteration.
 
-    def __init__(self, gru: SelectiveGRU, context: int):
+    State and inputs have their channels rounded up; those added stay zero.
+    """
+
+    def __init__(self, gru: SelectiveGRU, context: int, has_coarser: bool):
         super().__init__()
-        first = gru.conv0[0]
-        self.context = convolution(first.weight[:, :context], first.bias)
-        self.rest = convolution(first.weight[:, context:], None)
-        self.conv1 = gru.conv1[0]
+        first, second, hidden = gru.conv0[0], gru.conv1[0], gru.small_gru.convq.out_channels
+        own = first.in_channels - context
+        inputs = (own - hidden, hidden) if has_coarser else (own,)
+        self.context = convolution(aligned_rows(first.weight[:, :context]), aligned_rows(first.bias))
+        self.rest = convolution(aligned(first.weight[:, context:], *inputs), None)
+        self.conv1 = aligned_convolution(second, first.out_channels, hidden)
         self.small, self.large = FastGate(gru.small_gru), FastGate(gru.large_gru)
 
     def forward(self, fixed: Tensor, attention: Tensor, state: Tensor, *inputs: Tensor) -> Tensor:
@@ -89,8 +108,19 @@ class FastHead(nn.Module):
 
     def __init__(self, head: DisparityHead):
         super().__init__()
-        self.before = head.conv[:-1]
-        self.last = ToOneChannel(head.conv[-1])
+        first, relu, *blocks, last = head.conv
+        for block in blocks:
+            _align_block(block)
+        self.before = nn.Sequential(aligned_convolution(first), relu, *blocks)
+        pad_convolution(last, rounded_up(last.in_channels), 1)
+        self.last = ToOneChannel(last)
 
     def forward(self, state: Tensor, disp_B1hw: Tensor) -> Tensor:
         return disp_B1hw + at_least_float32(self.last(self.before(state)))
+
+
+def _align_block(block: HeadBlock) -> None:
+    lanes = rounded_up(block.dwconv.in_channels)
+    pad_convolution(block.dwconv, lanes, lanes)
+    block.gamma.data = aligned_rows(block.gamma.data)
+    block.pwconv1, block.pwconv2 = aligned_linear(block.pwconv1), aligned_linear(block.pwconv2)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stereo_core.models.foundation_stereo.aggregation import DisparityTransformer, TransformerLayer, sinusoids
 from stereo_core.models.foundation_stereo.cost_volume import SlicedConv3d
 from stereo_core.models.foundation_stereo.layers import at_least_float32, unit_length
-from stereo_core.models.optimize.channels import convolution, linear, pad_rows
+from stereo_core.models.optimize.channels import aligned_linear, convolution, linear, pad_rows
 from stereo_core.models.optimize.lookup import rounded_up
 
 MOST_COLUMNS = 65535  # that CUDA's fused attention takes in one call
@@ -21,15 +21,18 @@ MOST_COLUMNS = 65535  # that CUDA's fused attention takes in one call
 
 def all_pairs(left_BChw: Tensor, right_BChw: Tensor) -> Tensor:
     """As `cost_volume.all_pairs`, normalised in float32 and multiplied in the features' type: (B, h, w, w)."""
-    left, right = (unit_length(x, 1).to(x.dtype) for x in (left_BChw, right_BChw))
-    return left.permute(0, 2, 3, 1) @ right.permute(0, 2, 1, 3)
+    return _products(*(unit_length(x, 1).to(x.dtype) for x in (left_BChw, right_BChw)))
 
 
-def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: int) -> Tensor:
+def _products(left_BChw: Tensor, right_BChw: Tensor) -> Tensor:
+    return left_BChw.permute(0, 2, 3, 1) @ right_BChw.permute(0, 2, 1, 3)
+
+
+def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: int, normalised: bool = True) -> Tensor:
     """As `cost_volume.group_correlation`; the band is read from the products, and no padded copy is made."""
     B, C, h, w = left_BChw.shape
     left, right = (x.reshape(B * groups, C // groups, h, w) for x in (left_BChw, right_BChw))
-    pairs = all_pairs(left, right).reshape(B, groups, h, w, w)
+    pairs = (all_pairs if normalised else _products)(left, right).reshape(B, groups, h, w, w)
     column = torch.arange(w, device=left.device)
     match_Dw = column - torch.arange(bins, device=left.device)[:, None]
     band = pairs[..., column.expand(bins, w), match_Dw.clamp(min=0)] * (match_Dw >= 0)
@@ -102,15 +105,19 @@ class FastAttention(nn.Module):
     def forward(self, x_NLC: Tensor) -> Tensor:
         N, L, _ = x_NLC.shape
         qkv = self.qkv(x_NLC).reshape(N, L, 3, self.H, self.c)
-        order = (2, 0, 3, 1, 4) if self.form == "disparity" else (2, 0, 1, 3, 4)
-        parts = [F.scaled_dot_product_attention(*x, scale=self.scale) for x in _chunks(qkv.permute(order))]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        y = y.transpose(1, 2) if self.form == "disparity" else y
+        y = self._between_heads(*qkv.unbind(2)) if self.form == "heads" else self._between_tokens(qkv)
         return self.out(y.reshape(N, L, self.H * self.c))
 
+    def _between_tokens(self, qkv: Tensor) -> Tensor:
+        chunks = qkv.permute(2, 0, 3, 1, 4).split(MOST_COLUMNS, dim=1)
+        parts = [F.scaled_dot_product_attention(*chunk, scale=self.scale) for chunk in chunks]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(1, 2)
 
-def _chunks(qkv: Tensor) -> list[Tensor]:
-    return list(qkv.split(MOST_COLUMNS, dim=1))
+    def _between_heads(self, q_NLHc: Tensor, k_NLHc: Tensor, v_NLHc: Tensor) -> Tensor:
+        """Sums of products: a kernel for sequences would spend a block on each token's few heads."""
+        q, k, v = (at_least_float32(x) for x in (q_NLHc, k_NLHc, v_NLHc))
+        weight_NLHH = ((q[..., :, None, :] * k[..., None, :, :]).sum(-1) * self.scale).softmax(-1)
+        return (weight_NLHH[..., None] * v[..., None, :, :]).sum(-2).to(q_NLHc.dtype)
 
 
 class FastLayer(nn.Module):
@@ -121,10 +128,7 @@ class FastLayer(nn.Module):
         self.C = layer.linear1.in_features
         lanes = rounded_up(self.C)
         self.attention = FastAttention(layer.self_attn)
-        self.linear1, self.linear2 = (
-            linear(pad_rows(F.pad(old.weight, (0, lanes - self.C)), lanes), pad_rows(old.bias, lanes))
-            for old in (layer.linear1, layer.linear2)
-        )
+        self.linear1, self.linear2 = aligned_linear(layer.linear1), aligned_linear(layer.linear2)
         self.norm1, self.norm2 = (PaddedNorm(norm, lanes) for norm in (layer.norm1, layer.norm2))
 
     def forward(self, x_NLC: Tensor) -> Tensor:
