@@ -86,7 +86,8 @@ class StatusLog:
     def _write(self, status: str, verbosity: str, message: str, fields: dict, kpi: dict | None = None) -> None:
         if self.path is None:
             return
-        self._said = message
+        if verbosity != "WARNING":
+            self._said = message
         now = datetime.now().astimezone()
         line = {
             "date": f"{now.month}/{now.day}/{now.year}",

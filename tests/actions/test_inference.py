@@ -17,6 +17,7 @@ from stereo_core.engines import BuildSettings, build_engine, load_engine
 from stereo_core.report.pictures import STRIP, colour_disparity
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.perform import perform
+from stereo_core.run.status import warnings_in
 from stereo_core.spec import spec_from_dict
 
 MODEL = {"preset": "tiny", "valid_iters": 3}
@@ -241,6 +242,8 @@ def test_images_larger_than_the_engine_draw_one_warning(scenes, infer, small_eng
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "scaled down" in r.getMessage()]
     assert len(warnings) == 1 and "images of 96 x 64 are larger than the engine, at most 64 x 32" in warnings[0]
     assert "inference.tile" in warnings[0] and "export.dynamic_hw" in warnings[0]
+    assert warnings[0] in warnings_in(tmp_path)
+    assert warnings[0] in json.loads((tmp_path / "results.json").read_text())["warnings"]
 
 
 def test_middlebury_calibration(shared, infer, tmp_path):

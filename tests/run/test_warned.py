@@ -117,3 +117,10 @@ def test_the_page_of_an_action_begins_with_its_warnings(tmp_path):
     StatusLog(tmp_path).warning("a < b")
     page = action_report(tmp_path, outcome, "evaluate")
     assert "<h2>Warnings</h2>" in page and "a &lt; b" in page
+
+
+def test_a_warning_does_not_say_where_a_run_is(tmp_path):
+    status = StatusLog(tmp_path)
+    status.running("Loading checkpoint: a.pth")
+    status.warning(SCALED)
+    assert status.where().startswith("Loading checkpoint: a.pth (")
