@@ -102,8 +102,8 @@ def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
         if files and left in folder.name and (folder.parent / folder.name.replace(left, right)).is_dir():
             return _paired(str(folder.parent), [f"/{folder.name}{path}" for path in files], {left: right}, called)
     names = ", ".join(f"{left} (right: {right})" for left, right in NAMES)
-    raise DataError(f"dataset.quant_calibration_dataset.images_dir: {called}: none of {len(files)} images has a part "
-                    f"of its path that says left image: {names}")  # fmt: skip
+    raise DataError(f"dataset.quant_calibration_dataset.images_dir: {called}: none of the images ({len(files)}) has a "
+                    f"part of its path that says left image: {names}")  # fmt: skip
 
 
 def _paired(root: str, lefts: list[str], names: dict[str, str], called: str | Path) -> list[Sample]:

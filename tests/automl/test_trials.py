@@ -181,5 +181,5 @@ def test_a_poor_trial_that_does_not_heed_its_end_is_killed_and_frees_its_slot(tm
             trial.process.kill()
             trial.process.communicate()
     assert trial.process.returncode == -signal.SIGKILL and search.free == [slot]
-    assert said == ["Trial 3 is stopped after 1 epochs: val/epe 9.0000 is poor"]
+    assert said == ["Trial 3 is stopped after 1 epoch: val/epe 9.0000 is poor"]
     assert study.trials()[3].state.name == "PRUNED"

@@ -68,7 +68,7 @@ def test_a_folder_of_left_files_without_a_right_folder_is_passed_over_with_a_wor
 
 
 def test_a_folder_without_left_images_says_what_they_are_called(tmp_path):
-    with pytest.raises(DataError, match=r"images_dir: .*none of 1 images .* image_2 \(right: image_3\)"):
+    with pytest.raises(DataError, match=r"images_dir: .*none of the images \(1\) .* image_2 \(right: image_3\)"):
         find_pairs(touch(tmp_path, "cam0/1.png"))
 
 
