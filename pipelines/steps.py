@@ -65,7 +65,7 @@ def annotated(images, convert_spec, *, dataset_name, disparity_format="", dispar
 
 
 def train_to_engine_steps(
-    data, *, num_epochs, backend, train_spec, evaluate_spec, inference_spec, export_spec, engine_spec
+    data, *, num_epochs, backend, train_spec, evaluate_spec, inference_spec, export_spec, engine_spec, trained="trained"
 ) -> None:
     """Add train, evaluate, inference, export, gen_trt_engine, trt_evaluate, trt_inference to a pipeline.
 
@@ -74,16 +74,17 @@ def train_to_engine_steps(
     Args:
         data: What `annotated` returns.
         num_epochs: Pipeline parameter, as every following one; the components' READMEs say what each means.
+        trained: What a reader is told the checkpoint's evaluation is of.
     """
     train = policy(steps.train(**data, num_epochs=num_epochs, spec=train_spec))
     checkpoint = train.outputs["checkpoint"]
-    policy(steps.evaluate(**data, checkpoint=checkpoint, spec=evaluate_spec))
+    policy(steps.evaluate(**data, checkpoint=checkpoint, spec=evaluate_spec)).set_display_name(trained)
     policy(steps.inference(**data, checkpoint=checkpoint, spec=inference_spec))
 
     export = policy(steps.export(checkpoint=checkpoint, spec=export_spec))
     build = policy(steps.gen_trt_engine(onnx=export.outputs["onnx"], backend=backend, spec=engine_spec))
     engine = build.outputs["engine"]
-    policy(steps.trt_evaluate(**data, engine=engine, spec=evaluate_spec))
+    policy(steps.trt_evaluate(**data, engine=engine, spec=evaluate_spec)).set_display_name("engine")
     policy(steps.trt_inference(**data, engine=engine, spec=inference_spec))
 
 

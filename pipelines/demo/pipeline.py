@@ -87,4 +87,5 @@ def demo(
         inference_spec=inference_spec,
         export_spec=export_spec,
         engine_spec=engine_spec,
+        trained="fine-tuned",
     )

@@ -89,7 +89,7 @@ def test_a_pod_may_do_no_more_than_it_must():
     pod = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}}
     inside = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     inside["readOnlyRootFilesystem"] = True
-    assert len(templates) == 9
+    assert len(templates) == 10
     assert all(t["securityContext"] == pod and t["container"]["securityContext"] == inside for t in templates)
     (workflow,) = kinds(documents, "Workflow")
     assert workflow["spec"]["securityContext"] == pod

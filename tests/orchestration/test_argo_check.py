@@ -10,7 +10,7 @@ from stereo_core.orchestration.graph import load_pipeline
 
 DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
 
-TRAIN = 2  # the third step of demo
+TRAIN = 3  # the fourth step of demo
 
 
 def _task(documents, index=TRAIN):
@@ -67,7 +67,7 @@ MUTATIONS = {
     ),
     "workflow parameter": (
         lambda d: spec_of(d)["arguments"]["parameters"].pop(),
-        "{{workflow.parameters.width}} refers to nothing",
+        "{{workflow.parameters.zero_shot_spec}} refers to nothing",
     ),
     "input in the command": (
         lambda d: _step(d)["inputs"]["parameters"].pop(0),
