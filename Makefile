@@ -9,7 +9,7 @@ ENGINE ?= $(if $(shell command -v podman),podman,docker)
 BASE   ?= docker.io/library/python:3.11-slim-bookworm
 
 .DEFAULT_GOAL := help
-.PHONY: help install predict demo test test-all test-cluster lint format compile bench image image-cpu image-gpu image-deploy clean
+.PHONY: help install predict demo test test-all test-cluster fuzz mutants lint format compile bench image image-cpu image-gpu image-deploy clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned: any looser request pulls gigabytes of CUDA packages
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,quantize,modelopt,automl,tracking,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,openvino,quantize,modelopt,automl,tracking,dev]'
 	@touch $(READY)
 
 predict: $(READY)  ## a first depth map: a synthetic pair, made here, and the starter network's disparity of it
@@ -31,17 +31,23 @@ predict: $(READY)  ## a first depth map: a synthetic pair, made here, and the st
 		runs/predict/pair/scene_0000/dataset/data/right/rgb/0000.png --output runs/predict \
 		--calibration runs/predict/pair/scene_0000/dataset/data/K.txt
 
-demo: $(READY)  ## the whole job on this machine: synthesise, convert, train, evaluate, export, engine, report
+demo: $(READY)  ## the whole job on this machine: scenes, the starter as it is, fine-tuned, exported, as an engine; report
 	$(BIN)/stereo-pipelines run pipelines/demo/compiled/demo.yaml --output-dir runs/demo $(DEMO)
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not container and not service and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not container and not service and not browser and not cluster"
 
 test-all: $(READY)  ## the fast and the slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not container and not service and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not container and not service and not browser and not cluster"
 
 test-cluster: $(READY)  ## on the cluster of KUBECONFIG, which has Argo; FAKE_KUBELET=1 without nodes (docs/clusters.md)
 	$(BIN)/python -m pytest -m cluster tests/cluster
+
+fuzz: $(READY)  ## FUZZ_CASES (10000) damaged inputs a reader, and as many for each property; counts and seconds
+	$(BIN)/python -m pytest --hypothesis-profile long --timeout 3600 -n 0 tests/fuzz
+
+mutants: $(READY)  ## 300 small faults in the code, one at a time: the share that the tests notice
+	$(BIN)/python benchmarks/mutants.py
 
 lint: $(READY)  ## ruff, format check included
 	$(BIN)/ruff check .
@@ -59,7 +65,7 @@ bench: $(READY)  ## the benchmarks that need no GPU
 	$(BIN)/python benchmarks/speed_convert.py
 
 image-cpu: NAME = runtime-cpu
-image-cpu: EXTRAS = quantize,automl,tracking
+image-cpu: EXTRAS = openvino,quantize,automl,tracking
 image-cpu: image  ## container image for steps on CPUs (BASE=name@sha256:...; torch is what pip's index has)
 
 image-gpu: NAME = runtime-gpu

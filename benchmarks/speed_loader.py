@@ -5,6 +5,10 @@ python benchmarks/speed_loader.py [--pairs 16] [--height 540] [--width 960] [--c
 Writes synthetic pairs (8-bit PNG, disparities as PFM), then reads them through one loader process: decoded and thrown
 away there; as training batches of 4 with all augmentations at the defaults of the spec; with these and the flips. A
 round does all three in turn, the figures are medians over the rounds. Aim: at most 2 times the cost of decoding.
+
+python benchmarks/speed_loader.py --step 400 [--workers 8] [--pairs 400] [--height 540] ...
+    The training loader as `train` makes it, pinned memory where there is a GPU, beside steps that take so many
+    milliseconds each for batches of 4: the share of the time that they wait for it. Aim: at most 2 %.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from stereo_core.cores import usable_cores
 from stereo_core.data.annotations import write_annotations
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.datasets import StereoDataset, read_pair
@@ -25,6 +30,10 @@ from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders, start_worker
 from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.spec import ExperimentSpec
+
+DIFFERENT = 16
+GPU = torch.cuda.is_available()
+CORES = usable_cores()
 
 
 class Decoded(Dataset):
@@ -42,22 +51,22 @@ class Decoded(Dataset):
 
 
 def write_pairs(folder: Path, pairs: int, height: int, width: int) -> Path:
-    """The annotation list of `pairs` synthetic pairs."""
+    """The annotation list of `pairs` synthetic pairs, DIFFERENT of them over and over."""
     rows = []
-    for number in range(pairs):
+    for number in range(min(pairs, DIFFERENT)):
         scene = make_scene(height, width, 128, number)
         row = [str(folder / f"{number:03d}_{name}") for name in ("left.png", "right.png", "disparity.pfm")]
         write_png(row[0], scene["left"])
         write_png(row[1], scene["right"])
         write_pfm(row[2], scene["disparity"])
         rows.append(row)
-    write_annotations(folder / "list.txt", rows)
+    write_annotations(folder / "list.txt", [rows[number % len(rows)] for number in range(pairs)])
     return folder / "list.txt"
 
 
-def training_loader(listed: Path, crop: list[int], augmentation: dict) -> DataLoader:
-    """The loader of `train` with one worker and batches of 4."""
-    section = {"data_sources": [{"data_file": str(listed)}], "workers": 1, "batch_size": 4, "pin_memory": False}
+def training_loader(listed: Path, crop: list[int], augmentation: dict, workers: int = 1) -> DataLoader:
+    """The loader of `train` with batches of 4."""
+    section = {"data_sources": [{"data_file": str(listed)}], "workers": workers, "batch_size": 4}
     section["augmentation"] = {"crop_size": crop, **augmentation}
     module = StereoLoaders(ExperimentSpec.model_validate({"dataset": {"train_dataset": section}}))
     module.setup("fit")
@@ -72,17 +81,42 @@ def seconds_a_pair(loader: DataLoader, epoch: int) -> float:
     return (time.perf_counter() - begin) / (batches * loader.batch_size)
 
 
+def waiting(loader: DataLoader, step: float, crop: list[int]) -> None:
+    """Print the share of an epoch's time that steps of `step` seconds wait, the first batch apart."""
+    batches = iter(loader)
+    next(batches)
+    begin, before = time.perf_counter(), loader.waited
+    steps = 0
+    for batch in batches:
+        if GPU:
+            batch["left"].to("cuda", non_blocking=True)
+        time.sleep(step)
+        steps += 1
+    seconds, waited = time.perf_counter() - begin, loader.waited - before
+    print(
+        f"{loader.num_workers} workers of {CORES} cores, crop {crop}, {steps} steps of {1000 * step:.0f} ms, batches "
+        f"of {loader.batch_size}: {waited / seconds:.2%} of the time waiting for data, "
+        f"{loader.batch_size * steps / seconds:.1f} pairs/s"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=16, help="of an epoch, at most 16 of them different")
     parser.add_argument("--height", type=int, default=540)
     parser.add_argument("--width", type=int, default=960)
     parser.add_argument("--crop", type=int, nargs=2, default=[320, 736])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--step", type=float, help="milliseconds")
+    parser.add_argument("--workers", type=int, default=8, help="with --step")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         listed = write_pairs(Path(folder), arguments.pairs, arguments.height, arguments.width)
+        if arguments.step:
+            loader = training_loader(listed, arguments.crop, {"do_flip": True}, arguments.workers)
+            waiting(loader, arguments.step / 1000, arguments.crop)
+            return
         default = training_loader(listed, arguments.crop, {})
         decoded = DataLoader(
             Decoded(default.dataset),

@@ -2,12 +2,14 @@
 
 python benchmarks/speed_steps.py [--only 'bf16*' ...] [--limit 240]
     Forward, backward and optimizer step of StereoModule under Lightning, batches in memory, each configuration in a
-    process of its own: median of the warm steps, pairs a second, peak memory.
+    process of its own: median of the warm steps, pairs a second, peak memory; and how often in a step the host waits
+    for a GPU (one wait is meant: for whether the step before was finite).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -15,10 +17,12 @@ import signal
 import statistics
 import subprocess
 import sys
+import warnings
 from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from common import COLD, GPU, MODEL, WARM, Clock, device, network, network_options, peak_gib, sample
 from torch.utils.data import DataLoader, default_collate
@@ -46,6 +50,24 @@ CONFIGURATIONS = {
 }
 
 
+class Waits(pl.Callback):
+    """The waits of the host for a GPU, as PyTorch sees them, from the start of one batch to that of the next."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.watch, self.caught = number, contextlib.ExitStack(), []
+
+    def on_train_batch_start(self, trainer, module, batch, index: int) -> None:
+        if GPU and index == self.number:
+            caught = self.watch.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            self.seen = caught
+        if GPU and index == self.number + 1:
+            torch.cuda.set_sync_debug_mode("default")
+            self.caught = [str(one.message) for one in self.seen if "synchroniz" in str(one.message)]
+            self.watch.close()
+
+
 def steps(asked: argparse.Namespace) -> None:
     """A line a configuration as it is measured, ratios against the first that could be; steps.json holds them all."""
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +90,8 @@ def step_line(name: str, row: dict, first: dict, batch: int) -> str:
     return (
         f"{name:24} {1000 * row['seconds']:8.1f} ms a step, {batch / row['seconds']:6.2f} pairs/s "
         f"({first['seconds'] / row['seconds']:.2f} x), peak {row['peak_gib']:6.2f} GiB "
-        f"({row['peak_gib'] / first['peak_gib']:.2f} x), first step {row['first']:.1f} s, loss {row['loss']:.3f}"
+        f"({row['peak_gib'] / first['peak_gib']:.2f} x), first step {row['first']:.1f} s, loss {row['loss']:.3f}, "
+        f"{row['waits']} waits"
     )
 
 
@@ -105,12 +128,13 @@ def measure(asked: argparse.Namespace) -> dict:
     net = from_spec(spec)
     tune(net, spec.train, Ranks(gpu=GPU))
     batch = default_collate([sample(*asked.size, seed) for seed in range(asked.batch)])
-    trainer = trainer_of(spec.train, Ranks(gpu=GPU), [clock := Clock()])  # no logger, no checkpoints
-    trainer.fit(StereoModule(net, spec), DataLoader([batch] * (WARM + asked.runs + 1), batch_size=None))
+    trainer = trainer_of(spec.train, Ranks(gpu=GPU), [clock := Clock(), waits := Waits(WARM + asked.runs + 1)])
+    trainer.fit(StereoModule(net, spec), DataLoader([batch] * (WARM + asked.runs + 3), batch_size=None))
     return {
-        "seconds": statistics.median(np.diff(clock.starts)[WARM:]),
+        "seconds": statistics.median(np.diff(clock.starts[: WARM + asked.runs + 1])[WARM:]),
         "first": clock.starts[1] - clock.starts[0],
         "peak_gib": peak_gib(),
+        "waits": len(waits.caught),
         "loss": float(trainer.callback_metrics["train_loss_step"]),
     }
 

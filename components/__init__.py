@@ -7,6 +7,7 @@ from .export.component import export
 from .fetch_dataset.component import fetch_dataset
 from .final_status.component import final_status
 from .gen_trt_engine.component import gen_trt_engine
+from .image import described
 from .inference.component import inference
 from .info.component import info
 from .publish_model.component import publish_model
@@ -37,3 +38,6 @@ __all__ = [
     "trt_evaluate",
     "trt_inference",
 ]
+
+for _name in __all__:
+    described(globals()[_name])

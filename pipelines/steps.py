@@ -45,33 +45,17 @@ BENCHMARKS = [  # an example; where they lie is yours to say
 ]
 
 
-def train_to_engine_steps(
-    images,
-    *,
-    dataset_name,
-    num_epochs,
-    backend,
-    convert_spec,
-    train_spec,
-    evaluate_spec,
-    inference_spec,
-    export_spec,
-    engine_spec,
-    disparity_format="",
-    disparity_scale=0.0,
-) -> None:
-    """Add convert, train, evaluate, inference, export, gen_trt_engine, trt_evaluate, trt_inference to a pipeline.
-
-    Checkpoint and engine are measured with the same evaluate_spec and inference_spec on the same annotations.
+def annotated(images, convert_spec, *, dataset_name, disparity_format="", disparity_scale=0.0) -> dict:
+    """Add convert to a pipeline; returns what the steps take that read its annotations.
 
     Args:
         images: Artifact of a step before, the folder of stereo pairs.
-        dataset_name: Pipeline parameter, as every following one; the components' READMEs say what each means.
+        convert_spec: Pipeline parameter, as every following one; the components' READMEs say what each means.
     """
     # Kubeflow's cache knows an artifact by its name, not by its content: the step that reads a location which others
     # may change always runs. The later ones follow from its output and may be taken from the cache.
     convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
-    data = {
+    return {
         "images": images,
         "annotations": convert.outputs["annotations"],
         "dataset_name": dataset_name,
@@ -79,6 +63,18 @@ def train_to_engine_steps(
         "disparity_scale": disparity_scale,
     }
 
+
+def train_to_engine_steps(
+    data, *, num_epochs, backend, train_spec, evaluate_spec, inference_spec, export_spec, engine_spec
+) -> None:
+    """Add train, evaluate, inference, export, gen_trt_engine, trt_evaluate, trt_inference to a pipeline.
+
+    Checkpoint and engine are measured with the same evaluate_spec and inference_spec on the same annotations.
+
+    Args:
+        data: What `annotated` returns.
+        num_epochs: Pipeline parameter, as every following one; the components' READMEs say what each means.
+    """
     train = policy(steps.train(**data, num_epochs=num_epochs, spec=train_spec))
     checkpoint = train.outputs["checkpoint"]
     policy(steps.evaluate(**data, checkpoint=checkpoint, spec=evaluate_spec))

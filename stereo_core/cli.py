@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 
 from stereo_core.cores import share_cores
 from stereo_core.errors import UserError
+from stereo_core.progress import heartbeat, since
+from stereo_core.values import near
 from stereo_core.verbs import VERBS, Verb
 
 
@@ -22,8 +25,8 @@ class _Verbs(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
-            guess = difflib.get_close_matches(name, self.list_commands(ctx), 1)
-            ctx.fail(f"unknown verb {name}" + (f"; did you mean {guess[0]}?" if guess else ""))
+            guess = near(name, self.list_commands(ctx))
+            ctx.fail(f"unknown verb {name}" + (f"; did you mean {guess}?" if guess else ""))
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -65,28 +68,21 @@ def _spec_command(row: Verb) -> click.Command:
 
 @main.command("default_specs", epilog="\b\nExample:\n  depth_net default_specs train > train.yaml")
 @click.argument("verb")
-def default_specs(verb: str) -> None:
+@click.option("--short", is_flag=True, help="Only the keys that people set.")
+def default_specs(verb: str, short: bool) -> None:
     """Print every key of VERB with its default and meaning, as YAML."""
-    _print_for(verb, "default_specs")
+    from stereo_core.spec import schema
+
+    _guarded(lambda: click.echo(schema.default_specs(verb, short), nl=False))
 
 
 @main.command(epilog="\b\nExample:\n  depth_net schema train > train.schema.json")
 @click.argument("verb")
 def schema(verb: str) -> None:
     """Print the JSON Schema of VERB's spec."""
-    _print_for(verb, "schema")
+    from stereo_core.spec.schema import json_schema
 
-
-def _print_for(verb: str, what: str) -> None:
-    from stereo_core.spec import schema as schemas
-
-    try:
-        if what == "schema":
-            click.echo(json.dumps(schemas.json_schema(verb), indent=2, allow_nan=False))
-        else:
-            click.echo(schemas.default_specs(verb), nl=False)
-    except UserError as error:
-        _refuse(error)
+    _guarded(lambda: click.echo(json.dumps(json_schema(verb), indent=2, allow_nan=False)))
 
 
 @main.command(epilog="\b\nExample:\n  depth_net predict left.png right.png --calibration calib.txt")
@@ -106,8 +102,10 @@ def predict(left: Path, right: Path, output: Path, **options: object) -> None:
         share_cores()
         from stereo_core.actions.predict_pair import predict_pairs
 
-        for line in predict_pairs(left, right, output, **options):
-            click.echo(line)
+        start = time.monotonic()
+        with heartbeat(lambda: f"predicting ({since(start)} since the start)", partial(click.echo, err=True)):
+            for line in predict_pairs(left, right, output, **options):
+                click.echo(line)
 
     _guarded(tell)
 

@@ -10,6 +10,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Threads that a library may compute with which reads no OMP_* variables: OMP_NUM_THREADS holds for all alike."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else usable_cores()
+
+
 def share_cores() -> None:
     """Let the threads of numeric libraries sleep while they wait; before torch is imported, which reads it.
 

@@ -7,12 +7,20 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from stereo_core.cores import usable_cores
 from stereo_core.locks import held
+
+LFS_POINTER = "a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so stands for one that Git LFS has not fetched."""
+    return head.startswith(b"version https:/")
 
 
 @contextlib.contextmanager
@@ -34,22 +42,41 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def point(link: Path, target: Path) -> None:
+COPY = "copy"
+
+
+def point(link: Path, target: Path) -> str:
     """Make `link` a relative symbolic link to `target`, in one step for whoever reads it; on a file system without such
-    links a hard link, or else a copy."""
+    links a hard link, or else a copy. Returns which: "symbolic link", "hard link" or COPY."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    for make in (
-        lambda: temporary.symlink_to(os.path.relpath(target, link.parent)),
-        lambda: temporary.hardlink_to(target),
-    ):
+    ways = {
+        "symbolic link": lambda: temporary.symlink_to(os.path.relpath(target, link.parent)),
+        "hard link": lambda: temporary.hardlink_to(target),
+    }
+    made = COPY
+    for name, make in ways.items():
         temporary.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             make()
+            made = name
             break
     else:
         shutil.copyfile(target, temporary)
     temporary.replace(link)
     temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+    return made
+
+
+def links_in(folder: Path) -> str:
+    """What `point` makes in a folder, tried there.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    with tempfile.TemporaryDirectory(prefix=".links", dir=folder) as place:
+        target = Path(place, "target")
+        target.write_bytes(b"a link")
+        return point(Path(place, "link"), target)
 
 
 def locked(path: str | Path) -> contextlib.AbstractContextManager[int]:

@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+NEAR = 0.7  # likeness, 0..1, from which on a name was probably meant
+
+
+def near(name: str, names: Iterable[str]) -> str | None:
+    """The name, of those there are, that was probably meant."""
+    return next(iter(difflib.get_close_matches(name, list(names), 1, NEAR)), None)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 image`, `2 images`; `many` where it is not `one` with an s."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def size_text(size: Sequence[int]) -> str:
+    """(height, width) as messages have it: width x height."""
+    height, width = size
+    return f"{width} x {height}"
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def with_integers(value: Any) -> Any:

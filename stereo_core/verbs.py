@@ -64,10 +64,10 @@ _EVALUATE = Verb(
     action="stereo_core.actions.evaluate",
     sections=("evaluate", "dataset", "model"),
     splits={"test": _TEST},
-    inputs=_DATA | {"checkpoint": "checkpoint"},
+    inputs=_DATA | {"checkpoint?": "checkpoint"},
     outputs=_REPORT,
     input_keys={"checkpoint": "evaluate.checkpoint"},
-    step_keys={"evaluate.results_dir": "{results}", "evaluate.checkpoint": "", "evaluate.trt_engine": ""},
+    step_keys={"evaluate.results_dir": "{results}", "evaluate.trt_engine": ""},
     parameters={"batch_size": "dataset.test_dataset.batch_size"},
 )
 _INFERENCE = Verb(
@@ -77,18 +77,18 @@ _INFERENCE = Verb(
     action="stereo_core.actions.inference",
     sections=("inference", "dataset", "model"),
     splits={"infer": _TEST},
-    inputs=_DATA | {"checkpoint": "checkpoint"},
+    inputs=_DATA | {"checkpoint?": "checkpoint"},
     outputs={"disparity": "disparity", "report": "report"},
     input_keys={"checkpoint": "inference.checkpoint"},
-    step_keys={"inference.results_dir": "{results}", "inference.checkpoint": "", "inference.trt_engine": ""},
+    step_keys={"inference.results_dir": "{results}", "inference.trt_engine": ""},
     parameters={"batch_size": "dataset.infer_dataset.batch_size"},
 )
 _ROWS = (
     Verb(
         name="convert",
         help="Folders of images to annotation files (train.txt and val.txt, or test.txt).",
-        example="data_root=/data/MiddEval3 results_dir=lists image_dir_pattern=[im0] right_dir_pattern=[im1] "
-        "depth_dir_pattern=[disp0GT] image_extension=.png depth_extension=.pfm",
+        example="data_root=/data/MiddEval3 results_dir=lists 'image_dir_pattern=[im0]' "
+        "'right_dir_pattern=[im1]' 'depth_dir_pattern=[disp0GT]' image_extension=.png depth_extension=.pfm",
         action="stereo_core.actions.convert",
         spec="stereo_core.spec.convert:ConvertSpec",
         inputs={"images": "images"},
@@ -119,7 +119,7 @@ _ROWS = (
     Verb(
         name="info",
         help="Statistics of data sets: pairs, image sizes, ground truth, masks, disparities.",
-        example="data_sources='[{data_file: lists/train.txt, dataset_name: Kitti}]' results_dir=info",
+        example="'data_sources=[{data_file: lists/train.txt, dataset_name: Kitti}]' results_dir=info",
         action="stereo_core.actions.info",
         spec="stereo_core.spec.convert:InfoSpec",
         lists=("train.txt", "val.txt", "test.txt"),
@@ -181,6 +181,7 @@ _ROWS = (
         example="-e evaluate.yaml evaluate.trt_engine=model.engine",
         inputs=_DATA | {"engine": "engine"},
         input_keys={"engine": "evaluate.trt_engine"},
+        step_keys={"evaluate.results_dir": "{results}", "evaluate.checkpoint": ""},
     ),
     replace(
         _INFERENCE,
@@ -189,6 +190,7 @@ _ROWS = (
         example="-e inference.yaml inference.trt_engine=model.engine",
         inputs=_DATA | {"engine": "engine"},
         input_keys={"engine": "inference.trt_engine"},
+        step_keys={"inference.results_dir": "{results}", "inference.checkpoint": ""},
     ),
     Verb(
         name="export",
@@ -237,7 +239,7 @@ _ROWS = (
     Verb(
         name="report",
         help="Several evaluations side by side on one page: accuracy, latency, size.",
-        example="results_dir=out results=[results/evaluate,results/trt_evaluate] names=[checkpoint,engine]",
+        example="results_dir=out 'results=[results/evaluate,results/trt_evaluate]' 'names=[checkpoint,engine]'",
         action="stereo_core.actions.report",
         spec="stereo_core.spec.convert:ReportSpec",
         inputs=dict.fromkeys(("first?", "second?", "third?", "fourth?", "many?"), "metrics"),

@@ -1,12 +1,20 @@
 import numpy as np
+import pytest
 
-from stereo_core.values import as_metadata, plain, with_integers
+from stereo_core.values import as_metadata, from_json, plain, with_integers
 
 
 def test_whole_numbers_are_integers_again_at_any_depth():
     value = with_integers({"a": 2.0, "b": [1.0, 1.5, True, "2.0"]})
     assert value == {"a": 2, "b": [1, 1.5, True, "2.0"]}
     assert type(value["a"]) is int and type(value["b"][0]) is int and value["b"][2] is True
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "nul", "9" * 5000, b"\xff"])
+def test_a_text_that_is_no_json_is_a_value_error(text):
+    assert from_json('{"a": [1]}') == {"a": [1]}
+    with pytest.raises(ValueError):
+        from_json(text)
 
 
 def test_plain_values_are_strict_json():

@@ -9,10 +9,10 @@ from ..image import launch
 def evaluate(
     images: dsl.Input[dsl.Dataset],
     annotations: dsl.Input[dsl.Dataset],
-    checkpoint: dsl.Input[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
     epe: dsl.OutputPath(float),
+    checkpoint: dsl.Input[dsl.Model] = None,
     dataset_name: str = "GenericDataset",
     disparity_format: str = "",
     disparity_scale: float = 0.0,
@@ -26,7 +26,7 @@ def evaluate(
         images: The folder of images, disparities and masks.
         annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt where there is
             none); paths relative to the images.
-        checkpoint: The checkpoint.
+        checkpoint: The checkpoint; without it the one that the spec names (evaluate.checkpoint: starter).
         dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
         disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and

@@ -1,9 +1,9 @@
-"""demo: the whole job on synthetic scenes with the tiny preset, in minutes on two CPU cores."""
+"""demo: the package's network on synthetic scenes, as it is, fine-tuned and as an engine, in minutes on two cores."""
 
 import stereo_components as steps
 from kfp import dsl
 
-from ..steps import policy, train_to_engine_steps
+from ..steps import annotated, policy, train_to_engine_steps
 
 CONVERT = {  # where synthesize puts things
     "image_dir_pattern": ["left/rgb"],
@@ -15,40 +15,48 @@ CONVERT = {  # where synthesize puts things
     "nocc_extension": ".png",
     "split_ratio": 0.75,
 }
+MAX_DISPARITY = {"max_disparity": 96}
 LOADER = {"batch_size": 2, "workers": 1}
 TRAIN = {
-    "model": {"preset": "tiny", "stereo_backbone": {"allow_random_backbone": True}},
     "dataset": {
-        "max_disparity": 64,
-        "train_dataset": {**LOADER, "augmentation": {"crop_size": [128, 160]}},
+        **MAX_DISPARITY,
+        "train_dataset": {**LOADER, "augmentation": {"crop_size": [128, 256]}},
         "val_dataset": LOADER,
     },
-    "train": {"optim": {"lr": 0.001}},
+    "train": {
+        "pretrained_model_path": "starter",
+        "validation_interval": 4,
+        "optim": {"lr": 0.0002, "lr_scheduler": "OneCycleLR"},
+    },
 }
-EVALUATE = {"dataset": {"max_disparity": 64, "test_dataset": LOADER}}
-INFERENCE = {"dataset": {"infer_dataset": LOADER}}
-EXPORT = {"export": {"input_height": 128, "input_width": 160, "batch_size": 1, "valid_iters": 8, "on_cpu": True}}
+EVALUATE = {"dataset": {**MAX_DISPARITY, "test_dataset": LOADER}}
+ZERO_SHOT = {**EVALUATE, "evaluate": {"checkpoint": "starter"}}
+INFERENCE = {"dataset": {**MAX_DISPARITY, "infer_dataset": LOADER}}
+EXPORT = {"export": {"input_height": 192, "input_width": 320, "batch_size": 1, "on_cpu": True}}
 
-
-@dsl.pipeline(
-    name="demo", description="The whole job on synthetic scenes with the tiny preset, in minutes on two CPU cores."
+DESCRIPTION = (
+    "The package's network on synthetic scenes, as it is, fine-tuned and as an engine, in minutes on two CPU cores."
 )
+
+
+@dsl.pipeline(name="demo", description=DESCRIPTION)
 def demo(
-    num_scenes: int = 32,
-    height: int = 128,
-    width: int = 160,
-    max_disparity: int = 48,
+    num_scenes: int = 24,
+    height: int = 192,
+    width: int = 320,
+    max_disparity: int = 64,
     dataset_name: str = "FSD",
-    num_epochs: int = 12,
+    num_epochs: int = 4,
     backend: str = "onnxruntime",
     convert_spec: dict = CONVERT,
+    zero_shot_spec: dict = ZERO_SHOT,
     train_spec: dict = TRAIN,
     evaluate_spec: dict = EVALUATE,
     inference_spec: dict = INFERENCE,
     export_spec: dict = EXPORT,
     engine_spec: dict = {},  # noqa: B006
 ):
-    """The whole job on images that need no download.
+    """The whole job on images that need no download, from the network in the package.
 
     Args:
         num_scenes: Number of synthetic stereo pairs.
@@ -56,9 +64,10 @@ def demo(
         width: Image width in px.
         max_disparity: Largest disparity in px.
         dataset_name: How the synthetic disparities are coded.
-        num_epochs: Epochs to train.
-        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime.
+        num_epochs: Epochs to fine-tune.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
         convert_spec: Spec of convert.
+        zero_shot_spec: Spec of the evaluation of the network as it is.
         train_spec: Spec of train.
         evaluate_spec: Spec of evaluate and trt_evaluate.
         inference_spec: Spec of inference and trt_inference.
@@ -67,12 +76,12 @@ def demo(
     """
     scenes = steps.synthesize(num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234)
     images = policy(scenes, light=True)
+    data = annotated(images.outputs["images"], convert_spec, dataset_name=dataset_name)
+    policy(steps.evaluate(**data, spec=zero_shot_spec)).set_display_name("zero-shot")
     train_to_engine_steps(
-        images.outputs["images"],
-        dataset_name=dataset_name,
+        data,
         num_epochs=num_epochs,
         backend=backend,
-        convert_spec=convert_spec,
         train_spec=train_spec,
         evaluate_spec=evaluate_spec,
         inference_spec=inference_spec,

@@ -50,7 +50,8 @@ def export_and_build(
     Args:
         model_uri: A checkpoint of any layout, or an ONNX file of `export`, TAO or NGC: a file or a folder that holds
             one; on this machine, or s3://, gs://, minio://.
-        backend: The engines' backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to the specs.
+        backend: The engines' backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to the
+            specs.
         export_spec: Spec of export; an ONNX file keeps the size and the opset it has.
         small_spec: Spec of gen_trt_engine for the first range of sizes. An ONNX file of one size needs ranges that hold
             it, or {} here and below.

@@ -50,7 +50,8 @@ def finetune_and_compare(
             the files.
         disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
-        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
+            engine_spec.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split into
             training and validation.
         train_spec: Spec of train.

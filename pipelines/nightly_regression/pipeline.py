@@ -39,7 +39,8 @@ def nightly_regression(
             the files.
         disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
-        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
+            engine_spec.
         convert_spec: Spec of convert; its seed keeps the split the same every night.
         train_spec: Spec of train; its seed does the same for the training.
         evaluate_spec: Spec of trt_evaluate.

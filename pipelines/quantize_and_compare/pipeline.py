@@ -35,7 +35,8 @@ def quantize_and_compare(
         disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
             the files.
         disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
-        backend: The engines' backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        backend: The engines' backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
+            engine_spec.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
         export_spec: Spec of export.
         quantize_spec: Spec of quantize; it calibrates on the same images.

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from ..steps import importer, reported, train_to_engine_steps
+from ..steps import annotated, importer, reported, train_to_engine_steps
 
 
 @dsl.pipeline(
@@ -33,7 +33,8 @@ def train_to_engine(
             the files.
         disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
-        backend: The engine's backend: auto, tensorrt, tensorrt_rtx or onnxruntime; empty leaves it to engine_spec.
+        backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
+            engine_spec.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
         train_spec: Spec of train.
         evaluate_spec: Spec of evaluate and trt_evaluate.
@@ -42,18 +43,20 @@ def train_to_engine(
         engine_spec: Spec of gen_trt_engine.
     """
     with reported("train-to-engine"):
-        images = importer(images_uri, "images")
-        train_to_engine_steps(
-            images,
+        data = annotated(
+            importer(images_uri, "images"),
+            convert_spec,
             dataset_name=dataset_name,
+            disparity_format=disparity_format,
+            disparity_scale=disparity_scale,
+        )
+        train_to_engine_steps(
+            data,
             num_epochs=num_epochs,
             backend=backend,
-            convert_spec=convert_spec,
             train_spec=train_spec,
             evaluate_spec=evaluate_spec,
             inference_spec=inference_spec,
             export_spec=export_spec,
             engine_spec=engine_spec,
-            disparity_format=disparity_format,
-            disparity_scale=disparity_scale,
         )

@@ -23,6 +23,7 @@ from stereo_core.spec import ExperimentSpec, results_dir
 from stereo_core.spec.search_space import never_reached, search_space
 from stereo_core.training.distribution import Ranks, resolve
 from stereo_core.training.doubts import warm_up_without_end
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def check_schedule(spec: ExperimentSpec) -> None:
 
 
 def _who(ranks: Ranks) -> str:
-    return f"{ranks.nodes} nodes" if ranks.nodes > 1 else "several processes (torchrun)"
+    return counted(ranks.nodes, "node") if ranks.nodes > 1 else "several processes (torchrun)"
 
 
 def _where(ranks: Ranks) -> str:
@@ -115,14 +116,15 @@ def _outcome(spec: ExperimentSpec, study: SearchStudy, folder: Path) -> Outcome:
     if best is None:
         results.write_page(study, folder, "No trial came to its end.")
         reasons = {trial.user_attrs.get("reason", "") for trial in study.trials()}
-        raise RuntimeError(f"none of the {len(study.trials())} trials came to its end: {'; '.join(sorted(reasons))}")
+        tried = counted(len(study.trials()), "trial")
+        raise RuntimeError(f"none of {tried} came to its end: {'; '.join(sorted(reasons))}")
     checkpoint, metrics = best_of(trial_folder(folder, best.number), metric)
     best_spec = results.write_spec(spec, folder, dict(best.params))
     results.link_checkpoint(folder, checkpoint)
     if spec.automl.automl_delete_intermediate_ckpt:
         results.remove_checkpoints(folder, study.trials(), checkpoint)
     baseline = study.trials()[0].value
-    message = f"{len(study.trials())} trials: the best is trial {best.number} with {metric} {best.value:.4f}"
+    message = f"{counted(len(study.trials()), 'trial')}: the best is trial {best.number} with {metric} {best.value:.4f}"
     message += f", the spec as it is has {baseline:.4f}" if baseline is not None else "; the spec as it is failed"
     page = results.write_page(study, folder, message)
     results.print_table(study, sys.stdout)

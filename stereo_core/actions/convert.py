@@ -28,8 +28,10 @@ from stereo_core.data import shards
 from stereo_core.data.annotations import write_annotations
 from stereo_core.data.trees import Rule, Tree, dotted, replacing
 from stereo_core.errors import DataError, SpecError
+from stereo_core.progress import bars, heartbeat
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
+from stereo_core.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def run(spec: Any, status: Any) -> Outcome:
         if not part:
             logger.warning("%s.txt is empty: split_ratio %s of %d samples", name, spec.split_ratio, len(samples))
     shares = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
-    message = f"{len(samples)} samples ({shares}), {len(missing)} left out because a file is missing"
+    message = f"{counted(len(samples), 'sample')} ({shares}), {len(missing)} left out because a file is missing"
     return Outcome(message, artifacts={"annotations": folder})
 
 
@@ -75,14 +77,16 @@ def _lefts(spec: Any, root: str, files: list[str]) -> tuple[Tree, list[str]]:
     above = [entry for entry in _unreplaced(spec) if entry in f"{root}/"]
     for left_out in ([], above) if above else ([],):
         tree, patterns = Tree(root, files), [entry for entry in spec.image_dir_pattern if entry not in left_out]
-        if lefts := sorted(tree.find(patterns, _suffix(spec.image_extension))):
+        with heartbeat(lambda tree=tree: f"listing {root}: {tree.files} files so far"):
+            lefts = sorted(tree.find(patterns, _suffix(spec.image_extension)))
+        if lefts:
             if left_out:
                 logger.info("image_dir_pattern: %s is in data_root itself, and left out", ", ".join(left_out))
             if tree.left_out:
                 logger.info("left out, since they are no data (._*, __MACOSX, Thumbs.db, ...): %d", tree.left_out)
             return tree, lefts
     raise DataError(
-        f"data_root {root}: none of {tree.files} files has image_dir_pattern {list(spec.image_dir_pattern)}"
+        f"data_root {root}: none of {counted(tree.files, 'file')} has image_dir_pattern {list(spec.image_dir_pattern)}"
         f" in its path below data_root and ends in image_extension '{spec.image_extension}'"
     )
 
@@ -140,23 +144,31 @@ def _check(
         left -> missing path of the others.
     """
     samples, respelled, missing = [], {}, {}
-    for chunk in _chunks(lefts):
-        for column, rule in enumerate(rules):
-            folder, names = "/", tree.names("/")
-            for left, path in zip(chunk, rule(chunk), strict=True):
-                if path.startswith(folder) and path[len(folder) :] in names:
-                    continue
-                folder = path[: path.rfind("/") + 1]
-                names = tree.names(folder)
-                if path[len(folder) :] in names:
-                    continue
-                spelling = tree.respelling(path, any_suffix[column])
-                if spelling is None:
-                    missing.setdefault(left, path)
-                else:
-                    respelled[left, column] = spelling
-        samples += [left for left in chunk if left not in missing]
+    with bars() as progress:
+        task = progress.add_task("looking up the files of each pair", total=len(lefts))
+        for chunk in _chunks(lefts):
+            for column, rule in enumerate(rules):
+                for left, path in _astray(tree, chunk, rule(chunk)):
+                    spelling = tree.respelling(path, any_suffix[column])
+                    if spelling is None:
+                        missing.setdefault(left, path)
+                    else:
+                        respelled[left, column] = spelling
+            samples += [left for left in chunk if left not in missing]
+            progress.advance(task, len(chunk))
     return samples, respelled, missing
+
+
+def _astray(tree: Tree, lefts: list[str], paths: list[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of left and derived path of which the tree has no file of just that name."""
+    folder, names = "/", tree.names("/")
+    for left, path in zip(lefts, paths, strict=True):
+        if path.startswith(folder) and path[len(folder) :] in names:
+            continue
+        folder = path[: path.rfind("/") + 1]
+        names = tree.names(folder)
+        if path[len(folder) :] not in names:
+            yield left, path
 
 
 def _chunks(paths: list[str]) -> Iterator[list[str]]:
@@ -169,7 +181,7 @@ def _report_missing(spec: Any, folder: Path, root: str, missing: dict[str, str],
     if not missing:
         return
     examples = "\n".join(f"  {path[1:]} (for {left[1:]})" for left, path in islice(missing.items(), 5))
-    text = f"data_root {root}: {len(missing)} left images lack a derived file, among them\n{examples}"
+    text = f"data_root {root}: {counted(len(missing), 'left image')} without a derived file, among them\n{examples}"
     if spec.strict or not any_sample:
         mend = (
             f"check right_dir_pattern {list(spec.right_dir_pattern)}, depth_dir_pattern {list(spec.depth_dir_pattern)},"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -12,18 +13,23 @@ import numpy as np
 import torch
 
 from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
+from stereo_core.data.datasets import name_of
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
-from stereo_core.report.pictures import panel
+from stereo_core.overlap import mapped
+from stereo_core.report.pictures import panel, scale_end
+from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
+from stereo_core.report.views import FILE, View, write_views
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +38,8 @@ COLUMNS = ("path", *METRICS, "pixels", "valid")
 
 
 def run(spec, status: StatusLog) -> Outcome:
-    """Write metrics.csv (a line an image), results.json and the first panels; return the metrics over all images.
+    """Write metrics.csv (a line an image), results.json, the first panels and, for the pages, the first and the worst
+    pairs (views.json); return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
     a valid pixel, which count nowhere), `model_bytes`, latency and throughput, for engines GPU memory (of the first
@@ -61,80 +68,120 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     with joined(ranks, "gloo"):
         loader = data.test_dataloader()
         limits = spec.dataset.max_disparity, predictor.settings["max_disparity"]
-        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, *limits)
+        chosen = Chosen()
+        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, *limits, chosen)
         if ranks.world > 1:
             rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
+            chosen = Chosen.of(gathered(chosen.found))
     if ranks.rank > 0:
         return Outcome("Evaluate finished successfully; the first process has the figures")
-    totals = _totals(rows, folder / "metrics.csv")
+    names = [name_of("test", *one) for one in enumerate(spec.dataset.test_dataset.data_sources)]
+    totals = _totals(rows, folder / "metrics.csv", names)
     _check(totals)
-    doubts = list(_doubts(totals, predictor.settings["max_disparity"]))
-    for doubt in doubts:
+    write_views(folder / FILE, chosen.views)
+    for doubt in _doubts(totals, predictor.settings["max_disparity"]):
         LOG.warning("%s", doubt)
     figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
     settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
-    write_results(folder, kpi | figures | counts | {"warnings": doubts, "settings": settings})
+    write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
     return Outcome(
-        f"Evaluate finished successfully: {totals['images']} images, epe {kpi['epe']:.4f} px, d1 {kpi['d1']:.4f}",
+        f"Evaluate finished successfully: {counted(totals['images'], 'image')}, epe {kpi['epe']:.4f} px, "
+        f"d1 {kpi['d1']:.4f}",
         kpi=kpi,
         artifacts={"metrics": folder / "results.json"},
     )
 
 
-def _totals(rows: Iterator[dict], path: Path) -> dict:
-    """The metrics of all rows, which are written to a table on the way."""
-    metrics, beyond = StereoMetrics(), 0
+def _totals(rows: Iterator[dict], path: Path, names: list[str]) -> dict:
+    """The metrics of all rows, which are written to a table on the way.
+
+    `beyond` counts pixels (see `_evaluated`), `sources` the (images, images that count nowhere) of each data source.
+    """
+    metrics, beyond, sources = StereoMetrics(), 0, {name: [0, 0] for name in names}
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         table.writeheader()
         for row in rows:
             metrics.update([row])
             beyond += row["beyond"]
+            counts = sources[names[row["source"]]]
+            counts[0] += 1
+            counts[1] += not row["pixels"]
             table.writerow(row)
-    return metrics.compute() | {"beyond": beyond}
+    return metrics.compute() | {"beyond": beyond, "sources": sources}
 
 
 def _evaluated(
-    pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float, reach: int | None
+    pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float, reach: int | None, chosen: Chosen
 ) -> Iterator[dict]:
-    """A row of metrics.csv, and the sample's `index`, for every image; the data set's first also leave a panel.
+    """A row of metrics.csv, and the sample's `index` and `source`, for every image; the first also leave a panel.
 
     Args:
         max_disparity: px, exclusive: ground truth that counts.
         reach: px, the network's max_disparity, None where nobody knows; `beyond` counts the pixels from there on.
+        chosen: gets the pairs that the pages show.
     """
+    row = partial(_row, max_disparity=max_disparity, reach=reach, chosen=chosen)
+    return mapped(row, _with_panel(pairs, folder / "panels"))
+
+
+def _with_panel(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path) -> Iterator[tuple[dict, np.ndarray, Path]]:
+    """Each pair, and the file of its panel; None of most."""
     names = UniqueNames()
     for sample, prediction_HW in pairs:
         if not sample["has_gt"]:
             raise DataError(
                 f"{sample['path']}: has no ground truth in its annotation line, so there is nothing to evaluate against"
             )
-        gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
-        row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
-        counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
-        row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
-        if sample["index"] < PANELS:
-            left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-            picture = panel(left_HW3, prediction_HW, gt_HW, counts_HW)
-            write_png(folder / "panels" / f"{names(sample['rel'].replace('/', '_'))}.png", picture)
-        yield {"index": sample["index"], "path": sample["path"], **row, "valid": row["pixels"] / gt_HW.size}
+        shown = sample["index"] < PANELS
+        yield sample, prediction_HW, folder / f"{names(sample['rel'].replace('/', '_'))}.png" if shown else None
+
+
+def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach: int | None, chosen: Chosen) -> dict:
+    sample, prediction_HW, panel_file = work
+    gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
+    row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
+    counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
+    row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
+    if panel_file:
+        write_png(panel_file, panel(_left(sample), prediction_HW, gt_HW, counts_HW, scale_end(max_disparity)))
+    truth_HW = np.where(counts_HW, gt_HW, 0)
+    chosen.offer(sample["index"], row["epe"], partial(_view, sample, prediction_HW, truth_HW, row, max_disparity))
+    which = {name: sample[name] for name in ("index", "source", "path")}
+    return which | row | {"valid": row["pixels"] / gt_HW.size}
+
+
+def _left(sample: dict) -> np.ndarray:
+    return sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+
+
+def _view(sample: dict, prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict, max_disparity: float) -> View:
+    facts = "no ground truth that counts"
+    if row["pixels"]:
+        facts = f"epe {row['epe']:.3f} px, bad pixels above 2 px {row['bp2']:.1%}, d1 {row['d1']:.1%}"
+    return view(sample["rel"], _left(sample), prediction_HW, scale_end(max_disparity), path=str(sample["path"]),
+                truth_HW=truth_HW, most_pixels=FEWER_PIXELS, facts=facts)  # fmt: skip
 
 
 def _check(totals: dict) -> None:
     if not totals["images"]:
         raise DataError(
-            f"none of the {totals['empty']} images has a valid ground-truth pixel (mask, 0 < disparity < "
+            f"none of the images ({totals['empty']}) has a valid ground-truth pixel (mask, 0 < disparity < "
             "dataset.max_disparity); check dataset_name, disparity_format and dataset.max_disparity"
         )
 
 
 def _doubts(totals: dict, reach: int | None) -> Iterator[str]:
     """What makes the figures say less than they seem to."""
-    if totals["empty"]:
-        yield f"{totals['empty']} images have no valid ground-truth pixel and count nowhere; see metrics.csv"
+    for name, (images, empty) in totals["sources"].items():
+        if empty:
+            yield (
+                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground-truth pixel "
+                "(mask, 0 < disparity < dataset.max_disparity) and count nowhere; see metrics.csv"
+            )
     if totals["beyond"]:
         yield (
             f"{totals['beyond'] / totals['pixels']:.2%} of the pixels that count have a ground truth at or above the "

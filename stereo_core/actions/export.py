@@ -26,6 +26,7 @@ from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 from stereo_core.run.outcome import Outcome
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def run(spec: Any, status: Any) -> Outcome:
     """
     section = spec.export
     kind = file_kind(section.checkpoint)
-    if kind in ("engine", "tensorrt"):
+    if kind in ("engine", "tensorrt", "pt2"):
         raise ModelError(f"{section.checkpoint}: an engine, not a checkpoint; set export.checkpoint to a checkpoint")
     out = Path(section.onnx_file)
     if out.exists() and out.samefile(section.checkpoint):
@@ -82,7 +83,7 @@ def run(spec: Any, status: Any) -> Outcome:
 def _outcome(out: Path, info: dict, nodes: int, kpi: dict, checked: str) -> Outcome:
     size = out.stat().st_size
     return Outcome(
-        message=f"ONNX file {out} written: {nodes} nodes, {size / 1e6:.1f} MB, {checked}.",
+        message=f"ONNX file {out} written: {counted(nodes, 'node')}, {size / 1e6:.1f} MB, {checked}.",
         kpi=kpi | {"onnx_nodes": nodes, "onnx_bytes": size},
         artifacts={"onnx": out},
         metadata={"onnx": {key: value for key, value in info.items() if key != "kind" and value is not None}},
@@ -229,7 +230,7 @@ def _compare(
     found = []
     for height, width in sizes:
         left, right, source = _pair(spec, height, width, section.batch_size if section.batch_size > 0 else 2)
-        status.running(f"Checking the ONNX file against PyTorch at {height} x {width} on {source}")
+        status.running(f"Checking the ONNX file against PyTorch at {width} x {height} px on {source}")
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             expected = graph(*(torch.from_numpy(x).to(device) for x in (left, right)))[:, 0].float().cpu().numpy()
         found.append(difference(reference_disparity(onnx, left, right), expected, precision))

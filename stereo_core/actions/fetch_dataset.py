@@ -16,6 +16,7 @@ from stereo_core.errors import DataError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
 from stereo_core.storage import REFERENCE, is_uri
+from stereo_core.values import counted, from_json
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -28,14 +29,15 @@ def run(spec: Any, status: Any) -> Outcome:
     if spec.mode == "pack":
         sizes = _sizes(uri, folder)
         made = shards.pack(sizes, lambda name: _contents(f"{uri}/{name}"), folder, spec.shard_mib * 2**20)
-        return Outcome(f"{len(sizes)} files of {uri} in {len(made)} shards in {folder}", artifacts={"images": folder})
+        message = f"{counted(len(sizes), 'file')} of {uri} in {counted(len(made), 'shard')} in {folder}"
+        return Outcome(message, artifacts={"images": folder})
     if spec.mode == "copy":
         found = storage.fetch_tree(uri, folder)
-        return Outcome(f"{len(found)} files of {uri} in {folder}", artifacts={"images": folder})
+        return Outcome(f"{counted(len(found), 'file')} of {uri} in {folder}", artifacts={"images": folder})
     note = describe(uri)
     with atomic_path(folder / REFERENCE) as temporary:
         temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    return Outcome(f"{note['files']} files stay in {uri}", artifacts={"images": folder})
+    return Outcome(f"{counted(note['files'], 'file')} stay in {uri}", artifacts={"images": folder})
 
 
 def _sizes(uri: str, folder: Path) -> dict[str, int]:
@@ -91,7 +93,7 @@ def referred(folder: Path) -> str:
     if not file.is_file():
         return str(folder)
     try:
-        note = json.loads(file.read_text(encoding="utf-8"))
+        note = from_json(file.read_text(encoding="utf-8"))
         uri = str(note["uri"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"

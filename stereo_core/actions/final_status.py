@@ -10,6 +10,7 @@ from typing import Any
 from stereo_core.files import atomic_path
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
+from stereo_core.values import from_json
 
 LOG = logging.getLogger(__name__)
 GOOD = ("SUCCEEDED", "UNKNOWN")  # states without a reason
@@ -71,7 +72,7 @@ def readable(message: str, run: str = "") -> str:
         run: Its name for the run, which is a node too.
     """
     try:
-        failures = json.loads(json.loads(message))
+        failures = from_json(from_json(message))
         nodes = [(one["displayName"], one.get("message") or "") for one in failures]
     except (ValueError, TypeError, KeyError, AttributeError):
         return message

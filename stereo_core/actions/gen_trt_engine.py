@@ -21,11 +21,17 @@ _UNSET = {
     "tensorrt.layers_precision": ([],),
     "timing_cache": ("",),
     "compute_capabilities": ([],),
+    "checkpoint": ("",),
 }
 _WITHOUT_EFFECT = {
-    "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"),
-    "tensorrt_rtx": ("timing_cache",),  # it measures nothing when it builds
-    "tensorrt": (),
+    "openvino": (
+        *("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
+        "checkpoint",
+    ),
+    "inductor": ("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
+    "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities", "checkpoint"),
+    "tensorrt_rtx": ("timing_cache", "checkpoint"),  # it measures nothing when it builds
+    "tensorrt": ("checkpoint",),
 }
 
 
@@ -77,18 +83,20 @@ def _settings(section: Any) -> BuildSettings:
         gpu_id=section.gpu_id,
         verify=section.verify,
         verbose=section.verbose,
+        checkpoint=section.checkpoint,
     )
 
 
 def _warn(section: Any, backend: str) -> None:
     """Name what is set in vain: keys that this backend has no use for, pins where the graph's own types hold."""
-    for key in _WITHOUT_EFFECT[backend]:
+    vain = _WITHOUT_EFFECT[backend]
+    for key in vain:
         if _value(section, key) not in _UNSET[key]:
             LOG.warning("gen_trt_engine.%s has no effect with the %s backend", key, backend)
     precision = section.tensorrt.data_type
     if section.tensorrt.layers_precision and precision not in ("fp16", "bf16"):
         LOG.warning("gen_trt_engine.tensorrt.layers_precision has no effect in %s; only in fp16 and bf16", precision)
-    if backend != "onnxruntime" and section.tensorrt.workspace_size == NO_LIMIT:
+    if "tensorrt.workspace_size" not in vain and section.tensorrt.workspace_size == NO_LIMIT:
         LOG.warning("gen_trt_engine.tensorrt.workspace_size: %d is taken as no limit; it counts GiB", NO_LIMIT)
 
 

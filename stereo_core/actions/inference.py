@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,19 @@ from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames
 from stereo_core.models.flags import kept
-from stereo_core.report.pictures import colour_disparity, disparity_range
+from stereo_core.overlap import mapped
+from stereo_core.report.pictures import colour_disparity, labelled, scale_end
+from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
+from stereo_core.report.views import FILE, write_views
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.spec.predict import BESIDE
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
+
+LONGEST_NAME = 200  # characters; file systems take 255 bytes
 
 
 @dataclass
@@ -47,15 +54,23 @@ class Lost:
         self.known += positive.size
         self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
 
+    def __iadd__(self, other: Lost) -> Lost:
+        self.pixels += other.pixels
+        self.images += other.images
+        self.known += other.known
+        self.nearest = min(self.nearest, other.nearest)
+        return self
+
 
 @kept()
 def run(spec, status: StatusLog) -> Outcome:
     """Write the files that `inference.save_*` ask for, named by the left image's `rel` (INTERFACES "Files").
 
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
-    in turbo from 0 to the largest of the image. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
+    in turbo with its scale, see `scale_end`. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
     without what is farther than `cloud_max_depth` or hidden from the right camera.
-    results.json: `images`, latency and throughput, for engines GPU memory, and `settings`.
+    views.json: the first pairs, for the pages.
+    results.json: `images`, latency and throughput, for engines GPU memory, `warnings` (sentences), and `settings`.
 
     Raises:
         SpecError: depth or point clouds are asked for and nothing gives the camera.
@@ -72,22 +87,44 @@ def run(spec, status: StatusLog) -> Outcome:
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
-    rels, flat_names, count = UniqueNames(), UniqueNames(), 0
-    lost = {"disparity_png16": Lost(), "depth": Lost()}
-    for sample, disparity_HW in predictions(predictor, loader, len(loader)):
-        left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-        flat_name = flat_names(sample["rel"].replace("/", "_"))
-        camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        write_files(settings, folder, rels(sample["rel"]), flat_name, left_HW3, disparity_HW, camera, lost)
+    count, lost, chosen = 0, {"disparity_png16": Lost(), "depth": Lost()}, Chosen()
+    pairs = _named(predictions(predictor, loader, len(loader)), cameras)
+    for of_pair in mapped(partial(_write, settings, folder, scale_end(spec.dataset.max_disparity), chosen), pairs):
         count += 1
+        for kind, values in of_pair.items():
+            lost[kind] += values
+    write_views(folder / FILE, chosen.views)
     warn_of(lost)
     figures = predictor.figures()
-    write_results(folder, figures | {"images": count, "settings": predictor.settings})
+    notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
+    write_results(folder, figures | notes)
     return Outcome(
-        f"Inference finished successfully: {count} pairs in {folder}",
+        f"Inference finished successfully: {counted(count, 'pair')} in {folder}",
         kpi=known(figures),
         artifacts={"disparity": folder},
     )
+
+
+def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) -> Iterator[tuple]:
+    """The further arguments of `write_files` for each pair; of the left image its sample."""
+    rels, flat_names = UniqueNames(), UniqueNames()
+    for sample, disparity_HW in pairs:
+        flat_name = flat_names(sample["rel"].replace("/", "_")[-LONGEST_NAME:])
+        camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
+        yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
+
+
+def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple) -> dict[str, Lost]:
+    """Write the files of one pair, whose colours end at `end` px, and offer it to the pages; what the files' formats
+    could not hold."""
+    rel, flat_name, sample, disparity_HW, camera = named
+    left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+    lost = {"disparity_png16": Lost(), "depth": Lost()}
+    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, lost, end)
+    make = partial(view, sample["rel"], left_HW3, disparity_HW, end, path=str(sample["path"]), camera=camera,
+                   most_pixels=FEWER_PIXELS)  # fmt: skip
+    chosen.offer(sample["index"], math.nan, make)
+    return lost
 
 
 class Cameras:
@@ -174,15 +211,16 @@ def write_files(
     disparity_HW: np.ndarray,
     camera: Calibration | None,
     lost: dict[str, Lost],
+    scale_px: float,
 ) -> None:
-    """The files of one pair; `lost` counts what their formats can not hold."""
+    """The files of one pair; `lost` counts what their formats can not hold, colours end at `scale_px`."""
     if settings.save_png16:
         too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
         lost["disparity_png16"].add(too_large, disparity_HW)
     if settings.save_raw_pfm:
         write_pfm(folder / "disparity_pfm" / f"{rel}.pfm", disparity_HW)
     if settings.save_color:
-        picture = colour_disparity(disparity_HW, disparity_range(disparity_HW))
+        picture = labelled(colour_disparity(disparity_HW, scale_px), "disparity", scale_px)
         write_png(folder / "predicted_depth" / f"{flat_name}.png", picture)
     if camera is None:
         return

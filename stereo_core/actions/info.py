@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Column
 from rich.table import Table as ConsoleTable
 
@@ -17,12 +16,14 @@ from stereo_core.actions.report import default_names
 from stereo_core.data.annotations import check_files, read_annotations
 from stereo_core.data.statistics import Statistics, looks
 from stereo_core.files import UniqueNames, atomic_path
+from stereo_core.progress import bars
 from stereo_core.report.histogram import plot_disparities
 from stereo_core.report.html import Table, figure, page
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.spec.convert import InfoSpec
+from stereo_core.values import counted
 
 WIDTH = 140  # columns of the tables in a file or a pipe
 CAPTION = (
@@ -51,8 +52,9 @@ def run(spec: InfoSpec, status: StatusLog) -> Outcome:
         plot_disparities(sources, total, folder / "disparities.png")
         galleries = [("Disparities", CAPTION, [folder / "disparities.png"])]
     shown = tables(sources, total)
-    message = f"{total.pairs} pairs of {len(sources)} data sources, {total.ground_truth} with ground truth"
-    _write(folder / "report.html", page("Data sets", shown, galleries, note=message))
+    message = f"{counted(total.pairs, 'pair')} of {counted(len(sources), 'data source')}"
+    message += f", {total.ground_truth} with ground truth"
+    _write(folder / "report.html", page("Data sets", shown, galleries, note=message, warnings=status.warnings))
     _print(shown)
     return Outcome(message, kpi=_kpi(total), artifacts={"report": folder / "report.html"})
 
@@ -64,8 +66,7 @@ def _read(spec: InfoSpec) -> dict[str, Statistics]:
         check_files(samples)
     names = map(UniqueNames(), default_names([Path(source.data_file) for source in spec.data_sources]))
     found = {name: Statistics() for name in names}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with bars() as progress:
         task = progress.add_task("reading", total=sum(map(len, lists)))
         for samples, source, statistics in zip(lists, spec.data_sources, found.values(), strict=True):
             for look in looks(samples, source):

@@ -15,15 +15,17 @@ from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, read_calibration
 from stereo_core.data.depth import depth_from_disparity
-from stereo_core.data.images import read_image, write_png
+from stereo_core.data.images import read_image
 from stereo_core.data.rectification import doubts
 from stereo_core.data.trees import Tree
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.models.flags import kept
 from stereo_core.models.infer import infer
-from stereo_core.report.pictures import colour_disparity, disparity_range, with_colour_bar
-from stereo_core.report.viewer import MOST_BYTES, View, view, viewer_page
+from stereo_core.report.html import MOST_BYTES, page, shown
+from stereo_core.report.pictures import disparity_range
+from stereo_core.report.viewer import view
+from stereo_core.report.views import View
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 NO_CAMERA = "Disparity only: depth and a point cloud need --calibration FILE, or --baseline METRES and --focal PX."
@@ -111,7 +113,7 @@ def predict_pairs(
     for pair in pairs:
         pair.check(camera)
     depth = camera is not None
-    spec = spec_of(model, iters, save_raw_pfm=True, save_color=False, save_depth=depth,
+    spec = spec_of(model, iters, save_raw_pfm=True, save_depth=depth,
                    save_point_cloud=depth)  # fmt: skip
     with kept():
         yield from _Prediction(load_predictor(spec, "inference", 0), spec.inference, camera, scale, output).of(pairs)
@@ -141,6 +143,7 @@ class _Prediction:
     scale: float
     output: Path
     views: list[View] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
     names: UniqueNames = field(default_factory=UniqueNames)
     lost: dict[str, Lost] = field(default_factory=lambda: defaultdict(Lost))
 
@@ -154,6 +157,7 @@ class _Prediction:
 
     def _one(self, pair: Pair) -> Iterator[str]:
         left_HW3, right_HW3 = pair.read()
+        self.inputs[pair.name] = f"{pair.left}, {pair.right}"
         camera = _of(self.camera, left_HW3)
         began = time.perf_counter()
         disparity_HW = self._disparity(left_HW3, right_HW3)
@@ -163,10 +167,9 @@ class _Prediction:
         found = [*doubts(left_HW3, right_HW3), *(camera.doubts() if camera else ())]
         files = self._write(pair.name, left_HW3, disparity_HW, camera)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
-            maximum = disparity_range(disparity_HW)
-            shown = view(pair.name, left_HW3, disparity_HW, maximum, camera,
-                         facts=facts, warnings=found, files=files)  # fmt: skip
-            self.views.append(shown)
+            one = view(pair.name, left_HW3, disparity_HW, disparity_range(disparity_HW), camera=camera,
+                       path=str(pair.left), facts=facts, warnings=found, files=files)  # fmt: skip
+            self.views.append(one)
         yield f"{pair.left}: {facts}; {self.output / files['colour']}"
         yield from (f"Doubtful: {text}" for text in found)
 
@@ -181,27 +184,26 @@ class _Prediction:
     ) -> dict[str, str]:
         """Write the files of a pair; returns text of a link -> path below `output`."""
         flat = self.names(name.replace("/", "_"))
-        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.lost)
-        maximum = disparity_range(disparity_HW)
+        end = disparity_range(disparity_HW)
+        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.lost, end)
         files = {
             "colour": f"predicted_depth/{flat}.png",
             "disparity (PFM)": f"disparity_pfm/{name}.pfm",
             "disparity (16-bit PNG)": f"disparity_png16/{name}.png",
         }
-        write_png(self.output / files["colour"], with_colour_bar(colour_disparity(disparity_HW, maximum), maximum))
         if camera is not None:
             files |= {"depth (16-bit PNG, mm)": f"depth/{name}.png", "point cloud (PLY)": f"cloud/{name}.ply"}
         return files
 
     def _page(self, pairs: int) -> Path:
-        while sum(one.bytes for one in self.views) > MOST_BYTES and len(self.views) > 1:
-            self.views.pop()
-        shown = len(self.views)
-        notes = [f"The first {shown} of {pairs} pairs; the files of all lie beside this page."] * (shown < pairs)
+        groups = shown({"": self.views})
+        fewer = len(groups) < pairs
+        notes = [f"The first {len(groups)} of {pairs} pairs; the files of all lie beside this page."] * fewer
         notes += [NO_CAMERA] * (self.camera is None)
         file = self.output / "index.html"
         with atomic_path(file) as temporary:
-            text = viewer_page("Disparity", self.views, self.predictor.settings, note=" ".join(notes))
+            folded = {"Inputs": self.inputs, "Settings": self.predictor.settings}
+            text = page("Disparity", groups=groups, note=" ".join(notes), folded=folded)
             temporary.write_text(text, encoding="utf-8")
         return file
 

@@ -21,6 +21,7 @@ from stereo_core.files import atomic_path, sha256_of
 from stereo_core.report.describe import describe
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
+from stereo_core.values import from_json
 
 NOTE, CARD, FIGURES = "published.json", "README.md", "metrics.json"
 
@@ -72,7 +73,7 @@ def published(uri: str) -> dict:
     if not there:
         return {}
     try:
-        note = json.loads(text)
+        note = from_json(text)
         return {"version": note["version"], "metrics": note["metrics"]}
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{uri}/{NOTE}: no note of publish_model; choose another uri, or remove the file") from None

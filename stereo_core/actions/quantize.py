@@ -22,12 +22,14 @@ from stereo_core.engines.fit import fit
 from stereo_core.errors import DataError, ModelError, RefusedResult, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
+from stereo_core.progress import bars
 from stereo_core.quantization import BACKENDS, Backend, check_installed
 from stereo_core.quantization.pairs import samples_of
 from stereo_core.quantization.rules import Summary
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -116,9 +118,8 @@ def _device(section: Any) -> torch.device:
         return torch.device("cpu")
     device = torch.device(section.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SpecError(
-            f"quantize.device: {section.device}: there are {torch.cuda.device_count()} GPUs here; set it to cpu"
-        )
+        there = counted(torch.cuda.device_count(), "GPU")
+        raise SpecError(f"quantize.device: {section.device}: this machine has {there}; set it to cpu")
     return device
 
 
@@ -137,9 +138,9 @@ def _normalised_pairs(spec: Any, size: tuple[int, int], status: StatusLog) -> It
 
 def _pairs(spec: Any, status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Left and right calibration images, uint8 (H, W, 3)."""
-    with samples_of(spec.dataset) as samples:
-        status.running(f"Calibrating on {len(samples)} pairs")
-        for sample in samples:
+    with samples_of(spec.dataset) as samples, bars() as progress:
+        status.running(f"Calibrating on {counted(len(samples), 'pair')}")
+        for sample in progress.track(samples, description="calibrating"):
             left, right = read_views(sample.left, sample.right)
             if left.shape != right.shape:
                 raise DataError(f"{sample.where}: {sample.left} and {sample.right} differ in size: no rectified pair")
@@ -165,6 +166,7 @@ def _accuracy(spec: Any, source: Path, result: Path, folder: Path, status: Statu
 
 def _evaluated(spec: Any, model: Path, when: str, folder: Path, status: StatusLog) -> dict[str, float]:
     """The metrics of `evaluate` itself, on the validation data, into the folder `when`."""
+    status.running(f"Measuring the accuracy {when} quantisation")
     spec = spec.model_copy(deep=True)
     spec.dataset.test_dataset = spec.dataset.val_dataset
     spec.evaluate.results_dir = str(folder / when)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.html import Gallery, Table, page
+from stereo_core.report.html import Table, images_table, page, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
+from stereo_core.values import counted, from_json
 
 LOG = logging.getLogger(__name__)
 
-PICTURES = 3
-CAPTION = "Left image, ground truth, prediction, error. Errors go from blue (0) to red (8 px and more)."
 # Rows in this order where any of the results has them; other figures follow in the order of the first that has them.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
@@ -44,11 +42,20 @@ def run(spec: Any, status: Any) -> Outcome:
         LOG.warning(note)
     folder = results_dir(spec, "report")
     out = folder / "report.html"
-    text = page(spec.title, comparison(names, columns), galleries(names, folders), note=note)
+    warnings = [note] * bool(note)
+    for name, path in zip(names, spec.results, strict=True):
+        warnings += [f"{name}: {text}" for text in read_warnings(Path(path))]
+    text = _page(spec.title, comparison(names, columns), dict(zip(names, folders, strict=True)), warnings)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     kpi = {f"{name}/epe": column["epe"] for name, column in zip(names, columns, strict=True) if "epe" in column}
-    return Outcome(f"Report of {len(columns)} evaluations: {out}", kpi=kpi, artifacts={"report": out})
+    return Outcome(f"Report of {counted(len(columns), 'evaluation')}: {out}", kpi=kpi, artifacts={"report": out})
+
+
+def _page(title: str, tables: list[Table], runs: dict[str, Path], warnings: list[str]) -> str:
+    """The evaluations' figures, pairs and images side by side, as far as their folders are at hand."""
+    groups = shown({name: views_of(folder).get("", []) for name, folder in runs.items()})
+    return page(title, tables, warnings=warnings, groups=groups, more=images_table(runs, groups))
 
 
 def default_names(folders: list[Path]) -> list[str]:
@@ -93,18 +100,29 @@ def read_figures(path: Path) -> dict[str, float]:
     Raises:
         DataError: the file is missing, or no JSON object with figures.
     """
-    file = path / "results.json" if path.is_dir() else path
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; evaluate and trt_evaluate write results.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{file}: no JSON file: {error}") from None
-    numbers = values.items() if isinstance(values, dict) else ()
+    file, values = _read(path)
+    numbers = values.items()
     figures = {key: value for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool)}
     if not figures:
         raise DataError(f"{file}: holds no figures; give the results.json of evaluate or trt_evaluate")
     return figures
+
+
+def read_warnings(path: Path) -> list[str]:
+    """What an evaluation warned of. Raises as `read_figures`."""
+    return [str(text) for text in _read(path)[1].get("warnings") or []]
+
+
+def _read(path: Path) -> tuple[Path, dict]:
+    """A results.json, or the one in a folder: its path and content; empty where that is no JSON object."""
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        values = from_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; evaluate and trt_evaluate write results.json") from None
+    except ValueError as error:
+        raise DataError(f"{file}: no JSON file: {error}") from None
+    return file, values if isinstance(values, dict) else {}
 
 
 def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]:
@@ -126,12 +144,3 @@ def _label(key: str, columns: list[dict[str, float]]) -> str:
     if key not in LATENCIES or batches in ([], [1]):
         return key
     return f"{key} (of a batch of {' or '.join(map(str, batches))})"
-
-
-def galleries(names: list[str], folders: list[Path]) -> list[Gallery]:
-    """The first panels of each evaluation whose folder is at hand."""
-    found = [
-        (name, sorted((folder / "panels").glob("*.png"))[:PICTURES])
-        for name, folder in zip(names, folders, strict=True)
-    ]
-    return [(name, CAPTION, pictures) for name, pictures in found if pictures]

@@ -16,21 +16,25 @@ from stereo_core.data.codecs import write_disparity_rgb
 from stereo_core.data.images import write_png
 from stereo_core.data.synthetic import scene_maker
 from stereo_core.files import atomic_path
+from stereo_core.progress import bars
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
+from stereo_core.values import counted
 
 BASELINE = 0.1  # m
 SMALLEST_SHARE = 0.1  # of max_disparity, that a rich scene's nearest surface has at least
 
 
 def run(spec: Any, status: Any) -> Outcome:
-    """Write `num_scenes` scenes of `height` x `width` px with disparities in (0, `max_disparity`), from `seed`."""
+    """Write `num_scenes` scenes of `width` x `height` px with disparities in (0, `max_disparity`), from `seed`."""
     folder = results_dir(spec, "synthesize")
     nearest = spec.max_disparity * SMALLEST_SHARE, spec.max_disparity
     scene = scene_maker(spec.style, spec.height, spec.width, nearest, spec.seed, spec.appearance)
-    for number in range(spec.num_scenes):
-        write_scene(folder / f"scene_{number:04d}" / "dataset" / "data", scene(number))
-    message = f"{spec.num_scenes} scenes of {spec.width}x{spec.height} px, disparity below {spec.max_disparity} px"
+    with bars() as progress:
+        for number in progress.track(range(spec.num_scenes), description="scenes"):
+            write_scene(folder / f"scene_{number:04d}" / "dataset" / "data", scene(number))
+    scenes = counted(spec.num_scenes, "scene")
+    message = f"{scenes} of {spec.width}x{spec.height} px, disparity below {spec.max_disparity} px"
     return Outcome(message, artifacts={"images": folder})
 
 

@@ -42,6 +42,7 @@ from stereo_core.training.pictures import Pictures
 from stereo_core.training.progress import ProgressBar
 from stereo_core.training.tracking import trackers
 from stereo_core.training.trainer import check_fsdp, choose_kernels, quieten, trainer_of, tune
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def _validate_first(
 
 
 def _outcome(trainer: pl.Trainer, module: StereoModule, checkpoints: Checkpoints) -> Outcome:
-    done = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+    done = f"{counted(trainer.current_epoch, 'epoch')}, {counted(trainer.global_step, 'step')}"
     counts = module.kpi()  # of all ranks
     if not trainer.is_global_zero:
         return Outcome(f"Train finished successfully: {done}")
@@ -176,7 +177,7 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
             f"({path}); raise num_epochs"
         )
     rest = "; train_loss of that epoch will cover the rest of it" if progress.batches else ""
-    done = f"{progress.epochs} epochs and {progress.batches} batches are done{rest}"
+    done = f"{counted(progress.epochs, 'epoch')} and {counted(progress.batches, 'batch', 'batches')} are done{rest}"
     status.running(f"Resuming training from checkpoint: {path} ({done})")
     LOG.info("resuming from %s: %s", path, done)
     return path

@@ -15,6 +15,7 @@ from stereo_core.automl.trials import train_tree, trial_folder
 from stereo_core.files import atomic_path, point
 from stereo_core.models.files import sidecar_of
 from stereo_core.report.html import Table, page
+from stereo_core.run.status import warnings_in
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.choice import BEST
 
@@ -102,8 +103,19 @@ def write_page(study: SearchStudy, folder: Path, message: str) -> Path:
         tables.insert(0, Table("Best values", ("key", "value"), list(best.params.items())))
     galleries = [("Course of the search", "", pictures(study, folder / "plots"))]
     with atomic_path(folder / REPORT) as path:
-        path.write_text(page("Search for hyperparameters", tables, galleries, note=message), encoding="utf-8")
+        text = page("Search for hyperparameters", tables, galleries, note=message, warnings=_warned(study, folder))
+        path.write_text(text, encoding="utf-8")
     return folder / REPORT
+
+
+def _warned(study: SearchStudy, folder: Path) -> list[str]:
+    """What the search and its trials warned of, and which trials."""
+    numbers: dict[str, list[int]] = {}
+    for trial in sorted(study.trials(), key=lambda trial: trial.number):
+        for text in warnings_in(trial_folder(folder, trial.number)):
+            numbers.setdefault(text, []).append(trial.number)
+    of_trials = [f"trials {', '.join(map(str, those))}: {text}" for text, those in numbers.items()]
+    return warnings_in(folder) + of_trials
 
 
 # ---- pictures

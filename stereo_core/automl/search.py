@@ -15,6 +15,7 @@ from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.locks import held
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.automl import AutoML
+from stereo_core.values import counted
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 25  # for a trial to finish its step and write a checkpoint, once it was asked to stop
@@ -122,7 +123,8 @@ class Search:
         for epoch, value in trial.validations():
             if not trial.stopping and self.study.report(trial.number, epoch, value) and not ended:
                 self.study.prune(trial.number)
-                self.on_change(f"Trial {trial.number} is stopped after {epoch} epochs: {self._named(value)} is poor")
+                after = counted(epoch, "epoch")
+                self.on_change(f"Trial {trial.number} is stopped after {after}: {self._named(value)} is poor")
                 trial.stop()
         trial.insist(GRACE_SECONDS)
         if ended:

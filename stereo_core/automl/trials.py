@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import os
 import signal
@@ -20,9 +19,9 @@ import yaml
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import read_sidecar
-from stereo_core.run.status import both_spellings
+from stereo_core.run.status import both_spellings, read_line
 from stereo_core.spec import ExperimentSpec
-from stereo_core.spec.choice import BEST
+from stereo_core.spec.choice import BEST, led_to
 from stereo_core.spec.train import AUTO
 from stereo_core.values import plain
 
@@ -184,7 +183,7 @@ class StatusReader:
         for line in self._lines():
             message = str(line.get("message", ""))
             if message == "Eval metrics generated.":  # not the one before training, which no epoch belongs to
-                self._value = both_spellings(line.get("kpi", {})).get(self.metric)
+                self._value = both_spellings(line["kpi"]).get(self.metric)
             elif isinstance(line.get("epoch"), int):
                 if self._value is not None and math.isfinite(self._value):
                     yield line["epoch"] + 1, self._value
@@ -202,7 +201,8 @@ class StatusReader:
                 if not raw.endswith(b"\n"):
                     return
                 self._offset += len(raw)
-                yield json.loads(raw)
+                if line := read_line(raw):
+                    yield line
 
 
 def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
@@ -211,7 +211,7 @@ def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
     Raises:
         ModelError: it left none, or the metric is not a number.
     """
-    path = (folder / BEST).resolve()
+    path = led_to(folder / BEST).resolve()
     metrics = read_sidecar(path).get("metrics", {})
     value = metrics.get(metric)  # None where it was not finite
     if not path.is_file() or value is None or not math.isfinite(value):

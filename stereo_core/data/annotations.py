@@ -18,7 +18,7 @@ from pathlib import Path
 from stereo_core import storage
 from stereo_core.data import shards
 from stereo_core.errors import DataError
-from stereo_core.files import atomic_path
+from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer
 
 COLUMNS = ("left", "right", "disparity", "mask")
 
@@ -81,6 +81,8 @@ def _in_shards(sample: Sample, root: str, files: dict[str, str]) -> Sample:
 
 
 def _parse(line: str, root: str, file: str, number: int) -> Sample:
+    if number == 1 and is_lfs_pointer(line.encode("utf-8", "surrogateescape")):
+        raise DataError(f"{file}: {LFS_POINTER}")
     fields = split_line(line)
     if fields is None:
         raise DataError(f"{file}:{number}: unbalanced quotes; a quote inside a quoted path is doubled")
@@ -148,7 +150,9 @@ def check_files(samples: Sequence[Sample]) -> None:
                 missing.append(f"{sample.where}: no such {column} file: {path}")
     if missing:
         more = f"\n... and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise DataError("\n".join(missing[:5]) + more + "\nmend the lines, or set data_root of the data source")
+        of_windows = all("\\" in line for line in missing)
+        mend = "write / in place of \\ in the paths" if of_windows else "mend the lines"
+        raise DataError("\n".join(missing[:5]) + more + f"\n{mend}, or set data_root of the data source")
 
 
 def _exists(path: str, listings: dict[str, Collection[str]]) -> bool:

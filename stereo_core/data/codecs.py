@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +34,7 @@ _BY_SUFFIX = {".pfm": "pfm", ".tif": "tiff", ".tiff": "tiff", ".npy": "npy", ".n
 _BY_DATASET = {"kitti": "png_u16_256", "crestereo": "png_u16_32", "fsd": "png_rgb", "isaacrealdataset": "png_rgb"}
 _LAYOUTS = {"png_rgb": (8, "rgb"), "png_u16_256": (16, "grey"), "png_u16_32": (16, "grey"), "png_u8": (8, "grey")}
 _PNG_COLOURS = {0: "grey", 2: "rgb", 3: "palette", 4: "grey", 6: "rgb"}
-_PFM_HEADER = re.compile(rb"(PF|Pf)\s+(?:#[^\n]*\n\s*)*(\d+)\s+(\d+)\s+([-+.\deE]+)[ \t]*\r?\n")
+_PFM_HEADER = re.compile(rb"(PF|Pf)\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(\d{1,9})\s+([-+.\deE]+)[ \t]*\r?\n")
 
 
 def read_disparity(
@@ -83,7 +82,7 @@ def _finish(path: str | Path, stored: np.ndarray, scale: float) -> tuple[np.ndar
         raise DataError(f"{path}: an array of shape {stored.shape}; a disparity map is (H, W)")
     if np.isnan(stored).all():
         raise DataError(f"{path}: the disparity is NaN everywhere")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         disparity = (stored / scale).astype(np.float32)
     valid = np.isfinite(disparity) & (disparity > 0)
     return np.where(valid, disparity, np.float32(0)), valid
@@ -161,7 +160,22 @@ def _read_pfm(path: str | Path, data: bytes, format: str, scale: float | None) -
         )
     # the sign is the byte order; the magnitude is a display hint that Middlebury fills in and nobody multiplies by
     rows = np.frombuffer(body, "<f4" if order.startswith(b"-") else ">f4", count=size // 4)
+    if _is_swapped(rows):
+        raise DataError(
+            f"{path}: its bytes stand in the order that its header denies; turn the sign of {order.decode()}, the "
+            "header's third number"
+        )
     return rows.reshape(int(height), int(width))[::-1].astype(np.float32)
+
+
+def _is_swapped(values: np.ndarray) -> bool:
+    """Whether floats make sense only with their bytes in the other order: then half of them are far from any px."""
+
+    def share(values: np.ndarray) -> float:
+        sizes = np.abs(values[np.isfinite(values) & (values != 0)].astype(np.float64))
+        return float(((sizes > 1e-4) & (sizes < 1e6)).mean()) if sizes.size else 1.0
+
+    return share(values) < 0.5 and share(values.byteswap()) > 0.99
 
 
 def _read_png(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
@@ -183,20 +197,25 @@ def _read_tiff(path: str | Path, data: bytes, format: str, scale: float | None) 
 
 
 def _read_numpy(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
-    try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            stored = loaded
-        else:
-            names = [name for name in ("disparity", "disp") if name in loaded.files] or loaded.files
-            if len(names) != 1:
-                raise DataError(f"{path}: holds {', '.join(loaded.files)}; name the disparity map 'disparity'")
-            stored = loaded[names[0]]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a NumPy file, a truncated one, or one with pickled objects: {error}") from error
+    stored = _loaded(path, data)
     if stored.dtype.kind not in "fiu":
         raise DataError(f"{path}: an array of {stored.dtype}; a disparity map holds numbers")
     return _scaled(path, stored, scale)
+
+
+def _loaded(path: str | Path, data: bytes) -> np.ndarray:
+    try:
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        names = [name for name in ("disparity", "disp") if name in loaded.files] or loaded.files
+        stored = loaded[names[0]] if len(names) == 1 else None
+    except Exception as error:  # of the parsers of Python, zip and deflate: there is no list of theirs
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: not a NumPy file, a truncated one, or one with pickled objects: {reason}") from error
+    if not isinstance(stored, np.ndarray):
+        raise DataError(f"{path}: holds {', '.join(loaded.files)}; name the disparity map 'disparity'")
+    return stored
 
 
 def _scaled(path: str | Path, stored: np.ndarray, scale: float | None) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
@@ -40,6 +41,7 @@ class StereoDataset(Dataset):
             (dataset.max_disparity is not applied here);
         has_gt: whether the line names a disparity file;
         path: the left image; rel: its unique short name without suffix, for outputs; index: its place in the list;
+        source: the place of its data source in the spec;
         skipped: 1 where this pair stands in for an unreadable one, else 0; unreadable: what was wrong with that one.
 
     Args:
@@ -65,6 +67,7 @@ class StereoDataset(Dataset):
         self.samples, self.sources, self.rels = samples, sources, rels
         self.augment, self.seed, self.skip_unreadable = augment, seed, skip_unreadable
         self.least_bits = [BITS[0]] * len(samples)  # of each sample, where its source's image_bits is auto
+        self.places = [0] * len(samples)  # of each sample's source in the spec
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -91,6 +94,7 @@ class StereoDataset(Dataset):
             "path": self.samples[index].left,
             "rel": self.rels[index],
             "index": index,
+            "source": self.places[index],
             "skipped": int(bool(unreadable)),
             "unreadable": unreadable,
         }
@@ -133,15 +137,20 @@ def read_pair(sample: Sample, source: Any, least_bits: int = BITS[0]) -> Pair:
     _same_size(sample.left, left, sample.right, right)
     if sample.disparity is None:
         return Pair(left, right, np.zeros(left.shape[:2], np.float32))
-    disparity, valid = read_disparity(
-        sample.disparity, source.disparity_format or "auto", source.disparity_scale, source.dataset_name
-    )
+    disparity, valid = _decoded(sample, source)
     _same_size(sample.left, left, sample.disparity, disparity)
     if sample.mask is not None:
         visible = read_mask(sample.mask)
         _same_size(sample.left, left, sample.mask, visible)
         valid = valid & visible
     return Pair(left, right, np.where(valid, disparity, np.float32(0)))
+
+
+def _decoded(sample: Sample, source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Disparity (H, W) in px, and where it was measured."""
+    return read_disparity(
+        sample.disparity, source.disparity_format or "auto", source.disparity_scale, source.dataset_name
+    )
 
 
 def _same_size(left_path: str, left: np.ndarray, path: str, array: np.ndarray) -> None:
@@ -164,7 +173,8 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
     split others.
 
     Raises:
-        DataError: no data source, an unusable list, a missing file, or (train and val) a line without ground truth.
+        DataError: no data source, an unusable list, a missing file, or (train and val) a line without ground truth or a
+            source without a pixel of ground truth that counts.
     """
     section = getattr(spec.dataset, f"{split}_dataset")
     lists, samples, sources, roots = [], [], [], []
@@ -183,13 +193,17 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
         _need_ground_truth(samples, split)
     check_files([sample for sample, source in zip(samples, sources, strict=True) if not isinstance(source, Scenes)])
     bits: list[int] = []
+    places: list[int] = []
     for place, (source, listed) in enumerate(lists):
         least, doubt = image_bits(listed, source)
         bits += [least] * len(listed)
+        places += [place] * len(listed)
         if doubt:
             LOG.warning("dataset.%s_dataset.data_sources[%d]: %s", split, place, doubt)
+        if split in ("train", "val"):
+            _need_pixels(listed, source, name_of(split, place, source), spec.dataset.max_disparity)
     dataset = StereoDataset(samples, sources, relative_names(samples, roots), seed=spec.train.seed)
-    dataset.least_bits = bits
+    dataset.least_bits, dataset.places = bits, places
     if split == "train":
         dataset.augment = partial(augment, settings=section.augmentation, max_disparity=spec.dataset.max_disparity)
         dataset.skip_unreadable = spec.dataset.on_error == "skip"
@@ -243,26 +257,72 @@ def _need_ground_truth(samples: Sequence[Sample], split: str) -> None:
             )
 
 
-def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:
-    """A unique name for the outputs of each sample: its left path without suffix and shard, with / between folders.
+def name_of(split: str, place: int, source: Any) -> str:
+    """A data source for a message: its key, and its list."""
+    file = f" ({source.data_file})" if source.data_file else ""
+    return f"dataset.{split}_dataset.data_sources[{place}]{file}"
 
-    Below its data_root where it has one; if that leaves a name outside or two images with one name, all are named below
-    their deepest common folder; files that differ in nothing but the suffix keep it (`a_png`, `a_jpg`).
+
+def _need_pixels(samples: Sequence[Sample], source: Any, name: str, max_disparity: float) -> None:
+    """DataError where no pair of a source has a pixel of ground truth that counts, before any work.
+
+    It reads up to the first pair that has one, which most often is the first. Files that can not be read are told, or
+    passed over, by whoever reads them for their content.
     """
-    paths = [os.path.abspath(shards.loose(sample.left)) for sample in samples]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    names = [os.path.relpath(path, root or common) for path, root in zip(paths, roots, strict=True)]
-    if any(name.startswith("..") for name in names) or not _unique(names, paths):
-        names = [os.path.relpath(path, common) for path in paths]
-    stems = [PurePath(name).with_suffix("").as_posix() for name in names]
-    if _unique(stems, paths):
-        return stems
-    return [f"{stem}_{PurePath(name).suffix[1:]}" for stem, name in zip(stems, names, strict=True)]
+    seen = 0
+    for sample in () if source.drawn else samples:
+        with contextlib.suppress(DataError):
+            disparity, valid = _decoded(sample, source)
+            if sample.mask is not None:
+                valid = valid & read_mask(sample.mask)
+            if (valid & (disparity > 0) & (disparity < max_disparity)).any():
+                return
+            seen += 1
+    if seen:
+        raise DataError(
+            f"{name}: of its pairs, {seen}, none has a pixel of ground truth that counts (mask, 0 < disparity < "
+            "dataset.max_disparity); check dataset_name, disparity_format, disparity_scale, the masks and "
+            "dataset.max_disparity, or take the source out"
+        )
 
 
-def _unique(names: Sequence[str], paths: Sequence[str]) -> bool:
-    """Whether no two different files share a name (one file listed twice may)."""
-    return max(Counter(name for name, _ in set(zip(names, paths, strict=True))).values()) == 1
+def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:
+    """A name for the outputs of each sample: its left path without suffix and shard, with / between folders.
+
+    Below its data_root, else below the folder of its list, else from the root on: whatever other pairs there are. Only
+    images that share such a name have a longer one: from the root on, and with the suffix (`a_png`, `a_jpg`) where
+    nothing else tells them apart.
+    """
+    paths = [_from_root(shards.loose(sample.left)) for sample in samples]
+    names = [_below(path, root, sample.file) for path, root, sample in zip(paths, roots, samples, strict=True)]
+    shared = _shared(map(_stem, names), paths)
+    names = [path[1:] if _stem(name) in shared else name for name, path in zip(names, paths, strict=True)]
+    shared = _shared(map(_stem, names), paths)
+    return [_stem(name, keep_suffix=_stem(name) in shared) for name in names]
+
+
+def _from_root(path: str) -> str:
+    """A path from the root on; of a URI from the bucket on."""
+    _, scheme, rest = path.partition("://")
+    return f"/{rest}" if scheme else os.path.abspath(path)
+
+
+def _below(path: str, root: str, list_file: str) -> str:
+    for folder in ([_from_root(root)] if root else []) + [os.path.dirname(os.path.abspath(list_file))]:
+        if path.startswith(f"{folder.rstrip('/')}/"):
+            return path[len(folder.rstrip("/")) + 1 :]
+    return path[1:]
+
+
+def _stem(name: str, keep_suffix: bool = False) -> str:
+    path = PurePath(name)
+    return f"{path.with_suffix('').as_posix()}_{path.suffix[1:]}" if keep_suffix else path.with_suffix("").as_posix()
+
+
+def _shared(names: Iterable[str], paths: Sequence[str]) -> set[str]:
+    """The names that different files have (one file listed twice has one)."""
+    counts = Counter(name for name, _ in set(zip(names, paths, strict=True)))
+    return {name for name, count in counts.items() if count > 1}
 
 
 def collate(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

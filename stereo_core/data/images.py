@@ -17,7 +17,7 @@ import numpy as np
 from stereo_core import storage
 from stereo_core.data import shards
 from stereo_core.errors import DataError
-from stereo_core.files import atomic_path
+from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer
 
 BITS = (8, 10, 12, 14, 16)  # that cameras write into 16-bit files
 AUTO = "auto"
@@ -110,9 +110,12 @@ def read_bytes(path: str | Path) -> bytes:
     if storage.is_uri(path):
         return storage.read(path)
     try:
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: can not read the file: {error.strerror}") from error
+    if is_lfs_pointer(data):
+        raise DataError(f"{path}: {LFS_POINTER}")
+    return data
 
 
 def decode(path: str | Path, data: bytes | None = None) -> np.ndarray:

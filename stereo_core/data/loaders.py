@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from stereo_core.cores import usable_cores
 from stereo_core.data.datasets import StereoDataset, build_dataset, collate
 from stereo_core.errors import DataError
+from stereo_core.values import counted
 
 GRACE_SECONDS = 25  # that a loader process goes on for after a SIGTERM, if it is not ended before
 MAX_SKIPPED = 0.1  # share of an epoch: with more missing it is a lost folder, and not the data set that was asked for
@@ -56,13 +57,13 @@ class StereoLoaders:
         samples, processes, batch_size = len(self.datasets[split]), _ranks()[0], self._section(split).batch_size
         if split == "train" and samples < batch_size * processes:
             raise DataError(
-                f"dataset.train_dataset: {samples} samples, but a batch takes {batch_size * processes}"
+                f"dataset.train_dataset: {counted(samples, 'sample')}, but a batch takes {batch_size * processes}"
                 f" (batch_size {batch_size} on {processes} devices); lower batch_size or add samples"
             )
         if split == "val" and math.ceil(samples / batch_size) < processes:
             raise DataError(
-                f"dataset.val_dataset: {samples} samples in batches of {batch_size} for {processes} processes; each "
-                "needs a batch: lower batch_size or add samples"
+                f"dataset.val_dataset: {counted(samples, 'sample')} in batches of {batch_size} for {processes} "
+                "processes; each needs a batch: lower batch_size or add samples"
             )
 
     def has(self, split: str) -> bool:

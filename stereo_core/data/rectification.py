@@ -25,6 +25,8 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray) -> list[str]:
     Args:
         left_HW3, right_HW3: uint8 RGB, of one size.
     """
+    if np.array_equal(left_HW3, right_HW3):
+        return ["both views are the same image; one that holds both side by side has to be cut into its halves"]
     scale = min(1.0, WIDTH / left_HW3.shape[1])
     left_HW, right_HW = (_grey(image, scale) for image in (left_HW3, right_HW3))
     moves_N2 = _moves(left_HW, right_HW)

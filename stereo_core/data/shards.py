@@ -30,6 +30,7 @@ INDEX = ".index"
 _SHARD = re.compile(r"shard-(\d{5})-of-(\d{5})\.tar")
 _INDEX = re.compile(_SHARD.pattern + re.escape(INDEX))
 _MEMBER = re.compile(r"((?:.*/)?shard-\d{5}-of-\d{5}\.tar)/(.+)", re.DOTALL)
+_NUMBER = re.compile(r"[0-9]{1,19}")
 _HEADER = "# shard of {} files: offset size crc32 name"
 _AGAIN = "copy the shard and its index again, or pack again"
 _BATCH = 64  # files that are read side by side while packing
@@ -148,8 +149,9 @@ def _bytes_of(shard: str, offset: int, size: int) -> bytes:
     while True:
         try:
             with (storage.fetch(shard) if storage.is_uri(shard) else Path(shard)).open("rb") as file:
-                file.seek(offset)
-                return file.read(size)
+                there = os.fstat(file.fileno()).st_size  # an index may say anything
+                file.seek(min(offset, there))
+                return file.read(min(size, there))
         except storage.StorageError:
             raise
         except OSError as error:
@@ -178,7 +180,7 @@ def _parsed(path: str, version: object) -> dict[str, Place]:
     for number, line in enumerate(lines, start=2):
         offset, size, crc, name = (line.split(" ", 3) + [""] * 4)[:4]
         leads_out = posixpath.normpath(f"/{name}") != f"/{name}"
-        if leads_out or not (offset.isdecimal() and size.isdecimal() and crc.isdecimal()):
+        if not name or leads_out or not all(map(_NUMBER.fullmatch, (offset, size, crc))):
             raise DataError(f"{path}:{number}: not a line of an index, 'offset size crc32 name'; {_AGAIN}")
         entries[name] = (int(offset), int(size), int(crc))
     if header != _HEADER.format(len(entries)):

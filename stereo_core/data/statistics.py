@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 from stereo_core.data.annotations import Sample
 from stereo_core.data.datasets import read_pair
 from stereo_core.errors import DataError
+from stereo_core.overlap import mapped
 
 THREADS = 8  # pairs read side by side
-AT_ONCE = 64  # pairs handed to the threads, so that a long list is not held as tasks and results
 _SHIFT = 12  # bits of a float32 that a bin leaves out: bins are 1/2048 of their disparity wide at most
 _BINS = 0x7F800000 >> _SHIFT  # up to infinity
 
@@ -111,9 +110,7 @@ def looks(samples: Sequence[Sample], source: Any) -> Iterator[Look]:
     Raises:
         DataError: a pair can not be read; the message begins with the list's file and line.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
-        for first in range(0, len(samples), AT_ONCE):
-            yield from pool.map(partial(look, source=source), samples[first : first + AT_ONCE])
+    return mapped(partial(look, source=source), samples, THREADS)
 
 
 def look(sample: Sample, source: Any) -> Look:

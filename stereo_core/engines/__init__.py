@@ -1,4 +1,4 @@
-"""Engines: an exported network that gives disparity without PyTorch, built and run by one of several backends.
+"""Engines: an exported network that gives disparity without its Python code, built and run by one of several backends.
 
 A backend is a `base.Backend`; a module of this folder gives it by `backend(name)`.
 """
@@ -23,6 +23,8 @@ LOG = logging.getLogger(__name__)
 BACKENDS = {
     "tensorrt": "stereo_core.engines.tensorrt",
     "tensorrt_rtx": "stereo_core.engines.tensorrt",
+    "openvino": "stereo_core.engines.openvino",
+    "inductor": "stereo_core.engines.inductor",
     "onnxruntime": "stereo_core.engines.onnxruntime",
 }
 
@@ -62,15 +64,15 @@ def choose_backend(settings: BuildSettings) -> str:
 def _first_possible(settings: BuildSettings) -> str:
     reasons = []
     for name in BACKENDS:
-        why = _backend(name).why_not_here(settings)
+        why = _backend(name).why_not_here(settings) or _why_not_precision(name, settings.precision)
         if why is None:
             break
         reasons.append(f"not {name}: {why}")
     else:
         raise SpecError(f"gen_trt_engine.backend: no engine can be built here: {'; '.join(reasons)}")
     because = f" ({'; '.join(reasons)})" if reasons else ""
-    if name == "onnxruntime":
-        LOG.warning("gen_trt_engine.backend: auto takes onnxruntime, whose engine is an ONNX file%s", because)
+    if _backend(name).suffix.endswith(".onnx"):
+        LOG.warning("gen_trt_engine.backend: auto takes %s, whose engine is an ONNX file%s", name, because)
     else:
         LOG.info("gen_trt_engine.backend: auto takes %s%s", name, because)
     return name
@@ -94,7 +96,7 @@ def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> 
         raise SpecError(f"gen_trt_engine.trt_engine: {out} is the ONNX file itself; give the engine another name")
     name = choose_backend(settings)
     backend = _backend(name)
-    _check_precision(name, backend, settings.precision, graph["precision"])
+    _check_precision(name, settings.precision, graph["precision"])
     info = (
         graph
         | _profile(graph, settings, backend.reach)
@@ -145,12 +147,17 @@ def _backend(name: str) -> Backend:
 _QUANTISED = ("int8", "fp8")
 
 
-def _check_precision(name: str, backend: Backend, precision: str, file_precision: str) -> None:
+def _why_not_precision(name: str, precision: str) -> str | None:
+    built = _backend(name).precisions
+    if precision in built:
+        return None
+    return f"the {name} backend does not build {precision}; it builds {', '.join(built)}"
+
+
+def _check_precision(name: str, precision: str, file_precision: str) -> None:
     key = "gen_trt_engine.tensorrt.data_type"
-    if precision not in backend.precisions:
-        raise SpecError(
-            f"{key}: the {name} backend does not build {precision}; it builds {', '.join(backend.precisions)}"
-        )
+    if why := _why_not_precision(name, precision):
+        raise SpecError(f"{key}: {why}")
     if precision in _QUANTISED and file_precision != precision:
         raise SpecError(
             f"{key}: {precision} needs an ONNX file that quantises to {precision} (QuantizeLinear), and this one is "
@@ -183,6 +190,7 @@ def _profile(graph: dict, settings: BuildSettings, reach: int) -> dict:
             )
         return found
     _check_range(keys, batches)
+    _check_reach(keys, batches, reach)
     return found | dict(zip(("min_batch", "opt_batch", "max_batch"), batches, strict=True))
 
 
@@ -201,8 +209,9 @@ def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...], reach: i
     if best is None:
         raise SpecError(f"gen_trt_engine.opt_{side}: is needed, the ONNX file's {side} is open")
     said = any(size is not None for size in wanted)
-    sizes = (wanted[0] or best, best, wanted[2] or best) if said else (SMALLEST, best, reach * best)
+    sizes = (wanted[0] or best, best, wanted[2] or best) if said or not reach else (SMALLEST, best, reach * best)
     _check_range(keys, sizes)
+    _check_reach(keys, sizes, reach)
     if any(size % 32 for size in sizes):
         raise SpecError(f"{keys} are {_listed(sizes)}; they must be multiples of 32")
     return sizes
@@ -211,6 +220,11 @@ def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...], reach: i
 def _check_range(keys: str, values: tuple[int, int, int]) -> None:
     if not 1 <= values[0] <= values[1] <= values[2]:
         raise SpecError(f"{keys} are {_listed(values)}; they must not fall, and be at least 1")
+
+
+def _check_reach(keys: str, values: tuple[int, int, int], reach: int) -> None:
+    if not reach and values[0] != values[2]:
+        raise SpecError(f"{keys} are {_listed(values)}; an engine of this backend has one shape: set them alike")
 
 
 def _listed(values: tuple[int | None, ...]) -> str:

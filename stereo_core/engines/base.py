@@ -18,6 +18,7 @@ import stereo_core.engines.fit as fit_numpy
 from stereo_core.data.pairs import checked_arrays, checked_tensors, is_torch
 from stereo_core.engines.fit import Fit, fit
 from stereo_core.engines.fit import normalise as normalise
+from stereo_core.values import size_text
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class BuildSettings:
         compute_capabilities: GPU generations to build for, as "8.6"; empty: the GPU of this machine.
         gpu_id: the GPU to build on.
         verify: compare the engine with its ONNX file where it can run here.
+        checkpoint: the weights that the ONNX file was made of, for a backend that compiles them; or "".
     """
 
     backend: str = "auto"
@@ -56,6 +58,7 @@ class BuildSettings:
     gpu_id: int = 0
     verify: bool = True
     verbose: bool = False
+    checkpoint: str = ""
 
 
 class Backend(Protocol):
@@ -64,7 +67,8 @@ class Backend(Protocol):
     Attributes:
         precisions: what it can build, of fp32, fp16, bf16, int8, fp8.
         suffix: the end of an engine's file name where the user gives none.
-        reach: how many times the height and width that an open file was traced at an engine takes by default.
+        reach: how many times the height and width that an open file was traced at an engine takes by default; 0:
+            its engines have one batch, height and width.
     """
 
     precisions: tuple[str, ...]
@@ -88,7 +92,7 @@ class Backend(Protocol):
 
 
 class Engine(abc.ABC):
-    """An exported network that runs without PyTorch.
+    """An exported network that runs without its Python code.
 
     Attributes:
         info: the engine's side-car (INTERFACES "Files").
@@ -213,10 +217,10 @@ class Engine(abc.ABC):
         if place.image == place.frame or place.image in self._noted:
             return
         self._noted.add(place.image)
-        steps = f"scaled to {_text(place.scaled)}" if place.scaled != place.image else ""
+        steps = f"scaled to {size_text(place.scaled)}" if place.scaled != place.image else ""
         steps += " and " if steps and place.scaled != place.frame else ""
-        steps += f"padded to {_text(place.frame)}" if place.scaled != place.frame else ""
-        LOG.info("images of %s are %s for the engine", _text(place.image), steps)
+        steps += f"padded to {size_text(place.frame)}" if place.scaled != place.frame else ""
+        LOG.info("images of %s are %s for the engine", size_text(place.image), steps)
 
 
 def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
@@ -227,7 +231,3 @@ def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
         "latency_batch": largest_batch or None,
         "images_per_second": 1000 * images / sum(calls_ms) if calls_ms else None,
     }
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from stereo_core.errors import ModelError
-from stereo_core.files import atomic_path, sha256_of
+from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer, sha256_of
+from stereo_core.values import from_json
 
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
 
@@ -42,6 +45,8 @@ ONNX_KEYS = tuple(
 PREFIX = "stereo."
 
 _INTEGERS = ("input_height", "input_width", "max_disparity", "valid_iters")
+_SIZES = tuple(key for key in SIDECAR_KEYS if key.endswith(("height", "width", "batch"))) + _INTEGERS[2:]
+_TEXTS = ("backend", "precision", "normalisation")
 _FLOAT8 = {17, 18, 19, 20}  # onnx.TensorProto's FLOAT8 types
 
 
@@ -49,11 +54,11 @@ def file_kind(path: str | Path) -> str:
     """Say what a file is by its side-car and its first bytes.
 
     Returns:
-        "engine" (its side-car says so), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" (a TensorRT
-        plan without our side-car) or "unknown".
+        "engine" (its side-car says so), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" or "pt2" (a
+        TensorRT plan or a compiled PyTorch package without our side-car) or "unknown".
 
     Raises:
-        ModelError: there is no such file.
+        ModelError: there is no such file, or it is a Git LFS pointer.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,12 +67,24 @@ def file_kind(path: str | Path) -> str:
         return "engine"
     with path.open("rb") as file:
         head = file.read(16)
+    if head.startswith(b"PK\x03\x04") and _is_pt2(path):
+        return "pt2"
+    if is_lfs_pointer(head):
+        raise ModelError(f"{path}: {LFS_POINTER}")
     safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
     if safetensors or head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         return "checkpoint"
     if head.startswith(b"ftrt"):
         return "tensorrt"
     return "onnx" if _parse_onnx(path) is not None else "unknown"
+
+
+def _is_pt2(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/archive_format") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def sidecar_path(engine: str | Path) -> Path:
@@ -77,8 +94,8 @@ def sidecar_path(engine: str | Path) -> Path:
 def read_sidecar(engine: str | Path) -> dict | None:
     """The side-car of an engine file; None where there is none that says `"kind": "engine"`."""
     try:
-        info = json.loads(sidecar_path(engine).read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        info = from_json(sidecar_path(engine).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
     return info if isinstance(info, dict) and info.get("kind") == "engine" else None
 
@@ -94,7 +111,7 @@ def read_engine(path: str | Path) -> dict:
 
     Raises:
         ModelError: the file is missing, is not an engine (says what it is and how to make one of it), is not the file
-            that the side-car was written for, or the side-car lacks keys.
+            that the side-car was written for, or the side-car lacks keys or holds what can not be right.
     """
     kind = file_kind(path)
     if kind != "engine":
@@ -103,6 +120,10 @@ def read_engine(path: str | Path) -> dict:
     missing = [key for key in SIDECAR_KEYS if key not in info]
     if missing:
         raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
+    wrong = [key for key in _SIZES if not (info[key] is None or (type(info[key]) is int and info[key] > 0))]
+    wrong += [key for key in _TEXTS if not isinstance(info[key], str)]
+    if wrong:
+        raise ModelError(f"{sidecar_path(path)}: {', '.join(wrong)} can not be right; build the engine again")
     if sha256_of(path) != info["sha256"]:
         raise ModelError(
             f"{path}: truncated or changed since it was built (its SHA-256 differs from the one in "
@@ -125,6 +146,8 @@ _NOT_AN_ENGINE = {
     "checkpoint": "a checkpoint, not an engine; name it as `checkpoint` instead of `trt_engine`, or export it with "
     f"`depth_net export`, then {_BUILD}",
     "tensorrt": f"a TensorRT engine without its side-car {{sidecar}}: shapes and normalisation are unknown; {_BUILD}",
+    "pt2": "a compiled PyTorch package without its side-car {sidecar}: it holds native code, which runs only where the "
+    f"side-car's SHA-256 says that it is the one built; copy both files, or {_BUILD}",
     "unknown": f"not an engine: no side-car {{sidecar}}, and no ONNX file or checkpoint, or a truncated one; {_BUILD}",
 }
 
@@ -148,7 +171,7 @@ def read_onnx(path: str | Path) -> dict:
     batch, height, width = _graph_shape(model.graph, path)
     said = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
     info = {key: said.get(key) for key in ONNX_KEYS}
-    info |= {key: int(said[key]) for key in _INTEGERS if key in said}
+    info |= {key: _whole(path, key, said[key]) for key in _INTEGERS if key in said}
     # The graph itself is what runs: its own shapes hold whatever the metadata say.
     return info | {
         "kind": "onnx",
@@ -166,11 +189,18 @@ def read_onnx(path: str | Path) -> dict:
     }
 
 
+def _whole(path: str | Path, key: str, text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ModelError(f"{path}: its metadata {PREFIX}{key} is '{text}', no number; export it again")
+    return int(text)
+
+
 _EXPORT = "`depth_net export` writes an ONNX file"
 _NOT_ONNX = {
     "engine": "an engine, not an ONNX file; evaluate and inference take it as `trt_engine`, and " + _EXPORT,
     "checkpoint": f"a checkpoint, not an ONNX file; {_EXPORT} from it",
     "tensorrt": f"a TensorRT engine, not an ONNX file; {_EXPORT}",
+    "pt2": f"a compiled PyTorch package, not an ONNX file; {_EXPORT}",
     "unknown": f"not an ONNX file, or a truncated one (encrypted .etlt files are not supported); {_EXPORT}",
 }
 
@@ -215,9 +245,12 @@ def _parse_onnx(path: Path):
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, UnicodeDecodeError):
+    except (DecodeError, ValueError):
         return None
-    return model if model.graph.node else None
+    named = (*model.graph.input, *model.graph.output)
+    texts = [value.name for value in named] + [text for p in model.metadata_props for text in (p.key, p.value)]
+    whole = all(isinstance(text, str) for text in texts)  # protobuf gives what is no UTF-8 as bytes
+    return model if whole and model.graph.node else None
 
 
 def precision_of(graph) -> str:
@@ -226,7 +259,12 @@ def precision_of(graph) -> str:
     if not quantisers:
         return "fp32"
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    types |= {node.output[0]: node.attribute[0].t.data_type for node in graph.node if node.op_type == "Constant"}
+    types |= {
+        name: attribute.t.data_type
+        for node in graph.node
+        if node.op_type == "Constant"
+        for name, attribute in zip(node.output, node.attribute, strict=False)
+    }
     return "fp8" if any(types.get(name) in _FLOAT8 for node in quantisers for name in node.input) else "int8"
 
 
@@ -247,7 +285,7 @@ def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
         raise ModelError(f"{path}: inputs are not float32")
     batch, _, height, width = inputs[LEFT]
     if (height or 32) % 32 or (width or 32) % 32:
-        raise ModelError(f"{path}: height and width are {_text((height, width))}, not multiples of 32")
+        raise ModelError(f"{path}: width and height are {_text((width, height))}, not multiples of 32")
     return batch, height, width
 
 

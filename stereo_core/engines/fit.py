@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from stereo_core.errors import UserError
+from stereo_core.values import size_text
 
 # ImageNet statistics of RGB in 0..1, as every published ONNX file of this network expects.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -64,8 +65,8 @@ def fit(image: tuple[int, int], frame: tuple[int, int], resize: str) -> Fit:
         return Fit(image, frame, frame)
     if resize == "none" and image != frame:
         raise UserError(
-            f"evaluate.resize=none, but images of {image[0]} x {image[1]} do not fit the engine's {frame[0]} x "
-            f"{frame[1]}; set it to pad or stretch"
+            f"evaluate.resize=none, but images of {size_text(image)} px do not fit the engine's "
+            f"{size_text(frame)}; set it to pad or stretch"
         )
     if resize not in RESIZE:
         raise UserError(f"resize: {resize!r} is not one of {', '.join(RESIZE)}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from stereo_core.errors import ModelError
-from stereo_core.files import sha256_of
+from stereo_core.files import LFS_POINTER, is_lfs_pointer, sha256_of
+from stereo_core.models.pickle_machine import Refused, check_entries
 from stereo_core.models.pickled import is_module, read_module
 from stereo_core.spec.choice import NoChoice, chosen
+from stereo_core.values import from_json
 
 LOG = logging.getLogger(__name__)
 AVERAGES = "ema_state_dict"  # our trainer's averaged weights, under the names of `state_dict`
@@ -85,7 +87,7 @@ def sidecar_of(path: Path) -> Path:
 def read_sidecar(path: Path) -> dict:
     """What our trainer noted about a checkpoint; empty where it noted nothing."""
     try:
-        noted = json.loads(sidecar_of(path).read_text(encoding="utf-8"))
+        noted = from_json(sidecar_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) and noted.get("kind") == "checkpoint" else {}
@@ -129,6 +131,8 @@ def _kind(path: Path) -> str:
         )
     if not head:
         raise ModelError(f"{path}: the file is empty")
+    if is_lfs_pointer(head):
+        raise ModelError(f"{path}: {LFS_POINTER}")
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "torch"
     if head[8:9] == b"{":
@@ -151,12 +155,13 @@ def _read_safetensors(path: Path) -> dict:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             said = (file.metadata() or {}).get(SETTINGS)
-        return {"model": state} | ({SETTINGS: json.loads(said)} if said else {})
-    except (SafetensorError, json.JSONDecodeError) as error:
+        return {"model": state} | ({SETTINGS: from_json(said)} if said else {})
+    except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
 
 def _read_torch(path: Path) -> dict:
+    _check_room(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -167,7 +172,7 @@ def _read_torch(path: Path) -> dict:
             f"{path}: holds pickled Python objects, and loading them would run code from the file. Where it was "
             "written, save the weights alone: torch.save({'state_dict': model.state_dict()}, path)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # PyTorch has no list of what its reader raises
         if "TorchScript" in str(error):
             raise ModelError(f"{path}: a TorchScript program, not a checkpoint") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -175,6 +180,20 @@ def _read_torch(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def _check_room(path: Path) -> None:
+    """Refuse a zip file that PyTorch would inflate, however much that is."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # of PyTorch before 1.6
+    try:
+        with zipfile.ZipFile(path) as file:
+            check_entries(file, path.stat().st_size)
+    except Refused as error:
+        raise ModelError(f"{path}: {error}; copy it again, or write it with torch.save") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
+        raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
 
 def _open_envelope(path: Path, content: dict) -> tuple[str, dict[str, Tensor], dict]:

@@ -68,22 +68,27 @@ class Storage:
 def pickle_of(file: zipfile.ZipFile) -> str:
     found = [name for name in file.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(found) != 1:
-        raise Refused(f"{len(found)} entries NAME/data.pkl in the zip file; one is needed")
+        raise Refused(f"the zip file has {len(found)} of NAME/data.pkl; one is needed")
     return found[0]
+
+
+def check_entries(file: zipfile.ZipFile, size: int) -> None:
+    """Refuse a zip file of `size` bytes whose contents would take more than that."""
+    entries = file.infolist()
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise Refused(f"{shown(entry.filename)} is compressed or encrypted, which torch.save never does")
+    if sum(entry.file_size for entry in entries) > size:
+        raise Refused(f"its entries claim more than the {size} bytes of the file")
 
 
 class Archive:
     """The zip file around the pickle. No entry is larger than the file says that it is on disk."""
 
     def __init__(self, file: zipfile.ZipFile, size: int):
-        entries = file.infolist()
-        for entry in entries:
-            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                raise Refused(f"{shown(entry.filename)} is compressed or encrypted, which torch.save never does")
-        if sum(entry.file_size for entry in entries) > size:
-            raise Refused(f"its entries claim more than the {size} bytes of the file")
+        check_entries(file, size)
         self._file = file
-        self._sizes = {entry.filename: entry.file_size for entry in entries}
+        self._sizes = {entry.filename: entry.file_size for entry in file.infolist()}
         self._root = pickle_of(file).removesuffix("data.pkl")
         self._storages: dict[str, tuple[Storage, Tensor]] = {}
         if self._sizes.get(f"{self._root}byteorder") == len("big"):

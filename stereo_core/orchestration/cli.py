@@ -36,6 +36,8 @@ def main() -> None:
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
+        if "unexpected extra argument" in error.message:
+            error.message += "; quote a value with blanks, brackets or braces: --param 'NAME=[1, 2]'"
         error.show()
         code = 2
     except UserError as error:

@@ -4,7 +4,6 @@ and from where, what they wait for and on which conditions they run.
 
 from __future__ import annotations
 
-import difflib
 import json
 import operator
 import re
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import text as yaml_text
-from stereo_core.values import with_integers
+from stereo_core.values import near, with_integers
 
 
 class GraphError(SpecError):
@@ -252,8 +251,8 @@ class Pipeline:
 
     def unknown(self, name: str) -> str:
         """What is said of a parameter that there is not."""
-        near = difflib.get_close_matches(name, self.parameters, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
+        meant = near(name, self.parameters)
+        hint = f"did you mean {meant}?" if meant else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
         return f"pipeline {self.name}: unknown parameter {name}; {hint}"
 
     def missing(self, given: dict[str, object]) -> str:

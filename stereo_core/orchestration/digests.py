@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.orchestration.dag import GraphError
+from stereo_core.values import from_json
 
 SETTLED = 2_000_000_000  # ns; a file changed just now may change again without a new time
 
@@ -24,7 +25,7 @@ class Digests:
         self._memory = memory
         self._lock = threading.Lock()
         try:
-            self._known: dict[str, list] = json.loads(memory.read_text()) if memory.is_file() else {}
+            self._known: dict[str, list] = _entries(from_json(memory.read_text())) if memory.is_file() else {}
         except ValueError as error:
             raise GraphError(f"{memory}: {error}; remove it, it only saves hashing again") from None
 
@@ -46,3 +47,9 @@ class Digests:
             with self._lock:
                 self._known[str(path)] = [*state, digest]
         return digest
+
+
+def _entries(known: object) -> dict[str, list]:
+    if not isinstance(known, dict) or not all(isinstance(one, list) and len(one) == 3 for one in known.values()):
+        raise ValueError("no table of digests")
+    return known

@@ -36,6 +36,7 @@ from stereo_core.orchestration.dag import (
 )
 from stereo_core.orchestration.definitions import component_of, definitions
 from stereo_core.orchestration.sources import Node, Scope, artifacts_of, inputs_of, outputs_of, parameters_of, placed
+from stereo_core.spec.text import bounded
 from stereo_core.values import with_integers
 
 
@@ -58,8 +59,8 @@ def load_pipeline(path: str | Path) -> Pipeline:
 def read_pipeline(text: str, path: Path) -> Pipeline:
     """The same of its text; `path` names it in errors."""
     try:  # YAML 1.1, as KFP's compiler writes it; what users write is read by spec/text.py
-        documents = [with_integers(document) for document in yaml.safe_load_all(text) if document]
-    except yaml.YAMLError as error:
+        documents = [with_integers(bounded(document)) for document in yaml.safe_load_all(text) if document]
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise GraphError(f"{path}: no YAML: {error}") from None
     if not documents or not isinstance(documents[0], dict) or "pipelineInfo" not in documents[0]:
         raise GraphError(f"{path}: no compiled pipeline (PipelineSpec IR); `stereo-pipelines compile` writes them")
@@ -68,7 +69,7 @@ def read_pipeline(text: str, path: Path) -> Pipeline:
         return _pipeline(documents[0], platform, {}, frozenset())
     except GraphError as error:
         raise GraphError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise GraphError(f"{path}: malformed PipelineSpec: {type(error).__name__}: {error}") from None
 
 

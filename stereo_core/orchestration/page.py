@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Record
-from stereo_core.report.html import Table, galleries_of, page
+from stereo_core.report.html import Link, Table, page, shown, views_of
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # the metrics of a network before its training
@@ -23,7 +23,7 @@ def measured(run: Record) -> list[tuple[str, dict[str, float]]]:
                 continue
             values = {key: value for key, value in made.metadata.items() if isinstance(value, int | float)}
             before = {key.removeprefix(INITIAL): value for key, value in values.items() if key.startswith(INITIAL)}
-            rows += [(f"{run.label(name)}, untrained", before)] if before else []
+            rows += [(f"{run.label(name)}, before", before)] if before else []
             rows.append((run.label(name), values))
     return rows
 
@@ -87,24 +87,25 @@ def graph(run: Record) -> str:
 
 
 def write_page(run: Record) -> Path:
-    """Write report.html into the run folder: graph, metrics, steps, artifacts, and the pictures that steps left."""
+    """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps, artifacts."""
     steps = Table("Steps", ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message"))
     artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"))
     for name, task in run.tasks.items():
         started = (task.started or "")[:19].replace("T", " ")
         code = "" if task.exit_code is None else str(task.exit_code)
         seconds = round(task.seconds, 1)
-        steps.rows.append((run.label(name), task.state, started, seconds, task.attempts, code, task.message))
+        log = run.place(name) / "log.txt"
+        label = Link(run.label(name), f"tasks/{name}/log.txt") if log.is_file() else run.label(name)
+        steps.rows.append((label, task.state, started, seconds, task.attempts, code, task.message))
         for port, made in task.results().items():
             artifacts.rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
-    tables = [table for table in (metrics_table(run), steps, artifacts) if table]
-    galleries = [
-        (f"{run.label(name)}: {title}", caption, pictures)
-        for name in run.tasks
-        for title, caption, pictures in galleries_of(run.place(name) / "results")
-    ]
+    warnings = [f"{run.label(name)}: {text}" for name in run.tasks for text in run.warnings(name)]
+    groups = shown({run.label(name): views_of(run.place(name) / "results").get("", []) for name in run.tasks})
+    metrics = metrics_table(run)
     path = run.folder / "report.html"
     with atomic_path(path) as temporary:
         title = f"{run.pipeline}: {run.state}"
-        temporary.write_text(page(title, tables, galleries, drawing=graph(run)), encoding="utf-8")
+        text = page(title, [metrics] if metrics else [], drawing=graph(run), warnings=warnings, groups=groups,
+                    more=[steps, artifacts], folded={"Arguments": run.arguments})  # fmt: skip
+        temporary.write_text(text, encoding="utf-8")
     return path

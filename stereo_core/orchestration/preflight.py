@@ -41,6 +41,7 @@ from stereo_core.storage import local_path
 from stereo_core.verbs import VERBS, steps
 
 ELSEWHERE = "s3://of/the-run"  # stands for a file that a step will find; of objects nobody asks here whether they exist
+OF_A_SOURCE = ("dataset_name", "disparity_format", "disparity_scale")  # parameters of steps that are keys of a source
 SHOWN = 3  # steps that a complaint names
 
 
@@ -114,9 +115,21 @@ def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str
     if command[0] != LAUNCHER:
         yield from _too_long(command, values)
     elif len(command) > 1 and command[1] in steps():
+        yield from _source(task, values)
         spec = yield from _spec(command[1], task, pipeline, values, arguments)
         if spec is not None:
             known[task.name] = frames.Step(task, command[1], spec)
+
+
+def _source(task: Task, known: dict) -> Iterator[str]:
+    """What is wrong with the parameters that say how a step's lists are coded."""
+    given = {name: known[name] for name in OF_A_SOURCE if known.get(name)}
+    try:
+        checked("info", {"data_sources": [given]}, "")
+    except UserError as error:
+        for line in str(error).splitlines():
+            path, _, rule = line.removeprefix(": ").partition(": ")
+            yield f"{_origin(task, path.rpartition('.')[2])}: {rule}"
 
 
 def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:

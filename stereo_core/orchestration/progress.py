@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from stereo_core.orchestration.page import metrics_table, size
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Record, TaskRun
+from stereo_core.progress import heartbeat
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # columns of the tables in a file or a pipe
@@ -38,13 +39,27 @@ class Progress:
         self.console = console or Console()
         self._run: Record | None = None
         self._seen: dict[str, tuple[str, str]] = {}
+        self._beat = contextlib.ExitStack()
         self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Progress:
+        self._beat.enter_context(heartbeat(self._running, self._say))
         return self
 
     def __exit__(self, *error) -> None:
         self.close()
+        self._beat.close()
+
+    def _running(self) -> str:
+        """The steps that run, and for how long; empty on a terminal, where the table shows them."""
+        if self.console.is_terminal or self._run is None:
+            return ""
+        running = [f"{name} for {_seconds(task)}" for name, task in self._run.tasks.items() if task.state == "running"]
+        return f"running: {', '.join(running)}" if running else ""
+
+    def _say(self, text: str) -> None:
+        with heard_or_not():
+            self.console.print(f"{datetime.now():%H:%M:%S} {text}", highlight=False, markup=False, soft_wrap=True)
 
     def show(self, run: Record) -> None:
         self._run = run
@@ -59,9 +74,9 @@ class Progress:
             now = (task.state, task.message)
             if now != self._seen.get(name, ("waiting", "")) and task.state != "skipped":  # summary says why
                 took = f" after {task.seconds:.1f} s" if task.state in ENDED and task.seconds else ""
+                warned = _warnings(run, name) if task.state in ENDED else ""
                 note = f": {task.message}" if task.message else ""
-                line = f"{datetime.now():%H:%M:%S} {name} {task.state}{took}{note}"
-                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._say(f"{name} {task.state}{took}{warned}{note}")
             self._seen[name] = now
 
     def close(self) -> None:
@@ -90,6 +105,12 @@ def _code(task: TaskRun) -> str:
     return f"{code} (attempt {task.attempts})" if task.attempts > 1 else code
 
 
+def _warnings(run: Record, name: str) -> str:
+    """How many warnings a step gave, for the end of its line."""
+    count = len(run.warnings(name))
+    return f", {count} warning{'s' * (count != 1)}" if count else ""
+
+
 def _seconds(task: TaskRun) -> str:
     if task.state == "running" and task.started:
         return f"{time.time() - datetime.fromisoformat(task.started).astimezone(UTC).timestamp():.0f} s"
@@ -97,12 +118,15 @@ def _seconds(task: TaskRun) -> str:
 
 
 def runs_table(runs: list[Record], console: Console | None = None) -> None:
-    """Print a line a run: where it is, of what, how it stands, since when, and its steps that are done."""
-    table = Table(Column("run", overflow="fold"), "pipeline", "state", "started (UTC)", "changed (UTC)", "steps done")
+    """Print a line a run: where it is, of what, how it stands, since when, its steps that are done, its warnings."""
+    columns = ("pipeline", "state", "started (UTC)", "changed (UTC)", "steps done", "warnings")
+    table = Table(Column("run", overflow="fold"), *columns)
     for run in runs:
         done = sum(task.state in DONE for task in run.tasks.values())
         times = (text[:19].replace("T", " ") for text in (run.started, run.changed))
-        table.add_row(str(run.folder), run.pipeline, _coloured(run.state), *times, f"{done} of {len(run.tasks)}")
+        count = sum(len(run.warnings(name)) for name in run.tasks)
+        steps = f"{done} of {len(run.tasks)}"
+        table.add_row(str(run.folder), run.pipeline, _coloured(run.state), *times, steps, str(count or ""))
     _console(console).print(table)
 
 
@@ -111,7 +135,8 @@ def _console(console: Console | None) -> Console:
 
 
 def summary(run: Record, console: Console | None = None) -> None:
-    """Print the steps (state, time, exit code, artifacts), why any was skipped, the metrics, the end of failed logs."""
+    """Print the steps (state, time, exit code, artifacts), why any was skipped, what they warned of, the metrics, the
+    end of failed logs."""
     console = _console(console)
     title = f"{run.pipeline} in {run.folder}"
     table = Table("step", "state", "time", "exit code", "artifact", "size", title=title)
@@ -124,6 +149,10 @@ def summary(run: Record, console: Console | None = None) -> None:
     for name, task in run.tasks.items():
         if task.state == "skipped" or (task.state in DONE and task.message):
             console.print(f"{name} {task.state}: {task.message}", highlight=False, markup=False, soft_wrap=True)
+    for name in run.tasks:
+        for text in run.warnings(name):
+            line = f"{name} warns: {text}"
+            console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     measured = metrics_table(run)
     if measured:
         table = Table(*measured.columns, title=measured.title)

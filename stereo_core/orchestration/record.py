@@ -10,6 +10,8 @@ from pathlib import Path
 from stereo_core.files import atomic_path
 from stereo_core.locks import is_held
 from stereo_core.orchestration.dag import GraphError
+from stereo_core.run.status import warnings_in
+from stereo_core.values import from_json
 
 FILE, LOCK = "run.json", ".lock"
 AGAIN = "--- another attempt ---"  # the line in a log between two
@@ -87,6 +89,10 @@ class Record:
         with atomic_path(self.folder / FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
+    def warnings(self, name: str) -> list[str]:
+        """What a step that ran has warned of, as its own record in its folder tells."""
+        return warnings_in(self.place(name) / "results") if self.tasks[name].attempts else []
+
     def label(self, name: str) -> str:
         """A step for a reader: its name, and its display name where the pipeline gives one."""
         title = self.tasks[name].title
@@ -101,7 +107,7 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text())
+        content = from_json(path.read_text())
         record = Record(folder.resolve(), **content)
         record.tasks = {name: TaskRun(**item) for name, item in record.tasks.items()}
         for run in record.tasks.values():

@@ -5,7 +5,11 @@ An adapter is a module with `quantize(...)`, which writes a file and returns the
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stereo_core.errors import SpecError
@@ -51,6 +55,37 @@ BACKENDS = {
         True,
     ),
 }
+
+
+_NOISY = {
+    "torchao.": logging.ERROR,  # kernels for GPUs that are not here, Triton
+    "torch.": logging.ERROR,  # how torchao registers its types
+    "modelopt.": logging.CRITICAL,  # as an error, that there is no GPU
+    "root.": logging.WARNING,  # ONNX Runtime's quantiser, of each copy of a bias
+}
+"""Loggers -> the level from which on they are of use; what fails for good is raised."""
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Keep silent what the libraries say of parts that are not here and are not needed.
+
+    Filters of handlers, because the libraries set the levels of their loggers anew.
+    """
+
+    def is_heard(record: logging.LogRecord) -> bool:
+        return all(record.levelno >= level for name, level in _NOISY.items() if f"{record.name}.".startswith(name))
+
+    handlers = [handler for name in ("", "torch") for handler in logging.getLogger(name).handlers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for handler in handlers:
+            handler.addFilter(is_heard)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(is_heard)
 
 
 def check_installed(name: str) -> None:

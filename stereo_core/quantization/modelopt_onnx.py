@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import onnx
 
 from stereo_core.engines.files import LEFT, RIGHT, add_metadata, read_onnx
 from stereo_core.errors import SpecError
+from stereo_core.quantization import without_noise
 from stereo_core.quantization.rules import Formats, Layer, Summary, choose, is_sensitive, one_format, summarise
 
 LOG = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
     provider = _provider(section)
     left_B3HW, right_B3HW = _batches(pairs, info["max_batch"] or 1)
     shape = "x".join(map(str, (info["max_batch"] or 1, *left_B3HW.shape[1:])))
-    with tempfile.TemporaryDirectory(prefix="quantize") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries that ModelOpt could use and that are not needed here
+    with tempfile.TemporaryDirectory(prefix="quantize") as folder, without_noise():
         from modelopt.onnx.quantization import quantize as modelopt_quantize
 
         copy = Path(folder) / "model.onnx"  # the library writes files beside its input
@@ -61,7 +60,7 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
             high_precision_dtype="fp32",
             enable_shared_constants_duplication=False,  # the iterations share their weights: a copy each is 2.5 times
             output_path=str(out),
-            log_level="ERROR",
+            log_level="CRITICAL",
             **section.backend_kwargs,
         )
     result = onnx.load(out)

@@ -5,7 +5,6 @@ ModelOpt finds the ranges of the activations; a weight's range is its largest va
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from stereo_core.errors import SpecError
 from stereo_core.models.quantized import QuantizedLayer, numbers_of, save_quantized, scale_of
+from stereo_core.quantization import without_noise
 from stereo_core.quantization.rules import Formats, Summary, choose, one_format, summarise
 from stereo_core.quantization.torch_layers import TRANSPOSED, layers_of
 
@@ -54,8 +54,7 @@ def _activation_ranges(
 
     ModelOpt's calibrators watch the inputs of a float network, as its own `mtq.calibrate` lets them.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries that ModelOpt could use and that are not needed here
+    with without_noise():
         from modelopt.torch.quantization.calib import HistogramCalibrator, MaxCalibrator
 
     # NumPy's histogram counts in integers; torch's, in float32, loses count in large networks.

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from stereo_core.errors import SpecError
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def summarise(layers: Iterable[Layer], chosen: dict[str, Formats]) -> Summary:
     share = sum(layer.weights for layer in layers if layer.name in chosen) / total
     left = Counter(layer.part for layer in layers if layer.name not in chosen)
     text = (
-        f"{len(chosen)} of {len(layers)} layers with {share:.1%} of their weights quantised "
+        f"{len(chosen)} of {counted(len(layers), 'layer')} with {share:.1%} of their weights quantised "
         f"({_counted(Counter(map(_format, chosen.values())))}); left in float: {_counted(left) or 'none'}"
     )
     kpi = {"quantized_layers": len(chosen), "quantizable_layers": len(layers), "quantized_weight_share": share}

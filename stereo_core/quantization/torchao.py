@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stereo_core.models.quantized import QuantizedLayer, save_quantized
+from stereo_core.quantization import without_noise
 from stereo_core.quantization.rules import Formats, Layer, Summary, choose, summarise
 from stereo_core.quantization.torch_layers import layers_of
 
@@ -17,7 +18,9 @@ def quantize(model: nn.Module, out: Path, section: Any, pairs: Any = None) -> Su
     """Write the quantised checkpoint of `model` to `out`; pairs are not needed."""
     layers = [_all_default(layer) for layer in layers_of(model)]
     chosen = choose(layers, section.layers, section.skip_names, static=False)
-    save_quantized(model, out, section.backend, {name: _quantized(model, name, f) for name, f in chosen.items()})
+    with without_noise():
+        quantised = {name: _quantized(model, name, formats) for name, formats in chosen.items()}
+    save_quantized(model, out, section.backend, quantised)
     return summarise(layers, chosen)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
+from stereo_core.run.status import read_line
 
 Curves = dict[str, dict[int, float]]
 """Tag -> optimizer step -> value, steps in order."""
@@ -117,7 +117,7 @@ def _from_status(path: Path) -> Curves:
     curves: Curves = {}
     step, validation = 0, {}
     for line in _lines(path):
-        message, kpi = str(line.get("message", "")), _numbers(line.get("kpi"))
+        message, kpi = str(line.get("message", "")), line["kpi"]
         if message == "Eval metrics generated before training.":
             if not curves:
                 _put(curves, 0, kpi)
@@ -126,7 +126,8 @@ def _from_status(path: Path) -> Curves:
         elif "epoch" in line and isinstance(line.get("step"), int):
             step = line["step"]
             curves = {tag: {s: v for s, v in points.items() if s < step} for tag, points in curves.items()}
-            _put(curves, step, validation | _numbers({"step_time": line.get("step_time")}))
+            seconds = line.get("step_time")
+            _put(curves, step, validation | ({"step_time": seconds} if isinstance(seconds, int | float) else {}))
             validation = {}
         elif message.startswith("Train metrics generated"):
             _put(curves, step, kpi)
@@ -138,16 +139,8 @@ def _lines(path: Path) -> Iterator[dict]:
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
+        if line := read_line(text):
             yield line
-
-
-def _numbers(kpi: dict | None) -> dict[str, float]:
-    return {name: value for name, value in (kpi or {}).items() if isinstance(value, int | float)}
 
 
 def _put(curves: Curves, step: int, values: dict[str, float]) -> None:

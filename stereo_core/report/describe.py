@@ -34,7 +34,7 @@ def _describe_onnx(path: Path) -> dict:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
     return read_onnx(path) | {"opset": opset, "nodes": len(model.graph.node)}
 
 

@@ -1,71 +1,47 @@
-"""Outcomes -> one self-contained HTML page: tables and pictures, nothing loaded from elsewhere."""
+"""Outcomes -> one self-contained HTML page: tables, pairs to look at, pictures; nothing loaded from elsewhere.
+
+The page's Content-Security-Policy keeps it from asking any host for anything.
+"""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import csv
+import gzip
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 
 from stereo_core import __version__
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
+from stereo_core.report.views import FILE, VALIDATION, Group, View, fitting, read_views, side_by_side
+from stereo_core.run.status import lines_of, warnings_in
 
 if TYPE_CHECKING:
     from stereo_core.run.outcome import Outcome
 
-PICTURES = 8
+MOST_BYTES = 7_500_000  # of pairs in a page; INTERFACES allows a page 8 MB
+MOST_ROWS = 500  # of a table of images
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # lines that the colour-blind tell apart
 
-_PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#1b1f24}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}
-th,td{padding:.25rem .9rem;border-bottom:1px solid #d9dee3;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-figure{margin:1rem 0}figcaption{color:#57606a}img{width:100%}
-footer{margin-top:3rem;color:#57606a}
-</style></head><body>
-<h1>{{ title }}</h1>
-{% if note %}<p>{{ note }}</p>{% endif %}
-{{ drawing | safe }}
-{% for table in tables %}
-<h2>{{ table.title }}</h2>
-<table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in table.rows %}
-<tr>{% for cell in row %}
-<td{% if cell is number %} class="n"{% endif %}>{{ cell if cell is string else figure(cell) }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-{% endfor %}
-{% for title, caption, pictures in galleries %}
-<h2>{{ title }}</h2>
-<p>{{ caption }}</p>
-{% for name, data in pictures %}
-<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}"><figcaption>{{ name }}</figcaption></figure>
-{% endfor %}
-{% endfor %}
-<footer>stereo-pipelines {{ version }}</footer>
-</body></html>
-""")
+_PAGE = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+).get_template("page.html")
 
-_PANELS = (
-    "Left image, ground truth, prediction, error. Disparities share one colour scale; errors go from blue (0) to red "
-    "(8 px and more); black has no ground truth."
-)
-LEFT_BY_ACTIONS = (
-    ("Curves", "curves.png", ""),
-    ("Last validation", "validation.png", _PANELS),
-    ("Pictures", "panels/*.png", _PANELS),
-    ("Before", "before/panels/*.png", _PANELS),
-    ("After", "after/panels/*.png", _PANELS),
-    ("Pictures", "predicted_depth/*.png", "Predicted disparity in colour."),
-)
-"""Title, pattern below the results folder, caption."""
+
+class Link(NamedTuple):
+    """A cell that leads to a place of the page or to a file beside it."""
+
+    text: str
+    href: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +50,7 @@ class Table:
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | float]] = field(default_factory=list)
+    rows: Sequence[Sequence[str | float | Link]] = field(default_factory=list)
 
 
 Gallery = tuple[str, str, Sequence[Path]]
@@ -87,23 +63,80 @@ def figure(value: float) -> str:
 
 
 def page(
-    title: str, tables: Iterable[Table], galleries: Iterable[Gallery] = (), *, note: str = "", drawing: str = ""
+    title: str,
+    tables: Iterable[Table] = (),
+    galleries: Iterable[Gallery] = (),
+    *,
+    note: str = "",
+    drawing: str = "",
+    warnings: Sequence[str] = (),
+    groups: Sequence[Group] = (),
+    more: Sequence[Table] = (),
+    folded: Mapping[str, str | Mapping] | None = None,
 ) -> str:
-    """HTML text with `tables`, the PNG files of `galleries` and `drawing`, an SVG element, embedded."""
-    embedded = [(name, caption, [(p.stem, _base64(p)) for p in pictures]) for name, caption, pictures in galleries]
+    """HTML text of a page; what it shows is in it.
+
+    Args:
+        note, drawing: below the title; the drawing is an SVG element.
+        warnings: sentences on top.
+        groups: pairs to look at, below the tables; `fitting` says how many.
+        more: tables below the pairs.
+        folded: title -> text, or keys and values, to be unfolded.
+    """
+    embedded = [
+        (name, caption, [(p.stem, _base64(p.read_bytes())) for p in files]) for name, caption, files in galleries
+    ]
     return _PAGE.render(
         title=title,
         note=note,
         drawing=drawing,
+        warnings=warnings,
         tables=list(tables),
+        groups=groups,
+        more=more,
         galleries=embedded,
+        folded=folded or {},
         figure=figure,
+        colours=_COLOURS,
+        constants=_constants() if groups else {},
+        plotly=_plotly() if has_cloud(groups) else "",
         version=__version__,
     )
 
 
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def has_cloud(groups: Iterable[Group]) -> bool:
+    """Whether a page of these shows point clouds, and so holds Plotly."""
+    return any(view.camera for group in groups for view in group.views.values())
+
+
+PLOTLY_BYTES = 2_000_000  # of Plotly in a page
+
+
+def shown(runs: Mapping[str, Sequence[View]]) -> list[Group]:
+    """The pairs of runs, side by side, as many as a page holds."""
+    groups = side_by_side(runs)
+    return fitting(groups, MOST_BYTES - has_cloud(groups) * PLOTLY_BYTES)
+
+
+def _plotly() -> str:
+    """Plotly, packed; the page unpacks it when somebody wants to turn a point cloud."""
+    library = resources.files("plotly") / "package_data" / "plotly.min.js"
+    return _base64(gzip.compress(library.read_bytes(), mtime=0))
+
+
+def _constants() -> dict:
+    """What colours and values mean, for the page's script."""
+    import numpy as np
+
+    from stereo_core.report.pictures import ERROR_SCALE_PX, colour_disparity
+    from stereo_core.report.viewer import STEPS
+
+    levels_256 = np.linspace(1e-6, 1, 256, dtype=np.float32)[None]
+    return {"steps": STEPS, "error_px": ERROR_SCALE_PX, "turbo": colour_disparity(levels_256, 1.0).ravel().tolist()}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
@@ -111,15 +144,82 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     return Table(title, ("metric", "value"), list(metrics.items()))
 
 
-def galleries_of(results_dir: Path) -> list[Gallery]:
-    """The first pictures of each kind that an action left in its results folder."""
-    found = [(title, text, sorted(results_dir.glob(files))[:PICTURES]) for title, files, text in LEFT_BY_ACTIONS]
-    return [(title, caption, pictures) for title, caption, pictures in found if pictures]
+def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Table]:
+    """A row an image that every metrics.csv has, the worst first, with links to the pairs; none without such a file.
+
+    One run shows all its figures, several each their epe.
+
+    Args:
+        runs: name -> results folder of an evaluation.
+        groups: the pairs in the page.
+    """
+    read = {run: _rows(folder / "metrics.csv") for run, folder in runs.items()}
+    paths = [path for path in next(iter(read.values()), {}) if all(path in rows for rows in read.values())]
+    if not paths:
+        return []
+    anchors = {view.path: f"#pair-{n}" for n, group in enumerate(groups, 1) for view in group.views.values()}
+    if len(read) == 1:
+        (figures,) = ([*rows.values()] for rows in read.values())
+        names = list(figures[0])
+        rows = [(path, *row.values()) for path, row in zip(paths, figures, strict=True)]
+    else:
+        names = [f"epe {run}" for run in read]
+        rows = [(path, *(rows[path]["epe"] for rows in read.values())) for path in paths]
+    rows.sort(key=lambda row: -max((value for value in row[1:2] if value == value), default=-1.0))
+    below = _common(paths)
+    cells = [[Link(row[0][len(below) :], anchors[row[0]]) if row[0] in anchors else row[0][len(below) :], *row[1:]]
+             for row in rows[:MOST_ROWS]]  # fmt: skip
+    title = f"The worst {MOST_ROWS} of {len(rows)} images" if len(rows) > MOST_ROWS else "Images"
+    return [Table(f"{title} below {below}" if below else title, ("image", *names), cells)]
+
+
+def _rows(path: Path) -> dict[str, dict[str, float]]:
+    """metrics.csv: path of an image -> its figures; empty where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row.pop("path"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The folder that all paths begin with, with its last slash."""
+    shared, slash, _ = os.path.commonprefix(paths).rpartition("/")  # noqa: RUF071 commonpath would bend s3://
+    return shared + slash
+
+
+def views_of(results_dir: Path) -> dict[str, list[View]]:
+    """The pairs that an action left in its results folder, by the name of their run."""
+    files = {"": FILE, "last validation": VALIDATION, "before": f"before/{FILE}", "after": f"after/{FILE}"}
+    found = {run: read_views(results_dir / file) for run, file in files.items()}
+    return {run: views for run, views in found.items() if views}
 
 
 def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
-    """The page of one action: its message, its metrics and the pictures in `results_dir`, for train with its curves."""
+    """The page of one action: its warnings, metrics, curves, pairs, images and settings, from its results folder."""
+    galleries = []
     if verb == "train":
         with contextlib.suppress(DataError):  # no epoch and no validation came to its end
-            plot(results_dir)
-    return page(verb, [metrics_table("Metrics", outcome.kpi)], galleries_of(results_dir), note=outcome.message)
+            galleries = [("Curves", "", [plot(results_dir)[0]])]
+    groups = shown(views_of(results_dir))
+    return page(
+        verb,
+        [metrics_table("Metrics", outcome.kpi)],
+        galleries,
+        note=outcome.message,
+        warnings=warnings_in(results_dir),
+        groups=groups,
+        more=images_table({"": results_dir}, groups),
+        folded=folded_of(results_dir),
+    )
+
+
+def folded_of(results_dir: Path) -> dict[str, str | Mapping]:
+    """What to unfold on an action's page: its settings, its spec and its record."""
+    folded: dict[str, str | Mapping] = {}
+    with contextlib.suppress(OSError, ValueError):
+        results = json.loads((results_dir / "results.json").read_text(encoding="utf-8"))
+        folded["Settings"] = results.get("settings", {})
+    with contextlib.suppress(OSError):
+        folded["Spec"] = (results_dir / "experiment.yaml").read_text(encoding="utf-8")
+    lines = [f"{line['timestamp'][:19]} {line['status']} {line['message']}" for line in lines_of(results_dir)]
+    return folded | {"Record": "\n".join(lines[-MOST_ROWS:])}

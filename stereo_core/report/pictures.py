@@ -1,72 +1,99 @@
-"""Disparities and errors as 8-bit RGB pictures. NumPy and OpenCV only, but for the colour bar."""
+"""Disparities and errors as 8-bit RGB pictures. NumPy and OpenCV only."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-ERROR_SCALE_PX = 8.0
+ERROR_SCALE_PX = 8.0  # error maps end here, everywhere
+SCALE_PX = 128.0  # the most that the colours of disparities reach
+UNKNOWN = (128, 128, 128)  # grey: a colour that turbo has for no value
+SMALL = 320  # px; narrower pictures are shown twice as large
+STRIP = 22  # px; height of a line of text
+TICKS = 5
 
 
 def colour_disparity(disparity_HW: np.ndarray, maximum: float) -> np.ndarray:
     """Disparity in px -> uint8 RGB (H, W, 3) in OpenCV's turbo: dark blue at 0, dark red at `maximum` and above.
 
-    Pixels that are not finite or not above 0 are black. Give one `maximum` to pictures that are to be compared.
+    Pixels that are not finite or not above 0 are grey. Give one `maximum` to pictures that are to be compared.
     """
     known = np.isfinite(disparity_HW) & (disparity_HW > 0)
     return _turbo(np.where(known, disparity_HW, 0), known, maximum)
 
 
-def with_colour_bar(picture_HW3: np.ndarray, maximum: float) -> np.ndarray:
-    """A picture of `colour_disparity` with its scale, labelled in px, at the right: uint8 RGB (H, wider, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot's
-    from matplotlib.figure import Figure
-
-    dpi, height = 100, len(picture_HW3)
-    figure = Figure(figsize=(0.9, height / dpi), dpi=dpi)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.12, 12 / (height + 24), 0.22, height / (height + 24)))
-    levels_256 = np.linspace(1e-3, 1, 256, dtype=np.float32)[:, None]
-    axes.imshow(colour_disparity(levels_256, 1.0), aspect="auto", origin="lower", extent=(0, 1, 0, maximum))
-    axes.set_xticks([])
-    axes.yaxis.tick_right()
-    axes.yaxis.set_label_position("right")
-    axes.set_ylabel("disparity (px)")
-    canvas.draw()
-    bar_HW3 = np.asarray(canvas.buffer_rgba())[..., :3]
-    return np.hstack([picture_HW3, bar_HW3[:height]])
-
-
 def error_map(
     prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray, maximum: float = ERROR_SCALE_PX
 ) -> np.ndarray:
-    """|prediction - gt| in px -> uint8 RGB (H, W, 3) in turbo, saturated at `maximum`; invalid pixels are black."""
+    """|prediction - gt| in px -> uint8 RGB (H, W, 3) in turbo, saturated at `maximum`; invalid pixels are grey."""
     error = np.abs(prediction_HW.astype(np.float64) - gt_HW)
     return _turbo(np.where(valid_HW, np.nan_to_num(error, nan=maximum), 0), valid_HW, maximum)
 
 
-def panel(
-    left_HW3: np.ndarray,
-    prediction_HW: np.ndarray,
-    gt_HW: np.ndarray,
-    valid_HW: np.ndarray,
-    maximum: float | None = None,
-) -> np.ndarray:
-    """Left image | ground truth | prediction | error side by side, uint8 RGB (H, 4W, 3).
+def scale_end(max_disparity: float) -> float:
+    """px at the end of the colours of disparities, the same in train, evaluate and inference with one
+    `dataset.max_disparity`: that, at most SCALE_PX, since few images have more and the rest would all be blue."""
+    return float(min(max_disparity, SCALE_PX))
 
-    Ground truth and prediction share one colour scale, from 0 to `maximum` px; None: to the largest valid ground truth.
+
+def panel(
+    left_HW3: np.ndarray, prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray, maximum: float
+) -> np.ndarray:
+    """Left image, ground truth, prediction and error with titles and scales: uint8 RGB, in a row, wide ones as 2 x 2.
+
+    Ground truth and prediction share one colour scale, from 0 to `maximum` px.
     """
-    if maximum is None:
-        maximum = float(gt_HW[valid_HW].max()) if valid_HW.any() else disparity_range(prediction_HW)
     shown_gt = np.where(valid_HW, gt_HW, 0)
-    return np.hstack(
-        [
-            left_HW3,
-            colour_disparity(shown_gt, maximum),
-            colour_disparity(prediction_HW, maximum),
-            error_map(prediction_HW, gt_HW, valid_HW),
-        ]
-    )
+    cells = [
+        labelled(left_HW3, "left image"),
+        labelled(colour_disparity(shown_gt, maximum), "ground truth (grey: none)", maximum),
+        labelled(colour_disparity(prediction_HW, maximum), "prediction", maximum),
+        labelled(error_map(prediction_HW, gt_HW, valid_HW), "error (grey: no truth)", ERROR_SCALE_PX),
+    ]
+    height, width = left_HW3.shape[:2]
+    if width <= 2 * height:
+        return np.hstack(cells)
+    return np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])])
+
+
+def labelled(picture_HW3: np.ndarray, title: str, maximum: float | None = None) -> np.ndarray:
+    """A picture between its title and its scale from 0 to `maximum` px: uint8 RGB, two strips of STRIP px higher.
+
+    Small ones come twice as large. Without a scale the lower strip is empty, so that pictures in a row have one height.
+    """
+    if picture_HW3.shape[1] < SMALL:
+        picture_HW3 = picture_HW3.repeat(2, axis=0).repeat(2, axis=1)
+    width = picture_HW3.shape[1]
+    above, below = np.full((2, STRIP, width, 3), 255, np.uint8)
+    _write(above, title, 4)
+    if maximum is not None:
+        _draw_scale(below, maximum)
+    return np.vstack([above, picture_HW3, below])
+
+
+def _draw_scale(strip_HW3: np.ndarray, maximum: float) -> None:
+    """Turbo along the upper third of a strip, and px below it."""
+    width = strip_HW3.shape[1]
+    levels_1W = np.linspace(1e-3, maximum, width, dtype=np.float32)[None]
+    strip_HW3[: STRIP // 3] = colour_disparity(levels_1W, maximum)
+    for number in range(TICKS):
+        share = number / (TICKS - 1)
+        text = f"{maximum * share:.3g}" + (" px" if share == 1 else "")
+        (wide, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+        _write(strip_HW3, text, round(share * (width - wide)))
+
+
+def _write(strip_HW3: np.ndarray, text: str, x: int) -> None:
+    cv2.putText(strip_HW3, text, (x, STRIP - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA)
+
+
+def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of any sizes below each other, on white."""
+    widest = max(picture.shape[1] for picture in pictures)
+    wide = [np.pad(p, ((0, 0), (0, widest - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+    return np.vstack(wide)
 
 
 def sample_panel(
@@ -96,5 +123,5 @@ def disparity_range(disparity_HW: np.ndarray) -> float:
 def _turbo(values_HW: np.ndarray, shown_HW: np.ndarray, maximum: float) -> np.ndarray:
     levels = np.rint(np.clip(values_HW * (255.0 / maximum), 0, 255)).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    colours[~shown_HW] = 0
+    colours[~shown_HW] = UNKNOWN
     return colours

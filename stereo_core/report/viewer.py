@@ -1,65 +1,23 @@
-"""Pairs and their disparity as one HTML page to look at: left image and disparity under a slider, values on hover.
-
-Everything is in the page, and its Content-Security-Policy keeps it from asking any host for anything.
-"""
+"""A pair and its disparity -> a view: reduced pictures, and values that a page colours and shows under the pointer."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import heapq
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 
-from stereo_core import __version__
 from stereo_core.data.calibration import Calibration
-from stereo_core.report.pictures import colour_disparity
+from stereo_core.report.views import CURVE_PX, View
 
-MOST_BYTES = 7_500_000  # of pictures in a page; INTERFACES allows a page 8 MB
-MOST_PIXELS = 1024 * 768  # of a picture in a page; the files on disk have them all
-STEPS = 32  # of a px in the values on hover, 16 bit: up to 2047 px
-TICKS = 5
-
-_PAGE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-).get_template("viewer.html")
-
-
-@dataclass(frozen=True)
-class View:
-    """One pair, ready for the page.
-
-    Attributes:
-        name: its title.
-        facts: one line below it.
-        warnings: doubts about the pair, shown above its pictures.
-        files: text of a link -> path, relative to the page.
-        left, colour, values: base64 of a JPEG, a PNG and a PNG whose red and green hold disparity * STEPS.
-        width, height: px of the pictures.
-        full_width: px of the pair.
-        ticks: px and, with a camera, m along the colour bar.
-        camera: focal * baseline (px m) and doffs (px); None: no depth.
-    """
-
-    name: str
-    facts: str
-    warnings: Sequence[str]
-    files: dict[str, str]
-    left: str
-    colour: str
-    values: str
-    width: int
-    height: int
-    full_width: int
-    ticks: Sequence[tuple[str, str]]
-    camera: tuple[float, float] | None
-
-    @property
-    def bytes(self) -> int:
-        return len(self.left) + len(self.colour) + len(self.values)
+MOST_PIXELS = 1024 * 768  # of a picture of predict's page; the files on disk have them all
+FEWER_PIXELS = 640 * 480  # where a page has many
+STEPS = 32  # of a px in the values, 16 bit: up to 2047 px
+CURVE_POINTS = 33
+FIRST, WORST = 4, 4  # pairs of a run that it shows
 
 
 def view(
@@ -67,59 +25,126 @@ def view(
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     maximum: float,
-    camera: Calibration | None,
     *,
-    facts: str,
-    warnings: Sequence[str],
-    files: dict[str, str],
+    path: str = "",
+    camera: Calibration | None = None,
+    truth_HW: np.ndarray | None = None,
+    most_pixels: int = MOST_PIXELS,
+    facts: str = "",
+    warnings: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> View:
-    """Make a pair's pictures; those of large pairs are reduced, the values keep their px.
+    """Make a pair's view; the pictures of large pairs are reduced, the values keep their px.
 
     Args:
         left_HW3: uint8 RGB.
         disparity_HW: px.
         maximum: px at the end of the colour scale.
+        camera: as `Calibration.of_size` gives it for (H, W).
+        truth_HW: ground truth in px, not finite or 0 where there is none.
+        most_pixels: of its pictures.
     """
     height, width = disparity_HW.shape
-    share = min(1.0, (MOST_PIXELS / (height * width)) ** 0.5)
-    size = (round(width * share), round(height * share))
-    left = cv2.resize(left_HW3, size, interpolation=cv2.INTER_AREA)
-    disparity = cv2.resize(disparity_HW, size, interpolation=cv2.INTER_NEAREST)  # no value that is not there
+    share = min(1.0, (most_pixels / (height * width)) ** 0.5)
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    errors = None if truth_HW is None else _errors(disparity_HW, truth_HW)
+    known = errors is not None and errors.size > 0
     return View(
         name,
-        facts,
-        warnings,
-        files,
-        left=_encoded(".jpg", left),
-        colour=_encoded(".png", colour_disparity(disparity, maximum)),
-        values=_encoded(".png", _packed(disparity)),
+        path,
+        left=_encoded(".jpg", cv2.resize(left_HW3, size, interpolation=cv2.INTER_AREA)),
+        values=_values(disparity_HW, size),
+        truth=None if truth_HW is None else _values(truth_HW, size),
         width=size[0],
         height=size[1],
         full_width=width,
-        ticks=[_tick(maximum * step / (TICKS - 1), camera) for step in range(TICKS)],
-        camera=(camera.focal * camera.baseline, camera.doffs) if camera else None,
+        maximum=float(maximum),
+        camera=_numbers(camera) if camera else None,
+        epe=float(errors.mean()) if known else None,
+        curve=_curve(errors) if known else [],
+        facts=facts,
+        warnings=list(warnings),
+        files=dict(files or {}),
     )
 
 
-def viewer_page(title: str, views: Sequence[View], settings: dict[str, object], *, note: str = "") -> str:
-    """HTML text of a page with these pairs; `settings` are folded away below them."""
-    levels = np.linspace(1e-3, 1, 17, dtype=np.float32)[None]
-    stops = ["#" + bytes(rgb.tolist()).hex() for rgb in colour_disparity(levels, 1.0)[0]]
-    return _PAGE.render(title=title, views=views, settings=settings, note=note, stops=stops, steps=STEPS,
-                        version=__version__)  # fmt: skip
+class Chosen:
+    """The views of a run: of the first pairs of its data, the same in every run over it, and of those with most errors.
+
+    Pairs may come in any order and from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._first: list[tuple[float, int, View]] = []
+        self._worst: list[tuple[float, int, View]] = []  # a heap
+        self._lock = threading.Lock()
+
+    def offer(self, index: int, epe: float, make: Callable[[], View]) -> None:
+        """Make the view of a pair, and keep it, where it is one of these as far as is known by now.
+
+        Args:
+            index: of the pair in the data; no two have one, so that views are never compared.
+            epe: px; NaN, as of a pair without ground truth, is none of the worst.
+        """
+        with self._lock:
+            wanted = index < FIRST or epe > (self._worst[0][0] if len(self._worst) == WORST else -1)
+        if wanted:
+            self._keep((epe, index, make()))
+
+    def _keep(self, item: tuple[float, int, View]) -> None:
+        with self._lock:
+            if item[1] < FIRST:
+                self._first.append(item)
+            elif len(self._worst) < WORST:
+                heapq.heappush(self._worst, item)
+            else:
+                heapq.heappushpop(self._worst, item)
+
+    @property
+    def found(self) -> list[tuple[float, int, View]]:
+        """(epe, index, view) of each."""
+        return sorted(self._first + self._worst, key=lambda item: item[1])
+
+    @classmethod
+    def of(cls, found: Iterable[tuple[float, int, View]]) -> Chosen:
+        """Of what several found, each in its part of the data."""
+        one = cls()
+        for item in found:
+            one._keep(item)
+        return one
+
+    @property
+    def views(self) -> list[View]:
+        return [shown for *_, shown in self.found]
 
 
-def _tick(disparity: float, camera: Calibration | None) -> tuple[str, str]:
-    if camera is None:
-        return f"{disparity:.3g}", ""
-    shift = disparity + camera.doffs
-    return f"{disparity:.3g}", f"{camera.focal * camera.baseline / shift:.3g} m" if shift > 0 else "∞"
+def _errors(disparity_HW: np.ndarray, truth_HW: np.ndarray) -> np.ndarray:
+    known = np.isfinite(truth_HW) & (truth_HW > 0)
+    return np.abs(disparity_HW[known].astype(np.float64) - truth_HW[known])
 
 
-def _packed(disparity_HW: np.ndarray) -> np.ndarray:
-    """px -> RGB with the high and low byte of disparity * STEPS in red and green; 0 is unknown."""
-    stored = np.clip(np.rint(np.nan_to_num(disparity_HW, posinf=0) * STEPS), 0, 65535).astype(np.uint16)
-    return np.stack([stored >> 8, stored & 255, np.zeros_like(stored)], axis=-1).astype(np.uint8)
+def _curve(errors: np.ndarray) -> list[float]:
+    ordered = np.sort(errors)
+    counts = np.searchsorted(ordered, np.linspace(0, CURVE_PX, CURVE_POINTS), side="right")
+    return [round(float(share), 4) for share in counts / len(ordered)]
+
+
+def _numbers(camera: Calibration) -> dict[str, float]:
+    return {
+        "fx": camera.focal,
+        "fy": camera.focal_y,
+        "cx": camera.cx,
+        "cy": camera.cy,
+        "baseline": camera.baseline,
+        "doffs": camera.doffs,
+    }
+
+
+def _values(disparity_HW: np.ndarray, size: tuple[int, int]) -> str:
+    """PNG with the high and low byte of disparity * STEPS in red and green; 0 is unknown."""
+    near = cv2.resize(disparity_HW, size, interpolation=cv2.INTER_NEAREST)  # no value that is not there
+    stored = np.clip(np.rint(np.nan_to_num(near, posinf=0) * STEPS), 0, 65535).astype(np.uint16)
+    return _encoded(".png", np.stack([stored >> 8, stored & 255, np.zeros_like(stored)], axis=-1).astype(np.uint8))
 
 
 def _encoded(suffix: str, image_HW3: np.ndarray) -> str:

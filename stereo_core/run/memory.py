@@ -48,7 +48,8 @@ def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str, half: bool
     batch, _, height, width = left_B3HW.shape
     with torch.autocast(left_B3HW.device.type, torch.float16) if half else nullcontext():
         needed = pass_bytes(network, (height, width), batch)
-    what = f"an image of {height} x {width}" if batch == 1 else f"a batch of {batch} images of {height} x {width}"
+    size = f"{width} x {height} px"
+    what = f"an image of {size}" if batch == 1 else f"a batch of {batch} images of {size}"
     text = f"{what} needs about {needed / GIB:.2f} GiB of memory; {free / GIB:.2f} GiB are free"
     if needed <= free:
         LOG.info(text)

@@ -17,12 +17,14 @@ from stereo_core import storage
 from stereo_core.cores import share_cores
 from stereo_core.errors import RefusedResult, SpecError, UserError
 from stereo_core.files import atomic_path
+from stereo_core.progress import heartbeat
 from stereo_core.run.failure import exit_code, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged
 from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
-from stereo_core.spec import ExperimentSpec, results_dir
+from stereo_core.run.warned import collected
+from stereo_core.spec import ExperimentSpec, effects, results_dir
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
@@ -58,7 +60,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     status = StatusLog(None)
     received: list[int] = []
     try:
-        with sigterm_raises(received):
+        with sigterm_raises(received), heartbeat(lambda: status.where()):
             folder = results_dir(stage.spec, verb)
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,8 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
             with _writing(folder):
                 status = _begin_record(verb, folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
-            with stage.storing():
+            with collected(status, stage.told), stage.storing():
+                _say_what_has_no_effect(verb, spec)
                 stage.fetch()
                 outcome = _action(verb)(stage.spec, status)
                 if on_outcome is not None and is_main_process():
@@ -86,7 +89,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
 def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
     """Store the results of a run that ended with `code`; returns the code of the whole."""
     try:
-        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else contextlib.nullcontext():
+        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else heartbeat(_storing):
             stored = stage.store()
     except BaseException as error:
         stay = f"the results stay in {stage.folder}"
@@ -101,11 +104,20 @@ def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
     return code
 
 
+def _storing() -> str:
+    return "storing the results"
+
+
 def set_up_logging(rank: int | None = None) -> None:
     """Log lines on stderr, unless the caller has set up something else; of other ranks than 0 warnings only."""
     level = logging.INFO if (is_main_process() if rank is None else rank == 0) else logging.WARNING
     name = "" if rank is None else f"rank {rank} "
     logging.basicConfig(level=level, format=f"%(asctime)s {name}%(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+def _say_what_has_no_effect(verb: str, spec: Section) -> None:
+    for path, why in effects.without_effect(verb, spec):
+        log.warning("%s has no effect here: %s", path, why)
 
 
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:

@@ -18,11 +18,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from stereo_core.errors import GpuError, is_gpu_error
+from stereo_core.progress import heartbeat
 from stereo_core.run.failure import reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.perform import set_up_logging
 from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated
+from stereo_core.run.warned import collected
 from stereo_core.training.distribution import Ranks
 
 LOG = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
     LOG.info("%s", ranks)
     started: list[_Started] = []
     try:
-        with _signals_go_on_to(started) as stopping:
+        with _signals_go_on_to(started) as stopping, heartbeat(lambda: ""):  # the first of them says where it is
             for local in range(len(ranks.devices)):
                 started.append(_start(work, spec, status, replace(ranks, local=local)))
             _wait(started, lambda: all(one.ended for one in started) or any(one.error for one in started))
@@ -112,7 +114,6 @@ class _Started:
 def _start(work: Work, spec, status: StatusLog, ranks: Ranks) -> _Started:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    status = status if ranks.rank == 0 else StatusLog(None)
     process = context.Process(target=_rank, args=(there, work, spec, status, ranks), name=f"rank {ranks.rank}")
     process.start()
     there.close()
@@ -179,7 +180,8 @@ def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process passes it on
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         set_up_logging(ranks.rank)
-        outcome = work(spec, status, ranks)
+        with collected(status), heartbeat(status.where):
+            outcome = work(spec, status if ranks.rank == 0 else StatusLog(None), ranks)
         pipe.send((time.monotonic(), None, outcome))
     except BaseException as error:
         pipe.send((time.monotonic(), _portable(error), None))

@@ -19,7 +19,9 @@ from typing import Any
 from stereo_core import storage
 from stereo_core.data import shards
 from stereo_core.errors import SpecError, UserError
+from stereo_core.files import point
 from stereo_core.locks import held
+from stereo_core.progress import heartbeat
 from stereo_core.run.mirror import CHECKPOINTS, Mirror
 from stereo_core.run.remote import RemoteKey, check, remote_keys
 from stereo_core.spec.experiment import results_dir
@@ -100,16 +102,21 @@ class Stage:
         Raises:
             DataError, StorageError: as storage.fetch.
         """
-        for number, (owner, name, _, kind) in enumerate(self._to_fetch):
-            uri, here = getattr(owner, name), self.folder / "inputs" / f"{number:03d}"
-            if kind == "evaluations":
-                found: Any = [self._evaluation(text, here / f"{i:03d}") for i, text in enumerate(uri)]
-            else:
-                self.inputs[here] = uri if kind in ("names", "images") else uri.rpartition("/")[0]
-                found = str(_FETCH[kind](uri, here))
-            setattr(owner, name, found)
-            if kind == "list" and not owner.data_root:
-                owner.data_root = uri.rpartition("/")[0]
+        for number, key in enumerate(self._to_fetch):
+            with heartbeat(lambda key=key: f"fetching {getattr(key.owner, key.name)}"):
+                self._fetch_one(key, self.folder / "inputs" / f"{number:03d}")
+
+    def _fetch_one(self, key: RemoteKey, here: Path) -> None:
+        owner, name, _, kind = key
+        uri = getattr(owner, name)
+        if kind == "evaluations":
+            found: Any = [self._evaluation(text, here / f"{i:03d}") for i, text in enumerate(uri)]
+        else:
+            self.inputs[here] = uri if kind in ("names", "images") else uri.rpartition("/")[0]
+            found = str(_FETCH[kind](uri, here))
+        setattr(owner, name, found)
+        if kind == "list" and not owner.data_root:
+            owner.data_root = uri.rpartition("/")[0]
 
     def store(self) -> list[str]:
         """Store the results, status.json last, and remove them here; returns the prefixes.
@@ -219,13 +226,13 @@ def _clear(folder: Path) -> None:
 
 
 def _link_again(path: Path, uri: str, names: Iterable[str]) -> None:
-    """Make a copy of a checkpoint the link that it is on a file system; without a checkpoint like it, it goes."""
-    path.unlink()
+    """Make a copy of a checkpoint the link that it is elsewhere; without a checkpoint like it, it goes."""
     digest = storage.stored_digest(f"{uri}/{path.name}")
     for name in names:
         if name.startswith(CHECKPOINTS) and name.endswith(".pth") and storage.stored_digest(f"{uri}/{name}") == digest:
-            path.symlink_to(name)
+            point(path, path.with_name(name))
             return
+    path.unlink()
 
 
 def _one(uri: str, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 import os
 import re
@@ -31,9 +32,25 @@ def checkpoints_of(folder: Path) -> list[Path]:
     Later steps than the link to the latest says are of an earlier run in the same folder and do not count.
     """
     steps = {path: int(match[2]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
-    newest = _NAME.fullmatch(os.readlink(folder / LATEST)) if (folder / LATEST).is_symlink() else None
+    newest = _NAME.fullmatch(led_to(folder / LATEST).name)
     last = int(newest[2]) if newest else math.inf
     return sorted((path for path, step in steps.items() if step <= last), key=steps.get)
+
+
+def led_to(link: Path) -> Path:
+    """The checkpoint that a training's link leads to.
+
+    Where a file system has no symbolic links it is another name, or a copy, of a checkpoint beside it; a file that none
+    is like, of a folder that was copied in part, is itself.
+    """
+    if link.is_symlink():
+        return Path(os.path.normpath(link.parent / os.readlink(link)))
+    like = (path for path in sorted(link.parent.glob("model_epoch_*"), reverse=True) if _NAME.fullmatch(path.name))
+    return next((path for path in like if link.is_file() and _same(link, path)), link)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
 
 
 def chosen(named: str | Path) -> Path:
@@ -70,8 +87,7 @@ def chosen(named: str | Path) -> Path:
 
 
 def _linked(link: Path) -> Path | None:
-    """Where a link leads, so that it is known which file it was; a copy of a folder may have files in their place."""
-    file = Path(os.path.normpath(link.parent / os.readlink(link))) if link.is_symlink() else link
+    file = led_to(link)
     return file if file.is_file() else None
 
 

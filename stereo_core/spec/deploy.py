@@ -52,11 +52,14 @@ class GenTrtEngine(Section):
     )
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
+    checkpoint: Text = key(
+        "", f"Checkpoint that onnx_file was exported from, {OR_STARTER}; the inductor backend compiles it (ours)"
+    )
     trt_engine: Text = key("", "Engine file to write; empty: <results_dir>/gen_trt_engine/<name of the ONNX file>")
     timing_cache: Text = key("", "TensorRT timing cache, read and updated; one of another GPU or version is left alone")
     batch_size: Batch = key(-1, "Batch size", ge=-1)
     verbose: bool = key(False, "Verbose build")
-    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"] = key(
+    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "inductor", "onnxruntime"] = key(
         "auto", "What builds and runs the engine; auto: the first that can build here, onnxruntime at last (ours)"
     )
     verify: bool = key(True, "Compare the engine with its ONNX file before success is reported (ours)")
@@ -71,7 +74,7 @@ class GenTrtEngine(Section):
     opt_height: Positive | None = key(None, "Height in px to tune for; null: the one the ONNX file was traced at")
     max_height: Positive | None = key(
         None,
-        "Largest height in px; null: opt_height, or where all three are null the traced one (onnxruntime: twice that)",
+        "Largest height in px; null: opt_height, or where all three are null the traced one (ONNX engines: twice that)",
     )
     min_width: Positive | None = key(
         None, "Smallest width in px, for an ONNX file with open width; null: as min_height does with opt_width"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from stereo_core.spec.model import Model
 from stereo_core.spec.predict import Evaluate, Inference
 from stereo_core.spec.quantize import Quantize
 from stereo_core.spec.train import Train, Wandb
+from stereo_core.values import near
 from stereo_core.verbs import VERBS, section_of
 
 
@@ -36,6 +36,12 @@ class ExperimentSpec(Section):
     wandb: Wandb = section(Wandb, "Weights & Biases")
 
 
+def sections_of(verb: str) -> set[str]:
+    """The first parts of the keys that a verb of the common file may have something to do with; empty for others."""
+    sections = VERBS[verb].sections
+    return {"results_dir", "encryption_key", "model_name", "dataset", "model", *sections} if sections else set()
+
+
 def spec_class(verb: str) -> type[Section]:
     """The class of a verb's spec.
 
@@ -45,9 +51,9 @@ def spec_class(verb: str) -> type[Section]:
     if (row := VERBS.get(verb)) and row.spec:
         module, _, name = row.spec.partition(":")
         return getattr(importlib.import_module(module), name)
-    guess = difflib.get_close_matches(verb, [name for name in VERBS if VERBS[name].spec], 1) if not row else ()
+    guess = None if row else near(verb, [name for name in VERBS if VERBS[name].spec])
     wrong = "takes no spec" if row else "unknown verb"
-    raise SpecError(f"{verb}: {wrong}" + (f"; did you mean {guess[0]}?" if guess else ""))
+    raise SpecError(f"{verb}: {wrong}" + (f"; did you mean {guess}?" if guess else ""))
 
 
 def output_file(spec: ExperimentSpec, verb: str) -> str:

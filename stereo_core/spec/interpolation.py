@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.fields import Section
@@ -11,6 +12,7 @@ from stereo_core.spec.paths import dotted, nearest
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _MISSING = object()
+MAX_REFERENCES = 1000
 
 
 def resolve(tree: dict, group: type[Section]) -> dict:
@@ -22,39 +24,50 @@ def resolve(tree: dict, group: type[Section]) -> dict:
         SpecError: a reference to no key or to itself, or one of OmegaConf's resolvers (`${eval:...}`, `${oc.env:...}`),
             which run code or read the environment.
     """
-    return {name: _resolve(value, (name,), tree, group, ()) for name, value in tree.items()}
+    keys = _Keys(tree, group, iter(range(MAX_REFERENCES)))
+    return {name: _resolve(value, (name,), keys, ()) for name, value in tree.items()}
 
 
-def _resolve(value: Any, path: tuple, tree: dict, group: type[Section], trail: tuple[str, ...]) -> Any:
+class _Keys(NamedTuple):
+    """What references refer to; `room`: one for each that may be followed."""
+
+    tree: dict
+    group: type[Section]
+    room: Iterator[int]
+
+
+def _resolve(value: Any, path: tuple, keys: _Keys, trail: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
-        return {name: _resolve(item, (*path, name), tree, group, trail) for name, item in value.items()}
+        return {name: _resolve(item, (*path, name), keys, trail) for name, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, (*path, index), tree, group, trail) for index, item in enumerate(value)]
+        return [_resolve(item, (*path, index), keys, trail) for index, item in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
 
     def target(match: re.Match) -> Any:
-        return _target(match[1].strip(), path, tree, group, trail)
+        return _target(match[1].strip(), path, keys, trail)
 
     whole = _REFERENCE.fullmatch(value)
     return target(whole) if whole else _REFERENCE.sub(lambda match: str(target(match)), value)
 
 
-def _target(name: str, path: tuple, tree: dict, group: type[Section], trail: tuple[str, ...]) -> Any:
+def _target(name: str, path: tuple, keys: _Keys, trail: tuple[str, ...]) -> Any:
     where = dotted(path)
     if ":" in name:
         kind = name.partition(":")[0]
         raise SpecError(f"{where}: ${{{kind}:...}} would run code or read the environment; write the value itself")
     if name in trail:
         raise SpecError(f"{where}: ${{{name}}} refers to itself")
+    if next(keys.room, None) is None:
+        raise SpecError(f"{where}: more than {MAX_REFERENCES} references, counted with those that they lead to")
     parts = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
-    value = _look_up(tree, parts)
+    value = _look_up(keys.tree, parts)
     if value is _MISSING or value == "???":
-        value = _look_up(group().model_dump(), parts)
+        value = _look_up(keys.group().model_dump(), parts)
     if value is _MISSING:
-        guess = nearest(name, group)
+        guess = nearest(name, keys.group)
         raise SpecError(f"{where}: ${{{name}}} is no key" + (f"; did you mean ${{{guess}}}?" if guess else ""))
-    return _resolve(value, path, tree, group, (*trail, name))
+    return _resolve(value, path, keys, (*trail, name))
 
 
 def _look_up(tree: Any, parts: tuple) -> Any:

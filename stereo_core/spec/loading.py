@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -15,15 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from stereo_core.errors import SpecError
-from stereo_core.spec import effects, paths, requirements
-from stereo_core.spec.experiment import ExperimentSpec, spec_class
+from stereo_core.spec import paths, requirements
+from stereo_core.spec.experiment import ExperimentSpec, sections_of, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.interpolation import resolve
 from stereo_core.spec.model import PRESETS
-from stereo_core.spec.overrides import apply_override, merged, parse_override
+from stereo_core.spec.overrides import apply_override, is_spread, merged, parse_override, split_by_the_shell, whole
 from stereo_core.spec.text import parse
-
-log = logging.getLogger(__name__)
+from stereo_core.values import near
 
 
 @dataclass
@@ -54,14 +51,24 @@ def load_spec(verb: str, path: Path | None, overrides: Sequence[str] = ()) -> Se
     source = _Source(str(path) if path else "command line")
     tree = read_tree(path) if path else {}
     complaints = []
-    for token in overrides:
+    for group in whole(overrides):
         try:
-            keys, value = parse_override(token)
-            source.overridden.append(paths.dotted(keys))
-            apply_override(tree, keys, value)
+            _override(tree, group, source)
         except SpecError as error:
             complaints.append(f"command line: {error}")
     return _finish(verb, tree, source, complaints)
+
+
+def _override(tree: dict[str, Any], tokens: tuple[str, ...], source: _Source) -> None:
+    """Set what an override says. Raises SpecError, as for one that the shell has split."""
+    if len(tokens) > 1:
+        raise split_by_the_shell(tokens)
+    keys, value = parse_override(tokens[0])
+    path = paths.dotted(keys)
+    if path in source.overridden and is_spread(value):
+        raise SpecError(f"{path}: stands twice, as where the shell spreads braces; quote the whole argument")
+    source.overridden.append(path)
+    apply_override(tree, keys, value)
 
 
 def spec_from_dict(verb: str, tree: dict[str, Any], source: str = "spec") -> Section:
@@ -113,7 +120,7 @@ def checked(verb: str, tree: dict[str, Any], source: str) -> Section:
         return build(verb, tree)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise SpecError("\n".join(_complaint(spec_class(verb), one, _Source(source)) for one in details)) from None
+        raise SpecError("\n".join(_complaint(verb, one, _Source(source)) for one in details)) from None
 
 
 def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Section:
@@ -123,15 +130,13 @@ def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Se
     except SpecError as error:
         complaints.append(f"{source.name}: {error}")
     except ValidationError as error:
-        complaints += [_complaint(spec_class(verb), detail, source) for detail in error.errors(include_url=False)]
+        complaints += [_complaint(verb, detail, source) for detail in error.errors(include_url=False)]
     if spec is not None:
         requirements.decide(verb, spec)
         complaints += [f"{source.of(path)}: {path}: {rule}" for path, rule in requirements.check(verb, spec)]
     if complaints:
         raise SpecError("\n".join(dict.fromkeys(complaints)))
     requirements.settle(verb, spec)
-    for path, reason in effects.without_effect(verb, spec):
-        log.warning("%s has no effect here: %s", path, reason)
     return spec
 
 
@@ -180,16 +185,16 @@ _RULES = {
     "dict_type": "{value} is not a mapping",
     "model_type": "{value} is not a group of keys",
     "model_attributes_type": "{value} is not a group of keys",
-    "too_short": "{actual_length} entries; at least {min_length} are needed",
-    "too_long": "{actual_length} entries; at most {max_length} are possible",
+    "too_short": "{actual_length} given; at least {min_length} are needed",
+    "too_long": "{actual_length} given; at most {max_length} are possible",
 }
 
 
-def _complaint(group: type[Section], detail: dict, source: _Source) -> str:
+def _complaint(verb: str, detail: dict, source: _Source) -> str:
     path = paths.dotted(detail["loc"])
     where = f"{source.of(path)}: {path}"
     if detail["type"] == "extra_forbidden":
-        guess = paths.nearest(path, group)
+        guess = paths.nearest(path, spec_class(verb), sections_of(verb))
         return f"{where}: unknown" + (f"; did you mean {guess}?" if guess else "")
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}"
@@ -203,5 +208,5 @@ def _nearest_choice(detail: dict) -> str:
     if detail["type"] != "literal_error":
         return ""
     choices = {choice.lower(): choice for choice in re.findall(r"'([^']*)'", detail["ctx"]["expected"]) if choice}
-    guess = difflib.get_close_matches(str(detail["input"]).lower(), choices, 1)
-    return f"; did you mean {choices[guess[0]]}?" if guess else ""
+    guess = near(str(detail["input"]).lower(), choices)
+    return f"; did you mean {choices[guess]}?" if guess else ""

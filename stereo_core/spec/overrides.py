@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.paths import Path, dotted
 from stereo_core.spec.text import parse_value
+from stereo_core.values import counted
 
+MAX_DEPTH = 50
 _KEY = re.compile(r"^[A-Za-z_]\w*(\.\w+|\[\d+\])*$")
+
+
+def whole(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The tokens of each override: several where the shell has split one, at a blank that was not quoted."""
+    group: tuple[str, ...] = ()
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        is_key = _KEY.match(token) and following.startswith("=")
+        if group and (is_key or not _goes_on(group, token)):
+            yield group
+            group = ()
+        group = (*group, token)
+    if group:
+        yield group
+
+
+def _goes_on(group: tuple[str, ...], token: str) -> bool:
+    """Whether the token belongs to those before it."""
+    text = " ".join(group)
+    if not _KEY.match(text.partition("=")[0].strip()) or token.startswith(("+", "~")):
+        return False
+    is_open = any(text.count(opening) > text.count(closing) for opening, closing in ("[]", "{}"))
+    is_override = _KEY.match(token.partition("=")[0]) and "=" in token
+    is_bare = "=" in text and not is_override and not token.endswith((".yaml", ".yml"))
+    return is_open or is_bare or token.startswith("=")
+
+
+def split_by_the_shell(group: tuple[str, ...]) -> SpecError:
+    """What is said of an override that came as several tokens."""
+    key, _, value = (part.strip() for part in " ".join(group).partition("="))
+    return SpecError(
+        f"{' '.join(group)}: the shell has split this into {len(group)}; quote the whole argument: "
+        f"{shlex.quote(f'{key}={value}')}"
+    )
+
+
+def is_spread(value: Any) -> bool:
+    """Whether a value looks like one part of `{a: 1,b: 2}`, which shells spread over several arguments."""
+    parts = value if isinstance(value, list) else [value]
+    return all(isinstance(part, str) and re.match(r"^\w+:", part) for part in parts) and bool(parts)
 
 
 def parse_override(token: str) -> tuple[Path, Any]:
@@ -28,6 +71,8 @@ def parse_override(token: str) -> tuple[Path, Any]:
         hint = f"; a spec file is given with -e {token}" if token.endswith((".yaml", ".yml")) else ""
         raise SpecError(f"{token}: not of the form key=value{hint}")
     path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
+    if len(path) > MAX_DEPTH:
+        raise SpecError(f"{dotted(path[:MAX_DEPTH])}...: no key lies so deep")
     try:
         return path, parse_value(text)
     except SpecError as error:
@@ -60,7 +105,7 @@ def _get(node: Any, path: Path) -> Any:
     if not isinstance(node, list):
         raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is not a list")
     if last > len(node):
-        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has {len(node)} entries")
+        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has {counted(len(node), 'entry', 'entries')}")
     return node[last] if last < len(node) else None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import SequenceMatcher
 
 from pydantic.fields import FieldInfo
 
 from stereo_core.spec.fields import Section
+from stereo_core.values import NEAR
 
 Path = tuple[str | int, ...]
 
@@ -44,16 +45,23 @@ def walk(group: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInf
             yield from walk(inner, f"{path}[]." if is_list else f"{path}.")
 
 
-def nearest(path: str, group: type[Section]) -> str | None:
-    """The key that was probably meant. Its last part counts most, then the section it stands in."""
+def nearest(path: str, group: type[Section], sections: Collection[str] = ()) -> str | None:
+    """The key that was probably meant. Its last part counts most, then the section it stands in.
+
+    Args:
+        sections: the first parts of the keys that come into question, beside the one that was written; empty: all.
+    """
     parent, _, leaf = path.rpartition(".")
+    heads = {*sections, path.partition(".")[0]} if sections else ()
 
     def likeness(candidate: str) -> float:
         head, _, tail = candidate.rpartition(".")
-        return 2 * _ratio(leaf, tail) + _ratio(parent, head)
+        return 2 * _ratio(leaf, tail) + (_ratio(parent, head) if parent else 0)
 
-    best = max((candidate for candidate, _ in walk(group)), key=likeness)
-    return best if _ratio(leaf, best.rpartition(".")[2]) >= 0.5 else None
+    candidates = [path for path, _ in walk(group) if not heads or path.partition(".")[0] in heads]
+    best = max(candidates, key=likeness, default="")
+    tail = best.rpartition(".")[2]
+    return best if _ratio(leaf, tail) >= NEAR or leaf in tail.split("_") else None
 
 
 def _ratio(first: str, second: str) -> float:

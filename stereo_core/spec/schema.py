@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
 
 from stereo_core.spec import effects
-from stereo_core.spec.experiment import ExperimentSpec, spec_class
+from stereo_core.spec.dataset import DataSource
+from stereo_core.spec.experiment import ExperimentSpec, sections_of, spec_class
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import dotted, group_of
-from stereo_core.verbs import VERBS, section_of
-
-_SHARED = ("results_dir", "encryption_key", "model_name", "dataset", "model")
+from stereo_core.verbs import VERBS, reads_split, section_of
 
 
 def json_schema(verb: str) -> dict[str, Any]:
@@ -71,34 +72,107 @@ _KEYWORDS = {
 """Rules that pydantic leaves in its own words where a validator stands before a type."""
 
 
-def default_specs(verb: str) -> str:
+_SHORT = (
+    "results_dir",
+    "dataset.max_disparity",
+    "dataset.*_dataset.data_sources",
+    "dataset.*_dataset.batch_size",
+    "dataset.*_dataset.workers",
+    "dataset.quant_calibration_dataset.images_dir",
+    "dataset.train_dataset.augmentation.crop_size",
+    "model.encoder",
+    "model.max_disparity",
+    "model.*_iters",
+    "model.stereo_backbone.depth_anything_v2_pretrained_path",
+    "train.num_epochs",
+    "train.num_gpus",
+    "train.precision",
+    "train.pretrained_model_path",
+    "train.resume_training_checkpoint_path",
+    "train.checkpoint_interval",
+    "train.validation_interval",
+    "train.optim.lr*",
+    "train.optim.warmup_steps",
+    "automl.algorithm",
+    "automl.automl_max_*",
+    "automl.automl_hyperparameters",
+    "*.checkpoint",
+    "*.trt_engine",
+    "inference.save_*",
+    "inference.calibration",
+    "export.input_*",
+    "export.dynamic_hw",
+    "export.batch_size",
+    "export.valid_iters",
+    "gen_trt_engine.backend",
+    "gen_trt_engine.compute_capabilities",
+    "gen_trt_engine.tensorrt.data_type",
+    "gen_trt_engine.tensorrt.*_batch_size",
+    "quantize.model_path",
+    "quantize.backend",
+)
+"""The keys of the common file that people set, as patterns of their paths."""
+_OF_A_SOURCE = ("data_file", "dataset_name")
+
+
+def default_specs(verb: str, short: bool = False) -> str:
     """Every key that a verb reads, with default, meaning, range and choices, as YAML that loads back to the defaults.
 
-    Keys that must be set read `???`.
+    Keys that must be set read `???`. With `short` only the keys that people set, a data source with a key each.
     """
     group = spec_class(verb)
     schema = json_schema(verb)
     names = list(group.model_fields)
     if group is ExperimentSpec:
-        wanted = {*_SHARED, *VERBS[verb].sections}
-        names = [name for name in names if name in wanted]
-    head = f"# depth_net {verb}: every key with its default. ??? stands where a value is needed.\n"
-    return head + "\n".join(_lines(group, names, schema, ())) + "\n"
+        names = [name for name in names if name in sections_of(verb)]
+    which = "the keys that are set most, each" if short else "every key"
+    head = f"# depth_net {verb}: {which} with its default. ??? stands where a value is needed.\n"
+    is_wanted = partial(_is_set_often, verb) if short else None
+    return head + "\n".join(_lines(group, names, schema, (), is_wanted)) + "\n"
 
 
-def _lines(group: type[Section], names: list[str], schema: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _is_set_often(verb: str, path: str) -> bool:
+    if not VERBS[verb].sections:
+        return not effects.reason(path)
+    section, _, rest = path.partition(".")
+    if section == "model" and "train" not in VERBS[verb].sections:  # a file of weights says what the network is
+        return False
+    split, is_split, _ = rest.partition("_dataset.")
+    if section == "dataset" and not (reads_split(verb, split) if is_split else VERBS[verb].splits):
+        return False
+    return any(fnmatchcase(path, pattern) for pattern in _SHORT)
+
+
+def _lines(
+    group: type[Section],
+    names: list[str],
+    schema: dict[str, Any],
+    path: tuple[str, ...],
+    is_wanted: Callable[[str], bool] | None,
+) -> Iterator[str]:
+    """Commented YAML of a section's keys; of those alone that are wanted, if that is asked."""
     indent = "  " * len(path)
     for name in names:
         field, node = group.model_fields[name], schema["properties"][name]
+        inner, is_list = group_of(field)
+        below = []
+        if inner and not is_list:
+            below = list(_lines(inner, list(inner.model_fields), node, (*path, name), is_wanted))
+        if not (below or node.get("mandatory") or is_wanted is None or is_wanted(dotted((*path, name)))):
+            continue
         comment = f"{field.description} {_rules(node)}".strip()
         why = effects.reason(dotted((*path, name)))
         if why:
             comment += f". No effect here: {why}"
         yield from textwrap.wrap(comment, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
-        inner, is_list = group_of(field)
-        if inner and not is_list:
+        if below:
             yield f"{indent}{name}:"
-            yield from _lines(inner, list(inner.model_fields), node, (*path, name))
+            yield from below
+        elif inner is DataSource and is_wanted:
+            yield f"{indent}{name}:"
+            yield from (f"{indent}  # {line}" for line in _entry(inner, node["items"]) if line.startswith(_OF_A_SOURCE))
+            yield f"{indent}  - {_OF_A_SOURCE[0]}: ???"
+            yield f"{indent}    {_OF_A_SOURCE[1]}: ???"
         else:
             yield f"{indent}{name}: {_value(field, node)}"
             if inner:

@@ -172,7 +172,7 @@ def never_reached(spec: ExperimentSpec, steps: int) -> Iterator[tuple[str, str]]
         when = f"at step {first:g}" if first else "never, for train.optim.lr_steps is empty"
         for path in (_DECAY, _PERIOD):
             if path in searched:
-                yield path, f"the rate decays {when}, and a trial has {steps} steps; set earlier ones, or leave it out"
+                yield path, f"the rate decays {when}, and a trial has {steps} in all; set earlier ones, or leave it out"
 
 
 _FIXED = {

@@ -12,6 +12,7 @@ import yaml
 
 from stereo_core.errors import SpecError
 
+MAX_VALUES = 300_000  # of a document
 _PLAIN = (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq")))  # None: any other, refused
 
 
@@ -71,7 +72,7 @@ def parse(text: str, source: str) -> Any:
         SpecError: not YAML; names the source, the line and what is wrong there.
     """
     try:
-        return yaml.load(text, _Loader)
+        return bounded(yaml.load(text, _Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
@@ -82,13 +83,28 @@ def parse(text: str, source: str) -> Any:
         raise SpecError(f"{source}: not valid YAML: {error}") from None
 
 
+def bounded(tree: Any) -> Any:
+    """The tree itself; ValueError where aliases (`*name`) make it endless, or larger than MAX_VALUES."""
+    todo, met = [tree], 0
+    while todo:
+        node = todo.pop()
+        met += 1
+        if met > MAX_VALUES:
+            raise ValueError("with its aliases (*) written out it is endless, or far too large")
+        if isinstance(node, dict):
+            todo += node.values()
+        elif isinstance(node, list):
+            todo += node
+    return tree
+
+
 def parse_value(text: str) -> Any:
     """The value of an override. Only text in brackets, braces or quotes is YAML; anything else is one plain scalar.
 
     Blanks, `#`, `: ` and quotes inside a value are therefore part of it.
 
     Raises:
-        SpecError: brackets or braces that are not valid YAML.
+        SpecError: brackets or braces that are not valid YAML, or a number longer than Python reads.
     """
     text = text.strip()
     if text[:1] in ("[", "{"):
@@ -102,7 +118,10 @@ def parse_value(text: str) -> Any:
     if text == "":
         return ""
     tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
-    return _Loader("").construct_object(yaml.ScalarNode(tag, text))
+    try:
+        return _Loader("").construct_object(yaml.ScalarNode(tag, text))
+    except ValueError as error:  # a number of 5000 digits
+        raise SpecError(str(error)) from None
 
 
 def _spread(value: Any) -> Any:

@@ -9,6 +9,7 @@ from stereo_core.actions.fetch_dataset import referred
 from stereo_core.errors import DataError, ModelError
 from stereo_core.files import sha256_of
 from stereo_core.step.ports import Artifact
+from stereo_core.values import size_text
 
 LATEST = "dn_model_latest.pth"  # a training's results folder given as a model: its newest checkpoint
 
@@ -72,6 +73,6 @@ def check_frame(engine: Artifact, source: Any) -> None:
     size = read_image(first.left).shape[:2]
     if size != frame:
         raise ModelError(
-            f"input engine: {engine.uri} is for images of {frame[0]} x {frame[1]}, and {first.left} has {size[0]} x "
-            f"{size[1]}; set evaluate.resize to pad or stretch, or build an engine of this size"
+            f"input engine: {engine.uri} is for images of {size_text(frame)} px, and {first.left} has "
+            f"{size_text(size)}; set evaluate.resize to pad or stretch, or build an engine of this size"
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stereo_core.errors import UserError
 from stereo_core.files import atomic_path
+from stereo_core.progress import heartbeat
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.step.inputs import check_digest, check_frame
@@ -24,7 +25,7 @@ from stereo_core.step.ports import check_artifact, check_ports, input_artifacts,
 from stereo_core.step.publish import Run, publish
 from stereo_core.step.sources import CODING
 from stereo_core.step.wiring import user_spec, wire
-from stereo_core.values import with_integers
+from stereo_core.values import from_json, with_integers
 from stereo_core.verbs import steps
 
 NODE_VARIABLES = ("PET_NODE_RANK", "NODE_RANK", "RANK")  # as training/distribution.py reads them
@@ -87,7 +88,7 @@ def launch(verb: str, executor_input: str) -> int:
         train = tree["train"]
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
 
-    from stereo_core.run.perform import perform
+    from stereo_core.run.perform import perform, set_up_logging
     from stereo_core.spec import spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:
@@ -100,15 +101,17 @@ def launch(verb: str, executor_input: str) -> int:
     if verb == "trt_evaluate" and spec.evaluate.resize == "none":
         check_frame(inputs["engine"], spec.dataset.test_dataset.data_sources[0])
     # Last, since large inputs take minutes; models, which are smaller, before data.
+    set_up_logging()
     for artifact in sorted(inputs.values(), key=lambda one: not one.is_model):
-        check_digest(artifact)
+        with heartbeat(lambda artifact=artifact: f"input {artifact.port}: comparing its sha256"):
+            check_digest(artifact)
     return perform(verb, spec, on_outcome=publish_all)
 
 
 def _read(executor_input: str) -> tuple[dict, dict]:
     """The inputs and outputs of an ExecutorInput message."""
     try:
-        message = json.loads(executor_input)
+        message = from_json(executor_input)
         Path(message["outputs"]["outputFile"])
         return message.get("inputs") or {}, message["outputs"]
     except (ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ from stereo_core.errors import UserError
 from stereo_core.files import atomic_path, sha256_of, size_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.parameters import put
+from stereo_core.run.status import warnings_in
 from stereo_core.step.ports import Artifact
 from stereo_core.step.results import put_result
 from stereo_core.values import as_metadata
@@ -71,8 +72,9 @@ def publish(run: Run, outputs: dict[str, Artifact]) -> dict:
 
 
 def _put_metrics(artifact: Artifact, run: Run) -> dict:
-    metadata = as_metadata(run.outcome.kpi)
-    _write(artifact.path, json.dumps(metadata, indent=2) + "\n")
+    metadata, warned = as_metadata(run.outcome.kpi), warnings_in(run.results)
+    content = metadata | ({"warnings": warned} if warned else {})  # which `report` reads
+    _write(artifact.path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return metadata | {"format": "json"}
 
 

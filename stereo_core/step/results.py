@@ -10,7 +10,13 @@ from pathlib import Path
 
 from stereo_core.step.ports import Artifact
 
-ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx"}
+ENGINE_FORMATS = {
+    "onnxruntime": "ort",
+    "tensorrt": "trt",
+    "tensorrt_rtx": "rtx",
+    "openvino": "ov",
+    "inductor": "pt2",
+}
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
 
@@ -36,7 +42,7 @@ def put_result(artifact: Artifact, source: Path) -> dict:
 
 
 def _model_format(file: Path) -> str:
-    """pth, safetensors, onnx; for an engine trt, rtx or ort, as its side-car says."""
+    """pth, safetensors, onnx; for an engine trt, rtx, ov or ort, as its side-car says."""
     side_car = file.with_name(file.name + ".json")
     if not side_car.is_file():
         return file.suffix.removeprefix(".")

@@ -11,6 +11,7 @@ from stereo_core.errors import DataError, SpecError
 from stereo_core.step.inputs import place
 from stereo_core.step.ports import Artifact
 from stereo_core.storage import is_uri
+from stereo_core.values import counted
 from stereo_core.verbs import Verb
 
 Inputs = Mapping[str, Artifact]
@@ -70,7 +71,7 @@ def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs, cod
     unnamed = [source for source in sources if not source.get("data_file") and not _is_drawn(source)]
     if unnamed and len(sources) > 1:
         raise SpecError(
-            f"{key}: {len(unnamed)} of {len(sources)} sources name no data_file; name a list "
+            f"{key}: {len(unnamed)} of {counted(len(sources), 'source')} name no data_file; name a list "
             "of the annotations in each, or give one source, which takes the list that convert made"
         )
     if unnamed or not sources:

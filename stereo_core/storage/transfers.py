@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from typing import Any
+
+from stereo_core.progress import MEGABYTE, bars
 
 PART = 16 * 2**20  # bytes
 PARALLEL = 4  # parts, or small objects, at once
@@ -63,14 +64,13 @@ def side_by_side(work: Callable[[Any], Any], items: Iterable) -> list:
 
 @contextlib.contextmanager
 def progress(uri: str, size: int, least: int = PART) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal for more than `least` bytes; yields what is to be told of the bytes that came or went."""
-    if size <= least or not sys.stderr.isatty() or threading.current_thread() is not threading.main_thread():
+    """Bar, or log lines, for more than `least` bytes; yields what is to be told of the bytes that came or went."""
+    if size <= least or threading.current_thread() is not threading.main_thread():
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(uri.rstrip("/").rpartition("/")[2], total=size)
+    with bars(*columns) as bar:
+        task = bar.add_task(uri.rstrip("/").rpartition("/")[2], total=size, unit=MEGABYTE)
         yield lambda count: bar.advance(task, count)

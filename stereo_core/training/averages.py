@@ -22,18 +22,20 @@ class Averages:
     def __init__(self, model: nn.Module, decay: float | None) -> None:
         self.model, self.decay = model, decay
         self.values: dict[str, Tensor] = {}
+        self.live: list[Tensor] = []  # the network's own, in the same order
 
     def start(self, device: torch.device) -> None:
         """Begin with the network's own values, where a resumed run has not brought its averages."""
         if self.decay is not None and not self.values:
             self.values = {name: value.detach().clone() for name, value in self._averaged()}
         self.values = {name: value.to(device) for name, value in self.values.items()}
+        self.live = [value for _, value in self._averaged()] if self.values else []
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the network's values after a step."""
-        for name, value in self._averaged() if self.values else ():
-            self.values[name].lerp_(value, 1 - self.decay)
+        if self.live:
+            torch._foreach_lerp_(list(self.values.values()), self.live, 1 - self.decay)
 
     def save(self, checkpoint: dict) -> None:
         if not self.values:

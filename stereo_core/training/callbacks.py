@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from stereo_core.run.status import StatusLog
+from stereo_core.run.status import LOOP, StatusLog
 from stereo_core.training.measurements import Measurements, words
 
 LOG = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class StatusLines(pl.Callback):
         # Resuming within an epoch, Lightning does not call on_train_epoch_start.
         self.loop_start = self.epoch_start = time.monotonic()
         self.first_epoch = trainer.current_epoch
-        self.status.started("Starting Training Loop.")
+        self.status.started(LOOP)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.epoch_start = time.monotonic()

@@ -23,6 +23,7 @@ from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidec
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.training.callbacks import validation_metrics
 from stereo_core.training.nonfinite import NonFiniteLossError
+from stereo_core.training.snapshots import Snapshot
 from stereo_core.values import plain
 
 LOG = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def newest_whole(folder: Path) -> Path | None:
             LOG.error("%s can not be resumed, the checkpoint before it is tried: %s", path, error)
     if candidates:
         raise ModelError(
-            f"{folder}: none of its {len(candidates)} checkpoints is whole, see the log; remove them to train anew"
+            f"{folder}: none of its checkpoints ({len(candidates)}) is whole, see the log; remove them to train anew"
         )
     return None
 
@@ -164,7 +165,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.step: int | None = None  # the optimizer step seen last; None before training
         self.epoch = 0  # of that step
         self.loops: dict | None = None  # Lightning's after it; None before this process's first step
-        self.buffers: list[torch.Tensor] = []  # the network's after it
+        self.buffers = Snapshot(())  # the network's after it
         self.within_update = False  # the weights are of no step
         self.saved_step = 0  # of the newest checkpoint, be it that its write failed, or where the run started
         self.metrics: dict[str, float] = {}  # of the last validation
@@ -203,6 +204,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.step = self.saved_step = trainer.global_step
+        self.buffers = Snapshot(module.model.buffers())
         if threading.current_thread() is threading.main_thread():
             # Instead of Lightning's handler, which ends between two batches of a step; Lightning sets back the first.
             signal.signal(signal.SIGTERM, self._ask_to_stop)
@@ -267,8 +269,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self._look(trainer, module)
         elif self.loops is None or self.within_update:
             return
-        for buffer, after_step in zip(module.model.buffers(), self.buffers, strict=True):
-            buffer.copy_(after_step)
+        self.buffers.give_back()
         if self.save(trainer):
             LOG.warning("the last step was saved: %s", self.latest)
 
@@ -277,7 +278,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.step, self.epoch, self.within_update = trainer.global_step, trainer.current_epoch, False
         self.loops = copy.deepcopy(trainer.fit_loop.state_dict())
         if trainer.world_size == 1:  # see on_exception
-            self.buffers = [buffer.clone() for buffer in module.model.buffers()]
+            self.buffers.take()
 
     def save(self, trainer: pl.Trainer) -> bool:
         """Write the state after the last step; nothing, and False, where it was before, or on a dry run."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from stereo_core.cores import usable_cores
 from stereo_core.errors import SpecError
+from stereo_core.values import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,9 +74,9 @@ class Ranks:
         return f"cuda:{self.devices[self.local or 0]}" if self.gpu else "cpu"
 
     def __str__(self) -> str:
-        nodes = f"{self.nodes} nodes with " if self.nodes > 1 else ""
+        nodes = f"{counted(self.nodes, 'node')} with " if self.nodes > 1 else ""
         where = f"on GPU {', '.join(map(str, self.devices))}" if self.gpu else "on the CPU (gloo), as no GPU is here"
-        return f"{nodes}{len(self.devices)} processes {where}"
+        return f"{nodes}{counted(len(self.devices), 'process', 'processes')} {where}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _count(environment: Mapping[str, str], names: _Names, gpus: int) -> tuple[in
         raise SpecError(f"{names.count}: gpu, but this machine has no GPU; set it to a number, cpu or auto")
     if text in ("auto", "gpu", "cpu"):
         return (gpus if gpus and text != "cpu" else usable_cores()), names.count
-    return _number(environment, names.count, 1, gpus or None, f"this machine has {gpus} GPUs"), names.count
+    return _number(environment, names.count, 1, gpus or None, f"this machine has {counted(gpus, 'GPU')}"), names.count
 
 
 def _devices(section: Any, name: str, gpus: int, count: int | None, source: str) -> tuple[int, ...]:

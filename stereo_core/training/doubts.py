@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from stereo_core.values import counted
+
 
 def beyond_the_cost_volume(spec, network: torch.nn.Module) -> str:
     """What is wrong with ground truth that counts and that the network can hardly find; empty where nothing is."""
@@ -26,6 +28,6 @@ def warm_up_without_end(optim, steps: int) -> str:
     if optim.lr_scheduler == "OneCycleLR" or steps > optim.warmup_steps:  # that has a warm-up of its own
         return ""
     return (
-        f"train.optim.warmup_steps: {optim.warmup_steps} steps of warm-up, and the run has {steps} in all: the "
-        f"rate never comes to train.optim.lr; lower it below {steps}, or train longer"
+        f"train.optim.warmup_steps: {counted(optim.warmup_steps, 'step')} of warm-up, and the run has {steps} in all: "
+        f"the rate never comes to train.optim.lr; lower it below {steps}, or train longer"
     )

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from stereo_core.data.datasets import group_by_size
 from stereo_core.data.loaders import StereoLoaders
-from stereo_core.errors import DataError
 from stereo_core.spec import results_dir
 from stereo_core.training.averages import Averages
 from stereo_core.training.checkpoints import Progress
@@ -26,7 +26,8 @@ from stereo_core.training.nonfinite import NonFiniteGuard, Step
 from stereo_core.training.optimizers import apply_rates, optimizer_of, rates_of, set_one_cycle_momentum
 from stereo_core.training.resumption import Resumption
 from stereo_core.training.schedules import lr_factor
-from stereo_core.training.validation import WRONG_CODING, Validation
+from stereo_core.training.teaching import Teaching
+from stereo_core.training.validation import Validation
 
 LOG = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class StereoModule(pl.LightningModule):
         self.resumption = Resumption(self.settings)
         self.validation = Validation(self.max_disparity)
         self.validated: Progress | None = None  # of a checkpoint whose validation a resumed run makes up for
-        self.pixels: Tensor | None = None  # that counted in this epoch; None where another process began it
+        self.sources = spec.dataset.train_dataset.data_sources
+        self.whole_epoch = False  # `teaching` counts; not where another process began the epoch
+        self.told_of_sources: set[str] = set()
         self.replaced = torch.zeros((), dtype=torch.int64)  # samples (dataset.on_error: skip)
 
     def kpi(self) -> dict[str, int]:
@@ -75,21 +78,24 @@ class StereoModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Begin, or go on with what Lightning does not take over; see Resumption.begin."""
+        self.teaching = self._teaching()
         apply_rates(self.rates, self.optimizers(), self.lr_schedulers())
         self.resumption.begin(self.trainer)
         self.averages.start(self.device)
+        self.guard.start()
 
     def on_train_epoch_start(self) -> None:
         self.guard.skipped_in_epoch = 0
-        self.pixels = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.teaching, self.whole_epoch = self._teaching(), True
+
+    def _teaching(self) -> Teaching:
+        return Teaching(self.sources, self.max_disparity, self.device)
 
     def on_train_epoch_end(self) -> None:
-        """DataError where the epoch has taught nothing."""
-        if self.pixels is not None and not summed(self.pixels):
-            raise DataError(
-                f"dataset.train_dataset: not one pixel of epoch {self.current_epoch} has ground truth that counts "
-                f"(mask, 0 < disparity < dataset.max_disparity), so nothing was learnt; {WRONG_CODING}"
-            )
+        """See Teaching.check."""
+        self.guard.settle()
+        if self.whole_epoch:
+            self.teaching.check(self.current_epoch, self.told_of_sources, self.trainer.is_global_zero)
 
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
         place = (self.settings.seed, self.current_epoch, batch_index, self.global_rank)
@@ -100,10 +106,10 @@ class StereoModule(pl.LightningModule):
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
-        self.step_in_hand = Step(batch, batch_index, loss.detach(), self.optimizers().param_groups[0]["lr"])
+        self.guard.settle()  # here, and not before, the device has something to do while the host reads
+        lr, teaching = self.optimizers().param_groups[0]["lr"], self.teaching.add(batch)
+        self.step_in_hand = Step(self.global_step, self.current_epoch, batch, batch_index, loss.detach(), lr, teaching)
         self.prediction_B1HW = disparities[-1].detach()  # for pictures
-        if self.pixels is not None:
-            self.pixels += (batch["valid"] & (batch["disparity"].abs() < self.max_disparity)).sum()
         if "skipped" in batch:
             self.replaced = self.replaced.to(self.device) + batch["skipped"].sum()
         return loss
@@ -111,19 +117,24 @@ class StereoModule(pl.LightningModule):
     def on_after_backward(self) -> None:
         """Look at loss and gradients; see NonFiniteGuard.look."""
         step = self.step_in_hand
-        self.log("lr", step.lr, on_step=True, on_epoch=False)
+        # A number, or a value for a progress bar, would wait for the GPU in every step.
+        self.log("lr", torch.tensor(step.lr), on_step=True, on_epoch=False)
         loss = self.guard.look(step)
         if loss is not None:
-            size = len(step.batch["left"])
-            self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
+            # The mean over an epoch is one over the samples that taught something; a tensor, again so as not to wait.
+            teaching = summed(step.teaching)
+            self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=teaching)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.optim.lr_scheduler == "OneCycleLR":
             set_one_cycle_momentum(optimizer, self.global_step, int(self.trainer.estimated_stepping_batches))
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip; Lightning itself does not for an optimizer of one kernel, whatever the precision."""
         self.guard.drop(optimizer)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if gradient_clip_val:
+            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+            clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     def optimizer_step(self, *args, **options) -> None:
         """One step; no average is made of one that was spoilt or that fp16's scaler left out.
@@ -148,6 +159,7 @@ class StereoModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Without SyncBatchNorm each rank has running statistics of its own; the checkpoint has the first's."""
+        self.guard.settle()
         taken_from_first([*self.model.buffers(), *self.averages.values.values()])
         if isinstance(self.model, FSDPModule):
             self.model.unshard()
@@ -195,6 +207,7 @@ class StereoModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self.guard.settle()  # no weights of a lost run are kept
         # What load_model can not tell from the weights alone.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
         # All generators are seeded anew for every batch from this seed and the batch's place in the run.

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from stereo_core.files import atomic_path
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
+from stereo_core.training.snapshots import Snapshot
 from stereo_core.training.strategy import whole
-from stereo_core.values import plain
+from stereo_core.values import counted, plain
 
 LOG = logging.getLogger(__name__)
 
@@ -33,16 +34,39 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Step(NamedTuple):
-    """The step in hand: a batch, its place in the epoch, its loss, and the rate at which the step is taken."""
+    """A step: its place in the run, a batch, the batch's place in the epoch, its loss, the rate of the step, and how
+    many of the samples have ground truth that counts."""
 
+    number: int  # optimizer steps before it
+    epoch: int
     batch: dict
     batch_index: int
     loss: Tensor
     lr: float
+    teaching: Tensor
+
+
+class Seen(NamedTuple):
+    """What a look at a step has found, on its device: nobody has waited for it.
+
+    Attributes:
+        loss: of all ranks.
+        total: of all ranks; finite where loss and gradients are.
+        norms: of this rank's gradients, by their names; empty where they were not looked at.
+    """
+
+    step: Step
+    loss: Tensor
+    total: Tensor
+    norms: dict[str, Tensor]
 
 
 class NonFiniteGuard:
     """Ends a run, or leaves out a step, whose loss or gradient is not finite, on all ranks alike.
+
+    To leave a step out, its gradients have to be known before the weights change: the host waits for the device there.
+    A run that ends has no use for its weights, and does not wait: it reads of a step when the next one's forward pass
+    is on its way (`settle`), or before anybody makes use of the weights.
 
     No Lightning callback: those hear nothing of what comes right after the optimizer's step.
 
@@ -57,41 +81,63 @@ class NonFiniteGuard:
         self.skipped = self.skipped_in_epoch = self.skipped_in_a_row = 0  # optimizer steps
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
         self.written = 0  # steps, with their inputs
-        self.statistics: list[Tensor] = []  # the network's buffers before the batch in hand
+        self.trained: dict[str, Tensor] = {}
+        self.seen: Seen | None = None  # of the last step, where it was not read yet
+        self.statistics = Snapshot(())  # the network's buffers before the batch in hand
+
+    def start(self) -> None:
+        """Before the first batch, when everything is where it stays."""
+        self.trained = {name: p for name, p in self.module.model.named_parameters() if p.requires_grad}
+        if self.settings.nonfinite == "skip":
+            self.statistics = Snapshot(self.module.model.buffers())
 
     def remember(self) -> None:
         """Before a batch: batch normalisation takes in what it brings, be it finite or not."""
-        if self.settings.nonfinite == "skip":
-            self.statistics = [buffer.clone() for buffer in self.module.model.buffers()]
+        self.statistics.take()
 
     def look(self, step: Step) -> Tensor | None:
-        """After the backward pass: the mean loss of all ranks; None where loss or gradients are not finite.
+        """After the backward pass: the mean loss of all ranks; None where the step is left out.
 
         It looks at the loss alone with fp16, where scaled gradients may overflow (see `check_scale`), and in a step
         that an earlier batch has spoilt, whose gradients the sum still holds.
 
         All ranks see what happened on one of them, and go the same way.
-
-        Raises:
-            NonFiniteLossError: one is NaN or infinite, and `train.nonfinite` is fail.
         """
         loss = total = step.loss
-        if self.settings.precision != "fp16" and not self.spoilt:
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            total = loss + whole(torch.nn.utils.get_total_norm(gradients))
+        norms = self._norms() if self.settings.precision != "fp16" and not self.spoilt else {}
+        if norms:
+            total = loss + whole(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
         loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
+        seen = Seen(step, loss_of_all, total, norms)
+        if self.settings.nonfinite == "fail":
+            self.seen = seen
+            return loss_of_all
         if torch.isfinite(total):
             return loss_of_all
         self.spoilt = True
-        own = torch.isfinite(loss_of_all) or not torch.isfinite(loss)
-        messages = gathered([self._report(step)] if own else [])
-        if self.settings.nonfinite == "fail":
-            raise NonFiniteLossError("; ".join(messages))
-        for message in messages:
+        for message in self._messages(seen):
             LOG.warning("step skipped: %s", message)
-        for buffer, before in zip(self.module.model.buffers(), self.statistics, strict=True):
-            buffer.copy_(before)
+        self.statistics.give_back()
         return None
+
+    def settle(self) -> None:
+        """Read what the last look found, unless that was done before.
+
+        Raises:
+            NonFiniteLossError: loss or gradients are NaN or infinite, and `train.nonfinite` is fail.
+        """
+        seen, self.seen = self.seen, None
+        if seen is not None and not torch.isfinite(seen.total):
+            raise NonFiniteLossError("; ".join(self._messages(seen)))
+
+    def _norms(self) -> dict[str, Tensor]:
+        gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+        return dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
+
+    def _messages(self, seen: Seen) -> list[str]:
+        """Of all ranks on which it happened."""
+        own = torch.isfinite(seen.loss) or not torch.isfinite(seen.step.loss)
+        return gathered([self._report(seen.step, seen.norms)] if own else [])
 
     def drop(self, optimizer: Optimizer) -> None:
         """Before the step: without gradients an optimizer leaves weights and state alone."""
@@ -109,8 +155,8 @@ class NonFiniteGuard:
         """
         if scale < min(before, 1):
             raise NonFiniteLossError(
-                f"however fp16 scales it, {self._report(step)}; or set train.precision to bf16 or fp32, and resume "
-                "from an earlier checkpoint"
+                f"however fp16 scales it, {self._report(step, self._norms())}; or set train.precision to bf16 or fp32, "
+                "and resume from an earlier checkpoint"
             )
         return scale < before
 
@@ -129,16 +175,16 @@ class NonFiniteGuard:
         steps = math.ceil(batches / self.settings.accumulate)
         many = ""
         if self.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-            many = f"{self.skipped_in_a_row} steps in a row"
+            many = f"{counted(self.skipped_in_a_row, 'step')} in a row"
         elif self.skipped_in_epoch > max(FEW_SKIPPED, MAX_SKIPPED * steps):
-            many = f"{self.skipped_in_epoch} of this epoch's {steps} steps, more than {MAX_SKIPPED:.0%},"
+            many = f"{self.skipped_in_epoch} of this epoch's {counted(steps, 'step')}, more than {MAX_SKIPPED:.0%},"
         if many:
             raise NonFiniteLossError(
                 f"{many} had a loss or gradient that is not finite, the last one step {self.module.global_step}; see "
                 f"{self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
             )
 
-    def _report(self, step: Step) -> str:
+    def _report(self, step: Step, norms: dict[str, Tensor]) -> str:
         """Write down a step that is not finite; says what happened, and where it is written.
 
         Of the steps that are skipped only the first: a batch may be 100 MB, and they tell what there is to tell.
@@ -146,26 +192,27 @@ class NonFiniteGuard:
         what = "the gradient is not finite" if torch.isfinite(step.loss) else f"the loss is {step.loss.item()}"
         see = ""
         if self.settings.nonfinite == "fail" or self.written < MAX_WRITTEN:
-            see = f"see {self._write(step)}; "
+            see = f"see {self._write(step, norms)}; "
             self.written += 1
         return (
-            f"{what} at step {self.module.global_step} of epoch {self.module.current_epoch}, for the images "
+            f"{what} at step {step.number} of epoch {step.epoch}, for the images "
             f"{', '.join(step.batch['path'])}; {see}lower train.optim.lr, or look at these images and their ground "
             "truth"
         )
 
-    def _write(self, step: Step) -> Path:
-        epoch, number = self.module.current_epoch, self.module.global_step
-        name = f"epoch_{epoch:03d}_step_{number:05d}_batch_{step.batch_index:05d}"
+    def _write(self, step: Step, norms: dict[str, Tensor]) -> Path:
+        name = f"epoch_{step.epoch:03d}_step_{step.number:05d}_batch_{step.batch_index:05d}"
         name += f"_rank_{self.module.global_rank}" if number_of_ranks() > 1 else ""
-        facts = {"epoch": epoch, "step": number, "batch": step.batch_index, "loss": step.loss, "lr": step.lr}
-        gradients = ((name, p.grad) for name, p in self.module.model.named_parameters() if p.grad is not None)
-        return write_step(self.reports, name, step.batch, facts, gradients)
+        facts = {"epoch": step.epoch, "step": step.number, "batch": step.batch_index, "loss": step.loss, "lr": step.lr}
+        return write_step(self.reports, name, step.batch, facts, norms.items())
 
 
 def write_step(folder: Path, name: str, batch: dict, facts: dict, gradients: Iterable[tuple[str, Tensor]]) -> Path:
     """Write the step's inputs as `<name>.pth` (read by `torch.load(..., weights_only=True)`) and what is known of it as
     `<name>.json`: the facts, each input's range and share of finite values, the gradients that are not finite.
+
+    Args:
+        gradients: by name, or their norms.
 
     Returns:
         The path of the .json.

@@ -20,7 +20,11 @@ Rates = list[dict]
 
 
 def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings) -> Optimizer:
-    """The optimizer of the spec's `train`, with two groups: the network, and the backbone with a rate of its own."""
+    """The optimizer of the spec's `train`, with two groups: the network, and the backbone with a rate of its own.
+
+    On GPUs AdamW's step is one kernel for many weights, but with fp16, where it would hide from the clipping what the
+    gradients were scaled by.
+    """
     optim = settings.optim
     trained = [(name, p) for name, p in parameters if p.requires_grad]
     groups = [
@@ -32,13 +36,22 @@ def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings) -> Op
     ]
     if optim.optimizer == "SGD":
         return SGD(groups, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return AdamW(groups, weight_decay=optim.weight_decay)
+    fused = settings.precision != "fp16" and all(p.is_cuda for _, p in trained)
+    optimizer = AdamW(groups, weight_decay=optim.weight_decay, fused=fused or None)
+    optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
+    return optimizer
 
 
 def rates_of(optimizer: Optimizer, optim) -> Rates:
     """What a new optimizer has, before any schedule or checkpoint changes it."""
     names = ("lr", "weight_decay", *(("momentum", "betas") if optim.lr_scheduler != "OneCycleLR" else ()))
     return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+
+
+def _with_own_kernels(optimizer: Optimizer, saved: dict) -> dict:
+    """A saved state, which may be of another device or precision, without its say in how this run computes."""
+    own = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
+    return saved | {"param_groups": [group | o for group, o in zip(saved["param_groups"], own, strict=True)]}
 
 
 def apply_rates(rates: Rates, optimizer: Optimizer, scheduler: LambdaLR) -> None:

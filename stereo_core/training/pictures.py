@@ -15,7 +15,9 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from stereo_core.data.images import write_png
-from stereo_core.report.pictures import panel, sample_panel
+from stereo_core.report.pictures import panel, sample_panel, scale_end, stacked
+from stereo_core.report.viewer import FEWER_PIXELS, view
+from stereo_core.report.views import VALIDATION, View, write_views
 
 LOG = logging.getLogger(__name__)
 
@@ -25,28 +27,31 @@ WIDTH = 320  # px of one picture of a panel in the loggers
 
 
 class Pictures(pl.Callback):
-    """Panels in the loggers (`train/images`, `val/images`; W&B's are TAO's `train/vis`, `val/vis`): left image, ground
-    truth, prediction, error.
+    """Panels in the loggers (`train/images`, `val/images`; W&B's are TAO's `train/vis`, `val/vis`): left image,
+    ground truth, prediction, error.
 
-    In every panel disparities are coloured from 0 to `dataset.max_disparity` px, errors from 0 to 8 px, so that panels
-    of different steps can be compared. Training shows the batch's first pair and the step's own prediction; a
+    In every panel disparities are coloured from 0 to `scale_end` px, errors from 0 to 8 px, so that panels of different
+    steps can be compared. Training shows the batch's first pair and the step's own prediction; a
     validation shows its first images, the same ones each time. Only the first rank draws.
 
     Args:
         spec: the experiment; train.vis_step_interval, train.dataloader_visualize and dataset.max_disparity count.
-        folder: the run's results; augmented samples go to `dataloader` in it, the last validation to `validation.png`.
+        folder: the run's results; augmented samples go to `dataloader` in it, the last validation to `validation.png`
+            and, for the page, to `validation.json`.
     """
 
     def __init__(self, spec, folder: Path) -> None:
         self.interval, self.maximum = spec.train.vis_step_interval, spec.dataset.max_disparity
+        self.end = scale_end(self.maximum)
         self.samples_folder = folder / "dataloader" if spec.train.dataloader_visualize else None
-        self.file = folder / "validation.png"
+        self.folder = folder
         self.validated: list[np.ndarray] = []
+        self.views: list[View] = []
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if self.samples_folder and trainer.is_global_zero:
             trainer.datamodule.setup("fit")
-            write_samples(trainer.datamodule.datasets["train"], self.samples_folder, self.maximum)
+            write_samples(trainer.datamodule.datasets["train"], self.samples_folder, self.end)
             self.samples_folder = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -60,7 +65,7 @@ class Pictures(pl.Callback):
             self._log(trainer, "train", self._panel(first, module.prediction_B1HW[0, 0]))
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.validated = []
+        self.validated, self.views = [], []
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: dict, batch: list, *_: Any, **__: Any
@@ -68,20 +73,36 @@ class Pictures(pl.Callback):
         if trainer.is_global_zero:
             for sample in batch[: VALIDATED - len(self.validated)]:
                 self.validated.append(self._panel(sample, outputs[sample["index"]]))
+                self.views.append(self._view(sample, outputs[sample["index"]]))
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.validated:
-            picture = np.vstack(self.validated)
+            picture = stacked(self.validated)
             self._log(trainer, "val", picture)
             if not trainer.fast_dev_run:
-                write_png(self.file, picture)
+                write_png(self.folder / "validation.png", picture)
+                write_views(self.folder / VALIDATION, self.views)
 
     def _panel(self, sample: dict[str, Tensor], prediction_HW: Tensor) -> np.ndarray:
+        truth_HW = self._truth(sample)
+        height, width = truth_HW.shape
+        size = (WIDTH, max(1, round(height * WIDTH / width)))
+        left_HW3 = cv2.resize(_image(sample["left"]), size, interpolation=cv2.INTER_AREA)
+        prediction_HW, truth_HW = (
+            cv2.resize(px, size, interpolation=cv2.INTER_NEAREST)
+            for px in (prediction_HW.float().cpu().numpy(), truth_HW)
+        )
+        return panel(left_HW3, prediction_HW, truth_HW, truth_HW > 0, self.end)
+
+    def _view(self, sample: dict[str, Any], prediction_HW: Tensor) -> View:
+        prediction_HW = prediction_HW.float().cpu().numpy()
+        return view(sample["rel"], _image(sample["left"]), prediction_HW, self.end, path=str(sample["path"]),
+                    truth_HW=self._truth(sample), most_pixels=FEWER_PIXELS)  # fmt: skip
+
+    def _truth(self, sample: dict[str, Tensor]) -> np.ndarray:
+        """Ground truth in px, 0 where none counts."""
         gt_HW = sample["disparity"][0].cpu().numpy()
-        counts_HW = sample["valid"][0].cpu().numpy() & (gt_HW > 0) & (gt_HW < self.maximum)
-        picture = panel(_image(sample["left"]), prediction_HW.float().cpu().numpy(), gt_HW, counts_HW, self.maximum)
-        height = max(1, round(len(picture) * 4 * WIDTH / picture.shape[1]))
-        return cv2.resize(picture, (4 * WIDTH, height), interpolation=cv2.INTER_AREA)
+        return np.where(sample["valid"][0].cpu().numpy() & (gt_HW > 0) & (gt_HW < self.maximum), gt_HW, 0)
 
     @staticmethod
     def _log(trainer: pl.Trainer, split: str, picture_HW3: np.ndarray) -> None:

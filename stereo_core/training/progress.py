@@ -1,7 +1,8 @@
-"""The progress bar of a training run on a terminal."""
+"""Where a training run is: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -13,9 +14,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from stereo_core.progress import SECONDS, heartbeat, since
 from stereo_core.training.measurements import Measurements
 
-SECONDS_BETWEEN = 0.5  # looks at the loss, which lets a GPU's step come to its end
+SECONDS_BETWEEN = 0.5  # looks at the loss, which lets a GPU's step come to its end, with a bar
 
 
 class _WithFigures(Progress):
@@ -31,7 +33,8 @@ class _WithFigures(Progress):
 class ProgressBar(pl.Callback):
     """Epoch, step, loss, `val/epe` of the last validation, and the figures of Measurements, below a bar on a terminal.
 
-    Only the first rank shows it, and nobody where `console` is no terminal. Log lines appear above it.
+    Only the first rank shows it. Log lines appear above it. Where `console` is no terminal the log says the same, every
+    SECONDS of stereo_core.progress.
 
     Args:
         measurements: the run's.
@@ -42,7 +45,11 @@ class ProgressBar(pl.Callback):
         self.measurements = measurements
         self.console = console or Console(stderr=True)
         self.progress: _WithFigures | None = None
+        self.between = SECONDS_BETWEEN if self.console.is_terminal else SECONDS / 3
+        self.what, self.done, self.total, self.figures = "", 0, 0, ""
         self.loss = self.epe = ""
+        self.looked = self.begun = 0.0
+        self.beat = contextlib.ExitStack()
         self.handlers: list[logging.StreamHandler] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -52,10 +59,10 @@ class ProgressBar(pl.Callback):
         self._begin(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict, batch_index: int) -> None:
-        if self.progress is None:
+        if not trainer.is_global_zero:
             return
         last = batch_index + 1 == trainer.num_training_batches
-        if last or time.monotonic() - self.looked > SECONDS_BETWEEN:
+        if last or time.monotonic() - self.looked > self.between:
             self.looked = time.monotonic()
             self.loss = f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}"
         self._show(batch_index + 1, trainer.global_step)
@@ -77,28 +84,42 @@ class ProgressBar(pl.Callback):
         self._stop()
 
     def _begin(self, trainer: pl.Trainer, what: str, total: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        if not self.what:
+            self.beat.enter_context(heartbeat(self._tell))
+        self.what, self.done, self.total, self.begun = what, 0, total, time.monotonic()
         if self.progress is not None:
             self.progress.reset(self.task, description=what, total=total)
-        elif trainer.is_global_zero and self.console.is_terminal:
+        elif self.console.is_terminal:
             self._start(what, total)
+
+    def _tell(self) -> str:
+        if self.progress is not None:
+            return ""
+        where = f"{self.what}: {self.done} of {self.total} batches in {since(self.begun)}"
+        return " | ".join(filter(None, [where, self.figures]))
 
     def _start(self, what: str, total: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = _WithFigures(*columns, console=self.console, redirect_stdout=False)
         self.task = self.progress.add_task(what, total=total)
-        self.looked = 0.0
         self.handlers = list(_handlers_of(sys.stderr))
         self.progress.start()  # from here on sys.stderr writes above the bar
         for handler in self.handlers:
             handler.setStream(sys.stderr)
 
     def _show(self, done: int, step: int) -> None:
+        self.done = done
+        parts = [f"step {step}", self.loss, self.epe, *_short(self.measurements.figures())]
+        self.figures = " | ".join(filter(None, parts))
         if self.progress is not None:
-            parts = [f"step {step}", self.loss, self.epe, *_short(self.measurements.figures())]
-            self.progress.figures = " | ".join(filter(None, parts))
+            self.progress.figures = self.figures
             self.progress.update(self.task, completed=done)
 
     def _stop(self) -> None:
+        self.beat.close()
+        self.what = ""
         if self.progress is None:
             return
         self.progress.stop()

@@ -18,6 +18,8 @@ from stereo_core.training.checkpoints import AtomicCheckpointIO
 from stereo_core.training.distribution import Ranks
 from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
 
+LOG = logging.getLogger(__name__)
+
 COMPILED = ("feature", "cnet", "update_block")
 """Parts of the network that `train.compile: on` compiles."""
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -79,10 +81,23 @@ def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
     sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # takes contiguous weights only
     if ranks.gpu and not sharded:
         channels_last(network)
-    for name in COMPILED if settings.compile == "on" else ():
+    parts, why = compiled_parts(settings)
+    LOG.info("train.compile: %s: %s", settings.compile, why)
+    for name in parts:
         getattr(network, name).compile()
     if ranks.gpu and ranks.world > 1:
         synchronise_batch_norm(network)
+
+
+def compiled_parts(settings) -> tuple[tuple[str, ...], str]:
+    """What `train.compile` compiles, and why (benchmarks/RESULTS.md has the figures)."""
+    if settings.compile == "off":
+        return (), "nothing is compiled"
+    if settings.compile == "on":
+        return COMPILED, f"{', '.join(COMPILED)} are compiled in the first step, which takes minutes"
+    if settings.activation_checkpoint:
+        return (), "nothing is compiled; on makes steps that recompute up to 1.19 times as fast, after minutes"
+    return (), "nothing is compiled: cuDNN's kernels and PyTorch's are as fast, and ready at once"
 
 
 def quieten() -> None:

@@ -66,8 +66,8 @@ class Validation:
     def _check_ground_truth(self, empty: list[str], images: int, aloud: bool) -> None:
         if len(empty) == images:
             raise DataError(
-                f"dataset.val_dataset: none of the {images} images has a valid ground-truth pixel (mask, 0 < disparity "
-                f"< dataset.max_disparity); {WRONG_CODING}"
+                f"dataset.val_dataset: none of the images ({images}) has a valid ground-truth pixel (mask, 0 < "
+                f"disparity < dataset.max_disparity); {WRONG_CODING}"
             )
         if empty and aloud and not self.told_of_empty:
             LOG.warning("%d of %d validation images have no valid ground-truth pixel and count nowhere, the first one "

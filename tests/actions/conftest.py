@@ -103,22 +103,17 @@ def status_lines():
 
 @pytest.fixture
 def shown(tmp_path_factory):
-    """(action, its results folder, outcome) -> title and name of each picture in the page that its component gives."""
+    """(action, its results folder, outcome) -> names of the pairs and pictures in the page that its component gives."""
 
-    def pictures(action: str, folder: Path, outcome: Outcome) -> list[tuple[str, str]]:
+    def pictures(action: str, folder: Path, outcome: Outcome) -> list[str]:
         place = tmp_path_factory.mktemp("published")
         results = place / "results"
         shutil.copytree(folder, results, ignore=shutil.ignore_patterns("*.pth"))
         page = Artifact("report", "report", place / "page.html")
         publish(Run(action, outcome, results, {}), {"report": page})
-        found = re.findall(
-            r'<h2>(.+)</h2>|<img alt="(.+)" src="data:image/png;base64,iVBOR', page.path.read_text(encoding="utf-8")
-        )
-        title, names = "", []
-        for heading, name in found:
-            title = heading or title
-            names += [(title, name)] if name else []
-        return names
+        text = page.path.read_text(encoding="utf-8")
+        pairs = re.findall(r'<section class="group[^>]*>\s*<h2>(.+)</h2>', text)
+        return pairs + re.findall(r'<img alt="(.+)" src="data:image/png;base64,iVBOR', text)
 
     return pictures
 

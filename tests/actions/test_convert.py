@@ -229,7 +229,7 @@ def test_missing_derived_files_are_listed_counted_and_left_out(root, results, ca
         [f"{root}/s0/right/rgb/1.png", f"{root}/s0/left/rgb/1.png"],
         [f"{root}/s1/left/disparity/2.png", f"{root}/s1/left/rgb/2.png"],
     ]
-    assert "2 left images lack a derived file" in caplog.text
+    assert "2 left images without a derived file" in caplog.text
     touch(root, "s0/right/rgb/1.png", "s1/left/disparity/2.png")
     convert(root, results, **FSD)
     assert not (results / "missing.txt").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from stereo_core.actions.doctor import weights
 from stereo_core.actions.doctor.case import GIB, Case, Gpu, Machine
 from stereo_core.actions.doctor.data import files, find_faults, look, pairs, samples
-from stereo_core.actions.doctor.machine import cores, devices, disk, kept_checkpoints, memory, shared_memory
+from stereo_core.actions.doctor.machine import cores, devices, disk, kept_checkpoints, links, memory, shared_memory
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import write_png
@@ -58,6 +59,29 @@ def test_twelve_bit_images_are_named_with_what_they_are_taken_for(case, tmp_path
     [found] = [finding for finding in samples(deep) if "16-bit" in finding.text]
     assert found.level == "warning" and "largest value of its 16-bit images is 4012" in found.text
     assert "image_bits=12" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("missing", "level", "said"),
+    [
+        ((), "ok", "symbolic links"),
+        (("symlink",), "ok", "hard links"),
+        (("symlink", "link"), "warning", "has no links: dn_model_latest.pth and dn_model_best.pth will be copies"),
+    ],
+)
+def test_links_are_tried_in_the_results_folder(case, tmp_path, monkeypatch, missing, level, said):
+    """The calls are refused as such file systems do; a real one can not be mounted here."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    for name in missing:
+        monkeypatch.setattr(os, name, refuse)
+    here = case(train={"keep_checkpoints": 3})
+    [found] = links(here)
+    assert found.level == level and said in found.text and list(tmp_path.iterdir()) == []
+    here.network = create_model(preset="tiny")
+    assert f"{5 + 2 * (level == 'warning')} checkpoints of" in next(disk(here)).text
 
 
 def test_a_spec_that_is_fine_exits_0_and_the_training_s_own_folder_is_left_alone(scenes, split, tmp_path, capsys):
@@ -197,7 +221,7 @@ def test_weights_are_loaded_as_the_training_will(case, tmp_path, tiny_checkpoint
     assert levels(weights(one)) == ["problem", "ok"]  # another run's checkpoints are there
     assert one.network.config.preset == "tiny"
     damaged = case(train={"resume_training_checkpoint_path": "auto"})
-    with pytest.raises(ModelError, match="none of its 1 checkpoints is whole"):
+    with pytest.raises(ModelError, match=r"none of its checkpoints \(1\) is whole"):
         list(weights(damaged))
     with pytest.raises(ModelError, match="no state of a training run"):
         list(weights(case(train={"resume_training_checkpoint_path": str(tiny_checkpoint)})))

@@ -13,6 +13,7 @@ import torch
 from training_runs import start
 
 from stereo_core.models import create_model, save_checkpoint
+from stereo_core.report.pictures import STRIP
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
@@ -159,8 +160,8 @@ def test_files(scenes, split, run_evaluate, tmp_path, shown):
     assert results["settings"]["resize"] == "none" and results["warnings"] == []
     panels = sorted((tmp_path / "panels").iterdir())
     assert [path.name for path in panels] == [f"scene{n}_left.png" for n in range(4)]
-    assert cv2.imread(str(panels[3])).shape == (48, 4 * 80, 3)
-    assert shown("evaluate", tmp_path, outcome) == [("Pictures", panel.stem) for panel in panels]
+    assert cv2.imread(str(panels[3])).shape == (2 * 48 + 2 * STRIP, 4 * 2 * 80, 3)  # twice as large
+    assert sorted(shown("evaluate", tmp_path, outcome)) == [f"scene{n}/left" for n in range(4)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -255,6 +256,22 @@ def test_engine_agrees_with_the_checkpoint(engine, scenes, split, run_evaluate, 
     assert "device_memory_bytes" not in built.kpi or device != "cpu"
 
 
+def test_an_openvino_engine_agrees_with_the_onnxruntime_engine(engine, scenes, split, run_evaluate, tmp_path):
+    pytest.importorskip("openvino")
+    onnx, other = engine.with_name("tiny.onnx"), tmp_path / "tiny.ov.onnx"
+    build = {"onnx_file": str(onnx), "trt_engine": str(other), "backend": "openvino", "verify": False}
+    build |= {"results_dir": str(tmp_path / "build"), "tensorrt": {"max_batch_size": 2}}
+    assert perform("gen_trt_engine", spec_from_dict("gen_trt_engine", {"gen_trt_engine": build})) == 0
+    found = {}
+    for path in (engine, other):
+        keys = {"checkpoint": "", "trt_engine": str(path)}
+        code, found[path] = run_evaluate(tmp_path / path.name, split(scenes / "list.txt", 3), **keys)
+        assert code == 0
+    assert found[other].kpi["epe"] == pytest.approx(found[engine].kpi["epe"], abs=1e-3)
+    settings = json.loads((tmp_path / other.name / "results.json").read_text())["settings"]
+    assert (settings["backend"], settings["provider"], settings["device"]) == ("openvino", "CPU", "cpu")
+
+
 def test_a_checkpoint_is_timed_as_an_engine_is(scenes, split, run_evaluate, tmp_path):
     """Four images, three of one size: its first call, and the only one of the other size, are a warm-up."""
     code, outcome = run_evaluate(tmp_path, split(scenes / "list.txt", 1))
@@ -325,7 +342,7 @@ def test_bad_lines(names, says, workers, scenes, split, run_evaluate, status_lin
 
 def test_no_valid_pixel_anywhere(scenes, split, run_evaluate, status_lines, tmp_path):
     assert run_evaluate(tmp_path, split(scenes / "list.txt"), max_disparity=1)[0] == 2
-    assert "none of the 4 images has a valid ground-truth pixel" in status_lines(tmp_path)[-1]["message"]
+    assert "none of the images (4) has a valid ground-truth pixel" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_evaluate, tmp_path, caplog):
@@ -345,7 +362,7 @@ def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_eva
     assert table[0]["pixels"] == "0" and table[0]["epe"] == "nan"
     assert outcome.kpi["epe"] == pytest.approx(np.mean([float(row["epe"]) for row in table[1:]]))
     assert json.loads((tmp_path / "out" / "results.json").read_text())["empty"] == 1
-    assert "1 images have no valid ground-truth pixel" in caplog.text
+    assert "data_sources[0] (" in caplog.text and "1 of its 3 images have no valid ground-truth pixel" in caplog.text
 
 
 def test_a_broken_network_fails_and_names_the_image(scenes, split, run_evaluate, status_lines, tmp_path):

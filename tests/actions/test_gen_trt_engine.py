@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def exported(model, folder, **keys):
 
 def build(onnx, folder, tensorrt=None, **keys):
     section = {"onnx_file": str(onnx), "trt_engine": str(folder / "out" / "net.engine"), "tensorrt": tensorrt or {}}
-    tree = {"results_dir": str(folder / "results"), "gen_trt_engine": section | keys}
+    section |= {"backend": "onnxruntime"} | keys
+    tree = {"results_dir": str(folder / "results"), "gen_trt_engine": section}
     status = Status()
     return gen_trt_engine.run(spec_from_dict("gen_trt_engine", tree), status), status
 
@@ -133,9 +135,10 @@ def test_a_setting_that_the_build_has_no_use_for_draws_a_warning(onnx, tmp_path,
     assert "opt_height" not in caplog.text  # it is the file's
 
 
-def test_how_auto_came_to_its_choice_is_said_once_and_files_by_their_names(onnx, tmp_path, caplog):
+def test_how_auto_came_to_its_choice_is_said_once_and_files_by_their_names(onnx, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)  # not installed
     with caplog.at_level(logging.INFO):
-        build(onnx, tmp_path)
+        build(onnx, tmp_path, backend="auto")
     warning, *more = [record for record in caplog.records if "not tensorrt" in record.getMessage()]
     assert not more and warning.levelname == "WARNING"
     text = "gen_trt_engine.backend: auto takes onnxruntime, whose engine is an ONNX file (not tensorrt: "

@@ -90,7 +90,9 @@ def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("stopped_after", [None, 2, 5])
+@pytest.mark.parametrize(
+    "stopped_after", [pytest.param(None, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_the_newest_and_the_best_are_kept(train, tmp_path, status_lines, monkeypatch, stopped_after):
     """Five epochs, a rate that first teaches and then spoils: the best stays although it is old. The same where the run
     was stopped in an epoch's validation and went on; each validation stands at its own step."""

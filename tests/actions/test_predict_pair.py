@@ -18,6 +18,7 @@ from stereo_core.cli import main
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.images import read_image, write_png
 from stereo_core.models import load_model
+from stereo_core.report.pictures import STRIP
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def test_one_pair(predict, pair, tiny_checkpoint):
     np.testing.assert_allclose(stored, expected, atol=1 / 256)
     assert f"96 x 64 px, disparity {expected.min():.1f} to {expected.max():.1f} px" in text
     assert "--calibration" in text and f"Look at {out / 'index.html'}" in text
-    height, width = read_image(out / "predicted_depth/left.png").shape[:2]
-    assert height == 64 and width > 96  # the colour bar
+    size = read_image(out / "predicted_depth/left.png").shape[:2]
+    assert size == (2 * 64 + 2 * STRIP, 2 * 96)  # twice as large, its title and its scale
     assert not (out / "depth").exists()
 
 

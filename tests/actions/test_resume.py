@@ -256,4 +256,4 @@ def test_auto_ends_where_every_checkpoint_is_damaged(train, tmp_path, status_lin
     for name in (FIRST, SECOND):
         (tmp_path / name).write_bytes(b"PK\x03\x04")
     assert train(tmp_path, batch_size=1, **SHORT, resume_training_checkpoint_path="auto")[0] == 2
-    assert "none of its 2 checkpoints is whole" in status_lines(tmp_path)[-1]["message"]
+    assert "none of its checkpoints (2) is whole" in status_lines(tmp_path)[-1]["message"]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from stereo_core.cli import main
+from stereo_core.data.codecs import read_disparity
+from stereo_core.data.images import read_image
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
@@ -48,3 +53,36 @@ def test_a_dozen_scenes_of_another_style_teach_it_that_style(tmp_path):
     assert perform("train", spec_from_dict("train", spec)) == 0
     after = evaluated(tmp_path / "after", others, str(tmp_path / "train" / "dn_model_latest.pth"))
     assert after < evaluated(tmp_path / "before", others, "starter")
+
+
+MIDDLEBURY, FLYING = "Middlebury/MiddEval3/trainingQ/Motorcycle", "SceneFlow/FlyingThings3D/frames_cleanpass/TRAIN"
+PAIRS = [
+    ("Middlebury/2003/teddy/im2.png", "Middlebury/2003/teddy/im6.png"),
+    ("Middlebury/2003/cones/im2.png", "Middlebury/2003/cones/im6.png"),
+    (f"{MIDDLEBURY}/im0.png", f"{MIDDLEBURY}/im1.png"),
+    ("ETH3D/two_view_training/playground_1l/im0.png", "ETH3D/two_view_training/playground_1l/im1.png"),
+    ("KITTI_2012/training/colored_0/000000_10.png", "KITTI_2012/training/colored_1/000000_10.png"),
+    *(
+        (f"KITTI_2015/training/image_2/{name}_10.png", f"KITTI_2015/training/image_3/{name}_10.png")
+        for name in ("000000", "000046")
+    ),
+    (f"{FLYING}/A/0000/left/0006.png", f"{FLYING}/A/0000/right/0006.png"),
+    (f"{FLYING}/B/0749/left/0015.png", f"{FLYING}/B/0749/right/0015.png"),
+    ("NoGT/FoundationStereo/left.png", "NoGT/FoundationStereo/right.png"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].replace("/", "-"))
+def test_predict_takes_every_real_pair_without_options(shared, tmp_path, monkeypatch, pair):
+    """Disparities of the pair's own size, spread over a range as scenes are, no doubt about the views, one page."""
+    monkeypatch.chdir(tmp_path)
+    left, right = (shared / "data" / image for image in pair)
+    result = CliRunner().invoke(main, ["predict", str(left), str(right)])
+    assert result.exit_code == 0, result.output
+    (file,) = (tmp_path / "results" / "predict" / "disparity_pfm").iterdir()
+    disparity_HW, _ = read_disparity(file)
+    assert disparity_HW.shape == read_image(left).shape[:2]
+    low, high = np.quantile(disparity_HW, (0.02, 0.98))
+    assert 0 < low < high - 5 and "swapped" not in result.output
+    assert 10_000 < (tmp_path / "results" / "predict" / "index.html").stat().st_size < 8_000_000

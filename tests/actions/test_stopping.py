@@ -40,7 +40,12 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, sta
 
 
 @pytest.mark.parametrize(
-    ("hook", "step"), [("on_train_batch_end", 2), ("on_validation_batch_start", 4), ("on_train_epoch_end", 4)]
+    ("hook", "step"),
+    [
+        ("on_train_batch_end", 2),
+        pytest.param("on_validation_batch_start", 4, marks=pytest.mark.slow),
+        pytest.param("on_train_epoch_end", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     """SIGTERM within the first epoch's four steps, in the validation after them, or at the epoch's end."""

@@ -28,8 +28,9 @@ def test_files(finished):
     assert outcome.artifacts["checkpoint"] == (folder / "dn_model_best.pth").resolve()
     others = {path.name for path in folder.iterdir()} - set(checkpoints(folder))
     others -= {f"{name}.json" for name in checkpoints(folder)}
+    validation = {"validation.png", "validation.json"}
     links = {"dn_model_latest.pth", "dn_model_best.pth"}
-    assert others == links | {"experiment.yaml", "status.json", "lightning_logs", "validation.png"}
+    assert others == links | {"experiment.yaml", "status.json", "lightning_logs"} | validation
     assert list((folder / "lightning_logs" / "version_1").glob("events.*"))
 
 
@@ -66,7 +67,8 @@ def test_status_lines(finished, status_lines):
 
 
 def test_the_page_of_a_training_shows_its_curves_and_its_last_validation(finished, shown):
-    assert shown("train", *finished) == [("Curves", "curves"), ("Last validation", "validation")]
+    *pairs, curves = shown("train", *finished)  # the worst first
+    assert curves == "curves" and sorted(pairs) == ["scene0/left", "scene1/left", "scene2/left", "scene3/left"]
 
 
 def test_validation_is_what_evaluate_says(finished, scenes, split, tmp_path):
@@ -240,10 +242,11 @@ def test_a_warm_up_that_takes_the_whole_run_draws_a_warning(train, tmp_path, cap
 def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, status_lines):
     """A wrong coding or mask: no metric, no best checkpoint, and the latest would be handed on."""
     dataset = {f"{name}_dataset": split(scenes / "list.txt", 2) for name in ("train", "val")}
+    dataset["val_dataset"]["data_sources"][0]["disparity_scale"] = 1e-3  # all beyond max_disparity
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
-    assert training_runs.start(dataset | {"max_disparity": 1}, {"results_dir": str(tmp_path)}) == 2
+    assert training_runs.start(dataset | {"max_disparity": 64}, {"results_dir": str(tmp_path)}) == 2
     said = status_lines(tmp_path)[-1]["message"]
-    assert "dataset.val_dataset: none of the 4 images has a valid ground-truth pixel" in said
+    assert "dataset.val_dataset.data_sources[0] (" in said and "of its pairs, 4, none has a pixel" in said
 
 
 def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp_path, caplog):

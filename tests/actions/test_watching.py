@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stereo_core.data.images import read_image
 from stereo_core.models.foundation_stereo.model import FoundationStereo
-from stereo_core.report.pictures import colour_disparity
+from stereo_core.report.pictures import STRIP, colour_disparity
 from stereo_core.training.module import StereoModule
 from stereo_core.training.pictures import VALIDATED, WIDTH, Pictures
 
@@ -91,9 +91,8 @@ def test_panels_of_validation(watched, scenes):
     for number, height in enumerate(heights):
         left = cv2.resize(read_image(scenes / f"scene{number}" / "left.png"), (WIDTH, height), None, 0, 0, 3)
         for picture in shown.values():
-            difference = picture[start : start + height, :WIDTH].astype(int) - left
-            assert np.abs(difference).mean() < 2  # resized with its neighbours in the panel
-        start += height
+            assert (picture[start + STRIP : start + STRIP + height, :WIDTH] == left).all()
+        start += height + 2 * STRIP
     assert start == len(shown[0])
     assert np.array_equal(shown[0][:, : 2 * WIDTH], shown[4][:, : 2 * WIDTH])  # left and ground truth
     assert not np.array_equal(shown[0][:, 2 * WIDTH : 3 * WIDTH], shown[4][:, 2 * WIDTH : 3 * WIDTH])
@@ -103,7 +102,7 @@ def test_panels_of_training(watched):
     _, events, _ = watched
     shown = pictures(events, "train/images")
     assert list(shown) == [2, 4]
-    assert all(picture.shape == (32 * WIDTH // 64, 4 * WIDTH, 3) for picture in shown.values())
+    assert all(picture.shape == (32 * WIDTH // 64 + 2 * STRIP, 4 * WIDTH, 3) for picture in shown.values())
 
 
 def test_a_panel_shows_the_step_s_own_prediction(watch, tmp_path, monkeypatch):
@@ -122,7 +121,7 @@ def test_a_panel_shows_the_step_s_own_prediction(watch, tmp_path, monkeypatch):
     assert len(outputs) == 2 and len(drawn) == 2 * VALIDATED + 1
     prediction, picture = drawn[VALIDATED]  # between the two validations
     assert torch.equal(prediction, outputs[1][0, 0]) and prediction.shape == (32, 64)
-    middle = picture[2::5, 2 * WIDTH + 2 : 3 * WIDTH : 5].astype(int)  # every pixel is 5 by 5
+    middle = picture[STRIP + 2 : -STRIP : 5, 2 * WIDTH + 2 : 3 * WIDTH : 5].astype(int)  # every pixel is 5 by 5
     assert np.abs(middle - colour_disparity(prediction.cpu().numpy(), 64)).max() <= 1
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
-MODEL = {"preset": "tiny", "train_iters": 2, "valid_iters": 2, "stereo_backbone": {"allow_random_backbone": True}}
+MODEL = {"preset": "tiny", "train_iters": 1, "valid_iters": 1, "stereo_backbone": {"allow_random_backbone": True}}
 
 
 def start(dataset: dict, settings: dict, on_outcome=None) -> int:

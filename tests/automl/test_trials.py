@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,15 @@ def test_a_trial_without_a_finite_value_has_no_best(tmp_path):
             best_of(tmp_path, "val/epe")
     (tmp_path / "model.pth.json").write_text(json.dumps({"kind": "checkpoint", "metrics": {"val/epe": 2.5}}))
     assert best_of(tmp_path, "val/epe") == (tmp_path / "model.pth", {"val/epe": 2.5})
+
+
+def test_the_best_of_a_trial_on_a_file_system_without_links_is_a_copy(tmp_path):
+    """What its validation said stands beside the checkpoint, not beside the copy."""
+    checkpoint = tmp_path / "model_epoch_000_step_00004.pth"
+    checkpoint.write_bytes(b"x")
+    shutil.copyfile(checkpoint, tmp_path / "dn_model_best.pth")
+    (tmp_path / f"{checkpoint.name}.json").write_text(json.dumps({"kind": "checkpoint", "metrics": {"val/epe": 2.5}}))
+    assert best_of(tmp_path, "val/epe") == (checkpoint, {"val/epe": 2.5})
 
 
 def test_a_perfect_trial_is_no_failed_one(tmp_path):

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import pydoc
 import re
 
 import pytest
@@ -43,6 +44,16 @@ def test_committed_files_are_what_the_dsl_says():
 def test_every_component_is_there():
     assert set(FOLDERS) == set(stereo_components.__all__)
     assert {row.name for row in ROWS.values()} == set(steps())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_help_shows_the_inputs_of_a_component_and_their_meaning(name):
+    """It showed those of kfp's class."""
+    component = getattr(stereo_components, name)
+    first, _, rest = pydoc.plain(pydoc.render_doc(component)).partition(f"    {name}(*, ")[2].partition("\n")
+    inputs = list(component.component_spec.inputs)
+    assert re.findall(r"(\w+): ", first) == inputs == list(inspect.signature(component).parameters)
+    assert "typing" not in first and all(re.search(rf"^ +{one}: ", rest, re.MULTILINE) for one in inputs)
 
 
 @pytest.mark.parametrize("name", ROWS)

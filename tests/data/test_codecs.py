@@ -58,6 +58,8 @@ def test_nan_pixels_are_invalid_but_a_map_of_nothing_else_is_an_error(tmp_path):
         (b"PF\n1 1\n-1.0\n" + bytes(12), "colour PFM"),
         (b"P5\n1 1\n255\n\0", "not a PFM file"),
         (b"", "not a PFM file"),
+        (b"Pf\n" + b"9" * 5000 + b" 2\n-1.0\n", "not a PFM file"),  # more digits than Python makes a number of
+        (b"Pf\n0 2\n-1.0\n", r"shape \(2, 0\)"),
     ],
 )
 def test_bad_pfm(tmp_path, data, complaint):
@@ -233,6 +235,36 @@ def test_numpy_files_that_can_not_be_used(tmp_path):
     }.items():
         with pytest.raises(DataError, match=f"{name}: .*{complaint}"):
             read_disparity(tmp_path / name)
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text.encode("latin1")
+
+
+@pytest.mark.parametrize(
+    ("data", "raised"),
+    [
+        (header("{'descr'#: '<f4'}\n"), "TokenError"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (2 2)}\n"), "SyntaxError|ValueError"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999, 9)}\n"), "MemoryError"),
+        (header("[" * 2000), "Error"),
+        (struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 99, 0, 0, 0, 4, 4, 5, 0) + b"a.npydata", "BadZipFile"),
+    ],
+)
+def test_whatever_numpy_says_about_a_damaged_file_is_an_error_of_the_file(tmp_path, data, raised):
+    (tmp_path / "d.npy").write_bytes(data)
+    with pytest.raises(DataError, match=rf"d\.npy: not a NumPy file, .*({raised})"):
+        read_disparity(tmp_path / "d.npy")
+
+
+@pytest.mark.parametrize(("field", "value", "raised"), [(10, 99, "NotImplementedError"), (8, 1, "RuntimeError")])
+def test_an_archive_that_is_packed_or_encrypted_in_another_way(tmp_path, field, value, raised):
+    np.savez(tmp_path / "d.npz", disparity=np.ones((2, 2)))
+    data = bytearray((tmp_path / "d.npz").read_bytes())
+    struct.pack_into("<H", data, data.index(b"PK\1\2") + field, value)  # in the archive's directory
+    (tmp_path / "d.npz").write_bytes(data)
+    with pytest.raises(DataError, match=rf"d\.npz: not a NumPy file, .*{raised}"):
+        read_disparity(tmp_path / "d.npz")
 
 
 def test_other_suffixes_and_missing_files(tmp_path):

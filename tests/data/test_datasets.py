@@ -33,7 +33,7 @@ def test_an_item(pairs):
     assert not valid[0, 0].any()  # the mask is 128 there
     assert not valid[0, 2, 3] and int((~valid).sum()) == 70 + 1
     assert (disparity[~valid] == 0).all() and (disparity[valid] >= 1).all()
-    assert (item["has_gt"], item["index"], item["rel"]) == (True, 3, "003")
+    assert (item["has_gt"], item["index"], item["rel"]) == (True, 3, "left/003")
     assert item["path"] == str(pairs / "left/003.png")
 
 
@@ -137,6 +137,26 @@ def test_training_and_validation_need_ground_truth(tmp_path, split):
         build_dataset(make_spec(split, [kitti(tmp_path)]), split)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_source_without_a_pixel_that_counts_is_refused_and_named(pairs, tmp_path_factory, split):
+    """Beside one that has some: it was trained on, with a loss of 0."""
+    other = tmp_path_factory.mktemp("other")
+    rows = [make_pair(other, name) for name in "abc"]
+    write_pfm(other / "gt.pfm", np.full((40, 70), -7.0))
+    write_annotations(other / "list.txt", [[left, right, str(other / "gt.pfm")] for left, right, *_ in rows])
+    with pytest.raises(DataError, match=rf"dataset\.{split}_dataset\.data_sources\[1\] .*: of its pairs, 3, none has"):
+        build_dataset(make_spec(split, [kitti(pairs), kitti(other)]), split)
+    write_annotations(other / "list.txt", [[*rows[0][:2], str(other / "gt.pfm")], *rows[1:]])
+    dataset = build_dataset(make_spec(split, [kitti(pairs), kitti(other)]), split)
+    assert [dataset[index]["source"] for index in (0, 4, 5)] == [0, 0, 1]
+
+
+def test_evaluation_says_it_of_a_source_when_it_has_read_it(pairs):
+    spec = make_spec("test", [kitti(pairs)])
+    spec.dataset.max_disparity = 1
+    assert len(build_dataset(spec, "test")) == 5
+
+
 def test_a_split_without_a_source(pairs):
     with pytest.raises(DataError, match=r"dataset\.val_dataset\.data_sources"):
         build_dataset(make_spec("test", [kitti(pairs)]), "val")
@@ -208,23 +228,30 @@ def test_on_error_of_the_spec(pairs):
 # -- names and batches ------------------------------------------------------------------------------------------------
 
 
-def names(lefts, roots=None):
-    samples = [Sample(left, "r", None, None, "list", n) for n, left in enumerate(lefts)]
+def names(lefts, roots=None, list_file="/lists/list.txt"):
+    samples = [Sample(left, "r", None, None, list_file, n) for n, left in enumerate(lefts)]
     return relative_names(samples, roots or [""] * len(lefts))
 
 
 def test_relative_names():
     assert names(["/d/a/im0.png", "/d/b/c/im0.png"], ["/d", "/d"]) == ["a/im0", "b/c/im0"]
-    assert names(["/d/a/im0.png", "/d/b/c/im0.png"]) == ["a/im0", "b/c/im0"]
-    assert names(["/d/a/im0.png"]) == ["im0"]
-    assert names(["/d/a/im0.png"], ["/d"]) == ["a/im0"]
-    # two roots with the same files below: the common folder keeps them apart
-    assert names(["/d/a/im0.png", "/d/b/im0.png"], ["/d/a", "/d/b"]) == ["a/im0", "b/im0"]
+    assert names(["/d/a/im0.png", "/d/b/c/im0.png"], list_file="/d/list.txt") == ["a/im0", "b/c/im0"]
+    assert names(["/d/a/im0.png"]) == ["d/a/im0"]
+    assert names(["s3://bucket/d/a/im0.png"]) == ["bucket/d/a/im0"]
+    # two roots with the same files below
+    assert names(["/d/a/im0.png", "/d/b/im0.png"], ["/d/a", "/d/b"]) == ["d/a/im0", "d/b/im0"]
     # a file outside its root never leads out of the results folder
-    assert names(["/d/x/a.png", "/e/b.png"], ["/d", "/d"]) == ["d/x/a", "e/b"]
-    assert names(["/d/a.v1.png", "/d/a.v2.png"]) == ["a.v1", "a.v2"]
-    assert names(["/d/a.png", "/d/a.jpg", "/d/b.png"]) == ["a_png", "a_jpg", "b_png"]
-    assert names(["/d/a.png", "/d/a.png"]) == ["a", "a"]
+    assert names(["/d/x/a.png", "/e/b.png"], ["/d", "/d"]) == ["x/a", "e/b"]
+    assert names(["/d/a.v1.png", "/d/a.v2.png"], ["/d", "/d"]) == ["a.v1", "a.v2"]
+    assert names(["/d/a.png", "/d/a.jpg", "/d/b.png"], ["/d"] * 3) == ["d/a_png", "d/a_jpg", "b"]
+    assert names(["/d/a.png", "/d/a.png"], ["/d"] * 2) == ["a", "a"]
+
+
+@pytest.mark.parametrize(("roots", "list_file"), [(["/d"], "/l/x.txt"), ([""], "/d/x.txt"), ([""], "/l/x.txt")])
+def test_a_name_does_not_depend_on_the_other_pairs(roots, list_file):
+    lefts = ["/d/a/im0.png", "/d/b/im0.png", "/e/c.png"]
+    together = names(lefts, roots * 3, list_file)
+    assert together == [names([left], roots, list_file)[0] for left in lefts]
 
 
 def test_grouping_by_size_keeps_every_item(tmp_path):
@@ -235,5 +262,5 @@ def test_grouping_by_size_keeps_every_item(tmp_path):
     items = collate([dataset[n] for n in range(3)])
     groups = group_by_size(items)
     assert [group["index"].tolist() for group in groups] == [[0, 2], [1]]
-    assert groups[0]["left"].shape == (2, 3, 32, 40) and groups[0]["rel"] == ["0", "2"]
+    assert groups[0]["left"].shape == (2, 3, 32, 40) and groups[0]["rel"] == ["left/0", "left/2"]
     assert torch.equal(groups[0]["right"][1], items[2]["right"])

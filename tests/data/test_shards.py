@@ -219,3 +219,21 @@ def test_fetch_dataset_packs_a_folder_and_convert_lists_it(loose, tmp_path, caps
                         ({"results_dir": f"{loose}/inside"}, "lies in")):  # fmt: skip
         assert perform("fetch_dataset", spec_from_dict("fetch_dataset", fetch | wrong)) == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("0 9999999999999999 0 {}", "truncated, 1[0-9]* of the file's 9999999999999999 bytes"),
+        ("9999999999999999999 4 0 {}", "truncated, 0 of"),
+        ("9" * 5000 + " 4 0 {}", "not a line of an index"),
+        ("512 4 1", "not a line of an index"),
+        ("\u0663 4 0 {}", "not a line of an index"),
+    ],
+)
+def test_an_index_may_say_anything(tmp_path, line, told):
+    """No number in it makes Python read, or ask for, more than is there."""
+    (shard,) = shards.pack({"a": 4}, {"a": b"data"}.get, tmp_path, 100)
+    Path(f"{shard}.index").write_text(f"# shard of 1 files: offset size crc32 name\n{line.format('a')}\n")
+    with pytest.raises(DataError, match=told):
+        shards.read(str(shard), "a")

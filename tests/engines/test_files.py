@@ -19,7 +19,7 @@ from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.files import sha256_of
 from stereo_core.report.describe import describe
 
-SETTINGS = BuildSettings(verify=False)
+SETTINGS = BuildSettings("onnxruntime", verify=False)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_side_car_tells_what_the_engine_is(colour_onnx, tmp_path):
     add_metadata(model, {"encoder": "vits", "variant": "tao", "max_disparity": 192, "valid_iters": 8})
     onnx.save(model, source)
     out = tmp_path / "new" / "depth-net.engine"
-    build = build_engine(source, out, BuildSettings(verify=False, min_batch=1, opt_batch=2, max_batch=4))
+    build = build_engine(source, out, BuildSettings("onnxruntime", verify=False, min_batch=1, opt_batch=2, max_batch=4))
     info = json.loads((tmp_path / "new" / "depth-net.engine.json").read_text())
     assert tuple(info) == SIDECAR_KEYS and build.info == info
     assert info == {
@@ -93,7 +93,7 @@ def test_the_layout_of_ngc_builds_and_runs(colour_onnx, tmp_path, dims):
     assert (info["input_height"], info["input_width"], info["max_batch"]) == (576, 960, 1)
     assert (info["normalisation"], info["precision"]) == ("imagenet", "fp32")
     assert info["encoder"] is info["variant"] is info["max_disparity"] is info["valid_iters"] is None
-    build_engine(path, tmp_path / "e", BuildSettings())
+    build_engine(path, tmp_path / "e", BuildSettings("onnxruntime"))
     left, right = np.random.default_rng(0).integers(0, 256, (2, 576, 960, 3), np.uint8).astype(np.float32)
     found = load_engine(tmp_path / "e").infer(left, right)
     np.testing.assert_allclose(found, left[..., 0] + 3 * right[..., 1], atol=0.01)
@@ -207,8 +207,8 @@ def test_refuses_an_engine_of_a_backend_that_is_not_here(engine):
     sidecar_path(engine).write_text(json.dumps(info | {"backend": "tensorrt", "target": "NVIDIA H100"}))
     with pytest.raises(ModelError, match=r"made.engine: .*TensorRT is not installed.*stereo-pipelines\[tensorrt\]"):
         load_engine(engine)
-    sidecar_path(engine).write_text(json.dumps(info | {"backend": "openvino", "target": "NPU"}))
-    with pytest.raises(ModelError, match=r"made.engine: an engine of openvino .* for NPU"):
+    sidecar_path(engine).write_text(json.dumps(info | {"backend": "inductor", "target": "NPU"}))
+    with pytest.raises(ModelError, match=r"made.engine: an engine of inductor .* for NPU"):
         load_engine(engine)
 
 
@@ -218,6 +218,31 @@ def test_refuses_a_side_car_that_lacks_a_key(engine):
     sidecar_path(engine).write_text(json.dumps(info))
     with pytest.raises(ModelError, match=r"made.engine.json: lacks max_batch"):
         load_engine(engine)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_batch", "4"), ("min_height", -32), ("input_width", True), ("backend", [1]), ("precision", 8)],
+)
+def test_refuses_a_side_car_that_holds_what_can_not_be(engine, key, value):
+    info = json.loads(sidecar_path(engine).read_text())
+    sidecar_path(engine).write_text(json.dumps(info | {key: value}))
+    with pytest.raises(ModelError, match=f"made.engine.json: {key} can not be right"):
+        load_engine(engine)
+
+
+def test_an_onnx_file_with_odd_metadata_and_nodes(colour_onnx):
+    path = colour_onnx()
+    model = onnx.load(path)
+    model.graph.node.insert(0, helper.make_node("Constant", [], []))
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", [], []))
+    del model.opset_import[:]
+    onnx.save(model, path)
+    assert describe(path)["opset"] is None and read_onnx(path)["precision"] == "int8"
+    add_metadata(model, {"valid_iters": "8 or so"})
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"its metadata stereo\.valid_iters is '8 or so', no number"):
+        read_onnx(path)
 
 
 @pytest.mark.parametrize("text", ['{"kind": "run"}', "[1]", "{", ""])
@@ -257,7 +282,7 @@ def test_refuses_other_shapes(tmp_path, shape, message):
 @pytest.mark.parametrize("precision", ["bf16"])
 def test_a_precision_that_is_not_built_is_refused_by_name(colour_onnx, tmp_path, precision):
     with pytest.raises(SpecError, match=rf"data_type: the onnxruntime backend does not build {precision}"):
-        build_engine(colour_onnx(), tmp_path / "e", BuildSettings(precision=precision))
+        build_engine(colour_onnx(), tmp_path / "e", BuildSettings("onnxruntime", precision=precision))
 
 
 @pytest.mark.parametrize("profile", [(2, 1, 4), (1, 4, 2), (0, 1, 1)])
@@ -265,7 +290,9 @@ def test_a_falling_profile_is_refused(colour_onnx, tmp_path, profile):
     low, best, high = profile
     with pytest.raises(SpecError, match=f"{low}, {best}, {high}"):
         build_engine(
-            colour_onnx(batch=None), tmp_path / "e", BuildSettings(min_batch=low, opt_batch=best, max_batch=high)
+            colour_onnx(batch=None),
+            tmp_path / "e",
+            BuildSettings("onnxruntime", min_batch=low, opt_batch=best, max_batch=high),
         )
 
 
@@ -298,14 +325,14 @@ def test_a_failed_build_leaves_the_old_engine_whole(engine, colour_onnx, monkeyp
     before = engine.read_bytes()
     nan = colour_onnx("nan.onnx", scale=float("nan"))
     with pytest.raises(RuntimeError, match="nan px on average"):
-        build_engine(nan, engine, BuildSettings())
+        build_engine(nan, engine, BuildSettings("onnxruntime"))
     assert engine.read_bytes() == before
     assert load_engine(engine).infer(np.zeros((8, 8, 3)), np.zeros((8, 8, 3))).shape == (8, 8)
     assert not [p for p in engine.parent.iterdir() if p.name.startswith(".")]
 
 
 def test_verify_reports_the_difference_to_the_onnx_file(colour_onnx, tmp_path):
-    build = build_engine(colour_onnx(batch=2), tmp_path / "e", BuildSettings())
+    build = build_engine(colour_onnx(batch=2), tmp_path / "e", BuildSettings("onnxruntime"))
     assert 0 <= build.difference["mean_abs_difference_px"] <= build.difference["max_abs_difference_px"] < 0.5
     assert build.difference["mean_abs_difference_px"] <= build.difference["tolerance_px"] <= 0.01
 

@@ -85,7 +85,7 @@ def test_resize_none_insists_on_the_engine_size(colour_onnx):
     engine = engine_of(colour_onnx())
     same = images(64, 96, 3)
     np.testing.assert_allclose(engine.infer(same, same, resize="none"), expected(same, same), atol=2e-3)
-    with pytest.raises(UserError, match=r"evaluate\.resize=none.*50 x 96 do not fit the engine's 64 x 96"):
+    with pytest.raises(UserError, match=r"evaluate\.resize=none.*96 x 50 px do not fit the engine's 96 x 64"):
         engine.infer(same[:50], same[:50], resize="none")
     with pytest.raises(UserError, match="squeeze"):
         engine.infer(same, same, resize="squeeze")

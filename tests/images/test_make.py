@@ -17,7 +17,7 @@ RUNTIME = {"quantize", "automl", "tracking"}
 @pytest.mark.parametrize(
     ("target", "name", "extras"),
     [
-        ("image-cpu", "runtime-cpu", RUNTIME),
+        ("image-cpu", "runtime-cpu", RUNTIME | {"openvino"}),
         ("image-gpu", "runtime-gpu", RUNTIME | ON_GPU | {"modelopt"}),
         ("image-deploy", "deploy-gpu", ON_GPU),
     ],

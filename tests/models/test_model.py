@@ -12,9 +12,9 @@ from stereo_core.models import create_model
 from stereo_core.models.foundation_stereo import aggregation
 from stereo_core.models.foundation_stereo.cost_volume import concatenation, expected_disparity, group_correlation
 from stereo_core.models.foundation_stereo.dpt import vit_input_size
-from stereo_core.models.foundation_stereo.geometry import read_around
 from stereo_core.models.foundation_stereo.model import normalise, padding_to_multiple
 from stereo_core.models.foundation_stereo.refinement import convex_upsample
+from stereo_core.models.foundation_stereo.rows import read_around
 
 
 def predict(model, left, right, iters=2):

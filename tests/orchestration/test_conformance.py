@@ -83,7 +83,7 @@ def test_the_demo_trains_exports_and_measures(ours):
             assert made.metadata["kind"] == port and made.bytes > 0
     train = ours.tasks["train"].artifacts["metrics"].metadata
     assert train["initial_epe"] > 0 and train["epe"] > 0
-    checkpoint, engine = (ours.tasks[name].artifacts["metrics"].metadata for name in ("evaluate", "trt-evaluate"))
+    checkpoint, engine = (ours.tasks[name].artifacts["metrics"].metadata for name in ("evaluate-2", "trt-evaluate"))
     assert abs(checkpoint["epe"] - engine["epe"]) < 0.01
     assert ours.tasks["gen-trt-engine"].artifacts["engine"].metadata["format"] == "ort"
     maps = list((ours.folder / "tasks/trt-inference/disparity/disparity_png16").rglob("*.png"))
@@ -98,7 +98,7 @@ def test_the_demo_trains_exports_and_measures(ours):
 @pytest.mark.timeout(900)
 def test_the_demo_gives_the_same_by_kfp(kfp_root, ours):
     components.load_component_from_file(str(DEMO))(**TINY)
-    for task in ("evaluate", "trt-evaluate"):
+    for task in ("evaluate", "evaluate-2", "trt-evaluate"):
         theirs = json.loads(artifact(kfp_root, task, "metrics").read_text())
         for name in ("epe", "d1", "rmse"):
             assert theirs[name] == pytest.approx(ours.tasks[task].artifacts["metrics"].metadata[name], abs=1e-4)

@@ -269,12 +269,23 @@ def test_what_can_not_be_run_is_refused_by_name(compile_to, make, message):
         compile_to(make())
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
 def test_files_that_are_no_pipeline(tmp_path):
     for name, text, message in (
         ("a", "x: 1", "no compiled pipeline"),
         ("b", "a: [", "no YAML"),
         ("c", "pipelineInfo: {name: x}\nroot: 3", "malformed PipelineSpec"),
         ("d", "", "no compiled pipeline"),
+        ("f", BOMB, "no YAML: .* far too large"),
+        ("g", "a: &a [*a]", "no YAML: .* endless"),
+        (
+            "h",
+            "pipelineInfo: {name: x}\nroot: {dag: {tasks: {t: {componentRef: {name: c}}}}}\n"
+            "components: {c: {dag: {tasks: {t: {componentRef: {name: c}}}}}}",
+            "malformed PipelineSpec: RecursionError",
+        ),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(GraphError, match=message):

@@ -28,12 +28,12 @@ def test_metrics_side_by_side(compiled, tmp_path):
     table = metrics_table(run.record)
     assert list(table.columns) == ["step", "epe", "latency_median_ms"]
     assert [tuple(row) for row in table.rows] == [
-        ("train, untrained", 9.0, ""),
+        ("train, before", 9.0, ""),
         ("train", 1.5, ""),
         ("trt", 1.25, 8.5),
     ]
     html = write_page(run.record).read_text()
-    assert "train, untrained" in html and "1.25" in html and "77" not in html
+    assert "train, before" in html and "1.25" in html and "77" not in html
 
 
 def test_rows_of_steps_and_artifacts(compiled, tmp_path):

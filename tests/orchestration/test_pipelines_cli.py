@@ -269,6 +269,28 @@ def test_sizes(count, text):
     assert size(count) == text
 
 
+WARNS = """
+import pathlib, sys
+from stereo_core.run.status import StatusLog
+results = pathlib.Path(sys.argv[1]).parent / "results"
+results.mkdir(exist_ok=True)
+StatusLog(results).warning("images [64 x 96] are scaled down")
+pathlib.Path(sys.argv[1]).touch()
+"""
+
+
+def test_what_a_step_warned_of_stands_at_its_end_in_the_table_and_on_the_page(compiled, tmp_path):
+    path, folder = compiled(pipeline({"warns": container(WARNS, ("out",)), "good": WRITE})), tmp_path / "runs" / "one"
+    told = "warns warns: images [64 x 96] are scaled down"
+    done = command("run", str(path), "-o", str(folder))
+    assert re.search(r" warns succeeded after [\d.]+ s, 1 warning\n", done.stdout) and told in done.stdout
+    assert "images [64 x 96] are scaled down" in (folder / "report.html").read_text()
+    again = command("run", str(path), "-o", str(folder))
+    assert "warns reused" in again.stdout and told in again.stdout, "what was made is as doubtful as it was"
+    assert told in command("show", str(folder)).stdout
+    assert re.search(r"2 of 2 +│ 1 +│", command("runs", str(tmp_path / "runs")).stdout)
+
+
 def test_runs_show_and_logs(compiled, tmp_path):
     bad = container("print('the reason'); raise SystemExit(7)", (), ("in",))
     later = container("", **{"dependentTasks": ["bad"]})

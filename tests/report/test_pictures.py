@@ -5,7 +5,19 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from stereo_core.report.pictures import colour_disparity, disparity_range, error_map, panel, sample_panel
+from stereo_core.report.pictures import (
+    ERROR_SCALE_PX,
+    STRIP,
+    UNKNOWN,
+    colour_disparity,
+    disparity_range,
+    error_map,
+    labelled,
+    panel,
+    sample_panel,
+    scale_end,
+    stacked,
+)
 
 
 def turbo(level: int) -> list[int]:
@@ -18,43 +30,69 @@ def test_disparity_scale_is_fixed():
     assert picture[0].tolist() == [turbo(128), turbo(255), turbo(255)]
 
 
-def test_unknown_is_black():
+def test_unknown_has_a_colour_that_no_value_has():
     picture = colour_disparity(np.array([[0.0, -1.0, np.nan, np.inf]], np.float32), 64)
-    assert not picture.any()
+    assert (picture == UNKNOWN).all()
+    assert list(UNKNOWN) not in [turbo(level) for level in range(256)]
 
 
 def test_error_map():
     gt = np.full((1, 4), 20.0, np.float32)
     prediction = gt + np.array([[0.0, -4.0, 50.0, 3.0]], np.float32)
     picture = error_map(prediction, gt, np.array([[True, True, True, False]]), maximum=8)
-    assert picture[0].tolist() == [turbo(0), turbo(128), turbo(255), [0, 0, 0]]
+    assert picture[0].tolist() == [turbo(0), turbo(128), turbo(255), list(UNKNOWN)]
+
+
+def test_train_evaluate_and_inference_share_one_scale():
+    assert scale_end(64) == 64 and scale_end(416) == scale_end(192) == 128
+
+
+def cells(picture, height, width):
+    """The pictures of a panel in a row, without titles, scales and enlargement."""
+    whole = picture[STRIP:-STRIP:2, ::2]
+    assert whole.shape == (height, 4 * width, 3)
+    return np.split(whole, 4, axis=1)
 
 
 def test_panel_shares_one_scale():
     """Equal disparities have equal colours in ground truth and prediction, though the prediction's range is larger."""
-    gt = np.array([[10.0, 20.0, 40.0]], np.float32)
-    prediction = np.array([[10.0, 20.0, 200.0]], np.float32)
-    left = np.arange(9, dtype=np.uint8).reshape(1, 3, 3)
-    picture = panel(left, prediction, gt, np.array([[True, False, True]]))
-    assert picture.shape == (1, 12, 3)
-    assert (picture[:, :3] == left).all()
-    assert picture[0, 3].tolist() == picture[0, 6].tolist() == turbo(64)
-    assert picture[0, 4].tolist() == [0, 0, 0]  # no ground truth there
-    assert picture[0, 7].tolist() == turbo(128)
-    assert picture[0, 8].tolist() == turbo(255)
+    gt = np.array([[10.0, 20.0], [40.0, 5.0]], np.float32)
+    prediction = np.array([[10.0, 20.0], [200.0, 5.0]], np.float32)
+    left = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    picture = panel(left, prediction, gt, np.array([[True, False], [True, True]]), 40)
+    image, truth, predicted, error = cells(picture, 2, 2)
+    assert (image == left).all()
+    assert truth[0, 0].tolist() == predicted[0, 0].tolist() == turbo(64)
+    assert truth[0, 1].tolist() == error[0, 1].tolist() == list(UNKNOWN)
+    assert predicted[0, 1].tolist() == turbo(128)
+    assert predicted[1, 0].tolist() == error[1, 0].tolist() == turbo(255)
+
+
+def test_wide_panels_are_two_by_two():
+    wide = np.full((100, 400), 5.0, np.float32)
+    picture = panel(np.zeros((100, 400, 3), np.uint8), wide, wide, wide > 0, 64)
+    assert picture.shape == (2 * (100 + 2 * STRIP), 2 * 400, 3)
+
+
+def test_titles_and_scales_stand_in_the_picture():
+    """The scale's colours are those of the picture; a title and figures are written in dark on white."""
+    picture = labelled(colour_disparity(np.full((64, 400), 8.0, np.float32), 8.0), "disparity", 8.0)
+    assert picture.shape == (64 + 2 * STRIP, 400, 3)
+    assert picture[-STRIP, -1].tolist() == picture[STRIP, 0].tolist() == turbo(255)
+    for strip in (picture[:STRIP], picture[-STRIP + 8 :]):
+        assert strip.max() == 255 and strip.min() < 60
+    assert (labelled(np.zeros((64, 400, 3), np.uint8), "left")[-STRIP:] == 255).all(), "an image has no scale"
+    assert ERROR_SCALE_PX == 8
 
 
 def test_range_without_ground_truth():
     assert disparity_range(np.array([[np.nan, 3.5, np.inf]])) == 3.5
     assert disparity_range(np.zeros((2, 2))) == 1
-    picture = panel(np.zeros((1, 2, 3), np.uint8), np.array([[5.0, 10.0]]), np.zeros((1, 2)), np.zeros((1, 2), bool))
-    assert picture[0, 5].tolist() == turbo(255)
 
 
-def test_panel_with_a_scale_of_its_own():
-    gt = np.array([[10.0, 40.0]], np.float32)
-    picture = panel(np.zeros((1, 2, 3), np.uint8), gt, gt, np.ones((1, 2), bool), maximum=80)
-    assert picture[0, 3].tolist() == picture[0, 5].tolist() == turbo(128)
+def test_pictures_of_other_widths_stand_below_each_other():
+    picture = stacked([np.zeros((2, 3, 3), np.uint8), np.zeros((1, 5, 3), np.uint8)])
+    assert picture.shape == (3, 5, 3) and (picture[:2, 3:] == 255).all() and not picture[2].any()
 
 
 def test_sample_panel_draws_the_same_rows_in_both_images():
@@ -66,6 +104,6 @@ def test_sample_panel_draws_the_same_rows_in_both_images():
     yellow = [(picture[:, column] == (255, 255, 0)).all(1).nonzero()[0].tolist() for column in range(8)]
     assert yellow == [[2, 4, 6, 8, 10, 12, 14]] * 8
     assert picture[1, 0].tolist() == [10] * 3 and picture[1, 4].tolist() == [20] * 3
-    assert picture[0, 8].tolist() == turbo(128) and picture[0, 11].tolist() == [0] * 3
+    assert picture[0, 8].tolist() == turbo(128) and picture[0, 11].tolist() == list(UNKNOWN)
     assert picture[0, 12].tolist() == [255] * 3 and picture[0, 15].tolist() == [0] * 3
     assert (left == 10).all()  # the sample itself stays as it is

@@ -1,22 +1,22 @@
-"""The page of pairs: what is in it; how it looks is looked at."""
+"""What pages show of pairs: values, which pairs, and how those of several runs come together."""
 
 from __future__ import annotations
 
 import base64
 import re
-import shutil
-import subprocess
+from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
-from needs import lacking
 
 from stereo_core.data.calibration import Calibration
-from stereo_core.report.pictures import colour_disparity, with_colour_bar
-from stereo_core.report.viewer import STEPS, view, viewer_page
+from stereo_core.report.html import images_table, page
+from stereo_core.report.viewer import FIRST, STEPS, WORST, Chosen, view
+from stereo_core.report.views import CURVE_PX, fitting, read_views, side_by_side, write_views
 
-CAMERA = Calibration(100.0, 0.5, doffs=10.0)
+CAMERA = Calibration(100.0, 0.5, doffs=10.0).of_size(60, 80)
 
 
 @pytest.fixture
@@ -26,72 +26,87 @@ def disparity():
     return values
 
 
-def made(disparity, camera=None, name="a<b"):
-    left = np.zeros((*disparity.shape, 3), np.uint8)
-    return view(name, left, disparity, 40.0, camera, facts="facts", warnings=["swapped?"], files={"PFM": "a.pfm"})
+def made(disparity, name="a<b", **keys):
+    return view(name, np.zeros((*disparity.shape, 3), np.uint8), disparity, 40.0, **keys)
 
 
-def picture(data):
-    return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+def values(data):
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+    return (256 * picture[..., 0] + picture[..., 1]) / STEPS
 
 
-def test_values_on_hover_are_the_disparity(disparity):
-    values = picture(made(disparity).values)
-    read = (256 * values[..., 0] + values[..., 1]) / STEPS
+def test_values_under_the_pointer_are_the_disparity(disparity):
+    read = values(made(disparity).values)
     np.testing.assert_allclose(read.ravel()[1:], disparity.ravel()[1:], atol=0.5 / STEPS)
     assert read[0, 0] == 0
 
 
-def test_the_scale_has_metres_with_a_camera(disparity):
-    assert made(disparity).ticks[-1] == ("40", "")
-    assert made(disparity, CAMERA).ticks[-1] == ("40", "1 m")  # 100 px * 0.5 m / (40 + 10) px
-    assert made(disparity, CAMERA).ticks[0] == ("0", "5 m")  # by doffs alone
-    assert made(disparity, Calibration(100.0, 0.5)).ticks[0] == ("0", "∞")
-    assert made(disparity, CAMERA).camera == (50.0, 10.0)
-
-
 def test_large_pairs_are_reduced_and_keep_their_px():
-    large = np.full((1500, 2000), 321.5, np.float32)
-    shown = made(large)
-    assert (shown.width, shown.height) == (1024, 768)
-    values = picture(shown.values)
-    assert ((256 * values[..., 0] + values[..., 1]) / STEPS == 321.5).all()
+    shown = made(np.full((1500, 2000), 321.5, np.float32))
+    assert (shown.width, shown.height, shown.full_width) == (1024, 768, 2000)
+    assert (values(shown.values) == 321.5).all()
+
+
+def test_errors_count_where_there_is_ground_truth():
+    prediction = np.full((10, 10), 20.0, np.float32)
+    truth = np.full((10, 10), np.nan, np.float32)
+    truth[:5], truth[5:8] = 20.0, 24.0
+    shown = made(prediction, truth_HW=truth)
+    assert shown.epe == pytest.approx(3 * 4 / 8)
+    at = round(4 / CURVE_PX * (len(shown.curve) - 1))
+    assert shown.curve[0] == shown.curve[at - 1] == pytest.approx(5 / 8) and shown.curve[at] == shown.curve[-1] == 1
+    assert (values(shown.truth)[8:] == 0).all()
+    assert made(prediction, truth_HW=np.zeros_like(truth)).epe is None
+
+
+def test_the_first_pairs_and_the_worst_are_shown(disparity):
+    """In whatever parts the data came; a pair without a figure is none of the worst."""
+    epes = [1.0, 9.0, 2.0, 3.0, 1.5, 8.0, float("nan"), 7.0, 0.5, 6.0, 5.0, 4.0]
+    one = made(disparity[:4, :4])
+    parts = [Chosen(), Chosen()]
+    for index, epe in enumerate(epes):
+        parts[index % 2].offer(index, epe, partial(replace, one, name=str(index)))
+    whole = Chosen.of(parts[0].found + parts[1].found)
+    names = [shown.name for shown in whole.views]
+    assert names == ["0", "1", "2", "3", "5", "7", "9", "10"] and len(names) == FIRST + WORST
+
+
+def test_pairs_of_several_runs_stand_side_by_side(disparity, tmp_path):
+    truth = disparity[:8, 1:9] + 1
+    good, bad = made(truth, truth_HW=truth), made(truth + 5, truth_HW=truth)
+    runs = {
+        "a": [replace(good, name="p"), replace(good, name="q"), replace(bad, name="only")],
+        "b": [replace(good, name="p"), replace(bad, name="q")],
+        "inference": [replace(good, name=name, truth=None, epe=None) for name in ("p", "q")],
+    }
+    groups = side_by_side(runs)
+    assert [(group.name, list(group.views)) for group in groups] == [("q", ["a", "b"]), ("p", ["a", "b"])]
+    assert fitting(groups, groups[0].bytes) == groups[:1] == fitting(groups, 1)
+    write_views(tmp_path / "views.json", runs["b"])
+    assert read_views(tmp_path / "views.json") == runs["b"]
+    (tmp_path / "views.json").write_text('[{"name": "of an older release"}]')
+    assert read_views(tmp_path / "views.json") == read_views(tmp_path / "absent.json") == []
+
+
+def test_images_are_listed_worst_first_with_links_to_their_pairs(disparity, tmp_path):
+    (tmp_path / "metrics.csv").write_text(
+        "path,epe,d1\ns3://b/x/1.png,1.5,0\ns3://b/x/y/2.png,2.5,0\ns3://b/x/3.png,nan,0\n"
+    )
+    groups = side_by_side({"": [made(disparity, path="s3://b/x/y/2.png")]})
+    (table,) = images_table({"": tmp_path}, groups)
+    assert table.title == "Images below s3://b/x/" and table.columns == ("image", "epe", "d1")
+    assert [row[0] for row in table.rows] == [("y/2.png", "#pair-1"), "1.png", "3.png"]
+    assert images_table({"": tmp_path / "absent"}, groups) == []
+    (table,) = images_table({"one": tmp_path, "two": tmp_path}, groups)
+    assert table.columns == ("image", "epe one", "epe two") and table.rows[0][1:] == [2.5, 2.5]
 
 
 def test_a_page_escapes_names_and_loads_nothing(disparity):
-    page = viewer_page("T", [made(disparity)], {"device": "cpu"}, note="n")
-    assert "a&lt;b" in page and "swapped?" in page and "default-src 'none'" in page
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    """With a camera it holds the library that turns point clouds, and keeps below the 8 MB of INTERFACES."""
+    groups = side_by_side({"": [made(disparity, camera=CAMERA, warnings=["swapped?"], files={"PFM": "a.pfm"})]})
+    text = page("T", groups=groups, note="n", warnings=["w<"], folded={"Settings": {"device": "cpu"}})
+    assert "a&lt;b" in text and "swapped?" in text and "w&lt;" in text and "default-src 'none'" in text
+    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert sorted({source[:11] for source in sources}) == ["a.pfm", "data:image/"]
-
-
-def test_a_colour_bar_stands_beside_every_pixel(disparity):
-    picture = colour_disparity(disparity, 40.0)
-    with_bar = with_colour_bar(picture, 40.0)
-    np.testing.assert_array_equal(with_bar[:, :80], picture)
-    assert with_bar.shape[0] == 60 and with_bar[:, 80:].std() > 0
-
-
-POINTED = """<script>
-addEventListener("load", () => setTimeout(() => {
-  const both = document.querySelector(".both"), slider = both.querySelector("input");
-  const box = both.getBoundingClientRect();
-  const at = {bubbles: true, clientX: box.left + 0.25 * box.width, clientY: box.top + 0.5 * box.height};
-  slider.dispatchEvent(new PointerEvent("pointermove", at));
-  slider.value = 20;
-  slider.dispatchEvent(new Event("input"));
-}, 500));
-</script></body>"""
-
-
-def test_a_browser_shows_values_and_moves_the_slider(disparity, tmp_path):
-    browser = shutil.which("chromium") or lacking("chromium", "there is no chromium")
-    page = viewer_page("T", [made(disparity, CAMERA)], {})
-    (tmp_path / "page.html").write_text(page.replace("</body>", POINTED), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
-    command = [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'page.html'}"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    px, metres = map(float, re.search(r"<output>([\d.]+) px, ([\d.]+) m</output>", shown).groups())
-    assert px == pytest.approx(disparity[30, 20], abs=0.06)
-    assert metres == pytest.approx(50 / (disparity[30, 20] + 10), abs=0.006)
-    assert "--cut: 20%" in shown
+    assert 'id="plotly"' in text and len(text) < 8_000_000
+    assert 'id="plotly"' not in page("T", groups=side_by_side({"": [made(disparity)]}))

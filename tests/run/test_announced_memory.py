@@ -34,7 +34,7 @@ def test_every_larger_size_is_announced_once(network, caplog):
         assert torch.equal(predict(images(*size), images(*size)), torch.ones(1, *size))
     needed = pass_bytes(network, (96, 96), 1) / 2**30
     assert [level for level, _ in said(caplog)] == ["INFO", "INFO"]
-    assert said(caplog)[1][1].startswith(f"an image of 96 x 96 needs about {needed:.2f} GiB of memory; ")
+    assert said(caplog)[1][1].startswith(f"an image of 96 x 96 px needs about {needed:.2f} GiB of memory; ")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -193,6 +194,29 @@ def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
     assert run("report", **spec, names=["a", "b"]) == 0
     assert last_line(f"{results}/report")["message"] == f"Report of 2 evaluations: {results}/report/report.html"
     assert b"<html" in storage.read(f"{results}/report/report.html")
+
+
+def test_a_training_goes_on_where_no_links_can_be_made(store, tmp_path, monkeypatch):
+    """It ended in a traceback. The call is refused as such file systems do; a real one can not be mounted here."""
+    results, (first, last) = (
+        f"s3://artifacts/{tmp_path.name}/r",
+        (f"model_epoch_00{n}_step_0000{n}.pth" for n in (1, 2)),
+    )
+    for name, content in ((first, b"1"), (last, b"2"), ("dn_model_latest.pth", b"2"), ("dn_model_best.pth", b"gone")):
+        (tmp_path / name).write_bytes(content)
+        storage.upload(tmp_path / name, f"{results}/train/{name}")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    spec = spec_from_dict("train", {"results_dir": results, "train": {"resume_training_checkpoint_path": "auto"}})
+    with staged("train", spec) as stage:
+        (folder,) = (path / "train" for path in stage.results)
+        folder.mkdir(parents=True)
+        stage.take_up()
+        assert (folder / "dn_model_latest.pth").read_bytes() == b"2"
+        assert sorted(path.name for path in folder.iterdir()) == ["dn_model_latest.pth", first, last]
 
 
 def last_line(results: str) -> dict:

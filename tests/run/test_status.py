@@ -159,9 +159,9 @@ def test_an_outcome_that_can_not_be_published_is_a_failure(act):
 
 def test_the_secret_stays_out_of_every_file_and_message(act, tmp_path):
     _, last, out, err = act(raising(RuntimeError("bad key geheim!")), key="geheim!")
-    text = (tmp_path / "export" / "experiment.yaml").read_text() + (tmp_path / "export" / "status.json").read_text()
-    assert "geheim" not in text and last["message"] == "RuntimeError: bad key ***"
-    assert "encryption_key" not in text and "geheim" not in out + err
+    spec, status = ((tmp_path / "export" / name).read_text() for name in ("experiment.yaml", "status.json"))
+    assert "geheim" not in spec + status and last["message"] == "RuntimeError: bad key ***"
+    assert "encryption_key" not in spec and "geheim" not in out + err
 
 
 def test_experiment_yaml_is_the_resolved_spec_and_runs_again(act, tmp_path):

@@ -25,7 +25,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in NAMES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("not read here")
-    for folder in ("data/2014b/MiddEval3", "data/KITTI_2015/training"):
+    for folder in ("data/2014b/MiddEval3", "data/KITTI_2015/training", "data/KITTI_2012"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

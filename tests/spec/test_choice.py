@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from stereo_core.errors import SpecError
+from stereo_core.files import point
 from stereo_core.spec import load_spec
 from stereo_core.spec.choice import STARTER_FILE
 
@@ -72,6 +75,25 @@ def test_the_best_of_a_search_lies_in_a_trial_s_folder(training):
     link = Path("run/dn_model_best.pth")
     link.symlink_to(f"train/{NAMES[1]}")
     assert load(*KEYS[0], "run@best") == f"{training}/{NAMES[1]}"
+
+
+@pytest.mark.parametrize("missing", [("symlink",), ("symlink", "link")])
+def test_a_choice_is_the_same_file_where_the_file_system_has_no_links(training, monkeypatch, missing):
+    """The calls are refused as FAT and some network file systems do; a real one can not be mounted here."""
+    for name in missing:
+        monkeypatch.setattr(os, name, refuse)
+    for number, name in enumerate((*NAMES, EARLIER)):
+        (training / name).write_text(f"weights {number}")
+    for choice, name in (("latest", NAMES[2]), ("best", NAMES[0])):
+        (training / f"dn_model_{choice}.pth").unlink()
+        point(training / f"dn_model_{choice}.pth", training / name)
+        assert load(*KEYS[0], f"{training}@{choice}") == f"{training}/{name}"
+    with pytest.raises(SpecError, match=f"best is {NAMES[0]}, latest is {NAMES[2]}"):
+        load(*KEYS[0], f"{training}@step=20")
+
+
+def refuse(*_, **__):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
 @pytest.mark.parametrize("choice", ["epoch=7", "step=20", "step=7"])

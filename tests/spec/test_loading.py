@@ -80,7 +80,7 @@ def test_a_key_like_no_other_gets_no_guess(workspace):
         ("quantize.device=tpu", "quantize.device: 'tpu' does not match ^(cuda|cpu|trt|cuda:[0-9]+)$"),
         (
             "dataset.train_dataset.augmentation.crop_size=[128]",
-            "dataset.train_dataset.augmentation.crop_size: 1 entries; at least 2 are needed",
+            "dataset.train_dataset.augmentation.crop_size: 1 given; at least 2 are needed",
         ),
         (
             "dataset.train_dataset.data_sources=[{data_file:x,format:pfm}]",
@@ -141,6 +141,20 @@ def test_a_section_without_keys_is_at_its_defaults(workspace):
 def test_what_is_no_plain_value_is_no_traceback(text):
     with pytest.raises(SpecError, match=r"^spec\.yaml(:1)?: not valid YAML: "):
         parse(text, "spec.yaml")
+
+
+def test_aliases_do_not_make_a_small_file_a_large_one():
+    layers = "\n".join(f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+    with pytest.raises(SpecError, match=r"^spec\.yaml: not valid YAML: .* far too large"):
+        parse(f"k0: &a0 [x]\n{layers}\n", "spec.yaml")
+    with pytest.raises(SpecError, match="not valid YAML"):
+        parse("a: &a [*a]", "spec.yaml")
+
+
+def test_references_do_not_make_a_small_file_a_large_one(workspace):
+    layers = {f"k{n}": f"${{k{n + 1}}}${{k{n + 1}}}" for n in range(40)} | {"k40": "x"}
+    with pytest.raises(SpecError, match=r"more than [0-9]+ references"):
+        spec_from_dict("train", layers)
 
 
 def test_a_recursive_file_is_refused(workspace):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stereo_core.errors import SpecError
-from stereo_core.spec.overrides import apply_override, parse_override
+from stereo_core.spec import load_spec
+from stereo_core.spec.overrides import apply_override, parse_override, whole
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,13 @@ def test_other_forms_are_refused(token, message):
     assert str(error.value) == message
 
 
+def test_no_override_is_too_much_for_python():
+    with pytest.raises(SpecError, match=r"^a\.a\..*: no key lies so deep"):
+        parse_override(".".join("a" * 3000) + "=1")
+    with pytest.raises(SpecError, match=r"^train\.seed: .*digits"):
+        parse_override(f"train.seed={'9' * 5000}")
+
+
 def test_an_open_bracket_says_what_to_do():
     with pytest.raises(SpecError, match=r"^a\.b: value:1: not valid YAML: .*; put a text that starts with a bracket"):
         parse_override("a.b=[1,2")
@@ -95,3 +103,38 @@ def test_a_path_through_a_value_is_an_error():
 
 def test_unset_and_null_sections_are_filled():
     assert applied({"a": None, "b": "???"}, "a.x=1", "b.y=2") == {"a": {"x": 1}, "b": {"y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "quoted"),
+    [
+        (["train.gpu_ids=[0,", "1]"], "'train.gpu_ids=[0, 1]'"),
+        (["results_dir=my", "results"], "'results_dir=my results'"),
+        (["train.num_epochs", "=", "3"], "train.num_epochs=3"),
+        (["train.num_epochs=", "3"], "train.num_epochs=3"),
+        (["train.num_epochs", "=3"], "train.num_epochs=3"),
+        (["wandb.tags=[a,", "b", "c,", "d=e]"], "'wandb.tags=[a, b c, d=e]'"),
+        (["dataset={max_disparity:", "64}"], "'dataset={max_disparity: 64}'"),
+    ],
+)
+def test_an_override_that_the_shell_has_split_is_recognised(tokens, quoted):
+    with pytest.raises(SpecError) as error:
+        load_spec("train", None, ["train.seed=1", *tokens, "train.num_nodes=1"])
+    (line,) = [line for line in str(error.value).splitlines() if "split" in line]
+    assert line.startswith("command line: ") and line.endswith(f"quote the whole argument: {quoted}")
+
+
+def test_braces_that_the_shell_spread_are_recognised():
+    spread = [
+        "dataset.train_dataset.data_sources=[dataset_name:Kitti]",
+        "dataset.train_dataset.data_sources=[data_file:x]",
+    ]
+    with pytest.raises(
+        SpecError, match="data_sources: stands twice, as where the shell spreads braces; quote the whole"
+    ):
+        load_spec("train", None, spread)
+
+
+def test_whole_overrides_stay_apart():
+    tokens = ["a=1", "b=[1,2]", "train.yaml", "c=x=y", "+d=1", "e=", "f=2"]
+    assert list(whole(tokens)) == [(token,) for token in tokens]

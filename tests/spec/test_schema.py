@@ -106,3 +106,32 @@ def test_mandatory_keys_read_as_tao_s_question_marks():
         assert "\n  trt_engine: ''\n" in default_specs(name)
     with pytest.raises(SpecError, match="ferdinand: unknown verb"):
         default_specs("ferdinand")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_short_list_loads_back_to_the_defaults(verb):
+    text = default_specs(verb, short=True)
+    spec, whole = build(verb, parse(text, "defaults")), build(verb, {})
+    for group in [spec, *(getattr(spec.dataset, f"{split}_dataset") for split in SPLITS if VERBS[verb].sections)]:
+        if "data_sources" in type(group).model_fields:
+            group.data_sources = [source for source in group.data_sources if source.data_file]
+    assert spec == whole
+
+
+SPLITS = ("train", "val", "test", "infer")
+
+
+def test_the_short_list_has_the_keys_that_people_set_and_no_others():
+    keys = {verb: {line.split(":")[0].strip(" -") for line in short_lines(verb)} for verb in VERBS}
+    assert {"num_epochs", "lr", "data_file", "dataset_name", "batch_size", "crop_size", "encoder"} <= keys["train"]
+    assert not {"cudnn", "eraser_aug_prob", "encryption_key", "wandb", "low_memory", "test_dataset"} & keys["train"]
+    assert {"checkpoint", "trt_engine", "test_dataset"} <= keys["evaluate"] and "model" not in keys["evaluate"]
+    assert {"onnx_file", "trt_engine", "data_type"} <= keys["gen_trt_engine"] and "dataset" not in keys[
+        "gen_trt_engine"
+    ]
+    assert "nocc_mask_dir_name" not in keys["convert"]  # without effect
+    assert all(len(short_lines(verb)) <= 50 for verb in VERBS)
+
+
+def short_lines(verb: str) -> list[str]:
+    return [line for line in default_specs(verb, short=True).splitlines() if not line.strip().startswith("#")]

@@ -10,12 +10,14 @@ import pytest
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import load_spec, results_dir
+from stereo_core.spec.effects import without_effect
 from stereo_core.spec.text import parse
 
 TEMPLATES = Path(__file__).parent / "tao"
 CASES = [
     ("convert_middlebury", "convert"),
     ("convert_kitti", "convert"),
+    ("convert_kitti_2012", "convert"),
     ("train", "train"),
     ("evaluate", "evaluate"),
     ("inference", "inference"),
@@ -129,12 +131,12 @@ def test_intervals_longer_than_the_training_end_with_it(workspace, caplog):
     assert steps.checkpoint_interval == 10
 
 
-def test_fast_foundation_stereo_loads_and_says_what_nothing_reads(workspace, caplog):
+def test_fast_foundation_stereo_loads_and_says_what_nothing_reads(workspace):
     spec = load_spec("train", TEMPLATES / "fast_train.yaml")
     assert spec.model.model_type == "FastFoundationStereo"
     assert spec.model.spx_2_gru_widths == [16, 12, 16, 24]
     unread = ["model.disp_head_input_dim", "model.classifier_mid", "model.cost_agg_conv_patch_padding"]
-    assert [record.args[0] for record in caplog.records if "model." in record.args[0]] == unread
+    assert [path for path, _ in without_effect("train", spec) if path.startswith("model.")] == unread
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "inference", "export", "trt_evaluate"])
@@ -151,7 +153,7 @@ def test_the_networks_section_loads_in_every_verb(workspace, verb):
         ("model.encoder=vitg", "model.encoder: vitg: FastFoundationStereo is made for vits, vitb or vitl"),
         ("model.variant=tao", "model.variant: FastFoundationStereo has one; leave it out"),
         ("model.n_gru_layers=2", "model.hidden_dims: [128]: fewer than model.n_gru_layers 2"),
-        ("model.mask_widths=[32]", "model.mask_widths: 1 entries; at least 2 are needed"),
+        ("model.mask_widths=[32]", "model.mask_widths: 1 given; at least 2 are needed"),
         ("model.volume_dim=48", "model.volume_dim: 48: the network has 28 cost volume channels"),
     ],
 )
@@ -161,14 +163,13 @@ def test_fast_foundation_stereo_refuses_what_it_has_not(workspace, override, com
     assert str(error.value).endswith(complaint)
 
 
-def test_keys_of_the_other_network_are_warned_of(workspace, caplog):
+def test_keys_of_the_other_network_have_no_effect(workspace):
     (workspace / "vit.pth").write_bytes(b"x")
-    load_spec(
-        "train", TEMPLATES / "fast_train.yaml", ["model.stereo_backbone.depth_anything_v2_pretrained_path=vit.pth"]
-    )
-    assert "depth_anything_v2_pretrained_path has no effect here: FastFoundationStereo has no ViT" in caplog.text
-    load_spec("train", TEMPLATES / "train.yaml", ["model.gru_hidden=60"])
-    assert "model.gru_hidden has no effect here: it belongs to FastFoundationStereo" in caplog.text
+    vit = "model.stereo_backbone.depth_anything_v2_pretrained_path"
+    idle = dict(without_effect("train", load_spec("train", TEMPLATES / "fast_train.yaml", [f"{vit}=vit.pth"])))
+    assert idle[vit].startswith("FastFoundationStereo has no ViT")
+    idle = dict(without_effect("train", load_spec("train", TEMPLATES / "train.yaml", ["model.gru_hidden=60"])))
+    assert idle["model.gru_hidden"].startswith("it belongs to FastFoundationStereo")
 
 
 def test_mono_is_refused_where_a_network_is_built_and_ignored_for_engines(workspace):
@@ -181,3 +182,21 @@ def test_with_an_engine_the_network_section_is_not_judged(workspace):
     spec = load_spec("evaluate", TEMPLATES / "deploy.yaml", ["model.model_type=MetricDepthAnything"])
     assert results_dir(spec, "evaluate") == Path("results/trt_evaluate")
     assert spec.evaluate.resize == "pad"
+
+
+def test_kitti_2012_converts(workspace):
+    """The first frame of each pair, from the folder above `training` and from `training` itself, as people give it."""
+    from stereo_core.run.perform import perform
+
+    training = workspace / "data/KITTI_2012/training"
+    for folder in ("colored_0", "colored_1", "disp_noc"):
+        (training / folder).mkdir(parents=True)
+        for frame in ("000000_10.png", "000000_11.png", "000001_10.png"):
+            if folder != "disp_noc" or "_10" in frame:
+                (training / folder / frame).touch()
+    for root in ("data/KITTI_2012", "data/KITTI_2012/training"):
+        spec = load_spec("convert", TEMPLATES / "convert_kitti_2012.yaml", [f"data_root={root}"])
+        assert perform("convert", spec) == 0
+        lines = [line.split() for line in (workspace / "results/test.txt").read_text().splitlines()]
+        expected = [[f"{training}/{f}/00000{n}_10.png" for f in ("colored_0", "colored_1", "disp_noc")] for n in (0, 1)]
+        assert lines == expected

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from messages import artifact, executor_input, last_status
 
+from stereo_core.actions.report import read_figures, read_warnings
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
 from stereo_core.run.outcome import Outcome
+from stereo_core.run.status import StatusLog
 from stereo_core.step.launch import main
 from stereo_core.step.publish import Run, publish
 
@@ -102,6 +104,18 @@ def test_metrics_metadata_is_strict_json(tmp_path):
     assert metadata["epe"] == 1.5 and metadata["d1"] == "nan"
     json.dumps(published, allow_nan=False)
     assert json.loads((tmp_path / "metrics").read_text()) == {"epe": 1.5, "d1": "nan"}
+
+
+def test_page_and_figures_of_a_step_have_its_warnings(tmp_path):
+    """`report` reads the figures of the steps before it, and their warnings there."""
+    (tmp_path / "results").mkdir()
+    StatusLog(tmp_path / "results").warning("images are scaled down")
+    outputs = {port: artifact(port, tmp_path / port) for port in ("metrics", "report")}
+    run = Run("trt_evaluate", Outcome("done", kpi={"epe": 1.5}), tmp_path / "results", {})
+    metadata = publish(run, outputs)["metrics"]["artifacts"][0]["metadata"]
+    assert "images are scaled down" in (tmp_path / "report").read_text()
+    assert read_warnings(tmp_path / "metrics") == ["images are scaled down"]
+    assert read_figures(tmp_path / "metrics") == {"epe": 1.5} and "warnings" not in metadata
 
 
 def test_the_best_spec_is_what_the_user_said_with_the_best_values(tmp_path):

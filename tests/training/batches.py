@@ -16,7 +16,7 @@ def make_batch(seed: int, spoilt: bool = False) -> dict:
         left[0, 1, 5, 7] = math.nan
     disparity = torch.rand(1, 1, 32, 64, generator=generator) * 20
     return {"left": left, "right": left.flip(2), "disparity": disparity, "valid": disparity > 1,
-            "index": torch.tensor([seed]), "path": [f"pair{seed}.png"]}  # fmt: skip
+            "index": torch.tensor([seed]), "source": torch.tensor([0]), "path": [f"pair{seed}.png"]}  # fmt: skip
 
 
 def copied(module) -> dict:

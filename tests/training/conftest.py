@@ -20,7 +20,7 @@ def fit(tmp_path):
     def run(batches, hook=None, **keys):
         source = tmp_path / "list.txt"
         source.touch()
-        dataset = {"max_disparity": 64, "train_dataset": {"data_sources": [{"data_file": str(source)}]}}
+        dataset = {"max_disparity": 64, "train_dataset": {"data_sources": [{"data_file": str(source)}] * 2}}
         optim = {"lr": 1e-3, "warmup_steps": 0} | keys.pop("optim", {})
         train = {"results_dir": str(tmp_path), "num_epochs": 1, "optim": optim} | keys
         spec = spec_from_dict("train", {"dataset": dataset, "model": MODEL, "train": train})

@@ -87,6 +87,16 @@ def test_a_nan_marked_valid_is_left_out():
     )
 
 
+@pytest.mark.parametrize("edge", [MAX_DISPARITY, -MAX_DISPARITY])
+def test_a_disparity_of_the_whole_range_is_left_out(edge):
+    init, disparities, gt, valid = example(2)
+    gt[0, 0, 5:9, 5:9] = edge
+    expected = valid.clone()
+    expected[0, 0, 5:9, 5:9] = False
+    found, wanted = (stereo_loss(init, disparities, gt, mask, MAX_DISPARITY) for mask in (valid, expected))
+    assert valid[0, 0, 5:9, 5:9].any() and found == wanted
+
+
 def test_an_empty_mask_is_zero_with_zero_gradients():
     init, disparities, gt, valid = example(2)
     init.requires_grad_()

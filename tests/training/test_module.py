@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+import torch
 from batches import make_batch
 
 from stereo_core.errors import DataError
@@ -28,6 +29,37 @@ def test_an_epoch_with_a_few_pixels_of_ground_truth_is_none(fit):
     batches = [out_of_range(seed) for seed in range(2)]
     batches[1]["disparity"][..., :8, :8] = 5
     fit(batches)
+
+
+def epoch_loss(module) -> float:
+    return module.trained_by.callback_metrics["train_loss_epoch"].item()
+
+
+def test_a_batch_without_ground_truth_has_no_part_in_the_loss_of_its_epoch(fit):
+    """It counted as a loss of 0, and halved the epoch's."""
+    alone = epoch_loss(fit([make_batch(0)]))
+    assert alone > 0 and epoch_loss(fit([make_batch(0), out_of_range(1)])) == alone
+
+
+def test_a_source_whose_crops_teach_nothing_is_named_once(fit, caplog):
+    batches = [make_batch(0), out_of_range(1), out_of_range(2)]
+    for batch in batches[1:]:
+        batch["source"] += 1
+    fit(batches)
+    [said] = [record.getMessage() for record in caplog.records if "teach nothing" in record.getMessage()]
+    assert said.startswith("dataset.train_dataset.data_sources[1] (") and "2 of its 2 crops in epoch 0" in said
+
+
+def test_a_sample_without_ground_truth_weighs_nothing_beside_one_with(fit):
+    one, none = make_batch(0), out_of_range(1)
+    both = {
+        name: value + none[name] if name == "path" else torch.cat([value, none[name]]) for name, value in one.items()
+    }
+    alone, after = epoch_loss(fit([both])), make_batch(2)
+    first = fit([both, after])
+    assert first.trained_by.callback_metrics["train_loss_step"].item() == pytest.approx(
+        2 * epoch_loss(first) - alone, rel=1e-5
+    ), "two samples teach, so the epoch's loss is the mean of the two steps, not (2 * first + second) / 3"
 
 
 def test_every_metric_can_be_monitored():

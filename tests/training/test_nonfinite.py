@@ -37,6 +37,20 @@ def test_a_step_that_is_not_finite_fails_the_run_and_leaves_its_inputs(fit, tmp_
     assert bad == ["proj_cmb.weight"] if what == "gradient" else "proj_cmb.weight" in bad
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_no_weights_of_a_lost_run_are_kept(fit, tmp_path, saved):
+    """The last step's neither, which no other one follows."""
+
+    def save(module):
+        if saved:
+            name = "step_{}.pth".format
+            module.on_train_batch_end = lambda *_: module.trainer.save_checkpoint(tmp_path / name(module.global_step))
+
+    with pytest.raises(NonFiniteLossError, match="at step 1 of epoch 0"):
+        fit([make_batch(0), make_batch(1, spoilt=True)], save)
+    assert [path.name for path in tmp_path.glob("step_*.pth")] == ["step_1.pth"] * saved
+
+
 def left_size(batches) -> int:
     return batches[0]["left"].numel()
 

@@ -10,7 +10,7 @@ from stereo_core.models import create_model
 from stereo_core.models.flags import kept
 from stereo_core.spec.train import Train
 from stereo_core.training.distribution import Ranks
-from stereo_core.training.trainer import COMPILED, check_fsdp, choose_kernels, tune
+from stereo_core.training.trainer import COMPILED, check_fsdp, choose_kernels, compiled_parts, tune
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,22 @@ def test_how_the_network_computes_is_what_the_spec_says():
         convolutions = [p for p in network.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
         laid_out = {p.is_contiguous(memory_format=torch.channels_last) for p in convolutions}
         assert laid_out == {innermost}
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts", "said"),
+    [
+        ({}, (), "auto: nothing is compiled: cuDNN"),
+        ({"activation_checkpoint": True}, (), "auto: nothing is compiled; on makes"),
+        ({"compile": "off"}, (), "off: nothing is compiled"),
+        ({"compile": "on"}, COMPILED, "on: feature, cnet, update_block are compiled"),
+    ],
+)
+def test_the_log_says_what_is_compiled_and_why(keys, parts, said, caplog):
+    assert compiled_parts(Train(**keys))[0] == parts
+    with caplog.at_level("INFO"):
+        tune(create_model(preset="tiny"), Train(**keys), Ranks(local=0))
+    assert f"train.compile: {said}" in caplog.text
 
 
 @pytest.mark.slow

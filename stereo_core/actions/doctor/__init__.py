@@ -11,7 +11,7 @@ from rich.console import Console
 
 from stereo_core.actions.doctor.case import Case, this_machine
 from stereo_core.actions.doctor.data import files, pairs, samples
-from stereo_core.actions.doctor.machine import cores, devices, disk, memory, shared_memory
+from stereo_core.actions.doctor.machine import cores, devices, disk, links, memory, shared_memory
 from stereo_core.errors import SpecError, UserError
 from stereo_core.models import from_spec
 from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
@@ -21,6 +21,7 @@ from stereo_core.spec import effects, results_dir
 from stereo_core.spec.train import AUTO
 from stereo_core.training.checkpoints import newest_whole, read_progress
 from stereo_core.training.doubts import beyond_the_cost_volume
+from stereo_core.values import counted
 
 WIDTH = 140  # columns of the table in a file or a pipe
 
@@ -68,7 +69,7 @@ def weights(case: Case) -> Iterator[Finding]:
     resume = newest_whole(folder) if said == AUTO else said or None
     if resume:
         done = read_progress(resume).epochs
-        text = f"goes on from {resume}: {done} of {train.num_epochs} epochs are done"
+        text = f"goes on from {resume}: {done} of {counted(train.num_epochs, 'epoch')} are done"
         over = warning if said == AUTO else problem  # auto leaves a run that is over alone
         yield ok(text) if done < train.num_epochs else over(text, "raise train.num_epochs")
     elif next(folder.glob("model_epoch_*.pth"), None):
@@ -93,6 +94,7 @@ CHECKS: dict[str, Callable[[Case], Iterator[Finding]]] = {
     "pairs": pairs,
     "CPU cores": cores,
     "shared memory": shared_memory,
+    "links": links,
     "disk": disk,
     "memory": memory,
 }

@@ -64,6 +64,7 @@ class Case:
     ranks: one process on the CPU until the devices are known.
     pairs: of each split the (sample, its data source) that its lists name, those with a faulty file left out.
     largest: of each split the largest height and width in px among the samples that were read.
+    copies: of checkpoints, where the file system of the results has no links.
     kpi: figures for status.json.
     """
 
@@ -73,6 +74,7 @@ class Case:
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
     pairs: dict[str, list[tuple[Sample, Any]]] = field(default_factory=dict)
     largest: dict[str, tuple[int, int]] = field(default_factory=dict)
+    copies: int = 0
     kpi: dict[str, float] = field(default_factory=dict)
 
     def section(self, split: str) -> Any:

@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from stereo_core import storage
 from stereo_core.actions.doctor.case import SPLITS, Case
@@ -20,8 +18,10 @@ from stereo_core.data.augmentation import Pair
 from stereo_core.data.datasets import image_bits, read_pair
 from stereo_core.data.scenes import scene_samples
 from stereo_core.errors import DataError
+from stereo_core.progress import bars
 from stereo_core.report.findings import Finding, ok, problem, warning
 from stereo_core.training.doubts import warm_up_without_end
+from stereo_core.values import counted
 
 SAMPLES = 6  # of each list, spread over it
 THREADS = 16  # files asked for at once: a network file system answers slowly, but many
@@ -35,7 +35,7 @@ def files(case: Case) -> Iterator[Finding]:
             where = f"dataset.{split}_dataset.data_sources[{index}]"
             if source.drawn:
                 case.pairs.setdefault(split, []).extend((sample, None) for sample in scene_samples(source))
-                yield ok(f"{where}: {source.pairs_per_epoch} scenes an epoch, drawn when they are needed")
+                yield ok(f"{where}: {counted(source.pairs_per_epoch, 'scene')} an epoch, drawn when they are needed")
                 continue
             try:
                 listed = read_annotations(source.data_file, source.data_root)
@@ -45,7 +45,7 @@ def files(case: Case) -> Iterator[Finding]:
             bare = [sample for sample in listed if sample.disparity is None]
             if bare:
                 yield problem(
-                    f"{where}: {len(bare)} of {len(listed)} lines have no ground truth, the first is {bare[0].where}",
+                    f"{where}: {len(bare)} of {len(listed)} lines without ground truth, the first is {bare[0].where}",
                     "training needs 'left right disparity [mask]'",
                 )
             faults = find_faults(sorted({path for sample in listed for path in _paths(sample)}))
@@ -54,11 +54,11 @@ def files(case: Case) -> Iterator[Finding]:
             if faults:
                 named = "; ".join(f"{path}: {what}" for path, what in list(faults.items())[:NAMED])
                 yield problem(
-                    f"{where}: {len(faults)} files of {source.data_file} can not be used: {named}",
+                    f"{where}: {counted(len(faults), 'file')} of {source.data_file} can not be used: {named}",
                     "mend the lines or the files, or set data_root of the data source",
                 )
             elif not bare:
-                yield ok(f"{where}: {len(listed)} pairs, all files are there")
+                yield ok(f"{where}: {counted(len(listed), 'pair')}, all files are there")
 
 
 def _paths(sample: Sample) -> list[str]:
@@ -69,10 +69,9 @@ def find_faults(paths: Sequence[str]) -> dict[str, str]:
     """What is wrong with each file that can not be read, without reading any."""
     faults = {}
     parts = [paths[first : first + 1000] for first in range(0, len(paths), 1000)]
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool, bars() as progress:
         found = pool.map(lambda part: [(path, _fault(path)) for path in part], parts)
-        for part in track(found, "files", len(parts), console=console, transient=True, disable=not console.is_terminal):
+        for part in progress.track(found, len(parts), description="thousands of files"):
             faults |= {path: fault for path, fault in part if fault}
     return faults
 
@@ -102,12 +101,13 @@ def pairs(case: Case) -> Iterator[Finding]:
     devices = f" on {world} devices" if world > 1 else ""
     if count < batch * world:
         yield problem(
-            f"{count} training pairs, but batches of {batch}{devices} take {batch * world}",
+            f"{counted(count, 'training pair')}, but batches of {batch}{devices} take {batch * world}",
             "lower dataset.train_dataset.batch_size or add pairs",
         )
     else:
         total = case.steps * case.spec.train.num_epochs
-        yield ok(f"{count} training pairs, batches of {batch}{devices}: {case.steps} steps an epoch, {total} in all")
+        pairs, steps = counted(count, "training pair"), counted(case.steps, "step")
+        yield ok(f"{pairs}, batches of {batch}{devices}: {steps} an epoch, {total} in all")
         if doubt := warm_up_without_end(case.spec.train.optim, total):
             yield warning(*doubt.split("; ", 1))
     if not case.section("val").data_sources:
@@ -149,7 +149,7 @@ def _samples(case: Case, split: str, where: str, chosen: list[Sample], source) -
         low, middle, high = (round(float(f([one.range[i] for one in looks])), 1) for i, f in enumerate(_OVER_SAMPLES))
         valid = np.mean([one.valid for one in looks])
         yield ok(
-            f"{where}: {len(looks)} samples decode, up to {width}x{height} px, disparity {low} to {high} px "
+            f"{where}: {counted(len(looks), 'sample')} decode, up to {width}x{height} px, disparity {low} to {high} px "
             f"(median {middle}), {valid:.0%} of the pixels valid"
         )
 
@@ -212,7 +212,7 @@ def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
         yield problem(f"{where}: all disparities are below 1 px", coding)
     above = np.mean([one.above for one in looks])
     if above > 0.02:
-        yield warning(
+        yield (problem if above == 1 else warning)(
             f"{where}: {above:.0%} of the valid pixels have {maximum} px or more and do not count",
             f"raise dataset.max_disparity (now {maximum}), or scale the images down",
         )
@@ -226,7 +226,7 @@ def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
     height, width = case.crop
     if "train_dataset" in where and _most(one.size[0] < 0.7 * height or one.size[1] < 0.7 * width for one in looks):
         yield warning(
-            f"{where}: samples are much smaller than a crop of {height}x{width} px, and most of it is padding",
+            f"{where}: samples are much smaller than a crop of {width}x{height} px, and most of it is padding",
             "lower dataset.train_dataset.augmentation.crop_size",
         )
 

@@ -1,4 +1,4 @@
-"""doctor's checks of the machine: devices, processor, shared memory, disk, and the memory of one training step."""
+"""doctor's checks of the machine: devices, processor, shared memory, links, disk, memory of a training step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Iterator
 
 from stereo_core.actions.doctor.case import GIB, SPLITS, Case
+from stereo_core.files import COPY, links_in
 from stereo_core.report.findings import Finding, ok, problem, warning
 from stereo_core.spec import results_dir
+from stereo_core.spec.choice import BEST, LATEST
 from stereo_core.training.distribution import resolve
 from stereo_core.training.memory import checkpoint_bytes, step_memory
+from stereo_core.values import counted
 
 PREFETCHED = 2  # batches that each loader process holds ready, torch's default
 PIXEL_BYTES = 29  # a pixel of a sample: two float32 RGB images, a float32 disparity, a mask
@@ -46,12 +49,12 @@ def cores(case: Case) -> Iterator[Finding]:
         yield warning("no loader processes: each step waits until its pairs are read", "dataset.train_dataset.workers")
     elif wanted > there:
         yield warning(
-            f"{processes} x {workers} loader processes and {processes} that train, on {there} cores: they "
+            f"{processes} x {workers} loader processes and {processes} that train, on {counted(there, 'core')}: they "
             "compete for them",
             f"dataset.train_dataset.workers={max(1, there // processes - 1)}, or ask for {wanted} cores",
         )
     else:
-        yield ok(f"{processes} x {workers} loader processes on {there} cores")
+        yield ok(f"{processes} x {workers} loader processes on {counted(there, 'core')}")
 
 
 def shared_memory(case: Case) -> Iterator[Finding]:
@@ -76,6 +79,21 @@ def _prefetched(case: Case, split: str, size: tuple[int, int]) -> int:
     return workers * PREFETCHED * section.batch_size * size[0] * size[1] * PIXEL_BYTES * len(case.ranks.devices)
 
 
+def links(case: Case) -> Iterator[Finding]:
+    """The names of the newest and the best checkpoint can be links."""
+    folder = results_dir(case.spec, "train")
+    kind = links_in(folder)
+    if kind != COPY:
+        yield ok(f"{LATEST} and {BEST} will be {kind}s in {folder}")
+        return
+    case.copies = 2
+    yield warning(
+        f"the file system of {folder} has no links: {LATEST} and {BEST} will be copies, which take the time and the "
+        "room of two checkpoints",
+        "another results_dir",
+    )
+
+
 def disk(case: Case) -> Iterator[Finding]:
     """The checkpoints that are kept fit on the disk of the results."""
     if case.network is None:
@@ -83,10 +101,10 @@ def disk(case: Case) -> Iterator[Finding]:
         return
     folder = results_dir(case.spec, "train")
     free = shutil.disk_usage(folder).free
-    one, count = checkpoint_bytes(case.network, case.spec.train), kept_checkpoints(case)
+    one, count = checkpoint_bytes(case.network, case.spec.train), kept_checkpoints(case) + case.copies
     text = (
-        f"{count} checkpoints of {one / GIB:.2f} GiB take {count * one / GIB:.1f} GiB, {free / GIB:.1f} GiB are free "
-        f"in {folder}"
+        f"{counted(count, 'checkpoint')} of {one / GIB:.2f} GiB: {count * one / GIB:.1f} GiB in all, "
+        f"{free / GIB:.1f} GiB are free in {folder}"
     )
     if count * one > free:
         yield problem(text, "another results_dir, or lower train.keep_checkpoints (0 keeps all)")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from stereo_core.models.compiler import COMPILER
 from stereo_core.models.foundation_stereo.model import padding_to_multiple, unpad
 from stereo_core.models.optimize import at_size, eagerly, make_network
-from stereo_core.models.optimize.compiler import COMPILER
 from stereo_core.storage import cache_folder
 
 LOG = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class FastPredict:
 
     def _made(self, size: tuple[int, ...], compile: bool) -> Predict:
         batch, height, width = size
-        what = f"{height} x {width}, batch {batch}"
+        what = f"{width} x {height} px, batch {batch}"
         if compile:
             LOG.info("compiling for %s; where the cache does not hold it that takes about two minutes", what)
         began = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
@@ -26,6 +24,8 @@ from stereo_core.engines.base import Engine, latency_of
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import channels_last, from_spec
+from stereo_core.overlap import ahead
+from stereo_core.progress import bars
 from stereo_core.run.memory import announced
 
 LOG = logging.getLogger(__name__)
@@ -143,7 +143,10 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
     size = (engine.info["max_height"], engine.info["max_width"])
     augmentation = (spec.dataset.test_dataset if verb == "evaluate" else spec.dataset.infer_dataset).augmentation
     if "crop_size" in augmentation.model_fields_set and tuple(augmentation.crop_size) != size:
-        LOG.warning("crop_size is %s, but the engine's own size %s holds", list(augmentation.crop_size), list(size))
+        LOG.warning(
+            "crop_size ([height, width]) is %s, but the engine's own size %s holds",
+            *(list(augmentation.crop_size), list(size)),
+        )
     infer: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
     tiled_infer, tiles = _with_tiles(spec, verb, infer, size, engine.info["max_disparity"])
     predict = _timed_whole(tiled_infer, engine) if tiles else _warned_of_scaling(infer, size, resize, verb)
@@ -198,7 +201,7 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
             LOG.warning(
                 "images of %d x %d are larger than the engine, at most %d x %d, and are scaled down for it: details "
                 "are lost, and epe and d1 can not be compared with those of the checkpoint or of another size; %s",
-                *(height, width, *size, mend),
+                *(width, height, *reversed(size), mend),
             )
         return predict(left_B3HW, right_B3HW)
 
@@ -250,7 +253,7 @@ _RESIZES = {"stretch": stretched, "pad": padded}
 
 @torch.inference_mode()
 def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int) -> Iterator[tuple[dict, np.ndarray]]:
-    """(sample, disparity) for every sample, in order; at most one batch is held in memory.
+    """(sample, disparity) for every sample, in order; while a batch is computed the next ones are read (see `ahead`).
 
     Args:
         batches: lists of samples of any sizes (see `stereo_core.data.datasets`).
@@ -262,16 +265,36 @@ def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int)
     Raises:
         FloatingPointError: a prediction is NaN or infinite somewhere; names the image.
     """
-    for samples in track(batches, "predicting", total, disable=not sys.stderr.isatty()):
-        found = {}
+    stacked = ahead(_stacked(batches, predictor.device))
+    with bars() as progress:
+        for samples, groups in progress.track(stacked, total, description="predicting"):
+            yield from _predicted(predictor, samples, groups)
+
+
+def _predicted(predictor: Predictor, samples: list[dict], groups: list[tuple]) -> Iterator[tuple[dict, np.ndarray]]:
+    found = {}
+    for indices, *images in groups:
+        disparity_BHW = predictor.predict(*(image.to(predictor.device, non_blocking=True) for image in images))
+        found |= dict(zip(indices, disparity_BHW.float().cpu().numpy(), strict=True))
+    for sample in samples:
+        disparity_HW = found.pop(sample["index"])
+        if not np.isfinite(disparity_HW).all():
+            raise FloatingPointError(f"{sample['path']}: the predicted disparity is not finite everywhere")
+        yield sample, disparity_HW
+
+
+def _stacked(batches: Iterable[list[dict]], device: str) -> Iterator[tuple[list[dict], list[tuple]]]:
+    """Each batch, and of each size of image in it the samples' `index` and all left and right images; page-locked where
+    a GPU takes them."""
+    for samples in batches:
+        groups = []
         for batch in group_by_size(samples):
-            disparity_BHW = predictor.predict(batch["left"].to(predictor.device), batch["right"].to(predictor.device))
-            found |= dict(zip(batch["index"].tolist(), disparity_BHW.float().cpu().numpy(), strict=True))
-        for sample in samples:
-            disparity_HW = found.pop(sample["index"])
-            if not np.isfinite(disparity_HW).all():
-                raise FloatingPointError(f"{sample['path']}: the predicted disparity is not finite everywhere")
-            yield sample, disparity_HW
+            left, right = batch["left"], batch["right"]
+            if device != "cpu":
+                with torch.cuda.device(device):  # of this thread, which would make itself at home on the first one
+                    left, right = left.pin_memory(), right.pin_memory()
+            groups.append((batch["index"].tolist(), left, right))
+        yield samples, groups
 
 
 def known(figures: dict) -> dict:

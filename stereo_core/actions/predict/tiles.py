@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stereo_core.errors import SpecError
+from stereo_core.values import size_text
 
 RIGHT_FROM = 7 / 8  # of an overlap's columns, from where on the right tile counts
 BELOW_FROM = 0.0
@@ -30,7 +31,8 @@ def tiled(
     """
     if overlap[0] >= size[0] or overlap[1] >= size[1]:
         raise SpecError(
-            f"inference.tile_overlap: {list(overlap)} is no smaller than the tiles, {size[0]} x {size[1]} px"
+            f"inference.tile_overlap: {list(overlap)} ([height, width]) is no smaller than the tiles, "
+            f"{size_text(size)} px"
         )
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:

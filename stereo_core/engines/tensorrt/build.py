@@ -146,7 +146,7 @@ def _build_error(library: Library, said: str) -> Exception:
     if "FP32 GEMM is not supported" in said:
         return ModelError(
             f"{library.title} has no float32 matrix products for compute capability 7.5 (Turing); build them in fp16: "
-            'gen_trt_engine.tensorrt.data_type=fp16 gen_trt_engine.tensorrt.layers_precision=["*MatMul*:fp16"]. It '
+            "gen_trt_engine.tensorrt.data_type=fp16 'gen_trt_engine.tensorrt.layers_precision=[\"*MatMul*:fp16\"]'. It "
             f"said: {said}"
         )
     return RuntimeError(f"{library.title} could not build the engine: {said or 'it gives no reason'}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from stereo_core.progress import bars as progress_bars
 
 LOG = logging.getLogger(__name__)
 
@@ -61,9 +62,7 @@ def in_a_thread(work: Callable[[], Any], stop: threading.Event) -> Any:
 
 @contextlib.contextmanager
 def progress(trt: Any, stop: threading.Event) -> Iterator[Any]:
-    """A progress monitor: bars on stderr where that is a terminal, and an end to the build once `stop` is set."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """A progress monitor, which also ends the build once `stop` is set."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self):
@@ -84,5 +83,5 @@ def progress(trt: Any, stop: threading.Event) -> Iterator[Any]:
             if phase_name in self._tasks:
                 bars.remove_task(self._tasks.pop(phase_name))
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    with progress_bars() as bars:
         yield Monitor()

@@ -77,11 +77,28 @@ class StereoNetwork(Infers, nn.Module):
         self.config = config
         self.recompute = False
 
-    def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None):
+    def forward(
+        self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """The disparity of rectified pairs.
+
+        Args:
+            left_B3HW, right_B3HW: images (B, 3, H, W), RGB, float, 0..255, on the device and of the type of the
+                weights. `infer` takes other types, NumPy and grey.
+            iters: refinements; None: `config.train_iters` in training, else `config.valid_iters`.
+
+        Returns:
+            eval: disparity (B, 1, H, W), float32 or wider, px of the given size, left x minus right x; any H and W.
+            train: the start disparity (B, 1, H/4, W/4) in px of that size, and a list of the disparities (B, 1, H, W)
+            in px, one an iteration.
+
+        Raises:
+            ValueError: in training H or W is no multiple of 32; `iters` is below 1.
+        """
         H, W = left_B3HW.shape[-2:]
         if self.training:
             if H % MULTIPLE or W % MULTIPLE:
-                raise ValueError(f"training images of {H} x {W}: height and width must be multiples of {MULTIPLE}")
+                raise ValueError(f"training images of {W} x {H} px: width and height must be multiples of {MULTIPLE}")
             left, right = normalise(left_B3HW), normalise(right_B3HW)
             return self.predict(left, right, _or(iters, self.config.train_iters), every=True)
         return self._padded(left_B3HW, right_B3HW, iters)
@@ -151,7 +168,7 @@ class StereoNetwork(Infers, nn.Module):
         stem_2x: Tensor | None,
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """New states, new disparity and, where a stem is given for it, that disparity in full resolution."""
-        costs = lookup(disp_B1hw).to(states[0].dtype)
+        costs = lookup(disp_B1hw, states[0].dtype)
         states, step = self.update_block(states, contexts, attentions, costs, disp_B1hw)
         disp_B1hw = disp_B1hw + step
         return states, disp_B1hw, None if stem_2x is None else self.upsample(disp_B1hw, states[0], stem_2x)

@@ -115,7 +115,8 @@ def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device
             torch.cuda.empty_cache()
             network.side = torch.cuda.Stream()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+            # a loader's threads may lock memory meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 output = run(*inputs)
             network.side = None
 

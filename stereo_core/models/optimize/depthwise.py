@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stereo_core.models.optimize.compiler import tl, triton
+from stereo_core.models.compiler import tl, triton
 
 SMALLEST = 7  # width from which the kernel is the faster one
 PIXELS, LANES = 16, 64  # a program of the kernel

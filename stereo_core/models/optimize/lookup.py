@@ -5,15 +5,15 @@ B images, C channels, D disparity bins, h = H/4, w = W/4, N = B * h * w pixels, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stereo_core.models.foundation_stereo.geometry import read_around
+from stereo_core.models.compiler import tl, triton
 from stereo_core.models.foundation_stereo.layers import at_least_float32
-from stereo_core.models.optimize.compiler import tl, triton
+from stereo_core.models.foundation_stereo.rows import read_around
 
 ALIGNED = 8  # channels: the tensor cores' kernels read 16 bytes at a time
 PIXELS = 16  # a program of the kernel
@@ -23,8 +23,7 @@ def rounded_up(channels: int) -> int:
     return -(-channels // ALIGNED) * ALIGNED
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(NamedTuple):
     """What is read from, one tensor a level.
 
     Attributes:

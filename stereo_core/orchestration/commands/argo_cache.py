@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from stereo_core.orchestration.dag import GraphError
+from stereo_core.values import counted
 
 _WHERE = (
     click.option("--namespace", "-n", default="argo", show_default=True, help="Where Argo's controller runs."),
@@ -37,15 +38,10 @@ def ls_command(namespace: str, context: str) -> None:
     for one in maps:
         times = [made for made in one.entries.values() if made]
         since = f"{min(times):%Y-%m-%d} to {max(times):%Y-%m-%d}" if times else ""
-        click.echo(
-            f"{one.name:{width}}  {_entries(len(one.entries)):>13}  {one.size / ROOM:6.1%} full  {since}".rstrip()
-        )
+        entries = counted(len(one.entries), "entry", "entries")
+        click.echo(f"{one.name:{width}}  {entries:>13}  {one.size / ROOM:6.1%} full  {since}".rstrip())
     if not maps:
         click.echo(f"nothing is cached in {namespace}", err=True)
-
-
-def _entries(count: int) -> str:
-    return "1 entry" if count == 1 else f"{count} entries"
 
 
 @argo_cache.command("rm")
@@ -72,6 +68,7 @@ def rm_command(names: tuple[str, ...], every: bool, days: float, send: bool, nam
             continue
         if send:
             removed(server, namespace, one, keys)
-        click.echo(f"{one.name}: {len(keys)} of {_entries(len(one.entries))} {'removed' if send else 'would go'}")
+        entries = counted(len(one.entries), "entry", "entries")
+        click.echo(f"{one.name}: {len(keys)} of {entries} {'removed' if send else 'would go'}")
     if not send:
         click.echo("nothing was removed; --send removes it", err=True)

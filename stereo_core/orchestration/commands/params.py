@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from stereo_core.orchestration.dag import GraphError, Parameter, Pipeline, parse
+from stereo_core.values import near
 
 
 def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = True) -> dict[str, object]:
@@ -67,8 +67,8 @@ def compiled_file(named: Path) -> Path:
     shipped = {folder.name: compiled_path(folder) for folder in pipeline_folders()}
     name = str(named).replace("-", "_")
     if name not in shipped:
-        near = difflib.get_close_matches(name, shipped, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(shipped)}"
+        meant = near(name, shipped)
+        hint = f"did you mean {meant}?" if meant else f"known: {', '.join(shipped)}"
         raise GraphError(f"{named}: no such file, and no pipeline of that name; {hint}")
     return shipped[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from stereo_core.orchestration.dag import GraphError, Pipeline, Task
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.local.reuse import is_outdated, is_unchanged
 from stereo_core.orchestration.record import FILE, Record, TaskRun, read_record
+from stereo_core.values import near
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ def planned(pipeline: Pipeline, fresh: bool, from_step: str | None, only: str | 
     """
     for option, step in (("--from", from_step), ("--only", only)):
         if step is not None and step not in pipeline.tasks:
-            near = difflib.get_close_matches(step, pipeline.tasks, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(pipeline.tasks)}"
+            meant = near(step, pipeline.tasks)
+            hint = f"did you mean {meant}?" if meant else f"known: {', '.join(pipeline.tasks)}"
             raise GraphError(f"{option}: pipeline {pipeline.name} has no step {step}; {hint}")
     every = frozenset(pipeline.tasks)
     if fresh:

@@ -8,6 +8,7 @@ import torch
 
 from stereo_core.actions.predict.predictor import Predictor, engine_device, padded, predictions, stretched
 from stereo_core.data.synthetic.planes import make_scene
+from stereo_core.overlap import WAITING
 from stereo_core.spec.predict import Inference
 
 
@@ -86,17 +87,17 @@ def test_predictions_keep_the_order_of_mixed_sizes():
         assert disparity_HW.shape == sizes[s["index"]] and (disparity_HW == s["index"] + 1).all()
 
 
-def test_predictions_hold_one_batch_only():
+def test_predictions_read_few_batches_ahead():
     given = []
 
     def batches():
-        for index in range(3):
+        for index in range(9):
             given.append(index)
             yield [sample(index, 2, 2)]
 
-    walk = predictions(Predictor(lambda left, right: left[:, 0] + 1), batches(), 3)
-    next(walk)
-    assert given == [0]
+    for number, _ in enumerate(predictions(Predictor(lambda left, right: left[:, 0] + 1), batches(), 9)):
+        assert len(given) <= number + 1 + WAITING
+    assert given == list(range(9))
 
 
 def test_a_prediction_that_is_not_finite_names_its_image():

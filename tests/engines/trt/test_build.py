@@ -27,7 +27,7 @@ from stereo_core.files import sha256_of
 @pytest.mark.timeout(900)  # minutes where other work shares the cores
 @pytest.mark.parametrize(
     "precision",
-    ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.slow), pytest.param("int8", marks=pytest.mark.slow)],
+    [pytest.param(p, marks=() if p == "fp16" else pytest.mark.slow) for p in ("fp32", "fp16", "bf16", "int8")],
 )
 def test_the_tiny_network_builds(tiny_onnx, tmp_path, precision):
     source = quantised(tiny_onnx, tmp_path / "int8.onnx", 64, 96) if precision == "int8" else tiny_onnx
@@ -93,14 +93,11 @@ def vits_onnx(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_vits_network_builds(vits_onnx, tmp_path, precision):
-    source = quantised(vits_onnx, tmp_path / "int8.onnx", 128, 160) if precision == "int8" else vits_onnx
-    build_engine(source, tmp_path / "vits.engine", replace(RTX, precision=precision))
+def test_the_vits_network_builds(vits_onnx, tmp_path):
+    build_engine(vits_onnx, tmp_path / "vits.engine", replace(RTX, precision="fp16"))
     info = read_engine(tmp_path / "vits.engine")
-    assert (info["precision"], info["encoder"], info["valid_iters"], info["input_width"]) == (precision, "vits", 4, 160)
-    weights = vits_onnx.stat().st_size / (2 if precision == "fp16" else 1)
-    assert (tmp_path / "vits.engine").stat().st_size > 0.5 * weights
+    assert (info["precision"], info["encoder"], info["valid_iters"], info["input_width"]) == ("fp16", "vits", 4, 160)
+    assert (tmp_path / "vits.engine").stat().st_size > 0.25 * vits_onnx.stat().st_size
 
 
 @pytest.mark.slow

@@ -79,5 +79,5 @@ def test_auto_takes_the_first_that_can_build_for_a_gpu(monkeypatch, caplog):
     monkeypatch.setattr(tensorrt, "find_gpu", lambda gpu_id: L4)
     assert choose_backend(BuildSettings()) == "tensorrt_rtx"
     monkeypatch.setattr(tensorrt, "find_gpu", lambda gpu_id: Gpu("NVIDIA H100", (9, 0), 1))
-    assert choose_backend(BuildSettings()) == "onnxruntime"
+    assert choose_backend(BuildSettings()) == "openvino"
     assert "not tensorrt_rtx: TensorRT-RTX does not run on NVIDIA H100" in caplog.text

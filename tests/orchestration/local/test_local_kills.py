@@ -30,11 +30,11 @@ def command(compiled, tmp_path) -> list[str]:
     return [CLI, "run", str(compiled(pipeline(steps, wires))), "-o", str(tmp_path / "run")]
 
 
-def test_ten_kills_lose_nothing(command, tmp_path):
+def test_six_kills_lose_nothing(command, tmp_path):
     """At random moments, every other time with its steps: what ended stays, and is whole."""
     folder, moments = tmp_path / "run", random.Random(5)
     ended: dict[str, int] = {}  # step -> when its output was made
-    for kill in range(10):
+    for kill in range(6):
         _start_and_kill(command, folder, moments, in_a_step=bool(kill % 3), with_steps=bool(kill % 2))
         _check_what_ended(folder, ended)
     done = subprocess.run(command, capture_output=True, text=True)

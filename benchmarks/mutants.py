@@ -1,0 +1,71 @@
+"""Small faults put into the code one at a time (mutmut): how many of them do the tests find?
+
+    python benchmarks/mutants.py [--count 300] [--seed 22] [--most N]
+
+Takes a random sample of all mutants of the modules that [tool.mutmut] of pyproject.toml names, runs each against the
+tests named there, and prints how many were killed and what the survivors change. With --most it stops after N of them
+and goes on from there the next time. Words of messages and logs are not mutated. The work lies in mutants/; remove it
+after a change of the code or the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+MUTMUT = [str(Path(sys.executable).parent / "mutmut")]
+FIRST = "stereo_core.metrics.x_disparity_metrics__mutmut_1"  # makes all of them, and tries this one
+AT_ONCE = 25  # mutants in a call: what was found is kept after each
+FOUND = ("killed", "timeout", "segfault")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=300, help="mutants in the sample")
+    parser.add_argument("--seed", type=int, default=22, help="of the sample")
+    parser.add_argument("--most", type=int, help="mutants to try now")
+    asked = parser.parse_args()
+    if not Path("mutants").is_dir():
+        run(FIRST)
+    states = results()
+    names = sorted(states)
+    sample = random.Random(asked.seed).sample(names, min(asked.count, len(names)))
+    todo = [name for name in sample if states[name] == "not checked"][: asked.most]
+    for begin in range(0, len(todo), AT_ONCE):
+        run(*todo[begin : begin + AT_ONCE])
+    report({name: state for name, state in results().items() if name in set(sample)}, len(names))
+
+
+def run(*names: str) -> None:
+    done = subprocess.run([*MUTMUT, "run", "--max-children", "1", *names], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"mutmut failed, as it does when a test fails without any fault:\n{done.stdout[-4000:]}{done.stderr}")
+
+
+def results() -> dict[str, str]:
+    """Name of a mutant -> what became of it, in mutmut's words."""
+    told = subprocess.run([*MUTMUT, "results", "--all", "true"], check=True, capture_output=True, text=True).stdout
+    return dict(line.strip().rsplit(": ", 1) for line in told.splitlines() if ": " in line)
+
+
+def report(states: dict[str, str], all_there_are: int) -> None:
+    counts = Counter(states.values())
+    tried = len(states) - counts["not checked"]
+    found = sum(counts[state] for state in FOUND)
+    for name, state in sorted(states.items()):
+        if state not in (*FOUND, "not checked"):
+            print(f"\n{state}: {name}")
+            change = subprocess.run([*MUTMUT, "show", name], capture_output=True, text=True).stdout
+            print(
+                "\n".join(line for line in change.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+            )
+    print(f"\n{dict(counts)}")
+    print(f"{found} of {tried} killed ({found / max(tried, 1):.1%}); {all_there_are} mutants in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""OpenVINO: the engine is the ONNX file, which it compiles for the CPU that it is opened on.
+
+What it exports of a compiled network serves one version and one kind of CPU, and takes as long to open (3.3 s instead
+of 2.8 s, vits at 320 x 736).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stereo_core.cores import threads
+from stereo_core.engines.base import BuildSettings, Engine
+from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, without_channel
+from stereo_core.errors import ModelError, SpecError, UserError
+
+# int8 files say themselves what is int8. No fp16: it takes 1.6 times as long as float32 where the CPU has it.
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_INSTALL = "OpenVINO is not installed: pip install 'stereo-pipelines[openvino]'"
+
+
+def backend(name: str) -> OpenVino:
+    """The one backend of this file."""
+    return OpenVino()
+
+
+class OpenVino:
+    """See `stereo_core.engines.base.Backend`."""
+
+    precisions = tuple(HINTS)
+    suffix = ".ov.onnx"
+    reach = 2
+
+    def why_not_here(self, settings: BuildSettings) -> str | None:
+        if not _installed():
+            return _INSTALL
+        if settings.backend == "auto" and _onnxruntime_has_gpu():
+            return "it runs on the CPU, and ONNX Runtime has a GPU here"
+        return None
+
+    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+        """See Backend.build.
+
+        Raises:
+            ModelError: OpenVINO can not read the file or has no kernel for one of its operators.
+            SpecError: the CPU has no bfloat16.
+        """
+        import onnx as onnx_library
+
+        version = _library().__version__
+        if info["precision"] == "bf16" and not _has_bf16():
+            raise SpecError("gen_trt_engine.tensorrt.data_type: this CPU has no bf16 arithmetic; build fp32")
+        onnx_library.save(onnx_library.load(onnx), out)  # weights that lay beside it go into it
+        _compiled(out, info, onnx)
+        return {"backend_version": version, "target": "any CPU"}
+
+    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+        return None if _installed() else _INSTALL
+
+    def load(self, path: Path, info: dict, device: Any) -> OpenVinoEngine:
+        """See Backend.load.
+
+        Raises:
+            ModelError: OpenVINO is not installed, or refuses the file.
+            UserError: a GPU was asked for.
+        """
+        if not _installed():
+            raise ModelError(f"{path}: {_INSTALL}")
+        if device is not None and str(device) != "cpu":
+            raise UserError(f"device {device}: {path} is an engine of OpenVINO, which runs on the CPU here; leave the "
+                            "device out, or build the engine with another backend")  # fmt: skip
+        return OpenVinoEngine(path, info)
+
+
+class OpenVinoEngine(Engine):
+    """Height, width and batch outside of the side-car's ranges are not compiled for."""
+
+    def __init__(self, path: Path, info: dict):
+        super().__init__(info)
+        self._request = _compiled(path, info, path).create_infer_request()
+        self.provider = "CPU"
+        self.runtime = f"OpenVINO {_library().__version__}, CPU, {info['precision']}"
+
+    def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
+        disparity = self._request.infer({LEFT: left_B3HW, RIGHT: right_B3HW}, share_inputs=True)
+        return without_channel(disparity[DISPARITY])
+
+
+def _compiled(path: Path, info: dict, name: Path) -> Any:
+    """The network for the side-car's sizes; `name` is what messages call the file."""
+    core = _library().Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": HINTS[info["precision"]],  # its own choice is bf16 where the CPU has it
+        "INFERENCE_NUM_THREADS": threads(),
+        "ENABLE_CPU_PINNING": False,  # other processes may be given the same cores
+    }
+    try:
+        model = core.read_model(path)
+        model.reshape({LEFT: _shape(info), RIGHT: _shape(info)})
+        return core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise ModelError(f"{name}: OpenVINO refuses it: {error}") from error
+
+
+def _shape(info: dict) -> Any:
+    dimension = _library().Dimension
+    batch, height, width = (dimension(info[f"min_{x}"], info[f"max_{x}"]) for x in ("batch", "height", "width"))
+    return _library().PartialShape([batch, dimension(3), height, width])
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _library() -> Any:
+    import openvino
+
+    return openvino
+
+
+def _has_bf16() -> bool:
+    return "BF16" in _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _onnxruntime_has_gpu() -> bool:
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -1,0 +1,186 @@
+"use strict";
+const UNKNOWN = [128, 128, 128], TICKS = 5, CLOUD_POINTS = 60000;
+
+// -- tables: a click on a column's head sorts by it -------------------------------------------------------------------
+
+for (const table of document.querySelectorAll("table.sorts")) {
+  const heads = [...table.querySelectorAll("th")];
+  heads.forEach((head, column) => {
+    head.tabIndex = 0;
+    const sort = () => {
+      const down = head.ariaSort !== "descending";
+      const key = row => {
+        const text = row.cells[column].textContent.trim(), number = Number(text);
+        return text !== "" && Number.isFinite(number) ? number : text;
+      };
+      const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "")  // what is missing stands last
+        : (down ? -1 : 1) * (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(b));
+      const rows = [...table.tBodies[0].rows].sort((a, b) => order(key(a), key(b)));
+      table.tBodies[0].append(...rows);
+      heads.forEach(other => { other.ariaSort = null; });
+      head.ariaSort = down ? "descending" : "ascending";
+    };
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+  });
+}
+
+// -- values: pictures that hold px --------------------------------------------------------------------------------------
+
+function context(width, height) {
+  return Object.assign(document.createElement("canvas"), {width, height}).getContext("2d", {willReadFrequently: true});
+}
+
+async function bytesOf(image) {
+  await image.decode();
+  const paper = context(image.naturalWidth, image.naturalHeight);
+  paper.drawImage(image, 0, 0);
+  return paper.getImageData(0, 0, image.naturalWidth, image.naturalHeight).data;
+}
+
+async function valuesOf(image) {
+  if (!image) return null;
+  const bytes = await bytesOf(image), values = new Float32Array(bytes.length / 4);
+  for (let i = 0; i < values.length; i++) values[i] = (256 * bytes[4 * i] + bytes[4 * i + 1]) / PAGE.steps || NaN;
+  return values;
+}
+
+function draw(canvas, values, end) {
+  const picture = new ImageData(canvas.width, canvas.height), turbo = PAGE.turbo;
+  for (let i = 0; i < values.length; i++) {
+    const at = 3 * Math.min(255, Math.round(255 * values[i] / end)), unknown = Number.isNaN(values[i]);
+    for (let c = 0; c < 3; c++) picture.data[4 * i + c] = unknown ? UNKNOWN[c] : turbo[at + c];
+    picture.data[4 * i + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+}
+
+const short = number => String(Number(number.toPrecision(3)));
+const metres = (camera, px) => px + camera.doffs > 0 ? camera.fx * camera.baseline / (px + camera.doffs) : Infinity;
+
+function scale(place, end, camera) {
+  const stops = Array.from({length: 17}, (_, n) => 3 * Math.min(255, 16 * n));
+  const colours = stops.map(at => `rgb(${PAGE.turbo.slice(at, at + 3).join()})`);
+  place.querySelector(".bar").style.background = `linear-gradient(90deg,${colours.join()})`;
+  const ticks = Array.from({length: TICKS}, (_, n) => {
+    const px = end * n / (TICKS - 1), depth = camera ? metres(camera, px) : null, tick = document.createElement("div");
+    const unit = n === TICKS - 1 ? " px" : "";
+    tick.textContent = short(px) + unit + (camera ? "\n" + (Number.isFinite(depth) ? `${short(depth)} m` : "∞") : "");
+    tick.style.setProperty("--at", `${100 * n / (TICKS - 1)}%`);
+    return tick;
+  });
+  place.querySelector(".ticks").replaceChildren(...ticks);
+}
+
+// -- pairs: sliders and the pointer work in all pictures of a group ---------------------------------------------------------
+
+async function loaded(element) {
+  const [width, height] = element.dataset.size.split(",").map(Number);
+  const values = await valuesOf(element.querySelector(".values")), truth = await valuesOf(element.querySelector(".truth"));
+  const error = truth && values.map((px, i) => Math.abs(px - truth[i]));
+  return {element, width, height, layers: {values, truth, error}, output: element.querySelector("output")};
+}
+
+function recolour(group, views, end) {
+  for (const view of views)
+    for (const canvas of view.element.querySelectorAll("canvas[data-layer]")) {
+      const layer = canvas.dataset.layer;
+      draw(canvas, view.layers[layer], layer === "error" ? PAGE.error_px : end);
+    }
+  scale(group.querySelector(".scale"), end, group.camera);
+}
+
+function said(view, camera, x, y) {
+  const at = Math.min(view.height - 1, Math.floor(y * view.height)) * view.width +
+    Math.min(view.width - 1, Math.floor(x * view.width));
+  const px = view.layers.values[at], truth = view.layers.truth?.[at];
+  let text = Number.isNaN(px) ? "unknown" : `${px.toFixed(1)} px`;
+  if (camera && Number.isFinite(px) && Number.isFinite(metres(camera, px)))
+    text += `, ${metres(camera, px).toFixed(2)} m`;
+  if (view.layers.truth)
+    text += Number.isNaN(truth) ? ", no ground truth" : `, truth ${truth.toFixed(1)} px, error ${Math.abs(px - truth).toFixed(2)} px`;
+  return text;
+}
+
+async function start(group) {
+  group.camera = JSON.parse(group.dataset.camera);
+  const views = await Promise.all([...group.querySelectorAll(".view")].map(loaded));
+  const end = group.querySelector("input.end"), hint = views[0].output.textContent;
+  recolour(group, views, Number(end.value));
+  for (const place of group.querySelectorAll(".errors")) scale(place, PAGE.error_px, null);
+  end.addEventListener("change", () => { if (end.value > 0) recolour(group, views, Number(end.value)); });
+  for (const both of group.querySelectorAll(".both")) {
+    const slider = both.querySelector("input");
+    slider.addEventListener("input", () => {
+      for (const other of group.querySelectorAll(".both input")) other.value = slider.value;
+      group.style.setProperty("--cut", slider.value + "%");
+    });
+    both.addEventListener("pointermove", event => {
+      const box = both.getBoundingClientRect();
+      const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+      if (x < 0 || y < 0 || x >= 1 || y >= 1) return;
+      group.classList.add("pointed");
+      group.style.setProperty("--x", `${100 * x}%`);
+      group.style.setProperty("--y", `${100 * y}%`);
+      for (const view of views) view.output.textContent = said(view, group.camera, x, y);
+    });
+    both.addEventListener("pointerleave", () => {
+      group.classList.remove("pointed");
+      for (const view of views) view.output.textContent = hint;
+    });
+  }
+  for (const more of group.querySelectorAll(".more:has(.turn)"))
+    more.querySelector(".turn").addEventListener("click", event => {
+      event.target.disabled = true;
+      turn(views[more.dataset.view], group.camera, more.querySelector(".cloud")).then(() => event.target.remove());
+    });
+  group.dataset.ready = "";
+}
+
+for (const group of document.querySelectorAll(".group")) start(group);
+
+// -- the point cloud: Plotly lies in the page, packed, and is unpacked when it is asked for -----------------------------------
+
+async function plotly() {
+  if (!window.Plotly) {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), c => c.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+  return window.Plotly;
+}
+
+function points({width, height, layers: {values}, element}, camera, rgb) {
+  const share = width / element.dataset.fullWidth, jump = 0.05, limit = camera.fx * camera.baseline;
+  const step = Math.max(1, Math.ceil(Math.sqrt(width * height / CLOUD_POINTS)));
+  const cloud = {x: [], y: [], z: [], colour: []};
+  for (let row = step; row < height - step; row += step)
+    for (let column = step; column < width - step; column += step) {
+      const at = row * width + column, px = values[at], depth = metres(camera, px);
+      const beside = [values[at - 1], values[at + 1], values[at - width], values[at + width]];
+      if (!(depth < limit) || beside.some(other => !(Math.abs(other - px) < jump * px + 0.5))) continue;  // an edge
+      cloud.x.push(((column + 0.5) / share - 0.5 - camera.cx) * depth / camera.fx);
+      cloud.y.push(depth);
+      cloud.z.push(-((row + 0.5) / share - 0.5 - camera.cy) * depth / camera.fy);
+      cloud.colour.push(`rgb(${rgb[4 * at]},${rgb[4 * at + 1]},${rgb[4 * at + 2]})`);
+    }
+  return cloud;
+}
+
+async function turn(view, camera, place) {
+  const library = await plotly();
+  const {x, y, z, colour} = points(view, camera, await bytesOf(view.element.querySelector("img.over")));
+  const text = getComputedStyle(document.body).color, far = [...y].sort((a, b) => a - b)[Math.floor(0.98 * y.length)];
+  place.hidden = false;
+  const near = y.map((depth, n) => depth <= far ? n : -1).filter(n => n >= 0), of = list => near.map(n => list[n]);
+  const trace = {type: "scatter3d", mode: "markers", x: of(x), y: of(y), z: of(z), hoverinfo: "none",
+    marker: {size: 1.6, color: of(colour)}};
+  const axis = title => ({title: {text: title}, color: text, showspikes: false, gridcolor: "#8884", zerolinecolor: "#8888"});
+  const layout = {margin: {l: 0, r: 0, t: 0, b: 0}, paper_bgcolor: "rgba(0,0,0,0)", font: {color: text},
+    scene: {aspectmode: "data", xaxis: axis("right (m)"), yaxis: axis("ahead (m)"), zaxis: axis("up (m)"),
+      camera: {eye: {x: 0.15, y: -1.3, z: 0.25}, center: {x: 0, y: 0, z: -0.1}}}};
+  await library.newPlot(place, [trace], layout, {displaylogo: false, responsive: true});
+  place.dataset.points = near.length;
+}

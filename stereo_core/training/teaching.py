@@ -1,0 +1,62 @@
+"""How much ground truth the crops of an epoch hold, by data source: without any they teach nothing, and are told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stereo_core.data.datasets import name_of
+from stereo_core.errors import DataError
+from stereo_core.training.distribution import summed
+from stereo_core.training.validation import WRONG_CODING
+
+LOG = logging.getLogger(__name__)
+
+
+class Teaching:
+    """Counts of one epoch, over all ranks.
+
+    Args:
+        sources: the data sources that `source` of a sample counts.
+        max_disparity: px, exclusive.
+    """
+
+    def __init__(self, sources: Sequence[Any], max_disparity: float, device: torch.device) -> None:
+        self.names = [name_of("train", place, source) for place, source in enumerate(sources)]
+        self.max_disparity = max_disparity
+        self.crops, self.empty = torch.zeros(2, len(sources), dtype=torch.int64, device=device)
+
+    def add(self, batch: dict) -> Tensor:
+        """Count a batch; returns how many of its samples have a pixel that counts."""
+        counts_B1HW = batch["valid"] & (batch["disparity"].abs() < self.max_disparity)
+        teaches_B = counts_B1HW.flatten(1).any(1)
+        self.crops.index_add_(0, batch["source"], torch.ones_like(batch["source"]))
+        self.empty.index_add_(0, batch["source"], (~teaches_B).long())
+        return teaches_B.sum()
+
+    def check(self, epoch: int, told: set[str], aloud: bool) -> None:
+        """Warn of sources with crops that teach nothing, each once a run.
+
+        Args:
+            told: sources that were warned of before; grows.
+            aloud: whether this rank speaks for all.
+
+        Raises:
+            DataError: not one crop of the epoch has taught anything.
+        """
+        crops, empty = summed(torch.stack([self.crops, self.empty])).tolist()
+        if sum(crops) == sum(empty):
+            raise DataError(
+                f"dataset.train_dataset: not one pixel of epoch {epoch} has ground truth that counts (mask, 0 < "
+                f"disparity < dataset.max_disparity), so nothing was learnt; {WRONG_CODING}"
+            )
+        for name, count, without in zip(self.names, crops, empty, strict=True):
+            if without and aloud and name not in told:
+                told.add(name)
+                LOG.warning("%s: %d of its %d crops in epoch %d have no pixel of ground truth that counts (mask, 0 < "
+                            "disparity < dataset.max_disparity); they teach nothing, and train_loss leaves them out",
+                            name, without, count, epoch)  # fmt: skip
