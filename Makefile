@@ -68,6 +68,8 @@ image-cpu: NAME = runtime-cpu
 image-cpu: EXTRAS = openvino,quantize,automl,tracking
 image-cpu: image  ## container image for steps on CPUs (BASE=name@sha256:...; torch is what pip's index has)
 
+# Not the slim one: Triton and Inductor compile at run time, with gcc and Python's headers.
+image-gpu: BASE = docker.io/library/python:3.11-bookworm
 image-gpu: NAME = runtime-gpu
 image-gpu: EXTRAS = quantize,automl,tracking,modelopt,tensorrt,tensorrt-rtx
 image-gpu: image  ## container image for steps on GPUs

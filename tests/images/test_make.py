@@ -13,6 +13,14 @@ ON_GPU = {"tensorrt", "tensorrt-rtx"}
 RUNTIME = {"quantize", "automl", "tracking"}
 
 
+@pytest.mark.parametrize(("target", "slim"), [("image-cpu", True), ("image-gpu", False), ("image-deploy", True)])
+def test_what_compiles_at_run_time_has_a_base_with_a_compiler(target, slim):
+    """Docker's python images have gcc and Python's headers, the slim ones no gcc."""
+    told = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (base,) = re.findall(r"base='([^']*)'", told)
+    assert base == "docker.io/library/python:3.11-" + ("slim-bookworm" if slim else "bookworm")
+
+
 @pytest.mark.parametrize("engine", ["podman", "docker"])
 @pytest.mark.parametrize(
     ("target", "name", "extras"),
