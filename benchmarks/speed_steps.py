@@ -3,7 +3,7 @@
 python benchmarks/speed_steps.py [--only 'bf16*' ...] [--limit 240]
     Forward, backward and optimizer step of StereoModule under Lightning, batches in memory, each configuration in a
     process of its own: median of the warm steps, pairs a second, peak memory; and how often in a step the host waits
-    for a GPU (one wait is meant: for whether the step before was finite).
+    for all that it has given the GPU (aim: never).
 """
 
 from __future__ import annotations

@@ -46,8 +46,23 @@ class Step(NamedTuple):
     teaching: Tensor
 
 
+class OnItsWay:
+    """A tensor that a device sends to the host in its turn: who asks waits for that, and for nothing begun since."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)  # into locked memory, or it would wait
+        self._sent = torch.cuda.Event() if tensor.is_cuda else None
+        if self._sent:
+            self._sent.record()
+
+    def get(self) -> Tensor:
+        if self._sent:
+            self._sent.synchronize()
+        return self._tensor
+
+
 class Seen(NamedTuple):
-    """What a look at a step has found, on its device: nobody has waited for it.
+    """What a look at a step has found; nobody has waited for it.
 
     Attributes:
         loss: of all ranks.
@@ -57,7 +72,7 @@ class Seen(NamedTuple):
 
     step: Step
     loss: Tensor
-    total: Tensor
+    total: OnItsWay
     norms: dict[str, Tensor]
 
 
@@ -108,11 +123,11 @@ class NonFiniteGuard:
         if norms:
             total = loss + whole(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
         loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
-        seen = Seen(step, loss_of_all, total, norms)
+        seen = Seen(step, loss_of_all, OnItsWay(total), norms)
         if self.settings.nonfinite == "fail":
             self.seen = seen
             return loss_of_all
-        if torch.isfinite(total):
+        if torch.isfinite(seen.total.get()):
             return loss_of_all
         self.spoilt = True
         for message in self._messages(seen):
@@ -127,7 +142,7 @@ class NonFiniteGuard:
             NonFiniteLossError: loss or gradients are NaN or infinite, and `train.nonfinite` is fail.
         """
         seen, self.seen = self.seen, None
-        if seen is not None and not torch.isfinite(seen.total):
+        if seen is not None and not torch.isfinite(seen.total.get()):
             raise NonFiniteLossError("; ".join(self._messages(seen)))
 
     def _norms(self) -> dict[str, Tensor]:

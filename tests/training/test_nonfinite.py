@@ -12,7 +12,13 @@ import torch
 from batches import copied, make_batch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from stereo_core.training.nonfinite import MAX_SKIPPED, MAX_SKIPPED_IN_A_ROW, MAX_WRITTEN, NonFiniteLossError
+from stereo_core.training.nonfinite import (
+    MAX_SKIPPED,
+    MAX_SKIPPED_IN_A_ROW,
+    MAX_WRITTEN,
+    NonFiniteLossError,
+    OnItsWay,
+)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -49,6 +55,14 @@ def test_no_weights_of_a_lost_run_are_kept(fit, tmp_path, saved):
     with pytest.raises(NonFiniteLossError, match="at step 1 of epoch 0"):
         fit([make_batch(0), make_batch(1, spoilt=True)], save)
     assert [path.name for path in tmp_path.glob("step_*.pth")] == ["step_1.pth"] * saved
+
+
+@pytest.mark.gpu
+def test_what_is_on_its_way_comes_before_later_work_is_done():
+    sent = OnItsWay(torch.ones((), device="cuda"))
+    torch.cuda._sleep(2**31)  # cycles: a second
+    assert sent.get() == 1
+    assert not torch.cuda.current_stream().query()
 
 
 def left_size(batches) -> int:
