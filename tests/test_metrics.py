@@ -121,3 +121,7 @@ def test_images_without_a_valid_pixel_count_nowhere():
     after = metrics.compute()
     assert after.pop("empty") == before.pop("empty") + 1
     assert after == before
+    in_between = StereoMetrics()
+    in_between.update([nothing, *rows(), nothing])
+    result = in_between.compute()
+    assert result.pop("empty") == 2 and result == before
