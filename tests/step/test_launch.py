@@ -73,7 +73,7 @@ def test_an_engine_of_another_size_than_the_images_is_refused_before_any_work(im
         return done.stdout + done.stderr
 
     told = ended(128)
-    assert told.startswith("2\nFalse\n") and "is for images of 128 x 96" in told and "left.png has 64 x 96" in told
+    assert told.startswith("2\nFalse\n") and "is for images of 96 x 128 px" in told and "left.png has 96 x 64" in told
     assert "evaluate.resize" in told and "is for images of" not in ended(64)
 
 
@@ -106,7 +106,7 @@ def test_large_inputs_are_hashed_last_and_models_before_data(images, tmp_path, c
     assert "no artifact for input engine" in told({}, {}, ("annotations", "images"))
     assert "evaluate.batch_size" in told({"evaluate": {"batch_sise": 1}}, {})
     shape = told({"evaluate": {"resize": "none"}}, {"engine": size})
-    assert "is for images of 128 x 128, and" in shape, "whole numbers, though KFP's are doubles"
+    assert "is for images of 128 x 128 px, and" in shape, "whole numbers, though KFP's are doubles"
     assert "input engine" in told({}, {}) and "changed since it was made" in told({}, {})
 
 
