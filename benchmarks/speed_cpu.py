@@ -2,8 +2,8 @@
 
 python benchmarks/speed_cpu.py [--preset tiny] [--size 320 736] [--iters 4] [--rounds 5]
 
-OpenVINO is measured where it is installed (`pip install openvino`); the project does not use it. Each has a process of
-its own, so that its peak memory is its own. They take turns, so that what else runs on the machine meets all alike.
+OpenVINO is measured where it is installed; with --bf16 in bfloat16 too. Each has a process of its own, so that its peak
+memory is its own. They take turns, so that what else runs on the machine meets all alike.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def arguments() -> Namespace:
     parser.add_argument("--iters", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--bf16", action="store_true", help="also OpenVINO in bfloat16, for CPUs that have it")
     parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help="keeps checkpoint and engine, and takes those that are there")
     return parser.parse_args()
@@ -55,6 +57,7 @@ def report(asked: Namespace) -> None:
     if not (folder / "fp32.ort.onnx").exists():
         subprocess.run(command(asked, "build"), check=True, stdout=subprocess.DEVNULL)
     names = ["eager", "onnxruntime"] + ["openvino"] * bool(importlib.util.find_spec("openvino"))
+    names += ["openvino_bf16"] * asked.bf16
     parts = {name: start(asked, name) for name in names}
     for part in parts.values():
         answer(part)  # ready, one pass behind it
@@ -75,12 +78,13 @@ def report(asked: Namespace) -> None:
         difference = np.abs(np.load(folder / f"{name}.npy") - reference).mean()
         share = memory[name] / memory["eager"]
         times = f"median {statistics.median(seconds[name]):.2f} s, fastest {min(seconds[name]):.2f} s"
-        print(f"{name:12} {times}, x {ratio:.2f}, {memory[name]:.2f} GiB ({share:.0%}), {difference:.2g} px from eager")
+        print(f"{name:13} {times}, x {ratio:.2f}, {memory[name]:.2f} GiB ({share:.0%}), {difference:.2g} px from eager")
 
 
 def command(asked: Namespace, part: str) -> list[str]:
     options = [f"--{name}={getattr(asked, name)}" for name in ("iters", "threads", "folder")]
     options += ["--size", *map(str, asked.size), "--part", part] + ["--preset=tiny"] * bool(asked.preset)
+    options += ["--bf16"] * asked.bf16
     return [sys.executable, __file__, *options]
 
 
@@ -108,6 +112,7 @@ def serve(asked: Namespace) -> None:
     if asked.part == "build":
         asked.encoder, asked.precisions = "vitt" if asked.preset else "vits", ["fp32"]
         speed_engines.build(asked)
+        build_openvino(Path(asked.folder), ["fp32"] + ["bf16"] * asked.bf16)
         return
     left, right = speed_engines.images(asked)
     call = PARTS[asked.part](asked)
@@ -139,27 +144,28 @@ def eager(asked: Namespace) -> Call:
     return call
 
 
-def onnxruntime(asked: Namespace) -> Call:
+def engine(asked: Namespace, file: str) -> Call:
     from stereo_core.engines import load_engine
 
-    return load_engine(Path(asked.folder) / "fp32.ort.onnx", "cpu").infer
+    return load_engine(Path(asked.folder) / file, "cpu").infer
 
 
-def openvino(asked: Namespace) -> Call:
-    import openvino as ov
+def build_openvino(folder: Path, precisions: list[str]) -> None:
+    from stereo_core.engines import BuildSettings, build_engine
 
-    from stereo_core.engines.base import normalise
-
-    settings = {"INFERENCE_NUM_THREADS": asked.threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = ov.Core().compile_model(Path(asked.folder) / "model.onnx", "CPU", settings)
-
-    def call(*pair: np.ndarray) -> np.ndarray:
-        return compiled([normalise(image[None]) for image in pair])[0][0, 0].copy()
-
-    return call
+    if importlib.util.find_spec("openvino"):
+        for precision in precisions:
+            settings = BuildSettings("openvino", precision, verify=False)
+            build_engine(folder / "model.onnx", folder / f"{precision}.ov.onnx", settings)
 
 
-PARTS: dict[str, Callable] = {"build": serve, "eager": eager, "onnxruntime": onnxruntime, "openvino": openvino}
+PARTS: dict[str, Callable] = {
+    "build": serve,
+    "eager": eager,
+    "onnxruntime": partial(engine, file="fp32.ort.onnx"),
+    "openvino": partial(engine, file="fp32.ov.onnx"),
+    "openvino_bf16": partial(engine, file="bf16.ov.onnx"),
+}
 
 
 if __name__ == "__main__":
