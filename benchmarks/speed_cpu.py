@@ -3,8 +3,8 @@
 python benchmarks/speed_cpu.py [--network vits] [--size 320 736] [--iters 4] [--rounds 5]
 
 The first three have the same random weights, so what StereoSGBM finds is not compared. OpenVINO is measured where it is
-installed (`pip install openvino`); the project does not use it. Each has a process of
-its own, so that its peak memory is its own. They take turns, so that what else runs on the machine meets all alike.
+installed; with --bf16 in bfloat16 too. Each has a process of its own, so that its peak memory is its own. They take turns,
+so that what else runs on the machine meets all alike.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import networks
@@ -49,6 +50,7 @@ def arguments() -> Namespace:
     parser.add_argument("--iters", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--bf16", action="store_true", help="also OpenVINO in bfloat16, for CPUs that have it")
     parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help="keeps checkpoint and engine, and takes those that are there")
     return parser.parse_args()
@@ -58,7 +60,8 @@ def report(asked: Namespace) -> None:
     folder = Path(asked.folder)
     if not (folder / "fp32.ort.onnx").exists():
         subprocess.run(command(asked, "build"), check=True, stdout=subprocess.DEVNULL)
-    names = ["eager", "onnxruntime"] + ["openvino"] * bool(importlib.util.find_spec("openvino")) + ["StereoSGBM"]
+    names = ["eager", "onnxruntime"] + ["openvino"] * bool(importlib.util.find_spec("openvino"))
+    names += ["openvino_bf16"] * asked.bf16 + ["StereoSGBM"]
     parts = {name: start(asked, name) for name in names}
     for part in parts.values():
         answer(part)  # ready, one pass behind it
@@ -80,12 +83,12 @@ def report(asked: Namespace) -> None:
         apart = "" if name == "StereoSGBM" else f", {difference:.2g} px from eager"
         share = memory[name] / memory["eager"]
         times = f"median {statistics.median(seconds[name]):.2f} s, fastest {min(seconds[name]):.2f} s"
-        print(f"{name:12} {times}, x {ratio:.2f}, {memory[name]:.2f} GiB ({share:.0%}){apart}")
+        print(f"{name:13} {times}, x {ratio:.2f}, {memory[name]:.2f} GiB ({share:.0%}){apart}")
 
 
 def command(asked: Namespace, part: str) -> list[str]:
     options = [f"--{name}={getattr(asked, name)}" for name in ("network", "iters", "threads", "folder")]
-    options += ["--size", *map(str, asked.size), "--part", part]
+    options += ["--size", *map(str, asked.size), "--part", part] + ["--bf16"] * asked.bf16
     return [sys.executable, __file__, *options]
 
 
@@ -113,6 +116,7 @@ def serve(asked: Namespace) -> None:
     if asked.part == "build":
         asked.precisions = ["fp32"]
         speed_engines.build(asked)
+        build_openvino(Path(asked.folder), ["fp32"] + ["bf16"] * asked.bf16)
         return
     left, right = speed_engines.images(asked)
     call = PARTS[asked.part](asked)
@@ -144,24 +148,19 @@ def eager(asked: Namespace) -> Call:
     return call
 
 
-def onnxruntime(asked: Namespace) -> Call:
+def engine(asked: Namespace, file: str) -> Call:
     from stereo_core.engines import load_engine
 
-    return load_engine(Path(asked.folder) / "fp32.ort.onnx", "cpu").infer
+    return load_engine(Path(asked.folder) / file, "cpu").infer
 
 
-def openvino(asked: Namespace) -> Call:
-    import openvino as ov
+def build_openvino(folder: Path, precisions: list[str]) -> None:
+    from stereo_core.engines import BuildSettings, build_engine
 
-    from stereo_core.engines.base import normalise
-
-    settings = {"INFERENCE_NUM_THREADS": asked.threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = ov.Core().compile_model(Path(asked.folder) / "model.onnx", "CPU", settings)
-
-    def call(*pair: np.ndarray) -> np.ndarray:
-        return compiled([normalise(image[None]) for image in pair])[0][0, 0].copy()
-
-    return call
+    if importlib.util.find_spec("openvino"):
+        for precision in precisions:
+            settings = BuildSettings("openvino", precision, verify=False)
+            build_engine(folder / "model.onnx", folder / f"{precision}.ov.onnx", settings)
 
 
 def stereo_sgbm(asked: Namespace) -> Call:
@@ -181,8 +180,9 @@ def stereo_sgbm(asked: Namespace) -> Call:
 PARTS: dict[str, Callable] = {
     "build": serve,
     "eager": eager,
-    "onnxruntime": onnxruntime,
-    "openvino": openvino,
+    "onnxruntime": partial(engine, file="fp32.ort.onnx"),
+    "openvino": partial(engine, file="fp32.ov.onnx"),
+    "openvino_bf16": partial(engine, file="bf16.ov.onnx"),
     "StereoSGBM": stereo_sgbm,
 }
 
