@@ -3,8 +3,8 @@
 python benchmarks/speed_cpu.py [--network vits] [--size 320 736] [--iters 4] [--rounds 5]
 
 The first three have the same random weights, so what StereoSGBM finds is not compared. OpenVINO is measured where it is
-installed; with --bf16 in bfloat16 too. Each has a process of its own, so that its peak memory is its own. They take turns,
-so that what else runs on the machine meets all alike.
+installed; with --bf16 in bfloat16 too. Each has a process of its own, so that its peak memory is its own. They take
+turns, so that what else runs on the machine meets all alike.
 """
 
 from __future__ import annotations
