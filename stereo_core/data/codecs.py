@@ -82,7 +82,7 @@ def _finish(path: str | Path, stored: np.ndarray, scale: float) -> tuple[np.ndar
         raise DataError(f"{path}: an array of shape {stored.shape}; a disparity map is (H, W)")
     if np.isnan(stored).all():
         raise DataError(f"{path}: the disparity is NaN everywhere")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         disparity = (stored / scale).astype(np.float32)
     valid = np.isfinite(disparity) & (disparity > 0)
     return np.where(valid, disparity, np.float32(0)), valid
