@@ -121,7 +121,7 @@ def read_engine(path: str | Path) -> dict:
     if missing:
         raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
     wrong = [key for key in _SIZES if not (info[key] is None or (type(info[key]) is int and info[key] > 0))]
-    wrong += [key for key in _TEXTS if not isinstance(info[key], str)]
+    wrong += [key for key in _TEXTS if not (info[key] is None or isinstance(info[key], str))]
     if wrong:
         raise ModelError(f"{sidecar_path(path)}: {', '.join(wrong)} can not be right; build the engine again")
     if sha256_of(path) != info["sha256"]:

@@ -86,6 +86,8 @@ def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
 
 def _pipeline(spec: dict, platform: dict, arguments: dict[str, object], fixed: frozenset[str]) -> Pipeline:
     root, info = spec["root"], spec["pipelineInfo"]
+    if not isinstance(info["name"], str):
+        raise GraphError("its pipelineInfo.name is no text")
     parameters, artifacts = definitions(root.get("inputDefinitions", {}))
     required = [port.name for port in artifacts.values() if port.required]
     if required:

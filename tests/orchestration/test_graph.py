@@ -278,6 +278,7 @@ def test_files_that_are_no_pipeline(tmp_path):
         ("b", "a: [", "no YAML"),
         ("c", "pipelineInfo: {name: x}\nroot: 3", "malformed PipelineSpec"),
         ("d", "", "no compiled pipeline"),
+        ("e", "pipelineInfo: {name: {a: b}}\nroot: {dag: {tasks: {}}}", "pipelineInfo.name is no text"),
         ("f", BOMB, "no YAML: .* far too large"),
         ("g", "a: &a [*a]", "no YAML: .* endless"),
         (
