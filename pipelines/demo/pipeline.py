@@ -18,15 +18,16 @@ CONVERT = {  # where synthesize puts things
 MAX_DISPARITY = {"max_disparity": 96}
 LOADER = {"batch_size": 2, "workers": 1}
 TRAIN = {
+    "model": {"train_iters": 4},
     "dataset": {
         **MAX_DISPARITY,
-        "train_dataset": {**LOADER, "augmentation": {"crop_size": [128, 256]}},
+        "train_dataset": {**LOADER, "augmentation": {"crop_size": [96, 192]}},
         "val_dataset": LOADER,
     },
     "train": {
         "pretrained_model_path": "starter",
-        "validation_interval": 4,
-        "optim": {"lr": 0.0002, "lr_scheduler": "OneCycleLR"},
+        "validation_interval": 2,
+        "optim": {"lr": 0.0001, "lr_scheduler": "OneCycleLR"},
     },
 }
 EVALUATE = {"dataset": {**MAX_DISPARITY, "test_dataset": LOADER}}
@@ -41,12 +42,12 @@ DESCRIPTION = (
 
 @dsl.pipeline(name="demo", description=DESCRIPTION)
 def demo(
-    num_scenes: int = 24,
+    num_scenes: int = 16,
     height: int = 192,
     width: int = 320,
     max_disparity: int = 64,
     dataset_name: str = "FSD",
-    num_epochs: int = 4,
+    num_epochs: int = 2,
     backend: str = "onnxruntime",
     convert_spec: dict = CONVERT,
     zero_shot_spec: dict = ZERO_SHOT,
