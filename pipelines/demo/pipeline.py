@@ -18,7 +18,6 @@ CONVERT = {  # where synthesize puts things
 MAX_DISPARITY = {"max_disparity": 96}
 LOADER = {"batch_size": 2, "workers": 1}
 TRAIN = {
-    "model": {"train_iters": 4},
     "dataset": {
         **MAX_DISPARITY,
         "train_dataset": {**LOADER, "augmentation": {"crop_size": [96, 192]}},
