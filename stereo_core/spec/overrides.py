@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ _KEY = re.compile(r"^[A-Za-z_]\w*(\.\w+|\[\d+\])*$")
 def whole(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The tokens of each override: several where the shell has split one, at a blank that was not quoted."""
     group: tuple[str, ...] = ()
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in itertools.zip_longest(tokens, tokens[1:], fillvalue=""):
         is_key = _KEY.match(token) and following.startswith("=")
         if group and (is_key or not _goes_on(group, token)):
             yield group

@@ -207,8 +207,8 @@ def test_refuses_an_engine_of_a_backend_that_is_not_here(engine):
     sidecar_path(engine).write_text(json.dumps(info | {"backend": "tensorrt", "target": "NVIDIA H100"}))
     with pytest.raises(ModelError, match=r"made.engine: .*TensorRT is not installed.*stereo-pipelines\[tensorrt\]"):
         load_engine(engine)
-    sidecar_path(engine).write_text(json.dumps(info | {"backend": "inductor", "target": "NPU"}))
-    with pytest.raises(ModelError, match=r"made.engine: an engine of inductor .* for NPU"):
+    sidecar_path(engine).write_text(json.dumps(info | {"backend": "vulkan", "target": "NPU"}))
+    with pytest.raises(ModelError, match=r"made.engine: an engine of vulkan .* for NPU"):
         load_engine(engine)
 
 
@@ -263,8 +263,8 @@ def test_refuses_other_input_names(colour_onnx, left, right):
     [
         ([1, 3, 96], "1 x 3 x 96, not B x 3 x H x W"),
         ([1, 1, 64, 96], "1 x 1 x 64 x 96, not B x 3 x H x W"),
-        ([1, 3, 60, 96], "60 x 96, not multiples of 32"),
-        ([1, 3, "h", 100], r"\? x 100, not multiples of 32"),
+        ([1, 3, 60, 96], "96 x 60, not multiples of 32"),
+        ([1, 3, "h", 100], r"100 x \?, not multiples of 32"),
     ],
 )
 def test_refuses_other_shapes(tmp_path, shape, message):
