@@ -237,16 +237,21 @@ sys.exit(performing.perform("export", build("export", {"results_dir": sys.argv[1
     assert (last["status"], last["message"]) == ("FAILURE", "User/System interruption: Terminated: SIGTERM")
 
 
-def test_sigterm_stays_sigterm_where_a_library_makes_its_own_error_of_it(tmp_path, monkeypatch):
-    """As a C extension does whose import the signal interrupts: an interruption, not a failed run."""
-
-    def action(spec, status):
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
-        except BaseException as error:
-            raise SystemError("initialization failed") from error
-
-    monkeypatch.setattr(performing, "_action", lambda verb: action)
-    assert performing.perform("export", build("export", {"results_dir": str(tmp_path)})) == 143
+def test_sigterm_stays_sigterm_where_a_library_makes_its_own_error_of_it(tmp_path):
+    """As a C extension does whose import the signal interrupts: an interruption, not a failed run. In a process of its
+    own, which the signal may end."""
+    code = """
+import os, signal, sys
+import stereo_core.run.perform as performing
+from stereo_core.spec.loading import build
+def action(spec, status):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except BaseException as error:
+        raise SystemError("initialization failed") from error
+performing._action = lambda verb: action
+sys.exit(performing.perform("export", build("export", {"results_dir": sys.argv[1]})))
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 143
     assert "SIGTERM" in lines(tmp_path / "export")[-1]["message"]
