@@ -265,10 +265,10 @@ def test_an_openvino_engine_agrees_with_the_onnxruntime_engine(engine, scenes, s
     found = {}
     for path in (engine, other):
         keys = {"checkpoint": "", "trt_engine": str(path)}
-        code, found[path] = run_evaluate(tmp_path / path.name, split(scenes / "list.txt", 3), **keys)
+        code, found[path] = run_evaluate(tmp_path / path.stem, split(scenes / "list.txt", 3), **keys)
         assert code == 0
     assert found[other].kpi["epe"] == pytest.approx(found[engine].kpi["epe"], abs=1e-3)
-    settings = json.loads((tmp_path / other.name / "results.json").read_text())["settings"]
+    settings = json.loads((tmp_path / other.stem / "results.json").read_text())["settings"]
     assert (settings["backend"], settings["provider"], settings["device"]) == ("openvino", "CPU", "cpu")
 
 

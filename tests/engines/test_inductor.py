@@ -180,6 +180,7 @@ def build_spec(folder, **keys):
     return {"results_dir": str(folder), "gen_trt_engine": section | {"tensorrt": batches} | keys}
 
 
+@pytest.mark.gpu  # runs on a CPU too, in many minutes
 @pytest.mark.slow
 class TestCompiled:
     def test_it_is_verified_against_its_onnx_file_and_says_what_it_is(self, made):

@@ -64,7 +64,7 @@ def test_tensors_and_arrays_give_the_same(colour_onnx):
 def test_bf16_is_computed_where_it_is_asked_for(tiny_onnx, tmp_path):
     """In float32, above, OpenVINO's own choice would be bf16 on such a CPU."""
     build = build_engine(tiny_onnx, tmp_path / "e", BuildSettings(backend="openvino", precision="bf16"))
-    assert build.info["precision"] == "bf16" and build.difference["mean_abs_difference_px"] > 1e-3
+    assert build.info["precision"] == "bf16" and build.difference["mean_abs_difference_px"] > 1e-4
 
 
 @pytest.mark.skipif(BF16, reason="this CPU has bf16 arithmetic")
