@@ -128,7 +128,8 @@ def test_another_network_by_its_spec_alone(scenes, tmp_path):
     arguments = {"images_uri": str(scenes), "dataset_name": "FSD", "algorithm": "bayesian", "max_recommendations": 1}
     arguments |= {"max_epochs": 1, "num_epochs": 1, "convert_spec": CONVERT, "automl_spec": automl}
     run = ran("tune_and_train", arguments | {"evaluate_spec": EVALUATE}, tmp_path / "run")
-    assert describe(run.folder / "tasks/train/checkpoint")["network"] == "FastFoundationStereo"
+    (checkpoint,) = run.folder.glob("tasks/train/checkpoint/*.pth")
+    assert describe(checkpoint)["network"] == "FastFoundationStereo"
     measured, expected = (run.tasks[name].artifacts["metrics"].metadata["epe"] for name in ("evaluate-2", "train"))
     assert measured == pytest.approx(expected, abs=1e-3)
 

@@ -210,7 +210,10 @@ def test_a_training_goes_on_where_no_links_can_be_made(store, tmp_path, monkeypa
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "symlink", refuse)
-    spec = spec_from_dict("train", {"results_dir": results, "train": {"resume_training_checkpoint_path": "auto"}})
+    drawn = {"data_sources": [{"dataset_name": "Synthetic"}]}
+    tree = {"results_dir": results, "train": {"resume_training_checkpoint_path": "auto"}}
+    tree |= {"dataset": {"train_dataset": drawn, "val_dataset": drawn}, "model": {"preset": "small"}}
+    spec = spec_from_dict("train", tree)
     with staged("train", spec) as stage:
         (folder,) = (path / "train" for path in stage.results)
         folder.mkdir(parents=True)
