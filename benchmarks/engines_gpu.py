@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -151,7 +152,9 @@ class Row:
 
     def _last_words(self) -> str:
         lines = self.log.read_text().strip().splitlines()
-        return f"failed: {lines[-1][:160] if lines else self.process.returncode}"
+        print(f"--- the end of {self.log}", *lines[-20:], sep="\n", file=sys.stderr)
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        return f"failed: {(errors or lines or [str(self.process.returncode)])[-1][:160]}"
 
     def end(self, why: str) -> None:
         self.why = why
