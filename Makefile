@@ -35,10 +35,10 @@ demo: $(READY)  ## the whole job on this machine: scenes, the starter as it is, 
 	$(BIN)/stereo-pipelines run pipelines/demo/compiled/demo.yaml --output-dir runs/demo $(DEMO)
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not container and not service and not browser and not cluster"
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile -m "not slow and not gpu and not container and not service and not browser and not cluster"
 
 test-all: $(READY)  ## the fast and the slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not container and not service and not browser and not cluster"
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile -m "not gpu and not container and not service and not browser and not cluster"
 
 test-cluster: $(READY)  ## on the cluster of KUBECONFIG, which has Argo; FAKE_KUBELET=1 without nodes (docs/clusters.md)
 	$(BIN)/python -m pytest -m cluster tests/cluster

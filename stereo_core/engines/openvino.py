@@ -6,6 +6,7 @@ of 2.8 s, vits at 320 x 736).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -91,18 +92,27 @@ class OpenVinoEngine(Engine):
 
 def _compiled(path: Path, info: dict, name: Path) -> Any:
     """The network for the side-car's sizes; `name` is what messages call the file."""
-    core = _library().Core()
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[info["precision"]],  # its own choice is bf16 where the CPU has it
         "INFERENCE_NUM_THREADS": threads(),
         "ENABLE_CPU_PINNING": False,  # other processes may be given the same cores
     }
     try:
-        model = core.read_model(path)
+        model = _core().read_model(path)
         model.reshape({LEFT: _shape(info), RIGHT: _shape(info)})
-        return core.compile_model(model, "CPU", settings)
+        return _core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise ModelError(f"{name}: OpenVINO refuses it: {error}") from error
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's entry point, one per process.
+
+    On a CPU with AMX each Core replaces the signal stack of its thread, and frees its own when it ends. With two of
+    them the thread may be left with a freed one, and the next signal (SIGTERM, SIGCHLD) ends the process by SIGSEGV.
+    """
+    return _library().Core()
 
 
 def _shape(info: dict) -> Any:
@@ -122,7 +132,7 @@ def _library() -> Any:
 
 
 def _has_bf16() -> bool:
-    return "BF16" in _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _onnxruntime_has_gpu() -> bool:

@@ -12,14 +12,14 @@ import pytest
 from onnx import numpy_helper
 from test_onnxruntime import pair, quantised_onnx
 
-from stereo_core.engines import BuildSettings, build_engine, choose_backend, load_engine
+from stereo_core.engines import BuildSettings, build_engine, choose_backend, load_engine, openvino
 from stereo_core.engines.files import read_engine
 from stereo_core.engines.verify import reference_disparity
 from stereo_core.errors import ModelError, SpecError, UserError
 
 ov = pytest.importorskip("openvino")
 OPENVINO = BuildSettings(backend="openvino", verify=False)
-BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+BF16 = openvino._has_bf16()
 
 
 def built(source, **settings):
@@ -50,6 +50,23 @@ def test_a_result_is_not_overwritten_by_the_next_run(colour_onnx):
     kept = first.copy()
     assert not np.array_equal(engine.run(*pair(1, 3, 64, 96, seed=5)), kept)
     np.testing.assert_array_equal(first, kept)
+
+
+def test_a_signal_finds_its_stack_after_engines_were_opened_and_closed(colour_onnx, tmp_path):
+    """On a CPU with AMX each Core of OpenVINO brings a signal stack that goes with it."""
+    build_engine(colour_onnx(), tmp_path / "e", OPENVINO)
+    code = """
+import gc, os, signal, sys
+from stereo_core.engines import load_engine
+signal.signal(signal.SIGUSR1, lambda *_: None)
+engines = [load_engine(sys.argv[1]) for _ in range(3)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    command = [sys.executable, "-X", "faulthandler", "-c", code, str(tmp_path / "e")]
+    assert subprocess.run(command, timeout=120).returncode == 0
 
 
 def test_tensors_and_arrays_give_the_same(colour_onnx):
