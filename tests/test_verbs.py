@@ -42,7 +42,7 @@ ROW = Verb(
     outputs={"card": "card"},
     input_keys={"images": "pictures"},
     step_keys={"results_dir": "{results}"},
-    plain=True,
+    flat_parameters=True,
 )
 
 

@@ -19,11 +19,12 @@ import yaml
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import read_sidecar
+from stereo_core.run.parameters import set_key
 from stereo_core.run.status import both_spellings, read_line
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.choice import BEST, led_to
 from stereo_core.spec.train import AUTO
-from stereo_core.values import plain
+from stereo_core.values import json_ready
 
 SPEC, LOG = "spec.yaml", "log.txt"
 _LAUNCHERS = ("WORLD_SIZE", "RANK", "NODE_RANK", "NUM_GPU_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
@@ -55,13 +56,15 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 def train_tree(spec: ExperimentSpec, values: dict[str, float]) -> dict[str, Any]:
-    """What the user said of a training, with other values at dotted paths: a spec for `depth_net train`.
+    """The user's spec with other values at dotted paths, as a spec for `depth_net train`.
 
-    Keys at their defaults are left out, secrets too.
+    Unset keys and secrets are left out.
     """
-    tree = plain(spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"}))
+    tree = json_ready(
+        spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"})
+    )
     for path, value in values.items():
-        put(tree, path, value)
+        set_key(tree, path, value)
     return tree
 
 
@@ -81,14 +84,6 @@ def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str
     if train.checkpoint_interval_unit == "epoch":
         settings["train.checkpoint_interval"] = min(train.checkpoint_interval, own.automl_max_epochs)
     return train_tree(spec, values | settings)
-
-
-def put(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path, making the groups on the way."""
-    *groups, last = path.split(".")
-    for group in groups:
-        tree = tree.setdefault(group, {})
-    tree[last] = value
 
 
 @dataclass

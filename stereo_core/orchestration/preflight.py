@@ -32,7 +32,7 @@ from stereo_core.orchestration.dag import (
     typed,
 )
 from stereo_core.orchestration.graph import unrolled
-from stereo_core.run.parameters import put, said_by
+from stereo_core.run.parameters import merged_spec, set_key
 from stereo_core.run.remote import kind_of
 from stereo_core.spec import requirements
 from stereo_core.spec.fields import Section
@@ -153,14 +153,16 @@ def _spec(
     origins = {key: _origin(task, name) for name, key in row.parameters.items() if known.get(name)}
 
     def told(path: str, rule: str) -> str:
-        name = path.partition(".")[0] if row.plain else "spec"
+        name = path.partition(".")[0] if row.flat_parameters else "spec"
         from_file = "spec_file" in task.artifacts and not known.get(name)
         return f"{origins.get(path) or ('input spec_file' if from_file else _origin(task, name))}: {path}: {rule}"
 
     try:
-        tree = said_by(verb, copy.deepcopy(known), {} if row.plain else _spec_file(task, pipeline, arguments))
+        tree = merged_spec(
+            verb, copy.deepcopy(known), {} if row.flat_parameters else _spec_file(task, pipeline, arguments)
+        )
         checked(verb, tree, "")
-        if row.plain or task.parameters.keys() - known.keys():
+        if row.flat_parameters or task.parameters.keys() - known.keys():
             return None
         _wire(verb, tree, task)
         spec = checked(verb, tree, "")
@@ -200,10 +202,10 @@ def _wire(verb: str, tree: dict, task: Task) -> None:
     """Set what the step sets by its inputs (in place)."""
     row = VERBS[verb]
     for key, value in row.step_keys.items():
-        put(tree, key, value.replace("{results}", ELSEWHERE))
+        set_key(tree, key, value.replace("{results}", ELSEWHERE))
     for port, key in row.input_keys.items():
         if port in task.artifacts:
-            put(tree, key.removesuffix("[]"), [ELSEWHERE] if key.endswith("[]") else ELSEWHERE)
+            set_key(tree, key.removesuffix("[]"), [ELSEWHERE] if key.endswith("[]") else ELSEWHERE)
     if "annotations" not in task.artifacts:
         return
     lists = [f"dataset.{split.removesuffix('?')}_dataset.data_sources" for split, names in row.splits.items() if names]
@@ -211,7 +213,7 @@ def _wire(verb: str, tree: dict, task: Task) -> None:
         sources = _at(tree, key) or [{}]
         if len(sources) == 1 and str(sources[0].get("dataset_name")).lower() != "synthetic":
             sources = [sources[0] | {"data_file": sources[0].get("data_file") or ELSEWHERE}]
-        put(tree, key, sources)
+        set_key(tree, key, sources)
 
 
 def _at(tree: dict, key: str) -> list:

@@ -12,7 +12,7 @@ from stereo_core import __version__
 from stereo_core.errors import UserError
 from stereo_core.files import atomic_path, sha256_of, size_of
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.parameters import put
+from stereo_core.run.parameters import set_key
 from stereo_core.run.status import warnings_in
 from stereo_core.step.ports import Artifact
 from stereo_core.step.results import put_result
@@ -84,7 +84,7 @@ def _put_spec(artifact: Artifact, run: Run) -> dict:
 
     tree = {name: value for name, value in run.said.items() if name != "automl"}
     for key, value in run.outcome.metadata[artifact.port].items():
-        put(tree, key, value)
+        set_key(tree, key, value)
     _write(artifact.path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return {"format": "yaml"}
 

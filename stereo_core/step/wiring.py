@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stereo_core.run.parameters import put, said_by
+from stereo_core.run.parameters import merged_spec, set_key
 from stereo_core.step.inputs import place
 from stereo_core.step.ports import Artifact
 from stereo_core.step.sources import sources_of
@@ -17,7 +17,7 @@ Inputs = Mapping[str, Artifact]
 
 def user_spec(verb: str, parameters: dict, inputs: Inputs) -> dict:
     """What the user said, in the input spec_file and in parameters."""
-    return said_by(verb, parameters, _read_spec_file(inputs.get("spec_file")))
+    return merged_spec(verb, parameters, _read_spec_file(inputs.get("spec_file")))
 
 
 def _read_spec_file(artifact: Artifact | None) -> dict:
@@ -37,11 +37,11 @@ def wire(
     """
     row = VERBS[verb]
     for key, value in row.step_keys.items():
-        put(tree, key, value.replace("{results}", str(results)))
+        set_key(tree, key, value.replace("{results}", str(results)))
     for key, value in _input_keys(row.input_keys, inputs).items():
-        put(tree, key, value)
+        set_key(tree, key, value)
     for key, sources in list(sources_of(row, tree, dataset_name, inputs, coding or {})):
-        put(tree, key, sources)
+        set_key(tree, key, sources)
 
 
 def _input_keys(keys: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
