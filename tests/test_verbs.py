@@ -96,7 +96,7 @@ def test_an_invented_verb_runs_as_a_step(pictures, tmp_path):
 def test_the_ports_of_an_invented_verb_are_checked(pictures, tmp_path, capsys):
     message = {"inputs": {}, "outputs": {"outputFile": str(tmp_path / "output.json")}}
     assert launch.main(["greet", json.dumps(message)]) == 2
-    assert "greet: EXECUTOR_INPUT_JSON names no artifact for input images" in capsys.readouterr().err
+    assert "greet: EXECUTOR_INPUT_JSON has no artifact for input images" in capsys.readouterr().err
 
 
 def test_a_verb_may_take_no_spec(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Parameters and artifacts -> the spec of a step's verb, as the verb's row says."""
+"""Builds the spec of a step from its parameters and artifacts, by the verb's row in verbs.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Inputs = Mapping[str, Artifact]
 
 
 def user_spec(verb: str, parameters: dict, inputs: Inputs) -> dict:
-    """What the user said, in the input spec_file and in parameters."""
+    """The user's spec keys, from the input spec_file and the parameters."""
     return merged_spec(verb, parameters, _read_spec_file(inputs.get("spec_file")))
 
 
@@ -31,9 +31,9 @@ def _read_spec_file(artifact: Artifact | None) -> dict:
 def wire(
     verb: str, tree: dict, dataset_name: str, inputs: Inputs, results: Path, coding: Mapping[str, Any] | None = None
 ) -> None:
-    """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said.
+    """Set the keys of `tree` that name files from the ports, in place. Ports override the user's values.
 
-    dataset_name and `coding` (disparity_format, disparity_scale) say how the lists are read that the ports give.
+    dataset_name and `coding` (disparity_format, disparity_scale) say how the ports' annotation files are read.
     """
     row = VERBS[verb]
     for key, value in row.step_keys.items():
@@ -45,7 +45,7 @@ def wire(
 
 
 def _input_keys(keys: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
-    """Key -> the input's file or folder; a key that takes several has them in the order of the ports."""
+    """Key -> the input's file or folder. A list key has its inputs in the order of the ports."""
     found: dict[str, Any] = {}
     for port, key in keys.items():
         places = [place(artifact) for name, artifact in inputs.items() if name.partition(".")[0] == port]

@@ -76,7 +76,7 @@ def lines(folder: Path) -> list[dict]:
 def ended_trials(folder: Path) -> set[str]:
     """Names of the trials that the search knows to be done or stopped early."""
     messages = [line["message"] for line in lines(folder)]
-    return {f"{int(text.split()[1]):03d}" for text in messages if " is done: " in text or " is stopped after " in text}
+    return {f"{int(text.split()[1]):03d}" for text in messages if " is done: " in text or " stopped early " in text}
 
 
 def table(folder: Path) -> dict[int, dict[str, str]]:

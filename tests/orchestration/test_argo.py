@@ -225,7 +225,7 @@ def test_a_consumer_is_told_what_the_producer_said(tmp_path):
     (tmp_path / "lists.txt").write_text("a b")
     tasks.pop(0)
     tasks[0].pop("depends")
-    with pytest.raises(Failed, match=r"exit code 2(.|\n)*is of kind 'annotations'; 'images' is wanted"):
+    with pytest.raises(Failed, match=r"exit code 2(.|\n)*is of kind 'annotations'; expected 'images'"):
         run.run()
 
 

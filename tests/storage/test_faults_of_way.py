@@ -82,7 +82,7 @@ def test_busy_for_a_moment(bed):
 
 def test_busy_for_good(bed):
     bed.proxy.answers = [REFUSALS["busy"]] * 40
-    bed.fails(StorageError, "refused the request", bed.get, bed.put)
+    bed.fails(StorageError, "cannot be reached or gave no valid answer", bed.get, bed.put)
 
 
 def test_server_error_in_the_middle_of_an_upload(bed):
