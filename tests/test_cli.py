@@ -138,8 +138,8 @@ def test_schema_and_default_specs(tmp_path):
     (tmp_path / "convert.yaml").write_text(depth_net("default_specs", "convert").stdout)
     result = depth_net("convert", "-e", "convert.yaml", cwd=tmp_path)
     assert result.stderr.splitlines() == [
-        "convert.yaml: results_dir: is needed by convert",
-        "convert.yaml: data_root: is needed by convert",
+        "convert.yaml: results_dir: is required by convert",
+        "convert.yaml: data_root: is required by convert",
     ]
     wrong = depth_net("schema", "trains")
     assert wrong.returncode == 2 and wrong.stderr.strip() == "trains: unknown verb; did you mean train?"

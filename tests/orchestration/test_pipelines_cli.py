@@ -160,7 +160,7 @@ def test_a_file_of_values_is_read_as_a_spec_is(compiled, tmp_path):
         "a": "010", "b": "1_0", "c": "on", "d": "1.10", "e": "1:30", "f": "2024-01-01", "g": "1e-4"
     }  # fmt: skip
     for text, message in (
-        ("a: 1\nb: 2\na: 3\n", "train.yaml:3: not valid YAML: the key 'a' stands twice, first in line 1"),
+        ("a: 1\nb: 2\na: 3\n", "train.yaml:3: not valid YAML: duplicate key 'a', first in line 1"),
         ("a: !!timestamp 2024-13-01", "train.yaml:1: not valid YAML"),
     ):
         file.write_text(text)
