@@ -97,7 +97,7 @@ def test_a_bad_spec_exits_2_with_the_message_alone(tmp_path):
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "command line: split_ratio: 2 is more than the largest value 1",
-        "my spec.yaml: image_ext: unknown; did you mean image_extension?",
+        "my spec.yaml: image_ext: unknown key; did you mean image_extension?",
     ]
     assert result.stdout == "" and list(tmp_path.iterdir()) == [tmp_path / "my spec.yaml"]
 

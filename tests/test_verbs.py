@@ -70,7 +70,7 @@ def test_an_invented_verb_runs_on_the_command_line(pictures, tmp_path, capsys):
     assert (tmp_path / "out" / "greeting.md").read_text() == "hello me: a.png\n"
     assert called("greet", "nam=me") == 2
     told = capsys.readouterr().err
-    assert "nam: unknown; did you mean name?" in told and called("gret") == 2
+    assert "nam: unknown key; did you mean name?" in told and called("gret") == 2
     assert "did you mean greet?" in capsys.readouterr().err
 
 

@@ -101,9 +101,9 @@ def write_page(study: SearchStudy, folder: Path, message: str) -> Path:
     tables = [Table("Trials", columns(study), rows(study))]
     if best:
         tables.insert(0, Table("Best values", ("key", "value"), list(best.params.items())))
-    galleries = [("Course of the search", "", pictures(study, folder / "plots"))]
+    galleries = [("Progress of the search", "", pictures(study, folder / "plots"))]
     with atomic_path(folder / REPORT) as path:
-        text = page("Search for hyperparameters", tables, galleries, note=message, warnings=_warned(study, folder))
+        text = page("Hyperparameter search", tables, galleries, note=message, warnings=_warned(study, folder))
         path.write_text(text, encoding="utf-8")
     return folder / REPORT
 

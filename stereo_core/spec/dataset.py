@@ -131,7 +131,7 @@ class QuantCalibration(Section):
 
 class Dataset(Section):
     dataset_name: Annotated[Literal["MonoDataset", "StereoDataset"], any_case("MonoDataset", "StereoDataset")] = key(
-        "StereoDataset", "Task; only StereoDataset exists here"
+        "StereoDataset", "Task; only StereoDataset is supported"
     )
     normalize_depth: bool = key(False, "Mono only")
     max_depth: Float | None = key(None, "Mono only, metres", ge=1)

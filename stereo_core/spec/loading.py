@@ -195,7 +195,7 @@ def _complaint(verb: str, detail: dict, source: _Source) -> str:
     where = f"{source.of(path)}: {path}"
     if detail["type"] == "extra_forbidden":
         guess = paths.nearest(path, spec_class(verb), sections_of(verb))
-        return f"{where}: unknown" + (f"; did you mean {guess}?" if guess else "")
+        return f"{where}: unknown key" + (f"; did you mean {guess}?" if guess else "")
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}"
     values = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}

@@ -54,7 +54,7 @@ class Cudnn(Section):
 class Train(Section):
     results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/train")
     num_epochs: Int = key(10, "Epochs", ge=1)
-    num_gpus: Int = key(1, "GPUs on a node", ge=1)
+    num_gpus: Int = key(1, "GPUs per node", ge=1)
     gpu_ids: Annotated[list[NonNegative], Field(min_length=1)] = key([0], "GPU indices")
     num_nodes: Int = key(1, "Nodes", ge=1)
     seed: Int = key(1234, "Random seed; -1: a different one in every run", ge=-1)

@@ -59,7 +59,7 @@ def test_a_disk_that_a_step_fills(compiled, tmp_path, on_a_small_disk):
     line = f"{program} run {path} -o {tmp_path}/run --parallel 1; echo exit $?; {program} show {tmp_path}/run"
     done = on_a_small_disk(tmp_path / "run", "300k", "sh", "-c", line)
     assert "exit 2" in done.stdout and "Traceback" not in done.stderr, done.stderr
-    assert f"{tmp_path}/run/run.json can not be written: No space left on device; make room there" in done.stderr
+    assert f"{tmp_path}/run/run.json cannot be written: No space left on device; make room there" in done.stderr
     assert "full │ stopped" in " ".join(done.stdout.split()), done.stdout
 
 
@@ -87,9 +87,9 @@ def test_the_end_of_a_log_is_that_of_the_last_attempt(compiled, tmp_path):
     ("arguments", "message"),
     [
         (("-p", "nam=1"), "unknown parameter nam; did you mean name?"),
-        (("-p", "name"), "KEY=VALUE is wanted"),
+        (("-p", "name"), "expected KEY=VALUE"),
         ((), "without a value: name"),
-        (("-p", "name=x", "-p", "n=two"), "parameter n: an integer is wanted, not 'two'"),
+        (("-p", "name=x", "-p", "n=two"), "parameter n: expected an integer, got 'two'"),
         (("-p", "name=x", "-p", f"n={__file__}"), f"; --param n=@{__file__} reads that file"),
         (("-p", "name=x", "--parallel", "0"), "--parallel"),
     ],
@@ -107,7 +107,7 @@ def test_no_such_file_and_no_output_dir(tmp_path):
     done = command("run", str(tmp_path / "gone.yaml"), "-o", str(tmp_path))
     assert done.returncode == 2 and "gone.yaml" in done.stderr
     done = command("run", "train_to_engin", "-o", str(tmp_path))
-    assert done.returncode == 2 and "no pipeline of that name; did you mean train_to_engine?" in done.stderr
+    assert done.returncode == 2 and "no such pipeline; did you mean train_to_engine?" in done.stderr
     done = command("run", "x.yaml")
     assert done.returncode == 2 and "--output-dir" in done.stderr
 
@@ -172,7 +172,7 @@ def test_a_missing_extra_is_named():
     start = "import sys; sys.modules['kfp'] = None; from stereo_core.orchestration.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", start, "list"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "kfp is missing: pip install 'stereo-pipelines[pipelines]'" in done.stderr
+    assert "kfp is not installed: pip install 'stereo-pipelines[pipelines]'" in done.stderr
 
 
 def test_list_names_pipelines_and_components():
@@ -213,7 +213,7 @@ def test_all_that_is_wrong_with_the_parameters_at_once():
     assert done.returncode == 2
     for told in (
         "num_epochs: an integer",
-        "train_spec: a mapping",
+        "train_spec: expected a mapping",
         "did you mean backend?",
         "without a value: images_",
     ):
@@ -315,10 +315,10 @@ def test_runs_show_and_logs(compiled, tmp_path):
     for arguments, message in (
         (("logs", str(folder), "worse"), "no step worse; known: good, bad, later"),
         (("logs", str(folder), "later"), "step later (skipped) has printed nothing"),
-        (("show", str(tmp_path)), "there is no run"),
-        (("show", str(path)), "there is no run"),
-        (("runs", str(folder / "tasks")), "there is no run in it"),
-        (("run", str(path), "-o", str(folder), "--only", "good", "--fresh"), "exclude each other"),
+        (("show", str(tmp_path)), "contains no run"),
+        (("show", str(path)), "contains no run"),
+        (("runs", str(folder / "tasks")), "contains no runs"),
+        (("run", str(path), "-o", str(folder), "--only", "good", "--fresh"), "cannot be combined"),
     ):
         done = command(*arguments)
         assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -30,7 +30,7 @@ def test_an_unknown_key_names_the_file_the_path_and_the_nearest_key(workspace):
         "convert",
         "data_root: data\nresults_dir: r\nimage_extention: .png\n",
     )
-    assert lines == ["spec.yaml: image_extention: unknown; did you mean image_extension?"]
+    assert lines == ["spec.yaml: image_extention: unknown key; did you mean image_extension?"]
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_an_unknown_key_names_the_file_the_path_and_the_nearest_key(workspace):
     ],
 )
 def test_the_nearest_key_is_the_one_meant(workspace, written, meant):
-    assert f"command line: {written}: unknown; did you mean {meant}?" in refusal("train", None, f"{written}=1")
+    assert f"command line: {written}: unknown key; did you mean {meant}?" in refusal("train", None, f"{written}=1")
 
 
 def test_a_key_like_no_other_gets_no_guess(workspace):
-    assert "command line: qqqq: unknown" in refusal("train", None, "qqqq=1")
+    assert "command line: qqqq: unknown key" in refusal("train", None, "qqqq=1")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_all_complaints_come_at_once_each_with_its_source(workspace):
         "spec.yaml: train.num_epochs: 0 is less than the smallest value 1",
         "command line: train.precision: 'int8' is not one of 'bf16', 'fp32' or 'fp16'",
         "spec.yaml: train.optim.lr: 1 is more than the largest value 0.01",
-        "spec.yaml: modell: unknown; did you mean model?",
+        "spec.yaml: modell: unknown key; did you mean model?",
     ]
 
 
