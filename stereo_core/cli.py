@@ -91,8 +91,8 @@ def schema(verb: str) -> None:
 @click.option("--model", default="starter", show_default=True, help="A checkpoint, an engine, or starter.")
 @click.option("--output", type=click.Path(path_type=Path), default="results/predict", show_default=True, help="Folder.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="calib.txt or K.txt; adds depth and point cloud.")
-@click.option("--baseline", type=click.FloatRange(0, min_open=True), help="Metres; with --focal instead of a file.")
-@click.option("--focal", type=click.FloatRange(0, min_open=True), help="Focal length in px.")
+@click.option("--baseline", type=click.FloatRange(0, min_open=True), help="Camera baseline in metres.")
+@click.option("--focal", type=click.FloatRange(0, min_open=True), help="Focal length in px, with --baseline.")
 @click.option("--iters", type=click.IntRange(1), help="GRU iterations [default: the checkpoint's].")
 @click.option("--scale", type=click.FloatRange(0, 4, min_open=True), default=1.0, help="Resize the images by this.")
 def predict(left: Path, right: Path, output: Path, **options: object) -> None:

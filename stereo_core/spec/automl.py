@@ -72,7 +72,7 @@ class AutoML(Section):
     automl_delete_intermediate_ckpt: bool = key(False, "Remove all checkpoints except those of the best trial")
     seed: Int = key(1234, "Random seed of the search (ours)", ge=0)
     epoch_multiplier: Int = key(1, "Epochs per unit of budget", ge=1)
-    automl_population_size: Int = key(10, "Population of pbt and dehb", ge=1)
+    automl_population_size: Int = key(10, "Population size of pbt and dehb", ge=1)
     automl_max_experiments: Int = key(50, "Trials of hyperband", ge=1)
     override_automl_disabled_params: bool = key(False, "Allow searching keys that are not hyperparameters")
     train_sample_count: Int | None = key(None, "Number of training pairs to use", ge=1)

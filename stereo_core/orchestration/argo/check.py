@@ -27,7 +27,7 @@ FUNCTIONS = {
     "sprig.sha256sum",
     "sprig.regexReplaceAll",
     "sprig.replace",
-}  # that we write
+}  # functions that our manifests use
 
 
 def problems(documents: list[dict]) -> list[str]:

@@ -23,7 +23,7 @@ ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 @click.option(
     "--secret", default="", help="Secret with accesskey and secretkey [default: the service account's permissions]."
 )
-@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
 @click.option("--schedule", default="", metavar="CRON", help="Make a CronWorkflow, e.g. '0 3 * * *'.")
 @click.option("--service-account", default="", help="Service account of the pods [default: the namespace's].")
 @click.option(
@@ -85,7 +85,7 @@ def _as_yaml(documents: list[dict]) -> str:
 @click.option("--host", default="", metavar="URL", help="URL of Kubeflow Pipelines; KFP_TOKEN holds the token.")
 @click.option("--argo", is_flag=True, help="Submit to Argo Workflows on kubectl's cluster.")
 @click.option("--send", is_flag=True, help="Send it; without it the request is only printed.")
-@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
 @click.option("--cron", default="", metavar="CRON", help="Run on a schedule, e.g. '0 3 * * *'.")
 @click.option("--namespace", "-n", default="", help="[default: Kubeflow's; with --argo: stereo].")
 @click.option(
