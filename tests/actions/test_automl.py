@@ -169,7 +169,7 @@ def test_a_trial_that_dies_fails_alone_and_a_stopped_search_goes_on(tree, tmp_pa
     assert ended(depth_net("automl", tree)) == 0, (tmp_path / "automl.log").read_text()
     rows = table(folder)
     assert [rows[number]["state"] for number in range(3)] == ["done", "failed", "done"]
-    assert rows[1]["reason"].startswith("ended by SIGKILL")
+    assert rows[1]["reason"].startswith("killed by SIGKILL")
     assert any(line["message"].startswith("Resuming training from checkpoint") for line in lines(trials[2]))
 
     changed = depth_net("automl", tree, "automl.automl_max_epochs=5")
@@ -200,7 +200,7 @@ def test_a_search_whose_trials_all_fail_exits_1(tree, tmp_path):
         os.kill(pid_of(trial), signal.SIGKILL)
     assert ended(search) == 1
     last = lines(tmp_path / "automl")[-1]
-    assert last["status"] == "FAILURE" and "none of 2 trials came to its end: ended by SIGKILL" in last["message"]
+    assert last["status"] == "FAILURE" and "none of 2 trials came to its end: killed by SIGKILL" in last["message"]
     assert not (tmp_path / "automl" / "best_spec.yaml").exists()
 
 

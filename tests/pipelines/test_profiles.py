@@ -130,7 +130,7 @@ def test_a_profile_and_a_pull_secret_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h200", "no profile 'h200'; there are cpu, one-gpu"),
+        ("h200", "no profile 'h200'; known: cpu, one-gpu"),
         ("nowhere_at_all:X", "profile nowhere_at_all:X: No module named"),
         (":X", "profile :X: "),
         ("stereo_pipelines.profiles:DAY", "expected a stereo_pipelines.profiles.Profile, got 86400"),

@@ -84,7 +84,7 @@ def test_a_key_like_no_other_gets_no_guess(workspace):
         ),
         (
             "dataset.train_dataset.data_sources=[{data_file:x,format:pfm}]",
-            "dataset.train_dataset.data_sources[0].format: unknown; "
+            "dataset.train_dataset.data_sources[0].format: unknown key; "
             "did you mean dataset.train_dataset.data_sources[].disparity_format?",
         ),
     ],
