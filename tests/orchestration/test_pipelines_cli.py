@@ -212,7 +212,7 @@ def test_all_that_is_wrong_with_the_parameters_at_once():
     )
     assert done.returncode == 2
     for told in (
-        "num_epochs: an integer",
+        "num_epochs: expected an integer",
         "train_spec: expected a mapping",
         "did you mean backend?",
         "without a value: images_",
@@ -281,7 +281,7 @@ pathlib.Path(sys.argv[1]).touch()
 
 def test_what_a_step_warned_of_stands_at_its_end_in_the_table_and_on_the_page(compiled, tmp_path):
     path, folder = compiled(pipeline({"warns": container(WARNS, ("out",)), "good": WRITE})), tmp_path / "runs" / "one"
-    told = "warns warns: images [64 x 96] are scaled down"
+    told = "warns: warning: images [64 x 96] are scaled down"
     done = command("run", str(path), "-o", str(folder))
     assert re.search(r" warns succeeded after [\d.]+ s, 1 warning\n", done.stdout) and told in done.stdout
     assert "images [64 x 96] are scaled down" in (folder / "report.html").read_text()
@@ -314,7 +314,7 @@ def test_runs_show_and_logs(compiled, tmp_path):
     assert command("logs", str(folder), "bad", "--follow").stdout == "the reason\n"
     for arguments, message in (
         (("logs", str(folder), "worse"), "no step worse; known: good, bad, later"),
-        (("logs", str(folder), "later"), "step later (skipped) has printed nothing"),
+        (("logs", str(folder), "later"), "step later (skipped) has no log yet"),
         (("show", str(tmp_path)), "contains no run"),
         (("show", str(path)), "contains no run"),
         (("runs", str(folder / "tasks")), "contains no runs"),
