@@ -1,4 +1,4 @@
-"""What every component has: image and command, named in this one place, and a signature that `help` shows."""
+"""Image, command and signature of all components."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE = os.environ.get("STEREO_PIPELINES_IMAGE", f"stereo-pipelines/runtime:{__v
 
 
 def described(component: BaseComponent) -> BaseComponent:
-    """The component with a signature and a text of its own, for `help` and editors: its inputs, given by keyword."""
+    """Give the component a signature (its inputs as keywords) and a docstring, for `help` and editors."""
     function, inputs = component.pipeline_func, component.component_spec.inputs or {}
     parameters = [
         one.replace(kind=one.KEYWORD_ONLY, annotation=next(iter(get_args(one.annotation)), one.annotation))
@@ -30,7 +30,7 @@ def described(component: BaseComponent) -> BaseComponent:
 
 
 def launch(action: str) -> dsl.ContainerSpec:
-    """The container of a component: the same command on Kubeflow, on Argo and on this machine."""
+    """The container of a component. Kubeflow, Argo and the local engine run the same command."""
     return dsl.ContainerSpec(
         image=IMAGE, command=["depth_net-launch"], args=[action, dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A base for the images without a registry: Debian with Python as a tar file, for `podman import FILE NAME`. Needs root.
-# debootstrap-base.sh FILE
+# Makes a base image without a registry: Debian with Python as a tar file, for `podman import FILE NAME`. Needs root.
+# Usage: debootstrap-base.sh FILE
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder" "$1.part"' EXIT

@@ -1,1 +1,1 @@
-"""Pipelines in plain KFP DSL: one folder each, with its compiled YAML; `stereo-pipelines list` names them."""
+"""Pipelines in KFP DSL: one folder each, with its compiled YAML. `stereo-pipelines list` lists them."""

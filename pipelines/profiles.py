@@ -1,6 +1,6 @@
-"""Hardware profiles: what a step asks of its node. `apply(task, PROFILES["h100"])` where a pipeline makes the task.
+"""Hardware profiles: the resources that a step requests. Use `apply(task, PROFILES["h100"])` in a pipeline.
 
-Placement belongs to a pipeline, not to a component. A profile of your own is one `Profile(...)`, or
+Placement belongs to a pipeline, not to a component. To define your own profile write `Profile(...)`, or
 `dataclasses.replace` of one here.
 """
 
@@ -21,20 +21,20 @@ from stereo_core.orchestration.namespace import (
     VARIABLES,
 )
 
-SHARED_MIB = 256, 512  # of /dev/shm: for the step, and for each process that loads data
+SHARED_MIB = 256, 512  # size of /dev/shm: for the step, and for each data loader process
 DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Resources of one step.
+    """The resources of one step.
 
     Args:
-        cpu: CPU cores, requested and at most, as Kubernetes writes them ("8", "500m"); empty: the cluster's default.
+        cpu: CPU cores (request and limit) in Kubernetes notation ("8", "500m"); empty: the cluster's default.
         memory: The same for memory ("32Gi"); /dev/shm counts towards it.
-        workers: Processes that load data, of all ranks together; they size /dev/shm. 0: the container's own 64 MiB.
-        accelerators: GPUs of the step; 0 asks for none.
-        accelerator: The resource by which nodes offer them.
+        workers: Data loader processes of all ranks together; they determine the size of /dev/shm. 0: 64 MiB.
+        accelerators: Number of GPUs; 0 requests none.
+        accelerator: The GPUs' resource name in Kubernetes.
         node_selector: Labels that the node must have.
         tolerate: Keys of taints (effect NoSchedule) that the step tolerates.
         timeout: Seconds after which the step is stopped.
@@ -54,7 +54,7 @@ def _product(name: str) -> dict[str, str]:
     return {"nvidia.com/gpu.product": name}  # the label of NVIDIA's GPU feature discovery
 
 
-# Of the pipelines here where no profile was chosen: they run wherever they are put, and no step for ever.
+# The defaults of the pipelines here. They set no placement, only time limits.
 ANYWHERE = Profile(workers=8, tolerate=(), timeout=7 * DAY)
 ANYWHERE_LIGHT = Profile(tolerate=())
 
@@ -73,7 +73,7 @@ PROFILES = {
 
 
 def profile_named(name: str) -> Profile:
-    """A profile of this file by its name, or one of yours as MODULE:NAME, of a module that Python finds.
+    """A profile of this file by its name, or your own as MODULE:NAME (the module must be importable).
 
     Raises:
         SpecError: there is no such profile.
@@ -81,14 +81,14 @@ def profile_named(name: str) -> Profile:
     module, colon, variable = name.partition(":")
     if not colon:
         if name not in PROFILES:
-            raise SpecError(f"no profile {name!r}; there are {', '.join(PROFILES)}, or MODULE:NAME for one of yours")
+            raise SpecError(f"no profile {name!r}; known: {', '.join(PROFILES)}; write MODULE:NAME for your own")
         return PROFILES[name]
     try:
         profile = getattr(importlib.import_module(module), variable)
     except (ImportError, AttributeError, ValueError) as error:
         raise SpecError(f"profile {name}: {error}; is its folder in PYTHONPATH?") from None
     if not isinstance(profile, Profile):
-        raise SpecError(f"profile {name}: a stereo_pipelines.profiles.Profile is wanted, not {profile!r}")
+        raise SpecError(f"profile {name}: expected a stereo_pipelines.profiles.Profile, got {profile!r}")
     return profile
 
 
@@ -98,7 +98,7 @@ def apply(task: dsl.PipelineTask, profile: Profile, *, pull_secret=None) -> dsl.
     Args:
         task: A container step of a pipeline.
         profile: What it needs.
-        pull_secret: Name of the secret for pulling the image: text or a pipeline parameter.
+        pull_secret: Name of the secret for pulling the image: a text or a pipeline parameter.
     """
     if profile.cpu:
         task.set_cpu_request(profile.cpu).set_cpu_limit(profile.cpu)
@@ -121,15 +121,15 @@ def apply(task: dsl.PipelineTask, profile: Profile, *, pull_secret=None) -> dsl.
 
 
 def with_environment(task: dsl.PipelineTask, *, storage_secret=CREDENTIALS, env_secret=VARIABLES) -> dsl.PipelineTask:
-    """Let a task reach the object storage and the trackers of its namespace; returns the task.
+    """Give a task access to the object storage and the trackers of its namespace; returns the task.
 
-    What is missing of these (all of it, or a key) is left out: the task runs without, on the rights of its account.
-    The storage's address and region are those of the ConfigMap `stereo-storage`, as `manifests/base` has it.
+    Missing secrets or keys are ignored; the task then runs with the permissions of its service account. The storage's
+    address and region come from the ConfigMap `stereo-storage` of `manifests/base`.
 
     Args:
         task: A container step of a pipeline.
-        storage_secret: Name of the secret with `accesskey` and `secretkey`: text or a pipeline parameter.
-        env_secret: Name of one whose keys are the variables' own names, of VARIABLE_KEYS (WANDB_API_KEY, ...).
+        storage_secret: Name of the secret with `accesskey` and `secretkey`: a text or a pipeline parameter.
+        env_secret: Name of the secret with environment variables, of VARIABLE_KEYS (WANDB_API_KEY, ...).
     """
     kubernetes.use_config_map_as_env(task, STORAGE, STORAGE_KEYS, optional=True)
     kubernetes.use_secret_as_env(task, storage_secret, CREDENTIAL_KEYS, optional=True)

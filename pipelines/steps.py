@@ -1,4 +1,4 @@
-"""The steps that pipelines share: annotation files, a trained checkpoint, an engine, and the measure of both."""
+"""Steps that several pipelines share: annotation files, training, engine, evaluation of both."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from kfp import dsl
 
 from .profiles import ANYWHERE, ANYWHERE_LIGHT, PROFILES, apply, profile_named, with_environment
 
-# To compile for your nodes, set before `stereo-pipelines compile`: STEREO_PIPELINES_PROFILE to a name of profiles.py or
-# to MODULE:NAME of one of yours, STEREO_PIPELINES_PULL_SECRET to the name of the secret that pulls the image.
+# To compile for your nodes, set these variables before `stereo-pipelines compile`: STEREO_PIPELINES_PROFILE to a
+# profile of profiles.py or your own MODULE:NAME, STEREO_PIPELINES_PULL_SECRET to the secret for pulling the image.
 _CHOSEN = os.environ.get("STEREO_PIPELINES_PROFILE", "")
 HEAVY, LIGHT = (profile_named(_CHOSEN), PROFILES["cpu"]) if _CHOSEN else (ANYWHERE, ANYWHERE_LIGHT)
 PULL_SECRET = os.environ.get("STEREO_PIPELINES_PULL_SECRET") or None
 
-BENCHMARKS = [  # an example; where they lie is yours to say
+BENCHMARKS = [  # an example; set your own locations
     {
         "title": "KITTI 2015",
         "uri": "s3://datasets/kitti2015/training",
@@ -46,14 +46,14 @@ BENCHMARKS = [  # an example; where they lie is yours to say
 
 
 def annotated(images, convert_spec, *, dataset_name, disparity_format="", disparity_scale=0.0) -> dict:
-    """Add convert to a pipeline; returns what the steps take that read its annotations.
+    """Add convert to a pipeline; returns the arguments of the steps that read its annotations.
 
     Args:
-        images: Artifact of a step before, the folder of stereo pairs.
-        convert_spec: Pipeline parameter, as every following one; the components' READMEs say what each means.
+        images: Artifact of an earlier step, the folder of stereo pairs.
+        convert_spec: Pipeline parameter, like all following ones; see the components' READMEs.
     """
-    # Kubeflow's cache knows an artifact by its name, not by its content: the step that reads a location which others
-    # may change always runs. The later ones follow from its output and may be taken from the cache.
+    # Kubeflow's cache compares artifacts by name, not by content: a step that reads data that others may change always
+    # runs. Later steps depend only on its output and may use the cache.
     convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
     return {
         "images": images,
@@ -73,8 +73,8 @@ def train_to_engine_steps(
 
     Args:
         data: What `annotated` returns.
-        num_epochs: Pipeline parameter, as every following one; the components' READMEs say what each means.
-        trained: What a reader is told the checkpoint's evaluation is of.
+        num_epochs: Pipeline parameter, like all following ones; see the components' READMEs.
+        trained: Display name of the checkpoint's evaluation.
     """
     train = policy(steps.train(**data, num_epochs=num_epochs, spec=train_spec))
     checkpoint = train.outputs["checkpoint"]
@@ -89,7 +89,7 @@ def train_to_engine_steps(
 
 
 def importer(uri, kind: str):
-    """The artifact at a URI: images, annotations, or a model of which its consumers look what it is."""
+    """Import the artifact at a URI: images, annotations, or a model, whose kind the steps find out themselves."""
     types = {"images": dsl.Dataset, "annotations": dsl.Dataset, "model": dsl.Model}
     metadata = {} if kind == "model" else {"kind": kind}
     task = dsl.importer(artifact_uri=uri, artifact_class=types[kind], reimport=False, metadata=metadata)
@@ -98,21 +98,21 @@ def importer(uri, kind: str):
 
 
 def reported(title: str) -> dsl.ExitHandler:
-    """The block of a pipeline's steps; however they end, a summary of it is written."""
+    """The exit handler around a pipeline's steps: it writes a summary, whether they succeed or fail."""
     return dsl.ExitHandler(policy(steps.final_status(title=title), cache=False, light=True))
 
 
 def policy(task: dsl.PipelineTask, cache: bool = True, light: bool = False) -> dsl.PipelineTask:
-    """Place the task, let it reach object storage and trackers, say its caching outright, and let it survive one
-    interruption (a lost node).
+    """Set a task's placement, access to object storage and trackers, caching, and one retry after an interruption
+    (e.g. a lost node).
 
-    The local engine and Argo tell an interruption or a GPU that failed by the exit code; Kubeflow can not and tries
-    again after any failure, which a wrong input costs a second. What KFP calls the longest back-off is to Argo below it
-    the time for all attempts together, an hour where it is not said: it must hold two whole attempts.
+    The local engine and Argo recognise interruptions and GPU errors by the exit code. Kubeflow retries after any
+    failure, so a step with wrong input fails twice, a second later. KFP's longest back-off is for Argo below it the
+    time limit of all attempts together (default: one hour), so it must cover two whole attempts.
 
     Args:
-        cache: Off for what reads a place that others may change, or has an effect outside of its outputs.
-        light: It needs no GPU and loads no data in processes of its own.
+        cache: Off for a step that reads data that others may change, or that has side effects.
+        light: The step needs no GPU and no data loader processes.
     """
     profile = LIGHT if light else HEAVY
     apply(task, profile, pull_secret=PULL_SECRET)

@@ -20,7 +20,7 @@ from stereo_core.verbs import VERBS, Verb
 
 
 class _Verbs(click.Group):
-    """The verbs with a spec, and the commands below; names the nearest when it does not know one."""
+    """The verbs with a spec, and the commands below. An unknown verb fails with the nearest known name."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         name = args[0]
@@ -40,16 +40,16 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="stereo-pipelines", message="%(package)s %(version)s")
 def main() -> None:
-    """FoundationStereo: stereo pairs to annotations, checkpoint, metrics, ONNX, engine and disparity maps.
+    """FoundationStereo: train, evaluate, export and run stereo networks.
 
-    Keys are TAO's: `depth_net default_specs VERB` prints them all.
+    Spec keys are TAO's. `depth_net default_specs VERB` prints them all.
     """
 
 
 def _spec_command(row: Verb) -> click.Command:
     @click.command(row.name, help=row.help, epilog=f"\b\nExample:\n  depth_net {row.name} {row.example}")
     @click.option(
-        "-e", "--experiment_spec_file", "spec_file", type=click.Path(path_type=Path), help="Spec, a YAML file."
+        "-e", "--experiment_spec_file", "spec_file", type=click.Path(path_type=Path), help="YAML file with the spec."
     )
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     def command(spec_file: Path | None, overrides: tuple[str, ...]) -> None:
@@ -68,7 +68,7 @@ def _spec_command(row: Verb) -> click.Command:
 
 @main.command("default_specs", epilog="\b\nExample:\n  depth_net default_specs train > train.yaml")
 @click.argument("verb")
-@click.option("--short", is_flag=True, help="Only the keys that people set.")
+@click.option("--short", is_flag=True, help="Only the most common keys.")
 def default_specs(verb: str, short: bool) -> None:
     """Print every key of VERB with its default and meaning, as YAML."""
     from stereo_core.spec import schema
@@ -88,17 +88,20 @@ def schema(verb: str) -> None:
 @main.command(epilog="\b\nExample:\n  depth_net predict left.png right.png --calibration calib.txt")
 @click.argument("left", type=click.Path(path_type=Path))
 @click.argument("right", type=click.Path(path_type=Path))
-@click.option("--model", default="starter", show_default=True, help="starter, a checkpoint or an engine.")
+@click.option("--model", default="starter", show_default=True, help="A checkpoint, an engine, or starter.")
 @click.option("--output", type=click.Path(path_type=Path), default="results/predict", show_default=True, help="Folder.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="calib.txt or K.txt, for depth and points.")
-@click.option("--baseline", type=click.FloatRange(0, min_open=True), help="Metres, with --focal in its place.")
-@click.option("--focal", type=click.FloatRange(0, min_open=True), help="Px.")
-@click.option("--iters", type=click.IntRange(1), help="Iterations of a checkpoint's network; else as stored.")
-@click.option("--scale", type=click.FloatRange(0, 4, min_open=True), default=1.0, help="Of the images in the network.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="calib.txt or K.txt; adds depth and point cloud.")
+@click.option("--baseline", type=click.FloatRange(0, min_open=True), help="Camera baseline in metres.")
+@click.option("--focal", type=click.FloatRange(0, min_open=True), help="Focal length in px, with --baseline.")
+@click.option("--iters", type=click.IntRange(1), help="GRU iterations [default: the checkpoint's].")
+@click.option("--scale", type=click.FloatRange(0, 4, min_open=True), default=1.0, help="Resize the images by this.")
 def predict(left: Path, right: Path, output: Path, **options: object) -> None:
-    """Disparity, depth and a page to look at, from LEFT and RIGHT: two images, or two folders of equal names."""
+    """Predict disparity and depth for LEFT and RIGHT: two images, or two folders with the same file names.
 
-    def tell() -> None:
+    Also writes a page with the results.
+    """
+
+    def work() -> None:
         share_cores()
         from stereo_core.actions.predict_pair import predict_pairs
 
@@ -107,37 +110,37 @@ def predict(left: Path, right: Path, output: Path, **options: object) -> None:
             for line in predict_pairs(left, right, output, **options):
                 click.echo(line)
 
-    _guarded(tell)
+    _guarded(work)
 
 
 @main.command(epilog="\b\nExample:\n  depth_net describe dn_model_latest.pth")
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def describe(file: str, as_json: bool) -> None:
-    """Say what FILE tells of itself: a checkpoint (also FOLDER@best, or starter), an ONNX file or an engine."""
+    """Describe FILE: a checkpoint (also FOLDER@best, or starter), an ONNX file or an engine."""
     from stereo_core.report.describe import as_text
     from stereo_core.report.describe import describe as describe_file
-    from stereo_core.run.status import plain
+    from stereo_core.values import json_ready
 
-    def tell() -> None:
-        known = plain(describe_file(file))
+    def work() -> None:
+        known = json_ready(describe_file(file))
         click.echo(json.dumps(known, indent=2, ensure_ascii=False) if as_json else as_text(known))
 
-    _guarded(tell)
+    _guarded(work)
 
 
 @main.command(epilog="\b\nExample:\n  depth_net plot results/train --out curves.png")
 @click.argument("results_dir", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="PNG file; RESULTS_DIR/curves.png by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="PNG file [default: RESULTS_DIR/curves.png].")
 def plot(results_dir: Path, out: Path | None) -> None:
-    """Draw loss, learning rate and validation of the training in RESULTS_DIR, or of all trainings below it."""
+    """Plot loss, learning rate and validation of the training runs in and below RESULTS_DIR."""
     from stereo_core.report.curves import plot as draw
 
-    def tell() -> None:
+    def work() -> None:
         picture, runs = draw(results_dir, out)
         click.echo(f"{picture}: {', '.join(runs)}")
 
-    _guarded(tell)
+    _guarded(work)
 
 
 @main.command(
@@ -148,7 +151,7 @@ def plot(results_dir: Path, out: Path | None) -> None:
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--to", "layout", type=click.Choice(["nvlabs", "tao"]), required=True, help="Layout to write.")
 def convert_checkpoint(source: str, target: Path, layout: str) -> None:
-    """Write the checkpoint IN to OUT in another layout, bit for bit."""
+    """Convert the checkpoint IN to another layout and write it to OUT. The weights stay the same, bit for bit."""
     from stereo_core.models.checkpoints import convert_checkpoint as convert
     from stereo_core.run.perform import set_up_logging
 

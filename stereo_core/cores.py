@@ -1,4 +1,4 @@
-"""How much of the machine's processor is for this process."""
+"""CPU cores and threads that this process may use."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use: a container's or a batch system's set counts, not the machine's."""
+    """CPU cores that this process may use. The limits of a container or a batch system count, not the whole machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads() -> int:
-    """Threads that a library may compute with which reads no OMP_* variables: OMP_NUM_THREADS holds for all alike."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else usable_cores()
+    """Threads for a library that does not read OMP_NUM_THREADS itself, so that the variable limits every library."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return int(limit) if limit.isdigit() and int(limit) else usable_cores()
 
 
 def share_cores() -> None:
-    """Let the threads of numeric libraries sleep while they wait; before torch is imported, which reads it.
+    """Let idle threads of numeric libraries sleep instead of spin. Call it before torch is imported.
 
-    Spinning threads are fast on an idle machine and ten times slower where actions, data loaders or other pods share
+    Spinning threads are fast on an idle machine, but ten times slower when actions, data loaders or other pods share
     the cores.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

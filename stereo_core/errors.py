@@ -1,7 +1,7 @@
-"""Errors that a user can mend.
+"""Errors that a user can fix.
 
-Their message says what is wrong, where (file, line or key) and what to do; the command line prints it without a
-traceback and exits 2. Every other exception is a failed run: exit 1, with its traceback unless it is RefusedResult.
+Their message says what is wrong, where (file, line or key) and what to do. The command line prints it without a
+traceback and exits with 2. Any other exception is a failed run: exit code 1 and a traceback, except RefusedResult.
 """
 
 import re
@@ -12,37 +12,37 @@ class UserError(Exception):
 
 
 class SpecError(UserError):
-    """A spec that can not be accepted: unknown key, wrong type, value out of range, missing file."""
+    """The spec is invalid: unknown key, wrong type, value out of range, missing file."""
 
 
 class RefusedResult(Exception):
-    """A run did its work and the user's own limit refuses what came out: exit 1, without a traceback."""
+    """The run finished, but its result exceeds a limit that the user set: exit code 1, no traceback."""
 
 
 class DataError(UserError):
-    """An image, a disparity, a mask, an annotation or a calibration file that can not be used."""
+    """An image, a disparity, a mask, an annotation or a camera calibration file cannot be used."""
 
 
 class ModelError(UserError):
-    """A checkpoint, an ONNX file or an engine that can not be used here."""
+    """A checkpoint, an ONNX file or an engine cannot be used here."""
 
 
 class GpuError(RuntimeError):
-    """The GPU failed: in place of a library's own error where that can not leave the process it arose in."""
+    """The GPU failed. Replaces a GPU library's error that cannot be pickled."""
 
 
 GPU_ERROR = 3
-"""Exit code of a run that the GPU failed (not for want of its memory): another attempt, or another node, may do."""
+"""Exit code of a run that ended with a GPU error other than out of memory: a retry, or another node, may succeed."""
 
 WORTH_ANOTHER_TRY = (GPU_ERROR, 130, 137, 143)
-"""Exit codes of a GPU that failed, and of Ctrl-C, SIGKILL and SIGTERM."""
+"""Exit codes that justify a retry: GPU error, Ctrl-C, SIGKILL and SIGTERM."""
 
 
 def is_gpu_error(error: BaseException) -> bool:
-    """Whether CUDA, one of its libraries or NCCL failed, or the GPU's memory is full.
+    """Whether the error comes from CUDA, one of its libraries or NCCL, or from full GPU memory.
 
-    Told by name, since torch may not be there, and by the words of torch, Triton, TensorRT and ONNX Runtime, which wrap
-    them into errors of their own.
+    Checks the class by name, because torch may not be installed, and the message, because torch, Triton, TensorRT and
+    ONNX Runtime wrap CUDA errors into errors of their own.
     """
     kinds = {kind.__name__ for kind in type(error).__mro__}
     named = kinds & {"GpuError", "AcceleratorError", "OutOfMemoryError", "DistBackendError"}
@@ -50,7 +50,7 @@ def is_gpu_error(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU's memory is full: the same work will fill it again."""
+    """Whether GPU memory is full: a retry would run out of memory again."""
     return is_gpu_error(error) and bool(_FULL.search(str(error)))
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, their names and digests."""
+"""Atomic writes, links, unique names, and digests of files."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pathlib import Path
 from stereo_core.cores import usable_cores
 from stereo_core.locks import held
 
-LFS_POINTER = "a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+LFS_POINTER = "a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins so stands for one that Git LFS has not fetched."""
+    """Whether a file that begins with `head` is a Git LFS pointer: the real file has not been fetched."""
     return head.startswith(b"version https:/")
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on any error removed.
+    """Yield a temporary path beside `path`. On success it is synced and renamed to `path`; on an error it is removed.
 
-    The parent folder is created. The suffix is kept, so that libraries which choose a format by it do the right thing.
+    The parent folder is created. The suffix is kept, because some libraries choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less the umask, as for any file
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # minus the umask, as for any file
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -46,8 +46,8 @@ COPY = "copy"
 
 
 def point(link: Path, target: Path) -> str:
-    """Make `link` a relative symbolic link to `target`, in one step for whoever reads it; on a file system without such
-    links a hard link, or else a copy. Returns which: "symbolic link", "hard link" or COPY."""
+    """Make `link` a relative symbolic link to `target`, atomically. A file system without symbolic links gets a hard
+    link or, failing that, a copy. Returns which one: "symbolic link", "hard link" or COPY."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     ways = {
         "symbolic link": lambda: temporary.symlink_to(os.path.relpath(target, link.parent)),
@@ -63,15 +63,15 @@ def point(link: Path, target: Path) -> str:
     else:
         shutil.copyfile(target, temporary)
     temporary.replace(link)
-    temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+    temporary.unlink(missing_ok=True)  # renaming one hard link onto another leaves both
     return made
 
 
 def links_in(folder: Path) -> str:
-    """What `point` makes in a folder, tried there.
+    """What `point` makes in this folder (see there), found by trying.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: the folder is not writable.
     """
     with tempfile.TemporaryDirectory(prefix=".links", dir=folder) as place:
         target = Path(place, "target")
@@ -80,12 +80,12 @@ def links_in(folder: Path) -> str:
 
 
 def locked(path: str | Path) -> contextlib.AbstractContextManager[int]:
-    """Hold the lock file `path`.lock, for work on `path` that two processes must not do at once; the second waits."""
-    return held(f"{path}.lock", waiting=f"{path} is being written by another process; waiting for it")
+    """Hold the lock file `path`.lock while working on `path`; a second process waits."""
+    return held(f"{path}.lock", waiting=f"another process is writing {path}; waiting for it")
 
 
 class UniqueNames:
-    """File names that never collide: the second `a` becomes `a-2`, the third `a-3`."""
+    """Gives unique file names: the second `a` becomes `a-2`, the third `a-3`."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
@@ -102,7 +102,7 @@ class UniqueNames:
 def sha256_of(path: str | Path, of_file: Callable[[Path], str] | None = None) -> str:
     """Hex digest of a file, or of a folder (over the sorted relative names and contents of its files).
 
-    Files of a folder are read side by side. `of_file` gives a file's digest where the caller may know it already.
+    Files of a folder are read in parallel. Pass `of_file` to look up digests of files that are known already.
     """
     path, of_file = Path(path), of_file or _sha256_of_file
     if path.is_file():
@@ -121,5 +121,5 @@ def _sha256_of_file(path: Path) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Size in bytes of a file, or of all files below a folder."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

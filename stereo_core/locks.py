@@ -1,4 +1,4 @@
-"""The one file lock: of one process at a time, and gone with the process, however it ends."""
+"""The project's only file lock. One process holds it; the system frees it when that process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
-"""What file systems without locks answer: NFS without its lock service, Lustre without flock, some FUSE mounts."""
+"""Errors of file systems without locks: NFS without its lock service, Lustre without flock, some FUSE mounts."""
 
-_open: set[int] = set()  # descriptors of locks of this process alone
+_open: set[int] = set()  # descriptors of the locks that are not shared with child processes
 os.register_at_fork(after_in_child=lambda: [os.close(_open.pop()) for _ in range(len(_open))])
 
 
@@ -35,21 +35,21 @@ def held(
     vital: bool = False,
     shared: bool = False,
 ) -> Iterator[int]:
-    """Hold the lock file `path`, which is made where it is not there, its folder too; yields its descriptor.
+    """Hold the lock file `path` and yield its descriptor. The file and its folder are created if missing.
 
-    Processes that this one forks (a data loader's, say) do not hold it, unless it is `shared`.
+    Processes forked by this one (e.g. data loader workers) do not hold the lock unless it is `shared`.
 
     Args:
         wait: seconds to wait for another holder; 0 tries once.
-        waiting: logged once, where another holds it and there is time to wait.
-        busy: raised where another still holds it then. Whoever gives a `wait` gives this too.
-        vital: two holders would destroy data, so that a file system without locks will not do; else a warning says so.
-        shared: processes that this one forks, or starts with the descriptor (pass_fds), hold it too, for as long as
-            they live; so the file stays. Else it is removed.
+        waiting: logged once when another process holds the lock and `wait` allows waiting.
+        busy: raised if another process still holds the lock after `wait`. Required if `wait` is given.
+        vital: two holders would destroy data: fail on a file system without locks. Otherwise only warn.
+        shared: processes that this one forks, or starts with the descriptor (pass_fds), hold the lock too, as long as
+            they live. The lock file then stays; otherwise it is removed.
 
     Raises:
-        UserError: `vital`, and the file system has no locks.
-        OSError: the file can not be made.
+        UserError: the lock is `vital` and the file system has no locks.
+        OSError: the file cannot be created.
     """
     path, end = Path(path), time.monotonic() + wait
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +71,10 @@ def held(
 
 
 def is_held(path: str | Path) -> bool:
-    """Whether a process holds the lock file. Who tries to take it meanwhile has to try again a moment later.
+    """Whether a process holds the lock file. The check itself takes the lock for a moment: others may have to retry.
 
     Raises:
-        OSError: the file is there and can not be read.
+        OSError: the file exists and cannot be read.
     """
     path = Path(path)
     try:
@@ -93,20 +93,20 @@ def is_held(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def _opened(path: Path, shared: bool) -> Iterator[int]:
-    """Open for writing: NFS has no exclusive lock for a file that is only read (EBADF)."""
+    """Open for writing: NFS refuses an exclusive lock on a file opened for reading (EBADF)."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     if not shared:
         _open.add(handle)
     try:
         yield handle
     finally:
-        if shared or handle in _open:  # in a forked process it is closed already
+        if shared or handle in _open:  # a forked process has closed it already
             _open.discard(handle)
             os.close(handle)
 
 
 def _is_taken(handle: int, path: Path, vital: bool) -> bool:
-    """Try to lock; a file that the holder before has removed meanwhile is no lock for those who come after."""
+    """Try to lock. A lock on a file that the previous holder has removed meanwhile does not count."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -116,8 +116,8 @@ def _is_taken(handle: int, path: Path, vital: bool) -> bool:
             raise
         if vital:
             raise UserError(
-                f"{path.parent}: this file system has no file locks ({os.strerror(error.errno)}), and two runs that "
-                "write there at once would destroy each other's files; choose a folder on another file system"
+                f"{path.parent}: this file system has no file locks ({os.strerror(error.errno)}). Two runs that write "
+                "there at the same time would destroy each other's files; choose a folder on another file system"
             ) from None
         _warn_of(path.parent, os.strerror(error.errno))
         return True
@@ -133,5 +133,5 @@ def _is_at(handle: int, path: Path) -> bool:
 
 @functools.cache
 def _warn_of(folder: Path, reason: str) -> None:
-    """Once a folder."""
-    LOG.warning("%s: this file system has no file locks (%s); see to it that one run at a time uses it", folder, reason)
+    """Warn once for each folder."""
+    LOG.warning("%s: this file system has no file locks (%s); make sure that only one run uses it", folder, reason)

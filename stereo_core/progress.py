@@ -1,4 +1,4 @@
-"""Where a long action is: bars on a terminal, a log line every half minute where there is none."""
+"""Progress of a long action: bars on a terminal, otherwise a log line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-SECONDS = 30.0  # between two lines
+SECONDS = 30.0  # between two log lines
 MEGABYTE = 1e6
 
-_tellers: list[Callable[[], str]] = []
-"""Who can say where the work is. The innermost, the last one, speaks for all."""
+_descriptions: list[Callable[[], str]] = []
+"""The progress texts of all open heartbeats. Only the innermost (last) one is logged."""
 _running = threading.Event()
-"""Set while a thread asks them."""
+"""Set while the logging thread runs."""
 
 
 @contextlib.contextmanager
-def heartbeat(tell: Callable[[], str], say: Callable[[str], None] = LOG.info) -> Iterator[None]:
-    """While it lasts, say every SECONDS what `tell` of the innermost heartbeat gives; an empty text is not said.
+def heartbeat(describe: Callable[[], str], write: Callable[[str], None] = LOG.info) -> Iterator[None]:
+    """Log a progress text every SECONDS inside the `with` block. Of nested heartbeats the innermost gives the text.
 
     Args:
-        tell: where the work is; called from a thread of its own.
-        say: where the lines go; that of the outermost heartbeat counts.
+        describe: returns the progress text; called from another thread. An empty text is not logged.
+        write: receives each line; only the outermost heartbeat's counts.
     """
-    _tellers.append(tell)
+    _descriptions.append(describe)
     try:
-        with contextlib.nullcontext() if _running.is_set() else _beating(say):
+        with contextlib.nullcontext() if _running.is_set() else _beating(write):
             yield
     finally:
-        _tellers.remove(tell)
+        _descriptions.remove(describe)
 
 
 @contextlib.contextmanager
-def _beating(say: Callable[[str], None]) -> Iterator[None]:
+def _beating(write: Callable[[str], None]) -> Iterator[None]:
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(SECONDS):
-            if text := _tellers[-1]():
-                say(text)
+            if text := _descriptions[-1]():
+                write(text)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -62,9 +62,9 @@ def _beating(say: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bars(*columns: str | ProgressColumn) -> Iterator[Progress]:
-    """rich's bars on stderr, gone at the end, where that is a terminal; else log lines that say the same.
+    """rich's progress bars on stderr if that is a terminal, otherwise log lines with the same content.
 
-    A task with a field `unit=MEGABYTE` counts bytes.
+    The bars disappear at the end. A task with a field `unit=MEGABYTE` counts bytes.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -79,7 +79,7 @@ def bars(*columns: str | ProgressColumn) -> Iterator[Progress]:
 
 
 def _words(tasks: list[Task]) -> str:
-    """The counts of all tasks, since when the first goes on, and where there is but one for how long still."""
+    """The counts of all tasks and the time so far; with a single task also the estimated time left."""
     if not tasks:
         return ""
     elapsed, first = tasks[0].elapsed or 0.0, tasks[0]
@@ -96,10 +96,10 @@ def _count(task: Task) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """A time as h:mm:ss."""
+    """A duration as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def since(start: float) -> str:
-    """The time since `start` of time.monotonic, as h:mm:ss."""
+    """The time since `start` (of time.monotonic) as h:mm:ss."""
     return lasting(time.monotonic() - start)

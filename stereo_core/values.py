@@ -1,4 +1,4 @@
-"""Values as messages carry them."""
+"""Values in messages, in JSON and in metadata."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-NEAR = 0.7  # likeness, 0..1, from which on a name was probably meant
+NEAR = 0.7  # similarity, 0..1, from which a name counts as a likely typo of another
 
 
 def near(name: str, names: Iterable[str]) -> str | None:
-    """The name, of those there are, that was probably meant."""
+    """The most similar of `names`, for "did you mean"; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(names), 1, NEAR)), None)
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """`1 image`, `2 images`; `many` where it is not `one` with an s."""
+    """`1 image`, `2 images`; give `many` for an irregular plural."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def size_text(size: Sequence[int]) -> str:
-    """(height, width) as messages have it: width x height."""
+    """A size (height, width) as messages show it: width x height."""
     height, width = size
     return f"{width} x {height}"
 
@@ -31,7 +31,7 @@ def from_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is none, or is nested deeper than Python reads.
+        ValueError: the text is not JSON, or is nested too deeply for Python's parser.
     """
     try:
         return json.loads(text)
@@ -40,7 +40,7 @@ def from_json(text: str | bytes) -> Any:
 
 
 def with_integers(value: Any) -> Any:
-    """Undo what protobuf does to JSON numbers: whole floats are integers again, at any depth."""
+    """Turn whole floats back into integers, at any depth: protobuf makes all JSON numbers floats."""
     if isinstance(value, dict):
         return {key: with_integers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -48,27 +48,27 @@ def with_integers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def plain(value: Any, not_finite: Callable[[float], Any] = lambda number: None) -> Any:
-    """A value as strict JSON has it: NumPy's and torch's numbers as Python's, else text.
+def json_ready(value: Any, not_finite: Callable[[float], Any] = lambda number: None) -> Any:
+    """A value that strict JSON can hold: NumPy and torch numbers become Python's, other objects become text.
 
-    NaN and infinity become what `not_finite` makes of them.
+    NaN and infinity become `not_finite(value)`.
     """
     if isinstance(value, dict):
-        return {str(name): plain(item, not_finite) for name, item in value.items()}
+        return {str(name): json_ready(item, not_finite) for name, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [plain(item, not_finite) for item in value]
+        return [json_ready(item, not_finite) for item in value]
     if value is None or isinstance(value, bool | int | str):
         return value
     if hasattr(value, "tolist"):
-        return plain(value.tolist(), not_finite)
+        return json_ready(value.tolist(), not_finite)
     if isinstance(value, float):
         return value if math.isfinite(value) else not_finite(value)
     return str(value)
 
 
 def as_metadata(value: Any) -> Any:
-    """A value as an artifact's metadata has it: plain, NaN and infinities by their names, no key without a value."""
-    return _without_none(plain(value, str))
+    """A value for an artifact's metadata: strict JSON, NaN and infinities as text, keys with None left out."""
+    return _without_none(json_ready(value, str))
 
 
 def _without_none(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The verbs: one row each, from which the command line, the specs and the steps know what there is.
+"""The table of verbs: the command line, the specs and the steps all read it.
 
-Strings only, and nothing is imported, so that every room can read it. A new verb is a row here, a module with
-`run(spec, status) -> Outcome`, and a spec: a class of its own or a section of ExperimentSpec.
+It holds strings only and imports nothing, so that every package can read it. A new verb needs a row here, a module
+with `run(spec, status) -> Outcome`, and a spec: a class of its own or a section of ExperimentSpec.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ EXPERIMENT = "stereo_core.spec.experiment:ExperimentSpec"
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb is called, takes and gives. A name that ends in "?" may be absent.
+    """Name, inputs and outputs of a verb. A name that ends in "?" is optional.
 
     Attributes:
-        help, example: what it does, and the arguments of an example, for `depth_net VERB --help`.
-        action: module of its `run`.
+        help: what the verb does, for `depth_net VERB --help`.
+        example: arguments of an example call, for the same help text.
+        action: the module that defines its `run`.
         spec: `module:class` of its spec; empty for a verb that takes none.
-        sections: of an ExperimentSpec those that it reads, its own first.
-        splits: `dataset.<split>_dataset` that it reads -> the lists that a step takes where the spec names none, the
-            first that is there; an empty tuple leaves that to the spec.
-        lists: likewise for a flat spec's own `data_sources`; a step takes all that are there, a source each.
-        inputs, outputs: port of its step -> kind of artifact. A verb without outputs is no step.
-        one_of: inputs of which one is needed.
-        input_keys: input -> key of the spec that names its file or folder; with "[]" the key lists all there are.
+        sections: the sections of ExperimentSpec that it reads, its own first.
+        splits: each `dataset.<split>_dataset` that it reads -> file names of annotation files. If the spec sets no
+            data_sources, a step takes the first of these files that exists. An empty tuple: only the spec decides.
+        lists: the same for a flat spec's own `data_sources`, but a step takes every file that exists as one source.
+        inputs, outputs: port of its step -> kind of artifact. A verb without outputs is not available as a step.
+        one_of: inputs of which at least one is required.
+        input_keys: input -> spec key that names its file or folder. A key that ends in "[]" lists several inputs.
         output_file: key of the spec that names the file it writes.
-        step_keys: key -> what a step sets it to before the inputs' keys; {results} is the step's own folder.
-        parameters: typed parameter of its step -> key of the spec.
-        plain: the parameters of its step are the keys of its spec, without `spec` and `spec_file`.
+        step_keys: spec key -> the value that a step sets before it sets `input_keys`; {results} is the step's folder.
+        parameters: typed parameter of its step -> spec key.
+        flat_parameters: its step has one parameter for each spec key, and no `spec` or `spec_file`.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Verb:
     output_file: str = ""
     step_keys: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
-    plain: bool = False
+    flat_parameters: bool = False
 
 
 _TRAINING = {"train": ("train.txt",), "val?": ("val.txt",)}
@@ -59,7 +60,7 @@ _REPORT = {"metrics": "metrics", "report": "report"}
 
 _EVALUATE = Verb(
     name="evaluate",
-    help="Metrics of a checkpoint, or of an engine with evaluate.trt_engine.",
+    help="Measure a checkpoint, or an engine (evaluate.trt_engine), against ground truth.",
     example="-e evaluate.yaml evaluate.checkpoint=results/train@best results_dir=results",
     action="stereo_core.actions.evaluate",
     sections=("evaluate", "dataset", "model"),
@@ -72,7 +73,7 @@ _EVALUATE = Verb(
 )
 _INFERENCE = Verb(
     name="inference",
-    help="Disparity maps from a checkpoint, or from an engine with inference.trt_engine.",
+    help="Write disparity maps with a checkpoint, or with an engine (inference.trt_engine).",
     example="-e inference.yaml inference.checkpoint=dn_model_latest.pth inference.save_raw_pfm=true",
     action="stereo_core.actions.inference",
     sections=("inference", "dataset", "model"),
@@ -86,7 +87,7 @@ _INFERENCE = Verb(
 _ROWS = (
     Verb(
         name="convert",
-        help="Folders of images to annotation files (train.txt and val.txt, or test.txt).",
+        help="List the stereo pairs of a folder in annotation files (train.txt and val.txt, or test.txt).",
         example="data_root=/data/MiddEval3 results_dir=lists 'image_dir_pattern=[im0]' "
         "'right_dir_pattern=[im1]' 'depth_dir_pattern=[disp0GT]' image_extension=.png depth_extension=.pfm",
         action="stereo_core.actions.convert",
@@ -98,27 +99,27 @@ _ROWS = (
     ),
     Verb(
         name="synthesize",
-        help="A small data set with exact disparity and occlusion, from a seed.",
+        help="Write a small synthetic data set with exact disparity and occlusion masks.",
         example="results_dir=scenes num_scenes=16 seed=7",
         action="stereo_core.actions.synthesize",
         spec="stereo_core.spec.convert:SynthesizeSpec",
         outputs={"images": "images"},
         step_keys={"results_dir": "{results}"},
-        plain=True,
+        flat_parameters=True,
     ),
     Verb(
         name="fetch_dataset",
-        help="A data set from object storage: its files, loose or packed, or a note of where they are.",
+        help="Fetch a data set from object storage: copy its files, pack them, or only record where they are.",
         example="uri=s3://data/kitti results_dir=kitti",
         action="stereo_core.actions.fetch_dataset",
         spec="stereo_core.spec.convert:FetchSpec",
         outputs={"images": "images"},
         step_keys={"results_dir": "{results}"},
-        plain=True,
+        flat_parameters=True,
     ),
     Verb(
         name="info",
-        help="Statistics of data sets: pairs, image sizes, ground truth, masks, disparities.",
+        help="Print statistics of data sets: pairs, image sizes, ground truth, masks, disparities.",
         example="'data_sources=[{data_file: lists/train.txt, dataset_name: Kitti}]' results_dir=info",
         action="stereo_core.actions.info",
         spec="stereo_core.spec.convert:InfoSpec",
@@ -129,7 +130,7 @@ _ROWS = (
     ),
     Verb(
         name="train",
-        help="Train, or go on with a training.",
+        help="Train a network, or resume a training run.",
         example="-e train.yaml train.num_epochs=20 train.optim.lr=1e-4",
         action="stereo_core.actions.train",
         sections=("train", "dataset", "model", "wandb"),
@@ -149,7 +150,7 @@ _ROWS = (
     ),
     Verb(
         name="automl",
-        help="Search for hyperparameters: many short trainings, the best spec and checkpoint.",
+        help="Search hyperparameters with many short training runs; keep the best spec and checkpoint.",
         example="-e train.yaml automl.algorithm=asha automl.automl_max_recommendations=12",
         action="stereo_core.actions.automl",
         sections=("automl", "train", "dataset", "model", "wandb"),
@@ -177,7 +178,7 @@ _ROWS = (
     replace(
         _EVALUATE,
         name="trt_evaluate",
-        help="evaluate, insisting on an engine.",
+        help="Measure an engine against ground truth (evaluate that requires an engine).",
         example="-e evaluate.yaml evaluate.trt_engine=model.engine",
         inputs=_DATA | {"engine": "engine"},
         input_keys={"engine": "evaluate.trt_engine"},
@@ -186,7 +187,7 @@ _ROWS = (
     replace(
         _INFERENCE,
         name="trt_inference",
-        help="inference, insisting on an engine.",
+        help="Write disparity maps with an engine (inference that requires an engine).",
         example="-e inference.yaml inference.trt_engine=model.engine",
         inputs=_DATA | {"engine": "engine"},
         input_keys={"engine": "inference.trt_engine"},
@@ -194,7 +195,7 @@ _ROWS = (
     ),
     Verb(
         name="export",
-        help="A checkpoint to ONNX.",
+        help="Export a checkpoint to ONNX.",
         example="-e export.yaml export.checkpoint=dn_model_latest.pth export.onnx_file=model.onnx",
         action="stereo_core.actions.export",
         sections=("export", "dataset", "model"),
@@ -207,7 +208,7 @@ _ROWS = (
     ),
     Verb(
         name="quantize",
-        help="A checkpoint or an ONNX file to int8 or fp8, with the loss of accuracy.",
+        help="Quantise a checkpoint or an ONNX file to int8 or fp8, and measure the loss of accuracy.",
         example="-e quantize.yaml quantize.model_path=dn_model_latest.pth quantize.backend=torchao results_dir=results",
         action="stereo_core.actions.quantize",
         sections=("quantize", "dataset", "model"),
@@ -225,7 +226,7 @@ _ROWS = (
     ),
     Verb(
         name="gen_trt_engine",
-        help="An ONNX file to an engine.",
+        help="Build an engine from an ONNX file.",
         example="-e engine.yaml gen_trt_engine.onnx_file=model.onnx gen_trt_engine.trt_engine=model.engine",
         action="stereo_core.actions.gen_trt_engine",
         sections=("gen_trt_engine",),
@@ -238,7 +239,7 @@ _ROWS = (
     ),
     Verb(
         name="report",
-        help="Several evaluations side by side on one page: accuracy, latency, size.",
+        help="Compare several evaluations on one page: accuracy, latency, size.",
         example="results_dir=out 'results=[results/evaluate,results/trt_evaluate]' 'names=[checkpoint,engine]'",
         action="stereo_core.actions.report",
         spec="stereo_core.spec.convert:ReportSpec",
@@ -246,11 +247,11 @@ _ROWS = (
         outputs={"report": "report"},
         input_keys=dict.fromkeys(("first", "second", "third", "fourth", "many"), "results[]"),
         step_keys={"results_dir": "{results}"},
-        plain=True,
+        flat_parameters=True,
     ),
     Verb(
         name="publish_model",
-        help="A model, its figures and a model card, put where others take it from.",
+        help="Publish a model with its metrics and a model card to a folder or to object storage.",
         example="model_path=model.onnx metrics_path=results/evaluate/results.json uri=s3://models/night "
         "results_dir=out",
         action="stereo_core.actions.publish_model",
@@ -259,34 +260,34 @@ _ROWS = (
         outputs={"card": "card"},
         input_keys={"model": "model_path", "metrics": "metrics_path"},
         step_keys={"results_dir": "{results}", "metrics_path": ""},
-        plain=True,
+        flat_parameters=True,
     ),
     Verb(
         name="final_status",
-        help="What became of a pipeline's steps, as Markdown, for its exit handler.",
+        help="Write a Markdown summary of a finished pipeline (for its exit handler).",
         example="results_dir=out title=nightly 'status={state: SUCCEEDED}'",
         action="stereo_core.actions.final_status",
         spec="stereo_core.spec.convert:FinalStatusSpec",
         outputs={"summary": "summary"},
         step_keys={"results_dir": "{results}"},
-        plain=True,
+        flat_parameters=True,
     ),
 )
 VERBS: dict[str, Verb] = {row.name: row for row in _ROWS}
 
 
 def required(names: Mapping[str, object]) -> dict[str, bool]:
-    """Names without their mark -> whether one is needed."""
+    """Each name without its "?" -> whether it is required."""
     return {name.removesuffix("?"): not name.endswith("?") for name in names}
 
 
 def steps() -> tuple[str, ...]:
-    """The verbs that run as a step of a pipeline."""
+    """The verbs that can run as a step of a pipeline."""
     return tuple(name for name, row in VERBS.items() if row.outputs)
 
 
 def section_of(verb: str) -> str:
-    """The section of ExperimentSpec that is a verb's own; the verb itself where it has a spec of its own."""
+    """The verb's own section of ExperimentSpec; the verb's name if it has a spec class of its own."""
     return (*VERBS[verb].sections, verb)[0]
 
 

@@ -97,7 +97,7 @@ def test_a_bad_spec_exits_2_with_the_message_alone(tmp_path):
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "command line: split_ratio: 2 is more than the largest value 1",
-        "my spec.yaml: image_ext: unknown; did you mean image_extension?",
+        "my spec.yaml: image_ext: unknown key; did you mean image_extension?",
     ]
     assert result.stdout == "" and list(tmp_path.iterdir()) == [tmp_path / "my spec.yaml"]
 
@@ -138,8 +138,8 @@ def test_schema_and_default_specs(tmp_path):
     (tmp_path / "convert.yaml").write_text(depth_net("default_specs", "convert").stdout)
     result = depth_net("convert", "-e", "convert.yaml", cwd=tmp_path)
     assert result.stderr.splitlines() == [
-        "convert.yaml: results_dir: is needed by convert",
-        "convert.yaml: data_root: is needed by convert",
+        "convert.yaml: results_dir: is required by convert",
+        "convert.yaml: data_root: is required by convert",
     ]
     wrong = depth_net("schema", "trains")
     assert wrong.returncode == 2 and wrong.stderr.strip() == "trains: unknown verb; did you mean train?"

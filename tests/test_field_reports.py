@@ -44,7 +44,7 @@ def test_a_pointer_of_git_lfs_says_so(tmp_path):
     path.write_text(LFS)
     readers = (read_image, lambda path: read_disparity(path, "pfm"), read_annotations, read_weights, file_kind)
     for reader in readers:
-        with pytest.raises(UserError, match=r"file: a Git LFS pointer, not the file itself; fetch that with `git lfs"):
+        with pytest.raises(UserError, match=r"file: a Git LFS pointer, not the file itself; fetch the file with `"):
             reader(path)
 
 

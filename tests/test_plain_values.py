@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stereo_core.values import as_metadata, from_json, plain, with_integers
+from stereo_core.values import as_metadata, from_json, json_ready, with_integers
 
 
 def test_whole_numbers_are_integers_again_at_any_depth():
@@ -19,7 +19,7 @@ def test_a_text_that_is_no_json_is_a_value_error(text):
 
 def test_plain_values_are_strict_json():
     value = {1: float("nan"), "size": np.float32(0.5), "shape": np.arange(2), "of": {"x"}, "none": None, "type": object}
-    assert plain(value) == {
+    assert json_ready(value) == {
         "1": None,
         "size": 0.5,
         "shape": [0, 1],

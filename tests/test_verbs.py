@@ -42,7 +42,7 @@ ROW = Verb(
     outputs={"card": "card"},
     input_keys={"images": "pictures"},
     step_keys={"results_dir": "{results}"},
-    plain=True,
+    flat_parameters=True,
 )
 
 
@@ -70,7 +70,7 @@ def test_an_invented_verb_runs_on_the_command_line(pictures, tmp_path, capsys):
     assert (tmp_path / "out" / "greeting.md").read_text() == "hello me: a.png\n"
     assert called("greet", "nam=me") == 2
     told = capsys.readouterr().err
-    assert "nam: unknown; did you mean name?" in told and called("gret") == 2
+    assert "nam: unknown key; did you mean name?" in told and called("gret") == 2
     assert "did you mean greet?" in capsys.readouterr().err
 
 
@@ -96,7 +96,7 @@ def test_an_invented_verb_runs_as_a_step(pictures, tmp_path):
 def test_the_ports_of_an_invented_verb_are_checked(pictures, tmp_path, capsys):
     message = {"inputs": {}, "outputs": {"outputFile": str(tmp_path / "output.json")}}
     assert launch.main(["greet", json.dumps(message)]) == 2
-    assert "greet: EXECUTOR_INPUT_JSON names no artifact for input images" in capsys.readouterr().err
+    assert "greet: EXECUTOR_INPUT_JSON has no artifact for input images" in capsys.readouterr().err
 
 
 def test_a_verb_may_take_no_spec(monkeypatch, capsys):

@@ -23,30 +23,30 @@ def automl(
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
-    """Search for the hyperparameters of a training: many short trainings, the best one handed on.
+    """Search hyperparameters with many short training runs, and pass on the best one.
 
     Args:
         images: The folder of images, disparities and masks.
-        annotations: The folder of annotation files that `convert` writes (train.txt, val.txt); paths relative to
-            the images.
-        pretrained: A checkpoint that every trial starts from.
+        annotations: The folder of annotation files that `convert` writes (train.txt, val.txt), with paths relative
+            to the images.
+        pretrained: A checkpoint from which every trial starts.
         algorithm: bayesian, hyperband, asha or bohb; "" leaves it to the spec.
-        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+        dataset_name: How disparities are coded, if the spec sets no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files, or is left to the spec.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files, unless the spec sets it.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         max_epochs: Epochs of a trial that is not stopped early; 0 leaves it to the spec.
-        max_recommendations: Trials in all, the first with the spec as it is; 0 leaves it to the spec.
-        spec: Keys of `depth_net automl`'s spec (those of train, and automl), nested as in the YAML file; merged over
+        max_recommendations: Number of trials, including the baseline (the unchanged spec); 0 leaves it to the spec.
+        spec: Keys of `depth_net automl`'s spec (keys of train, and automl), nested as in the YAML file; merged over
             spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
         checkpoint: The best checkpoint of the best trial.
-        best_spec: The spec with the best values, to be given to `train` as spec_file.
-        metrics: Validation metrics of the best trial (epe) and of the spec as it is (baseline_epe), in px; how many
-            trials there were, were stopped early and failed.
-        report: All trials, their course and the importance of each key as a page.
+        best_spec: The spec with the best values, for the input spec_file of `train`.
+        metrics: Validation metrics of the best trial (epe) and of the baseline (baseline_epe), in px; the number of
+            trials, of trials stopped early and of failed trials.
+        report: A page with all trials, their validations and the importance of each key.
     """
     return launch("automl")

@@ -15,9 +15,9 @@ def convert(
     """List the stereo samples of a folder as train, validation and test annotation files.
 
     Args:
-        images: The folder to walk (the spec's data_root).
+        images: The folder to search (the spec's data_root).
         spec: Keys of `depth_net convert`'s spec, nested as in the YAML file; merged over spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
         annotations: A folder with train.txt and val.txt, or test.txt; paths are relative to the images.

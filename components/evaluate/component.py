@@ -20,25 +20,25 @@ def evaluate(
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
-    """Compare a checkpoint's disparities with ground truth.
+    """Measure a checkpoint's disparities against ground truth.
 
     Args:
         images: The folder of images, disparities and masks.
-        annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt where there is
-            none); paths relative to the images.
-        checkpoint: The checkpoint; without it the one that the spec names (evaluate.checkpoint: starter).
-        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+        annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt if there is
+            no test.txt), with paths relative to the images.
+        checkpoint: The checkpoint; if not connected, the one in the spec (evaluate.checkpoint: starter).
+        dataset_name: How disparities are coded, if the spec sets no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files, or is left to the spec.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
-        batch_size: Pairs in a batch; 0 leaves it to the spec.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files, unless the spec sets it.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
+        batch_size: Pairs per batch; 0 leaves it to the spec.
         spec: Keys of `depth_net evaluate`'s spec, nested as in the YAML file; merged over spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
         metrics: epe and rmse in px, bp1, bp2, bp3 and d1 as shares in 0..1.
-        report: Metrics and error maps as a page.
-        epe: The mean endpoint error in px, for conditions.
+        report: A page with metrics and error maps.
+        epe: The mean end-point error (EPE) in px, for conditions.
     """
     return launch("evaluate")

@@ -17,11 +17,11 @@ def export(
     """Export a checkpoint to ONNX and check the graph against PyTorch.
 
     Args:
-        checkpoint: The checkpoint, or an ONNX file of TAO or NGC, which is taken over as it is.
+        checkpoint: The checkpoint, or an ONNX file from TAO or NGC, which is copied unchanged.
         input_height: Height of the images in px, a multiple of 32; 0 leaves it to the spec.
-        input_width: Their width, likewise.
+        input_width: Width of the images in px, a multiple of 32; 0 leaves it to the spec.
         spec: Keys of `depth_net export`'s spec, nested as in the YAML file; merged over spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
         onnx: The ONNX file with the model's settings in its metadata.

@@ -7,14 +7,14 @@ from ..image import launch
 
 @dsl.container_component
 def fetch_dataset(images: dsl.Output[dsl.Dataset], uri: str = "", mode: str = "copy"):
-    """Take a data set from object storage, by copy, packed or by reference.
+    """Fetch a data set from object storage: copy it, pack it, or refer to it.
 
     Args:
-        uri: Prefix of the data set, s3://bucket/folder; to pack it or to refer to it also a folder that the steps see.
-        mode: copy fetches every object; pack puts them into a few tar shards, which are read in place; reference notes
-            where they are, and each is fetched when it is read.
+        uri: URI prefix of the data set, s3://bucket/folder. pack and reference also take a folder that all steps share.
+        mode: copy fetches every file; pack packs the files into a few tar shards, which are read in place; reference
+            records only where the files are, and each is fetched when it is read.
 
     Returns:
-        images: The folder of the data set, or of a note that refers to it.
+        images: The folder of the data set, or of the file that refers to it.
     """
     return launch("fetch_dataset")

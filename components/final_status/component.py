@@ -7,13 +7,13 @@ from ..image import launch
 
 @dsl.container_component
 def final_status(status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown], title: str = "Pipeline"):
-    """Write down what became of a pipeline's steps, as its exit handler; nothing is sent anywhere.
+    """Write a summary of a finished pipeline, as its exit handler. Nothing is sent anywhere.
 
     Args:
-        status: The engine's word on the steps: state, run, and the error where one failed.
+        status: The pipeline's final status: state, run, and the error if a step failed.
         title: Title of the summary.
 
     Returns:
-        summary: State, run and error, for people.
+        summary: State, run and error as Markdown.
     """
     return launch("final_status")

@@ -14,20 +14,20 @@ def gen_trt_engine(
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
-    """Build an engine from an ONNX file, with the backend that the installation has.
+    """Build an engine from an ONNX file, with a backend that is installed.
 
     Args:
         onnx: The ONNX file of `export`.
         backend: auto, tensorrt, tensorrt_rtx, openvino, inductor (compiles gen_trt_engine.checkpoint of the spec) or
             onnxruntime; empty leaves it to the spec.
-        precision: fp32, fp16, bf16, int8 or fp8 (int8 and fp8 of a file that `quantize` made); empty leaves it to the
+        precision: fp32, fp16, bf16, int8 or fp8 (int8 and fp8 need a file from `quantize`); empty leaves it to the
             spec.
         spec: Keys of `depth_net gen_trt_engine`'s spec, nested as in the YAML file; merged over spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
-        engine: The backend's own file and its side-car `<file>.json`; compared with the ONNX file where it can run
-            (ONNX Runtime everywhere, TensorRT on a node with the GPU it is for), else status and log say that it was
-            not.
+        engine: The backend's own file and its side-car `<file>.json`. The engine is compared with the ONNX file if it
+            can run on this node (ONNX Runtime always, TensorRT on its own type of GPU); otherwise status and log say
+            that it is not verified.
     """
     return launch("gen_trt_engine")

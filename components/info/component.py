@@ -16,21 +16,21 @@ def info(
     spec: dict = {},  # noqa: B006
     spec_file: dsl.Input[dsl.Artifact] = None,
 ):
-    """Count what a data set holds: pairs, image sizes, ground truth, masks, disparities.
+    """Write statistics of a data set: pairs, image sizes, ground truth, masks, disparities.
 
     Args:
         images: The folder of images, disparities and masks.
-        annotations: The folder of annotation files that `convert` writes (train.txt, val.txt, test.txt; all that are
-            there are read); paths relative to the images.
-        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+        annotations: The folder of annotation files that `convert` writes (train.txt, val.txt and test.txt, all
+            that exist), with paths relative to the images.
+        dataset_name: How disparities are coded, if the spec sets no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files, or is left to the spec.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files, unless the spec sets it.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         spec: Keys of `depth_net info`'s spec, nested as in the YAML file; merged over spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
-        report: The figures of each annotation file and of all, and a histogram of the disparities, as a page.
+        report: A page with the statistics of each annotation file and in total, and a histogram of the disparities.
     """
     return launch("info")

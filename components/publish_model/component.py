@@ -15,18 +15,18 @@ def publish_model(
     existing: str = "refuse",
     max_epe_increase: float = 0.0,
 ):
-    """Put a model, what lies beside it, its figures and a model card where others take it from.
+    """Publish a model with its companion files, metrics and a model card.
 
     Args:
         model: A checkpoint, an ONNX file or an engine.
-        metrics: Metrics of its evaluation.
-        uri: Where to: a folder, or s3://bucket/prefix.
-        title: Title of the model card; empty: the file's name.
-        existing: What to do about another model that is published there: refuse to publish; replace it; compare:
-            replace it unless epe has risen by more than max_epe_increase, which fails the step.
-        max_epe_increase: px by which epe may have risen, with existing=compare.
+        metrics: Metrics of the model's evaluation.
+        uri: Where to publish: a folder, or s3://bucket/prefix.
+        title: Title of the model card; empty: the file name.
+        existing: If another model is already published there. refuse: fail; replace: replace it; compare: replace it,
+            but fail if the new epe is higher by more than max_epe_increase.
+        max_epe_increase: Largest allowed increase of epe in px, with existing=compare.
 
     Returns:
-        card: The model card: what the model is, its figures, and beside them those of the one before.
+        card: The model card: a description, the metrics, and those of the previous model.
     """
     return launch("publish_model")

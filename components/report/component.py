@@ -1,6 +1,6 @@
 """report as a container component."""
 
-from typing import List  # noqa: UP035, as kfp wants it
+from typing import List  # noqa: UP035, required by kfp
 
 from kfp import dsl
 
@@ -18,18 +18,18 @@ def report(
     names: list = [],  # noqa: B006
     title: str = "Comparison",
 ):
-    """Put the metrics of up to four evaluations, or those of a loop, side by side: accuracy, latency, size.
+    """Compare up to four evaluations, or those of a loop: accuracy, latency, size.
 
     Args:
         first: Metrics of `evaluate` or `trt_evaluate`; the others are compared with it.
         second: Metrics of another evaluation.
         third: Metrics of another evaluation.
         fourth: Metrics of another evaluation.
-        many: Metrics that a loop has collected (dsl.Collected), after those.
-        names: A name for each of them, in that order; of a mapping its title, without one its uri.
+        many: Metrics collected from a loop (dsl.Collected); they come after the others.
+        names: A name for each evaluation, in this order. For a mapping its title counts, or its uri.
         title: Title of the page.
 
     Returns:
-        report: The figures side by side, and their difference to the first, as a page.
+        report: A page with the metrics side by side, and their differences to the first.
     """
     return launch("report")

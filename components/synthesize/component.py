@@ -24,8 +24,8 @@ def synthesize(
         width: Image width in px.
         max_disparity: Largest disparity in px.
         seed: Seed of the scenes; the same seed gives the same files.
-        style: rich (rooms, roads and walls with many objects) or planes (a few plain shapes).
-        appearance: How much the two cameras differ, 0 to 1; above 0 the warped right image no longer equals the left.
+        style: rich (rooms, roads and walls with many objects) or planes (a few simple shapes).
+        appearance: How much the two cameras differ, 0 to 1. Above 0 the warped right image no longer equals the left.
 
     Returns:
         images: The folder of left and right images, disparities, occlusion masks and calibration.

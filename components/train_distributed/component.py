@@ -28,28 +28,28 @@ def train_distributed(
     """Train or fine-tune FoundationStereo on several GPUs, or on several nodes of a TrainJob.
 
     Args:
-        images: The folder of images, disparities and masks. Neither it nor the annotations are needed where all
-            data_sources of the spec are Synthetic.
-        annotations: The folder of annotation files that `convert` writes (train.txt, val.txt); paths relative to
-            the images.
+        images: The folder of images, disparities and masks. Not needed, like annotations, if all data_sources
+            of the spec are Synthetic.
+        annotations: The folder of annotation files that `convert` writes (train.txt, val.txt), with paths relative
+            to the images.
         pretrained: A checkpoint to start from.
-        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+        dataset_name: How disparities are coded, if the spec sets no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files, or is left to the spec.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files, unless the spec sets it.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         num_epochs: Epochs to train; 0 leaves it to the spec.
-        batch_size: Pairs in a batch on one device; 0 leaves it to the spec.
+        batch_size: Pairs per batch and device; 0 leaves it to the spec.
         learning_rate: The largest learning rate; 0 leaves it to the spec.
         precision: fp32, bf16 or fp16; empty leaves it to the spec.
-        num_gpus: GPUs, and so processes, of a node; without a GPU processes on the CPU. 0 leaves it to the spec.
-        num_nodes: Nodes; 0 leaves it to the spec. The variables of a TrainJob or a PyTorchJob win over both.
+        num_gpus: GPUs (and processes) per node; without a GPU, processes on the CPU. 0 leaves it to the spec.
+        num_nodes: Number of nodes; 0 leaves it to the spec. The variables of a TrainJob or a PyTorchJob override both.
         spec: Keys of `depth_net train`'s spec, nested as in the YAML file; merged over spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
-        checkpoint: The best checkpoint by train.monitor; the last one where nothing is validated.
-        metrics: Validation metrics of that checkpoint (epe), and before training (initial_epe), in px.
-        report: Metrics, curves and the last validation's pictures as a page.
+        checkpoint: The best checkpoint by train.monitor, or the last one if there is no validation.
+        metrics: Validation metrics of that checkpoint (epe) and from before training (initial_epe), in px.
+        report: A page with metrics, curves and the last validation's pictures.
     """
     return launch("train")

@@ -23,20 +23,20 @@ def trt_inference(
 
     Args:
         images: The folder of images, disparities and masks.
-        annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt where there is
-            none); paths relative to the images.
+        annotations: The folder of annotation files that `convert` writes (test.txt, or val.txt if there is
+            no test.txt), with paths relative to the images.
         engine: The engine.
-        dataset_name: How disparities are coded when the spec names no data_sources: FSD, IsaacRealDataset,
+        dataset_name: How disparities are coded, if the spec sets no data_sources: FSD, IsaacRealDataset,
             Crestereo, Middlebury, Eth3d, Kitti or GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files, or is left to the spec.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
-        batch_size: Pairs in a batch; 0 leaves it to the spec.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files, unless the spec sets it.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
+        batch_size: Pairs per batch; 0 leaves it to the spec.
         spec: Keys of `depth_net trt_inference`'s spec, nested as in the YAML file; merged over spec_file.
-        spec_file: A spec YAML file, merged over the defaults.
+        spec_file: A YAML file with the spec, merged over the defaults.
 
     Returns:
-        disparity: A folder of disparity maps: 16-bit PNG (value / 256 = px), and what else the spec asks for.
-        report: Pictures as a page.
+        disparity: A folder of disparity maps: 16-bit PNG (value / 256 = px), and other outputs that the spec selects.
+        report: A page with pictures.
     """
     return launch("trt_inference")

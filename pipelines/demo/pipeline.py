@@ -1,11 +1,11 @@
-"""demo: the package's network on synthetic scenes, as it is, fine-tuned and as an engine, in minutes on two cores."""
+"""demo: the starter network on synthetic scenes: unchanged, fine-tuned and as an engine, in minutes on two cores."""
 
 import stereo_components as steps
 from kfp import dsl
 
 from ..steps import annotated, policy, train_to_engine_steps
 
-CONVERT = {  # where synthesize puts things
+CONVERT = {  # folder names of synthesize
     "image_dir_pattern": ["left/rgb"],
     "right_dir_pattern": ["right/rgb"],
     "depth_dir_pattern": ["left/disparity"],
@@ -35,7 +35,7 @@ INFERENCE = {"dataset": {**MAX_DISPARITY, "infer_dataset": LOADER}}
 EXPORT = {"export": {"input_height": 192, "input_width": 320, "batch_size": 1, "valid_iters": 8, "on_cpu": True}}
 
 DESCRIPTION = (
-    "The package's network on synthetic scenes, as it is, fine-tuned and as an engine, in minutes on two CPU cores."
+    "The starter network on synthetic scenes: unchanged, fine-tuned and as an engine, in minutes on two CPU cores."
 )
 
 
@@ -56,7 +56,7 @@ def demo(
     export_spec: dict = EXPORT,
     engine_spec: dict = {},  # noqa: B006
 ):
-    """The whole job on images that need no download, from the network in the package.
+    """Run all steps on synthetic images, with the starter network. Needs no download.
 
     Args:
         num_scenes: Number of synthetic stereo pairs.
@@ -67,11 +67,11 @@ def demo(
         num_epochs: Epochs to fine-tune.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
         convert_spec: Spec of convert.
-        zero_shot_spec: Spec of the evaluation of the network as it is.
+        zero_shot_spec: Spec of the evaluation of the unchanged network.
         train_spec: Spec of train.
         evaluate_spec: Spec of evaluate and trt_evaluate.
         inference_spec: Spec of inference and trt_inference.
-        export_spec: Spec of export; its input size is the images'.
+        export_spec: Spec of export; the input size is that of the images.
         engine_spec: Spec of gen_trt_engine.
     """
     scenes = steps.synthesize(num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234)

@@ -12,14 +12,14 @@ def evaluate_suite(
     data_sets: list = BENCHMARKS,
     evaluate_spec: dict = {},  # noqa: B006
 ):
-    """Accuracy where it was trained says little about accuracy elsewhere.
+    """Measure one model on many data sets: accuracy on the training data says little about other data.
 
     Args:
-        model_uri: A checkpoint of any layout: a file or a folder that holds one; on this machine, or s3://, gs://,
+        model_uri: A checkpoint of any layout (a file, or a folder with one): a local path, or s3://, gs://,
             minio://.
-        data_sets: For each data set a mapping of title (in the table), uri (s3://bucket/folder, or a folder that all
-            steps see), dataset_name (how disparities are coded) and convert_spec (the patterns that find its files).
-        evaluate_spec: Spec of evaluate for all of them.
+        data_sets: A mapping for each data set: title (in the table), uri (s3://bucket/folder, or a folder all steps
+            share), dataset_name (how disparities are coded) and convert_spec (the patterns that find its files).
+        evaluate_spec: Spec of evaluate, for all data sets.
     """
     with reported("evaluate-suite"):
         model = importer(model_uri, "model")

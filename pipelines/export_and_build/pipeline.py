@@ -1,6 +1,6 @@
-"""export_and_build: a checkpoint or an ONNX file becomes engines, two ranges of sizes, fp32 and fp16 each.
+"""export_and_build: build engines from a checkpoint or an ONNX file: two ranges of sizes, fp32 and fp16 each.
 
-They are verified where they can run: of ONNX Runtime everywhere, of TensorRT on a node with the GPU they are for.
+An engine is verified if it can run: ONNX Runtime everywhere, TensorRT on a node with its type of GPU.
 """
 
 import stereo_components as steps
@@ -8,7 +8,7 @@ from kfp import dsl
 
 from ..steps import importer, policy, reported
 
-EXPORT = {"export": {"dynamic_hw": True, "input_height": 320, "input_width": 736}}  # one file for every size
+EXPORT = {"export": {"dynamic_hw": True, "input_height": 320, "input_width": 736}}  # one file for all sizes
 SMALL = {
     "gen_trt_engine": {
         "min_height": 256,
@@ -33,8 +33,8 @@ LARGE = {
 
 @dsl.pipeline(
     name="export-and-build",
-    description="A checkpoint or an ONNX file becomes engines for two ranges of sizes, fp32 and fp16 each; verified "
-    "where they can run: ONNX Runtime everywhere, TensorRT on the GPU it is for.",
+    description="Build engines from a checkpoint or an ONNX file, for two ranges of sizes, fp32 and fp16 each. Engines "
+    "are verified if they can run: ONNX Runtime everywhere, TensorRT on its type of GPU.",
 )
 def export_and_build(
     model_uri: str,
@@ -43,23 +43,23 @@ def export_and_build(
     small_spec: dict = SMALL,
     large_spec: dict = LARGE,
 ):
-    """Deploy a model that exists.
+    """Build engines from an existing model.
 
-    Each engine is compared with its ONNX file where it can run; elsewhere status and log say that it is not verified.
+    Each engine is compared with its ONNX file if it can run; otherwise status and log say that it is not verified.
 
     Args:
-        model_uri: A checkpoint of any layout, or an ONNX file of `export`, TAO or NGC: a file or a folder that holds
-            one; on this machine, or s3://, gs://, minio://.
+        model_uri: A checkpoint of any layout, or an ONNX file from `export`, TAO or NGC (or a folder with one): a
+            local path, or s3://, gs://, minio://.
         backend: The engines' backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to the
             specs.
-        export_spec: Spec of export; an ONNX file keeps the size and the opset it has.
-        small_spec: Spec of gen_trt_engine for the first range of sizes. An ONNX file of one size needs ranges that hold
-            it, or {} here and below.
+        export_spec: Spec of export; an imported ONNX file keeps its own size and opset.
+        small_spec: Spec of gen_trt_engine for the first range of sizes. An ONNX file of fixed size needs ranges that
+            include it, or {} here and in large_spec.
         large_spec: Spec of gen_trt_engine for the second range of sizes.
     """
     with reported("export-and-build"):
         model = importer(model_uri, "model")
-        # Kubeflow's cache knows an artifact by its name, not by its content, and others may change what lies there.
+        # Kubeflow's cache compares artifacts by name, not by content, and others may change the data there.
         export = policy(steps.export(checkpoint=model, spec=export_spec), cache=False)
         for size, spec in (("small", small_spec), ("large", large_spec)):
             for precision in ("fp32", "fp16"):

@@ -1,4 +1,4 @@
-"""finetune_and_compare: a pretrained model and what fine-tuning makes of it, on your images and on benchmarks."""
+"""finetune_and_compare: a pretrained model against its fine-tuned version, on your images and on benchmarks."""
 
 import stereo_components as steps
 from kfp import dsl
@@ -7,7 +7,7 @@ from ..steps import BENCHMARKS, importer, policy, reported
 
 
 def _compare(checkpoints: dict, data: dict, spec, title) -> list[dsl.PipelineTask]:
-    """Evaluate each checkpoint on the same data, and put their figures side by side; returns the evaluations."""
+    """Evaluate each checkpoint on the same data, and compare the metrics; returns the evaluations."""
     measured = []
     for name, checkpoint in checkpoints.items():
         task = policy(steps.evaluate(**data, checkpoint=checkpoint, spec=spec))
@@ -19,8 +19,8 @@ def _compare(checkpoints: dict, data: dict, spec, title) -> list[dsl.PipelineTas
 
 @dsl.pipeline(
     name="finetune-and-compare",
-    description="A pretrained model and what fine-tuning makes of it, on your images and on benchmarks; an engine of "
-    "it only where it is better on your validation images.",
+    description="A pretrained model against its fine-tuned version, on your images and on benchmarks. An engine is "
+    "built only if fine-tuning is better on your validation images.",
 )
 def finetune_and_compare(
     images_uri: str,
@@ -37,18 +37,18 @@ def finetune_and_compare(
     export_spec: dict = {},  # noqa: B006
     engine_spec: dict = {},  # noqa: B006
 ):
-    """Whether fine-tuning helps, what it forgets elsewhere, and an engine where it helps.
+    """Find out whether fine-tuning helps and what it costs on other data; build an engine if it helps.
 
     Args:
-        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        images_uri: Location of images, disparities and masks: a local folder, or s3://, gs://, minio://.
         model_uri: The pretrained checkpoint, of any layout.
         benchmarks: Other data sets to compare on, each a mapping of title, uri (s3://bucket/folder, or a folder that
-            all steps see), dataset_name and convert_spec; [] for none.
+            all steps share), dataset_name and convert_spec; [] for none.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
             engine_spec.

@@ -1,4 +1,4 @@
-"""nightly_regression: the whole job again, held against the last good run; it fails when the engine became worse."""
+"""nightly_regression: run all steps and compare with the last good run; fails if the engine is less accurate."""
 
 import stereo_components as steps
 from kfp import dsl
@@ -8,8 +8,8 @@ from ..steps import importer, policy, reported
 
 @dsl.pipeline(
     name="nightly-regression",
-    description="The whole job again, held against the last good run: it fails when the engine became worse, else it "
-    "is the new last good one.",
+    description="Run all steps and compare with the last good run. Fails if the engine is less accurate, otherwise the "
+    "new engine becomes the last good one.",
 )
 def nightly_regression(
     images_uri: str,
@@ -26,28 +26,28 @@ def nightly_regression(
     export_spec: dict = {},  # noqa: B006
     engine_spec: dict = {},  # noqa: B006
 ):
-    """Whether code, images or machines have spoilt anything since the last good night.
+    """Find regressions that changes of code, data or machines have caused since the last good run.
 
     Args:
-        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
-        last_good_uri: Where the last good engine is published: s3://bucket/prefix, or a folder that all runs see. The
-            first run publishes there whatever comes out.
-        max_epe_increase: px by which the engine's epe may rise.
+        images_uri: Location of images, disparities and masks: a local folder, or s3://, gs://, minio://.
+        last_good_uri: Where the last good engine is published: s3://bucket/prefix, or a folder that all runs share. The
+            first run always publishes its engine there.
+        max_epe_increase: Largest allowed increase of the engine's epe, in px.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
             engine_spec.
         convert_spec: Spec of convert; its seed keeps the split the same every night.
-        train_spec: Spec of train; its seed does the same for the training.
+        train_spec: Spec of train; its seed keeps the training the same every night.
         evaluate_spec: Spec of trt_evaluate.
         export_spec: Spec of export.
         engine_spec: Spec of gen_trt_engine.
     """
-    with reported("nightly-regression"):  # nothing from a cache: it would hide what has changed
+    with reported("nightly-regression"):  # no cache: it would hide regressions
         images = importer(images_uri, "images")
         convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
         data = {

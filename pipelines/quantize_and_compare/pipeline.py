@@ -1,4 +1,4 @@
-"""quantize_and_compare: the same model as fp32, fp16 and int8 engine, measured side by side on your images."""
+"""quantize_and_compare: compare fp32, fp16 and int8 engines of one model on your images."""
 
 import stereo_components as steps
 from kfp import dsl
@@ -10,7 +10,7 @@ QUANTIZE = {"quantize": {"backend": "modelopt.onnx", "mode": "static_ptq", "algo
 
 @dsl.pipeline(
     name="quantize-and-compare",
-    description="The same model as fp32, fp16 and int8 engine, measured side by side on your images.",
+    description="Compare fp32, fp16 and int8 engines of one model on your images.",
 )
 def quantize_and_compare(
     images_uri: str,
@@ -25,16 +25,16 @@ def quantize_and_compare(
     engine_spec: dict = {},  # noqa: B006
     evaluate_spec: dict = {},  # noqa: B006
 ):
-    """What fp16 and int8 cost in accuracy, and what they gain in latency and size.
+    """Measure what fp16 and int8 lose in accuracy and gain in latency and size.
 
     Args:
-        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
-        model_uri: A checkpoint of any layout, or an ONNX file of `export`, TAO or NGC.
+        images_uri: Location of images, disparities and masks: a local folder, or s3://, gs://, minio://.
+        model_uri: A checkpoint of any layout, or an ONNX file from `export`, TAO or NGC.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         backend: The engines' backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
             engine_spec.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
@@ -46,7 +46,7 @@ def quantize_and_compare(
     with reported("quantize-and-compare"):
         images = importer(images_uri, "images")
         model = importer(model_uri, "model")
-        # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
+        # Kubeflow's cache compares artifacts by name: a step that reads data that others may change always runs.
         convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
         export = policy(steps.export(checkpoint=model, spec=export_spec), cache=False)
         data = {
@@ -57,15 +57,15 @@ def quantize_and_compare(
             "disparity_scale": disparity_scale,
         }
         quantize = policy(steps.quantize(onnx=export.outputs["onnx"], **data, spec=quantize_spec))
-        plain, quantized = export.outputs["onnx"], quantize.outputs["quantized"]
+        original, quantized = export.outputs["onnx"], quantize.outputs["quantized"]
         builds = {}
-        for precision, onnx in (("fp32", plain), ("fp16", plain), ("int8", quantized)):
+        for precision, onnx in (("fp32", original), ("fp16", original), ("int8", quantized)):
             build = policy(steps.gen_trt_engine(onnx=onnx, backend=backend, precision=precision, spec=engine_spec))
             builds[precision] = build.set_display_name(f"build {precision}")
         metrics, before = [], [*builds.values()]
         for precision, build in builds.items():
             measured = steps.trt_evaluate(**data, engine=build.outputs["engine"], spec=evaluate_spec)
-            # One after the other, when nothing is built any more: times are compared, and steps may share a machine.
+            # One after the other, after all builds: latencies are compared, and steps may share a machine.
             before = [policy(measured).set_display_name(f"evaluate {precision}").after(*before)]
             metrics.append(measured.outputs["metrics"])
         compared = dict(zip(("first", "second", "third"), metrics, strict=True))

@@ -1,4 +1,4 @@
-"""starter: the network in the package, trained again on synthetic scenes alone, measured on real pairs, published."""
+"""starter: train the package's starter network on synthetic scenes only, measure it on real pairs, publish it."""
 
 import stereo_components as steps
 from kfp import dsl
@@ -20,7 +20,7 @@ TRAIN = {
     "train": {
         "precision": "bf16",
         "clip_grad_norm": 1.0,
-        # A text: YAML readers do not agree on whether 1e-05 is a number.
+        # A text, because YAML readers disagree on whether 1e-05 is a number.
         "optim": {"lr": 0.0008, "weight_decay": "0.00001", "lr_scheduler": "OneCycleLR"},
     },
 }
@@ -29,7 +29,7 @@ EVALUATE = {"dataset": {"max_disparity": 192}}
 
 @dsl.pipeline(
     name="starter",
-    description="The starter network from synthetic scenes alone: trained, measured on pairs it never saw, published.",
+    description="Train the starter network on synthetic scenes only, measure it on unseen pairs, publish it.",
 )
 def starter(
     images_uri: str,
@@ -40,14 +40,14 @@ def starter(
     train_spec: dict = TRAIN,
     evaluate_spec: dict = EVALUATE,
 ):
-    """Repeat the training of the network in the package, or do it with scenes of your own.
+    """Repeat the training of the starter network, or train it with your own scenes.
 
     Args:
-        images_uri: Where the images, disparities and masks of the evaluation lie: a folder of this machine, or s3://,
-            gs://, minio://.
-        annotations_uri: Their annotation file as test.txt in a folder, with paths relative to images_uri, likewise.
-        publish_uri: Where the model, its figures and its card go: s3://bucket/prefix, or a folder. One that is there
-            is replaced unless the new one's epe is higher.
+        images_uri: Location of the evaluation's images, disparities and masks: a local folder, or s3://, gs://,
+            minio://.
+        annotations_uri: Location of the folder with their annotation file test.txt, with paths relative to images_uri.
+        publish_uri: Where to publish the model, its metrics and its card: s3://bucket/prefix, or a folder. An existing
+            model is replaced unless the new epe is higher.
         dataset_name: How the evaluation's disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d,
             Kitti or GenericDataset.
         num_epochs: Epochs to train; 0 leaves it to train_spec.

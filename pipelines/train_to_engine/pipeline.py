@@ -1,4 +1,4 @@
-"""train_to_engine: a folder of stereo pairs becomes a trained checkpoint and an engine, both measured."""
+"""train_to_engine: from a folder of stereo pairs to a trained checkpoint and an engine, both measured."""
 
 from kfp import dsl
 
@@ -7,7 +7,7 @@ from ..steps import annotated, importer, reported, train_to_engine_steps
 
 @dsl.pipeline(
     name="train-to-engine",
-    description="A folder of stereo pairs becomes a trained checkpoint and an engine, both measured.",
+    description="From a folder of stereo pairs to a trained checkpoint and an engine, both measured.",
 )
 def train_to_engine(
     images_uri: str,
@@ -23,15 +23,15 @@ def train_to_engine(
     export_spec: dict = {},  # noqa: B006
     engine_spec: dict = {},  # noqa: B006
 ):
-    """The whole job for your own images.
+    """Train, evaluate, export and build an engine for your own images.
 
     Args:
-        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        images_uri: Location of images, disparities and masks: a local folder, or s3://, gs://, minio://.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to
             engine_spec.

@@ -1,4 +1,4 @@
-"""tune_and_train: a search for hyperparameters, then a longer training with the best of them, both measured."""
+"""tune_and_train: a hyperparameter search, then a longer training with the best values, both measured."""
 
 import stereo_components as steps
 from kfp import dsl
@@ -8,7 +8,7 @@ from ..steps import importer, policy, reported
 
 @dsl.pipeline(
     name="tune-and-train",
-    description="A search for hyperparameters, then a longer training with the best of them, both measured.",
+    description="A hyperparameter search, then a longer training with the best values, both measured.",
 )
 def tune_and_train(
     images_uri: str,
@@ -23,27 +23,27 @@ def tune_and_train(
     automl_spec: dict = {},  # noqa: B006
     evaluate_spec: dict = {},  # noqa: B006
 ):
-    """Short trials side by side, then the real training.
+    """Search hyperparameters with short trials, then train with the best values.
 
     Args:
-        images_uri: Where the images, disparities and masks lie: a folder of this machine, or s3://, gs://, minio://.
+        images_uri: Location of images, disparities and masks: a local folder, or s3://, gs://, minio://.
         dataset_name: How disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d, Kitti or
             GenericDataset.
-        disparity_format: Coding of the disparities, as data_sources[*].disparity_format; empty goes by dataset_name and
-            the files.
-        disparity_scale: Stored value of 1 px of disparity, for 8-bit PNGs (Middlebury 2003: 4); 0: the format's own.
-        algorithm: The search's: bayesian, hyperband, asha or bohb; empty leaves it to automl_spec.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
+        algorithm: Search algorithm: bayesian, hyperband, asha or bohb; empty leaves it to automl_spec.
         max_recommendations: Trials of the search; 0 leaves it to automl_spec.
         max_epochs: Epochs of a trial; 0 leaves it to automl_spec.
         num_epochs: Epochs of the training after the search; 0 leaves it to automl_spec's train.num_epochs.
         convert_spec: Spec of convert: the patterns that find left, right, disparity and mask, and the split.
-        automl_spec: Spec of automl, which is that of train with a section automl; train takes the same with the best
+        automl_spec: Spec of automl: the spec of train with a section automl. train uses the same spec with the best
             values.
-        evaluate_spec: Spec of evaluate, for the best trial's checkpoint and the training's.
+        evaluate_spec: Spec of evaluate, for the best trial's checkpoint and the final one.
     """
     with reported("tune-and-train"):
         images = importer(images_uri, "images")
-        # Kubeflow's cache knows an artifact by its name: what reads a location that others may change always runs.
+        # Kubeflow's cache compares artifacts by name: a step that reads data that others may change always runs.
         convert = policy(steps.convert(images=images, spec=convert_spec), cache=False, light=True)
         data = {
             "images": images,

@@ -1,2 +1,2 @@
-"""The search for hyperparameters: what to try (study), a training in a process of its own (trials), both together
-(search), and what it found (results)."""
+"""Hyperparameter search: which values to try (study), one training process per trial (trials), the loop (search) and
+its results (results)."""

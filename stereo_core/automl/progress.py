@@ -14,7 +14,7 @@ LOG = logging.getLogger(__name__)
 
 
 class SearchBar:
-    """Trials that have ended, of how many, and the best value; log lines alone where `console` is no terminal."""
+    """A bar with the finished trials, their total and the best value. If `console` is no terminal: log lines only."""
 
     def __init__(self, study: SearchStudy, console: Console | None = None) -> None:
         self.study = study
@@ -33,7 +33,7 @@ class SearchBar:
         self.progress.stop()
 
     def say(self, line: str) -> None:
-        """A line above the bar, which is brought up to date, or in the log."""
+        """Print a line above the bar (or to the log) and update the bar."""
         if self.console.is_terminal:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:

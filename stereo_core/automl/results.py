@@ -1,4 +1,4 @@
-"""What a search found: best spec, best checkpoint, a table, and a page with pictures."""
+"""The results of a search: best spec, best checkpoint, a table, and a page with plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DPI = 110
 
 
 def write_spec(spec: ExperimentSpec, folder: Path, values: dict[str, float]) -> Path:
-    """The user's spec with other values at dotted paths, for `depth_net train -e`."""
+    """Write the user's spec with other values at dotted paths, for `depth_net train -e`."""
     with atomic_path(folder / BEST_SPEC) as path:
         tree = train_tree(spec, values)
         path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -38,7 +38,7 @@ def link_checkpoint(folder: Path, checkpoint: Path) -> None:
 
 
 def remove_checkpoints(folder: Path, trials: Sequence[Any], best: Path) -> None:
-    """Remove the checkpoints of all trials but the best one's best."""
+    """Remove the checkpoints of all trials, except the best checkpoint of the best trial."""
     for trial in trials:
         own = trial_folder(folder, trial.number)
         for path in own.glob("model_epoch_*.pth"):
@@ -55,9 +55,9 @@ def columns(study: SearchStudy) -> list[str]:
 
 
 def rows(study: SearchStudy) -> list[list[str | float]]:
-    """A row a trial, the best first, those without a value last; the columns are those of `columns`.
+    """One row per trial with the columns of `columns`: the best first, trials without a value last.
 
-    Of a trial that was stopped early the value is its last validation's.
+    The value of a trial that was stopped early is that of its last validation.
     """
     trials = sorted(study.trials(), key=lambda t: (t.value is None, t.state.name != "COMPLETE", t.value or 0, t.number))
     return [
@@ -96,20 +96,20 @@ def print_table(study: SearchStudy, file: TextIO) -> None:
 
 
 def write_page(study: SearchStudy, folder: Path, message: str) -> Path:
-    """One page: the trials, and pictures of their course."""
+    """Write the page with the trials and their plots."""
     best = study.best()
     tables = [Table("Trials", columns(study), rows(study))]
     if best:
         tables.insert(0, Table("Best values", ("key", "value"), list(best.params.items())))
-    galleries = [("Course of the search", "", pictures(study, folder / "plots"))]
+    galleries = [("Progress of the search", "", pictures(study, folder / "plots"))]
     with atomic_path(folder / REPORT) as path:
-        text = page("Search for hyperparameters", tables, galleries, note=message, warnings=_warned(study, folder))
+        text = page("Hyperparameter search", tables, galleries, note=message, warnings=_warned(study, folder))
         path.write_text(text, encoding="utf-8")
     return folder / REPORT
 
 
 def _warned(study: SearchStudy, folder: Path) -> list[str]:
-    """What the search and its trials warned of, and which trials."""
+    """The warnings of the search and of its trials, with the trials' numbers."""
     numbers: dict[str, list[int]] = {}
     for trial in sorted(study.trials(), key=lambda trial: trial.number):
         for text in warnings_in(trial_folder(folder, trial.number)):
@@ -118,11 +118,11 @@ def _warned(study: SearchStudy, folder: Path) -> list[str]:
     return warnings_in(folder) + of_trials
 
 
-# ---- pictures
+# ---- plots
 
 
 def pictures(study: SearchStudy, folder: Path) -> list[Path]:
-    """History, course of each trial, importances; a picture without data is left out."""
+    """Plots of the history, of each trial's validations and of the importances; a plot without data is left out."""
     folder.mkdir(exist_ok=True)
     made = [_history(study, folder / "history.png"), _courses(study, folder / "trials.png")]
     shares = study.importances()
@@ -168,7 +168,7 @@ def _importances(shares: dict[str, float], out: Path) -> Path:
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot's
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display and no pyplot state
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")

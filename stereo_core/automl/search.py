@@ -1,4 +1,4 @@
-"""The search itself: trials side by side, each watched, stopped where it is poor, and told to the study."""
+"""The search loop: runs trials in parallel, stops poor ones early, and reports the results to the study."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from stereo_core.spec.automl import AutoML
 from stereo_core.values import counted
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 25  # for a trial to finish its step and write a checkpoint, once it was asked to stop
-LOCK_SECONDS = 60  # for the trials of a search that was killed
-_USER_ERROR = 2  # exit code of a training whose input is wrong
+GRACE_SECONDS = 25  # that a stopped trial gets to finish its step and write a checkpoint
+LOCK_SECONDS = 60  # to wait for the trials of a killed search to end
+_USER_ERROR = 2  # exit code of a training run with wrong input
 
 
 def slots(settings: AutoML, gpus: Sequence[int], environment: dict[str, str]) -> list[Slot]:
-    """What the trials at a time have each: one GPU of `gpus`, or without any a share of the CPU's threads."""
+    """The resources of each concurrent trial: one GPU of `gpus`, or a share of the CPU threads if there are none."""
     if gpus:
         names = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         named = [names[gpu].strip() if gpu < len(names) and names[gpu].strip() else str(gpu) for gpu in gpus]
@@ -35,34 +35,34 @@ def slots(settings: AutoML, gpus: Sequence[int], environment: dict[str, str]) ->
 
 
 def alone(folder: Path) -> contextlib.AbstractContextManager[int]:
-    """Hold `<folder>/search.lock`, which the trials hold too (through the file descriptor that is given).
+    """Hold `<folder>/search.lock` and yield its file descriptor, which the trials inherit.
 
-    After a kill, trials of the search before may need a moment to write their checkpoints and end.
+    After a kill, the trials of the earlier search may need a moment to write their checkpoints and end.
 
     Raises:
-        SpecError: another search is still there after a minute.
+        SpecError: another search still runs there after a minute.
         UserError: the folder's file system has no locks.
     """
-    running = f"another search, or a trial of one, is running in {folder}"
-    refusal = SpecError(f"results_dir: {running}; wait for it, or choose another folder")
-    waiting = f"{running}; waiting for its end"
+    running = f"another search, or one of its trials, is running in {folder}"
+    refusal = SpecError(f"results_dir: {running}; wait until it ends, or choose another folder")
+    waiting = f"{running}; waiting for it to end"
     return held(folder / "search.lock", wait=LOCK_SECONDS, waiting=waiting, busy=refusal, vital=True, shared=True)
 
 
 class Search:
-    """Runs the trials of a study until there are as many as were asked for.
+    """Runs the trials of a study until automl_max_recommendations trials have run.
 
-    A trial that crashes, runs out of memory or diverges has failed, and the search goes on; one whose input is wrong
-    (exit 2) ends the search, as all others would end so. When this process is stopped, the trials write their
-    checkpoints and end; they are taken up again when the search is.
+    A trial that crashes, runs out of memory or diverges counts as failed, and the search goes on. A trial with wrong
+    input (exit code 2) ends the search, because every trial would fail the same way. When this process is stopped,
+    the trials write their checkpoints and end; the next run of the search resumes them.
 
     Args:
         spec: the checked spec.
-        study: its study.
-        folder: its results.
-        slots: one a trial at a time.
-        lock: file descriptor of `alone`.
-        on_change: called with a line to say whenever a trial begins, ends or is stopped.
+        study: the search's study.
+        folder: the search's results folder.
+        slots: one for each concurrent trial.
+        lock: file descriptor from `alone`.
+        on_change: called with a line of text when a trial starts, ends or is stopped.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Search:
         self.running: list[TrialProcess] = []
 
     def run(self) -> None:
-        """Until every trial has ended.
+        """Run until every trial has ended.
 
         Raises:
             UserError: a trial's input is wrong.
@@ -94,7 +94,7 @@ class Search:
             self._stop_all()
 
     def _fill(self) -> bool:
-        """Begin trials where there is room; returns whether one was begun."""
+        """Start trials in the free slots; returns whether one was started."""
         begun = False
         while self.free and (number := self._next()) is not None:
             self._start(number)
@@ -105,7 +105,7 @@ class Search:
         if not self.interrupted:
             return self.study.ask()
         number = self.interrupted.popleft()
-        self.on_change(f"Trial {number} was interrupted: it goes on from its own checkpoint")
+        self.on_change(f"Trial {number} was interrupted and resumes from its own checkpoint")
         return number
 
     def _start(self, number: int) -> None:
@@ -115,16 +115,16 @@ class Search:
         trial.start(trial_tree(self.spec, self.folder, number, values))
         self.free.pop()
         self.running.append(trial)
-        said = ", ".join(f"{path.rpartition('.')[2]} {value:.4g}" for path, value in values.items())
-        self.on_change(f"Trial {number} begins{' (the spec as it is)' if number == 0 else ''}: {said}")
+        text = ", ".join(f"{path.rpartition('.')[2]} {value:.4g}" for path, value in values.items())
+        self.on_change(f"Trial {number} starts{' (baseline: unchanged spec)' if number == 0 else ''}: {text}")
 
     def _watch(self, trial: TrialProcess) -> None:
-        ended = trial.ended  # asked first, so that nothing it wrote before its end is missed
+        ended = trial.ended  # checked first, so that nothing written before the end is missed
         for epoch, value in trial.validations():
             if not trial.stopping and self.study.report(trial.number, epoch, value) and not ended:
                 self.study.prune(trial.number)
                 after = counted(epoch, "epoch")
-                self.on_change(f"Trial {trial.number} is stopped after {after}: {self._named(value)} is poor")
+                self.on_change(f"Trial {trial.number} is stopped early after {after}: {self._named(value)} is poor")
                 trial.stop()
         trial.insist(GRACE_SECONDS)
         if ended:
@@ -133,7 +133,7 @@ class Search:
             self._settle(trial)
 
     def _settle(self, trial: TrialProcess) -> None:
-        """Tell the study how a trial that has ended went."""
+        """Report the result of an ended trial to the study."""
         if trial.stopping:
             return
         if trial.process.returncode == _USER_ERROR:
@@ -161,5 +161,5 @@ class Search:
         for trial in self.running:
             trial.stop()
         end = time.monotonic() + GRACE_SECONDS
-        for trial in self.running:  # together they have the time of one
+        for trial in self.running:  # they share one grace period
             trial.wait(max(0.0, end - time.monotonic()))

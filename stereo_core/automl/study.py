@@ -1,4 +1,4 @@
-"""Optuna's study of a search: its journal, its algorithm, and its trials however often the search is killed."""
+"""The Optuna study of a search: its journal, its algorithm and its trials. It survives kills of the search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stereo_core.spec.automl import AutoML
 from stereo_core.spec.search_space import Dimension
 
 JOURNAL = "journal.log"
-_NAME = "search"  # Hyperband deals trials out to its brackets by this name and the trial's number
+_NAME = "search"  # Hyperband assigns trials to brackets by this name and the trial's number
 _SETTINGS = "settings"
 _NEEDS = {"bayesian": ("scipy",)}
 _BOHB_CANDIDATES = 64  # TAO's kde_samples
@@ -24,17 +24,18 @@ _BOHB_CANDIDATES = 64  # TAO's kde_samples
 class SearchStudy:
     """The trials of one search, in `<folder>/journal.log`.
 
-    The first trial is the baseline: the spec as it is. A trial that was running when the search was killed is still
-    running for Optuna, and is taken up again.
+    The first trial is the baseline: the unchanged spec. A trial that was running when the search was killed still has
+    the state RUNNING in Optuna, and is resumed.
 
     Args:
-        folder: the search's results; one process alone may have it open.
+        folder: the search's results folder; only one process may open it.
         settings: the spec's `automl`.
-        space: what is searched.
-        training: what else the trials' results depend on, as plain values.
+        space: the searched keys and their ranges.
+        training: everything else that the trials' results depend on, ready for JSON.
 
     Raises:
-        SpecError: Optuna, or what the algorithm needs, is not installed; the folder holds a search with other settings.
+        SpecError: Optuna or a package that the algorithm needs is not installed, or the folder holds a search with
+            different settings.
     """
 
     def __init__(self, folder: Path, settings: AutoML, space: Sequence[Dimension], training: dict[str, Any]) -> None:
@@ -65,7 +66,7 @@ class SearchStudy:
             "seed": self.settings.seed,
             "space": {d.path: [d.low, d.high, *d.options] for d in self.space},
         }
-        # Through JSON, as the journal has them.
+        # Through JSON, so that values compare equal to those read from the journal.
         wanted = json.loads(json.dumps({f"automl.{name}": value for name, value in own.items()} | flat(training)))
         known = self.study.user_attrs.get(_SETTINGS)
         if known is None:
@@ -75,40 +76,40 @@ class SearchStudy:
         elif known != wanted:
             key = next(key for key in (*wanted, *known) if wanted.get(key) != known.get(key))
             raise SpecError(
-                f"results_dir: {folder} holds a search with {key} {known.get(key)!r}, and this one has "
-                f"{wanted.get(key)!r}; choose another folder, or set it back to go on with that search"
+                f"results_dir: {folder} holds a search with {key} {known.get(key)!r}, but this search has "
+                f"{wanted.get(key)!r}; choose another folder, or restore the value to resume that search"
             )
 
     # ---- trials
 
     def trials(self) -> list:
-        """Optuna's frozen trials that have begun, by number."""
+        """Optuna's frozen trials that have started, by number."""
         waiting = self._optuna.trial.TrialState.WAITING
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != waiting]
 
     def interrupted(self) -> list[int]:
-        """Numbers of the trials that are neither done nor stopped nor failed."""
+        """Numbers of the trials that have started and not ended."""
         return [trial.number for trial in self.trials() if trial.state == self._optuna.trial.TrialState.RUNNING]
 
     def ask(self) -> int | None:
-        """Begin a trial; None where there are as many as were asked for."""
+        """Start a trial; returns its number, or None after automl_max_recommendations trials."""
         begun = len(self.trials())
         if begun >= self.settings.automl_max_recommendations:
             return None
         return self.study.ask().number
 
     def values(self, number: int) -> dict[str, float]:
-        """What a trial tries: dotted path -> value. They are chosen when they are asked for first, and kept."""
+        """The values of a trial: dotted path -> value. They are chosen on the first call, and kept."""
         with _quiet():
-            # A sampler for each trial, so that the values do not depend on how often the search was begun again.
+            # One sampler per trial, so that the values do not depend on how often the search was restarted.
             self.study.sampler = _sampler(self.settings, self.settings.seed + number)
             trial = self._open(number)
             return {dimension.path: _suggest(trial, dimension) for dimension in self.space}
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Note a validation after `epoch` (1 is the first); returns whether the trial is to be stopped.
+        """Record a validation after `epoch` (from 1); returns whether to stop the trial early.
 
-        The baseline never is: it is what all others are compared with.
+        The baseline is never stopped: all other trials are compared with it.
         """
         trial = self._trial(number)
         if epoch not in trial.intermediate_values:
@@ -129,12 +130,13 @@ class SearchStudy:
             self.study.tell(number, state=self._optuna.trial.TrialState.FAIL)
 
     def best(self) -> Any | None:
-        """The trial with the best value of those that came to their end; None where there is none."""
+        """The completed trial with the best value; None if no trial is complete."""
         done = [trial for trial in self.trials() if trial.state == self._optuna.trial.TrialState.COMPLETE]
         return min(done, key=lambda trial: (trial.value, trial.number), default=None)
 
     def importances(self) -> dict[str, float]:
-        """How much each key matters for a good value (PED-ANOVA), in shares of 1; empty with too few trials to say."""
+        """How much each key matters for a good value (PED-ANOVA), as shares that add up to 1; empty with too few
+        trials."""
         varied = len(self.space) > 1 and sum(trial.value is not None for trial in self.trials()) >= 4
         if not varied:
             return {}
@@ -145,7 +147,7 @@ class SearchStudy:
         return {path: share for path, share in shares.items() if math.isfinite(share)}
 
     def _open(self, number: int) -> Any:
-        """A trial that is not done, to write to; also one of a search that was killed."""
+        """An unfinished trial, open for writing; works for trials of a killed search too."""
         return self._optuna.trial.Trial(self.study, self._trial(number)._trial_id)
 
     def _trial(self, number: int) -> Any:
@@ -167,13 +169,13 @@ def _check_installed(algorithm: str) -> None:
     missing = [name for name in ("optuna", *_NEEDS.get(algorithm, ())) if importlib.util.find_spec(name) is None]
     if missing:
         raise SpecError(
-            f"automl.algorithm: {algorithm} needs {' and '.join(missing)}, which is not installed; "
+            f"automl.algorithm: {algorithm} needs {' and '.join(missing)}, not installed here; "
             f"pip install 'stereo-pipelines[automl]' {' '.join(missing)}"
         )
 
 
 def _mend(journal: Path) -> None:
-    """Take away what a kill in the middle of a write leaves: half a line, and the lock."""
+    """Repair the journal after a kill during a write: remove the incomplete last line and the lock."""
     journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     if journal.exists():
         content = journal.read_bytes()
@@ -183,10 +185,10 @@ def _mend(journal: Path) -> None:
 
 
 def _sampler(settings: AutoML, seed: int) -> Any:
-    """What proposes values, after a quarter of the trials (at most 10) at random.
+    """The sampler that proposes values. The first quarter of the trials (at most 10) is random.
 
-    bayesian: a Gaussian process with the logarithm of expected improvement, trials under way included. hyperband, asha:
-    random. bohb: densities of good and of other trials over all keys together (TPE).
+    bayesian: a Gaussian process with log expected improvement, which takes running trials into account. hyperband and
+    asha: random values. bohb: multivariate TPE.
     """
     from optuna import samplers
 
@@ -201,7 +203,7 @@ def _sampler(settings: AutoML, seed: int) -> Any:
 
 
 def _pruner(settings: AutoML) -> Any:
-    """What stops trials: nothing, successive halving at epochs 1, n, n^2, ..., or several such brackets."""
+    """The pruner that stops trials: none, successive halving at epochs 1, n, n^2, ..., or several such brackets."""
     from optuna import pruners
 
     factor = settings.automl_reduction_factor
@@ -220,7 +222,7 @@ def _suggest(trial: Any, dimension: Dimension) -> float:
 
 
 def _quiet() -> warnings.catch_warnings:
-    """Optuna marks some of what is used here as experimental, and says so each time."""
+    """Silence Optuna's warnings about experimental features."""
     from optuna.exceptions import ExperimentalWarning
 
     return warnings.catch_warnings(action="ignore", category=ExperimentalWarning)

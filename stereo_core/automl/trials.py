@@ -1,4 +1,4 @@
-"""A trial: `depth_net train` in a process of its own, watched through the status.json of its folder."""
+"""A trial: `depth_net train` in its own process, watched through its status.json."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ import yaml
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import read_sidecar
+from stereo_core.run.parameters import set_key
 from stereo_core.run.status import both_spellings, read_line
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.choice import BEST, led_to
 from stereo_core.spec.train import AUTO
-from stereo_core.values import plain
+from stereo_core.values import json_ready
 
 SPEC, LOG = "spec.yaml", "log.txt"
 _LAUNCHERS = ("WORLD_SIZE", "RANK", "NODE_RANK", "NUM_GPU_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
@@ -32,13 +33,13 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Slot:
-    """What one trial at a time has of the machine: a GPU, by its name in CUDA_VISIBLE_DEVICES, or some CPU threads."""
+    """The resources of one running trial: a GPU, as named in CUDA_VISIBLE_DEVICES, or a number of CPU threads."""
 
     gpu: str | None
     threads: int | None
 
     def environment(self) -> dict[str, str]:
-        """This process's environment for a trial alone: neither other GPUs nor other ranks."""
+        """This process's environment, changed for one trial: no other GPUs and no variables of a launcher."""
         taken = {name: value for name, value in os.environ.items() if not _of_a_launcher(name)}
         if self.gpu is not None:
             return taken | {"CUDA_VISIBLE_DEVICES": self.gpu}
@@ -50,23 +51,26 @@ def _of_a_launcher(name: str) -> bool:
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """Where a trial of the search in `folder` trains."""
+    """The results folder of a trial of the search in `folder`."""
     return folder / "trials" / f"{number:03d}"
 
 
 def train_tree(spec: ExperimentSpec, values: dict[str, float]) -> dict[str, Any]:
-    """What the user said of a training, with other values at dotted paths: a spec for `depth_net train`.
+    """The user's spec with other values at dotted paths, as a spec for `depth_net train`.
 
-    Keys at their defaults are left out, secrets too.
+    Unset keys and secrets are left out.
     """
-    tree = plain(spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"}))
+    tree = json_ready(
+        spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"})
+    )
     for path, value in values.items():
-        put(tree, path, value)
+        set_key(tree, path, value)
     return tree
 
 
 def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str, float]) -> dict[str, Any]:
-    """The spec of a trial: the user's, its values, its own folder and checkpoint, one device, the search's epochs."""
+    """The spec of a trial: the user's spec with the trial's values, its own folder, one device and the search's
+    epochs. It resumes from its own checkpoint."""
     own, train = spec.automl, spec.train
     settings = {
         "train.results_dir": str(trial_folder(folder, number)),
@@ -83,22 +87,14 @@ def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str
     return train_tree(spec, values | settings)
 
 
-def put(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path, making the groups on the way."""
-    *groups, last = path.split(".")
-    for group in groups:
-        tree = tree.setdefault(group, {})
-    tree[last] = value
-
-
 @dataclass
 class TrialProcess:
-    """The process of one trial and what it has told.
+    """The process of one trial, and its validations.
 
     Args:
-        number: the trial's.
-        folder: its own folder; a checkpoint in it is resumed.
-        metric: what is reported after each validation.
+        number: the trial's number.
+        folder: the trial's folder; a checkpoint in it is resumed.
+        metric: the metric to report after each validation.
         lock: file descriptor that the process keeps open while it lives.
     """
 
@@ -108,7 +104,7 @@ class TrialProcess:
     slot: Slot
     lock: int
     process: subprocess.Popen = field(init=False)
-    asked_to_stop: float | None = None  # when, by time.monotonic()
+    stop_requested: float | None = None  # time of the request, by time.monotonic()
 
     def start(self, tree: dict[str, Any]) -> None:
         with atomic_path(self.folder / SPEC) as path:
@@ -131,26 +127,26 @@ class TrialProcess:
         return self.process.poll() is not None
 
     def validations(self) -> Iterator[tuple[int, float]]:
-        """The validations since the last call: how many epochs were done, and the metric."""
+        """The validations since the last call: (finished epochs, metric)."""
         return self._status.validations()
 
     @property
     def stopping(self) -> bool:
-        return self.asked_to_stop is not None
+        return self.stop_requested is not None
 
     def stop(self) -> None:
-        """Ask it to write a checkpoint and end."""
-        self.asked_to_stop = self.asked_to_stop or time.monotonic()
+        """Request that it writes a checkpoint and ends (SIGTERM)."""
+        self.stop_requested = self.stop_requested or time.monotonic()
         if not self.ended:
             self.process.send_signal(signal.SIGTERM)
 
     def insist(self, seconds: float) -> None:
-        """Kill it where it was asked to stop so many seconds ago and still runs; its last checkpoint counts."""
-        if self.stopping and time.monotonic() > self.asked_to_stop + seconds:
+        """Kill it if it still runs this many seconds after `stop`; its last checkpoint counts."""
+        if self.stopping and time.monotonic() > self.stop_requested + seconds:
             self.process.kill()
 
     def wait(self, seconds: float) -> None:
-        """Until it has ended; after so many seconds it is killed, and its last checkpoint counts."""
+        """Wait until it ends; after this many seconds kill it, so that its last checkpoint counts."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -161,28 +157,28 @@ class TrialProcess:
         """Why it failed, in one line."""
         code = self.process.returncode
         if code < 0:
-            why = "; the system ends a process so for want of memory" if code == -signal.SIGKILL else ""
-            return f"ended by {signal.Signals(-code).name}{why}"
+            why = " (the system does this when memory runs out)" if code == -signal.SIGKILL else ""
+            return f"killed by {signal.Signals(-code).name}{why}"
         return self._status.failure or f"exit code {code}; see {self.folder / LOG}"
 
 
 class StatusReader:
-    """The lines of a training's status.json, as they come.
+    """Reads a training run's status.json while it grows.
 
-    What stood there before belongs to an earlier process of the same trial; its validations are given too.
+    Lines from before belong to an earlier process of the same trial; their validations count too.
     """
 
     def __init__(self, path: Path, metric: str) -> None:
         self.path, self.metric = path, metric
         self.failure = ""
         self._offset = 0
-        self._value: float | None = None  # of a validation whose epoch is named in a later line
+        self._value: float | None = None  # of a validation whose epoch comes in a later line
         self._known = path.stat().st_size if path.exists() else 0
 
     def validations(self) -> Iterator[tuple[int, float]]:
         for line in self._lines():
             message = str(line.get("message", ""))
-            if message == "Eval metrics generated.":  # not the one before training, which no epoch belongs to
+            if message == "Eval metrics generated.":  # not "... generated before training."
                 self._value = both_spellings(line["kpi"]).get(self.metric)
             elif isinstance(line.get("epoch"), int):
                 if self._value is not None and math.isfinite(self._value):
@@ -192,7 +188,7 @@ class StatusReader:
                 self.failure = message
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Whole new lines."""
+        """The new complete lines."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -206,10 +202,10 @@ class StatusReader:
 
 
 def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
-    """The best checkpoint that a trial left, and the metrics of its validation.
+    """The best checkpoint of a trial, and its validation metrics.
 
     Raises:
-        ModelError: it left none, or the metric is not a number.
+        ModelError: there is no checkpoint, or the metric is not finite.
     """
     path = led_to(folder / BEST).resolve()
     metrics = read_sidecar(path).get("metrics", {})
@@ -223,7 +219,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 def _belong_to_the_search() -> None:
-    """In the new process: Ctrl-C is the search's business, and a search that dies ends its trials by SIGTERM."""
+    """Set up the new process: ignore Ctrl-C (the search handles it), and get SIGTERM if the search dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

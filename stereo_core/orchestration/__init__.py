@@ -1,1 +1,1 @@
-"""The compiled pipeline, run elsewhere than on Kubeflow."""
+"""Runs compiled pipelines without Kubeflow: on this machine and on Argo. Also compiles and submits them."""

@@ -1,7 +1,7 @@
-"""The entries that Argo's controller keeps of cached steps, in ConfigMaps of its own namespace: listed, and removed.
+"""Lists and removes the cache entries of steps that Argo's controller keeps in ConfigMaps of its own namespace.
 
-It never removes one unless its environment says so (CACHE_GC_PERIOD and CACHE_GC_AFTER_NOT_HIT_DURATION); a ConfigMap
-holds 1 MiB, and at a full one every step ends as an Error that would be kept in it.
+The controller removes entries only if CACHE_GC_PERIOD and CACHE_GC_AFTER_NOT_HIT_DURATION are set in its environment.
+A ConfigMap holds 1 MiB. Once it is full, its step ends as an Error, because the result cannot be stored.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from datetime import UTC, datetime, timedelta
 
 from stereo_core.orchestration.servers import Kubernetes, SubmitError
 
-NAMESPACE = "argo"  # where the controller runs in its own installation
+NAMESPACE = "argo"  # the controller's namespace in a default installation
 LABEL = "workflows.argoproj.io/configmap-type=Cache"  # argo-workflows.readthedocs.io/en/latest/memoization
-SUFFIX = "-cache"  # of ours: PIPELINE-STEP-cache, as many others' are
-KEY = re.compile(r"[a-z0-9-]+-[0-9a-f]{64}")  # of our entries: NAMESPACE-SHA256 (argo/cache.py)
-ROOM = 1024 * 1024  # bytes
+SUFFIX = "-cache"  # ours are named PIPELINE-STEP-cache, like many others
+KEY = re.compile(r"[a-z0-9-]+-[0-9a-f]{64}")  # keys of our entries: NAMESPACE-SHA256 (argo/cache.py)
+ROOM = 1024 * 1024  # bytes that a ConfigMap can hold
 
 
 @dataclass(frozen=True)
 class CacheMap:
-    """A ConfigMap of the cache.
+    """One ConfigMap of the cache.
 
     Args:
         name: PIPELINE-STEP-cache.
-        entries: Key -> when it was made; None where the entry does not say.
-        size: Bytes.
+        entries: Key -> creation time; None if the entry has none.
+        size: Size in bytes.
     """
 
     name: str
@@ -35,15 +35,15 @@ class CacheMap:
     size: int
 
     def older_than(self, days: float, now: datetime) -> list[str]:
-        """Keys of the entries made before; those without a time are."""
+        """Keys of the entries older than `days`; entries without a time count as older."""
         return [key for key, made in self.entries.items() if made is None or now - made > timedelta(days=days)]
 
 
 def cache_maps(server: Kubernetes, namespace: str) -> list[CacheMap]:
-    """Those of this library's steps, the fullest first.
+    """The cache's ConfigMaps of this library's steps, the fullest first.
 
     Raises:
-        SubmitError: the server can not be reached or refuses.
+        SubmitError: the server cannot be reached or refuses.
     """
     what = f"list the cache's ConfigMaps in {namespace}"
     found = server.call("GET", _path(namespace), what, query=[("labelSelector", LABEL)]).get("items", [])
@@ -52,23 +52,23 @@ def cache_maps(server: Kubernetes, namespace: str) -> list[CacheMap]:
 
 
 def chosen(maps: list[CacheMap], names: tuple[str, ...]) -> list[CacheMap]:
-    """The maps of these names; of PIPELINE those of all its steps. No name: all.
+    """The ConfigMaps with these names. The name of a pipeline selects those of all its steps; no name selects all.
 
     Raises:
-        SubmitError: a name that none has.
+        SubmitError: no ConfigMap has the name.
     """
     for name in names:
         if not any(_is_of(one, name) for one in maps):
             there = ", ".join(one.name for one in maps) or "none"
-            raise SubmitError(f"no ConfigMap {name} in the cache; there are: {there}")
+            raise SubmitError(f"no ConfigMap {name} in the cache; existing: {there}")
     return [one for one in maps if not names or any(_is_of(one, name) for name in names)]
 
 
 def removed(server: Kubernetes, namespace: str, one: CacheMap, keys: list[str]) -> None:
-    """Remove entries; with the last one the ConfigMap goes.
+    """Remove entries. If none is left, the ConfigMap is removed.
 
     Raises:
-        SubmitError: the server can not be reached or refuses.
+        SubmitError: the server cannot be reached or refuses.
     """
     path, what = f"{_path(namespace)}/{one.name}", f"remove entries of {one.name} in {namespace}"
     if len(keys) == len(one.entries):

@@ -1,4 +1,4 @@
-"""`stereo-pipelines`: the pipelines of this library, compiled and run on this machine; the runs and their logs."""
+"""`stereo-pipelines`: compile pipelines, run them on this machine, submit them, and show runs and logs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stereo_core.orchestration.commands.argo_cache import argo_cache
 from stereo_core.orchestration.commands.params import relative
 from stereo_core.values import with_integers
 
-WIDEST = 60  # characters of a default that `list` shows
-EXTRA = ("kfp", "hera")  # what the extra `pipelines` brings
+WIDEST = 60  # characters of a default value that `list` shows
+EXTRA = ("kfp", "hera")  # packages of the extra `pipelines`
 
 
 class TerminationRequested(KeyboardInterrupt):
-    """SIGTERM, or SIGHUP of a lost terminal: stop as on Ctrl-C, but say so in the exit code."""
+    """SIGTERM, or SIGHUP of a closed terminal. Stops the run like Ctrl-C, but with another exit code."""
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -37,7 +37,7 @@ def main() -> None:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
         if "unexpected extra argument" in error.message:
-            error.message += "; quote a value with blanks, brackets or braces: --param 'NAME=[1, 2]'"
+            error.message += "; quote values that contain spaces, brackets or braces: --param 'NAME=[1, 2]'"
         error.show()
         code = 2
     except UserError as error:
@@ -47,16 +47,17 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         click.echo(
-            f"stereo-pipelines: error: {error.name} is missing: pip install 'stereo-pipelines[pipelines]'", err=True
+            f"stereo-pipelines: error: {error.name} is not installed: pip install 'stereo-pipelines[pipelines]'",
+            err=True,
         )
         code = 2
-    except (KeyboardInterrupt, click.Abort) as error:  # click turns the one into the other
+    except (KeyboardInterrupt, click.Abort) as error:  # click turns KeyboardInterrupt into Abort
         code = 143 if isinstance(error.__cause__ or error, TerminationRequested) else 130
     sys.exit(code)
 
 
 def _stop(signum, frame) -> None:
-    """The first signal stops the run; those that follow do not cut the stopping short, which takes seconds at most."""
+    """The first signal stops the run. Later signals are ignored: stopping takes at most some seconds."""
     for other in SIGNALS:
         signal.signal(other, lambda *_: None)
     raise KeyboardInterrupt if signum == signal.SIGINT else TerminationRequested
@@ -65,12 +66,12 @@ def _stop(signum, frame) -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stereo-pipelines")
 def cli() -> None:
-    """Pipelines from raw stereo pairs to a running FoundationStereo engine."""
+    """Compile, run and submit pipelines: from stereo pairs to a FoundationStereo engine."""
 
 
 @cli.command("list")
 def list_command() -> None:
-    """List pipelines and components with their inputs: which are required, and the defaults of the others."""
+    """List pipelines and components with their inputs and default values."""
     from stereo_core.orchestration.compile import compiled_path, component_folders, description_of, pipeline_folders
 
     for title, folders in (("Pipelines", pipeline_folders()), ("Components", component_folders())):
@@ -92,7 +93,7 @@ def _is_optional(item: dict) -> bool:
 
 
 def _default(item: dict) -> str:
-    """What an input is at where it is not given; a long default stands in the README's table."""
+    """The default of an input as text; the README's table has long defaults in full."""
     if "defaultValue" not in item:
         return " (optional)" if _is_optional(item) else " (required)"
     text = json.dumps(with_integers(item["defaultValue"]))
@@ -100,8 +101,10 @@ def _default(item: dict) -> str:
 
 
 @cli.command("compile")
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 when a committed file differs.")
-@click.option("--output-dir", "-o", "folder", type=click.Path(path_type=Path), help="Where the YAML files go instead.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a committed file differs.")
+@click.option(
+    "--output-dir", "-o", "folder", type=click.Path(path_type=Path), help="Write the YAML files here instead."
+)
 def compile_command(check: bool, folder: Path | None) -> int:
     """Regenerate component.yaml, compiled pipelines, manifests and README tables.
 
@@ -114,7 +117,7 @@ def compile_command(check: bool, folder: Path | None) -> int:
     for path in changed:
         click.echo(f"{'differs' if check else 'written'}: {relative(path)}")
     if check and changed:
-        click.echo("run `stereo-pipelines compile` and commit the files", err=True)
+        click.echo("these files are out of date; run `stereo-pipelines compile` and commit them", err=True)
         return 1
     if not changed:
         click.echo("everything is up to date")

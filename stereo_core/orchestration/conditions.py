@@ -1,4 +1,4 @@
-"""Conditions of the IR (dsl.If, dsl.Elif, dsl.Else) -> comparisons."""
+"""Parses conditions of the IR (dsl.If, dsl.Elif, dsl.Else) into comparisons."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _COMPARISON = re.compile(rf"(!\()?({_OPERAND}) (==|!=|<=|>=|<|>) ({_OPERAND})(\)
 
 
 def comparisons(where: str, text: str, inputs: dict[str, Source]) -> Iterator[Comparison]:
-    """`a == b`, and for dsl.Elif and dsl.Else `!(a == b) && c == d`. KFP does not escape quotes in texts."""
+    """Parse `a == b`, and for dsl.Elif and dsl.Else `!(a == b) && c == d`. KFP does not escape quotes in texts."""
     position = 0
     while position < len(text):
         found = _COMPARISON.match(text, position)
         if not found or bool(found[1]) != bool(found[5]):
-            raise GraphError(f"{where}: the condition {text} can not be read")
+            raise GraphError(f"{where}: the condition {text} is not supported")
         left, right = (_operand(where, found[side], inputs) for side in (2, 4))
-        said = re.sub(r"inputs\.parameter_values\['(?:pipelinechannel--)?([^']+)'\]", r"\1", found[0])
-        yield Comparison(left, found[3], right, bool(found[1]), said.removesuffix(" && "))
+        shown = re.sub(r"inputs\.parameter_values\['(?:pipelinechannel--)?([^']+)'\]", r"\1", found[0])
+        yield Comparison(left, found[3], right, bool(found[1]), shown.removesuffix(" && "))
         position = found.end()
 
 
@@ -34,5 +34,5 @@ def _operand(where: str, text: str, inputs: dict[str, Source]) -> Source:
     if not name:
         return Constant(json.loads(text))
     if name[1] not in inputs:
-        raise GraphError(f"{where}: its condition takes {name[1]}, which is no input of it")
+        raise GraphError(f"{where}: its condition uses {name[1]}, which is not one of its inputs")
     return inputs[name[1]]

@@ -1,5 +1,6 @@
-"""A pipeline as a small typed DAG, all that an engine needs to know: its steps in one flat level, the values they take
-and from where, what they wait for and on which conditions they run.
+"""A pipeline as a small typed DAG: its steps on one flat level, with their inputs, dependencies and conditions.
+
+The local engine and the Argo writer need nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from stereo_core.values import near, with_integers
 
 
 class GraphError(SpecError):
-    """A pipeline that can not be read or run here, or arguments that do not fit it."""
+    """A pipeline cannot be read or run here, or its arguments are wrong."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Filled:
-    """A value in which the texts hold placeholders `{{$.inputs.parameters['NAME']}}` for the sources of `inputs`."""
+    """A value whose texts contain placeholders `{{$.inputs.parameters['NAME']}}` for the sources in `inputs`."""
 
     value: object
     inputs: dict[str, Source]
@@ -56,14 +57,14 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Collected:
-    """The same output of a loop's rounds, as a list, of those that have run (dsl.Collected)."""
+    """One output of all loop iterations that have run, as a list (dsl.Collected)."""
 
     rounds: tuple[Source, ...]
 
 
 @dataclass(frozen=True)
 class FinalStatus:
-    """What became of a group of tasks, for its exit handler (dsl.PipelineTaskFinalStatus)."""
+    """The final status of a group of tasks, for its exit handler (dsl.PipelineTaskFinalStatus)."""
 
     group: str
     tasks: tuple[str, ...]
@@ -73,7 +74,7 @@ Source = Constant | Argument | Output | Filled | OneOf | Collected | FinalStatus
 
 
 def outputs_in(source: Source) -> set[Output]:
-    """The tasks' outputs that a source may take."""
+    """All task outputs that a source may use."""
     match source:
         case Output():
             return {source}
@@ -96,30 +97,30 @@ _COMPARE = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """`left operator right`, or that it does not hold (`negated`, in dsl.Elif and dsl.Else); so NaN goes to Else."""
+    """`left operator right`, or its negation (for dsl.Elif and dsl.Else). So NaN leads to Else."""
 
     left: Source
     operator: str
     right: Source
     negated: bool = False
-    text: str = ""  # as the pipeline has it, for the reader
+    text: str = ""  # the condition as the pipeline writes it, for messages
 
     def holds(self, value: Callable[[Source], object]) -> bool:
-        """With `value` giving what a source stands for.
+        """Evaluate the comparison; `value` gives the value of a source.
 
         Raises:
-            GraphError: the two can not be compared.
+            GraphError: the two values cannot be compared.
         """
         left, right = value(self.left), value(self.right)
         try:
             return _COMPARE[self.operator](left, right) != self.negated
         except TypeError:
-            raise GraphError(f"condition {self.text}: {left!r} and {right!r} can not be compared") from None
+            raise GraphError(f"condition {self.text}: {left!r} and {right!r} cannot be compared") from None
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A typed value; `type` is the IR's: STRING, NUMBER_INTEGER, NUMBER_DOUBLE, BOOLEAN, LIST or STRUCT."""
+    """A typed parameter; `type` is the IR's: STRING, NUMBER_INTEGER, NUMBER_DOUBLE, BOOLEAN, LIST or STRUCT."""
 
     name: str
     type: str
@@ -130,7 +131,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Port:
-    """An artifact that goes in or comes out, or a list of them."""
+    """An input or output artifact, or a list of them."""
 
     name: str
     type: dict
@@ -139,8 +140,8 @@ class Port:
     many: bool = False
 
 
-LAUNCHER = "depth_net-launch"  # what images of this library run; it reads a long message from a file, given as @FILE
-LONGEST = 128 * 1024 - 1  # bytes of one argument that Linux passes to a command (MAX_ARG_STRLEN)
+LAUNCHER = "depth_net-launch"  # the command of this library's images; it can read a long message as @FILE
+LONGEST = 128 * 1024 - 1  # bytes that Linux allows in one command-line argument (MAX_ARG_STRLEN)
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,12 @@ class Container:
     args: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     accelerators: int = 0
-    resources: dict = field(default_factory=dict)  # as the IR has them: resourceCpuLimit, accelerator, ...
+    resources: dict = field(default_factory=dict)  # keys of the IR: resourceCpuLimit, accelerator, ...
 
 
 @dataclass(frozen=True)
 class Importer:
-    """Makes an artifact of a URI: a constant, or the task's own parameter of that name."""
+    """Makes an artifact from a URI: a constant, or the task's parameter of that name."""
 
     uri: Source
     metadata: dict = field(default_factory=dict)
@@ -163,7 +164,7 @@ class Importer:
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a failed task runs again, and how many seconds it waits before."""
+    """How often a failed task is retried, and the waiting time in seconds before each retry."""
 
     count: int = 0
     backoff: float = 0.0
@@ -188,8 +189,9 @@ class Component:
 
 @dataclass(frozen=True)
 class Task:
-    """A step; it runs when all tasks in `after` have succeeded, or were left out by their own conditions, when those in
-    `behind` have ended, however, and when all of `when` hold. An `exit` handler runs after a cancelled run too."""
+    """A step. It runs when all tasks in `after` have succeeded (or were skipped by their own conditions), all tasks in
+    `behind` have ended (successful or not) and all conditions in `when` are true. An `exit` handler also runs after a
+    cancelled run."""
 
     name: str
     title: str
@@ -202,14 +204,14 @@ class Task:
     when: tuple[Comparison, ...] = ()
     exit: bool = False
     cache: bool = False
-    cache_key: str = ""  # of the pipeline's own choice, for Kubeflow's cache
+    cache_key: str = ""  # set by the pipeline, for Kubeflow's cache
     retry: Retry = Retry()
     timeout: float | None = None
     platform: dict = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
 
     @property
     def imported(self) -> Source | None:
-        """Where the URI of an importer comes from; None of another task."""
+        """The source of an importer's URI; None for other tasks."""
         executor = self.component.executor
         if not isinstance(executor, Importer):
             return None
@@ -218,29 +220,29 @@ class Task:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Tasks in an order in which each comes after all that it needs."""
+    """The tasks, sorted so that each comes after the tasks that it needs."""
 
     name: str
     description: str
     parameters: dict[str, Parameter]
     tasks: dict[str, Task]
-    loops: frozenset[str] = frozenset()  # parameters whose items make the tasks: see `unrolled`
-    spec: dict = field(default_factory=dict, repr=False)  # the IR that it was read from,
-    platform: dict = field(default_factory=dict, repr=False)  # and its platform document,
-    config: dict = field(default_factory=dict)  # of which this is what is said about the whole run, as it has it
+    loops: frozenset[str] = frozenset()  # parameters that loops iterate over: see `unrolled`
+    spec: dict = field(default_factory=dict, repr=False)  # the IR
+    platform: dict = field(default_factory=dict, repr=False)  # the platform document of the IR
+    config: dict = field(default_factory=dict)  # the platform document's settings for the whole run
 
     def comes_after(self, task: Task) -> set[str]:
-        """The tasks that a picture joins with this one: of those that it is behind, the last ones."""
+        """The tasks in `behind` that a drawing connects with this one: the last ones."""
         earlier = set().union(*(self.tasks[name].after | self.tasks[name].behind for name in task.behind))
         return set(task.after | (task.behind - earlier))
 
     def arguments(self, given: dict[str, object], complete: bool = True) -> dict[str, object]:
-        """Defaults completed by `given`; values are checked against their types.
+        """The pipeline's arguments: defaults overridden by `given`, checked against their types.
 
-        Unless all must be there (`complete`), a parameter without a value is left out.
+        With `complete`, a parameter without a value is an error; otherwise it is left out.
 
         Raises:
-            GraphError: an unknown or missing parameter, or a value of another type.
+            GraphError: an unknown or missing parameter, or a value of the wrong type.
         """
         complaints = [self.unknown(name) for name in given if name not in self.parameters]
         complaints += filter(None, [self.missing(given) if complete else ""])
@@ -250,13 +252,13 @@ class Pipeline:
         return {name: typed(self.parameters[name], value) for name, value in values.items()}
 
     def unknown(self, name: str) -> str:
-        """What is said of a parameter that there is not."""
+        """The error for an unknown parameter."""
         meant = near(name, self.parameters)
         hint = f"did you mean {meant}?" if meant else f"known: {', '.join(sorted(self.parameters)) or 'none'}"
         return f"pipeline {self.name}: unknown parameter {name}; {hint}"
 
     def missing(self, given: dict[str, object]) -> str:
-        """What is said of required parameters that are not given; empty where all are."""
+        """The error for required parameters without a value; empty if there are none."""
         names = [p.name for p in self.parameters.values() if p.required and p.name not in given]
         return f"pipeline {self.name}: parameters without a value: {', '.join(names)}" if names else ""
 
@@ -267,7 +269,7 @@ PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 
 
 def filled(value: object, inputs: dict[str, object], inside: bool = False) -> object:
-    """`value` with its placeholders replaced; one that is a whole text in a mapping or list keeps the input's type."""
+    """`value` with its placeholders replaced. One that is a whole text in a mapping or list keeps its type."""
     if isinstance(value, dict):
         return {key: filled(item, inputs, inside=True) for key, item in value.items()}
     if isinstance(value, list):
@@ -279,13 +281,13 @@ def filled(value: object, inputs: dict[str, object], inside: bool = False) -> ob
 
 
 def as_text(value: object) -> str:
-    """Text as it is, everything else as JSON."""
+    """Text unchanged, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 READERS = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "STRING": str, "LIST": list, "STRUCT": dict}
 READERS["TASK_FINAL_STATUS"] = dict
-_WANTED = {
+_EXPECTED = {
     "NUMBER_INTEGER": "an integer",
     "NUMBER_DOUBLE": "a number",
     "BOOLEAN": "true or false",
@@ -297,10 +299,10 @@ _WANTED = {
 
 
 def typed(parameter: Parameter, value: object) -> object:
-    """`value`, whose whole numbers are integers (`with_integers`), as the parameter's type.
+    """`value` converted to the parameter's type; whole numbers must be integers already (`with_integers`).
 
     Raises:
-        GraphError: the value is of another type.
+        GraphError: the value has the wrong type.
     """
     if parameter.type == "NUMBER_DOUBLE" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -308,15 +310,15 @@ def typed(parameter: Parameter, value: object) -> object:
     if value is None and not parameter.required:
         return None
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise GraphError(f"parameter {parameter.name}: {_WANTED[parameter.type]} is wanted, not {value!r}")
+        raise GraphError(f"parameter {parameter.name}: expected {_EXPECTED[parameter.type]}, got {value!r}")
     return value
 
 
 def parse(parameter: Parameter, text: str, source: str = "value") -> object:
-    """A value typed on a command line: text as it is, everything else as YAML (so also JSON), as specs are read.
+    """Parse a value from the command line: a text parameter takes it unchanged, others read it as YAML (or JSON).
 
     Raises:
-        GraphError: the text is no such value; names the parameter, and where in `source` it is no YAML.
+        GraphError: not a value of this type; names the parameter and the place of a YAML error in `source`.
     """
     if parameter.type == "STRING":
         return text
@@ -328,6 +330,6 @@ def parse(parameter: Parameter, text: str, source: str = "value") -> object:
 
 
 def as_number(parameter: Parameter, value: object) -> object:
-    """The number that a text such as 010 or 1e-4 is, which the reader left as it was written, where one is wanted."""
+    """Convert a text such as 010 or 1e-4, which the YAML reader leaves as text, for a numeric parameter."""
     found = yaml_text.number(value) if parameter.type.startswith("NUMBER") and isinstance(value, str) else None
     return value if found is None else found

@@ -1,4 +1,4 @@
-"""Components of the IR: what they declare, and what they run."""
+"""Reads components of the IR: their inputs and outputs, and their executors."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ def _executor(task: str, executor: dict) -> Container | Importer:
         source = Argument(uri["runtimeParameter"]) if "runtimeParameter" in uri else Constant(uri["constant"])
         metadata = importer.get("metadata", {})
         if "{{$" in json.dumps(metadata):
-            raise GraphError(f"task {task}: an importer's metadata from a parameter is not supported; write it as text")
+            raise GraphError(f"task {task}: an importer's metadata cannot come from a parameter; write a literal")
         if importer.get("downloadToWorkspace"):
             raise GraphError(f"task {task}: downloadToWorkspace of an importer is not supported by this engine")
-        return Importer(source, metadata)  # reimport is for Kubeflow's own records; here every import is a new one
+        return Importer(source, metadata)  # `reimport` matters only for Kubeflow's records; here every import is new
     if "container" not in executor:
         raise GraphError(f"task {task}: executor {first_of(executor)} is not supported by this engine")
     container = executor["container"]
     command, args = container.get("command", []), container.get("args", [])
     if any("kfp.dsl.executor_main" in part for part in (*command, *args)):
-        raise GraphError(f"task {task}: Python-function components install packages at run time; use a container one")
+        raise GraphError(f"task {task}: Python-function components are not supported; use a container component")
     for part in (*command, *args):
         if re.match(r'\{"(IfPresent|Concat)"', part):
             raise GraphError(f"task {task}: placeholder {next(iter(json.loads(part)))} is not supported by this engine")
     if not command and not args:
-        raise GraphError(f"task {task}: the image's own entry point can not be run here; name a command")
+        raise GraphError(f"task {task}: the container has no command, and the image's entry point cannot be used here")
     env = {item["name"]: item.get("value", "") for item in container.get("env", [])}
     return Container(
         container["image"],
@@ -82,7 +82,7 @@ def _accelerators(task: str, container: dict) -> int:
     accelerator = container.get("resources", {}).get("accelerator", {})
     count = str(accelerator.get("resourceCount") or accelerator.get("count") or 0)
     if not count.isdigit():
-        raise GraphError(f"task {task}: the accelerator count {count} is no number, which this engine wants")
+        raise GraphError(f"task {task}: the accelerator count {count} is not a number; write a literal")
     return int(count)
 
 

@@ -1,4 +1,4 @@
-"""Digests of imported data: files hashed side by side, and not again while their size and time stay the same."""
+"""Digests of imported data. Files are hashed in parallel, and only again if their size or time has changed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stereo_core.files import atomic_path, sha256_of
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.values import from_json
 
-SETTLED = 2_000_000_000  # ns; a file changed just now may change again without a new time
+SETTLED = 2_000_000_000  # ns; a file changed more recently may change again without a new mtime
 
 
 class Digests:
-    """sha256 by (path, size, mtime_ns), kept in the file `memory`.
+    """sha256 digests by (path, size, mtime_ns), stored in the file `memory`.
 
     Raises:
-        GraphError: `memory` is no such file.
+        GraphError: `memory` is damaged.
     """
 
     def __init__(self, memory: Path):
@@ -27,10 +27,10 @@ class Digests:
         try:
             self._known: dict[str, list] = _entries(from_json(memory.read_text())) if memory.is_file() else {}
         except ValueError as error:
-            raise GraphError(f"{memory}: {error}; remove it, it only saves hashing again") from None
+            raise GraphError(f"{memory}: {error}; remove the file (the digests are then computed again)") from None
 
     def sha256_of(self, path: Path) -> str:
-        """As `stereo_core.files.sha256_of`."""
+        """See `stereo_core.files.sha256_of`."""
         digest = sha256_of(path, self._of_file)
         with self._lock, atomic_path(self._memory) as temporary:
             temporary.write_text(json.dumps(self._known))
@@ -51,5 +51,5 @@ class Digests:
 
 def _entries(known: object) -> dict[str, list]:
     if not isinstance(known, dict) or not all(isinstance(one, list) and len(one) == 3 for one in known.values()):
-        raise ValueError("no table of digests")
+        raise ValueError("not a table of digests")
     return known

@@ -1,5 +1,5 @@
-"""Sizes that can not meet, as far as they are known before the first step: a file's against an engine's, an engine's
-against the images'. The steps refuse the same, but only after a training."""
+"""Finds image sizes that do not match, before the first step runs: ONNX file against engine, engine against images.
+The steps check the same, but only after the training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDES = ("height", "width")
 
 
 class Step(NamedTuple):
-    """A step of ours whose spec is right and whole; without `verb` and `spec` one that imports from `place`."""
+    """A step of ours with a valid, complete spec; without `verb` and `spec` an importer that reads from `place`."""
 
     task: Task
     verb: str = ""
@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 
 def complaints(known: dict[str, Step]) -> Iterator[tuple[str, str]]:
-    """Name of a step, and what does not fit there; `known` holds what is known of the steps, by their names."""
+    """(name of a step, problem) for sizes that do not match; `known` holds the known steps by name."""
     for name, step in known.items():
         if step.verb == "gen_trt_engine":
             yield from ((name, complaint) for complaint in _profile(step, known))
@@ -33,15 +33,15 @@ def complaints(known: dict[str, Step]) -> Iterator[tuple[str, str]]:
 
 
 def _before(step: Step, port: str, known: dict[str, Step]) -> Step | None:
-    """The step that an input comes from."""
+    """The step that produces an input."""
     source = step.task.artifacts.get(port)
     return known.get(source.task) if isinstance(source, Output) else None
 
 
 def _exported(step: Step, known: dict[str, Step]) -> dict[str, int]:
-    """Height and width of the ONNX file that a step takes; empty where they are open, or not known.
+    """Height and width of a step's ONNX file; empty if they are dynamic or unknown.
 
-    An export of what is imported may be one of an ONNX file, which keeps the size that it has.
+    They are unknown for an imported model, which may be an ONNX file with its own size.
     """
     export = _before(step, "onnx", known)
     if export is None or export.verb != "export" or export.spec.export.dynamic_hw:
@@ -57,8 +57,8 @@ def _profile(step: Step, known: dict[str, Step]) -> Iterator[str]:
         given = [size for end in ("min", "opt", "max") if (size := getattr(own, f"{end}_{side}")) is not None]
         if given and not min(given) <= static <= max(given):
             yield (
-                f"gen_trt_engine.min_{side}, opt_{side}, max_{side} do not hold export.input_{side} {static}; leave "
-                "them out, or export a file of any size (export.dynamic_hw=true)"
+                f"gen_trt_engine.min_{side}, opt_{side}, max_{side} do not include export.input_{side} {static}; leave "
+                "them out, or export with dynamic size (export.dynamic_hw=true)"
             )
 
 
@@ -71,23 +71,23 @@ def _frame(step: Step, known: dict[str, Step]) -> Iterator[str]:
     if found and found[1:] != (frame["height"], frame["width"]):
         image, height, width = found
         yield (
-            f"evaluate.resize: none: the engine is for {frame['width']} x {frame['height']} px (width x height), and "
-            f"{image} has {width} x {height}; set pad or stretch, or build an engine of this size"
+            f"evaluate.resize: none: the engine takes {frame['width']} x {frame['height']} px (width x height), but "
+            f"{image} has {width} x {height}; set pad or stretch, or build an engine for this size"
         )
 
 
 def _engine_file(place: str) -> dict[str, int]:
-    """Height and width of an engine of one size that lies on this machine."""
+    """Height and width of an engine file on this machine; empty if its size is dynamic or unknown."""
     from stereo_core.engines.files import read_sidecar
 
-    said = read_sidecar(place) or {}
-    frame = {side: said.get(f"input_{side}") for side in SIDES}
-    open_size = any(said.get(f"min_{side}") != said.get(f"max_{side}") for side in SIDES)
+    known = read_sidecar(place) or {}
+    frame = {side: known.get(f"input_{side}") for side in SIDES}
+    open_size = any(known.get(f"min_{side}") != known.get(f"max_{side}") for side in SIDES)
     return {} if open_size or None in frame.values() else frame
 
 
 def _first_image(folder: str, convert: Section) -> tuple[str, int, int] | None:
-    """The first left image that convert finds, with height and width; none where it is for convert to complain."""
+    """The first left image that convert finds, with height and width; None if convert itself will report an error."""
     from stereo_core.data.images import read_image
     from stereo_core.data.trees import Tree, dotted
 

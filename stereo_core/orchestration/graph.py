@@ -1,13 +1,13 @@
-"""PipelineSpec IR (what KFP compiles a pipeline to) -> the DAG of dag.py.
+"""Reads PipelineSpec IR (KFP's compiled pipelines) into the DAG of dag.py.
 
-Read: container components, importers, constants, parameters, artifacts, resources, retry policies, and the Kubernetes
-platform document, of which this machine keeps the steps' timeouts; placement, and when the run's record may go, mean
-nothing here. What can not be expressed is refused by its name rather than left out.
+It supports container components, importers, constants, parameters, artifacts, resources, retry policies and the
+Kubernetes platform document. Of that document the local engine uses only the steps' timeouts; placement and the
+lifetime of a run's record do not matter here. Unsupported features are refused by name, never ignored.
 
-The IR nests: a condition, a loop, the block of an exit handler and a pipeline in a pipeline are tasks with tasks
-inside. All of them become one flat level. A task takes over the conditions around it and those of what it depends on;
-a loop's tasks stand there once for each item, so its items must be known before the run. Tasks of a loop and of a
-pipeline in a pipeline have its name, and the item's number, before theirs: `for-loop-2-0-evaluate`.
+The IR is nested: a condition, a loop, the block of an exit handler and a pipeline in a pipeline are tasks that contain
+tasks. They are flattened to one level. A task gets the conditions around it and those of its dependencies. A loop's
+tasks are repeated for each item, so the items must be known before the run. Tasks in a loop or in a pipeline in a
+pipeline have its name, and the item's number, as a prefix: `for-loop-2-0-evaluate`.
 """
 
 from __future__ import annotations
@@ -44,26 +44,28 @@ def load_pipeline(path: str | Path) -> Pipeline:
     """Read a compiled pipeline (or component).
 
     Raises:
-        GraphError: no such file, no PipelineSpec, or something in it that can not be run here.
+        GraphError: no such file, not a PipelineSpec, or a feature that is not supported here.
     """
     path = Path(path)
     try:
         return read_pipeline(path.read_text(encoding="utf-8"), path)
     except OSError as error:
-        hint = "" if path.suffix else "; `stereo-pipelines list` shows where the compiled pipelines lie"
+        hint = "" if path.suffix else "; `stereo-pipelines list` shows the compiled pipelines"
         raise GraphError(f"{path}: {error.strerror}{hint}") from None
     except UnicodeDecodeError as error:
-        raise GraphError(f"{path}: no YAML: {error}") from None
+        raise GraphError(f"{path}: not valid YAML: {error}") from None
 
 
 def read_pipeline(text: str, path: Path) -> Pipeline:
-    """The same of its text; `path` names it in errors."""
-    try:  # YAML 1.1, as KFP's compiler writes it; what users write is read by spec/text.py
+    """Like load_pipeline, from the file's text; `path` names it in errors."""
+    try:  # KFP's compiler writes YAML 1.1; files written by users are read by spec/text.py
         documents = [with_integers(bounded(document)) for document in yaml.safe_load_all(text) if document]
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise GraphError(f"{path}: no YAML: {error}") from None
+        raise GraphError(f"{path}: not valid YAML: {error}") from None
     if not documents or not isinstance(documents[0], dict) or "pipelineInfo" not in documents[0]:
-        raise GraphError(f"{path}: no compiled pipeline (PipelineSpec IR); `stereo-pipelines compile` writes them")
+        raise GraphError(
+            f"{path}: not a compiled pipeline (PipelineSpec IR); write one with `stereo-pipelines compile`"
+        )
     platform = documents[1] if len(documents) > 1 else {}
     try:
         return _pipeline(documents[0], platform, {}, frozenset())
@@ -74,12 +76,12 @@ def read_pipeline(text: str, path: Path) -> Pipeline:
 
 
 def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
-    """The pipeline with the tasks that loops over these arguments make; `load_pipeline` knows only the defaults.
+    """The pipeline with its loops unrolled over these arguments; `load_pipeline` knows only the defaults.
 
-    The parameters that were looped over are constants in it.
+    The parameters that loops iterate over become constants.
 
     Raises:
-        GraphError: an item lacks what the loop takes of it.
+        GraphError: an item lacks a value that the loop uses.
     """
     return _pipeline(pipeline.spec, pipeline.platform, arguments, pipeline.loops) if pipeline.loops else pipeline
 
@@ -87,7 +89,7 @@ def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
 def _pipeline(spec: dict, platform: dict, arguments: dict[str, object], fixed: frozenset[str]) -> Pipeline:
     root, info = spec["root"], spec["pipelineInfo"]
     if not isinstance(info["name"], str):
-        raise GraphError("its pipelineInfo.name is no text")
+        raise GraphError("pipelineInfo.name must be a text")
     parameters, artifacts = definitions(root.get("inputDefinitions", {}))
     required = [port.name for port in artifacts.values() if port.required]
     if required:
@@ -105,12 +107,12 @@ _RUN = {"activeDeadlineSeconds", "resourceTtlOnCompletion", "resourceTtlOnSucces
 
 
 def _config(platform: dict) -> dict:
-    """What the platform document says about the whole run."""
-    said = platform.get("platforms", {}).get("kubernetes", {})
-    config = said.get("pipelineConfig", {})
+    """The platform document's settings for the whole run."""
+    kubernetes = platform.get("platforms", {}).get("kubernetes", {})
+    config = kubernetes.get("pipelineConfig", {})
     for where, part, known in (
-        ("platforms.kubernetes", said, {"deploymentSpec", "pipelineConfig"}),
-        ("deploymentSpec", said.get("deploymentSpec", {}), {"executors"}),
+        ("platforms.kubernetes", kubernetes, {"deploymentSpec", "pipelineConfig"}),
+        ("deploymentSpec", kubernetes.get("deploymentSpec", {}), {"executors"}),
         ("pipelineConfig", config, _RUN),
     ):
         for key in part.keys() - known:
@@ -119,7 +121,7 @@ def _config(platform: dict) -> dict:
 
 
 class _Reader:
-    """Makes the flat `tasks`; `loops` are the pipeline parameters whose items are among them."""
+    """Builds the flat `tasks`; `loops` are the pipeline parameters that loops iterate over."""
 
     def __init__(self, spec: dict, platform: dict, arguments: dict[str, object]):
         self.spec = spec
@@ -129,15 +131,15 @@ class _Reader:
         self.loops: set[str] = set()
 
     def level(self, dag: dict, scope: Scope) -> dict[str, Node]:
-        """All tasks of a level, each after all that it needs."""
+        """All tasks of a level, sorted so that each comes after the tasks that it needs."""
         waits = {name: sorted(set(_waits_for(item))) for name, item in dag["tasks"].items()}
         for name, others in waits.items():
             for other in set(others) - waits.keys():
-                raise GraphError(f"task {scope.prefix}{name}: it waits for {other}, which is no task")
+                raise GraphError(f"task {scope.prefix}{name}: it waits for {other}, but there is no such task")
         try:
             order = list(TopologicalSorter(waits).static_order())
         except CycleError as error:
-            raise GraphError(f"tasks wait for each other: {' -> '.join(error.args[1])}") from None
+            raise GraphError(f"tasks wait for each other in a cycle: {' -> '.join(error.args[1])}") from None
         nodes: dict[str, Node] = {}
         for name in order:
             nodes[name] = self.node(name, dag["tasks"][name], scope, nodes)
@@ -168,13 +170,13 @@ class _Reader:
             exit = always and any(_EXIT_HANDLER.fullmatch(other) for other in _waits_for(item))
             return self.task(name, item, component, inner, platform, exit)
         if "retryPolicy" in item:
-            raise GraphError(f"{where}: retries of a pipeline in a pipeline are not supported; give them to its tasks")
+            raise GraphError(f"{where}: a pipeline in a pipeline cannot have retries; set them on its tasks")
         inner = replace(inner, cache=scope.cache and item.get("cachingOptions", _CACHED).get("enableCache", False))
         if "artifactIterator" in item:
             raise GraphError(f"{where}: loops over artifacts are not supported")
         if "parameterIterator" in item:
             return self.loop(name, item, component, inner)
-        if not _BLOCK.fullmatch(name):  # a pipeline in a pipeline has names and defaults of its own
+        if not _BLOCK.fullmatch(name):  # a pipeline in a pipeline has its own names and defaults
             known, _ = definitions(component.get("inputDefinitions", {}))
             defaults = {p.name: Constant(p.default) for p in known.values() if not p.required}
             inner = replace(inner, prefix=f"{scope.prefix}{name}-", parameters=defaults | inner.parameters)
@@ -189,7 +191,7 @@ class _Reader:
         return Node(names, ends, scope.when, dict(outputs_of(where, dag, nodes)))
 
     def loop(self, name: str, item: dict, component: dict, scope: Scope) -> Node:
-        """The tasks inside once for each item; of a limited loop, round n begins when round n - limit has ended."""
+        """The tasks inside, once per item. With limited parallelism n, iteration i starts when i - n has ended."""
         where = f"task {scope.prefix}{name}"
         iterator, limit = item["parameterIterator"], int(item.get("iteratorPolicy", {}).get("parallelismLimit", 0))
         rounds: list[Node] = []
@@ -223,7 +225,9 @@ class _Reader:
             self.loops.add(source.name)
             value = self.arguments[source.name] or []
         if not isinstance(value, list):
-            raise GraphError(f"{where}: a loop wants a list that is known before the run: text or a pipeline parameter")
+            raise GraphError(
+                f"{where}: a loop needs a list that is known before the run: a literal or a pipeline parameter"
+            )
         return value
 
     def task(self, name: str, item: dict, component: dict, scope: Scope, platform: dict, exit: bool) -> Node:
@@ -233,7 +237,7 @@ class _Reader:
         step = component_of(full, component, self.spec)
         parameters, artifacts = inputs_of(full, step, item.get("inputs", {}), scope)
         taken = {output.task for source in (*parameters.values(), *artifacts.values()) for output in outputs_in(source)}
-        asked = {o.task for test in scope.when for side in (test.left, test.right) for o in outputs_in(side)}
+        tested = {o.task for test in scope.when for side in (test.left, test.right) for o in outputs_in(side)}
         policy = item.get("retryPolicy", {})
         title = item.get("taskInfo", {}).get("name") or name
         self.tasks[full] = Task(
@@ -243,7 +247,7 @@ class _Reader:
             component=step,
             parameters=parameters,
             artifacts=artifacts,
-            after=(scope.after | taken | asked) - scope.behind,
+            after=(scope.after | taken | tested) - scope.behind,
             behind=scope.behind,
             when=scope.when,
             exit=exit,
@@ -253,7 +257,9 @@ class _Reader:
                 int(policy.get("maxRetryCount", 0)),
                 _seconds(policy.get("backoffDuration", "0s")),
                 float(policy.get("backoffFactor", 2.0)),
-                min(_seconds(policy.get("backoffMaxDuration", "3600s")), Retry.longest),  # may hold all attempts
+                min(
+                    _seconds(policy.get("backoffMaxDuration", "3600s")), Retry.longest
+                ),  # may be meant for all attempts
             ),
             timeout=float(platform["activeDeadlineSeconds"]) if "activeDeadlineSeconds" in platform else None,
             platform=platform,
@@ -262,9 +268,9 @@ class _Reader:
         return Node((full,), frozenset({full}), scope.when, {key: Output(full, key) for key in keys})
 
 
-# tasks that KFP makes of blocks of the DSL; the names inside are unique in the whole pipeline
+# tasks that KFP makes from blocks of the DSL; their inner names are unique in the whole pipeline
 _BLOCK = re.compile(r"(condition|condition-branches|exit-handler)-\d+")
-_CACHED = {"enableCache": True}  # what a block says that says nothing
+_CACHED = {"enableCache": True}  # a block's default caching options
 _EXIT_HANDLER = re.compile(r"exit-handler-\d+")
 
 
@@ -278,7 +284,7 @@ def _waits_for(item: dict) -> Iterator[str]:
 
 
 def _united(*parts: Iterable[Comparison]) -> tuple[Comparison, ...]:
-    """All comparisons once, in their order: those further out come first."""
+    """All comparisons without duplicates, the outermost first."""
     found: list[Comparison] = []
     for comparison in (comparison for part in parts for comparison in part):
         if comparison not in found:

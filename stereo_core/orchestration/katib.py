@@ -1,7 +1,7 @@
-"""The same search by Katib: `automl` of a spec -> an Experiment (kubeflow.org/v1beta1) whose trials are trainings.
+"""Turns `automl` of a spec into a Katib Experiment (kubeflow.org/v1beta1) that runs the same search.
 
-Katib keeps the trials' values and Kubernetes their pods; a trial is `depth_net train` with the values as overrides, in
-our image, on the volumes and with the secret of `manifests/`.
+Katib stores the trials' values, and Kubernetes runs their pods. A trial is `depth_net train` with the values as
+overrides, in our image, with the volumes and the secret of `manifests/`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.loading import checked, read_tree
 from stereo_core.spec.search_space import Dimension, complaints, search_space
 
-# ours -> Katib's that proposes alike. Katib stops poor trials in one way: below the median of the others (medianstop).
+# our algorithm -> Katib's nearest. Katib has one rule for stopping trials: below the median of the others (medianstop).
 ALGORITHMS = {"bayesian": "bayesianoptimization", "bohb": "multivariate-tpe", "hyperband": "random", "asha": "random"}
 RESULTS = "/results"
 MOUNTS = {"data": "/data", "cache": "/cache", "results": RESULTS, "scratch": "/tmp", "shared-memory": "/dev/shm"}
 
 
 def read_spec(file: Path) -> ExperimentSpec:
-    """A spec of which the files are in the cluster and not here.
+    """Read a spec whose data files are in the cluster, not on this machine.
 
     Raises:
-        SpecError: a key, a type or a range that does not fit, or nothing to train or validate on.
+        SpecError: a wrong key, type or range, or no data to train or validate on.
     """
     spec = checked("automl", read_tree(file), str(file))
     for split in ("train_dataset", "val_dataset"):
         if not getattr(spec.dataset, split).data_sources:
-            raise SpecError(f"{file}: dataset.{split}.data_sources: at least one entry with a data_file is needed")
+            raise SpecError(f"{file}: dataset.{split}.data_sources: at least one entry with a data_file is required")
     return spec
 
 
@@ -39,13 +39,13 @@ def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/d
     """The Experiment of a checked spec.
 
     Args:
-        spec: Its `automl` says what is searched, how and how long; every trial has `automl_max_epochs` epochs at most.
-        name: Of the Experiment.
-        image: Of the trials.
-        spec_file: Where the trials find this spec, on the volume stereo-data (/data).
+        spec: Its `automl` sets keys, algorithm and budget; each trial has at most `automl_max_epochs` epochs.
+        name: Name of the Experiment.
+        image: Image of the trials.
+        spec_file: Path of this spec in the trials' pods, on the volume stereo-data (/data).
 
     Raises:
-        SpecError: a key that can not be searched, or a range that does not fit.
+        SpecError: a key that cannot be searched, or a wrong range.
     """
     if wrong := [f"{path}: {rule}" for path, rule in complaints(spec)]:
         raise SpecError("\n".join(wrong))
@@ -92,7 +92,7 @@ def _parameter(dimension: Dimension) -> dict:
 
 
 def _collector(metric: str) -> dict:
-    """Each validation's line of status.json; a pattern with two groups, the metric's name and its value."""
+    """Katib's metrics collector: reads each validation from status.json with a pattern (name, value)."""
     return {
         "collector": {"kind": "File"},
         "source": {
@@ -103,7 +103,7 @@ def _collector(metric: str) -> dict:
 
 
 def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: str) -> dict:
-    """The Job of a trial: one GPU, results in the pod alone; it passes pod security `restricted`."""
+    """The Job of a trial: one GPU, results only inside the pod; it passes pod security `restricted`."""
     fixed = [f"results_dir={RESULTS}", f"train.num_epochs={spec.automl.automl_max_epochs}", "train.num_gpus=1"]
     values = [f"{d.path}=${{trialParameters.{_short(d.path)}}}" for d in space]
     container = {
@@ -134,7 +134,7 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
         "restartPolicy": "Never",
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER,  # Katib puts its metrics collector into the pod, whose image names no user
+            "runAsUser": USER,  # Katib adds its metrics collector to the pod, and that image sets no user
             "runAsGroup": 0,
             "fsGroup": 1000,
             "seccompProfile": {"type": "RuntimeDefault"},
@@ -161,5 +161,5 @@ def _short(path: str) -> str:
 
 
 def _text(value: float) -> str:
-    """Without an exponent, which one reader of YAML takes for text and the next for a number."""
+    """A number as text without an exponent, because YAML readers disagree on exponents."""
     return format(Decimal(repr(value)), "f")

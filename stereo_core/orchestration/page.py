@@ -1,5 +1,4 @@
-"""A run on one page: its graph, what it measured side by side, times, artifacts, pictures; the table of measurements
-for the console too."""
+"""The page of a run: graph, metrics, times, artifacts and pictures. Also the metrics table for the console."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from stereo_core.orchestration.record import Record
 from stereo_core.report.html import Link, Table, page, shown, views_of
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
-INITIAL = "initial_"  # the metrics of a network before its training
+INITIAL = "initial_"  # prefix of the metrics from before the training
 
 
 def measured(run: Record) -> list[tuple[str, dict[str, float]]]:
-    """(what was measured, its metrics by name) in the pipeline's order; train gives a row before and a row after."""
+    """(label, metrics by name) of each measured step, in the pipeline's order; train has a row before and one after."""
     rows = []
     for name, task in run.tasks.items():
         for made in task.results().values():
@@ -29,7 +28,7 @@ def measured(run: Record) -> list[tuple[str, dict[str, float]]]:
 
 
 def metrics_table(run: Record) -> Table | None:
-    """A row a measured step and a column a metric; None where nothing was measured."""
+    """One row per measured step and one column per metric; None if nothing was measured."""
     rows = measured(run)
     columns = [name for name in COLUMNS if any(name in values for _, values in rows)]
     if not columns:
@@ -39,7 +38,7 @@ def metrics_table(run: Record) -> Table | None:
 
 
 def size(count: int) -> str:
-    """Bytes for a reader: 512 B, 3.4 KB, 12.0 MB."""
+    """A size in bytes as text: 512 B, 3.4 KB, 12.0 MB."""
     value, unit = float(count), "B"
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -60,9 +59,9 @@ BOX, GAP, LINE = 190, 60, 58  # px: width of a box, space between columns, heigh
 
 
 def graph(run: Record) -> str:
-    """The steps as an SVG drawing: a column further right for each step that another needs, coloured by state."""
+    """The steps as an SVG drawing, coloured by state. A step is one column to the right of the steps that it needs."""
     column: dict[str, int] = {}
-    for name, task in run.tasks.items():  # in an order in which each comes after all that it needs
+    for name, task in run.tasks.items():  # sorted: each task comes after the tasks that it needs
         column[name] = 1 + max((column[other] for other in task.after), default=-1)
     rows = [0] * (1 + max(column.values(), default=0))
     place = {}

@@ -1,10 +1,10 @@
-"""A task of the local engine as a container of podman or docker, as closed as a cluster's policy would have it.
+"""Runs tasks of the local engine in containers of podman or docker, as restricted as on a cluster.
 
-The container sees its inputs (read-only) and its task folder (read-write) at the paths that they have here, an empty
-/tmp, and nothing else: the root file system is read-only, no capability is left, no network is there unless the step is
-given a URI of object storage. It runs as this user, or where that is root as another, so that no step ever is root;
-what it wrote belongs to this user in the end. The image must be there: nothing is pulled, because a name that was never
-built here could be anybody's elsewhere.
+A container sees only its inputs (read-only) and its task folder (read-write), at the same paths as here, and an empty
+/tmp. The root file system is read-only, there are no capabilities, and there is no network unless the step gets a URI
+of object storage. It runs as the current user, or as `nobody` if that is root; in the end its files belong to the
+current user. The image must exist locally. Nothing is pulled, because a name that was never built here could belong to
+somebody else in a public registry.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pathlib import Path
 from stereo_core.orchestration.dag import Container, GraphError, Task
 from stereo_core.storage import REFERENCE, SCHEMES
 
-NOBODY = 65534  # who runs the steps of root
-SHARED = "1g"  # of /dev/shm, where the hardware profile says nothing
+NOBODY = 65534  # user ID for the steps if the current user is root
+SHARED = "1g"  # size of /dev/shm if the hardware profile sets none
 PATIENCE = "1"  # seconds between SIGTERM and SIGKILL for a container whose client is gone
 LABEL = "stereo-pipelines.run"
 TERMINATION = "/dev/termination-log"
-THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # from this environment into the container
-STORAGE = ("AWS_", "S3_", "MINIO_")  # and what starts so, where the step may use the network
-FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE", "SSL_CERT_FILE")  # and what these name
+THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # variables passed into the container
+STORAGE = ("AWS_", "S3_", "MINIO_")  # prefixes of further variables passed if the step may use the network
+FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE", "SSL_CERT_FILE")  # the files these name, too
 
 
 class Containers:
-    """Starts tasks with `engine`, podman or docker.
+    """Starts tasks in containers with `engine`, podman or docker.
 
     Raises:
         GraphError: the engine is not installed.
@@ -45,7 +45,7 @@ class Containers:
 
     def check(self, task: Task, container: Container) -> None:
         """Raises:
-        GraphError: the image is not on this machine, or the engine does not answer.
+        GraphError: the image does not exist on this machine, or the engine does not answer.
         """
         found = subprocess.run([self.engine, "image", "inspect", container.image], capture_output=True, text=True)
         if found.returncode:
@@ -59,12 +59,12 @@ class Containers:
 
     @contextlib.contextmanager
     def container(self, task: Task, command: list[str], place: Path, message: dict, gpus: list[str]) -> Iterator[list]:
-        """The command line that runs `command` in a container of the task; in the end nothing of it is left.
+        """The command line that runs `command` in a container. The container is removed at the end.
 
         Args:
-            place: The task's folder, with termination-log, what Kubernetes shows of why a container ended.
+            place: The task's folder, with the file termination-log.
             message: The ExecutorInput.
-            gpus: Those that it gets.
+            gpus: The GPUs that the container gets.
         """
         name = f"stereo-pipelines-{uuid.uuid4().hex[:12]}"
         (place / "termination-log").write_bytes(b"")
@@ -88,7 +88,7 @@ class Containers:
                 _give(place, 0)
 
     def end_leftovers(self, folder: Path) -> None:
-        """Remove the containers of a run whose engine was killed."""
+        """Remove the containers that a killed run left behind."""
         listing = [self.engine, "ps", "--all", "--quiet", "--filter", f"label={LABEL}={folder}"]
         self._remove(*subprocess.run(listing, capture_output=True, text=True).stdout.split())
 
@@ -111,7 +111,7 @@ class Containers:
             f"type=bind,src={place},dst={place}",
             f"type=bind,src={place / 'termination-log'},dst={TERMINATION}",
         ]
-        if not os.getuid():  # an image's /root, closed to all others, would hide what is mounted below it
+        if not os.getuid():  # an image's /root is readable only by root, which would hide mounts below it
             mounts.append("type=tmpfs,dst=/root,tmpfs-mode=0755")
         return [f"--mount={mount}" for mount in ("type=tmpfs,dst=/tmp,tmpfs-mode=1777", *mounts)]
 
@@ -132,7 +132,7 @@ class Containers:
 
 
 def reason(place: Path) -> str:
-    """What the task's container left as its termination message, in front of which stands a colon."""
+    """The container's termination message with a leading colon; empty if there is none."""
     log = place / "termination-log"
     text = log.read_text(errors="replace").strip() if log.is_file() else ""
     return f": {text}" if text else ""
@@ -143,7 +143,7 @@ def _artifacts(message: dict) -> list[dict]:
 
 
 def _reads_storage(message: dict) -> bool:
-    """Whether a parameter, a spec file or a data set taken by reference names object storage."""
+    """Whether a parameter, a spec file or a data set by reference names object storage."""
     text = json.dumps(message["inputs"]["parameterValues"])
     for item in _artifacts(message):
         path = Path(item["uri"])
@@ -155,7 +155,7 @@ def _reads_storage(message: dict) -> bool:
 
 
 def _shared_memory(task: Task) -> str:
-    """The profile's size of /dev/shm, as these engines write it: 6400m for 6400Mi."""
+    """The profile's size of /dev/shm in the engines' notation: 6400m for 6400Mi."""
     sizes = (m["sizeLimit"] for m in task.platform.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm")
     return next(sizes, SHARED).removesuffix("i").lower()
 

@@ -1,7 +1,7 @@
-"""What is wrong with a pipeline's values, as far as it can be known before the first step: all of it, at once.
+"""Checks a pipeline's values before the first step runs, and reports all problems together.
 
-Every value is checked against its declared type, every spec of a step of ours against its verb. Values that a step will
-make are left out, and so are files: they may lie where only the steps see them.
+It checks every value against its declared type, and every spec of our steps against the verb. It does not check values
+that a step will compute, or files, which may exist only on the steps' machines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stereo_core.orchestration.dag import (
     typed,
 )
 from stereo_core.orchestration.graph import unrolled
-from stereo_core.run.parameters import put, said_by
+from stereo_core.run.parameters import merged_spec, set_key
 from stereo_core.run.remote import kind_of
 from stereo_core.spec import requirements
 from stereo_core.spec.fields import Section
@@ -40,13 +40,13 @@ from stereo_core.spec.loading import checked, read_tree
 from stereo_core.storage import local_path
 from stereo_core.verbs import VERBS, steps
 
-ELSEWHERE = "s3://of/the-run"  # stands for a file that a step will find; of objects nobody asks here whether they exist
-OF_A_SOURCE = ("dataset_name", "disparity_format", "disparity_scale")  # parameters of steps that are keys of a source
-SHOWN = 3  # steps that a complaint names
+ELSEWHERE = "s3://of/the-run"  # placeholder for a file that the step will find; objects are not looked up here
+OF_A_SOURCE = ("dataset_name", "disparity_format", "disparity_scale")  # step parameters that are keys of a data source
+SHOWN = 3  # number of steps that a message names
 
 
 class _Later(Exception):
-    """A value that is known during the run alone."""
+    """A value is known only during the run."""
 
 
 def check(pipeline: Pipeline, given: dict[str, object]) -> None:
@@ -54,10 +54,10 @@ def check(pipeline: Pipeline, given: dict[str, object]) -> None:
 
     Args:
         pipeline: From `load_pipeline`.
-        given: Values of its parameters; the others have their defaults, or are left open.
+        given: Values of its parameters; the others have their defaults or stay unknown.
 
     Raises:
-        GraphError: a line a complaint, with the steps, the parameter, the key and the rule broken.
+        GraphError: one line per problem, with the steps, the parameter, the key and the broken rule.
     """
     arguments = pipeline.arguments(given, complete=False)
     pipeline, found, known = unrolled(pipeline, arguments), {}, {}
@@ -96,7 +96,7 @@ def _value(source: Source, arguments: dict) -> object:
 
 
 def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str, frames.Step]) -> Iterator[str]:
-    """What is wrong with a step's values; a step without a fault joins `known`."""
+    """Problems with a step's values. A step without problems is added to `known`."""
     declared = task.component.parameters
     values = {p.name: p.default for p in declared.values() if p.default is not None and p.name not in task.parameters}
     for name, source in task.parameters.items():
@@ -122,7 +122,7 @@ def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str
 
 
 def _source(task: Task, known: dict) -> Iterator[str]:
-    """What is wrong with the parameters that say how a step's lists are coded."""
+    """Problems with the parameters that say how a step's annotation files are read."""
     given = {name: known[name] for name in OF_A_SOURCE if known.get(name)}
     try:
         checked("info", {"data_sources": [given]}, "")
@@ -133,7 +133,7 @@ def _source(task: Task, known: dict) -> Iterator[str]:
 
 
 def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
-    """Arguments that Linux does not pass to a command of others; ours reads a long message from a file."""
+    """Arguments too long for Linux. Our launcher is not affected: it reads a long message from a file."""
 
     def text(name: str) -> str:
         return as_text(known.get(name, ""))
@@ -142,25 +142,27 @@ def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
         whole = PLACEHOLDER.sub(lambda match: text(match[1]), part.replace("{{$}}", json.dumps(known)))
         if len(whole.encode()) > LONGEST:
             name = max(known, key=lambda one: len(text(one)), default="")
-            yield f"parameter {name}: too long; an argument of a command may have {LONGEST} bytes"
+            yield f"parameter {name}: too long; a command-line argument can have at most {LONGEST} bytes"
 
 
 def _spec(
     verb: str, task: Task, pipeline: Pipeline, known: dict, arguments: dict
 ) -> Generator[str, None, Section | None]:
-    """What a step's verb refuses of its spec; returns the spec where that is nothing and all of it is known."""
+    """Problems with a step's spec. Returns the spec if there are none and all values are known."""
     row = VERBS[verb]
     origins = {key: _origin(task, name) for name, key in row.parameters.items() if known.get(name)}
 
-    def told(path: str, rule: str) -> str:
-        name = path.partition(".")[0] if row.plain else "spec"
+    def complaint(path: str, rule: str) -> str:
+        name = path.partition(".")[0] if row.flat_parameters else "spec"
         from_file = "spec_file" in task.artifacts and not known.get(name)
         return f"{origins.get(path) or ('input spec_file' if from_file else _origin(task, name))}: {path}: {rule}"
 
     try:
-        tree = said_by(verb, copy.deepcopy(known), {} if row.plain else _spec_file(task, pipeline, arguments))
+        tree = merged_spec(
+            verb, copy.deepcopy(known), {} if row.flat_parameters else _spec_file(task, pipeline, arguments)
+        )
         checked(verb, tree, "")
-        if row.plain or task.parameters.keys() - known.keys():
+        if row.flat_parameters or task.parameters.keys() - known.keys():
             return None
         _wire(verb, tree, task)
         spec = checked(verb, tree, "")
@@ -169,23 +171,23 @@ def _spec(
     except UserError as error:
         for line in str(error).splitlines():
             path, _, rule = line.removeprefix(": ").partition(": ")
-            yield told(path, rule)
+            yield complaint(path, rule)
         return None
     _put_elsewhere(spec)
     wrong = requirements.check(verb, spec)
     for path, rule in wrong:
-        yield told(path, rule)
+        yield complaint(path, rule)
     return None if wrong else spec
 
 
 def _origin(task: Task, name: str) -> str:
-    """The pipeline's parameter that a step's comes from, or the step's own."""
+    """The pipeline parameter behind a step's parameter, or else the step's own parameter."""
     source = task.parameters.get(name)
     return f"parameter {source.name if isinstance(source, Argument) else name}"
 
 
 def _spec_file(task: Task, pipeline: Pipeline, arguments: dict) -> dict:
-    """What a spec_file says that lies on this machine."""
+    """The contents of a spec_file on this machine."""
     source = task.artifacts.get("spec_file")
     if source is None:
         return {}
@@ -197,13 +199,13 @@ def _spec_file(task: Task, pipeline: Pipeline, arguments: dict) -> dict:
 
 
 def _wire(verb: str, tree: dict, task: Task) -> None:
-    """Set what the step sets by its inputs (in place)."""
+    """Set the keys that the step sets from its inputs, in place."""
     row = VERBS[verb]
     for key, value in row.step_keys.items():
-        put(tree, key, value.replace("{results}", ELSEWHERE))
+        set_key(tree, key, value.replace("{results}", ELSEWHERE))
     for port, key in row.input_keys.items():
         if port in task.artifacts:
-            put(tree, key.removesuffix("[]"), [ELSEWHERE] if key.endswith("[]") else ELSEWHERE)
+            set_key(tree, key.removesuffix("[]"), [ELSEWHERE] if key.endswith("[]") else ELSEWHERE)
     if "annotations" not in task.artifacts:
         return
     lists = [f"dataset.{split.removesuffix('?')}_dataset.data_sources" for split, names in row.splits.items() if names]
@@ -211,7 +213,7 @@ def _wire(verb: str, tree: dict, task: Task) -> None:
         sources = _at(tree, key) or [{}]
         if len(sources) == 1 and str(sources[0].get("dataset_name")).lower() != "synthetic":
             sources = [sources[0] | {"data_file": sources[0].get("data_file") or ELSEWHERE}]
-        put(tree, key, sources)
+        set_key(tree, key, sources)
 
 
 def _at(tree: dict, key: str) -> list:
@@ -222,7 +224,7 @@ def _at(tree: dict, key: str) -> list:
 
 
 def _put_elsewhere(group: Section, prefix: str = "") -> None:
-    """Name no file of this machine: a path is one of the step's machine."""
+    """Replace local paths: they refer to the step's machine."""
     for name in type(group).model_fields:
         value, path = getattr(group, name), f"{prefix}{name}"
         if isinstance(value, str) and value and kind_of(path):

@@ -1,4 +1,4 @@
-"""What a run looks like on a console: a live table on a terminal, a line a change elsewhere; tables at the end."""
+"""Shows a run on the console: a live table on a terminal, otherwise one line per change; tables at the end."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Record, TaskRun
 from stereo_core.progress import heartbeat
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
-WIDTH = 120  # columns of the tables in a file or a pipe
+WIDTH = 120  # width of the tables when the output is a file or a pipe
 TAIL = 15  # lines of a failed step's log
 
 
 @contextlib.contextmanager
 def heard_or_not() -> Iterator[None]:
-    """For what is printed about a run, which goes on when nobody reads it any more (`| head -1`, a lost terminal)."""
+    """Ignore errors of printing: the run goes on when its output is closed (`| head -1`, a closed terminal)."""
     try:
         yield
-    except (OSError, SystemExit):  # which rich makes of a broken pipe
+    except (OSError, SystemExit):  # rich raises SystemExit for a broken pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
-    """Shows each change of a run; `show` is the run's `on_change`."""
+    """Shows each change of a run; pass `show` as the run's `on_change`."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
@@ -51,7 +51,7 @@ class Progress:
         self._beat.close()
 
     def _running(self) -> str:
-        """The steps that run, and for how long; empty on a terminal, where the table shows them."""
+        """The running steps and their durations; empty on a terminal, where the table shows them."""
         if self.console.is_terminal or self._run is None:
             return ""
         running = [f"{name} for {_seconds(task)}" for name, task in self._run.tasks.items() if task.state == "running"]
@@ -72,7 +72,7 @@ class Progress:
             return
         for name, task in run.tasks.items():
             now = (task.state, task.message)
-            if now != self._seen.get(name, ("waiting", "")) and task.state != "skipped":  # summary says why
+            if now != self._seen.get(name, ("waiting", "")) and task.state != "skipped":  # the summary gives the reason
                 took = f" after {task.seconds:.1f} s" if task.state in ENDED and task.seconds else ""
                 warned = _warnings(run, name) if task.state in ENDED else ""
                 note = f": {task.message}" if task.message else ""
@@ -100,13 +100,13 @@ def _coloured(state: str) -> str:
 
 
 def _code(task: TaskRun) -> str:
-    """The exit code, and how many attempts it took where it was not one."""
+    """The exit code, and the number of attempts if there were several."""
     code = "" if task.exit_code is None else str(task.exit_code)
     return f"{code} (attempt {task.attempts})" if task.attempts > 1 else code
 
 
 def _warnings(run: Record, name: str) -> str:
-    """How many warnings a step gave, for the end of its line."""
+    """The number of a step's warnings, for the end of its line."""
     count = len(run.warnings(name))
     return f", {count} warning{'s' * (count != 1)}" if count else ""
 
@@ -118,7 +118,7 @@ def _seconds(task: TaskRun) -> str:
 
 
 def runs_table(runs: list[Record], console: Console | None = None) -> None:
-    """Print a line a run: where it is, of what, how it stands, since when, its steps that are done, its warnings."""
+    """Print one line per run: folder, pipeline, state, times, finished steps, warnings."""
     columns = ("pipeline", "state", "started (UTC)", "changed (UTC)", "steps done", "warnings")
     table = Table(Column("run", overflow="fold"), *columns)
     for run in runs:
@@ -135,8 +135,8 @@ def _console(console: Console | None) -> Console:
 
 
 def summary(run: Record, console: Console | None = None) -> None:
-    """Print the steps (state, time, exit code, artifacts), why any was skipped, what they warned of, the metrics, the
-    end of failed logs."""
+    """Print the steps (state, time, exit code, artifacts), reasons for skipped steps, warnings, metrics and the last
+    lines of failed steps' logs."""
     console = _console(console)
     title = f"{run.pipeline} in {run.folder}"
     table = Table("step", "state", "time", "exit code", "artifact", "size", title=title)
@@ -151,7 +151,7 @@ def summary(run: Record, console: Console | None = None) -> None:
             console.print(f"{name} {task.state}: {task.message}", highlight=False, markup=False, soft_wrap=True)
     for name in run.tasks:
         for text in run.warnings(name):
-            line = f"{name} warns: {text}"
+            line = f"{name}: warning: {text}"
             console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     measured = metrics_table(run)
     if measured:
@@ -162,8 +162,8 @@ def summary(run: Record, console: Console | None = None) -> None:
     for name, task in run.tasks.items():
         if task.state == "failed":
             log = run.place(name) / "log.txt"
-            begun = task.attempts and log.is_file()  # else the log is of an earlier run
-            where = f"; its log: {log}" if begun else ""
+            begun = task.attempts and log.is_file()  # otherwise the log is from an earlier run
+            where = f"; see its log: {log}" if begun else ""
             console.print(
                 f"{name} failed: {task.message}{where}", style="red", highlight=False, markup=False, soft_wrap=True
             )

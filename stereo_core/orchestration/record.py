@@ -1,4 +1,4 @@
-"""run.json: what became of a run and of each of its tasks, as the engine writes it and `show` reads it."""
+"""run.json: the record of a run and its tasks. The local engine writes it; `show` and `runs` read it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from stereo_core.run.status import warnings_in
 from stereo_core.values import from_json
 
 FILE, LOCK = "run.json", ".lock"
-AGAIN = "--- another attempt ---"  # the line in a log between two
+AGAIN = "--- another attempt ---"  # line between two attempts in a log
 DONE = ("succeeded", "reused")
 ENDED = (*DONE, "failed", "skipped", "stopped")
 
 
 @dataclass
 class Made:
-    """An output artifact: `path` is relative to the run folder, absolute where it was imported."""
+    """An output artifact. `path` is relative to the run folder, or absolute for an imported artifact."""
 
     type: dict
     path: str
@@ -32,20 +32,20 @@ class Made:
 
 @dataclass
 class TaskRun:
-    """What became of a task; states: waiting running succeeded reused failed skipped stopped.
+    """The record of a task; states: waiting running succeeded reused failed skipped stopped.
 
-    `key`, `made`, `parameters` and `artifacts` tell what lies in its folder, whatever the state: an earlier run may
-    have put it there, for this one or a later one to take over.
+    `key`, `made`, `parameters` and `artifacts` describe the task's folder, whatever the state. An earlier run may have
+    written them; this run or a later one can reuse them.
     """
 
     state: str = "waiting"
     title: str = ""
     after: list[str] = field(default_factory=list)
     condition: str = ""
-    left_out: bool = False  # skipped because its condition does not hold
+    left_out: bool = False  # skipped because its condition is false
     message: str = ""
-    key: str = ""  # digest of what the folder's contents depend on
-    made: bool = False  # whether the outputs are there and whole
+    key: str = ""  # digest of everything that the folder's contents depend on
+    made: bool = False  # whether the outputs are complete
     attempts: int = 0
     exit_code: int | None = None
     started: str | None = None
@@ -55,17 +55,17 @@ class TaskRun:
     artifacts: dict[str, Made] = field(default_factory=dict)
 
     def lets_on(self) -> bool:
-        """Whether tasks that come after this one may run."""
+        """Whether tasks after this one may run."""
         return self.state in DONE or self.left_out
 
     def results(self) -> dict[str, Made]:
-        """The artifacts that count in this run."""
+        """The artifacts of this run; empty if the task has no result in it."""
         return self.artifacts if self.state in DONE else {}
 
 
 @dataclass
 class Record:
-    """A run in its folder; `folder` is where it lies now. That and `cancelled` are not written."""
+    """A run. `folder` is its present folder. `folder` and `cancelled` are not written to the file."""
 
     folder: Path
     pipeline: str
@@ -75,14 +75,14 @@ class Record:
     state: str = "running"
     started: str = ""
     changed: str = ""
-    cancelled: bool = False  # while exit handlers still run
+    cancelled: bool = False  # true while exit handlers of a cancelled run still run
 
     def place(self, name: str) -> Path:
         """A task's folder."""
         return self.folder / "tasks" / name
 
     def write(self) -> None:
-        """Replace run.json as a whole, so that it can be read, and the run cut off, at any moment."""
+        """Replace run.json atomically, so that it can be read, and the run killed, at any time."""
         self.changed = now()
         content = asdict(self)
         del content["folder"], content["cancelled"]
@@ -90,20 +90,20 @@ class Record:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
     def warnings(self, name: str) -> list[str]:
-        """What a step that ran has warned of, as its own record in its folder tells."""
+        """The warnings of a step that ran, from the status.json in its folder."""
         return warnings_in(self.place(name) / "results") if self.tasks[name].attempts else []
 
     def label(self, name: str) -> str:
-        """A step for a reader: its name, and its display name where the pipeline gives one."""
+        """A step's name for messages, with its display name if it has one."""
         title = self.tasks[name].title
         return name if name.startswith(title) else f"{name} ({title})"
 
 
 def read_record(folder: Path) -> Record:
-    """The run in `folder`; one that was cut off without a word (kill -9) is told as stopped, its tasks too.
+    """The run in `folder`. A killed run (kill -9) and its tasks are shown as stopped.
 
     Raises:
-        GraphError: there is no run record, or it can not be read.
+        GraphError: there is no run record, or it cannot be read.
     """
     path = folder / FILE
     try:
@@ -113,10 +113,10 @@ def read_record(folder: Path) -> Record:
         for run in record.tasks.values():
             run.artifacts = {port: Made(**item) for port, item in run.artifacts.items()}
     except (FileNotFoundError, NotADirectoryError):
-        raise GraphError(f"{folder}: there is no run ({FILE}); name a folder given to `run --output-dir`") from None
+        raise GraphError(f"{folder}: contains no run ({FILE}); name a folder given to `run --output-dir`") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        mend = "remove it to start anew, or choose another folder"
-        raise GraphError(f"{path}: damaged run record ({error}); {mend}") from None
+        remedy = "remove it to start again, or choose another folder"
+        raise GraphError(f"{path}: damaged run record ({error}); {remedy}") from None
     if record.state == "running" and not is_held(folder / LOCK):
         record.state = "stopped"
         for run in record.tasks.values():

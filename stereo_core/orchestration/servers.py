@@ -1,7 +1,7 @@
-"""Talking to Kubeflow's and Kubernetes' servers: who they are, what they answered, and how a refusal is told.
+"""Requests to the servers of Kubeflow and Kubernetes, with clear errors.
 
-Kubernetes' server and credentials are those of kubectl (KUBECONFIG, or the pod's own account). No token is printed or
-stored. Needs kfp, which brings both clients (extra `pipelines`).
+Server and credentials for Kubernetes are those of kubectl (KUBECONFIG, or the pod's own account). Tokens are never
+printed or stored. Needs kfp, which includes both clients (extra `pipelines`).
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import yaml
 
 from stereo_core.errors import UserError
 
-TIMEOUT = 60  # s for an answer
-SHOWN = 500  # characters of a server's own words
+TIMEOUT = 60  # s until a server must answer
+SHOWN = 500  # characters of a server's message in an error
 
 try:
     import kfp_server_api
     import kubernetes
     from urllib3.exceptions import HTTPError
 except ModuleNotFoundError as missing:
-    raise UserError(f"{missing.name} is missing: pip install 'stereo-pipelines[pipelines]'") from missing
+    raise UserError(f"{missing.name} is not installed: pip install 'stereo-pipelines[pipelines]'") from missing
 
 
 class SubmitError(UserError):
-    """A server that can not be reached or refuses, or something that can not be sent to it."""
+    """A server cannot be reached or refuses, or the request is invalid."""
 
 
 class Kubernetes:
     """The API server of kubectl's cluster.
 
     Args:
-        context: Of the kubeconfig; empty: the current one.
+        context: Context of the kubeconfig; empty: the current one.
 
     Raises:
         SubmitError: no kubeconfig.
@@ -47,31 +47,31 @@ class Kubernetes:
             else:
                 kubernetes.config.load_kube_config(file, context or None)
         except (kubernetes.config.ConfigException, OSError, yaml.YAMLError, TypeError, ValueError) as error:
-            # The last three: what is no YAML, no mapping, no text.
+            # The last three occur for a file that is not YAML, not a mapping or not text.
             why, now = " ".join(str(error).split()), file or "unset"
             raise SubmitError(
-                f"no cluster to talk to: {why}; set KUBECONFIG (now {now}), or look at `kubectl config view`"
+                f"no cluster is configured: {why}; set KUBECONFIG (now {now}), or check `kubectl config view`"
             ) from None
         self._client = kubernetes.client.ApiClient()
-        said = self._client.configuration.api_key.get("authorization", "")
-        self._token = said.rpartition(" ")[2]  # "Bearer ", in a pod "bearer "
+        header = self._client.configuration.api_key.get("authorization", "")
+        self._token = header.rpartition(" ")[2]  # after "Bearer ", or "bearer " in a pod
 
     def call(
         self, method: str, path: str, what: str, body: dict | None = None, *, query=(), kind="json", headers=()
     ) -> dict:
-        """The answer to one call.
+        """Send one request; returns the answer.
 
         Args:
             method: GET, POST, PATCH, PUT or DELETE.
-            path: Below the server.
-            what: For the error: "create Workflow demo in stereo".
-            body: What is sent.
-            query: Pairs.
-            kind: Of the body, as application/KIND.
-            headers: Further ones.
+            path: URL path.
+            what: Description for errors: "create Workflow demo in stereo".
+            body: JSON body.
+            query: Query parameters as pairs.
+            kind: Content type application/KIND.
+            headers: Further headers as pairs.
 
         Raises:
-            SubmitError: the server can not be reached or refuses.
+            SubmitError: the server cannot be reached or refuses.
         """
         call = {
             "query_params": list(query),
@@ -87,48 +87,48 @@ class Kubernetes:
 
 HINTS = {
     401: "the credentials are missing or no longer valid",
-    403: "the account may not do this",
-    404: "the server does not know this resource: another version, a wrong path, or it is not installed",
+    403: "the account has no permission for this",
+    404: "the server does not know this resource: check the address, the version and whether it is installed",
 }
 
 
 def answer(host: str, what: str, token: str, call: Callable) -> dict:
-    """The JSON that a call of one of the two clients brings.
+    """The JSON answer of a call of one of the two clients.
 
     Raises:
-        SubmitError: no connection, a refusal, or an answer that is no JSON object; never with the token in it.
+        SubmitError: no connection, a refusal, or an answer that is not a JSON object. The token is never included.
     """
 
-    def said(text: object) -> str:
+    def shown(text: object) -> str:
         text = " ".join(str(text).split())[:SHOWN]
         return text.replace(token, "***") if token else text
 
     try:
         body = call().data
-    except HTTPError as error:  # the reason, where there is one, without the attempts around it
-        raise SubmitError(f"{host} can not be reached: {said(getattr(error, 'reason', error))}") from None
+    except HTTPError as error:  # only the reason, without the list of attempts
+        raise SubmitError(f"{host} cannot be reached: {shown(getattr(error, 'reason', error))}") from None
     except (kfp_server_api.ApiException, kubernetes.client.ApiException) as error:
         if not error.status:  # TLS
-            raise SubmitError(f"{host} can not be reached: {said(error.reason)}") from None
+            raise SubmitError(f"{host} cannot be reached: {shown(error.reason)}") from None
         hint = f"; {HINTS[error.status]}" if error.status in HINTS else ""
-        words = f"{error.status} {said(error.reason)}: {said(_words(error.body))}"
+        words = f"{error.status} {shown(error.reason)}: {shown(_message(error.body))}"
         raise SubmitError(f"{host} refused to {what}: {words}{hint}") from None
     try:
         answer = json.loads(body)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise SubmitError(f"{host} answered with something that is no JSON; a login page, or another kind of server?")
+        raise SubmitError(f"{host} did not answer with JSON; is it a login page, or another kind of server?")
     return answer
 
 
-def _words(body: bytes | str | None) -> str:
-    """A server's own words: `message` or `error` of its JSON, else the text."""
+def _message(body: bytes | str | None) -> str:
+    """The message of a server: `message` or `error` of its JSON, otherwise the text."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
     try:
-        told = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return text
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         return text
-    return told.get("message") or told.get("error") or text
+    return content.get("message") or content.get("error") or text

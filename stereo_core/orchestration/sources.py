@@ -1,4 +1,4 @@
-"""Where the inputs of the IR's tasks come from, at each level of a pipeline that nests."""
+"""Resolves the inputs of the IR's tasks at each level of a nested pipeline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stereo_core.orchestration.definitions import first_of
 
 @dataclass(frozen=True)
 class Scope:
-    """A level of the pipeline: what its inputs stand for, and what its first tasks wait for (see `Task`)."""
+    """A level of the pipeline: the sources of its inputs, and the dependencies of its first tasks (see `Task`)."""
 
     prefix: str = ""
     parameters: dict[str, Source] = field(default_factory=dict)
@@ -38,16 +38,16 @@ class Scope:
 
 @dataclass(frozen=True)
 class Node:
-    """A task or a group of tasks, as others at its level see it."""
+    """A task or a group of tasks, as seen by the other tasks of its level."""
 
     tasks: tuple[str, ...]
-    ends: frozenset[str]  # of `tasks`, those that no other of them waits for
+    ends: frozenset[str]  # those of `tasks` that no other of them waits for
     when: tuple[Comparison, ...]
     outputs: dict[str, Source]
 
 
 def parameters_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node]) -> dict[str, Source]:
-    """What a task's parameters are; one that takes an input which the level was not given is left out."""
+    """The sources of a task's parameters. A parameter is left out if its level did not get the input."""
     found: dict[str, Source] = {}
     for key, item in items.items():
         if "constant" in item.get("runtimeValue", {}):
@@ -70,7 +70,7 @@ def _parameter(where: str, key: str, item: dict, scope: Scope, nodes: dict[str, 
     if "taskFinalStatus" in item:
         group = item["taskFinalStatus"]["producerTask"]
         return FinalStatus(group, nodes[group].tasks)
-    raise GraphError(f"{where}: parameter {key} takes {first_of(item)}, which is not supported by this engine")
+    raise GraphError(f"{where}: parameter {key} uses {first_of(item)}, which is not supported by this engine")
 
 
 def _selected(where: str, key: str, source: Source, item: dict) -> Source:
@@ -81,7 +81,7 @@ def _selected(where: str, key: str, source: Source, item: dict) -> Source:
     if not found or not isinstance(source, Constant):
         raise GraphError(f"{where}: parameter {key} uses a selector (part of a value), which is not supported")
     if not isinstance(source.value, dict) or found[1] not in source.value:
-        raise GraphError(f"{where}: parameter {key} takes {found[1]} of an item that has none: {source.value!r}")
+        raise GraphError(f"{where}: parameter {key} needs {found[1]}, which this loop item lacks: {source.value!r}")
     return Constant(source.value[found[1]])
 
 
@@ -91,7 +91,7 @@ def _constant(where: str, key: str, value: object, inputs: dict[str, Source]) ->
     for other in re.findall(r"\{\{\$.*?\}\}", PLACEHOLDER.sub("", text)):
         raise GraphError(f"{where}: parameter {key}: placeholder {other} is not supported by this engine")
     for name in names - inputs.keys():
-        raise GraphError(f"{where}: parameter {key}: there is no input {name} to fill in")
+        raise GraphError(f"{where}: parameter {key}: its placeholder names an unknown input {name}")
     return Filled(value, {name: inputs[name] for name in sorted(names)}) if names else Constant(value)
 
 
@@ -102,7 +102,7 @@ def artifacts_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node]) 
             output = item["taskOutputArtifact"]
             found[key] = _output(where, nodes, output["producerTask"], output["outputArtifactKey"])
         elif "componentInputArtifact" not in item:
-            raise GraphError(f"{where}: input {key} takes {first_of(item)}, which is not supported by this engine")
+            raise GraphError(f"{where}: input {key} uses {first_of(item)}, which is not supported by this engine")
         elif item["componentInputArtifact"] in scope.artifacts:
             found[key] = scope.artifacts[item["componentInputArtifact"]]
     return found
@@ -110,12 +110,12 @@ def artifacts_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node]) 
 
 def _output(where: str, nodes: dict[str, Node], producer: str, key: str) -> Source:
     if key not in nodes[producer].outputs:
-        raise GraphError(f"{where}: there is no output {key} of a task {producer}")
+        raise GraphError(f"{where}: task {producer} does not exist or has no output {key}")
     return nodes[producer].outputs[key]
 
 
 def outputs_of(where: str, dag: dict, nodes: dict[str, Node]) -> Iterator[tuple[str, Source]]:
-    """What a group gives: an output of a task inside, or (dsl.OneOf) of the first of several that has run."""
+    """The outputs of a group: an output of an inner task, or (dsl.OneOf) of the first of several that has run."""
     for key, item in dag.get("outputs", {}).get("parameters", {}).items():
         one = item.get("valueFromParameter")
         chosen = [one] if one else item["valueFromOneof"]["parameterSelectors"]
@@ -131,29 +131,29 @@ def _one_of(where: str, nodes: dict[str, Node], outputs: list[tuple[str, str]]) 
         return sources[0]
     options = [o for source in sources for o in (source.options if isinstance(source, OneOf) else (source,))]
     if not all(isinstance(option, Output) for option in options):
-        raise GraphError(f"{where}: dsl.OneOf of what dsl.Collected gives is not supported")
+        raise GraphError(f"{where}: dsl.OneOf of dsl.Collected is not supported")
     return OneOf(tuple(options))
 
 
 def inputs_of(name: str, step: Component, items: dict, scope: Scope) -> tuple[dict[str, Source], dict[str, Source]]:
-    """The inputs that a step declares and was given; KFP also lists those that only its constants take."""
+    """The inputs that a step declares and gets. KFP also lists inputs that only the step's constants use."""
     parameters = {}
     for key in items.get("parameters", {}).keys() & step.parameters.keys():
         if key not in scope.parameters:
-            raise GraphError(f"task {name}: parameter {key} takes a pipeline parameter that there is not")
-        if scope.parameters[key] != Constant(None):  # an input of its pipeline that was not given
+            raise GraphError(f"task {name}: parameter {key} uses a pipeline parameter that does not exist")
+        if scope.parameters[key] != Constant(None):  # an input that its pipeline did not get
             source = scope.parameters[key]
-            if isinstance(source, Constant):  # an item of a loop, say
+            if isinstance(source, Constant):  # e.g. an item of a loop
                 source = Constant(as_number(step.parameters[key], source.value))
             parameters[key] = source
     for key in items.get("artifacts", {}).keys() - scope.artifacts.keys():
         if step.artifacts[key].required:
-            raise GraphError(f"task {name}: input {key} takes an artifact that the pipeline was not given")
+            raise GraphError(f"task {name}: input {key} uses an artifact that the pipeline did not get")
     return {key: parameters[key] for key in step.parameters if key in parameters}, scope.artifacts
 
 
 def placed(where: str, platform: object, inputs: dict[str, Source]) -> object:
-    """A step's part of the platform document, with sources where it takes parameters (names of secrets)."""
+    """A step's part of the platform document, with sources for its parameters (names of secrets)."""
     if isinstance(platform, list):
         return [placed(where, item, inputs) for item in platform]
     if not isinstance(platform, dict):
@@ -164,5 +164,5 @@ def placed(where: str, platform: object, inputs: dict[str, Source]) -> object:
         return {key: placed(f"{where}, {key}", item, inputs) for key, item in platform.items()}
     name = platform["componentInputParameter"]
     if name not in inputs:
-        raise GraphError(f"{where}: it takes a pipeline parameter {name} that there is not")
+        raise GraphError(f"{where}: it uses a pipeline parameter {name} that does not exist")
     return inputs[name]

@@ -1,7 +1,7 @@
-"""A compiled pipeline sent to a cluster: to Kubeflow Pipelines, or as manifests to Kubernetes for Argo.
+"""Submits a compiled pipeline to Kubeflow Pipelines, or as manifests to Kubernetes for Argo.
 
-What would be sent is made first and can be shown; sending it takes another call. Kubeflow's token is the environment's
-KFP_TOKEN. Needs kfp (extra `pipelines`).
+The request is built first and can be shown; sending it is a separate call. The environment variable KFP_TOKEN holds
+Kubeflow's token. Needs kfp (extra `pipelines`).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ PLURALS |= {"Workflow": "workflows", "CronWorkflow": "cronworkflows"}
 def kubeflow_run(
     pipeline: Pipeline, arguments: dict[str, object], *, name: str = "", cron: str = "", service_account: str = ""
 ) -> dict:
-    """A run (with `cron` a recurring run) as Kubeflow's API takes it, apart from the experiment.
+    """A run (or with `cron` a recurring run) for Kubeflow's API, without the experiment.
 
     Args:
         pipeline: From `load_pipeline`.
         arguments: Values of its parameters.
-        name: Of the run; empty: the pipeline's.
+        name: Name of the run; empty: the pipeline's.
         cron: Five fields, minutes first (see `check_cron`).
-        service_account: Of the steps; empty: Kubeflow's own choice.
+        service_account: Service account of the steps; empty: Kubeflow's default.
 
     Raises:
-        SubmitError: an importer would read a place that the cluster does not see.
+        SubmitError: an importer reads a location that the cluster cannot reach.
     """
     _check_imports(pipeline, pipeline.arguments(arguments))
     spec = {"pipeline_spec": pipeline.spec, "platform_spec": pipeline.platform} if pipeline.platform else pipeline.spec
@@ -47,7 +47,7 @@ def kubeflow_run(
     if service_account:
         run["service_account"] = service_account
     if cron:
-        # Kubeflow's cron has seconds first. A run that takes longer than the interval is not overtaken by the next.
+        # Kubeflow's cron starts with seconds. The next run starts only after the previous one has ended.
         trigger = {"cron_schedule": {"cron": f"0 {cron}"}}
         run |= {"trigger": trigger, "mode": "ENABLE", "max_concurrency": 1, "no_catchup": True}
     return run
@@ -61,26 +61,26 @@ def _check_imports(pipeline: Pipeline, values: dict[str, object]) -> None:
         named = isinstance(source, Argument)
         where, uri = (f"parameter {source.name}", values[source.name]) if named else (f"task {task.name}", source.value)
         if not str(uri).startswith(tuple(MOUNTS)):
-            raise SubmitError(f"{where}: {uri} is no place that Kubeflow imports from; {', '.join(MOUNTS)} are")
+            raise SubmitError(f"{where}: Kubeflow cannot import from {uri}; use {', '.join(MOUNTS)}")
 
 
 def check_cron(option: str, cron: str) -> None:
-    """Refuse what is not of five fields, as Argo has them; Kubeflow's own have six."""
+    """Refuse a cron expression that does not have five fields, like Argo's. (Kubeflow's own have six.)"""
     if len(cron.split()) != 5:
-        raise SubmitError(f"{option} {cron!r}: five fields are wanted: minute, hour, day, month, weekday")
+        raise SubmitError(f"{option} {cron!r}: expected five fields: minute, hour, day, month, weekday")
 
 
 def check_host(host: str) -> None:
-    """Refuse a URL that is none, and one with a password in it, which would be shown and logged."""
+    """Refuse an invalid URL, and a URL with a password, which would be shown and logged."""
     parts = urlsplit(host)
     if parts.username or parts.password:
-        raise SubmitError(f"--host: no user or password in the address; set {TOKEN} instead")
+        raise SubmitError(f"--host: the address contains a user or password; set {TOKEN} instead")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SubmitError(f"--host {host}: http[s]://HOST[:PORT][/PATH] is wanted")
+        raise SubmitError(f"--host {host}: expected http[s]://HOST[:PORT][/PATH]")
 
 
 def kubeflow_plan(file: Path, run: dict, host: str, experiment: str, namespace: str) -> str:
-    """What would be sent, for a reader: the pipeline itself by its file and digest."""
+    """The request as text. The pipeline is shown by its file and digest."""
     kind = "recurring run" if "trigger" in run else "run"
     where = {"server": host, "experiment": experiment, "namespace": namespace}
     pipeline = f"{file} (sha256 {sha256_of(file)})"
@@ -89,16 +89,16 @@ def kubeflow_plan(file: Path, run: dict, host: str, experiment: str, namespace: 
 
 
 def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "") -> str:
-    """Start a run, or enter a recurring one, in an experiment that is made where it is missing; returns where to look.
+    """Start a run, or create a recurring run; returns its URL. A missing experiment is created.
 
     Args:
         run: From `kubeflow_run`.
         host: The server's address (see `check_host`).
-        experiment: Its name.
-        namespace: Of a Kubeflow for several users; empty: that of one for a single user.
+        experiment: Name of the experiment.
+        namespace: Namespace in a multi-user Kubeflow; empty for a single-user one.
 
     Raises:
-        SubmitError: the server can not be reached, refuses, or is no Kubeflow Pipelines.
+        SubmitError: the server cannot be reached, refuses, or is not Kubeflow Pipelines.
     """
     host = host.rstrip("/")
     token = os.environ.get(TOKEN, "")
@@ -110,33 +110,31 @@ def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "")
     client = kfp_server_api.ApiClient(configuration)
     options = {"_preload_content": False, "_request_timeout": TIMEOUT}
 
-    def asked(what: str, wanted: str, call: Callable, **given) -> dict:
-        said = answer(host, what, token, lambda: call(**given, **options))
-        if wanted and not said.get(wanted):
-            raise SubmitError(f"{host}: its answer has no {wanted}; is it a Kubeflow Pipelines 2?")
-        return said
+    def send(what: str, required: str, call: Callable, **given) -> dict:
+        content = answer(host, what, token, lambda: call(**given, **options))
+        if required and not content.get(required):
+            raise SubmitError(f"{host}: the answer has no {required}; is this server Kubeflow Pipelines 2?")
+        return content
 
-    run = run | {
-        "experiment_id": _experiment(kfp_server_api.ExperimentServiceApi(client), asked, experiment, namespace)
-    }
+    run = run | {"experiment_id": _experiment(kfp_server_api.ExperimentServiceApi(client), send, experiment, namespace)}
     if "trigger" in run:
         create = kfp_server_api.RecurringRunServiceApi(client).recurring_run_service_create_recurring_run
-        made = asked("enter the recurring run", "recurring_run_id", create, recurring_run=run)
+        made = send("create the recurring run", "recurring_run_id", create, recurring_run=run)
         return f"{host}/#/recurringrun/details/{made['recurring_run_id']}"
     create = kfp_server_api.RunServiceApi(client).run_service_create_run
-    return f"{host}/#/runs/details/{asked('start the run', 'run_id', create, run=run)['run_id']}"
+    return f"{host}/#/runs/details/{send('start the run', 'run_id', create, run=run)['run_id']}"
 
 
-def _experiment(api, asked: Callable, name: str, namespace: str) -> str:
-    """The id of an experiment, which is made where there is none of that name."""
+def _experiment(api, send: Callable, name: str, namespace: str) -> str:
+    """The ID of an experiment, which is created if it is missing."""
     predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
     where = {"namespace": namespace} if namespace else {}
     look = {"filter": json.dumps({"predicates": [predicate]})} | where
-    found = asked(f"look for experiment {name}", "", api.experiment_service_list_experiments, **look)
+    found = send(f"look up experiment {name}", "", api.experiment_service_list_experiments, **look)
     if found.get("experiments"):
         return found["experiments"][0]["experiment_id"]
     make = {"experiment": {"display_name": name} | where}
-    made = asked(f"make experiment {name}", "experiment_id", api.experiment_service_create_experiment, **make)
+    made = send(f"create experiment {name}", "experiment_id", api.experiment_service_create_experiment, **make)
     return made["experiment_id"]
 
 
@@ -144,25 +142,25 @@ def _experiment(api, asked: Callable, name: str, namespace: str) -> str:
 
 
 def send_to_argo(documents: list[dict], namespace: str, context: str = "") -> list[str]:
-    """Create or bring up to date the resources of a pipeline, the Workflow last, which is new each time.
+    """Create or update the resources of a pipeline. The Workflow comes last and is always new.
 
     Args:
         documents: From `argo.manifests`.
-        namespace: Where.
-        context: Of the kubeconfig; empty: the current one.
+        namespace: The namespace.
+        context: Context of the kubeconfig; empty: the current one.
 
     Returns:
-        `kind/name` of each, as the server named it.
+        `kind/name` of each resource, as the server named it.
 
     Raises:
-        SubmitError: no kubeconfig, or the server can not be reached or refuses.
+        SubmitError: no kubeconfig, or the server cannot be reached or refuses.
     """
     server = Kubernetes(context)
     return [_created(server, document, namespace) for document in documents]
 
 
 def _created(server: Kubernetes, document: dict, namespace: str) -> str:
-    """Create a resource without a name of its own, apply one that has it."""
+    """Create a resource with a generated name, or apply one with a fixed name."""
     kind, version, metadata = document["kind"], document["apiVersion"], document["metadata"]
     path = f"{'/apis' if '/' in version else '/api'}/{version}/namespaces/{namespace}/{PLURALS[kind]}"
     name = metadata.get("name", "")

@@ -1,1 +1,1 @@
-"""What surrounds an action: results folder, record, storage, processes, signals, exit code."""
+"""Everything around an action: results folder, status.json, object storage, processes, signals, exit code."""

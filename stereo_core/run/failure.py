@@ -1,4 +1,4 @@
-"""What ended a run: in TAO's words, and as an exit code."""
+"""An error as TAO's one-line reason and as an exit code."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PREFIXES: tuple[tuple[type[BaseException] | tuple, str], ...] = (
     ((ValueError, TypeError), "Parameter validation error"),
     (OSError, "File system error"),
 )
-"""TAO's words for an exception class; the first that fits counts, so subclasses stand before their parents."""
+"""Exception class -> TAO's prefix. The first match counts, so subclasses come before their parents."""
 
 
 def reason(error: BaseException) -> str:
-    """One line that says what ended a run: TAO's prefix for the classes it knows, the class name for all others."""
+    """One line that says why a run ended: TAO's prefix for the classes above, the class name for all others."""
     name, text = type(error).__name__, " ".join(str(error).split())
     named = f"{name}: {text}" if text else name
     if isinstance(error, _INTERRUPTIONS):
@@ -31,7 +31,7 @@ def reason(error: BaseException) -> str:
 
 
 def exit_code(error: BaseException) -> int:
-    """2 the user's input is wrong; 130 Ctrl-C; 143 SIGTERM; 3 the GPU failed, not for want of its memory; else 1."""
+    """2 wrong user input; 130 Ctrl-C; 143 SIGTERM; 3 a GPU error other than out of memory; 1 anything else."""
     if isinstance(error, UserError):
         return 2
     if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What a pass of a network will hold, said before it runs out of memory."""
+"""An estimate of the memory that a forward pass needs, logged before the pass can run out of memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 LOG = logging.getLogger(__name__)
 GIB = 2**30
-SMALL = 2**16  # pixels of a batch up to which the largest network needs less than half a GiB: not worth an estimate
-MOST = GIB // 2 // SMALL  # bytes a pixel
+SMALL = 2**16  # pixels in a batch; up to here the largest network needs less than 0.5 GiB, so no estimate is made
+MOST = GIB // 2 // SMALL  # bytes per pixel of the largest network
 
 
 def announced(
     predict: Callable[[Tensor, Tensor], Tensor], network: nn.Module, verb: str, half: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Predict; before images larger than all so far, say what they need and what is free, and warn where it is less.
+    """Wrap `predict`: before a batch larger than all earlier ones, log the memory it needs and the memory that is free.
 
-    Where nobody reads the log's information, only what may be too large is estimated.
-    `half`: the network runs in half precision. No run stops here: an estimate that fails leaves a line for debugging.
+    Warns if too little is free. With logging above INFO, only batches that may be too large are estimated.
+    `half`: the network runs in half precision. A failed estimate never stops the run; it is logged at DEBUG level.
     """
     largest = SMALL
 
@@ -36,14 +36,14 @@ def announced(
                 if LOG.isEnabledFor(logging.INFO) or MOST * pixels > free:  # the estimate takes seconds
                     _say(network, left_B3HW, free, verb, half)
             except Exception:
-                LOG.debug("no estimate of memory", exc_info=True)
+                LOG.debug("the memory estimate failed", exc_info=True)
         return predict(left_B3HW, right_B3HW)
 
     return run
 
 
 def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str, half: bool) -> None:
-    from stereo_core.models.memory import pass_bytes  # half of what it takes is this import
+    from stereo_core.models.memory import pass_bytes  # this import takes half of the estimate's time
 
     batch, _, height, width = left_B3HW.shape
     with torch.autocast(left_B3HW.device.type, torch.float16) if half else nullcontext():
@@ -61,14 +61,14 @@ def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str, half: bool
         f"{verb}.precision=fp16": left_B3HW.device.type == "cuda" and not half,
     }
     ways = ", ".join(way for way, possible in remedies.items() if possible) or "smaller images"
-    LOG.warning("%s: it may not fit. What takes less: %s", text, ways)
+    LOG.warning("%s: it may not fit. To use less memory: %s", text, ways)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that tensors on `device` can still get.
+    """Free bytes for tensors on `device`.
 
     Raises:
-        OSError: this system does not say.
+        OSError: this system does not report free memory.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -79,7 +79,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _container_rest() -> list[int]:
-    """Bytes that the container may still take, the cache of files not counted; empty where there is no limit."""
+    """Bytes left below the container's memory limit (file cache not counted); empty if there is no limit."""
     for folder, most, now in (
         ("/sys/fs/cgroup", "memory.max", "memory.current"),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),

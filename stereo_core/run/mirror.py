@@ -1,4 +1,4 @@
-"""Results on this machine -> object storage: while a run writes them, and once more when it ends."""
+"""Copies results to object storage while a run writes them, and once more when the run ends."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from stereo_core.storage.transfers import MOMENT, leave
 
 LOG = logging.getLogger(__name__)
 
-PAUSE = 2.0  # s between two looks at the results, or 20 times what a look takes
-GROWTH = 1.25  # a log that is written to goes up again once it has grown so much
-CHECKPOINTS = "model_epoch_"  # what training removes (train.keep_checkpoints), and nothing else, is removed there too
+PAUSE = 2.0  # s between two scans of the results; at least 20 times the duration of a scan
+GROWTH = 1.25  # a growing log is uploaded again once it has grown by this factor
+CHECKPOINTS = "model_epoch_"  # checkpoints that training removes (train.keep_checkpoints) are removed there too
 
 _Version = tuple[str, int, int, int]
-"""Where a link leads, inode, size, time of the last change."""
+"""Target of a link (else ""), inode, size, time of the last change."""
 
 
 class Mirror:
-    """Stores the files of folders under URIs, each when it is there or has changed.
+    """Uploads new and changed files of local folders to object storage.
 
-    Files here get their names when they are whole, only logs grow; so what has a name can be stored at any time. Links
-    within a folder are stored after what they lead to, as copies that the storage makes, and status.json last.
+    Files are written atomically and only logs grow, so every visible file can be uploaded at any time. A link is
+    stored after its target, as a server-side copy. status.json is stored last.
 
     Args:
-        folders: folder on this machine -> URI of a prefix.
+        folders: folder on this machine -> URI prefix.
     """
 
     def __init__(self, folders: dict[Path, str]) -> None:
@@ -39,22 +39,22 @@ class Mirror:
         self.stored: dict[Path, _Version] = {}
 
     def uri_of(self, path: Path) -> str:
-        """Where a file of the folders is stored."""
+        """The URI under which a local file is stored."""
         folder = next(folder for folder in self.folders if path.is_relative_to(folder))
         return f"{self.folders[folder]}/{path.relative_to(folder).as_posix()}"
 
     def know(self, path: Path) -> None:
-        """Take a file to be stored as it is."""
+        """Mark a file as stored in its present version."""
         self.stored[path] = _version(path)
 
     def store(self, *, growing: bool = False) -> None:
-        """Store what is new or has changed; with `growing` logs only where they have grown by much.
+        """Upload new and changed files. With `growing`, upload a log only if it has grown by the factor GROWTH.
 
         Raises:
-            StorageError, DataError: as storage.upload.
+            StorageError, DataError: see storage.upload.
         """
         for path in self._files():
-            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            with contextlib.suppress(FileNotFoundError):  # removed after it was listed
                 self._store(path, growing)
         for path in [path for path in self.stored if path.name.startswith(CHECKPOINTS)]:
             if path.parent.is_dir() and not path.is_file():
@@ -63,17 +63,17 @@ class Mirror:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Store what there is now, and then what is written for as long as the context lasts.
+        """Upload the files that exist now, and then keep uploading inside the `with` block.
 
         Raises:
-            StorageError, DataError: nothing can be stored, so that a long run need not begin. Later failures are
-                warnings: `store` at the end tries again.
+            StorageError, DataError: the first upload failed, so a long run need not start. Later failures are only
+                warnings: `store` tries again at the end.
         """
         self.store(growing=True)
         ended = threading.Event()
         thread = threading.Thread(target=self._go_on, args=(ended,), name="mirror", daemon=True)
         thread.start()
-        limit: float | None = MOMENT  # a signal's sender does not wait for a slow server
+        limit: float | None = MOMENT  # after a signal, do not wait for a slow server
         try:
             yield
             limit = None
@@ -87,19 +87,19 @@ class Mirror:
                 leave(thread.join)
 
     def _go_on(self, ended: threading.Event) -> None:
-        said, pause = "", PAUSE
+        reported, pause = "", PAUSE
         while not ended.wait(pause):
             start = time.monotonic()
             try:
                 self.store(growing=True)
             except (OSError, UserError) as error:
-                if str(error) != said:
-                    LOG.warning("Results are not stored for now: %s", error)
-                said = str(error)
+                if str(error) != reported:
+                    LOG.warning("Uploading results failed; the run goes on and tries again: %s", error)
+                reported = str(error)
             pause = max(PAUSE, 20 * (time.monotonic() - start))
 
     def _files(self) -> list[Path]:
-        """The files, in the order in which they are stored."""
+        """The files in upload order."""
         files = [
             path
             for folder in self.folders
@@ -115,7 +115,7 @@ class Mirror:
         return version[:2] != before[:2] or not before[2] <= version[2] <= GROWTH * before[2]
 
     def _store(self, path: Path, growing: bool) -> None:
-        """Store one file, where it is due. What a link leads to goes first: it may be newer than the list of files."""
+        """Upload one file if it is due. A link's target goes first: it may be newer than the list of files."""
         version = _version(path)
         if not self._is_due(path, version, growing):
             return

@@ -1,4 +1,4 @@
-"""What an action leaves behind."""
+"""The result of an action."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an action leaves behind. Output ports are those of the component of the same name.
+    """The result of an action. Output ports are those of the component with the same name.
 
     Attributes:
         message: one line for the console and the SUCCESS line of status.json.
-        kpi: metrics by their plain names (`epe`, `bp1`, ...; shares in 0..1, errors in px).
+        kpi: metrics by name without a prefix (`epe`, `bp1`, ...; shares in 0..1, errors in px).
         artifacts: output port -> file or folder.
-        metadata: output port -> artifact metadata beyond kind, format, sha256, bytes and producer.
+        metadata: output port -> further artifact metadata, besides kind, format, sha256, bytes and producer.
     """
 
     message: str

@@ -1,4 +1,4 @@
-"""The parameters of a step -> the keys of its verb's spec, as the verb's row says."""
+"""Turns the parameters of a step into a spec, by the verb's row in verbs.py."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from stereo_core.errors import UserError
 from stereo_core.verbs import VERBS
 
 
-def said_by(verb: str, parameters: dict, spec_file: dict) -> dict:
-    """What the user said: spec_file < spec parameter < typed parameters. Defaults are the spec's own business.
+def merged_spec(verb: str, parameters: dict, spec_file: dict) -> dict:
+    """The user's spec keys. Typed parameters override the parameter `spec`, which overrides the spec file.
 
     Raises:
-        UserError: the parameter `spec` is no mapping.
+        UserError: the parameter `spec` is not a mapping.
     """
     row = VERBS[verb]
-    if row.plain:
+    if row.flat_parameters:
         return {name: _titles(value) for name, value in parameters.items()}
     spec = parameters.get("spec") or {}
     if not isinstance(spec, dict):
-        raise UserError(f"parameter spec: a mapping of spec keys is wanted, not {spec!r}")
+        raise UserError(f"parameter spec: expected a mapping of spec keys, got {spec!r}")
     tree = merge(spec_file, spec)
     for name, key in row.parameters.items():
         if parameters.get(name):  # "" and 0 leave the key to the spec
-            put(tree, key, parameters[name])
+            set_key(tree, key, parameters[name])
     return tree
 
 
 def _titles(value: Any) -> Any:
-    """A list with the items of a pipeline's loop in it, which are mappings, as the list of their titles."""
+    """Replace loop items in a list (mappings) by their titles, or by their URIs if they have no title."""
     if not isinstance(value, list):
         return value
     return [one.get("title") or one.get("uri") if isinstance(one, dict) else one for one in value]
 
 
 def merge(below: dict, above: dict) -> dict:
-    """`above` over `below`, mapping by mapping; lists and scalars are replaced."""
+    """Merge two trees. Values of `above` win; nested mappings are merged, lists and scalars replaced."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -43,8 +43,8 @@ def merge(below: dict, above: dict) -> dict:
     return merged
 
 
-def put(tree: dict, key: str, value: object) -> None:
-    """Set a dotted key, making the sections on the way."""
+def set_key(tree: dict, key: str, value: object) -> None:
+    """Set a dotted key; missing sections are created."""
     *sections, last = key.split(".")
     for section in sections:
         if not isinstance(tree.get(section), dict):

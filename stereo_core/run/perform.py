@@ -1,4 +1,4 @@
-"""Run one action: results folder, experiment.yaml, status.json, and an exit code for every way a run can end."""
+"""Runs one action: results folder, experiment.yaml, status.json, and an exit code for every way a run can end."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from stereo_core.spec import ExperimentSpec, effects, results_dir
 from stereo_core.spec.fields import Section
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
-from stereo_core.values import plain
+from stereo_core.values import json_ready
 from stereo_core.verbs import VERBS, section_of
 
 log = logging.getLogger(__name__)
 
 
 def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | None = None) -> int:
-    """Run a verb and say how it went, on the console and in `<results_dir>/status.json`.
+    """Run a verb. Reports the result on the console and in `<results_dir>/status.json`.
 
     Args:
         verb: one of VERBS.
         spec: its checked spec.
-        on_outcome: called with the outcome of a run that did its work; when it raises, the run has failed.
+        on_outcome: called with the outcome after the action succeeded. If it raises, the run has failed.
 
     Returns:
-        0 done; 1 the run failed; 2 the user's input is wrong; 3 the GPU failed; 130 Ctrl-C; 143 SIGTERM.
+        Exit code: 0 done; 1 the run failed; 2 wrong user input; 3 GPU error; 130 Ctrl-C; 143 SIGTERM.
     """
     set_up_logging()
     share_cores()
@@ -51,12 +51,12 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
         with staged(verb, spec) as stage:
             code = _perform(verb, spec, stage, on_outcome)
             return _stored(stage, code, _secrets(spec))
-    except Exception as error:  # of a spec that can not be staged; all others are told below
+    except Exception as error:  # the spec could not be staged; _perform and _stored report all other errors
         return _failed(error, StatusLog(None), _secrets(spec))
 
 
 def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outcome], None] | None) -> int:
-    """The run on this machine; results are still to be stored where they belong."""
+    """Run the action on local files. Uploading the results is left to `_stored`."""
     status = StatusLog(None)
     received: list[int] = []
     try:
@@ -64,22 +64,22 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
             folder = results_dir(stage.spec, verb)
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            stage.take_up()
+            stage.claim_results()
             with _writing(folder):
                 status = _begin_record(verb, folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
-            with collected(status, stage.told), stage.storing():
-                _say_what_has_no_effect(verb, spec)
+            with collected(status, stage.with_uris), stage.storing():
+                _warn_of_keys_without_effect(verb, spec)
                 stage.fetch()
                 outcome = _action(verb)(stage.spec, status)
                 if on_outcome is not None and is_main_process():
                     on_outcome(outcome)
-            message = stage.told(outcome.message)
+            message = stage.with_uris(outcome.message)
             status.success(message, kpi=outcome.kpi)
     except BaseException as error:
-        # A library that was being imported, say, may have turned the handler's exception into one of its own.
+        # A library (e.g. during its import) may have replaced the signal handler's exception by its own.
         ended = error if isinstance(error, Terminated) or not received else Terminated("SIGTERM")
-        return _failed(ended, status, _secrets(spec), stage.told)
+        return _failed(ended, status, _secrets(spec), stage.with_uris)
     if is_main_process():
         _print_kpi(outcome.kpi)
         _say(message)
@@ -87,12 +87,12 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
 
 
 def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
-    """Store the results of a run that ended with `code`; returns the code of the whole."""
+    """Upload the results of a run that ended with `code`; returns the final exit code."""
     try:
         with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else heartbeat(_storing):
             stored = stage.store()
     except BaseException as error:
-        stay = f"the results stay in {stage.folder}"
+        stay = f"the results are still in {stage.folder}"
         if code:
             log.error("%s; %s", reason(error), stay)
             return code
@@ -105,24 +105,24 @@ def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
 
 
 def _storing() -> str:
-    return "storing the results"
+    return "uploading the results"
 
 
 def set_up_logging(rank: int | None = None) -> None:
-    """Log lines on stderr, unless the caller has set up something else; of other ranks than 0 warnings only."""
+    """Log to stderr, unless the caller has configured logging. Ranks other than 0 log warnings only."""
     level = logging.INFO if (is_main_process() if rank is None else rank == 0) else logging.WARNING
     name = "" if rank is None else f"rank {rank} "
     logging.basicConfig(level=level, format=f"%(asctime)s {name}%(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 
-def _say_what_has_no_effect(verb: str, spec: Section) -> None:
+def _warn_of_keys_without_effect(verb: str, spec: Section) -> None:
     for path, why in effects.without_effect(verb, spec):
         log.warning("%s has no effect here: %s", path, why)
 
 
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     if verb not in VERBS:
-        raise SpecError(f"{verb}: no such action")
+        raise SpecError(f"{verb}: unknown verb; known: {', '.join(VERBS)}")
     return importlib.import_module(VERBS[verb].action).run
 
 
@@ -131,11 +131,11 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SpecError(f"results_dir: {folder} can not be written: {error.strerror}; choose another folder") from None
+        raise SpecError(f"results_dir: cannot write to {folder}: {error.strerror}; choose another folder") from None
 
 
 def _begin_record(verb: str, folder: Path, spec: Section) -> StatusLog:
-    """Write the spec as the user gave it, and open status.json."""
+    """Write the spec to experiment.yaml, and open status.json."""
     if not is_main_process():
         return StatusLog(None, _secrets(spec))
     if isinstance(spec, ExperimentSpec):
@@ -148,9 +148,9 @@ _WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "model_path", "
 
 
 def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
-    """The resolved spec without its secrets, as plain values: the same verb does the same work with it.
+    """The resolved spec without secrets, ready for YAML: running the verb with it repeats the run.
 
-    Where a weight file says what the network is, `model` holds only what the user said about it.
+    If a checkpoint or an engine defines the network, `model` holds only the keys that the user set.
     """
     tree = spec.model_dump()
     own = getattr(spec, "train" if verb == "automl" else section_of(verb))
@@ -162,7 +162,7 @@ def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
         for section in sections:
             node = node[section]
         del node[name]
-    return plain(tree)
+    return json_ready(tree)
 
 
 def _secret_paths(spec: Section) -> list[str]:
@@ -180,12 +180,12 @@ def _secrets(spec: Section) -> list[str]:
 
 
 def _failed(
-    error: BaseException, status: StatusLog, secrets: list[str], told: Callable[[str], str] = lambda text: text
+    error: BaseException, status: StatusLog, secrets: list[str], reword: Callable[[str], str] = lambda text: text
 ) -> int:
-    """Say what ended the run, without the secrets and with the names that `told` puts in."""
+    """Report why the run ended; returns the exit code. Secrets are removed, and `reword` restores the user's paths."""
 
     def clear(text: str) -> str:
-        text = told(text)
+        text = reword(text)
         for secret in secrets:
             text = text.replace(secret, "***")
         return text
@@ -194,7 +194,7 @@ def _failed(
     try:
         status.failure(message)
     except OSError as second:
-        log.error("status.json can not be written: %s", second)
+        log.error("Cannot write status.json: %s", second)
     if is_main_process():
         explain(error, message)
     if isinstance(error, UserError | RefusedResult):

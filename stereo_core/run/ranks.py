@@ -1,4 +1,4 @@
-"""Work in several processes of this node: start them, carry signals to them, and end all of them together."""
+"""Runs an action in several processes of this node: starts them, forwards signals, and ends them together."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from stereo_core.training.distribution import Ranks
 LOG = logging.getLogger(__name__)
 
 Work = Callable[[object, StatusLog, Ranks], Outcome]
-"""spec, status, ranks -> outcome; a function of a module, so that other processes find it by its name."""
+"""spec, status, ranks -> outcome. It must be a module-level function, so that other processes can import it."""
 
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 10  # for the others, when one process has failed
+_GRACE_SECONDS = 10  # that the other processes get to end after one has failed
 
 
 def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
-    """Do the work in every process of this node; returns the outcome of the first.
+    """Run the work in every process of this node; returns the outcome of the first rank.
 
-    A single process, or one that torchrun started, does it itself. Else each is started anew, and this one waits: a
-    SIGTERM or Ctrl-C goes on to them, the first that fails ends all.
+    With one process, or under torchrun, this process runs the work itself. Otherwise it starts a process for each
+    rank and waits. It forwards SIGTERM and Ctrl-C to them, and the first failure ends them all.
 
     Raises:
-        whatever the first process to fail raised, with its traceback as a note; RuntimeError for one that was killed.
+        The first failed process's exception, with its traceback as a note; RuntimeError if a process was killed.
     """
     if ranks.local is not None or len(ranks.devices) == 1:
         return work(spec, status, replace(ranks, local=ranks.local or 0))
@@ -52,7 +52,7 @@ def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
     LOG.info("%s", ranks)
     started: list[_Started] = []
     try:
-        with _signals_go_on_to(started) as stopping, heartbeat(lambda: ""):  # the first of them says where it is
+        with _signals_go_on_to(started) as stopping, heartbeat(lambda: ""):  # rank 0 logs its own progress
             for local in range(len(ranks.devices)):
                 started.append(_start(work, spec, status, replace(ranks, local=local)))
             _wait(started, lambda: all(one.ended for one in started) or any(one.error for one in started))
@@ -67,12 +67,12 @@ def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
 
 
 class _Silent(RuntimeError):
-    """A process ended without a word."""
+    """A process ended without sending a result or an error."""
 
 
 @dataclass
 class _Started:
-    """One process and what it has said."""
+    """One process and what it has sent."""
 
     rank: int
     process: BaseProcess
@@ -86,7 +86,8 @@ class _Started:
         return self.outcome is not None or self.error is not None
 
     def look(self) -> None:
-        """Take in what it says, or that it is gone. Its own children hold its pipes open, so their end says nothing."""
+        """Receive its result, or notice that it has ended. Its children keep the pipe open, so the pipe's end is no
+        sign."""
         gone = self.process.exitcode is not None
         if self.pipe.poll():
             with contextlib.suppress(EOFError):
@@ -97,12 +98,12 @@ class _Started:
 
     def _how_it_ended(self) -> str:
         code = self.process.exitcode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        why = "; the system ends a process so for want of memory" if code == -signal.SIGKILL else ""
-        return f"the process of rank {self.rank} (pid {self.process.pid}) {how}{why}; the others were ended too"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        why = " (the system does this when memory runs out)" if code == -signal.SIGKILL else ""
+        return f"the process of rank {self.rank} (pid {self.process.pid}) {how}{why}; the other ranks were stopped too"
 
     def end(self) -> None:
-        """Let it go in peace after its work, else kill it."""
+        """Wait for a process that has done its work; kill any other."""
         if self.outcome is not None:
             self.process.join(_GRACE_SECONDS)
         if self.process.is_alive():
@@ -130,7 +131,7 @@ def _wait(started: list[_Started], until: Callable[[], bool], seconds: float = f
 
 
 def _cause(started: list[_Started], stopping: bool) -> BaseException:
-    """What ended the run: the others only lost the connection to the process it happened to."""
+    """The error that ended the run. The other processes only lost their connection to the one that failed."""
     failed = sorted((one for one in started if one.error), key=lambda one: one.time)
     silent = [one.error for one in failed if isinstance(one.error, _Silent)]
     stopped = [one.error for one in failed if isinstance(one.error, Terminated)]
@@ -141,8 +142,8 @@ def _cause(started: list[_Started], stopping: bool) -> BaseException:
 
 @contextlib.contextmanager
 def _signals_go_on_to(started: list[_Started]) -> Iterator[list[int]]:
-    """While it lasts SIGTERM and the first Ctrl-C are for the processes, which answer them as a SIGTERM; what came is
-    noted in the list that is given."""
+    """Inside the `with` block, SIGTERM and the first Ctrl-C go to the processes as SIGTERM. Yields the list of the
+    signals received."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -168,7 +169,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-# ---- in the process that was started
+# ---- in the started process
 
 
 def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -> None:
@@ -177,7 +178,7 @@ def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -
 
     try:
         signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process passes it on
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent forwards it
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
         set_up_logging(ranks.rank)
         with collected(status), heartbeat(status.where):
@@ -193,7 +194,7 @@ def _end_with_the_parent() -> None:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error in a form that another process understands, its traceback in a note."""
+    """The error in a form that can be pickled, with its traceback as a note."""
     note = "".join(traceback.format_exception(error))
     try:
         error = pickle.loads(pickle.dumps(error))

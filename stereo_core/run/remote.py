@@ -1,4 +1,4 @@
-"""The keys of a spec that name files outside of this machine, and what is done about each."""
+"""The spec keys that may name files in object storage, and how each is handled."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _KINDS = {
     "data_root": "names",
     "results": "evaluations",
 }
-"""Pattern of the keys that name files -> what is done about them. The first that fits counts."""
+"""Pattern of spec keys that name files -> how the files are handled. The first match counts."""
 
 
 class RemoteKey(NamedTuple):
-    """A key whose value is the URI of files, or a list of such.
+    """A key whose value is a URI or a list of URIs.
 
     Attributes:
-        owner: the section that has it.
+        owner: the section that holds it.
         path: dotted, without indices.
-        kind: what is done about the files.
+        kind: how the files are handled.
     """
 
     owner: Section
@@ -49,7 +49,7 @@ class RemoteKey(NamedTuple):
 
 
 def remote_keys(verb: str, spec: Section) -> Iterator[RemoteKey]:
-    """The keys with files outside of this machine that a verb reads and writes."""
+    """The keys with URIs that a verb reads or writes."""
     for owner, name, path in _uris(spec):
         kind = kind_of(path)
         if kind and _concerns(verb, path):
@@ -57,12 +57,12 @@ def remote_keys(verb: str, spec: Section) -> Iterator[RemoteKey]:
 
 
 def kind_of(path: str) -> str | None:
-    """What is done about the files that a key names, by its dotted path without indices; None: it names none."""
+    """How the files that a key names are handled, by its dotted path without indices; None if it names no files."""
     return next((kind for pattern, kind in _KINDS.items() if fnmatchcase(path, pattern)), None)
 
 
 def check(verb: str, spec: Section, key: RemoteKey) -> None:
-    """SpecError where a URI can not be used where it stands; names the key."""
+    """Raise SpecError, with the key's name, if this URI is not possible for this key."""
     for uri in filter(_is_remote, _texts(getattr(key.owner, key.name))):
         wrong = _wrong_uri(uri, key.kind) or _wrong_place(verb, spec, key.kind)
         if wrong:
@@ -71,28 +71,28 @@ def check(verb: str, spec: Section, key: RemoteKey) -> None:
 
 def _wrong_uri(uri: str, kind: str) -> str:
     if not storage.is_uri(uri):
-        return f"scheme not supported; use a path, {', '.join(storage.SCHEMES)}"
+        return f"scheme not supported; use a local path, {', '.join(storage.SCHEMES)}"
     if kind == "local":
-        return "is updated while an engine is built; name a file of this machine"
+        return "the build updates this file, so it must be on this machine; name a local file"
     if not storage.split(uri)[1] and kind not in ("results", "root", "names"):
-        return "names no object in the bucket"
+        return "names a bucket, but no object in it; write s3://bucket/key"
     return ""
 
 
 def _wrong_place(verb: str, spec: Section, kind: str) -> str:
     if kind == "names" and not spec.relative_paths:
-        return "set relative_paths=true, and this data_root where the lists are used"
+        return "set relative_paths=true, and set the same data_root where the annotation files are used"
     if kind != "results":
         return ""
     if verb == "automl":
-        return "a search keeps its study on a file system; name a folder"
+        return "a search needs a file system for its study; name a local folder"
     if verb == "train" and isinstance(spec, ExperimentSpec) and is_one_of_several(spec.train):
-        return "nodes, and processes of torchrun, need a folder that all of them see"
+        return "training on several nodes or with torchrun needs a folder that all processes share"
     return ""
 
 
 def _uris(group: Section, prefix: str = "") -> Iterator[tuple[Section, str, str]]:
-    """The values with `://` in them, alone or in a list, as section, key, and dotted path without indices."""
+    """All values that contain `://`, single or in a list, as (section, key, dotted path without indices)."""
     for name in type(group).model_fields:
         value: Any = getattr(group, name)
         path = f"{prefix}{name}"
@@ -112,7 +112,7 @@ def _is_remote(value: Any) -> bool:
 
 
 def _concerns(verb: str, path: str) -> bool:
-    """Whether the verb reads the files that a key names."""
+    """Whether the verb uses the files that a key names."""
     head, _, rest = path.partition(".")
     name = section_of(verb)
     if not rest or head == name or not VERBS[verb].sections:

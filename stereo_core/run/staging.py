@@ -1,7 +1,7 @@
-"""A spec with URIs -> the same spec on this machine: inputs are fetched before a verb's work, results are stored while
-it goes on and after it.
+"""Replaces the URIs in a spec by local paths: inputs are fetched before the action, results are uploaded during and
+after it.
 
-The images that a list names stay where they are: they are fetched one by one, when they are read.
+Images named in an annotation file are not fetched here: each is fetched when it is read.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 from stereo_core.training.distribution import is_main_process
 
-WEEK = 7 * 24 * 3600  # s that results which may not be stored stay, once their run has ended
-LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # to checkpoints of a training
+WEEK = 7 * 24 * 3600  # s that results stay on this machine after a run that could not upload them
+LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # a training run's links to its checkpoints
 
 
 def check_no_other_training(place: str | Path, names: Iterable[str]) -> None:
-    """SpecError where a training would write over the checkpoints of another, which lie at `place`."""
+    """Raise SpecError if `place` holds checkpoints of another training run, which this one would overwrite."""
     there = sorted(name for name in names if fnmatchcase(name, "model_epoch_*.pth"))
     if there:
         raise SpecError(
-            f"train.results_dir: {place} holds checkpoints of another training, the last one {there[-1]}, and this one "
-            "would write over them; train.resume_training_checkpoint_path=auto goes on with that training, "
-            "train.results_dir=<folder> takes another folder, or remove them"
+            f"train.results_dir: {place} holds checkpoints of another training run (the last one is {there[-1]}), and "
+            "this run would overwrite them. Set train.resume_training_checkpoint_path=auto to resume that run, set "
+            "train.results_dir to another folder, or remove the checkpoints"
         )
 
 
 @dataclass
 class Stage:
-    """Where one run's inputs and results lie while it runs; `staged` opens one.
+    """The local inputs and results of one run; `staged` opens a stage.
 
     Attributes:
-        spec: the spec with paths of this machine; inputs are there after `fetch`.
-        locks: are let go when the run has ended.
-        folder: holds inputs and results; None where nothing is remote.
-        mirror: stores the results.
-        inputs: folder of an input -> URI of the prefix that it came from.
+        spec: the spec with local paths; the input files exist after `fetch`.
+        locks: released when the run ends.
+        folder: holds inputs and results; None if the spec has no URIs.
+        mirror: uploads the results.
+        inputs: local folder of an input -> URI prefix that it came from.
     """
 
     verb: str
@@ -66,26 +66,25 @@ class Stage:
 
     @property
     def results(self) -> dict[Path, str]:
-        """Folder of results -> URI of the prefix."""
+        """Local folder of results -> URI prefix."""
         return self.mirror.folders
 
-    def take_up(self) -> None:
-        """Keep other trainings out of the results folder, which exists, while this one lasts; fetch the results of the
-        one that this one goes on with, where the spec says `auto`.
+    def claim_results(self) -> None:
+        """For training: lock the (existing) results folder for this run, and fetch the results that it resumes.
 
-        A training that is refused here leaves the other's record, experiment.yaml and status.json, as it is.
+        Results are fetched if the spec says resume `auto`. If this fails, the other run's experiment.yaml and
+        status.json stay unchanged.
 
         Raises:
-            SpecError: the folder's results are those of a training that this one does not go on with, or that still
-                runs.
+            SpecError: the folder belongs to a training run that still runs, or that this one does not resume.
             UserError: the folder's file system has no locks.
-            DataError, StorageError: as storage.fetch.
+            DataError, StorageError: see storage.fetch.
         """
         if self.verb != "train":
             return
         folder, resume = results_dir(self.spec, "train"), self.spec.train.resume_training_checkpoint_path
         if any(folder.is_relative_to(here) for here in self.results):
-            self._take_up_stored(folder, resume)
+            self._claim_stored(folder, resume)
             return
         if is_main_process():
             self._keep_others_out(folder)
@@ -93,14 +92,14 @@ class Stage:
             check_no_other_training(folder, (file.name for file in folder.iterdir()))
 
     def storing(self) -> contextlib.AbstractContextManager[None]:
-        """While it lasts results are stored as they are written. Raises as Mirror.running."""
+        """Upload results inside the `with` block as they are written. Raises the errors of Mirror.running."""
         return self.mirror.running() if self.results and is_main_process() else contextlib.nullcontext()
 
     def fetch(self) -> None:
-        """Fetch the inputs and name them in the spec.
+        """Fetch the inputs and set their local paths in the spec.
 
         Raises:
-            DataError, StorageError: as storage.fetch.
+            DataError, StorageError: see storage.fetch.
         """
         for number, key in enumerate(self._to_fetch):
             with heartbeat(lambda key=key: f"fetching {getattr(key.owner, key.name)}"):
@@ -119,10 +118,10 @@ class Stage:
             owner.data_root = uri.rpartition("/")[0]
 
     def store(self) -> list[str]:
-        """Store the results, status.json last, and remove them here; returns the prefixes.
+        """Upload the results, status.json last, and remove the local copies; returns the URI prefixes.
 
         Raises:
-            StorageError, DataError: as storage.upload; the message says where the results lie on this machine.
+            StorageError, DataError: see storage.upload. The local results are then kept.
         """
         if is_main_process():
             self.mirror.store()
@@ -130,25 +129,25 @@ class Stage:
             shutil.rmtree(self.folder)
         return list(self.results.values())
 
-    def told(self, text: str) -> str:
-        """A text about files of this stage with the names that they have in storage."""
+    def with_uris(self, text: str) -> str:
+        """The text with this stage's local paths replaced by the user's URIs."""
         for here, uri in (self.results | self.inputs).items():
             text = text.replace(str(here), uri)
         return text
 
     def _evaluation(self, text: str, here: Path) -> str:
-        """The folder of an evaluation, or its results.json, on this machine."""
+        """Fetch an evaluation; returns the local path of its folder or of its results.json."""
         if not storage.is_uri(text):
             return text
         file = "results.json" if text.endswith("/results.json") else ""
         uri = text.removesuffix("/results.json").rstrip("/")
-        folder = here.joinpath(*storage.split(uri))  # its names are those of columns
+        folder = here.joinpath(*storage.split(uri))  # keeps the names: they become column titles
         self.inputs[folder] = uri
         storage.fetch_tree(uri, folder)
         return str(folder / file)
 
-    def _take_up_stored(self, folder: Path, resume: str) -> None:
-        """`take_up` of results that belong in a bucket."""
+    def _claim_stored(self, folder: Path, resume: str) -> None:
+        """`claim_results` for results in a bucket."""
         uri = self.mirror.uri_of(folder).removesuffix("/.")
         if resume != AUTO:
             there = storage.children(uri, start="model_epoch_") if resume.rpartition("/")[0] != uri else ()
@@ -165,13 +164,13 @@ class Stage:
 
     def _keep_others_out(self, folder: Path) -> None:
         refusal = SpecError(
-            f"train.results_dir: another training is running in {folder}; wait for its end, or "
-            "train.results_dir=<folder> takes another folder"
+            f"train.results_dir: another training run is writing to {folder}; wait until it ends, or "
+            "set train.results_dir to another folder"
         )
         self.locks.enter_context(held(folder / ".lock", wait=0, busy=refusal, vital=True))
 
     def _redirect(self, key: RemoteKey) -> None:
-        """Give results a place on this machine."""
+        """Replace the URI of a results key by a local path."""
         uri = getattr(key.owner, key.name).rstrip("/")
         here = self.folder / "results" / key.path
         self.results[here] = uri if key.kind == "results" else uri.rpartition("/")[0]
@@ -180,10 +179,10 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(verb: str, spec: Section) -> Iterator[Stage]:
-    """The stage of a run, for as long as it lasts. Results that were not stored stay in its folder for a WEEK.
+    """Open the stage of a run. Results that could not be uploaded stay in its folder for a WEEK.
 
     Raises:
-        SpecError: a URI that can not be used where it stands; names the key.
+        SpecError: a key holds a URI that it does not support.
     """
     keys = list(remote_keys(verb, spec))
     for key in keys:
@@ -193,7 +192,7 @@ def staged(verb: str, spec: Section) -> Iterator[Stage]:
 
 
 def _opened(verb: str, spec: Section, locks: contextlib.ExitStack) -> Stage:
-    """A stage with a folder of its own, which is locked, so that no other run takes it for one that was left."""
+    """A stage with its own folder. The folder is locked, so that no other run cleans it up as abandoned."""
     storage.forget()
     runs = storage.cache_folder() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
@@ -211,14 +210,14 @@ def _opened(verb: str, spec: Section, locks: contextlib.ExitStack) -> Stage:
 
 
 def _lock_of(folder: Path) -> Path:
-    """Beside the folder: a file in it would make old results look new."""
+    """The folder's lock file. It is beside the folder: a new file inside would make old results look new."""
     return folder.with_suffix(".lock")
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run left that was killed: inputs at once, results that may not be stored after a WEEK."""
+    """Clean up after a killed run: remove its inputs at once, and results that may not be uploaded after a WEEK."""
     with (
-        contextlib.suppress(OSError, UserError),  # it goes on, another process clears it, or it is another user's
+        contextlib.suppress(OSError, UserError),  # the run is alive, another process cleans up, or it is another user's
         held(_lock_of(folder), wait=0, busy=BlockingIOError(), vital=True),
     ):
         newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
@@ -226,7 +225,7 @@ def _clear(folder: Path) -> None:
 
 
 def _link_again(path: Path, uri: str, names: Iterable[str]) -> None:
-    """Make a copy of a checkpoint the link that it is elsewhere; without a checkpoint like it, it goes."""
+    """Turn a fetched copy of a checkpoint back into a link to that checkpoint; remove it if no checkpoint matches."""
     digest = storage.stored_digest(f"{uri}/{path.name}")
     for name in names:
         if name.startswith(CHECKPOINTS) and name.endswith(".pth") and storage.stored_digest(f"{uri}/{name}") == digest:
@@ -248,7 +247,7 @@ def _images(uri: str, folder: Path) -> Path:
 
 
 def _with_side_cars(uri: str, folder: Path) -> Path:
-    """A model file, and what lies beside it under its name with a further suffix."""
+    """A model file and the files beside it that are named like it plus a further suffix."""
     parent, _, name = uri.rpartition("/")
     path = _one(uri, folder)
     for other in storage.children(parent, start=f"{name}."):
@@ -257,10 +256,10 @@ def _with_side_cars(uri: str, folder: Path) -> Path:
 
 
 def _empty_files(uri: str, folder: Path) -> Path:
-    """Names alone, which is what convert looks at."""
+    """Create empty files with the right names: convert reads only names."""
     folder.mkdir(parents=True)
     for name in shards.packed(uri) or storage.children(uri, recursive=True):
-        storage.split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
+        storage.split(f"{uri.rstrip('/')}/{name}")  # refuses names that lead out of the folder
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -268,4 +267,4 @@ def _empty_files(uri: str, folder: Path) -> Path:
 
 
 _FETCH = {"list": _one, "file": _with_side_cars, "images": _images, "names": _empty_files}
-"""Kind of an input -> how it comes into a folder; gives the path that stands for the URI."""
+"""Kind of an input -> function that fetches it into a folder and returns the local path."""

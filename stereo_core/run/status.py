@@ -1,4 +1,4 @@
-"""status.json: what a run does, a JSON object a line, as TAO's tools read it."""
+"""status.json: the log of a run, one JSON object per line, in the format that TAO's tools read."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core.progress import since
-from stereo_core.values import from_json, plain
+from stereo_core.values import from_json, json_ready
 
 NAME = "status.json"
-LOOP = "Starting Training Loop."  # TAO's second STARTED line of a training
-MOST = 20  # different warnings of a run that are kept
+LOOP = "Starting Training Loop."  # TAO's second STARTED line of a training run
+MOST = 20  # distinct warnings of a run that are kept
 
 
 class StatusLog:
     """Appends lines to `<folder>/status.json`.
 
-    Every line has `date` (M/D/YYYY) and `time` (H:M:S), local and not padded, as TAO writes them, `timestamp` (ISO 8601
-    with the zone), `status` (STARTED, RUNNING, SUCCESS or FAILURE), `verbosity`, `message` and, only where it is given,
+    Every line has `date` (M/D/YYYY) and `time` (H:M:S), both local and not zero-padded as TAO writes them, `timestamp`
+    (ISO 8601 with time zone), `status` (STARTED, RUNNING, SUCCESS or FAILURE), `verbosity`, `message` and optionally
     `kpi`. Lines are strict JSON: NaN and infinity are null.
 
     Args:
         folder: existing folder, or None to write nothing (ranks other than 0).
-        secrets: texts that never reach the file.
+        secrets: texts that are never written to the file.
 
     Raises:
-        OSError: the file can not be written.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, folder: Path | None, secrets: Sequence[str] = ()) -> None:
         self.path = Path(folder) / NAME if folder is not None else None
         self._secrets = [secret for secret in secrets if secret]
         self._warned: set[str] = set()
-        self._said, self._start = "", time.monotonic()
+        self._last, self._start = "", time.monotonic()
         if self.path is not None:
             self.path.open("ab").close()
 
@@ -46,12 +46,12 @@ class StatusLog:
         self._write("STARTED", "INFO", message, {})
 
     def running(self, message: str, *, kpi: dict[str, float] | None = None, **progress: Any) -> None:
-        """A line on the way; `progress` (epoch, step, max_epoch, eta, ...) becomes fields of the line."""
+        """A line about progress; `progress` (epoch, step, max_epoch, eta, ...) becomes fields of the line."""
         self._write("RUNNING", "INFO", message, progress, kpi)
 
     def warning(self, message: str) -> None:
-        """A line of verbosity WARNING, once for each text, whichever of the run's processes comes first; beyond MOST of
-        them the log alone has it (see `count_more`)."""
+        """A line of verbosity WARNING. Each text is written once, even if several processes of the run log it. After
+        MOST different texts, further ones are only logged (see `count_more`)."""
         for secret in self._secrets:
             message = message.replace(secret, "***")
         if message in self._warned:
@@ -62,32 +62,32 @@ class StatusLog:
             self._write("RUNNING", "WARNING", message, {})
 
     def count_more(self) -> None:
-        """A line for the warnings of this process that are beyond MOST."""
+        """A line that counts this process's warnings after the first MOST."""
         if more := len(self._warned.difference(self.warnings)):
-            self._write("RUNNING", "WARNING", f"further warnings, which stand in the log alone: {more}", {})
+            self._write("RUNNING", "WARNING", f"further warnings, only in the log: {more}", {})
 
     @property
     def warnings(self) -> list[str]:
-        """What the run has warned of so far."""
+        """The run's warnings so far."""
         return warnings_in(self.path.parent) if self.path is not None else []
 
     def success(self, message: str, *, kpi: dict[str, float] | None = None) -> None:
-        """The last line of a run that did its work."""
+        """The last line of a run that succeeded."""
         self._write("SUCCESS", "INFO", message, {}, kpi)
 
     def failure(self, message: str) -> None:
-        """The last line of a run that did not."""
+        """The last line of a run that failed."""
         self._write("FAILURE", "ERROR", message, {})
 
     def where(self) -> str:
-        """What was said last, and how long it is since the beginning; empty where nothing was said."""
-        return f"{self._said.rstrip('.')} ({since(self._start)} since the start)" if self._said else ""
+        """The last message and the time since the start; empty before the first message."""
+        return f"{self._last.rstrip('.')} ({since(self._start)} since the start)" if self._last else ""
 
     def _write(self, status: str, verbosity: str, message: str, fields: dict, kpi: dict | None = None) -> None:
         if self.path is None:
             return
         if verbosity != "WARNING":
-            self._said = message
+            self._last = message
         now = datetime.now().astimezone()
         line = {
             "date": f"{now.month}/{now.day}/{now.year}",
@@ -100,10 +100,10 @@ class StatusLog:
         }
         if kpi:
             line["kpi"] = both_spellings(kpi)
-        text = json.dumps(plain(line), allow_nan=False, ensure_ascii=False)
+        text = json.dumps(json_ready(line), allow_nan=False, ensure_ascii=False)
         for secret in self._secrets:
             text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], "***")
-        # One write of one line: lines of processes that share the file do not mix.
+        # A single write for each line, so that lines of several processes do not mix.
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(handle, f"{text}\n".encode("utf-8", "backslashreplace"))
@@ -112,7 +112,7 @@ class StatusLog:
 
 
 def warnings_in(folder: Path) -> list[str]:
-    """What the last run in a results folder warned of, each text once; empty where none has its record there."""
+    """The warnings of the last run in a results folder, each text once; empty if there is no status.json."""
     found: list[str] = []
     for line in lines_of(folder):
         message = line.get("message", "")
@@ -124,14 +124,14 @@ def warnings_in(folder: Path) -> list[str]:
 
 
 def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a results folder's status.json, which may be written to at the moment."""
+    """The complete lines of a results folder's status.json, which another process may be writing."""
     path = folder / NAME
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return filter(None, map(read_line, text.split("\n")))
 
 
 def read_line(text: str | bytes) -> dict[str, Any] | None:
-    """A line of a status.json, `kpi` with its numbers alone; None for what is no line, as one that is being written."""
+    """A line of status.json, with only the numbers of `kpi`; None if it is not a complete JSON object."""
     try:
         line = from_json(text)
     except ValueError:
@@ -151,7 +151,7 @@ _METRIC = re.compile(r"(epe|bp\d|d1|rmse)(_pixel)?")
 
 
 def both_spellings(kpi: dict[str, float]) -> dict[str, float]:
-    """Metrics under the names of both TAO containers: `epe` and `val/epe`; `val_loss` and `val/loss`."""
+    """Metrics under the names that TAO's two containers use: `epe` and `val/epe`; `val_loss` and `val/loss`."""
     result = dict(kpi)
     for name, value in kpi.items():
         other = name

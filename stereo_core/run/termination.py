@@ -1,4 +1,4 @@
-"""What ended a run, as Kubernetes shows it and as a person or a retry policy reads it: the termination message."""
+"""The termination message: why a run ended, as Kubernetes shows it to people and to retry policies."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from stereo_core.errors import DataError, ModelError, UserError, is_gpu_error
 
-FILE = "/dev/termination-log"  # Kubernetes puts it into each container; STEREO_TERMINATION_LOG names another
-BYTES = 4096  # more, Kubernetes cuts off
+FILE = "/dev/termination-log"  # Kubernetes mounts it into each container; STEREO_TERMINATION_LOG overrides it
+BYTES = 4096  # Kubernetes cuts longer messages
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that no handler for ordinary errors takes it for one."""
+    """SIGTERM arrived. Not an Exception, so that handlers of ordinary errors do not catch it."""
 
 
 @contextlib.contextmanager
 def sigterm_raises(received: list[int]) -> Iterator[None]:
-    """SIGTERM raises Terminated, so that files are closed and the status is written. Only the main thread can.
+    """SIGTERM raises Terminated, so that files are closed and the status is written. Works in the main thread only.
 
-    The signal is also noted in `received`.
+    The signal is also appended to `received`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,14 +42,14 @@ def sigterm_raises(received: list[int]) -> Iterator[None]:
 
 
 def explain(error: BaseException, reason: str) -> None:
-    """Write `<class>: <reason>` to the termination message, where there is a file for it that can be written."""
+    """Write `<class>: <reason>` to the termination message file, if there is one and it is writable."""
     path = Path(os.environ.get("STEREO_TERMINATION_LOG", FILE))
     if path.exists() and os.access(path, os.W_OK):
         path.write_bytes(f"{error_class(error)}: {reason}\n".encode()[:BYTES])
 
 
 def error_class(error: BaseException) -> str:
-    """user error, data error (a model file's too), GPU error, interruption or failure."""
+    """One of: user error, data error (also for model files), GPU error, interruption, failure."""
     if isinstance(error, DataError | ModelError):
         return "data error"
     if isinstance(error, UserError):

@@ -1,4 +1,4 @@
-"""Warnings in the log of a run -> its record, where pages, tables and reports find them."""
+"""Copies a run's logged warnings into status.json, where pages, tables and reports find them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from stereo_core.run.status import StatusLog
 
 
 class _Collector(logging.Handler):
-    def __init__(self, status: StatusLog, told: Callable[[str], str]) -> None:
+    def __init__(self, status: StatusLog, reword: Callable[[str], str]) -> None:
         super().__init__(logging.WARNING)
-        self.status, self.told = status, told
+        self.status, self.reword = status, reword
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno != logging.WARNING:  # an error ends the run, and its last line says it
+        if record.levelno != logging.WARNING:  # an error ends the run and becomes its last line
             return
         try:
-            self.status.warning(self.told(record.getMessage()))
+            self.status.warning(self.reword(record.getMessage()))
         except OSError:
             self.handleError(record)
 
 
 @contextlib.contextmanager
-def collected(status: StatusLog, told: Callable[[str], str] = str) -> Iterator[None]:
-    """While it lasts, what our loggers warn of becomes lines of status.json, each once.
+def collected(status: StatusLog, reword: Callable[[str], str] = str) -> Iterator[None]:
+    """Inside the `with` block, each warning of this library's loggers is also written to status.json, once.
 
     Args:
-        told: gives a text with the names that the user knows.
+        reword: replaces local paths in a text by the user's names.
     """
-    logger, handler = logging.getLogger("stereo_core"), _Collector(status, told)
+    logger, handler = logging.getLogger("stereo_core"), _Collector(status, reword)
     logger.addHandler(handler)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a user may say: typed keys with ranges, loading and overrides."""
+"""Specs: typed keys with ranges, loading, overrides and checks."""
 
 from __future__ import annotations
 

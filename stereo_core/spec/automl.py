@@ -1,4 +1,4 @@
-"""`automl`: the search for hyperparameters, in one typed model from which other searches (Katib's) can be generated."""
+"""`automl`: the settings of a hyperparameter search. Katib's Experiment is generated from the same model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SEARCHED = ["train.optim.lr", "train.optim.weight_decay"]
 
 _ALIASES = {"b": "bayesian", "h": "hyperband", "hes": "hyperband_es"}
 _REFUSED = {
-    "bfbo": "its bound with local penalties is in no library here; bayesian serves several workers too",
-    "hyperband_es": "Optuna has Hyperband without that further early stop",
-    "dehb": "Optuna has no differential evolution in brackets; bohb is the nearest",
-    "pbt": "Optuna's trials can not take over each other's weights on the way",
-    **dict.fromkeys(("llm", "hybrid", "autoresearch"), "it asks a language model, and nothing is sent anywhere here"),
+    "bfbo": "no library here implements its acquisition function; bayesian handles parallel trials too",
+    "hyperband_es": "Optuna has only Hyperband without the additional early stop",
+    "dehb": "Optuna has no differential evolution with brackets; bohb is the nearest",
+    "pbt": "Optuna's trials cannot exchange weights while they train",
+    **dict.fromkeys(("llm", "hybrid", "autoresearch"), "it needs a language model; this product sends nothing out"),
 }
 
 
@@ -25,12 +25,12 @@ def _algorithm(value: Any) -> Any:
     name = value.lower() if isinstance(value, str) else value
     name = _ALIASES.get(name, name) if isinstance(name, str) else name
     if isinstance(name, str) and name in _REFUSED:
-        raise ValueError(f"{name} is not available: {_REFUSED[name]}; choose one of bayesian, hyperband, asha, bohb")
+        raise ValueError(f"{name} is not available: {_REFUSED[name]}; choose bayesian, hyperband, asha or bohb")
     return name
 
 
 def _policy(value: Any) -> Any:
-    """`on` and `off` are true and false to readers of YAML 1.1, who may have written the spec."""
+    """Accept true and false: YAML 1.1 reads and writes `on` and `off` that way."""
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
@@ -40,39 +40,39 @@ Metric = Annotated[Monitor, BeforeValidator(lambda value: "val/loss" if value ==
 
 
 class ParamRange(Section):
-    """What a search may try of one key, within the key's own range."""
+    """The values that a search may try for one key, within the key's own range."""
 
     valid_min: Float | None = key(None, "Lowest value")
     valid_max: Float | None = key(None, "Highest value")
-    valid_options: Annotated[list[Float], null_is([])] = key([], "The values to choose from, instead of a range")
+    valid_options: Annotated[list[Float], null_is([])] = key([], "Values to choose from, instead of a range")
     option_weights: Annotated[list[Float], null_is([])] = key([], "Weights of valid_options")
-    disable_list: bool = key(False, "For keys that hold lists")
+    disable_list: bool = key(False, "Only for keys that hold lists")
 
 
 class AutoML(Section):
     results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/automl")
-    automl_policy: Policy = key("on", "off: plain training; auto: as on")
+    automl_policy: Policy = key("on", "off: one training run without a search; auto: same as on")
     algorithm: Algorithm = key(
         "bayesian",
         "bayesian (b): Gaussian process; hyperband (h), asha: random values, poor trials stopped early; bohb: Hyperband"
         " with density estimates",
     )
-    metric: Metric = key("val/epe", "What a trial is judged by, its best validation; loss is val/loss")
-    direction: Literal["minimize", "maximize"] = key("minimize", "Every metric here is the lower the better")
-    automl_max_recommendations: Int = key(20, "Trials in all, the baseline included", ge=1)
+    metric: Metric = key("val/epe", "Metric that ranks trials, at its best validation; loss means val/loss")
+    direction: Literal["minimize", "maximize"] = key("minimize", "Only minimize: every metric is better when lower")
+    automl_max_recommendations: Int = key(20, "Number of trials, including the baseline", ge=1)
     automl_max_epochs: Int = key(27, "Epochs of a trial that is not stopped early", ge=1)
-    automl_reduction_factor: Int = key(3, "Of so many trials one goes on at epochs 1, n, n^2, ...", ge=2)
-    automl_max_concurrent: Int = key(4, "Trials at a time; on GPUs at most one on each of train.gpu_ids", ge=1)
+    automl_reduction_factor: Int = key(3, "n: at epochs 1, n, n^2, ... the best 1/n of the trials go on", ge=2)
+    automl_max_concurrent: Int = key(4, "Trials at the same time; at most one on each GPU of train.gpu_ids", ge=1)
     automl_hyperparameters: Annotated[Texts, null_is(SEARCHED), Field(min_length=1)] = key(
         SEARCHED, "Keys to search, as dotted paths"
     )
     custom_param_ranges: Annotated[dict[str, ParamRange], null_is({})] = key(
-        {}, "Dotted path of a searched key: valid_min, valid_max, or valid_options"
+        {}, "Dotted path of a searched key -> valid_min and valid_max, or valid_options"
     )
-    automl_delete_intermediate_ckpt: bool = key(False, "Remove the checkpoints of trials that are not the best")
-    seed: Int = key(1234, "Seed of the values that are tried (ours)", ge=0)
-    epoch_multiplier: Int = key(1, "Epochs of a unit of budget", ge=1)
-    automl_population_size: Int = key(10, "Population of pbt and dehb", ge=1)
+    automl_delete_intermediate_ckpt: bool = key(False, "Remove all checkpoints except those of the best trial")
+    seed: Int = key(1234, "Random seed of the search (ours)", ge=0)
+    epoch_multiplier: Int = key(1, "Epochs per unit of budget", ge=1)
+    automl_population_size: Int = key(10, "Population size of pbt and dehb", ge=1)
     automl_max_experiments: Int = key(50, "Trials of hyperband", ge=1)
-    override_automl_disabled_params: bool = key(False, "Search keys that are no hyperparameters")
-    train_sample_count: Int | None = key(None, "Training pairs", ge=1)
+    override_automl_disabled_params: bool = key(False, "Allow searching keys that are not hyperparameters")
+    train_sample_count: Int | None = key(None, "Number of training pairs to use", ge=1)

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: `starter`, or of a training `results/train@best`, `@latest`, `@epoch=7`, `@step=1600`."""
+"""Finds the checkpoint that a key names: `starter`, or `results/train@best`, `@latest`, `@epoch=7`, `@step=1600`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 
 from stereo_core.storage import is_uri
 
-STARTER = "starter"  # the word; ./starter is a file
+STARTER = "starter"  # the model in the package; write ./starter for a file of that name
 STARTER_FILE = Path(__file__).parents[1] / "models" / "starter" / "starter.safetensors"
 LATEST = "dn_model_latest.pth"
 BEST = "dn_model_best.pth"
 CHOICES = "best, latest, epoch=N or step=N"
-OF_A_TRAINING = "or <folder of a training>@best, @latest, @epoch=N, @step=N"  # for the keys' descriptions
-OR_STARTER = f"{OF_A_TRAINING}, or starter: the package's own"
+OF_A_TRAINING = "or <training folder>@best, @latest, @epoch=N, @step=N"  # for the keys' descriptions
+OR_STARTER = f"{OF_A_TRAINING}, or starter (the model in the package)"
 _LINKS = {"best": BEST, "latest": LATEST}
 _NAME = re.compile(r"model_epoch_(\d+)_step_(\d+)\.pth")
 _CHOICE = re.compile(r"best|latest|(epoch|step)=(\d+)")
 
 
 class NoChoice(ValueError):
-    """A choice that can not be made, and what there is instead."""
+    """A name that matches no checkpoint; the message lists those that exist."""
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints of the training in a folder, by their steps.
+    """The checkpoints of the training run in a folder, sorted by step.
 
-    Later steps than the link to the latest says are of an earlier run in the same folder and do not count.
+    Checkpoints after the one that dn_model_latest.pth links to belong to an earlier run and are left out.
     """
     steps = {path: int(match[2]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
     newest = _NAME.fullmatch(led_to(folder / LATEST).name)
@@ -38,10 +38,10 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def led_to(link: Path) -> Path:
-    """The checkpoint that a training's link leads to.
+    """The checkpoint that one of a training run's links points to.
 
-    Where a file system has no symbolic links it is another name, or a copy, of a checkpoint beside it; a file that none
-    is like, of a folder that was copied in part, is itself.
+    On a file system without symbolic links the "link" is a hard link or a copy; then the equal checkpoint beside it is
+    returned, or the file itself if there is none (e.g. in a partly copied folder).
     """
     if link.is_symlink():
         return Path(os.path.normpath(link.parent / os.readlink(link)))
@@ -54,35 +54,35 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def chosen(named: str | Path) -> Path:
-    """The file that a key for checkpoints names: the package's own for the word starter, a path as it is, or the choice
-    behind the last `@` of a folder.
+    """The file that a checkpoint key names: the package's model for `starter`, a path unchanged, or the choice after
+    the last `@` of a folder.
 
-    best and latest are where the training's links lead (best: by its `train.monitor`); epoch (from 0, as in the files'
-    names) is the last checkpoint of that epoch.
+    best and latest follow the training run's links (best by its `train.monitor`). epoch counts from 0, as in the file
+    names, and gives the last checkpoint of that epoch.
 
     Raises:
-        NoChoice: the folder has no such checkpoint, or it is not said which one is meant. None is taken in its place.
+        NoChoice: the folder has no such checkpoint, or a choice is missing. Another checkpoint is never used instead.
     """
-    if named == STARTER:  # a Path never equals a text: it is a file
+    if named == STARTER:  # only a string; Path("starter") is a file
         return STARTER_FILE
     text = str(named)
     path, (where, _, choice) = Path(text), text.rpartition("@")
     match, folder = _CHOICE.fullmatch(choice), Path(where)
     if is_uri(text) and match:
-        raise NoChoice(f"{text}: only a folder of this machine can be searched; name the object, as {where}/{BEST}")
+        raise NoChoice(f"{text}: @ works for local folders only; name the object itself, such as {where}/{BEST}")
     if is_uri(text) or path.is_file():
         return path
     if path.is_dir():
-        raise NoChoice(f"{text}: a folder; say which checkpoint, {text}@ with {CHOICES}{_held(path)}")
+        raise NoChoice(f"{text}: is a folder; choose a checkpoint: {text}@ with {CHOICES}{_held(path)}")
     if not where or not (match or folder.is_dir()):
         return path
     if not match:
-        raise NoChoice(f"{text}: {choice} is no choice, they are {CHOICES}{_held(folder)}")
+        raise NoChoice(f"{text}: {choice} is not one of {CHOICES}{_held(folder)}")
     if not folder.is_dir():
         raise NoChoice(f"{text}: no such folder: {where}")
     file = _linked(folder / _LINKS[choice]) if choice in _LINKS else _numbered(folder, match[1], int(match[2]))
     if file is None:
-        raise NoChoice(f"{text}: there is none{_held(folder)}")
+        raise NoChoice(f"{text}: no such checkpoint{_held(folder)}")
     return file
 
 
@@ -98,7 +98,7 @@ def _numbered(folder: Path, unit: str, number: int) -> Path | None:
 
 
 def beside(path: Path) -> str:
-    """What a training left where a checkpoint is missing, for an error message; empty where it left nothing."""
+    """For an error about a missing checkpoint: the checkpoints in its folder; empty if there are none."""
     return _held(path.parent) if checkpoints_of(path.parent) else ""
 
 

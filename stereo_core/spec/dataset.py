@@ -1,4 +1,4 @@
-"""`dataset`: which pairs, and how they are read and augmented. Sizes are [height, width]; disparities are in px."""
+"""`dataset`: the pairs, and how they are read and augmented. Sizes are [height, width]; disparities are in px."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stereo_core.spec.fields import (
     section,
 )
 
-SYNTHETIC = "Synthetic"  # dataset_name of scenes that are drawn when they are asked for
+SYNTHETIC = "Synthetic"  # dataset_name of scenes that are rendered on demand
 SceneStyle = Literal["rich", "planes"]
 DisparityFormat = Literal["auto", "pfm", "png_rgb", "png_u16_256", "png_u16_32", "png_u8", "tiff", "npy", "npz"]
 
@@ -28,29 +28,31 @@ DisparityFormat = Literal["auto", "pfm", "png_rgb", "png_u16_256", "png_u16_32",
 class DataSource(Section):
     """One annotation file, or synthetic scenes."""
 
-    data_file: Text = key("", "Annotation file: a line a pair, `left right [disparity [mask]]`")
-    dataset_name: DatasetName = key("", "Data set, any case; says how disparities are coded. Empty: GenericDataset")
+    data_file: Text = key("", "Annotation file: one line per pair, `left right [disparity [mask]]`")
+    dataset_name: DatasetName = key(
+        "", "Data set, in any case; selects how disparities are coded. Empty: GenericDataset"
+    )
     disparity_format: DisparityFormat = key("auto", "Coding of the disparities; auto: by data set and file (ours)")
     disparity_scale: Float | None = key(
-        None, "Stored value of 1 px: disparity = stored / scale; Middlebury 2003: 4 (ours)", gt=0
+        None, "Stored value of a disparity of 1 px: disparity = stored / scale; Middlebury 2003: 4 (ours)", gt=0
     )
     image_bits: Literal["auto", 8, 10, 12, 14, 16] = key(
-        "auto", "Bits of the values in 16-bit images; auto: by their largest value, with a warning below 16 (ours)"
+        "auto", "Bits used in 16-bit images; auto: from the largest value, with a warning below 16 (ours)"
     )
     data_root: Text = key("", "Folder that relative paths start from; empty: the annotation file's folder (ours)")
-    pairs_per_epoch: Int = key(1000, "Scenes that make an epoch, with dataset_name Synthetic (ours)", ge=1)
-    style: SceneStyle = key("rich", "As synthesize.style, with dataset_name Synthetic (ours)")
+    pairs_per_epoch: Int = key(1000, "Scenes per epoch, with dataset_name Synthetic (ours)", ge=1)
+    style: SceneStyle = key("rich", "Style of the scenes, see synthesize, with dataset_name Synthetic (ours)")
     height: Int = key(384, "Height of a scene in px, with dataset_name Synthetic (ours)", ge=32)
     width: Int = key(768, "Width of a scene in px, with dataset_name Synthetic (ours)", ge=32)
     scene_disparity: Range = key(
         [2, 192],
-        "Lowest and highest disparity in px of a scene's nearest surface, drawn evenly over the logarithm, with "
-        "dataset_name Synthetic (ours)",
+        "Lowest and highest disparity in px of a scene's nearest surface (log-uniform), with dataset_name Synthetic "
+        "(ours)",
     )
 
     @property
     def drawn(self) -> bool:
-        """Whether its pairs are scenes, and no files."""
+        """Whether its pairs are rendered scenes instead of files."""
         return self.dataset_name == SYNTHETIC
 
 
@@ -66,41 +68,45 @@ class Augmentation(Section):
     input_std: Annotated[list[Annotated[Float, Field(gt=0)]], Field(min_length=3, max_length=3)] = key(
         [0.229, 0.224, 0.225], "RGB standard deviation after scaling to [0, 1]"
     )
-    crop_size: Pair = key([518, 518], "Random crop [height, width]; padded up to a multiple of 32, the padding invalid")
-    min_scale: Float = key(-0.2, "Lower log2 bound of the random scale of pixels and disparities", ge=-1, le=1)
-    max_scale: Float = key(0.4, "Upper log2 bound of the random scale; above 0 enlarges", ge=-1, le=1)
-    do_flip: bool = key(False, "Switch for the flips")
+    crop_size: Pair = key([518, 518], "Random crop [height, width]; padded to a multiple of 32, padding is not valid")
+    min_scale: Float = key(-0.2, "log2 of the smallest random scale of images and disparities", ge=-1, le=1)
+    max_scale: Float = key(0.4, "log2 of the largest random scale; above 0 enlarges", ge=-1, le=1)
+    do_flip: bool = key(False, "Enable the flips")
     h_flip_prob: Float = key(
         0.5, "Probability of a horizontal flip, which swaps the views (with do_flip)", ge=0, le=1, automl=True
     )
     v_flip_prob: Float = key(0.5, "Probability of a vertical flip (with do_flip)", ge=0, le=1, automl=True)
     hshift_prob: Float = key(
-        0.5, "Probability of a shift of the right image by up to 10 px, and of all disparities", ge=0, le=1, automl=True
+        0.5,
+        "Probability of a shift of the right image, and of all disparities, by up to 10 px",
+        ge=0,
+        le=1,
+        automl=True,
     )
     yjitter_prob: Float = key(
         1.0, "Probability of a vertical offset of up to 2 px between left and right crop", ge=0, le=1, automl=True
     )
     gamma: Annotated[list[Float], Field(min_length=4, max_length=4)] = key(
-        [1, 1, 1, 1], "Ranges of gamma and gain: lowest and highest gamma, lowest and highest gain"
+        [1, 1, 1, 1], "Lowest and highest gamma, lowest and highest gain"
     )
     color_aug_prob: Float = key(
-        0.2, "Probability that left and right get different colour jitter, not the same one", ge=0, le=1, automl=True
+        0.2, "Probability that left and right image get different colour jitter", ge=0, le=1, automl=True
     )
     color_aug_brightness: Float = key(0.4, "Strength of the brightness jitter: factors of 1 - x to 1 + x", ge=0, le=1)
     color_aug_contrast: Float = key(0.4, "Strength of the contrast jitter: factors of 1 - x to 1 + x", ge=0, le=1)
     color_aug_saturation: Range = key([0.0, 1.4], "Range of the saturation factor")
     color_aug_hue_range: Range = key([-5 / 180, 5 / 180], "Range of the hue shift, in turns")
     eraser_aug_prob: Float = key(
-        0.5, "Probability of erasing rectangles of the right image, an artificial occlusion", ge=0, le=1, automl=True
+        0.5, "Probability of erasing rectangles in the right image (artificial occlusion)", ge=0, le=1, automl=True
     )
     spatial_aug_prob: Float = key(
-        1.0, "Probability of scale and stretch; without it small images are padded", ge=0, le=1, automl=True
+        1.0, "Probability of scale and stretch; otherwise small images are padded", ge=0, le=1, automl=True
     )
     stretch_prob: Float = key(0.8, "Probability that a scaled pair is also stretched", ge=0, le=1, automl=True)
-    max_stretch: Float = key(0.2, "log2 bound of the stretch, drawn for x and y each", ge=0, le=1)
+    max_stretch: Float = key(0.2, "log2 of the largest stretch; x and y are drawn separately", ge=0, le=1)
     crop_min_valid_disp_ratio: Float = key(
         0.0,
-        "Smallest share of valid ground truth wanted in a crop; the best of 100 places if none has it",
+        "Smallest share of valid ground truth in a crop; if none of 100 random crops reaches it, the best is taken",
         ge=0,
         le=1,
         automl=True,
@@ -110,9 +116,9 @@ class Augmentation(Section):
 class Split(Section):
     """One split: train, val, test or infer."""
 
-    data_sources: DataSources = key([], "Annotation files; several are put one after the other")
-    batch_size: Int = key(1, "Pairs in a batch on one device", ge=1)
-    workers: Int = key(8, "Loader processes", ge=0)
+    data_sources: DataSources = key([], "Annotation files; several are concatenated")
+    batch_size: Int = key(1, "Pairs per batch and device", ge=1)
+    workers: Int = key(8, "Data loader processes", ge=0)
     pin_memory: bool = key(True, "Pinned host memory")
     augmentation: Augmentation = section(Augmentation, "Random changes of training pairs")
 
@@ -125,23 +131,23 @@ class QuantCalibration(Section):
 
 class Dataset(Section):
     dataset_name: Annotated[Literal["MonoDataset", "StereoDataset"], any_case("MonoDataset", "StereoDataset")] = key(
-        "StereoDataset", "Task; only StereoDataset exists here"
+        "StereoDataset", "Task; only StereoDataset is supported"
     )
     normalize_depth: bool = key(False, "Mono only")
     max_depth: Float | None = key(None, "Mono only, metres", ge=1)
     min_depth: Float | None = key(None, "Mono only, metres", ge=0)
     max_disparity: Int = key(
-        416, "Ground truth at or above this many px counts neither in loss nor metrics", ge=1, le=416
+        416, "Ground truth of this disparity in px or more is ignored in loss and metrics", ge=1, le=416
     )
-    baseline: Float = key(0.193001, "Baseline in metres, for depth and point clouds; counts only when set", ge=0)
-    focal_x: Float = key(1998.842, "Focal length in px, for depth and point clouds; counts only when set", ge=0)
+    baseline: Float = key(0.193001, "Baseline in metres, for depth and point clouds; used only if you set it", ge=0)
+    focal_x: Float = key(1998.842, "Focal length in px, for depth and point clouds; used only if you set it", ge=0)
     on_error: Literal["fail", "skip"] = key(
         "fail",
-        "What a pair does that can not be read: end the run, or, in training alone, give its place to another pair,"
-        " with a warning and for at most a tenth of an epoch (ours)",
+        "If a pair cannot be read. fail: end the run; skip (training only): use another pair instead, with a warning,"
+        " for at most a tenth of an epoch (ours)",
     )
-    train_dataset: Split = section(Split, "Pairs to train on")
-    val_dataset: Split = section(Split, "Pairs to validate on during training")
+    train_dataset: Split = section(Split, "Pairs for training")
+    val_dataset: Split = section(Split, "Pairs for validation during training")
     test_dataset: Split = section(Split, "Pairs for evaluate")
     infer_dataset: Split = section(Split, "Pairs for inference")
-    quant_calibration_dataset: QuantCalibration = section(QuantCalibration, "Images for quantize")
+    quant_calibration_dataset: QuantCalibration = section(QuantCalibration, "Calibration images for quantize")

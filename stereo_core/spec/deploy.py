@@ -17,32 +17,33 @@ class Export(Section):
     )
     gpu_id: Int = key(0, "GPU to trace on", ge=0)
     checkpoint: Text = key(
-        "", f"Checkpoint of any layout, {OR_STARTER}; or an ONNX file to take over as it is", mandatory=True
+        "", f"Checkpoint of any layout, {OR_STARTER}; or an ONNX file, which is copied unchanged", mandatory=True
     )
     onnx_file: Text = key("", "ONNX file to write", mandatory=True)
     on_cpu: bool = key(False, "Trace on the CPU")
-    input_channel: Literal[1, 3] = key(3, "Channels of an image; only 3 exists here")
+    input_channel: Literal[1, 3] = key(3, "Channels of an image; only 3 is supported")
     input_width: Int = key(960, "Width in px, a multiple of 32", ge=32)
     input_height: Int = key(544, "Height in px, a multiple of 32", ge=32)
     opset_version: Int = key(17, "ONNX opset, 16 to 20", ge=1)
-    batch_size: Batch = key(-1, "Batch size; -1: any", ge=-1)
-    verbose: bool = key(False, "Verbose export")
-    format: Literal["onnx", "xdl"] = key("onnx", "File format; only onnx exists here")
-    valid_iters: Iterations = key(22, "GRU iterations baked into the graph", ge=1)
-    dynamic_hw: bool = key(False, "Leave height and width open: any multiples of 32 (ours)")
-    check: bool = key(True, "Compare the file with PyTorch before success is reported (ours)")
+    batch_size: Batch = key(-1, "Batch size; -1: dynamic", ge=-1)
+    verbose: bool = key(False, "Log more details")
+    format: Literal["onnx", "xdl"] = key("onnx", "File format; only onnx is supported")
+    valid_iters: Iterations = key(22, "GRU iterations, fixed in the graph", ge=1)
+    dynamic_hw: bool = key(False, "Dynamic height and width: any multiples of 32 (ours)")
+    check: bool = key(True, "Compare the ONNX file with PyTorch; fail if they differ (ours)")
 
 
 class TensorRT(Section):
     data_type: Annotated[
         Literal["fp32", "fp16", "bf16", "int8", "fp8"], any_case("fp32", "fp16", "bf16", "int8", "fp8")
-    ] = key("fp32", "Precision, any case")
-    workspace_size: Int = key(4, "Scratch memory in GiB; 1024 (TAO's default, meant as MB): no limit", ge=0)
-    min_batch_size: Int = key(1, "Smallest batch, for an ONNX file of any batch", ge=1)
-    opt_batch_size: Int = key(1, "Batch to tune for", ge=1)
-    max_batch_size: Int = key(1, "Largest batch", ge=1)
+    ] = key("fp32", "Precision, in any case")
+    workspace_size: Int = key(4, "Workspace in GiB; 1024 (TAO's default, meant as MB): no limit", ge=0)
+    min_batch_size: Int = key(1, "Smallest batch size, for an ONNX file with dynamic batch", ge=1)
+    opt_batch_size: Int = key(1, "Batch size to optimise for", ge=1)
+    max_batch_size: Int = key(1, "Largest batch size", ge=1)
     layers_precision: Texts = key(
-        [], "<node name or pattern>:<fp32, fp16 or bf16> pins of an fp16 or bf16 engine; * is the default"
+        [],
+        "Precision of single layers of an fp16 or bf16 engine, <node name or pattern>:<fp32, fp16 or bf16>; * is all",
     )
 
 
@@ -53,31 +54,31 @@ class GenTrtEngine(Section):
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
     checkpoint: Text = key(
-        "", f"Checkpoint that onnx_file was exported from, {OR_STARTER}; the inductor backend compiles it (ours)"
+        "", f"For the inductor backend: the checkpoint that onnx_file was exported from, {OR_STARTER} (ours)"
     )
     trt_engine: Text = key("", "Engine file to write; empty: <results_dir>/gen_trt_engine/<name of the ONNX file>")
-    timing_cache: Text = key("", "TensorRT timing cache, read and updated; one of another GPU or version is left alone")
+    timing_cache: Text = key("", "TensorRT timing cache to read and update; ignored if of another GPU or version")
     batch_size: Batch = key(-1, "Batch size", ge=-1)
-    verbose: bool = key(False, "Verbose build")
+    verbose: bool = key(False, "Log more details")
     backend: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "inductor", "onnxruntime"] = key(
-        "auto", "What builds and runs the engine; auto: the first that can build here, onnxruntime at last (ours)"
+        "auto", "Backend that builds and runs the engine; auto: the first available one, onnxruntime last (ours)"
     )
-    verify: bool = key(True, "Compare the engine with its ONNX file before success is reported (ours)")
+    verify: bool = key(True, "Compare the engine with its ONNX file; fail if they differ (ours)")
     compute_capabilities: Texts = key(
-        [], "GPU generations that TensorRT-RTX builds for, as 8.6; empty: this one (ours)"
+        [], "Compute capabilities that TensorRT-RTX builds for, such as 8.6; empty: that of this GPU (ours)"
     )
     tensorrt: TensorRT = section(TensorRT, "Build settings")
     min_height: Positive | None = key(
         None,
-        "Smallest height in px, for an ONNX file with open height; null: opt_height, or 32 where all three are null",
+        "Smallest height in px, for an ONNX file with dynamic height; null: opt_height, or 32 if all three are null",
     )
-    opt_height: Positive | None = key(None, "Height in px to tune for; null: the one the ONNX file was traced at")
+    opt_height: Positive | None = key(None, "Height in px to optimise for; null: that of the ONNX file's export")
     max_height: Positive | None = key(
         None,
-        "Largest height in px; null: opt_height, or where all three are null the traced one (ONNX engines: twice that)",
+        "Largest height in px; null: opt_height, or the export's if all three are null (ONNX engines: twice that)",
     )
     min_width: Positive | None = key(
-        None, "Smallest width in px, for an ONNX file with open width; null: as min_height does with opt_width"
+        None, "Smallest width in px, for an ONNX file with dynamic width; null: like min_height, with opt_width"
     )
-    opt_width: Positive | None = key(None, "Width in px to tune for; null: the one the ONNX file was traced at")
-    max_width: Positive | None = key(None, "Largest width in px; null: as max_height does with opt_width")
+    opt_width: Positive | None = key(None, "Width in px to optimise for; null: that of the ONNX file's export")
+    max_width: Positive | None = key(None, "Largest width in px; null: like max_height, with opt_width")

@@ -1,4 +1,4 @@
-"""The spec of every verb that has no flat one, and how a verb finds its spec and its results."""
+"""ExperimentSpec, the common spec of most verbs; and functions that find a verb's spec class and results folder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from stereo_core.verbs import VERBS, section_of
 
 
 class ExperimentSpec(Section):
-    """One file may serve all verbs: each reads its own section, `dataset` and `model`."""
+    """One file can serve all verbs: each verb reads its own section, `dataset` and `model`."""
 
-    results_dir: Text = key("", "Output folder; each verb writes to its own folder in it")
+    results_dir: Text = key("", "Output folder; each verb writes to its own subfolder")
     encryption_key: Text = key("", "Passphrase of encrypted checkpoints", secret=True)
     model_name: Text = key("", "Name for TAO's launcher")
-    dataset: Dataset = section(Dataset, "Which pairs, and how they are read and augmented")
+    dataset: Dataset = section(Dataset, "The pairs, and how they are read and augmented")
     model: Model = section(Model, "The network")
     train: Train = section(Train, "Training")
-    automl: AutoML = section(AutoML, "The search for hyperparameters")
+    automl: AutoML = section(AutoML, "Hyperparameter search")
     evaluate: Evaluate = section(Evaluate, "Metrics of a checkpoint or an engine")
     inference: Inference = section(Inference, "Disparity maps from a checkpoint or an engine")
     export: Export = section(Export, "Checkpoint to ONNX")
@@ -37,7 +37,7 @@ class ExperimentSpec(Section):
 
 
 def sections_of(verb: str) -> set[str]:
-    """The first parts of the keys that a verb of the common file may have something to do with; empty for others."""
+    """The top-level keys of ExperimentSpec that a verb may use; empty for a verb with a flat spec."""
     sections = VERBS[verb].sections
     return {"results_dir", "encryption_key", "model_name", "dataset", "model", *sections} if sections else set()
 
@@ -46,7 +46,7 @@ def spec_class(verb: str) -> type[Section]:
     """The class of a verb's spec.
 
     Raises:
-        SpecError: no such verb, or one that takes no spec; names the nearest that does.
+        SpecError: unknown verb, or a verb without a spec; suggests the nearest verb with one.
     """
     if (row := VERBS.get(verb)) and row.spec:
         module, _, name = row.spec.partition(":")
@@ -57,14 +57,14 @@ def spec_class(verb: str) -> type[Section]:
 
 
 def output_file(spec: ExperimentSpec, verb: str) -> str:
-    """The file that the user wants a verb to write, else the empty text."""
+    """The output file that the spec names for a verb; empty if there is none."""
     section, _, name = VERBS[verb].output_file.partition(".")
     return getattr(getattr(spec, section), name) if name else ""
 
 
 def results_dir(spec: Section, verb: str) -> Path:
-    """Where a verb writes: `<verb>.results_dir` as it is, else `results_dir/<verb>`, else the folder of the file that
-    it is told to write (`export.onnx_file`, `gen_trt_engine.trt_engine`); verbs with a flat spec use theirs.
+    """The folder that a verb writes to: `<verb>.results_dir` unchanged, else `results_dir/<verb>`, else the folder of
+    its output file (`export.onnx_file`, `gen_trt_engine.trt_engine`). For a flat spec: its `results_dir`.
 
     doctor writes to `doctor` in the folder of train; with an engine, evaluate and inference write to `trt_evaluate` and
     `trt_inference`. The folder is not created.

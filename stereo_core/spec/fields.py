@@ -1,4 +1,4 @@
-"""The scalar types of a spec and `key`, with which every key is declared."""
+"""The scalar types of a spec, and `key`, which declares every key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field,
 
 
 class Section(BaseModel):
-    """A group of keys. Unknown keys are errors; `model_...` is an ordinary name here."""
+    """A group of keys. Unknown keys are errors. Key names may start with `model_`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -22,7 +22,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_empty(cls, value: Any) -> Any:
-        """A section without keys (`wandb:` alone in YAML) is at its defaults."""
+        """An empty section (`wandb:` alone in YAML) has all defaults."""
         return {} if value is None else value
 
 
@@ -35,12 +35,12 @@ def key(
     secret: bool = False,
     **rules: Any,
 ) -> Any:
-    """Declare a key: its default, what it means, and its rules (`ge`, `gt`, `le`, `lt`, `min_length`, `max_length`).
+    """Declare a key: default, description and rules (`ge`, `gt`, `le`, `lt`, `min_length`, `max_length`).
 
     Args:
-        automl: a hyperparameter search may tune it.
-        mandatory: TAO's `???`: a verb that needs it refuses an empty value.
-        secret: never written to a file or a log.
+        automl: a hyperparameter search may tune the key.
+        mandatory: TAO's `???`: verbs that need the key refuse an empty value.
+        secret: the value is never written to a file or a log.
     """
     rules["repr"] = not secret
     marks = {"automl": automl} | ({"mandatory": True} if mandatory else {}) | ({"secret": True} if secret else {})
@@ -48,19 +48,19 @@ def key(
 
 
 def section(group: type[Section], description: str) -> Any:
-    """Declare a nested group of keys, all at their defaults."""
+    """Declare a nested group of keys with their defaults."""
     return Field(default_factory=group, description=description)
 
 
 def _number(value: Any) -> Any:
-    """Numbers and their spellings (`1e-4`), but never true or false, which Python takes for 1 and 0."""
+    """Accept numbers and their text forms (`1e-4`), but not true and false, which Python treats as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("expected a number, got true or false")
     return value
 
 
 def _text(value: Any) -> Any:
-    """Text; null is the empty text, and a bare number is meant as written (`wandb.run_id=17`)."""
+    """Accept text; null becomes the empty text, and a number stays as written (`wandb.run_id=17`)."""
     if value is None:
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -69,7 +69,7 @@ def _text(value: Any) -> Any:
 
 
 def null_is(value: Any) -> BeforeValidator:
-    """Keys that may be null in TAO: null means `value`."""
+    """For keys that may be null in TAO: null means `value`."""
     return BeforeValidator(lambda given: copy.copy(value) if given is None else given)
 
 
@@ -86,13 +86,13 @@ Mapping = Annotated[dict[str, Any], null_is({})]
 
 
 def any_case(*choices: str) -> BeforeValidator:
-    """Choices in any case; the value becomes the spelling given here."""
+    """Accept the choices in any case; the value becomes the spelling given here."""
     spelling = {choice.lower(): choice for choice in choices}
     return BeforeValidator(lambda value: spelling.get(value.lower(), value) if isinstance(value, str) else value)
 
 
 def spelled(**meanings: str) -> BeforeValidator:
-    """Other words for choices: word -> the choice that it means."""
+    """Accept aliases of choices: alias -> choice."""
     return BeforeValidator(lambda value: meanings.get(value, value) if isinstance(value, str) else value)
 
 

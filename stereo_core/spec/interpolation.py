@@ -1,4 +1,4 @@
-"""`${a.b}` inside a value: the value of another key."""
+"""Resolves `${a.b}` inside a value to the value of another key."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ MAX_REFERENCES = 1000
 
 
 def resolve(tree: dict, group: type[Section]) -> dict:
-    """The tree with every reference replaced; keys that are not set count with their default.
+    """The tree with every reference replaced. References to unset keys give their default.
 
-    A value that is one reference takes the other value as it is; inside a longer text it is written out.
+    A value that is only a reference becomes the other value, with its type; inside a longer text it becomes text.
 
     Raises:
-        SpecError: a reference to no key or to itself, or one of OmegaConf's resolvers (`${eval:...}`, `${oc.env:...}`),
-            which run code or read the environment.
+        SpecError: a reference to an unknown key or to itself, or an OmegaConf resolver (`${eval:...}`,
+            `${oc.env:...}`), which could run code or read the environment.
     """
     keys = _Keys(tree, group, iter(range(MAX_REFERENCES)))
     return {name: _resolve(value, (name,), keys, ()) for name, value in tree.items()}
 
 
 class _Keys(NamedTuple):
-    """What references refer to; `room`: one for each that may be followed."""
+    """The keys that references can name; `room` limits the number of references followed."""
 
     tree: dict
     group: type[Section]
@@ -55,18 +55,21 @@ def _target(name: str, path: tuple, keys: _Keys, trail: tuple[str, ...]) -> Any:
     where = dotted(path)
     if ":" in name:
         kind = name.partition(":")[0]
-        raise SpecError(f"{where}: ${{{kind}:...}} would run code or read the environment; write the value itself")
+        raise SpecError(
+            f"{where}: ${{{kind}:...}} is not supported (it could run code or read the environment); write "
+            "the value itself"
+        )
     if name in trail:
         raise SpecError(f"{where}: ${{{name}}} refers to itself")
     if next(keys.room, None) is None:
-        raise SpecError(f"{where}: more than {MAX_REFERENCES} references, counted with those that they lead to")
+        raise SpecError(f"{where}: more than {MAX_REFERENCES} references (nested ones included); write values instead")
     parts = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
     value = _look_up(keys.tree, parts)
     if value is _MISSING or value == "???":
         value = _look_up(keys.group().model_dump(), parts)
     if value is _MISSING:
         guess = nearest(name, keys.group)
-        raise SpecError(f"{where}: ${{{name}}} is no key" + (f"; did you mean ${{{guess}}}?" if guess else ""))
+        raise SpecError(f"{where}: ${{{name}}}: unknown key" + (f"; did you mean ${{{guess}}}?" if guess else ""))
     return _resolve(value, path, keys, (*trail, name))
 
 

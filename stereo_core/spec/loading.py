@@ -1,4 +1,4 @@
-"""A spec file, overrides and defaults -> a checked spec; every complaint of one load in one message."""
+"""Loads a spec from a file, overrides and defaults, and checks it. One error message lists all problems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stereo_core.values import near
 
 @dataclass
 class _Source:
-    """Where each value comes from, for error messages."""
+    """The origin of each value, for error messages."""
 
     name: str
     overridden: list[str] = field(default_factory=list)
@@ -40,13 +40,13 @@ def _starts(path: str, other: str) -> bool:
 
 
 def load_spec(verb: str, path: Path | None, overrides: Sequence[str] = ()) -> Section:
-    """The spec of a verb from a YAML file, or from nothing, and `key=value` overrides.
+    """The spec of a verb, from an optional YAML file and `key=value` overrides.
 
     Returns:
-        An ExperimentSpec, a ConvertSpec or a SynthesizeSpec. Mandatory keys of the verb are set, its input files exist.
+        An instance of the verb's spec class. The verb's mandatory keys are set and its input files exist.
 
     Raises:
-        SpecError: one line a complaint, each with the file (or `command line`), the dotted path and the rule broken.
+        SpecError: one line per problem, each with the file (or `command line`), the dotted path and the broken rule.
     """
     source = _Source(str(path) if path else "command line")
     tree = read_tree(path) if path else {}
@@ -60,27 +60,27 @@ def load_spec(verb: str, path: Path | None, overrides: Sequence[str] = ()) -> Se
 
 
 def _override(tree: dict[str, Any], tokens: tuple[str, ...], source: _Source) -> None:
-    """Set what an override says. Raises SpecError, as for one that the shell has split."""
+    """Apply one override. Raises SpecError if it is invalid, e.g. split by the shell."""
     if len(tokens) > 1:
         raise split_by_the_shell(tokens)
     keys, value = parse_override(tokens[0])
     path = paths.dotted(keys)
     if path in source.overridden and is_spread(value):
-        raise SpecError(f"{path}: stands twice, as where the shell spreads braces; quote the whole argument")
+        raise SpecError(f"{path}: is given twice (did the shell expand braces?); quote the whole argument")
     source.overridden.append(path)
     apply_override(tree, keys, value)
 
 
 def spec_from_dict(verb: str, tree: dict[str, Any], source: str = "spec") -> Section:
-    """The same from a dict; `source` names it in error messages."""
+    """Like load_spec, from a dict; `source` names it in error messages."""
     return _finish(verb, copy.deepcopy(tree), _Source(source), [])
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """The keys of a spec file. Any file name will do; an empty file is an empty spec.
+    """The keys of a spec file. An empty file is an empty spec; the file name does not matter.
 
     Raises:
-        SpecError: the file can not be read, is not UTF-8, is not YAML or is not a mapping.
+        SpecError: the file cannot be read, or is not UTF-8, not YAML or not a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -89,19 +89,19 @@ def read_tree(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise SpecError(f"{path}: can not be read: {error.strerror}") from None
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     tree = parse(text, str(path))
     if tree is not None and not isinstance(tree, dict):
-        raise SpecError(f"{path}: a spec is a mapping of keys to values, this is a {type(tree).__name__}")
+        raise SpecError(f"{path}: a spec must be a mapping of keys to values, but this is a {type(tree).__name__}")
     return tree or {}
 
 
 def build(verb: str, tree: dict[str, Any]) -> Section:
-    """A spec of the right types and ranges; whether it suffices for the verb is not asked.
+    """A spec with checked keys, types and ranges. Whether it is complete for the verb is not checked.
 
     Raises:
-        SpecError: unknown verb, or a reference that can not be resolved.
-        ValidationError: keys, types, ranges, choices.
+        SpecError: unknown verb, or a reference that cannot be resolved.
+        ValidationError: wrong keys, types, ranges or choices.
     """
     group = spec_class(verb)
     tree = _at_home(resolve(_without_unset(tree), group))
@@ -111,10 +111,10 @@ def build(verb: str, tree: dict[str, Any]) -> Section:
 
 
 def checked(verb: str, tree: dict[str, Any], source: str) -> Section:
-    """The same, with clear complaints: for a spec whose files are elsewhere.
+    """Like `build`, with readable errors: for a spec whose files are on another machine.
 
     Raises:
-        SpecError: one line a complaint, each with `source`, the dotted path and the rule broken.
+        SpecError: one line per problem, each with `source`, the dotted path and the broken rule.
     """
     try:
         return build(verb, tree)
@@ -141,7 +141,7 @@ def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Se
 
 
 def _without_unset(value: Any) -> Any:
-    """`???`, OmegaConf's mark for a value still to be set, is the same as leaving the key out."""
+    """Drop keys with `???`, OmegaConf's mark for a value that is still missing."""
     if isinstance(value, dict):
         return {name: _without_unset(item) for name, item in value.items() if item != "???"}
     if isinstance(value, list):
@@ -150,7 +150,7 @@ def _without_unset(value: Any) -> Any:
 
 
 def _at_home(value: Any) -> Any:
-    """`~/` at the beginning of a text is the user's home folder, as in a shell; no value but a path begins so."""
+    """Expand `~/` at the start of a text to the user's home folder; only paths start that way."""
     if isinstance(value, dict):
         return {name: _at_home(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -195,7 +195,7 @@ def _complaint(verb: str, detail: dict, source: _Source) -> str:
     where = f"{source.of(path)}: {path}"
     if detail["type"] == "extra_forbidden":
         guess = paths.nearest(path, spec_class(verb), sections_of(verb))
-        return f"{where}: unknown" + (f"; did you mean {guess}?" if guess else "")
+        return f"{where}: unknown key" + (f"; did you mean {guess}?" if guess else "")
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}"
     values = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}

@@ -1,4 +1,4 @@
-"""`a.b[0].c=value` on the command line."""
+"""Parses and applies overrides: `a.b[0].c=value` on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = re.compile(r"^[A-Za-z_]\w*(\.\w+|\[\d+\])*$")
 
 
 def whole(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The tokens of each override: several where the shell has split one, at a blank that was not quoted."""
+    """The tokens of each override; several if the shell split it at an unquoted space."""
     group: tuple[str, ...] = ()
     for token, following in itertools.zip_longest(tokens, tokens[1:], fillvalue=""):
         is_key = _KEY.match(token) and following.startswith("=")
@@ -31,7 +31,7 @@ def whole(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _goes_on(group: tuple[str, ...], token: str) -> bool:
-    """Whether the token belongs to those before it."""
+    """Whether the token continues the override before it."""
     text = " ".join(group)
     if not _KEY.match(text.partition("=")[0].strip()) or token.startswith(("+", "~")):
         return False
@@ -42,38 +42,38 @@ def _goes_on(group: tuple[str, ...], token: str) -> bool:
 
 
 def split_by_the_shell(group: tuple[str, ...]) -> SpecError:
-    """What is said of an override that came as several tokens."""
+    """The error for an override that the shell split into several tokens."""
     key, _, value = (part.strip() for part in " ".join(group).partition("="))
     return SpecError(
-        f"{' '.join(group)}: the shell has split this into {len(group)}; quote the whole argument: "
+        f"{' '.join(group)}: the shell split this into {len(group)} arguments; quote the whole argument: "
         f"{shlex.quote(f'{key}={value}')}"
     )
 
 
 def is_spread(value: Any) -> bool:
-    """Whether a value looks like one part of `{a: 1,b: 2}`, which shells spread over several arguments."""
+    """Whether a value looks like a part of `{a: 1,b: 2}`, which shells expand to several arguments."""
     parts = value if isinstance(value, list) else [value]
     return all(isinstance(part, str) and re.match(r"^\w+:", part) for part in parts) and bool(parts)
 
 
 def parse_override(token: str) -> tuple[Path, Any]:
-    """One command line token as a path and a value.
+    """Parse one command-line token into a path and a value.
 
     Raises:
-        SpecError: not `key=value`, or one of Hydra's other forms, which have no meaning in a fixed set of keys.
+        SpecError: not `key=value`, or one of Hydra's other forms, which need a spec without fixed keys.
     """
     name, equals, text = token.partition("=")
     name = name.strip()
     if token.startswith("+"):
-        raise SpecError(f"{token}: keys can not be added; write {token.lstrip('+')}")
+        raise SpecError(f"{token}: keys cannot be added; write {token.lstrip('+')}")
     if token.startswith("~"):
-        raise SpecError(f"{token}: keys can not be deleted; set {name[1:]} to another value instead")
+        raise SpecError(f"{token}: keys cannot be deleted; set {name[1:]} to another value instead")
     if not equals or not _KEY.match(name):
         hint = f"; a spec file is given with -e {token}" if token.endswith((".yaml", ".yml")) else ""
         raise SpecError(f"{token}: not of the form key=value{hint}")
     path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
     if len(path) > MAX_DEPTH:
-        raise SpecError(f"{dotted(path[:MAX_DEPTH])}...: no key lies so deep")
+        raise SpecError(f"{dotted(path[:MAX_DEPTH])}...: unknown key (no key is nested this deeply)")
     try:
         return path, parse_value(text)
     except SpecError as error:
@@ -81,10 +81,10 @@ def parse_override(token: str) -> tuple[Path, Any]:
 
 
 def apply_override(tree: dict, path: Path, value: Any) -> None:
-    """Set a value in a tree of dicts and lists. Dicts are merged; an index may also be one past the end of a list.
+    """Set a value in a tree of dicts and lists. Dicts are merged; an index one past the end appends to a list.
 
     Raises:
-        SpecError: the path leads through a plain value or past the end of a list.
+        SpecError: the path goes through a scalar value or past the end of a list.
     """
     node: Any = tree
     for depth, following in enumerate(path[1:]):
@@ -101,12 +101,12 @@ def _get(node: Any, path: Path) -> Any:
     last = path[-1]
     if isinstance(last, str):
         if not isinstance(node, dict):
-            raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is a value, not a group of keys")
+            raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is a single value, not a group of keys")
         return node.get(last)
     if not isinstance(node, list):
         raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is not a list")
     if last > len(node):
-        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has {counted(len(node), 'entry', 'entries')}")
+        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has only {counted(len(node), 'entry', 'entries')}")
     return node[last] if last < len(node) else None
 
 
@@ -118,7 +118,7 @@ def _put(node: Any, name: str | int, value: Any) -> None:
 
 
 def merged(old: dict, new: dict) -> dict:
-    """Both, the new values in place of the old, groups of keys likewise."""
+    """Merge two mappings: new values replace old ones, nested mappings are merged."""
     result = dict(old)
     for name, value in new.items():
         both = isinstance(value, dict) and isinstance(old.get(name), dict)

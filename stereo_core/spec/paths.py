@@ -1,4 +1,4 @@
-"""Dotted paths of keys: how they are written, listed and guessed."""
+"""Dotted paths of keys: formatting, listing, and suggestions for typos."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def dotted(path: Path) -> str:
 
 
 def group_of(field: FieldInfo) -> tuple[type[Section] | None, bool]:
-    """The section a field holds, if it holds one, and whether it holds a list of them."""
+    """The section class of a field (None for a scalar), and whether the field is a list of sections."""
     annotation = field.annotation
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation, False
-    if typing.get_origin(annotation) is dict:  # its names are the user's: one value
+    if typing.get_origin(annotation) is dict:  # the user chooses its keys, so it counts as one value
         return None, False
     for inner in typing.get_args(annotation):
         if isinstance(inner, type) and issubclass(inner, Section):
@@ -36,7 +36,7 @@ def group_of(field: FieldInfo) -> tuple[type[Section] | None, bool]:
 
 
 def walk(group: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key below a section, in order, with sections before their keys. Lists of sections read `name[]`."""
+    """Every key below a section in order; a section comes before its keys. Lists of sections are written `name[]`."""
     for name, field in group.model_fields.items():
         path = f"{prefix}{name}"
         yield path, field
@@ -46,10 +46,10 @@ def walk(group: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInf
 
 
 def nearest(path: str, group: type[Section], sections: Collection[str] = ()) -> str | None:
-    """The key that was probably meant. Its last part counts most, then the section it stands in.
+    """The most similar existing key, for "did you mean". The last part of the path counts most, then its section.
 
     Args:
-        sections: the first parts of the keys that come into question, beside the one that was written; empty: all.
+        sections: top-level keys to search, besides the one written; empty: all.
     """
     parent, _, leaf = path.rpartition(".")
     heads = {*sections, path.partition(".")[0]} if sections else ()

@@ -10,16 +10,16 @@ from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, k
 
 class TensorRule(Section):
     dtype: Annotated[Literal["", "int8", "fp8_e4m3fn", "fp8_e5m2", "native"], spelled(fp8="fp8_e4m3fn")] = key(
-        "", "Number format; fp8 means fp8_e4m3fn; native: leave alone"
+        "", "Number format; fp8 means fp8_e4m3fn; native: do not quantise"
     )
-    observer_or_fake_quant: Text = key("", "Registered observer")
-    quant_axis: Int | None = key(None, "Axis of per-channel scales; null: one scale a tensor")
+    observer_or_fake_quant: Text = key("", "Name of a registered observer")
+    quant_axis: Int | None = key(None, "Axis of per-channel scales; null: one scale per tensor")
     observer_or_fake_quant_kwargs: Mapping = key({}, "Arguments of the observer")
 
 
 class LayerRule(Section):
     module_name: Text = key(
-        "", "Module name, class name or fnmatch pattern (ONNX: of nodes or operators); empty: the default layers"
+        "", "Module name, class name or pattern (ONNX: of nodes or operators); empty: the default layers"
     )
     weights: TensorRule = section(TensorRule, "Rule for weights")
     activations: TensorRule = section(TensorRule, "Rule for activations")
@@ -32,19 +32,19 @@ class Quantize(Section):
     )
     backend_kwargs: Mapping = key({}, "Extra arguments of the library")
     mode: Annotated[Literal["static_ptq", "weight_only_ptq"], null_is("weight_only_ptq")] = key(
-        "weight_only_ptq", "With or without calibration data; unset: what the backend does"
+        "weight_only_ptq", "Quantisation with or without calibration data; unset: the backend's only mode"
     )
     algorithm: Annotated[
         Literal["minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq"], null_is("minmax")
     ] = key("minmax", "Calibration algorithm")
     device: Text = key(
         "cuda",
-        "Calibration device; unset: the CPU where there is no GPU",
+        "Device for the calibration; unset: the GPU, or the CPU if there is none",
         pattern="^(cuda|cpu|trt|cuda:[0-9]+)$",
     )
     model_path: Text = key("", f"Checkpoint to quantise, {OR_STARTER}; for modelopt.onnx an ONNX file")
     layers: Annotated[list[LayerRule], null_is([])] = key(
-        [], "Rules a module; later ones win; none: the default layers in int8"
+        [], "Rules for modules; later rules win; empty: the default layers in int8"
     )
-    skip_names: Texts = key([], "Modules to leave alone")
-    max_epe_increase: Float | None = key(None, "Largest loss of accuracy accepted, px EPE (ours)", ge=0)
+    skip_names: Texts = key([], "Modules that are not quantised")
+    max_epe_increase: Float | None = key(None, "Fail if EPE rises by more than this, in px (ours)", ge=0)

@@ -1,4 +1,4 @@
-"""What a verb needs beyond types and ranges: keys that must be set, files that must exist, keys that must agree."""
+"""Checks beyond types and ranges: keys that must be set, files that must exist, keys that must agree."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from stereo_core.verbs import VERBS, required, section_of
 LOG = logging.getLogger(__name__)
 
 Complaint = tuple[str, str]
-"""A dotted path and the rule it breaks."""
+"""A dotted path and the broken rule."""
 
-_NEEDED = "is needed"
+_NEEDED = "is required"
 
-# quantize.backend -> quantize.mode, and the values of quantize.algorithm that the library has for int8 and fp8
+# quantize.backend -> quantize.mode; and the values of quantize.algorithm that the library has for int8 and fp8
 _QUANTIZE_MODES = {
     "torchao": "weight_only_ptq",
     "modelopt.pytorch": "static_ptq",
     "modelopt.onnx": "static_ptq",
 }
-# section -> its keys that name checkpoints
+# section -> its keys that name a checkpoint
 _CHECKPOINTS = {"train": ("pretrained_model_path", "resume_training_checkpoint_path"), "quantize": ("model_path",)}
 _CHECKPOINTS |= dict.fromkeys(("evaluate", "inference", "export", "gen_trt_engine"), ("checkpoint",))
 _CALIBRATIONS = ("minmax", "max", "entropy")
 
 
 def check(verb: str, spec: Section) -> list[Complaint]:
-    """Everything that stops a verb from running on a spec."""
-    needed = f"is needed by {verb}"
+    """All problems that stop a verb from running on this spec."""
+    needed = f"is required by {verb}"
     return [(path, needed if rule == _NEEDED else rule) for path, rule in _complaints(verb, spec)]
 
 
@@ -48,14 +48,14 @@ def _complaints(verb: str, spec: Section) -> list[Complaint]:
     name, reads = section_of(verb), VERBS[verb].sections
     own = getattr(spec, name)
     somewhere = own.results_dir or spec.results_dir or output_file(spec, verb)
-    complaints = [] if somewhere else [("results_dir", f"is needed by {verb}, or {name}.results_dir")]
+    complaints = [] if somewhere else [("results_dir", f"is required by {verb} (or set {name}.results_dir)")]
     complaints += _RULES.get(name, _none)(spec, verb)
     if "model" in reads and not getattr(own, "trt_engine", ""):
         complaints += _model(spec)
         checkpoints = {getattr(own, key) for key in _CHECKPOINTS.get(name, ())}
         complaints += _backbones(spec, from_checkpoint=bool(checkpoints - {"", AUTO}))
     if "dataset" in reads and spec.dataset.dataset_name != "StereoDataset":
-        complaints.append(("dataset.dataset_name", "MonoDataset: this product is for stereo only"))
+        complaints.append(("dataset.dataset_name", "MonoDataset is not supported: this product is for stereo only"))
     return complaints
 
 
@@ -76,9 +76,9 @@ def _convert(spec: ConvertSpec, verb: str) -> Iterator[Complaint]:
 def _fetch_dataset(spec: FetchSpec, verb: str) -> Iterator[Complaint]:
     expected = "s3://bucket/folder" if spec.mode == "copy" else "a folder or s3://bucket/folder"
     if spec.uri and not is_uri(spec.uri) and (spec.mode == "copy" or not Path(spec.uri).is_dir()):
-        yield "uri", f"{spec.uri}; expected {expected}"
+        yield "uri", f"{spec.uri}: expected {expected}"
     if spec.mode != "pack" and "shard_mib" in spec.model_fields_set:
-        yield "shard_mib", "has an effect with mode=pack alone; leave it out"
+        yield "shard_mib", "has an effect only with mode=pack; leave it out"
 
 
 def _info(spec: InfoSpec, verb: str) -> Iterator[Complaint]:
@@ -87,27 +87,25 @@ def _info(spec: InfoSpec, verb: str) -> Iterator[Complaint]:
         if source.drawn:
             yield (
                 f"data_sources[{index}].dataset_name",
-                "Synthetic: its scenes have no end and no files; `depth_net synthesize` writes some to count",
+                "Synthetic: the scenes are endless and have no files; write some with `depth_net synthesize` first",
             )
 
 
 def decide(verb: str, spec: Section) -> None:
-    """Where TAO's specs name both a checkpoint and an engine the verb takes one, and the other is left out; log it."""
+    """TAO's specs may name both a checkpoint and an engine: keep the one that the verb uses, and log it."""
     own = getattr(spec, section_of(verb), None)
     if not getattr(own, "checkpoint", "") or not getattr(own, "trt_engine", ""):
         return
     taken, other = ("trt_engine", "checkpoint") if "engine" in VERBS[verb].inputs else ("checkpoint", "trt_engine")
-    LOG.info(
-        "%s takes %s.%s, %s; %s is set too and left out", verb, section_of(verb), taken, getattr(own, taken), other
-    )
+    LOG.info("%s uses %s.%s (%s) and ignores %s", verb, section_of(verb), taken, getattr(own, taken), other)
     setattr(own, other, "")
 
 
 def settle(verb: str, spec: Section) -> None:
-    """Fill in what follows from the rest: chosen checkpoints become their files, entries of data_sources without a
-    file go, evaluate.resize and quantize.mode are decided, intervals of a training end with it.
+    """Set values that follow from others: checkpoint choices become file paths, data_sources without a file are
+    dropped, evaluate.resize and quantize.mode get their value, intervals are limited to num_epochs.
 
-    Baseline and focal length at TAO's defaults, which its templates write out, belong to nobody's camera: not set.
+    Baseline and focal length at TAO's defaults count as unset: TAO's templates contain them, but no camera has them.
     """
     if not isinstance(spec, ExperimentSpec):
         return
@@ -130,19 +128,19 @@ def settle(verb: str, spec: Section) -> None:
 
 
 def _settle_intervals(train: Section) -> None:
-    """TAO's templates ask for a checkpoint every ten epochs, of however few."""
+    """Limit intervals to num_epochs: TAO's templates have an interval of ten epochs even for shorter runs."""
     names = ["validation_interval"] + ["checkpoint_interval"] * (train.checkpoint_interval_unit == "epoch")
     for name in names:
         if getattr(train, name) > train.num_epochs:
-            LOG.info("train.%s: %d becomes train.num_epochs, %d", name, getattr(train, name), train.num_epochs)
+            LOG.info("train.%s: %d is limited to train.num_epochs, %d", name, getattr(train, name), train.num_epochs)
             setattr(train, name, train.num_epochs)
 
 
 def _settle_checkpoints(name: str, own: Section) -> None:
     for key in _CHECKPOINTS.get(name, ()):
-        said = getattr(own, key)
-        if said not in ("", AUTO) and not is_uri(said) and (file := choice.chosen(said)) != Path(said):
-            LOG.info("%s.%s: %s is %s", name, key, said, file)
+        named = getattr(own, key)
+        if named not in ("", AUTO) and not is_uri(named) and (file := choice.chosen(named)) != Path(named):
+            LOG.info("%s.%s: %s is the file %s", name, key, named, file)
             setattr(own, key, str(file))
 
 
@@ -165,18 +163,18 @@ def _automl(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         return
     yield from search_space.complaints(spec)
     if own.direction != "minimize":
-        yield "automl.direction", f"{own.metric} is the lower the better: minimize"
+        yield "automl.direction", f"{own.metric} is better when lower; set minimize"
     if not spec.dataset.val_dataset.data_sources:
-        yield "dataset.val_dataset.data_sources", "trials are compared on validation pairs; name at least one file"
+        yield "dataset.val_dataset.data_sources", "a search compares trials on validation pairs; name at least one file"
     if train.validation_interval > own.automl_max_epochs:
         yield (
             "train.validation_interval",
             f"{train.validation_interval} is more than automl.automl_max_epochs {own.automl_max_epochs}",
         )
     if train.is_dry_run:
-        yield "train.is_dry_run", "a dry run leaves nothing that trials could be compared by"
+        yield "train.is_dry_run", "a search cannot compare dry runs; set false"
     if train.num_nodes > 1:
-        yield "train.num_nodes", f"{train.num_nodes}: a search runs on one node, its trials on one GPU each"
+        yield "train.num_nodes", f"{train.num_nodes}: a search runs on one node, with one GPU for each trial; set 1"
 
 
 def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -187,7 +185,7 @@ def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     if "engine" in VERBS[verb].inputs and not own.trt_engine:
         yield f"{name}.trt_engine", _NEEDED
     elif not own.checkpoint and not own.trt_engine:
-        yield f"{name}.checkpoint", f"{verb} needs either this or {name}.trt_engine"
+        yield f"{name}.checkpoint", f"{verb} requires this or {name}.trt_engine"
     yield from _checkpoint(f"{name}.checkpoint", own.checkpoint)
     yield from _file(f"{name}.trt_engine", own.trt_engine, needed=False)
     if name == "inference" and own.calibration != BESIDE:
@@ -200,15 +198,15 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     yield from _is_set("export.onnx_file", export.onnx_file)
     for path, size in (("export.input_height", export.input_height), ("export.input_width", export.input_width)):
         if size % 32:
-            yield path, f"{size} is not a multiple of 32; the nearest is {max(32, 32 * round(size / 32))}"
+            yield path, f"{size} is not a multiple of 32; the nearest multiple is {max(32, 32 * round(size / 32))}"
     if not 16 <= export.opset_version <= 20:
         yield "export.opset_version", f"{export.opset_version} is not one of 16 to 20"
     if export.batch_size == 0:
-        yield "export.batch_size", "0 is neither a batch size nor -1 (any)"
+        yield "export.batch_size", "0 is not possible; give a batch size, or -1 for any"
     if export.input_channel != 3:
-        yield "export.input_channel", "the network takes colour images: 3 channels"
+        yield "export.input_channel", "the network takes colour images; set 3"
     if export.format != "onnx":
-        yield "export.format", "only onnx can be written"
+        yield "export.format", "only onnx is supported"
 
 
 def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -219,7 +217,10 @@ def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         yield from _is_set("gen_trt_engine.checkpoint", own.checkpoint)
     if not settings.min_batch_size <= settings.opt_batch_size <= settings.max_batch_size:
         sizes = f"{settings.min_batch_size}, {settings.opt_batch_size}, {settings.max_batch_size}"
-        yield "gen_trt_engine.tensorrt.opt_batch_size", f"min, opt, max batch size must not decrease, they are {sizes}"
+        yield (
+            "gen_trt_engine.tensorrt.opt_batch_size",
+            f"min, opt and max batch size must be ascending, but are {sizes}",
+        )
 
 
 def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -228,17 +229,17 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     for split in ("train", "val"):
         yield from _sources(spec, split, needed=False)
     if "mode" in own.model_fields_set and own.mode != _QUANTIZE_MODES[own.backend]:
-        yield "quantize.mode", f"{own.mode}: {own.backend} does {_QUANTIZE_MODES[own.backend]} alone; set that"
+        yield "quantize.mode", f"{own.mode}: {own.backend} supports only {_QUANTIZE_MODES[own.backend]}; set that"
     if own.device == "trt" and own.backend != "modelopt.onnx":
-        yield "quantize.device", f"trt is for modelopt.onnx; {own.backend} takes cuda, cuda:N or cpu"
+        yield "quantize.device", f"trt works only with modelopt.onnx; set cuda, cuda:N or cpu for {own.backend}"
     if own.max_epe_increase is not None and not dataset.val_dataset.data_sources:
-        yield "quantize.max_epe_increase", "is measured on dataset.val_dataset.data_sources, and there are none"
+        yield "quantize.max_epe_increase", "needs pairs to measure on; set dataset.val_dataset.data_sources"
     if own.backend == "torchao":
         return
     if own.algorithm not in _CALIBRATIONS:
         yield (
             "quantize.algorithm",
-            f"{own.algorithm} is for 4-bit weights; {own.backend} in int8 or fp8 takes {', '.join(_CALIBRATIONS)}",
+            f"{own.algorithm} is for 4-bit weights; for int8 and fp8 {own.backend} supports {', '.join(_CALIBRATIONS)}",
         )
     images = dataset.quant_calibration_dataset.images_dir
     if images and not is_uri(images) and not Path(images).exists():
@@ -246,7 +247,7 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     if not images and not dataset.train_dataset.data_sources:
         yield (
             "dataset.quant_calibration_dataset.images_dir",
-            f"{own.backend} calibrates on images: set this, or dataset.train_dataset.data_sources",
+            f"{own.backend} needs calibration images; set this, or dataset.train_dataset.data_sources",
         )
 
 
@@ -265,28 +266,28 @@ _RULES = {
 
 
 def _model(spec: ExperimentSpec) -> Iterator[Complaint]:
-    """Settings of TAO that no published weights use, and other networks."""
+    """Settings that no published weights use, and networks that are not supported."""
     model = spec.model
     if model.model_type in ("MetricDepthAnything", "RelativeDepthAnything"):
         yield (
             "model.model_type",
-            f"{model.model_type} is a mono network; this product is for stereo only: FoundationStereo, "
+            f"{model.model_type} is a monocular network; this product is for stereo only: FoundationStereo, "
             "FastFoundationStereo",
         )
     yield from _fast(model) if model.model_type == "FastFoundationStereo" else _classic(model)
     if model.n_downsample != 2:
-        yield "model.n_downsample", "the network works at a quarter of the resolution: 2"
+        yield "model.n_downsample", "the network works at a quarter of the resolution; set 2"
     if model.cv_group != 8:
-        yield "model.cv_group", f"{model.cv_group}: the network has 8 correlation groups"
+        yield "model.cv_group", f"{model.cv_group}: the network has 8 correlation groups; set 8"
     if model.volume_dim not in (28, 32):
-        yield "model.volume_dim", f"{model.volume_dim}: the network has 28 cost volume channels"
+        yield "model.volume_dim", f"{model.volume_dim}: the network has 28 cost volume channels; set 28"
     for name in ("use_bn", "use_clstoken"):
         if getattr(model.stereo_backbone, name):
-            yield f"model.stereo_backbone.{name}", "no published weights use it; only false is possible"
+            yield f"model.stereo_backbone.{name}", "no published weights use it; set false"
 
 
 def _backbones(spec: ExperimentSpec, *, from_checkpoint: bool) -> Iterator[Complaint]:
-    """A checkpoint holds the backbones' weights: their files are not read then, and need not be on this machine."""
+    """The backbones' weight files. A checkpoint includes these weights, so then the files are not needed."""
     for name in ("depth_anything_v2_pretrained_path", "edgenext_pretrained_path"):
         path, value = f"model.stereo_backbone.{name}", getattr(spec.model.stereo_backbone, name)
         if not from_checkpoint:
@@ -297,21 +298,21 @@ def _backbones(spec: ExperimentSpec, *, from_checkpoint: bool) -> Iterator[Compl
 
 def _classic(model: Model) -> Iterator[Complaint]:
     if model.encoder == "vitt" and not model.preset:
-        yield "model.encoder", "vitt exists in presets only: model.preset=small or tiny"
+        yield "model.encoder", "vitt is available only in presets; set model.preset to small or tiny"
     if model.preset and model.encoder != "vitt":
-        yield "model.encoder", f"the {model.preset} preset has its own ViT, vitt, not {model.encoder}"
+        yield "model.encoder", f"the preset {model.preset} uses its own ViT, vitt, not {model.encoder}; leave it out"
     if any(width != 128 for width in model.hidden_dims) or len(model.hidden_dims) < model.n_gru_layers:
-        yield "model.hidden_dims", f"{model.hidden_dims}: the network has 128 in every GRU level"
+        yield "model.hidden_dims", f"{model.hidden_dims}: every GRU level of the network has a width of 128"
 
 
 def _fast(model: Model) -> Iterator[Complaint]:
     if model.encoder not in ("vits", "vitb", "vitl"):
-        yield "model.encoder", f"{model.encoder}: FastFoundationStereo is made for vits, vitb or vitl"
+        yield "model.encoder", f"{model.encoder}: FastFoundationStereo supports vits, vitb or vitl"
     if model.preset:
-        yield "model.preset", f"{model.preset} is a FoundationStereo; FastFoundationStereo has no presets"
+        yield "model.preset", f"{model.preset} is a preset of FoundationStereo; FastFoundationStereo has none"
     for name in ("variant", "disparity_attention"):
         if getattr(model, name) != "auto":
-            yield f"model.{name}", "FastFoundationStereo has one; leave it out"
+            yield f"model.{name}", "FastFoundationStereo has only one variant; leave it out"
     if len(model.hidden_dims) < model.n_gru_layers:
         yield "model.hidden_dims", f"{model.hidden_dims}: fewer than model.n_gru_layers {model.n_gru_layers}"
 
@@ -325,10 +326,10 @@ def _augmentation(path: str, augmentation: Augmentation) -> Iterator[Complaint]:
     }
     for name, (low, high) in ranges.items():
         if low > high:
-            yield f"{path}.{name}", f"the range begins at {low} and ends at {high}"
+            yield f"{path}.{name}", f"the lower bound {low} is above the upper bound {high}"
     low_gain, high_gain = augmentation.gamma[2:]
     if low_gain > high_gain:
-        yield f"{path}.gamma", f"the range of the gain begins at {low_gain} and ends at {high_gain}"
+        yield f"{path}.gamma", f"the lower bound of the gain, {low_gain}, is above the upper bound {high_gain}"
     for name in ("color_aug_saturation", "gamma"):
         if min(getattr(augmentation, name)) < 0:
             yield f"{path}.{name}", f"{min(getattr(augmentation, name))} is below 0"
@@ -341,7 +342,7 @@ def _sources(spec: ExperimentSpec, split: str, *, needed: bool) -> Iterator[Comp
 
 def _entries(path: str, sources: list[DataSource], *, needed: bool) -> Iterator[Complaint]:
     if needed and not sources:
-        yield path, "at least one entry with a data_file is needed"
+        yield path, "at least one entry with a data_file is required"
     for index, source in enumerate(sources):
         if source.drawn:
             yield from _scenes(f"{path}[{index}]", source)
@@ -353,10 +354,10 @@ def _entries(path: str, sources: list[DataSource], *, needed: bool) -> Iterator[
 
 def _scenes(path: str, source: DataSource) -> Iterator[Complaint]:
     if source.data_file:
-        yield f"{path}.data_file", "a Synthetic source draws its pairs; leave it out"
+        yield f"{path}.data_file", "a Synthetic source has no file; leave it out"
     low, high = source.scene_disparity
     if not 0 < low <= high:
-        yield f"{path}.scene_disparity", f"[{low}, {high}] is no range of px above 0"
+        yield f"{path}.scene_disparity", f"[{low}, {high}] is not an ascending range above 0 px"
 
 
 def _is_set(path: str, value: str) -> Iterator[Complaint]:
@@ -372,7 +373,7 @@ def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
 
 
 def _checkpoint(path: str, value: str, *, needed: bool = False) -> Iterator[Complaint]:
-    """As _file, where a folder and a choice may stand too; another checkpoint is never taken in its place."""
+    """Like _file, but FOLDER@CHOICE is possible too. Another checkpoint is never used instead."""
     if not value:
         yield from _is_set(path, value) if needed else ()
         return

@@ -20,9 +20,9 @@ from stereo_core.verbs import VERBS, reads_split, section_of
 
 
 def json_schema(verb: str) -> dict[str, Any]:
-    """JSON Schema of a verb's spec: types, ranges, choices, defaults, meanings.
+    """JSON Schema of a verb's spec: types, ranges, choices, defaults, descriptions.
 
-    Each key carries `automl`: whether a search may tune it, which is only so where it has an effect.
+    Each key has `automl`: whether a search may tune it. Keys without an effect are never tuned.
     """
     schema = spec_class(verb).model_json_schema()
     definitions = schema.pop("$defs", {})
@@ -45,7 +45,7 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
 
 
 def _marked(node: dict[str, Any], path: str) -> dict[str, Any]:
-    """Without pydantic's titles, and with `automl` false where a key has no effect."""
+    """Remove pydantic's titles, and set `automl` to false for keys without an effect."""
     node = {_KEYWORDS.get(name, name): value for name, value in node.items() if name != "title"}
     why = effects.reason(path)
     if why and "automl" in node:
@@ -69,7 +69,7 @@ _KEYWORDS = {
     "lt": "exclusiveMaximum",
     "multiple_of": "multipleOf",
 }
-"""Rules that pydantic leaves in its own words where a validator stands before a type."""
+"""Rules that pydantic leaves under its own names when a validator comes before a type."""
 
 
 _SHORT = (
@@ -111,22 +111,22 @@ _SHORT = (
     "quantize.model_path",
     "quantize.backend",
 )
-"""The keys of the common file that people set, as patterns of their paths."""
+"""The most common keys of ExperimentSpec, as patterns of their paths."""
 _OF_A_SOURCE = ("data_file", "dataset_name")
 
 
 def default_specs(verb: str, short: bool = False) -> str:
-    """Every key that a verb reads, with default, meaning, range and choices, as YAML that loads back to the defaults.
+    """Every key that a verb reads, with default, description, range and choices, as YAML that loads to the defaults.
 
-    Keys that must be set read `???`. With `short` only the keys that people set, a data source with a key each.
+    Keys that must be set have the value `???`. With `short` only the most common keys.
     """
     group = spec_class(verb)
     schema = json_schema(verb)
     names = list(group.model_fields)
     if group is ExperimentSpec:
         names = [name for name in names if name in sections_of(verb)]
-    which = "the keys that are set most, each" if short else "every key"
-    head = f"# depth_net {verb}: {which} with its default. ??? stands where a value is needed.\n"
+    which = "the most common keys with their defaults" if short else "every key with its default"
+    head = f"# depth_net {verb}: {which}. Replace ??? by a value. (ours): TAO has no such key.\n"
     is_wanted = partial(_is_set_often, verb) if short else None
     return head + "\n".join(_lines(group, names, schema, (), is_wanted)) + "\n"
 
@@ -135,7 +135,7 @@ def _is_set_often(verb: str, path: str) -> bool:
     if not VERBS[verb].sections:
         return not effects.reason(path)
     section, _, rest = path.partition(".")
-    if section == "model" and "train" not in VERBS[verb].sections:  # a file of weights says what the network is
+    if section == "model" and "train" not in VERBS[verb].sections:  # the checkpoint defines the network
         return False
     split, is_split, _ = rest.partition("_dataset.")
     if section == "dataset" and not (reads_split(verb, split) if is_split else VERBS[verb].splits):
@@ -150,7 +150,7 @@ def _lines(
     path: tuple[str, ...],
     is_wanted: Callable[[str], bool] | None,
 ) -> Iterator[str]:
-    """Commented YAML of a section's keys; of those alone that are wanted, if that is asked."""
+    """Commented YAML of a section's keys, or only of the selected ones."""
     indent = "  " * len(path)
     for name in names:
         field, node = group.model_fields[name], schema["properties"][name]
@@ -187,7 +187,7 @@ def _value(field: FieldInfo, node: dict[str, Any]) -> str:
 
 
 def _entry(group: type[Section], schema: dict[str, Any]) -> Iterator[str]:
-    """What an entry of a list of sections may hold."""
+    """Commented lines for the keys of a list entry."""
     for name, field in group.model_fields.items():
         node = schema["properties"][name]
         rules = _rules(node)
@@ -198,7 +198,7 @@ def _entry(group: type[Section], schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _rules(node: dict[str, Any]) -> str:
-    """Range and choices as a reader wants them: `(0 to 1)`, `(one of a, b)`."""
+    """Range and choices as text: `(0 to 1)`, `(one of a, b)`."""
     node = next((option for option in node.get("anyOf", []) if option.get("type") != "null"), node)
     if "const" in node:
         return f"({node['const']} or null)"

@@ -1,6 +1,6 @@
-"""YAML text -> plain Python values, by the rules of YAML 1.2, with duplicate keys refused.
+"""Parses YAML by the rules of YAML 1.2, and refuses duplicate keys.
 
-YAML 1.1, PyYAML's own dialect, reads `on`, `12:30` and `2024-01-01` as true, 750 and a date; here they are texts.
+PyYAML follows YAML 1.1, which reads `on`, `12:30` and `2024-01-01` as true, 750 and a date. Here they are texts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import yaml
 
 from stereo_core.errors import SpecError
 
-MAX_VALUES = 300_000  # of a document
-_PLAIN = (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq")))  # None: any other, refused
+MAX_VALUES = 300_000  # in one document
+_TAGS = (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq")))  # None: refuses all others
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own name
-    yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN}  # noqa: RUF012 - likewise
+    yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _TAGS}  # noqa: RUF012 - likewise
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
@@ -31,9 +31,9 @@ _Loader.add_implicit_resolver("number", _NUMBER, [*"-+.0123456789"])
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float | str:
-    """A number that Python writes back the same way; else its text, which keys that want a number read just as well.
+    """A number if Python writes it back the same way, otherwise its text (numeric keys accept both).
 
-    So `model_name: 007` and `name: 1.10` stay what was written.
+    So `model_name: 007` and `name: 1.10` stay as written.
     """
     value = number(node.value)
     return value if str(value) == node.value else node.value
@@ -45,7 +45,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
         name, line = key_node.value, key_node.start_mark.line + 1
         if isinstance(name, str) and name in seen and name != "<<":
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {name!r} stands twice, first in line {seen[name]}", key_node.start_mark
+                None, None, f"duplicate key {name!r}, first in line {seen[name]}", key_node.start_mark
             )
         if isinstance(name, str):
             seen[name] = line
@@ -59,17 +59,17 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def number(text: str) -> int | float | None:
-    """The number that a text is; None where it is none. For a value that `parse` left as it was written."""
+    """The number that a text represents; None if it is not a number. For a value that `parse` left as text."""
     if not _NUMBER.match(text):
         return None
     return float(text) if re.search(r"[.eE]", text) else int(text)
 
 
 def parse(text: str, source: str) -> Any:
-    """One YAML document as plain values: mappings, lists, texts, numbers, true, false and null.
+    """Parse one YAML document into mappings, lists, texts, numbers, true, false and null.
 
     Raises:
-        SpecError: not YAML; names the source, the line and what is wrong there.
+        SpecError: not valid YAML; names the source, the line and the problem.
     """
     try:
         return bounded(yaml.load(text, _Loader))
@@ -84,13 +84,13 @@ def parse(text: str, source: str) -> Any:
 
 
 def bounded(tree: Any) -> Any:
-    """The tree itself; ValueError where aliases (`*name`) make it endless, or larger than MAX_VALUES."""
+    """The tree unchanged; ValueError if aliases (`*name`) make it infinite or larger than MAX_VALUES."""
     todo, met = [tree], 0
     while todo:
         node = todo.pop()
         met += 1
         if met > MAX_VALUES:
-            raise ValueError("with its aliases (*) written out it is endless, or far too large")
+            raise ValueError("with its aliases (*) expanded it is infinite or far too large")
         if isinstance(node, dict):
             todo += node.values()
         elif isinstance(node, list):
@@ -99,12 +99,12 @@ def bounded(tree: Any) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """The value of an override. Only text in brackets, braces or quotes is YAML; anything else is one plain scalar.
+    """The value of an override. Only text in brackets, braces or quotes is YAML; anything else is a single scalar.
 
-    Blanks, `#`, `: ` and quotes inside a value are therefore part of it.
+    So spaces, `#`, `: ` and quotes inside a value are part of it.
 
     Raises:
-        SpecError: brackets or braces that are not valid YAML, or a number longer than Python reads.
+        SpecError: brackets or braces that are not valid YAML, or a number too long for Python.
     """
     text = text.strip()
     if text[:1] in ("[", "{"):
@@ -125,7 +125,7 @@ def parse_value(text: str) -> Any:
 
 
 def _spread(value: Any) -> Any:
-    """Hydra's `{a:1,b:x}`, without blanks, means `{a: 1, b: x}`."""
+    """Read Hydra's `{a:1,b:x}` (without spaces) as `{a: 1, b: x}`."""
     if isinstance(value, list):
         return [_spread(item) for item in value]
     if not isinstance(value, dict):

@@ -11,7 +11,7 @@ from stereo_core.spec.fields import Float, Int, NonNegative, Positive, Section, 
 
 MultiStep = Literal["MultiStepLR", "MultiStep", "CustomMultiStepLRScheduler"]
 Scheduler = Literal[MultiStep, "StepLR", "LambdaLR", "PolynomialLR", "OneCycleLR", "CosineAnnealingLR"]
-MULTI_STEP = get_args(MultiStep)  # TAO's words for one schedule
+MULTI_STEP = get_args(MultiStep)  # TAO's names for one schedule
 
 Monitor = Literal[
     "val_loss",
@@ -47,48 +47,49 @@ class Optim(Section):
 
 
 class Cudnn(Section):
-    benchmark: bool = key(False, "Try convolution algorithms and keep the fastest")
+    benchmark: bool = key(False, "Benchmark convolution algorithms and use the fastest")
     deterministic: bool = key(True, "Deterministic cuDNN kernels only")
 
 
 class Train(Section):
     results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/train")
     num_epochs: Int = key(10, "Epochs", ge=1)
-    num_gpus: Int = key(1, "GPUs on a node", ge=1)
+    num_gpus: Int = key(1, "GPUs per node", ge=1)
     gpu_ids: Annotated[list[NonNegative], Field(min_length=1)] = key([0], "GPU indices")
     num_nodes: Int = key(1, "Nodes", ge=1)
-    seed: Int = key(1234, "Random seed; -1: drawn anew for every run", ge=-1)
+    seed: Int = key(1234, "Random seed; -1: a different one in every run", ge=-1)
     cudnn: Cudnn = section(Cudnn, "cuDNN switches")
     deterministic: bool = key(
-        False, "Deterministic GPU kernels only: equal seeds, equal weights, and slower; CPUs need no switch (ours)"
+        False,
+        "Use only deterministic GPU kernels: equal seeds give equal weights, but slower; not needed on CPUs (ours)",
     )
     pretrained_model_path: Text = key("", f"Checkpoint to start from, any layout, {OR_STARTER}")
     resume_training_checkpoint_path: Text = key(
         "",
-        f"Checkpoint to go on from, {OF_A_TRAINING}; auto: the newest whole one of the results folder, if any;"
-        " empty: a new run",
+        f"Checkpoint to resume from, {OF_A_TRAINING}; auto: the newest complete one of the results folder, if any;"
+        " empty: start a new run",
     )
-    checkpoint_interval: Int = key(1, "Checkpoint every so many epochs or steps", ge=1)
+    checkpoint_interval: Int = key(1, "Epochs or steps between checkpoints", ge=1)
     checkpoint_interval_unit: Literal["epoch", "step"] = key("epoch", "Unit of checkpoint_interval")
     checkpoint_interval_steps: Int | None = key(None, "Steps between checkpoints", ge=1)
-    keep_checkpoints: Int = key(3, "Newest checkpoints kept, beside the best one; 0: all (ours)", ge=0)
-    monitor: Monitor = key("val/epe", "Metric, the lower the better, of dn_model_best.pth (ours)")
-    validation_interval: Int = key(1, "Validate every so many epochs", ge=1)
-    precision: Literal["bf16", "fp32", "fp16"] = key("fp32", "Arithmetic of training")
-    distributed_strategy: Literal["ddp", "fsdp"] = key("ddp", "Strategy for several GPUs")
+    keep_checkpoints: Int = key(3, "Number of newest checkpoints to keep, besides the best one; 0: all (ours)", ge=0)
+    monitor: Monitor = key("val/epe", "Metric (lower is better) that selects dn_model_best.pth (ours)")
+    validation_interval: Int = key(1, "Epochs between validations", ge=1)
+    precision: Literal["bf16", "fp32", "fp16"] = key("fp32", "Precision of training")
+    distributed_strategy: Literal["ddp", "fsdp"] = key("ddp", "Strategy for training on several GPUs")
     activation_checkpoint: bool = key(False, "Recompute activations to save memory")
-    accumulate: Int = key(1, "Batches in one optimizer step (ours)", ge=1)
-    clip_grad_norm: Float = key(0.1, "Bound of the gradient norm", gt=0)
-    clip_grad_value: Float | None = key(None, "Bound of each gradient element instead (ours)", gt=0)
-    nonfinite: Literal["fail", "skip"] = key("fail", "What a loss that is NaN or infinite does (ours)")
-    ema_decay: Float | None = key(None, "Decay of averaged weights (ours)", gt=0, lt=1)
+    accumulate: Int = key(1, "Batches per optimizer step (ours)", ge=1)
+    clip_grad_norm: Float = key(0.1, "Largest gradient norm", gt=0)
+    clip_grad_value: Float | None = key(None, "Clip each gradient element to this value instead (ours)", gt=0)
+    nonfinite: Literal["fail", "skip"] = key("fail", "If the loss is NaN or infinite: fail, or skip the step (ours)")
+    ema_decay: Float | None = key(None, "Decay of an exponential moving average of the weights (ours)", gt=0, lt=1)
     backbone_lr_factor: Float = key(1.0, "Learning rate of the backbones relative to lr (ours)", ge=0)
-    compile: Literal["auto", "on", "off"] = key("auto", "torch.compile; auto: off; on may compile for minutes (ours)")
+    compile: Literal["auto", "on", "off"] = key("auto", "torch.compile; auto: off; on: compiling takes minutes (ours)")
     optim: Optim = section(Optim, "Optimizer and schedule")
     log_every_n_steps: Int = key(500, "Steps between log lines", ge=1)
-    vis_step_interval: Int = key(10, "Steps between logged pictures", ge=1)
+    vis_step_interval: Int = key(10, "Steps between logged images", ge=1)
     is_dry_run: bool = key(False, "One batch of training and validation, no checkpoint")
-    dataloader_visualize: bool = key(False, "Show loader samples")
+    dataloader_visualize: bool = key(False, "Show samples of the data loader")
     inference_tile: bool = key(False, "Tiled inference")
     tile_wtype: Text = key("gaussian", "Blending of tiles")
     tile_min_overlap: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] = key(
@@ -97,13 +98,13 @@ class Train(Section):
 
 
 class Wandb(Section):
-    enable: bool = key(True, "Log to W&B where it is installed and a key is in the environment")
+    enable: bool = key(True, "Log to W&B if it is installed and the environment has an API key")
     project: Text = key("TAO Toolkit", "Project")
     entity: Text = key("", "Entity")
     name: Text = key("TAO Toolkit Training", "Run name")
-    run_id: Text = key("", "Run to go on with")
+    run_id: Text = key("", "ID of the run to resume")
     group: Text = key("", "Group")
     tags: Texts = key(["tao-toolkit"], "Tags")
-    reinit: bool = key(False, "Several runs in one process")
-    sync_tensorboard: bool = key(False, "Mirror TensorBoard")
-    save_code: bool = key(False, "Upload the source")
+    reinit: bool = key(False, "Allow several runs in one process")
+    sync_tensorboard: bool = key(False, "Copy TensorBoard's logs to W&B")
+    save_code: bool = key(False, "Upload the source code")

@@ -1,1 +1,1 @@
-"""A verb as a step of a pipeline: KFP's executor protocol around it."""
+"""Runs a verb as a pipeline step, with KFP's executor protocol."""

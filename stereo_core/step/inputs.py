@@ -1,4 +1,4 @@
-"""What an input artifact holds: its model file, its digest, an engine's size."""
+"""Reads and checks input artifacts: the model file, the digest, an engine's image size."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from stereo_core.files import sha256_of
 from stereo_core.step.ports import Artifact
 from stereo_core.values import size_text
 
-LATEST = "dn_model_latest.pth"  # a training's results folder given as a model: its newest checkpoint
+LATEST = "dn_model_latest.pth"  # newest checkpoint, if the artifact is a training run's results folder
 
 
 def place(artifact: Artifact) -> str:
-    """What a spec names an input by: a model's file; the folder of a data set, or the URI that its note refers to."""
+    """An input as a spec names it: the model file; the data set's folder, or its URI if it is taken by reference."""
     if artifact.kind == "images":
         return referred(artifact.path)
     return str(content(artifact))
 
 
 def content(artifact: Artifact) -> Path:
-    """The model file inside a Model artifact's folder, or the artifact's own path."""
+    """The model file inside a Model artifact's folder; for other artifacts their own path."""
     if not artifact.is_model or artifact.path.is_file():
         return artifact.path
     if artifact.metadata.get("file"):
         file = artifact.path / Path(artifact.metadata["file"]).name
         if not file.is_file():
-            raise ModelError(f"input {artifact.port}: {artifact.uri} holds no {file.name}")
+            raise ModelError(f"input {artifact.port}: {artifact.uri} has no file {file.name}, which its metadata names")
         return file
     latest = artifact.path / LATEST
     if latest.is_file():
@@ -39,12 +39,12 @@ def content(artifact: Artifact) -> Path:
     files = [p for p in here if p.suffix in (".pth", ".pt", ".safetensors", ".onnx") or read_sidecar(p)]
     if len(files) != 1:
         names = ", ".join(p.name for p in files) or "none"
-        raise ModelError(f"input {artifact.port}: {artifact.uri} must hold one model file; found: {names}")
+        raise ModelError(f"input {artifact.port}: {artifact.uri} must hold exactly one model file; found: {names}")
     return files[0]
 
 
 def check_digest(artifact: Artifact) -> None:
-    """Refuse an input that changed since it was made: of a model's folder all files count, where it says so.
+    """Refuse an input that has changed since it was made. For a model folder all files count, if folder_sha256 is set.
 
     Raises:
         DataError, ModelError: a digest differs.
@@ -53,26 +53,30 @@ def check_digest(artifact: Artifact) -> None:
     digest = whole or artifact.metadata.get("sha256")
     if digest and digest != sha256_of(artifact.path if whole else content(artifact)):
         error = ModelError if artifact.is_model else DataError
-        raise error(f"input {artifact.port}: {artifact.uri} changed since it was made (sha256 differs); make it again")
+        raise error(
+            f"input {artifact.port}: {artifact.uri} has changed since its step wrote it (the sha256 differs); "
+            "run that step again"
+        )
 
 
 def check_frame(engine: Artifact, source: Any) -> None:
-    """Refuse an engine of one size, as its metadata has it, that is not the size of the first image.
+    """Refuse an engine with a fixed image size that differs from the first image's size.
 
     Raises:
-        ModelError: the sizes differ. DataError: the list or the image can not be read.
+        ModelError: the sizes differ.
+        DataError: the annotation file or the image cannot be read.
     """
     from stereo_core.data.annotations import read_annotations
     from stereo_core.data.images import read_image
 
-    said = engine.metadata
-    frame = tuple(said.get(f"input_{side}") for side in ("height", "width"))
-    if None in frame or any(said.get(f"min_{side}") != said.get(f"max_{side}") for side in ("height", "width")):
+    known = engine.metadata
+    frame = tuple(known.get(f"input_{side}") for side in ("height", "width"))
+    if None in frame or any(known.get(f"min_{side}") != known.get(f"max_{side}") for side in ("height", "width")):
         return
     first = read_annotations(source.data_file, source.data_root)[0]
     size = read_image(first.left).shape[:2]
     if size != frame:
         raise ModelError(
-            f"input engine: {engine.uri} is for images of {size_text(frame)} px, and {first.left} has "
-            f"{size_text(size)}; set evaluate.resize to pad or stretch, or build an engine of this size"
+            f"input engine: {engine.uri} takes images of {size_text(frame)} px, but {first.left} has {size_text(size)} "
+            "px; set evaluate.resize to pad or stretch, or build an engine for this size"
         )

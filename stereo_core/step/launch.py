@@ -1,8 +1,8 @@
-"""The verbs behind KFP's executor protocol: `depth_net-launch ACTION EXECUTOR_INPUT_JSON|@FILE`.
+"""Runs a verb with KFP's executor protocol: `depth_net-launch ACTION EXECUTOR_INPUT_JSON|@FILE`.
 
-ExecutorInput (JSON) comes in, the verb runs, executor_output.json goes out. Standard library only around the verb, so
-that an image needs no kfp. Kubeflow, Argo and the local engine all start this same command; @FILE is for a message
-longer than an argument may be (128 KiB), which Argo from 3.7.10 on gives so.
+It reads KFP's ExecutorInput message (JSON), runs the verb and writes executor_output.json. It uses only the standard
+library, so that an image needs no kfp. Kubeflow, Argo and the local engine all start this command. @FILE is for a
+message longer than a command-line argument may be (128 KiB); Argo from 3.7.10 on passes it that way.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ NODE_VARIABLES = ("PET_NODE_RANK", "NODE_RANK", "RANK")  # as training/distribut
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns its exit code (see `stereo_core.run.perform`)."""
+    """Run one verb; returns the exit code (see `stereo_core.run.perform`)."""
     argv = sys.argv[1:] if argv is None else argv
     received: list[int] = []
     try:
-        with sigterm_raises(received):  # digests of large inputs take minutes
+        with sigterm_raises(received):  # hashing large inputs takes minutes
             if len(argv) != 2 or argv[0] not in steps():
                 raise UserError(
                     f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON|@FILE, ACTION one of {', '.join(steps())}"
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _failed(error: BaseException) -> int:
-    """Say what ended the run before its action began; its exit code."""
+    """Report an error that ended the run before its action began; returns the exit code."""
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     explain(error, reason)
     if isinstance(error, Exception) and not isinstance(error, UserError):
@@ -59,17 +59,17 @@ def _failed(error: BaseException) -> int:
 
 
 def _text(argument: str) -> str:
-    """The message, which may be in a file."""
+    """The ExecutorInput message, given directly or as @FILE."""
     if not argument.startswith("@"):
         return argument
     try:
         return Path(argument[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"EXECUTOR_INPUT_JSON: {argument[1:]} can not be read: {error}") from None
+        raise UserError(f"EXECUTOR_INPUT_JSON: cannot read {argument[1:]}: {error}") from None
 
 
 def launch(verb: str, executor_input: str) -> int:
-    """Check the inputs, build the spec, perform the verb, publish its outputs."""
+    """Check the inputs, build the spec, run the verb, publish its outputs."""
     given, outputs = _read(executor_input)
     output_file = Path(outputs["outputFile"])
     inputs = input_artifacts(verb, given)
@@ -81,8 +81,8 @@ def launch(verb: str, executor_input: str) -> int:
     results = output_file.parent / "results"
 
     tree = user_spec(verb, parameters, inputs)
-    said = copy.deepcopy(tree)
-    coding = {name: parameters[name] for name in CODING if parameters.get(name)}  # "" and 0: the spec's
+    own_keys = copy.deepcopy(tree)
+    coding = {name: parameters[name] for name in CODING if parameters.get(name)}  # "" and 0 leave the key to the spec
     wire(verb, tree, parameters.get("dataset_name", ""), inputs, results, coding)
     if verb == "train" and _is_another_attempt(output_file.parent, executor_input):
         train = tree["train"]
@@ -92,45 +92,49 @@ def launch(verb: str, executor_input: str) -> int:
     from stereo_core.spec import spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:
-        published = publish(Run(verb, outcome, results, said), wanted)
-        _give_parameters(outcome, outputs.get("parameters") or {})
+        published = publish(Run(verb, outcome, results, own_keys), wanted)
+        _write_parameters(outcome, outputs.get("parameters") or {})
         with atomic_path(output_file) as temporary:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
     spec = spec_from_dict(verb, tree)
     if verb == "trt_evaluate" and spec.evaluate.resize == "none":
         check_frame(inputs["engine"], spec.dataset.test_dataset.data_sources[0])
-    # Last, since large inputs take minutes; models, which are smaller, before data.
+    # Last, because hashing large inputs takes minutes; models first, because they are smaller than data sets.
     set_up_logging()
     for artifact in sorted(inputs.values(), key=lambda one: not one.is_model):
-        with heartbeat(lambda artifact=artifact: f"input {artifact.port}: comparing its sha256"):
+        with heartbeat(lambda artifact=artifact: f"input {artifact.port}: checking its sha256"):
             check_digest(artifact)
     return perform(verb, spec, on_outcome=publish_all)
 
 
 def _read(executor_input: str) -> tuple[dict, dict]:
-    """The inputs and outputs of an ExecutorInput message."""
+    """The `inputs` and `outputs` of an ExecutorInput message."""
     try:
         message = from_json(executor_input)
         Path(message["outputs"]["outputFile"])
         return message.get("inputs") or {}, message["outputs"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"EXECUTOR_INPUT_JSON is no ExecutorInput message: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"EXECUTOR_INPUT_JSON: not a valid ExecutorInput message: {type(error).__name__}: {error}"
+        ) from None
 
 
-def _give_parameters(outcome: Outcome, wanted: dict) -> None:
-    """Write each output parameter, a figure of the outcome, to its file."""
+def _write_parameters(outcome: Outcome, wanted: dict) -> None:
+    """Write each output parameter (a metric of the outcome) to its file."""
     for name, entry in wanted.items():
         if name not in outcome.kpi:
-            raise UserError(f"output {name}: this run gave no such figure; it gave {', '.join(outcome.kpi) or 'none'}")
+            raise UserError(
+                f"output {name}: this run has no metric of that name; it has {', '.join(outcome.kpi) or 'none'}"
+            )
         with atomic_path(entry["outputFile"]) as temporary:
             temporary.write_text(json.dumps(outcome.kpi[name]))
 
 
 def _is_another_attempt(folder: Path, executor_input: str) -> bool:
-    """Whether the same task was tried in this folder before; notes this attempt.
+    """Whether the same task was attempted in this folder before; records this attempt.
 
-    Each node of a distributed training notes its own attempts, in a folder that all of them may share.
+    In distributed training each node records its own attempts, because nodes may share the folder.
     """
     node = next((os.environ[name] for name in NODE_VARIABLES if name in os.environ), "0")
     note = folder / f"attempted.{node}"

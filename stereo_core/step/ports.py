@@ -1,8 +1,8 @@
-"""Artifacts and the ports that they come and go by.
+"""Artifacts and the ports (named inputs and outputs) of a step.
 
-Artifacts have standard types; their metadata says what they are (kind, format, sha256) and is checked here before any
-work. A Model artifact is a folder that holds the model file under its own name (metadata `file`) and what lies beside
-it (an engine's side-car, an ONNX file's external data); a plain file is accepted too.
+Artifacts have KFP's standard types. Their metadata (kind, format, sha256) says what they are; it is checked before
+any work. A Model artifact is a folder with the model file (named by the metadata key `file`) and its companions (an
+engine's side-car, an ONNX file's external data). A single file is accepted too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from stereo_core.values import with_integers
 from stereo_core.verbs import VERBS, required
 
 FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
-"""Kind of a model -> the formats that a consumer here reads."""
-FORMATS["quantized"] = ("pth", "onnx")  # of kind checkpoint or onnx, as its metadata say
-MODEL_KINDS = ("checkpoint", "onnx", "engine")  # what the kind `model` stands for
+"""Kind of a model -> the formats that steps can read."""
+FORMATS["quantized"] = ("pth", "onnx")  # its metadata have kind checkpoint or onnx
+MODEL_KINDS = ("checkpoint", "onnx", "engine")  # the kinds that a port of kind `model` accepts
 FORMATS["model"] = tuple(form for kind in MODEL_KINDS for form in FORMATS[kind])
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact of the ExecutorInput; `path` is where it lies on this machine."""
+    """One artifact of the ExecutorInput; `path` is its local path."""
 
     port: str
     kind: str
@@ -41,25 +41,25 @@ class Artifact:
 
 
 def input_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
-    """What the ExecutorInput's `inputs` give a verb: port -> artifact; see `_artifacts`."""
+    """The ExecutorInput's `inputs` for a verb: port -> artifact; see `_artifacts`."""
     return _artifacts(section, VERBS[verb].inputs | {"spec_file": "spec"})
 
 
 def output_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
-    """Where the ExecutorInput's `outputs` want a verb's results: port -> artifact.
+    """The ExecutorInput's `outputs` for a verb: port -> artifact to write.
 
     Raises:
         UserError: the verb has no such output.
     """
     unknown = sorted(set(section.get("artifacts") or {}) - set(VERBS[verb].outputs))
     if unknown:
-        raise UserError(f"{verb}: there is no output {', '.join(unknown)}; it has {', '.join(VERBS[verb].outputs)}")
+        raise UserError(f"{verb}: unknown output {', '.join(unknown)}; known: {', '.join(VERBS[verb].outputs)}")
     return _artifacts(section, VERBS[verb].outputs)
 
 
 def _artifacts(section: dict, kinds: Mapping[str, str]) -> dict[str, Artifact]:
-    """The artifact of each port; of a port that takes a list the others as `port.1`, `port.2`. Ports without one
-    (optional inputs) are left out. The kind of a port that the verb does not have is the port's name."""
+    """The artifact of each port. Further artifacts of a list port become `port.1`, `port.2`. Ports without an artifact
+    (optional inputs) are left out. A port that the verb does not define has its own name as kind."""
     kinds = {port.removesuffix("?"): kind for port, kind in kinds.items()}
     found = {}
     for name, entry in (section.get("artifacts") or {}).items():
@@ -78,35 +78,35 @@ def _artifacts(section: dict, kinds: Mapping[str, str]) -> dict[str, Artifact]:
 
 
 def check_artifact(artifact: Artifact) -> None:
-    """Refuse an input that is absent, or of another kind or format.
+    """Refuse an input that does not exist, or that has the wrong kind or format.
 
-    Metadata that a foreign producer did not write is not asked for.
+    Missing metadata is accepted: the artifact may come from another program.
 
     Raises:
-        DataError, ModelError: the artifact can not be used here.
+        DataError, ModelError: the artifact cannot be used here.
     """
     error = ModelError if artifact.is_model else DataError
     if not artifact.path.exists():
-        raise error(f"input {artifact.port}: {artifact.uri} is not at {artifact.path}")
+        raise error(f"input {artifact.port}: {artifact.path} does not exist (artifact {artifact.uri})")
     kind, form = artifact.metadata.get("kind"), artifact.metadata.get("format")
     kinds = MODEL_KINDS if artifact.kind == "model" else (artifact.kind,)
     if kind and kind not in kinds:
         wanted = " or ".join(map(repr, kinds))
-        raise error(f"input {artifact.port}: {artifact.uri} is of kind {kind!r}; {wanted} is wanted here")
+        raise error(f"input {artifact.port}: {artifact.uri} is of kind {kind!r}; expected {wanted}")
     if form and form not in FORMATS.get(artifact.kind, (form,)):
         wanted = " or ".join(FORMATS[artifact.kind])
-        raise error(f"input {artifact.port}: {artifact.uri} has format {form!r}; {wanted} is wanted here")
+        raise error(f"input {artifact.port}: {artifact.uri} has format {form!r}; expected {wanted}")
 
 
 def check_ports(verb: str, inputs: Mapping[str, Artifact]) -> None:
-    """Refuse a task that lacks an input.
+    """Refuse a task without a required input.
 
     Raises:
-        UserError: names all that are missing.
+        UserError: lists all missing inputs.
     """
     row = VERBS[verb]
     missing = {port for port, needed in required(row.inputs).items() if needed and port not in inputs}
     if row.one_of and not set(row.one_of) & set(inputs):
         missing.add(" or ".join(row.one_of))
     if missing:
-        raise UserError(f"{verb}: EXECUTOR_INPUT_JSON names no artifact for input {', '.join(sorted(missing))}")
+        raise UserError(f"{verb}: EXECUTOR_INPUT_JSON has no artifact for input {', '.join(sorted(missing))}")

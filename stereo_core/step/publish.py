@@ -1,4 +1,4 @@
-"""A verb's outcome -> the artifacts that its ports want, and what executor_output.json says of them."""
+"""Writes a verb's outcome to the output artifacts, and describes them for executor_output.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stereo_core import __version__
 from stereo_core.errors import UserError
 from stereo_core.files import atomic_path, sha256_of, size_of
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.parameters import put
+from stereo_core.run.parameters import set_key
 from stereo_core.run.status import warnings_in
 from stereo_core.step.ports import Artifact
 from stereo_core.step.results import put_result
@@ -21,37 +21,37 @@ from stereo_core.values import as_metadata
 
 @dataclass(frozen=True)
 class Run:
-    """A verb that did its work; `said` is its spec as the user gave it, without the ports."""
+    """A finished verb; `user_spec` is the spec as the user gave it, without the keys set from ports."""
 
     verb: str
     outcome: Outcome
     results: Path
-    said: dict
+    user_spec: dict
 
     def made(self, port: str) -> Path:
-        """The file or folder that the run made for an output.
+        """The file or folder that the run wrote for an output.
 
         Raises:
-            UserError: it made none.
+            UserError: it wrote none.
         """
         if port not in self.outcome.artifacts:
             raise UserError(
-                f"output {port}: this run of {self.verb} made none ({self.outcome.message}); a step must: a dry run "
-                "(train.is_dry_run), say, is for the command line"
+                f"output {port}: this run of {self.verb} wrote nothing for it ({self.outcome.message}), but a pipeline "
+                "step must; use runs without results, such as train.is_dry_run, only on the command line"
             )
         return Path(self.outcome.artifacts[port])
 
 
 def publish(run: Run, outputs: dict[str, Artifact]) -> dict:
-    """Put the results where the ports want them; returns the `artifacts` part of executor_output.json.
+    """Write the results to the artifacts' paths; returns the `artifacts` part of executor_output.json.
 
     Raises:
-        UserError: the run made nothing for a port; none is published then.
+        UserError: the run has no result for a port. Nothing is published then.
     """
     for artifact in outputs.values():
         if artifact.kind not in _MADE_HERE:
             run.made(artifact.port)
-    said = hashlib.sha256(json.dumps(run.said, sort_keys=True).encode()).hexdigest()
+    spec_digest = hashlib.sha256(json.dumps(run.user_spec, sort_keys=True).encode()).hexdigest()
     published = {}
     for port, artifact in outputs.items():
         metadata = _WRITERS.get(artifact.kind, _put_result)(artifact, run)
@@ -64,7 +64,7 @@ def publish(run: Run, outputs: dict[str, Artifact]) -> dict:
             "sha256": once(artifact.path / metadata.get("file", "")),
             "bytes": size_of(artifact.path),
             "producer": f"stereo-pipelines {__version__} {run.verb}",
-            "spec_sha256": said,
+            "spec_sha256": spec_digest,
         }
         item = {"name": artifact.name, "type": artifact.type, "uri": artifact.uri, "metadata": metadata}
         published[port] = {"artifacts": [item]}
@@ -73,18 +73,18 @@ def publish(run: Run, outputs: dict[str, Artifact]) -> dict:
 
 def _put_metrics(artifact: Artifact, run: Run) -> dict:
     metadata, warned = as_metadata(run.outcome.kpi), warnings_in(run.results)
-    content = metadata | ({"warnings": warned} if warned else {})  # which `report` reads
+    content = metadata | ({"warnings": warned} if warned else {})  # for the verb `report`
     _write(artifact.path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return metadata | {"format": "json"}
 
 
 def _put_spec(artifact: Artifact, run: Run) -> dict:
-    """What the user said with the best values, as a spec file for `train`, whose ports name the files again."""
+    """Write the user's spec with the best values as a spec file for `train`, without the keys that ports set."""
     import yaml
 
-    tree = {name: value for name, value in run.said.items() if name != "automl"}
+    tree = {name: value for name, value in run.user_spec.items() if name != "automl"}
     for key, value in run.outcome.metadata[artifact.port].items():
-        put(tree, key, value)
+        set_key(tree, key, value)
     _write(artifact.path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return {"format": "yaml"}
 
@@ -119,5 +119,5 @@ _WRITERS = {
     "card": _put_markdown,
     "summary": _put_markdown,
 }
-"""Kind of an output -> what writes it; every other is a model's file or a folder that the verb made."""
-_MADE_HERE = ("metrics", "spec", "report")  # from the outcome, whatever files it has
+"""Kind of an output -> its writer. Every other kind is a model file or a folder that the verb wrote."""
+_MADE_HERE = ("metrics", "spec", "report")  # made from the outcome; the verb need not write a file

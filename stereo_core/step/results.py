@@ -1,4 +1,4 @@
-"""What a verb made, a model's file or a folder, at the place of its artifact."""
+"""Places a verb's result, a model file or a folder, at its artifact's path."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ ENGINE_FORMATS = {
     "inductor": "pt2",
 }
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
-RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
+RUN_NOTES = ("status.json", "experiment.yaml")  # files about the run, not part of an artifact
 
 
 def put_result(artifact: Artifact, source: Path) -> dict:
-    """Put a model file (with what lies beside it) or a folder at the artifact's path; returns format and file name."""
+    """Place a model file (with its companion files) or a folder at the artifact's path; returns format and file
+    name."""
     temporary = artifact.path.with_name(f".{artifact.path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was cut off
+    shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted attempt
     if artifact.is_model:
         temporary.mkdir(parents=True)
         for file in source.parent.iterdir():
@@ -42,7 +43,7 @@ def put_result(artifact: Artifact, source: Path) -> dict:
 
 
 def _model_format(file: Path) -> str:
-    """pth, safetensors, onnx; for an engine trt, rtx, ov or ort, as its side-car says."""
+    """pth, safetensors or onnx; for an engine its side-car decides: trt, rtx, ov, ort or pt2."""
     side_car = file.with_name(file.name + ".json")
     if not side_car.is_file():
         return file.suffix.removeprefix(".")
@@ -50,7 +51,7 @@ def _model_format(file: Path) -> str:
 
 
 def _place(source: str | Path, target: str | Path) -> None:
-    """A hard link where the file system allows it, a copy elsewhere."""
+    """Make a hard link, or a copy if the file system has no hard links."""
     with contextlib.suppress(OSError):
         os.link(source, target)
         return

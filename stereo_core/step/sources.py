@@ -1,4 +1,4 @@
-"""Data sources of a step's verb: lists of the input annotations, images of the input images."""
+"""The data sources of a step: annotation files from the input `annotations`, images from the input `images`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stereo_core.verbs import Verb
 
 Inputs = Mapping[str, Artifact]
 
-CODING = ("disparity_format", "disparity_scale")  # parameters of a step that are keys of its data source, too
+CODING = ("disparity_format", "disparity_scale")  # step parameters that are also keys of a data source
 
 
-class _Wanted(NamedTuple):
-    """A key that takes data sources: by themselves at most `most` of the lists `names` that are there."""
+class _SourcesKey(NamedTuple):
+    """A spec key that holds data sources. By default it takes the first `most` existing annotation files of `names`."""
 
     key: str
     names: tuple[str, ...]
@@ -28,51 +28,54 @@ class _Wanted(NamedTuple):
     most: int
 
 
-def _wanted(row: Verb) -> Iterator[_Wanted]:
+def _sources_keys(row: Verb) -> Iterator[_SourcesKey]:
     for split, names in row.splits.items():
         if names:
             key = f"dataset.{split.removesuffix('?')}_dataset.data_sources"
-            yield _Wanted(key, names, needed=not split.endswith("?"), most=1)
+            yield _SourcesKey(key, names, needed=not split.endswith("?"), most=1)
     if row.lists:
-        yield _Wanted("data_sources", row.lists, needed=True, most=len(row.lists))
+        yield _SourcesKey("data_sources", row.lists, needed=True, most=len(row.lists))
 
 
 def sources_of(
     row: Verb, tree: dict, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[dict]]]:
-    """Each key of the verb's spec that takes data sources, with those that it has.
+    """Each spec key that holds data sources, with its sources.
 
     Args:
-        coding: the keys of CODING that the step's parameters set, for the lists that a key takes by itself.
+        coding: the keys of CODING that the step's parameters set; they apply to annotation files chosen by default.
 
     Raises:
-        SpecError, DataError: a source without a list, a list that is not there, pairs in files without inputs.
+        SpecError, DataError: a source names no annotation file, an annotation file does not exist, or the spec needs
+            files and an input is not connected.
     """
-    for wanted in _wanted(row):
+    for wanted in _sources_keys(row):
         if found := _sources(tree, wanted, dataset_name, inputs, coding):
             yield wanted.key, found
 
 
-def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]) -> list[dict]:
-    """The sources of a key: the user's with paths resolved, else the lists that it takes by itself.
+def _sources(
+    tree: dict, wanted: _SourcesKey, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]
+) -> list[dict]:
+    """The sources of a key: the user's with paths resolved, else the default annotation files.
 
-    A single source of the user's that names no list says how those are read (`disparity_scale`, ...). Synthetic ones
-    need no list.
+    A single user source without a data_file only says how the default files are read (`disparity_scale`, ...).
+    Synthetic sources need no annotation file.
     """
-    key, sources = wanted.key, _said_sources(tree, wanted.key)
+    key, sources = wanted.key, _user_sources(tree, wanted.key)
     if missing := [port for port in ("images", "annotations") if port not in inputs]:
         if all(map(_is_drawn, sources)) and (sources or not wanted.needed):
             return sources
         raise SpecError(
-            f"{key}: reads pairs from files, and nothing is connected to input {' and '.join(missing)}; connect it, or "
-            "let all sources have dataset_name Synthetic"
+            f"{key}: needs pairs from files, but nothing is connected to input {' and '.join(missing)}; connect it, or "
+            "set dataset_name Synthetic in all sources"
         )
     annotations = inputs["annotations"].path
     unnamed = [source for source in sources if not source.get("data_file") and not _is_drawn(source)]
     if unnamed and len(sources) > 1:
         raise SpecError(
-            f"{key}: {len(unnamed)} of {counted(len(sources), 'source')} name no data_file; name a list "
-            "of the annotations in each, or give one source, which takes the list that convert made"
+            f"{key}: {len(unnamed)} of {counted(len(sources), 'source')} have no data_file; name an annotation file in "
+            "each, or give a single source, which then takes the file that convert wrote"
         )
     if unnamed or not sources:
         lists = [annotations] if annotations.is_file() else [annotations / name for name in wanted.names]
@@ -82,8 +85,8 @@ def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs, cod
         if not taken:
             found = ", ".join(sorted(p.name for p in annotations.glob("*.txt"))) or "no .txt file"
             raise DataError(
-                f"input annotations: {annotations} holds no {' or '.join(wanted.names)} (found: {found});"
-                " choose convert's split_ratio accordingly or name data_sources in the spec"
+                f"input annotations: {annotations} has no {' or '.join(wanted.names)} (found: {found});"
+                " change convert's split_ratio, or set data_sources in the spec"
             )
         source = (unnamed[0] if unnamed else {}) | coding
         name = dataset_name or source.get("dataset_name") or "GenericDataset"
@@ -92,7 +95,7 @@ def _sources(tree: dict, wanted: _Wanted, dataset_name: str, inputs: Inputs, cod
     return [_resolved(key, source, images, annotations) for source in sources]
 
 
-def _said_sources(tree: dict, key: str) -> list[dict]:
+def _user_sources(tree: dict, key: str) -> list[dict]:
     given: Any = tree
     for name in key.split("."):
         given = given.get(name) if isinstance(given, dict) else None
@@ -109,12 +112,12 @@ def _resolved(key: str, source: dict, images: str, annotations: Path) -> dict:
     data_file = _below(str(annotations), source["data_file"])
     if not is_uri(data_file) and not os.path.isfile(data_file):
         raise DataError(
-            f"{key}: no such list: {data_file}; relative names are looked up in "
-            "the input annotations, and without data_sources the list that convert made is taken"
+            f"{key}: no such annotation file: {data_file}; relative names are looked up in the input annotations. "
+            "Leave data_sources out to take the file that convert wrote"
         )
     return source | {"data_file": data_file, "data_root": _below(images, source.get("data_root") or "")}
 
 
 def _below(folder: str, path: str) -> str:
-    """A relative path below the folder or URI; an absolute one and a URI as they are."""
+    """A relative path, made relative to the folder or URI; absolute paths and URIs stay unchanged."""
     return path if is_uri(path) else os.path.join(folder, path).rstrip("/")

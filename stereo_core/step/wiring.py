@@ -1,4 +1,4 @@
-"""Parameters and artifacts -> the spec of a step's verb, as the verb's row says."""
+"""Builds the spec of a step from its parameters and artifacts, by the verb's row in verbs.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stereo_core.run.parameters import put, said_by
+from stereo_core.run.parameters import merged_spec, set_key
 from stereo_core.step.inputs import place
 from stereo_core.step.ports import Artifact
 from stereo_core.step.sources import sources_of
@@ -16,8 +16,8 @@ Inputs = Mapping[str, Artifact]
 
 
 def user_spec(verb: str, parameters: dict, inputs: Inputs) -> dict:
-    """What the user said, in the input spec_file and in parameters."""
-    return said_by(verb, parameters, _read_spec_file(inputs.get("spec_file")))
+    """The user's spec keys, from the input spec_file and the parameters."""
+    return merged_spec(verb, parameters, _read_spec_file(inputs.get("spec_file")))
 
 
 def _read_spec_file(artifact: Artifact | None) -> dict:
@@ -31,21 +31,21 @@ def _read_spec_file(artifact: Artifact | None) -> dict:
 def wire(
     verb: str, tree: dict, dataset_name: str, inputs: Inputs, results: Path, coding: Mapping[str, Any] | None = None
 ) -> None:
-    """Set the keys that name files in `tree` (in place) from the ports; they win over what the user said.
+    """Set the keys of `tree` that name files from the ports, in place. Ports override the user's values.
 
-    dataset_name and `coding` (disparity_format, disparity_scale) say how the lists are read that the ports give.
+    dataset_name and `coding` (disparity_format, disparity_scale) say how the ports' annotation files are read.
     """
     row = VERBS[verb]
     for key, value in row.step_keys.items():
-        put(tree, key, value.replace("{results}", str(results)))
+        set_key(tree, key, value.replace("{results}", str(results)))
     for key, value in _input_keys(row.input_keys, inputs).items():
-        put(tree, key, value)
+        set_key(tree, key, value)
     for key, sources in list(sources_of(row, tree, dataset_name, inputs, coding or {})):
-        put(tree, key, sources)
+        set_key(tree, key, sources)
 
 
 def _input_keys(keys: Mapping[str, str], inputs: Inputs) -> dict[str, Any]:
-    """Key -> the input's file or folder; a key that takes several has them in the order of the ports."""
+    """Key -> the input's file or folder. A list key has its inputs in the order of the ports."""
     found: dict[str, Any] = {}
     for port, key in keys.items():
         places = [place(artifact) for name, artifact in inputs.items() if name.partition(".")[0] == port]

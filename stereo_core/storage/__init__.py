@@ -1,15 +1,15 @@
-"""s3://, aws:// and minio:// URIs -> files in a cache on this machine, and files -> objects.
+"""Object storage: fetches s3://, aws:// and minio:// objects through a local cache, and uploads files.
 
-An object is fetched in parts side by side, checked (our sha256, else its MD5, else its size) and only then has its name
-in the cache; an upload completes or leaves nothing under its name. What a process has seen of an object holds for the
-whole run: one that changes meanwhile is an error, never a mixture.
+An object is downloaded in parallel parts and checked (our sha256, else its MD5, else its size) before it appears in the
+cache. An upload either completes or changes nothing. A process remembers each object's version for the whole run: if an
+object changes meanwhile, that is an error, so versions are never mixed.
 
-From the environment alone: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or S3_ENDPOINT (none: AWS), AWS_REGION, credentials
-(AWS_* or MINIO_* variables, ~/.aws/credentials, web identity (at AWS_ENDPOINT_URL_STS), the container's or instance's
-role), STEREO_CACHE (a folder) and STEREO_CACHE_GIB. None of it is logged.
+All settings come from the environment: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or S3_ENDPOINT (none: AWS), AWS_REGION,
+credentials (AWS_* or MINIO_* variables, ~/.aws/credentials, web identity (at AWS_ENDPOINT_URL_STS), the container's or
+instance's role), STEREO_CACHE (a folder) and STEREO_CACHE_GIB. None of it is logged.
 
-A process has one set of clients, one view of the objects and one cache: CLIENTS, OBJECTS and CACHE, whose methods the
-names below are.
+A process has one set of clients, one view of the objects and one cache: CLIENTS, OBJECTS and CACHE. The functions
+below are their methods.
 """
 
 from stereo_core.storage.cache import Cache, cache_folder

@@ -1,4 +1,4 @@
-"""Objects as files of a cache on this machine, which keeps to its size, and as files of a run's own."""
+"""A local cache of objects with a size limit, and copies of objects at paths of a run."""
 
 from __future__ import annotations
 
@@ -21,27 +21,25 @@ from stereo_core.storage.objects import Entry, Objects
 from stereo_core.storage.transfers import progress, side_by_side
 from stereo_core.storage.uris import split
 
-UNTOUCHED = 946684800  # 2000-01-01: when a file of the cache was changed last, until a program writes to it
-PROCESSES = 64  # that may fetch at once without the cache growing over its limit
+UNTOUCHED = 946684800  # 2000-01-01: mtime of every cached file; another mtime means that a program wrote to it
+PROCESSES = 64  # may fetch at the same time without exceeding the cache's limit
 
 
 class Cache:
-    """Objects that were fetched, as files in `cache_folder()`, for all processes of this machine."""
+    """Fetched objects as files in `cache_folder()`, shared by all processes of this machine."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        self._room = (
-            0  # bytes that may be fetched before a look through the cache: this process's share of what is free
-        )
+        self._room = 0  # bytes that this process may fetch before it scans the cache again: its share of the free space
         self._sweeping = threading.Lock()
 
     def fetch(self, uri: str) -> Path:
-        """The object as a file of the cache, whose name says nothing. It may be evicted once others are fetched.
+        """The object as a file in the cache, under a hashed name. Later fetches may evict it.
 
         Raises:
-            DataError: as `look`, or the object is larger than the cache may be.
-            StorageError: the transfer failed again and again, the object changed during the run or is damaged, or there
-                is no room on the disk.
+            DataError: see `look`; or the object is larger than the cache's limit.
+            StorageError: the transfer failed repeatedly, the object changed during the run or is damaged, or the disk
+                is full.
         """
         entry = self._objects.look(uri)
         target = _place(uri, entry)
@@ -51,24 +49,24 @@ class Cache:
                     if not _is_whole(target, entry):
                         self._make_room(uri, entry.size)
                         self._fill(target, uri, entry)
-            with contextlib.suppress(OSError):  # evicted just now, another user's, or a cache that is only read
+            with contextlib.suppress(OSError):  # evicted just now, another user's, or a read-only cache
                 os.utime(target, (time.time(), UNTOUCHED))
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(f"{uri}: can not be written to the cache {cache_folder()}: {error.strerror}") from None
+            raise StorageError(f"{uri}: cannot be written to the cache {cache_folder()}: {error.strerror}") from None
         return target
 
     def read(self, uri: str) -> bytes:
-        """The object's contents, through the cache. Raises as `fetch`."""
+        """The object's contents, through the cache. Raises the errors of `fetch`."""
         while True:
             with contextlib.suppress(FileNotFoundError):  # evicted by another process just now
                 return self.fetch(uri).read_bytes()
 
     def fetch_to(self, uri: str, path: Path, *, own: bool = False) -> Path:
-        """The object at a path of its own, which an eviction does not touch: a link into the cache, or a copy.
+        """Fetch the object to `path`, safe from eviction: a hard link into the cache, or a copy.
 
-        With `own` it is always a copy, so that it may be written to.
+        With `own` it is always a copy, so that it may be modified.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -80,15 +78,15 @@ class Cache:
                 return path
 
     def fetch_tree(self, uri: str, folder: Path, *, own: bool = False) -> dict[str, Entry]:
-        """All objects below a prefix, as files in a folder (see `fetch_to`); returns what they are.
+        """Fetch all objects below a prefix into a folder (see `fetch_to`); returns name -> entry.
 
         Raises:
-            DataError: nothing is there; or as `fetch`.
-            StorageError: as `fetch`.
+            DataError: there is no object below the prefix; or see `fetch`.
+            StorageError: see `fetch`.
         """
         found = self._objects.tree(uri)
         for name in found:
-            split(f"{uri.rstrip('/')}/{name}")  # refuses parts that lead out of the folder
+            split(f"{uri.rstrip('/')}/{name}")  # refuses names that lead out of the folder
         size = sum(entry.size for entry in found.values())
         with progress(uri, size, self._objects.part) as advance:
 
@@ -105,7 +103,7 @@ class Cache:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            sweep(limit(), entry.size)  # others have filled the disk before the cache was at its limit
+            sweep(limit(), entry.size)  # other programs filled the disk before the cache reached its limit
             self._fetch_whole(target, uri, entry)
 
     def _fetch_whole(self, target: Path, uri: str, entry: Entry) -> None:
@@ -114,10 +112,10 @@ class Cache:
             os.utime(temporary, (time.time(), UNTOUCHED))
 
     def _make_room(self, uri: str, size: int) -> None:
-        """Evict what was not used for longest, where the cache may be full."""
+        """Evict the least recently used objects if the cache may be full."""
         most = limit()
         if size > 0.9 * most:
-            raise DataError(f"{uri}: {size} bytes do not go into the cache of {most} bytes; raise STEREO_CACHE_GIB")
+            raise DataError(f"{uri}: {size} bytes do not fit into the cache of {most} bytes; raise STEREO_CACHE_GIB")
         with self._sweeping:
             self._room -= size
             if self._room < 0:
@@ -125,25 +123,25 @@ class Cache:
 
 
 def cache_folder() -> Path:
-    """STEREO_CACHE, else `stereo-pipelines` in the user's cache folder."""
+    """The cache's folder: STEREO_CACHE, or `stereo-pipelines` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("STEREO_CACHE") or Path(home, "stereo-pipelines"))
 
 
 def limit() -> int:
-    """Bytes that the cache may hold: STEREO_CACHE_GIB, else 50 GiB."""
+    """The cache's limit in bytes: STEREO_CACHE_GIB, or 50 GiB."""
     text = os.environ.get("STEREO_CACHE_GIB") or "50"
     try:
         size = float(text)
     except ValueError:
         size = math.nan
     if not 0 < size < math.inf:
-        raise DataError(f"STEREO_CACHE_GIB={text}: not a size in GiB")
+        raise DataError(f"STEREO_CACHE_GIB={text}: not a size in GiB; expected a number above 0, such as 50")
     return int(size * 2**30)
 
 
 def sweep(limit: int, room: int = 0) -> int:
-    """Evict until the cache holds `limit` bytes at most and `room` less than now; returns what it holds."""
+    """Evict until the cache holds at most `limit` bytes and `room` bytes less than now; returns its size."""
     files = sorted(_files(), key=lambda file: (file[1].st_atime, file[1].st_size))
     total = sum(status.st_size for _, status in files)
     limit = min(limit, total - room)
@@ -158,14 +156,14 @@ def sweep(limit: int, room: int = 0) -> int:
 
 
 def _place(uri: str, entry: Entry) -> Path:
-    """Where an object of these contents lies in the cache."""
+    """The cache path of this version of an object."""
     bucket, key = split(uri)
     name = hashlib.sha256(f"{endpoint()}\n{bucket}\n{key}\n{entry.etag}".encode()).hexdigest()
     return cache_folder() / "objects" / name[:2] / name
 
 
 def _is_whole(path: Path, entry: Entry) -> bool:
-    """Whether the object is there as it was fetched: what another program writes to it changes size or time."""
+    """Whether the cached file is complete and unchanged: a write by another program changes its size or mtime."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -174,7 +172,7 @@ def _is_whole(path: Path, entry: Entry) -> bool:
 
 
 def _files() -> Iterator[tuple[Path, os.stat_result]]:
-    """What takes room in the cache, unfinished files too."""
+    """All files in the cache, including unfinished ones."""
     for path in (cache_folder() / "objects").glob("*/*"):
         with contextlib.suppress(FileNotFoundError):
             if path.suffix != ".lock":
@@ -182,15 +180,15 @@ def _files() -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _is_being_filled(path: Path) -> bool:
-    """Whether a file is the unfinished one (see atomic_path) of a process that holds the lock of the whole one.
+    """Whether a running process is writing this temporary file (see atomic_path): it holds the final file's lock.
 
-    One that a killed process left is nobody's.
+    For a file left by a killed process this is False.
     """
     return path.name.startswith(".") and is_held(path.with_name(f"{path.stem.removeprefix('.')}.lock"))
 
 
 def _linked(source: Path, path: Path) -> bool:
-    """Make `path` a hard link; False where the file system has none, or is another."""
+    """Make `path` a hard link to `source`; False if the file systems differ or have no hard links."""
     try:
         os.link(source, path)
     except FileNotFoundError:

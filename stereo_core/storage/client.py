@@ -1,4 +1,4 @@
-"""The way to a storage: clients for what the environment says, how patient they are, and their errors in our words."""
+"""Clients for object storage: server and credentials from the environment, timeouts, and error messages."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from stereo_core.storage.transfers import PARALLEL
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT")
 FOR_NOW = (429, 500, 502, 503, 504)
-HURRY = 8  # s without a byte, when a signal is to end the process
+HURRY = 8  # s without a byte before giving up, once a signal is to end the process
 
 
 class StorageError(OSError):
-    """The storage, the way to it or the disk failed; another try may go well. The run has failed: exit 1."""
+    """The storage, the network or the disk failed; a retry may succeed. The run fails with exit code 1."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a storage is waited for.
+    """Timeouts and retries.
 
     Attributes:
-        connect: s for a connection.
-        silence: s without a byte.
-        retries: of a request that was refused for now or got no answer.
-        pauses: s before another try of a download that broke off.
-        instance: s for an answer of the service that has an instance's credentials: where there is none, nothing
+        connect: s until a connection must be open.
+        silence: s without a byte before giving up.
+        retries: number of retries of a request that was refused temporarily or got no answer.
+        pauses: s to wait before each retry of a broken download.
+        instance: s to wait for the metadata service that holds a cloud instance's credentials. Elsewhere nothing
             answers.
     """
 
@@ -42,9 +42,9 @@ class Patience:
 
 
 class Clients:
-    """Clients for the environment as it is when they are asked for, each made once.
+    """One client for each setting of the environment, created on first use.
 
-    A process has its own: connections do not survive a fork.
+    Each process has its own clients: connections do not survive a fork.
     """
 
     def __init__(self, patience: Patience | None = None) -> None:
@@ -52,9 +52,9 @@ class Clients:
         self._made: dict[tuple, Any] = {}
 
     def of(self, uri: str) -> Any:
-        """The client for a URI's storage; DataError where the environment does not say which, or says it wrongly."""
+        """The client for a URI's storage; DataError if the environment names no server or a wrong one."""
         if uri.startswith("minio://") and not endpoint():
-            raise DataError(f"{uri}: which server? Set AWS_ENDPOINT_URL")
+            raise DataError(f"{uri}: the server's address is unknown; set AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         key = (endpoint(), region, os.getpid(), self.patience)
         if key not in self._made:
@@ -62,12 +62,12 @@ class Clients:
         return self._made[key]
 
     def forget(self) -> None:
-        """Make them anew, with the credentials that there are then."""
+        """Drop the clients: new ones read the credentials again."""
         self._made.clear()
 
     @contextlib.contextmanager
     def in_a_hurry(self) -> Iterator[None]:
-        """While it lasts no answer is waited for long and nothing is tried again: who sent a signal will not wait."""
+        """Short timeouts and no retries inside the `with` block: after a signal there is little time left."""
         before = self.patience
         self.patience = replace(before, silence=min(before.silence, HURRY), retries=0)
         try:
@@ -77,7 +77,7 @@ class Clients:
 
 
 def endpoint() -> str:
-    """The server's address; empty: AWS."""
+    """The server's address; empty for AWS."""
     return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
 
 
@@ -89,7 +89,7 @@ def _connect(endpoint: str, region: str | None, patience: Patience) -> Any:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings name the endpoint
     parts = urlsplit(endpoint or f"https://s3.{region + '.' if region else ''}amazonaws.com")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path.strip("/"):
-        raise DataError(f"{' or '.join(ENDPOINTS)}: expected http://host:port or https://host, without path and user")
+        raise DataError(f"{' or '.join(ENDPOINTS)}: expected http://host:port or https://host, no path and no user")
     return Minio(
         parts.netloc,
         credentials=_credentials(region, patience),
@@ -109,8 +109,8 @@ def _credentials(region: str | None, patience: Patience) -> Any:
     sts = os.environ.get("AWS_ENDPOINT_URL_STS") if token else None
     quick = urllib3.PoolManager(timeout=urllib3.Timeout(patience.instance), retries=urllib3.Retry(1))
     of_role = providers.IamAwsProvider(custom_endpoint=sts, http_client=quick, region=region)
-    said = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
-    return providers.ChainedProvider([*said, of_role])
+    explicit = [providers.EnvAWSProvider(), providers.EnvMinioProvider(), providers.AWSConfigProvider()]
+    return providers.ChainedProvider([*explicit, of_role])
 
 
 def _pool(patience: Patience) -> Any:
@@ -123,7 +123,7 @@ def _pool(patience: Patience) -> Any:
         blocksize=2**18,
         maxsize=2 * PARALLEL + PARALLEL**2,  # objects at once, and their parts
         timeout=urllib3.Timeout(connect=patience.connect, read=patience.silence),
-        # POST too: one that begins an upload does no harm twice, and `upload` looks what became of one that ended it.
+        # Retry POST too: starting an upload twice is harmless, and `upload` checks the result of completing it.
         retries=Retry(patience.retries, backoff_factor=0.5, status_forcelist=FOR_NOW, allowed_methods=None),
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
@@ -136,8 +136,8 @@ _MISSING |= {"InvalidBucketName": "no such bucket"}
 
 
 @contextlib.contextmanager
-def told(uri: str) -> Iterator[None]:
-    """The client's exceptions in our words, without hosts, keys or signatures."""
+def clear_errors(uri: str) -> Iterator[None]:
+    """Translate the client's exceptions into DataError and StorageError, without hosts, keys or signatures."""
     import configparser
 
     from minio.error import MinioException, S3Error
@@ -147,21 +147,23 @@ def told(uri: str) -> Iterator[None]:
         yield
     except S3Error as error:
         if error.code in _DENIED:
-            what = "the key or the secret is wrong, or they give no right to do this"
+            what = "the access key or secret is wrong, or does not permit this; check the credentials and the policy"
             raise DataError(f"{uri}: access denied ({error.code}): {what}") from None
         if error.code in _MISSING:
             raise DataError(f"{uri}: {_MISSING[error.code]}") from None
         if error.code == "PreconditionFailed":
-            raise StorageError(f"{uri}: the object was changed during the run; run again") from None
-        raise StorageError(f"{uri}: the storage refused: {error.code}") from None
+            raise StorageError(f"{uri}: the object changed during the run; run again") from None
+        raise StorageError(f"{uri}: the storage refused the request: {error.code}") from None
     except (HTTPError, MinioException) as error:
-        said = next((name for name in ENDPOINTS if os.environ.get(name)), "")
-        server = f"the storage that {said} names" if said else "the storage of AWS (no AWS_ENDPOINT_URL is set)"
-        raise StorageError(f"{uri}: {server} does not answer as it should: {type(error).__name__}") from None
+        variable = next((name for name in ENDPOINTS if os.environ.get(name)), "")
+        server = f"the server in {variable}" if variable else "AWS (AWS_ENDPOINT_URL is not set)"
+        raise StorageError(
+            f"{uri}: {server} cannot be reached or gave no valid answer: {type(error).__name__}"
+        ) from None
     except ValueError as error:
         if "fail to fetch credentials" in str(error):
-            mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"
-            raise DataError(f"{uri}: no credentials found: {mend}") from None
+            remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"
+            raise DataError(f"{uri}: no credentials found; {remedy}") from None
         raise DataError(f"{uri}: {error}") from None
-    except configparser.Error:  # whose message quotes the file
-        raise DataError(f"{uri}: the credentials file can not be read: expected [default] and key = value") from None
+    except configparser.Error:  # its message would quote the file
+        raise DataError(f"{uri}: cannot read the credentials file: expected [default] and key = value") from None

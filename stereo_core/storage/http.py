@@ -1,4 +1,4 @@
-"""urllib3, except that requests, the sending of bodies and pauses end when transfers are to end (transfers.leaving)."""
+"""urllib3 classes whose requests, uploads and pauses stop when transfers are to end (transfers.leaving)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stereo_core.storage.transfers import go_on, leaving
 
 
 class Retry(urllib3.Retry):
-    """Pauses before another try that end when transfers are to end."""
+    """A retry policy whose pauses stop when transfers are to end."""
 
     def sleep(self, response: Any = None) -> None:
         leaving.wait(self.get_backoff_time())
@@ -25,7 +25,7 @@ class _Body(io.BytesIO):
 
 
 class Pool(urllib3.PoolManager):
-    """Connections; a request begun while transfers are to end is refused, unless it clears up (DELETE)."""
+    """A connection pool. While transfers are to end it refuses new requests, except for clean-up (DELETE)."""
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **how: Any) -> Any:
         if method != "DELETE":

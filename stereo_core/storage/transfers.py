@@ -1,4 +1,4 @@
-"""Threads that move data side by side, how they end when a signal arrives, and the bar that shows them."""
+"""Parallel transfers: their threads, how a signal ends them, and their progress bar."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from stereo_core.progress import MEGABYTE, bars
 
 PART = 16 * 2**20  # bytes
-PARALLEL = 4  # parts, or small objects, at once
-MOMENT = 3.0  # s that transfers have to end when a signal arrives
+PARALLEL = 4  # parts, or small objects, at the same time
+MOMENT = 3.0  # s that transfers get to end when a signal arrives
 
 leaving = threading.Event()
-"""Set for a moment: transfers end at their next chunk, request or pause."""
+"""While set, transfers end at their next chunk, request or pause."""
 
 
 def go_on() -> None:
-    """Raises urllib3's HTTPError when transfers are to end."""
+    """Raise urllib3's HTTPError if transfers are to end."""
     from urllib3.exceptions import HTTPError
 
     if leaving.is_set():
@@ -27,7 +27,7 @@ def go_on() -> None:
 
 
 def leave(wait: Callable[[float], Any]) -> None:
-    """End the transfers of all threads; `wait` returns when they have ended or the seconds it is given are over."""
+    """End the transfers of all threads. `wait(seconds)` must return when they have ended or the time is over."""
     leaving.set()
     try:
         wait(MOMENT)
@@ -36,10 +36,9 @@ def leave(wait: Callable[[float], Any]) -> None:
 
 
 def side_by_side(work: Callable[[Any], Any], items: Iterable) -> list:
-    """What `work` gives for each item, PARALLEL at once; the first failure ends those that have not begun.
+    """Results of `work` for each item, PARALLEL at a time. After the first failure no further item is started.
 
-    A signal ends the others too. Those that wait for a server that says nothing are left behind: their threads go with
-    the process.
+    A signal ends the running ones too. A thread that waits for a silent server is abandoned: it ends with the process.
     """
     failed = threading.Event()
 
@@ -64,7 +63,7 @@ def side_by_side(work: Callable[[Any], Any], items: Iterable) -> list:
 
 @contextlib.contextmanager
 def progress(uri: str, size: int, least: int = PART) -> Iterator[Callable[[int], None]]:
-    """Bar, or log lines, for more than `least` bytes; yields what is to be told of the bytes that came or went."""
+    """A progress bar (or log lines) for more than `least` bytes; yields a function to call with each byte count."""
     if size <= least or threading.current_thread() is not threading.main_thread():
         yield lambda count: None
         return

@@ -1,4 +1,4 @@
-"""What a URI may be, its parts, and where it lies on this machine."""
+"""Supported URIs, their parts, and their local paths."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from stereo_core.errors import DataError
 
 SCHEMES = ("s3://", "aws://", "minio://")
-MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher puts remote artifacts
+MOUNTS = {"s3://": "/s3/", "gs://": "/gcs/", "minio://": "/minio/"}  # where KFP's launcher mounts remote artifacts
 REFERENCE = "reference.json"
-"""In the folder of a data set that stays where it is: its uri, files, bytes, and a digest of all names and ETags (of a
-folder: times)."""
+"""File in the artifact of a data set by reference: its uri, number of files, bytes, and a digest of all names and ETags
+(for a local folder: names and times)."""
 
 
 def is_uri(path: Any) -> bool:
-    """Whether a path names an object or a prefix in object storage."""
+    """Whether a value is a URI of an object or a prefix in object storage."""
     return isinstance(path, str) and path.startswith(SCHEMES)
 
 
@@ -23,26 +23,25 @@ def bucket_of(uri: str) -> str:
     """The bucket of a URI.
 
     Raises:
-        DataError: there is none, or a key and a secret stand before it, which the message leaves out.
+        DataError: there is no bucket, or credentials are part of the URI (the message does not repeat them).
     """
     scheme, _, rest = uri.partition("://")
     bucket = rest.partition("/")[0]
     if not bucket:
-        raise DataError(f"{uri}: names no bucket; expected s3://bucket/key")
+        raise DataError(f"{uri}: the bucket is missing; expected s3://bucket/key")
     if {"@", ":"} & set(bucket):
         raise DataError(
-            f"{scheme}://...: @ or : in the bucket's name; write s3://bucket/key: credentials and the server's address "
+            f"{scheme}://...: @ or : in the bucket's name; write s3://bucket/key. Credentials and the server's address "
             "come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         )
     return bucket
 
 
 def local_path(uri: str) -> Path:
-    """Where an artifact's URI lies on this machine: s3:// and aws:// (the same), gs:// and minio:// under /s3, /gcs and
-    /minio."""
+    """The local path of an artifact's URI: s3:// and aws:// are mounted at /s3, gs:// at /gcs, minio:// at /minio."""
     for scheme, mount in (MOUNTS | {"aws://": MOUNTS["s3://"]}).items():
         if uri.startswith(scheme):
-            bucket_of(uri)  # refuses a secret in it before any message shows the URI
+            bucket_of(uri)  # refuses credentials in the URI before a message can show them
             return Path(mount) / uri.removeprefix(scheme)
     if "://" in uri and not uri.startswith("file://"):
         raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)}, aws:// or file://")
@@ -50,13 +49,13 @@ def local_path(uri: str) -> Path:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Bucket and key, without slashes at their ends.
+    """Bucket and key, without trailing slashes.
 
     Raises:
-        DataError: as `bucket_of`; or a key with an empty, `.` or `..` part, which no local path can stand for.
+        DataError: see `bucket_of`; or a key with an empty, `.` or `..` part, which has no local path.
     """
     bucket = bucket_of(uri)
     key = uri.partition("://")[2].partition("/")[2].rstrip("/")
     if key and {"", ".", ".."} & set(key.split("/")):
-        raise DataError(f"{uri}: an empty part, . or .. in the key; name the object as the bucket lists it")
+        raise DataError(f"{uri}: the key has an empty part, . or ..; write the key as the bucket lists it")
     return bucket, key

@@ -24,7 +24,7 @@ from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.training.callbacks import validation_metrics
 from stereo_core.training.nonfinite import NonFiniteLossError
 from stereo_core.training.snapshots import Snapshot
-from stereo_core.values import plain
+from stereo_core.values import json_ready
 
 LOG = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def write_sidecar(path: Path, note: dict) -> None:
 
 def add_metrics(path: Path, metrics: dict[str, float]) -> None:
     """Note the metrics of a checkpoint's validation beside its digest."""
-    write_sidecar(path, read_sidecar(path) | {"metrics": plain(metrics)})
+    write_sidecar(path, read_sidecar(path) | {"metrics": json_ready(metrics)})
 
 
 @dataclass(frozen=True)

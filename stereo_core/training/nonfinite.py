@@ -18,7 +18,7 @@ from stereo_core.files import atomic_path
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
 from stereo_core.training.snapshots import Snapshot
 from stereo_core.training.strategy import whole
-from stereo_core.values import counted, plain
+from stereo_core.values import counted, json_ready
 
 LOG = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def write_step(folder: Path, name: str, batch: dict, facts: dict, gradients: Ite
         "nonfinite_gradients": [key for key, value in gradients if not torch.isfinite(value).all()],
     }
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(plain(report), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(json_ready(report), indent=2) + "\n", encoding="utf-8")
     return path
 
 

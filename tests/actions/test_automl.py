@@ -76,7 +76,7 @@ def lines(folder: Path) -> list[dict]:
 def ended_trials(folder: Path) -> set[str]:
     """Names of the trials that the search knows to be done or stopped early."""
     messages = [line["message"] for line in lines(folder)]
-    return {f"{int(text.split()[1]):03d}" for text in messages if " is done: " in text or " is stopped after " in text}
+    return {f"{int(text.split()[1]):03d}" for text in messages if " is done: " in text or " stopped early " in text}
 
 
 def table(folder: Path) -> dict[int, dict[str, str]]:
@@ -169,7 +169,7 @@ def test_a_trial_that_dies_fails_alone_and_a_stopped_search_goes_on(tree, tmp_pa
     assert ended(depth_net("automl", tree)) == 0, (tmp_path / "automl.log").read_text()
     rows = table(folder)
     assert [rows[number]["state"] for number in range(3)] == ["done", "failed", "done"]
-    assert rows[1]["reason"].startswith("ended by SIGKILL")
+    assert rows[1]["reason"].startswith("killed by SIGKILL")
     assert any(line["message"].startswith("Resuming training from checkpoint") for line in lines(trials[2]))
 
     changed = depth_net("automl", tree, "automl.automl_max_epochs=5")
@@ -200,7 +200,7 @@ def test_a_search_whose_trials_all_fail_exits_1(tree, tmp_path):
         os.kill(pid_of(trial), signal.SIGKILL)
     assert ended(search) == 1
     last = lines(tmp_path / "automl")[-1]
-    assert last["status"] == "FAILURE" and "none of 2 trials came to its end: ended by SIGKILL" in last["message"]
+    assert last["status"] == "FAILURE" and "none of 2 trials came to its end: killed by SIGKILL" in last["message"]
     assert not (tmp_path / "automl" / "best_spec.yaml").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tm
     tree["train"] = {"accumulate": 2}
     assert perform("automl", spec_from_dict("automl", tree)) == 2
     message = lines(tmp_path / "automl")[-1]["message"]
-    assert "train.optim.lr_decay changes nothing: the rate decays at step 1000, and a trial has 6 in all" in message
+    assert "train.optim.lr_decay changes nothing: the rate decays at step 1000, but a trial has 6 steps" in message
     assert not (tmp_path / "automl" / "trials").exists()
 
 

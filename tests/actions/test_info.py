@@ -185,7 +185,7 @@ def test_scenes_without_end_are_refused(tmp_path):
 
 @pytest.mark.parametrize("sources", [[], [{}]])
 def test_no_source_is_refused(tmp_path, sources):
-    with pytest.raises(SpecError, match=r"data_sources.*(at least one entry with a data_file|is needed by info)"):
+    with pytest.raises(SpecError, match=r"data_sources.*(at least one entry with a data_file|is required by info)"):
         spec_from_dict("info", {"data_sources": sources, "results_dir": str(tmp_path)})
 
 

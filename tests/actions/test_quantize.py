@@ -231,7 +231,7 @@ def test_modelopt_onnx(spec, tiny_checkpoint, tmp_path):
         ({"mode": "static_ptq"}, r"quantize.mode: static_ptq: torchao does weight_only_ptq alone"),
         ({"backend": "modelopt.onnx", "mode": "weight_only_ptq"}, r"quantize.mode: .*modelopt.onnx does static_ptq"),
         ({**STATIC, "algorithm": "awq_clip"}, r"quantize.algorithm: awq_clip is for 4-bit .* minmax, max, entropy"),
-        ({**STATIC, "device": "trt"}, r"quantize.device: trt is for modelopt.onnx"),
+        ({**STATIC, "device": "trt"}, r"quantize.device: trt works only with modelopt.onnx"),
         ({"model_path": "nowhere.pth"}, r"quantize.model_path: no such file: nowhere.pth"),
     ],
 )
@@ -242,12 +242,12 @@ def test_settings_that_can_not_be(spec, keys, message):
 
 def test_no_calibration_data(spec, tmp_path):
     with pytest.raises(
-        SpecError, match=r"images_dir: modelopt.pytorch calibrates on images: set this, or dataset.train"
+        SpecError, match=r"images_dir: modelopt.pytorch needs calibration images; set this, or dataset.train"
     ):
         spec({"train_dataset": {}}, **STATIC)
     with pytest.raises(SpecError, match=r"images_dir: no such folder or archive: gone"):
         spec({"quant_calibration_dataset": {"images_dir": "gone"}}, **STATIC)
-    with pytest.raises(SpecError, match=r"max_epe_increase: is measured on dataset.val_dataset.data_sources"):
+    with pytest.raises(SpecError, match=r"max_epe_increase: needs pairs to measure on; set dataset.val"):
         spec({"val_dataset": {}}, max_epe_increase=0.1)
 
 

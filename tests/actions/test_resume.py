@@ -173,7 +173,7 @@ def test_a_run_that_is_not_asked_to_go_on_leaves_another_ones_folder_alone(here,
     before = contents(here)
     assert train(here, num_epochs=2, **keys)[0] == 2
     said = capfd.readouterr().err
-    assert f"{here} holds checkpoints of another training" in said and "_path=auto goes on with that" in said
+    assert f"{here} holds checkpoints of another training run" in said and "_path=auto to resume that run" in said
     assert contents(here) == before
 
 
@@ -214,7 +214,7 @@ def test_two_trainings_at_once_in_one_folder(train, tmp_path, monkeypatch, capfd
         patched.setattr(StatusLines, "on_train_epoch_start", start_another)
         assert train(tmp_path, num_epochs=1)[0] == 0
     assert second == [2]
-    assert f"another training is running in {tmp_path}" in capfd.readouterr().err
+    assert f"another training run is writing to {tmp_path}" in capfd.readouterr().err
     assert train(tmp_path, num_epochs=2, resume_training_checkpoint_path="auto")[0] == 0
 
 

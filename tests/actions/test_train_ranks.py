@@ -122,7 +122,7 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(undisturbed, spec_file, tmp_p
     assert process.wait() == 1
     last = lines_of(tmp_path)[-1]
     assert last["status"] == "FAILURE"
-    assert re.search(rf"the process of rank 1 \(pid {ranks[1]}\) was ended by SIGKILL", last["message"])
+    assert re.search(rf"the process of rank 1 \(pid {ranks[1]}\) was killed by SIGKILL", last["message"])
     assert begin(spec_file, tmp_path).wait() == 0
     assert_same(load(tmp_path / "dn_model_latest.pth"), load(undisturbed / "dn_model_latest.pth"))
 

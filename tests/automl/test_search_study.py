@@ -93,9 +93,9 @@ def test_a_kill_before_the_values_of_a_trial_are_chosen(tmp_path):
 def test_a_folder_holds_one_search(tmp_path):
     study(tmp_path, training={"train": {"precision": "fp32"}})
     study(tmp_path, training={"train": {"precision": "fp32"}}, automl_max_recommendations=30, automl_max_concurrent=1)
-    with pytest.raises(SpecError, match=r"holds a search with train.precision 'fp32', and this one has 'bf16'"):
+    with pytest.raises(SpecError, match=r"holds a search with train.precision 'fp32', but this search has 'bf16'"):
         study(tmp_path, training={"train": {"precision": "bf16"}})
-    with pytest.raises(SpecError, match=r"automl.automl_max_epochs 27, and this one has 9"):
+    with pytest.raises(SpecError, match=r"automl.automl_max_epochs 27, but this search has 9"):
         study(tmp_path, training={"train": {"precision": "fp32"}}, automl_max_epochs=9)
 
 

@@ -138,7 +138,7 @@ def test_a_search_waits_for_the_trials_of_the_one_before(tmp_path, monkeypatch):
     with alone(tmp_path) as lock:
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(lock,))  # until its input ends
     monkeypatch.setattr("stereo_core.automl.search.LOCK_SECONDS", 0.05)
-    with pytest.raises(SpecError, match="another search, or a trial of one, is running"), alone(tmp_path):
+    with pytest.raises(SpecError, match="another search, or one of its trials, is running"), alone(tmp_path):
         pass
     monkeypatch.setattr("stereo_core.automl.search.LOCK_SECONDS", 30)
     child.communicate()
@@ -181,5 +181,5 @@ def test_a_poor_trial_that_does_not_heed_its_end_is_killed_and_frees_its_slot(tm
             trial.process.kill()
             trial.process.communicate()
     assert trial.process.returncode == -signal.SIGKILL and search.free == [slot]
-    assert said == ["Trial 3 is stopped after 1 epoch: val/epe 9.0000 is poor"]
+    assert said == ["Trial 3 is stopped early after 1 epoch: val/epe 9.0000 is poor"]
     assert study.trials()[3].state.name == "PRUNED"

@@ -61,11 +61,11 @@ def test_ports(name):
     spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
     component = next(iter(spec["components"].values()))
     row = ROWS[name]
-    spec_file = {} if row.plain else {"spec_file?": "spec"}
+    spec_file = {} if row.flat_parameters else {"spec_file?": "spec"}
     assert ports(component.get("inputDefinitions", {})) == typed(row.inputs | spec_file)
     assert ports(component["outputDefinitions"]) == typed(row.outputs)
     parameters = component["inputDefinitions"]["parameters"]
-    assert row.plain or parameters["spec"]["parameterType"] == "STRUCT"
+    assert row.flat_parameters or parameters["spec"]["parameterType"] == "STRUCT"
     assert all(item.get("isOptional") for item in parameters.values()), "every parameter has a default"
     documented = [*component["inputDefinitions"].get("artifacts", {}).values(), *parameters.values()]
     documented += component["outputDefinitions"]["artifacts"].values()
@@ -87,7 +87,7 @@ def test_typed_parameters_reach_a_spec_key(name):
     spec = yaml.safe_load(compiled_path(FOLDERS[name]).read_text())
     parameters = set(next(iter(spec["components"].values()))["inputDefinitions"]["parameters"])
     row = ROWS[name]
-    if row.plain:
+    if row.flat_parameters:
         fields = spec_class(name).model_fields
         assert parameters <= set(fields)
         declared = spec["root"]["inputDefinitions"]["parameters"].items()
@@ -100,7 +100,7 @@ def test_typed_parameters_reach_a_spec_key(name):
 
 
 INPUTS = [(name, port) for name, row in ROWS.items() for port in required(row.inputs)]
-INPUTS += [(name, "spec_file") for name, row in ROWS.items() if not row.plain]
+INPUTS += [(name, "spec_file") for name, row in ROWS.items() if not row.flat_parameters]
 MADE = {"images", "annotations", "checkpoint", "onnx", "engine", "metrics", "spec"}  # kinds that some step gives
 
 

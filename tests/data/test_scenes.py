@@ -81,7 +81,10 @@ def test_files_and_scenes_side_by_side(pairs):
     ("source", "message"),
     [
         (SOURCE | {"data_file": "list.txt"}, r"train_dataset.data_sources\[0\].data_file: .*leave it out"),
-        (SOURCE | {"scene_disparity": [20, 4]}, r"data_sources\[0\].scene_disparity: \[20.*\] is no range"),
+        (
+            SOURCE | {"scene_disparity": [20, 4]},
+            r"data_sources\[0\].scene_disparity: \[20.*\] is not an ascending range",
+        ),
         (SOURCE | {"pairs_per_epoch": 0}, r"pairs_per_epoch"),
     ],
 )

@@ -20,7 +20,7 @@ def test_a_second_build_waits_for_the_first(colour_onnx, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         with locked(out):
             second.start()
-            while "is being written by another process" not in caplog.text:
+            while "another process is writing" not in caplog.text:
                 time.sleep(0.01)
             assert not out.exists()
         second.join()

@@ -352,7 +352,7 @@ def test_describe_a_checkpoint(tmp_path):
     assert (said["kind"], said["encoder"], said["variant"]) == ("checkpoint", "vitt", "nvlabs")
     (tmp_path / "tiny.pth").rename(tmp_path / "dn_model_best.pth")
     assert describe(f"{tmp_path}@best")["sha256"] == said["sha256"]
-    with pytest.raises(ModelError, match="there is none; the folder holds no checkpoint"):
+    with pytest.raises(ModelError, match="no such checkpoint; the folder holds no checkpoint"):
         describe(f"{tmp_path}@latest")
 
 

@@ -514,7 +514,7 @@ def test_experiment_searches_what_the_spec_says():
     given = {p["reference"]: p["name"] for p in spec["trialTemplate"]["trialParameters"]}
     assert wanted == given and list(given) == [p["name"] for p in spec["parameters"]]
     assert "earlyStopping" not in katib(algorithm="bayesian")["spec"]
-    with pytest.raises(SpecError, match=r"train\.num_epochs can not be searched"):
+    with pytest.raises(SpecError, match=r"train\.num_epochs cannot be searched"):
         katib(automl_hyperparameters=["train.num_epochs"])
 
 
@@ -529,7 +529,9 @@ def test_a_users_own_spec(tmp_path):
     container = spec["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "mine:2" and "/data/own.yaml" in container["command"]
     path.write_text("automl: {algoritm: asha}\n")
-    with pytest.raises(SpecError, match=r"train\.yaml: automl\.algoritm: unknown; did you mean automl\.algorithm\?"):
+    with pytest.raises(
+        SpecError, match=r"train\.yaml: automl\.algoritm: unknown key; did you mean automl\.algorithm\?"
+    ):
         read_spec(path)
 
 

@@ -42,5 +42,5 @@ def test_it_converts_to_the_layouts_of_others(tmp_path):
 def test_a_folder_s_choice_is_taken_and_a_wrong_one_refused(tmp_path):
     save_checkpoint(create_model(preset="tiny"), tmp_path / "dn_model_best.pth")
     assert load_model(f"{tmp_path}@best").config.preset == "tiny"
-    with pytest.raises(ModelError, match="there is none"):
+    with pytest.raises(ModelError, match="no such checkpoint"):
         load_model(f"{tmp_path}@epoch=3")

@@ -225,7 +225,7 @@ def test_a_consumer_is_told_what_the_producer_said(tmp_path):
     (tmp_path / "lists.txt").write_text("a b")
     tasks.pop(0)
     tasks[0].pop("depends")
-    with pytest.raises(Failed, match=r"exit code 2(.|\n)*is of kind 'annotations'; 'images' is wanted"):
+    with pytest.raises(Failed, match=r"exit code 2(.|\n)*is of kind 'annotations'; expected 'images'"):
         run.run()
 
 
@@ -271,7 +271,7 @@ def test_parameters_without_a_value_are_left_to_the_submission(tmp_path):
 
 def test_texts_that_argo_would_read_as_references_are_refused():
     given = {"text": "a {{workflow.name}}", "tree": {}, "rows": [], "n": 1, "x": 0.5, "yes": False}
-    with pytest.raises(GraphError, match=r"parameter text: Argo would take \{\{"):
+    with pytest.raises(GraphError, match=r"parameter text: Argo would read \{\{"):
         documents_of(parameters_spec(), given)
 
 
@@ -365,7 +365,7 @@ def test_a_time_limit_that_ran_out_is_not_tried_again(tmp_path):
 def test_a_uri_given_later_that_is_no_place_in_a_bucket_is_named(tmp_path):
     documents = documents_of(imported_spec({"componentInputParameter": "where"}))
     run = Simulator(documents, tmp_path, {}, {"where": "gs://b/a"})
-    with pytest.raises(KeyError, match="parameter where is no s3://BUCKET/KEY"):
+    with pytest.raises(KeyError, match="parameter where is not s3://BUCKET/KEY"):
         run.run()
 
 
@@ -402,7 +402,7 @@ def test_the_command_passes_its_options_on(capsys):
     said = list(yaml.safe_load_all(capsys.readouterr().out))
     assert said == manifests(load_pipeline(DEMO), {}, REPOSITORY, **options, cache=False, version="3.7")
     assert said[-1]["kind"] == "CronWorkflow" and said[-1]["spec"]["schedules"] == ["0 3 * * *"]
-    with pytest.raises(UserError, match="--schedule '@daily': five fields"):
+    with pytest.raises(UserError, match="--schedule '@daily': expected five fields"):
         cli([*command, "--schedule", "@daily"], standalone_mode=False)
 
 

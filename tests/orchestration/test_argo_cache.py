@@ -142,7 +142,7 @@ def test_memoize_and_retries_on_one_template_end_in_a_hanging_workflow(runs):
     key = called["memoize"]["key"]
     documents[2]["spec"]["templates"] = [{**run, "name": "second", "memoize": called["memoize"]}]
     run["inputs"]["parameters"].append({"name": "task-uid", "default": ""})
-    assert any("memoize and retryStrategy on one template" in problem for problem in problems(documents)), key
+    assert any("memoize and retryStrategy on the same template" in problem for problem in problems(documents)), key
     runs(documents)
     with pytest.raises(Stuck, match="second: a hit is a Retry node without children"):
         runs(documents)
@@ -158,7 +158,7 @@ def test_a_step_on_something_imported_is_cached_only_where_its_digest_is_told(me
     if cached:
         given = kinds(documents, "Workflow")[0]["spec"]["templates"][0]["dag"]["tasks"][0]["arguments"]["parameters"]
         next(item for item in given if item["name"] == "in-metadata")["value"] = "{}"
-        assert any("can never hit: of in-metadata no sha256 is known" in problem for problem in problems(documents))
+        assert any("can never hit: in-metadata has no sha256" in problem for problem in problems(documents))
 
 
 def test_each_step_has_a_config_map_for_small_entries(compiled_once, tmp_path):

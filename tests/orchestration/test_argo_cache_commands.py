@@ -63,8 +63,8 @@ def test_the_fullest_comes_first(cached):
 
 def test_nothing_goes_without_send(cached):
     assert said("rm", "demo") == [
-        "demo-export-cache: 1 of 1 entry would go",
-        "demo-train-cache: 3 of 3 entries would go",
+        "demo-export-cache: 1 of 1 entry would be removed",
+        "demo-train-cache: 3 of 3 entries would be removed",
     ]
     assert changes(cached) == []
 
@@ -87,8 +87,8 @@ def test_the_old_ones_of_all(cached):
     ("words", "message"),
     [
         (["rm"], "name pipelines or ConfigMaps, or give --all"),
-        (["rm", "demo", "--all"], "one of the two"),
-        (["rm", "dem"], "no ConfigMap dem in the cache; there are: demo-export-cache, demo-train-cache"),
+        (["rm", "demo", "--all"], "not both"),
+        (["rm", "dem"], "no ConfigMap dem in the cache; existing: demo-export-cache, demo-train-cache"),
     ],
 )
 def test_what_is_meant_must_be_clear(cached, words, message):

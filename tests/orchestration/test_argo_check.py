@@ -48,19 +48,25 @@ def _set(place, key, value):
 
 
 MUTATIONS = {
-    "entrypoint": (lambda d: _set(spec_of(d), "entrypoint", "x"), "entrypoint x is no template"),
-    "onExit": (lambda d: _set(spec_of(d), "onExit", "x"), "onExit x is no template"),
+    "entrypoint": (lambda d: _set(spec_of(d), "entrypoint", "x"), "entrypoint x: there is no template"),
+    "onExit": (lambda d: _set(spec_of(d), "onExit", "x"), "onExit x: there is no template"),
     "templateRef name": (lambda d: _set(_task(d)["templateRef"], "name", "x"), "task train: there is no template"),
     "templateRef template": (lambda d: _set(_task(d)["templateRef"], "template", "x"), "task train: there is no"),
-    "depends": (lambda d: _set(_task(d), "depends", "x.Succeeded"), "task train: depends on x, which is no task"),
-    "state": (lambda d: _set(_task(d), "depends", "convert.Done"), "depends on convert.Done, which is no state"),
+    "depends": (
+        lambda d: _set(_task(d), "depends", "x.Succeeded"),
+        "task train: depends on x, but there is no such task",
+    ),
+    "state": (
+        lambda d: _set(_task(d), "depends", "convert.Done"),
+        "depends on convert.Done, but there is no such state",
+    ),
     "cycle": (lambda d: _set(_task(d, 1), "depends", "train.Succeeded"), "tasks wait for each other"),
     "two tasks": (lambda d: _set(_task(d), "name", "convert"), "two of task convert"),
     "not upstream": (
         lambda d: _set(_task(d), "depends", "synthesize.Succeeded"),
         "{{tasks.convert.outputs.artifacts.annotations}} refers to nothing",
     ),
-    "unknown parameter": (lambda d: _set(_wire(d, "spec"), "name", "x"), "parameters: x is no input of its template"),
+    "unknown parameter": (lambda d: _set(_wire(d, "spec"), "name", "x"), "parameters: its template has no input x"),
     "missing parameter": (
         lambda d: _step(d)["inputs"]["parameters"].append({"name": "x"}),
         "parameters: x has no value",
@@ -83,20 +89,20 @@ MUTATIONS = {
     ),
     "unknown artifact": (
         lambda d: _set(_task(d)["arguments"]["artifacts"][0], "name", "x"),
-        "artifacts: x is no input of its template",
+        "artifacts: its template has no input x",
     ),
     "missing artifact": (
         lambda d: _named(d, "evaluate")["arguments"]["artifacts"].pop(0),
         "artifacts: annotations has no value",
     ),
-    "no end": (lambda d: _set(_wire(d, "spec"), "value", "{{workflow.name"), "a reference has no end"),
+    "no end": (lambda d: _set(_wire(d, "spec"), "value", "{{workflow.name"), "a reference has no closing braces"),
     "volume": (lambda d: _step(d)["volumes"].clear(), "there is no volume outputs to mount"),
     "repository": (
         lambda d: _set(spec_of(d)["artifactRepositoryRef"], "key", "x"),
-        "artifactRepositoryRef: there is no x",
+        "artifactRepositoryRef: there is no key x",
     ),
     "nothing to run": (lambda d: _step(d).pop("container"), "it has neither a container nor a dag"),
-    "no entrypoint": (lambda d: spec_of(d).pop("entrypoint"), "Workflow demo-: there is no entrypoint"),
+    "no entrypoint": (lambda d: spec_of(d).pop("entrypoint"), "Workflow demo-: it has no entrypoint"),
     "two parameters": (
         lambda d: spec_of(d)["arguments"]["parameters"].append({"name": "width"}),
         "two of parameter width",
@@ -114,20 +120,23 @@ MUTATIONS = {
     ),
     "depends without an operator": (
         lambda d: _set(_task(d, 4), "depends", "train.Succeeded convert.Succeeded"),
-        "its depends can not be read: train.Succeeded convert.Succeeded",
+        "its depends has a syntax error: train.Succeeded convert.Succeeded",
     ),
-    "depends with one bar": (lambda d: _set(_task(d, 4), "depends", "train | convert"), "depends can not be read"),
-    "depends with a bracket": (lambda d: _set(_task(d, 4), "depends", "(train && convert"), "depends can not be read"),
-    "no value": (lambda d: _wire(d, "spec").pop("value"), "parameters: spec is given no value"),
+    "depends with one bar": (lambda d: _set(_task(d, 4), "depends", "train | convert"), "depends has a syntax error"),
+    "depends with a bracket": (
+        lambda d: _set(_task(d, 4), "depends", "(train && convert"),
+        "depends has a syntax error",
+    ),
+    "no value": (lambda d: _wire(d, "spec").pop("value"), "parameters: spec gets no value"),
     "artifact from nowhere": (
         lambda d: _task(d)["arguments"]["artifacts"][0].pop("from"),
-        "artifacts: annotations is given from nowhere",
+        "artifacts: annotations has no source",
     ),
     "artifact from a parameter": (
         lambda d: _set(
             _task(d)["arguments"]["artifacts"][0], "from", "{{tasks.convert.outputs.parameters.executor-output}}"
         ),
-        "annotations can not take tasks.convert.outputs.parameters.executor-output",
+        "annotations cannot take tasks.convert.outputs.parameters.executor-output",
     ),
     "artifact from an expression": (
         lambda d: _expression(d, "tasks['train'].outputs.artifacts['x']"),
@@ -135,23 +144,23 @@ MUTATIONS = {
     ),
     "artifact from no expression": (
         lambda d: _expression(d, "tasks['train'].status == 'Succeeded' ? "),
-        "can not be read: a value is wanted, not its end",
+        "has a syntax error: expected a value, found the end",
     ),
     "parameter from an artifact": (
         lambda d: _set(_wire(d, "spec"), "value", "{{tasks.convert.outputs.artifacts.annotations}}"),
-        "spec can not take tasks.convert.outputs.artifacts.annotations",
+        "spec cannot take tasks.convert.outputs.artifacts.annotations",
     ),
     "output parameter": (
         lambda d: _step(d)["outputs"]["parameters"][0].pop("valueFrom"),
-        "output parameter executor-output comes from nowhere",
+        "output parameter executor-output has no source",
     ),
     "output of a DAG": (
         lambda d: _called(d)["outputs"]["artifacts"][0].pop("from"),
-        "output of artifacts checkpoint: it comes from nowhere",
+        "output of artifacts checkpoint: it has no source",
     ),
     "output artifact's place": (
         lambda d: _set(_step(d)["outputs"]["artifacts"][0], "path", "/elsewhere/checkpoint"),
-        "output artifact checkpoint: /elsewhere/checkpoint is in no mounted volume",
+        "output artifact checkpoint: /elsewhere/checkpoint is not in a mounted volume",
     ),
     "two mounts": (
         lambda d: _step(d)["container"]["volumeMounts"].append({"name": "cache", "mountPath": "/tmp"}),
@@ -159,11 +168,11 @@ MUTATIONS = {
     ),
     "expression": (
         lambda d: _set(_wire(d, "spec"), "value", "{{=toJson(workflow.parameters['train_spec']}}"),
-        "can not be read: , is wanted, not its end",
+        "has a syntax error: expected ,, found the end",
     ),
     "operator": (
         lambda d: _set(_wire(d, "spec"), "value", "{{=workflow.name === 'x'}}"),
-        "the expression \"workflow.name === 'x'\" can not be read",
+        "the expression \"workflow.name === 'x'\" has a syntax error",
     ),
     "function": (
         lambda d: _set(_wire(d, "spec"), "value", "{{=toJSON(workflow.name)}}"),
@@ -201,8 +210,8 @@ def test_a_cron_workflow_is_checked_as_a_workflow_is():
     spec.pop("entrypoint")
     found = "\n".join(problems(documents))
     for wrong in (
-        "CronWorkflow demo: there is no entrypoint",
-        "CronWorkflow demo: parameter backend has no value, and nobody is there to give one",
-        "task synthesize: depends on nobody, which is no task",
+        "CronWorkflow demo: it has no entrypoint",
+        "CronWorkflow demo: parameter backend has no value, and a CronWorkflow cannot ask for one",
+        "task synthesize: depends on nobody, but there is no such task",
     ):
         assert wrong in found

@@ -164,11 +164,11 @@ def braces(word: str = "x"):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (partly, "task tell: on Argo an exit handler is for the whole pipeline; outside are say"),
-        (ignoring, "task repeat: on Argo it can not take from measure, which may fail"),
-        (looped, "parameter words: a loop goes over it, so its value is wanted now"),
-        (braces, "task say, condition: Argo would take }}"),
-        (flow_steps.branches, r"task add-2: dsl.OneOf of artifacts \(data\) can not be had on Argo"),
+        (partly, "task tell: on Argo an exit handler must watch the whole pipeline; outside: say"),
+        (ignoring, "task repeat: on Argo it cannot use outputs of measure, which may fail"),
+        (looped, "parameter words: a loop iterates over it, so it needs a value now"),
+        (braces, "task say, condition: Argo would read }}"),
+        (flow_steps.branches, r"task add-2: dsl.OneOf of artifacts \(data\) is not supported on Argo"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -186,7 +186,7 @@ def test_broken_conditions_and_handlers_are_found(written):
     for name, change, message in (
         ("say", {"depends": "measure-2.Succeeded"}, "{{tasks.measure-3.outputs.parameters.of}} refers to nothing"),
         ("measure-2", {"depends": ""}, "{{tasks.measure.outputs.parameters.found}} refers to nothing"),
-        ("measure-2", {"when": "a == b"}, "its condition is no expression"),
+        ("measure-2", {"when": "a == b"}, "its condition is not an expression"),
         ("measure-2", {"when": "{{=workflow.parameters['nothing'] == 'x'}}"}, "{{workflow.parameters.nothing}} refers"),
     ):
         documents = written(chosen)
@@ -195,5 +195,5 @@ def test_broken_conditions_and_handlers_are_found(written):
     documents = written(flow_steps.watched)
     documents[-1]["spec"]["onExit"] = "x"
     found = problems(documents)
-    assert any("onExit x is no template" in problem for problem in found)
+    assert any("onExit x: there is no template" in problem for problem in found)
     assert any("{{workflow.failures}} refers to nothing" in problem for problem in found), "known only to the handler"

@@ -79,44 +79,52 @@ REFUSED = {
     "cache key": (
         pipeline({"a": container(ECHO, **{"cachingOptions": {"enableCache": True, "cacheKey": "mine"}})}),
         None,
-        r"task a: a cache key of its own \(cacheKey\)",
+        r"task a: its own cache key \(cacheKey\)",
     ),
     "import into a workspace": (_importer_with(downloadToWorkspace=True), None, "task get: downloadToWorkspace"),
-    "metadata": (_importer_with(metadata={"v": FROM_PARAMETER}), None, "task get: an importer's metadata from a"),
-    "image": (_container_with(image=FROM_PARAMETER), None, "task a, image: a value from a parameter"),
-    "variable": (_container_with(env=[{"name": "X", "value": FROM_PARAMETER}]), None, "task a, env X: a value from a"),
+    "metadata": (
+        _importer_with(metadata={"v": FROM_PARAMETER}),
+        None,
+        "task get: an importer's metadata cannot come from a",
+    ),
+    "image": (_container_with(image=FROM_PARAMETER), None, "task a, image: Argo cannot take this value"),
+    "variable": (
+        _container_with(env=[{"name": "X", "value": FROM_PARAMETER}]),
+        None,
+        "task a, env X: Argo cannot take this",
+    ),
     "cpu": (
         _container_with(resources={"resourceCpuLimit": FROM_PARAMETER}),
         None,
-        "task a, resourceCpuLimit: a value from a parameter can not be had on Argo; write it as text",
+        "task a, resourceCpuLimit: Argo cannot take this value from a pipeline parameter; write a literal",
     ),
     "memory": (
         _container_with(resources={"resourceMemoryRequest": FROM_PARAMETER}),
         None,
-        "task a, resourceMemoryRequest: a value from a parameter",
+        "task a, resourceMemoryRequest: Argo cannot take this value",
     ),
-    "placement": (PLAIN, _platform(pvcMount=[{}]), "task a: pvcMount of the platform document"),
-    "toleration": (PLAIN, _platform(tolerations=[{"tolerationJson": {}}]), "task a: tolerationJson of tolerations"),
-    "secret": (PLAIN, _platform(imagePullSecret=[{}]), "task a: a name of imagePullSecret is wanted"),
+    "placement": (PLAIN, _platform(pvcMount=[{}]), "task a: pvcMount in the platform document"),
+    "toleration": (PLAIN, _platform(tolerations=[{"tolerationJson": {}}]), "task a: tolerationJson in tolerations"),
+    "secret": (PLAIN, _platform(imagePullSecret=[{}]), "task a: imagePullSecret has no name"),
     "no value": (
         _with_parameter({"parameterType": "NUMBER_INTEGER", "isOptional": True}),
         None,
-        "task a: Argo has no value for parameter seed",
+        "task a: parameter seed has no value",
     ),
-    "name": (_named("My_Pipeline"), None, "the pipeline: My_Pipeline can not be a name on Kubernetes"),
-    "long name": (_named("a" * 62), None, "task a: a+-a can not be a name on Kubernetes"),
-    "braces": (_with_command("x {{y}}"), None, "task a, command: Argo would take"),
+    "name": (_named("My_Pipeline"), None, "the pipeline: My_Pipeline is not a valid name on Kubernetes"),
+    "long name": (_named("a" * 62), None, "task a: a+-a is not a valid name on Kubernetes"),
+    "braces": (_with_command("x {{y}}"), None, "task a, command: Argo would read"),
     "placeholder": (_with_command("{{$.pipeline_job_name}}"), None, "task a: placeholder .*pipeline_job_name"),
     "backoff": (
         pipeline({"a": container(ECHO, **{"retryPolicy": {"maxRetryCount": 1, "backoffFactor": 1.5}})}),
         None,
-        "task a: Argo's backoff factors are whole numbers, not 1.5",
+        "task a: Argo needs a whole number as backoff factor, not 1.5",
     ),
-    "importer": (_uri_of_another_step(), None, "task get: an importer whose URI another step makes"),
+    "importer": (_uri_of_another_step(), None, "task get: an importer whose URI comes from another step"),
     "scheme": (
         imported_spec({"runtimeValue": {"constant": "/data/x"}}),
         None,
-        "task get: /data/x is no place in a bucket; s3://BUCKET/KEY is wanted",
+        "task get: /data/x is not a location in a bucket; expected s3://BUCKET/KEY",
     ),
 }
 
@@ -129,17 +137,17 @@ def test_what_argo_can_not_do_is_refused_by_name(name):
 
 
 def test_a_value_that_is_no_place_in_a_bucket():
-    with pytest.raises(UserError, match="parameter where: data is no place in a bucket"):
+    with pytest.raises(UserError, match="parameter where: data is not a location in a bucket"):
         documents_of(imported_spec({"componentInputParameter": "where"}), {"where": "data"})
 
 
 @pytest.mark.parametrize(("uri", "endpoint"), [("gs://b", ""), ("s3://", ""), ("s3://b", "ftp://x"), ("s3://b", "x/y")])
 def test_repositories_that_are_none(uri, endpoint):
-    with pytest.raises(UserError, match="is wanted"):
+    with pytest.raises(UserError, match="expected"):
         Repository.of(uri, endpoint)
 
 
 def test_no_password_gets_into_manifests():
-    with pytest.raises(UserError, match="no user or password") as refused:
+    with pytest.raises(UserError, match="contains credentials") as refused:
         Repository.of("s3://b", "http://key:hunter2@minio:9000")
     assert "hunter2" not in str(refused.value)

@@ -44,5 +44,5 @@ def test_a_file_written_just_now_is_not_remembered(tmp_path):
 
 def test_a_damaged_memory_is_named(tmp_path):
     (tmp_path / "digests.json").write_text("{")
-    with pytest.raises(GraphError, match=r"digests\.json.*remove it"):
+    with pytest.raises(GraphError, match=r"digests\.json.*remove the file"):
         Digests(tmp_path / "digests.json")

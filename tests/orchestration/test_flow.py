@@ -63,13 +63,13 @@ def test_a_skipped_step_says_why_and_leaves_nothing(run):
     run(flow_steps.branches, GOOD)
     code, done = run(flow_steps.branches, GOOD | {"limit": 0.1, "flag": False})
     assert code == 0 and states(done)["measure"] == "reused"
-    assert done.tasks["add"].message == "its condition does not hold: measure-found <= limit"
+    assert done.tasks["add"].message == "its condition is false: measure-found <= limit"
     assert not (done.folder / "tasks/say").exists(), "what it made when its condition held is gone"
     assert text(done, "add-2") == "bad!", "its input is another one now, so it ran again"
     page = write_page(done.record).read_text()
     summary(done.record, console := Console(file=io.StringIO(), width=100))
-    assert "say skipped: its condition does not hold: measure-found <= limit" in console.file.getvalue()
-    assert "its condition does not hold: measure-found &lt;= limit" in page
+    assert "say skipped: its condition is false: measure-found <= limit" in console.file.getvalue()
+    assert "its condition is false: measure-found &lt;= limit" in page
     code, done = run(flow_steps.branches, GOOD, only="add-2")
     assert code == 0 and text(done, "add-2") == "bad!", "it stands on what the run before left out and made"
 

@@ -258,8 +258,8 @@ def _root_artifact():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_loop_over_an_output, "task for-loop-1: a loop wants a list that is known before the run"),
-        (_item_without, "task for-loop-1-1-use: parameter text takes a of an item that has none: {'b': 'y'}"),
+        (_loop_over_an_output, "task for-loop-1: a loop needs a list that is known before the run"),
+        (_item_without, "task for-loop-1-1-use: parameter text needs a, which this loop item lacks: {'b': 'y'}"),
         (_python_function, "task lightweight: Python-function components"),
         (_root_artifact, r"takes artifacts \(images\)"),
     ],
@@ -274,13 +274,13 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]
 
 def test_files_that_are_no_pipeline(tmp_path):
     for name, text, message in (
-        ("a", "x: 1", "no compiled pipeline"),
-        ("b", "a: [", "no YAML"),
+        ("a", "x: 1", "not a compiled pipeline"),
+        ("b", "a: [", "not valid YAML"),
         ("c", "pipelineInfo: {name: x}\nroot: 3", "malformed PipelineSpec"),
-        ("d", "", "no compiled pipeline"),
-        ("e", "pipelineInfo: {name: {a: b}}\nroot: {dag: {tasks: {}}}", "pipelineInfo.name is no text"),
-        ("f", BOMB, "no YAML: .* far too large"),
-        ("g", "a: &a [*a]", "no YAML: .* endless"),
+        ("d", "", "not a compiled pipeline"),
+        ("e", "pipelineInfo: {name: {a: b}}\nroot: {dag: {tasks: {}}}", "pipelineInfo.name must be a text"),
+        ("f", BOMB, "not valid YAML: .* far too large"),
+        ("g", "a: &a [*a]", "not valid YAML: .* infinite"),
         (
             "h",
             "pipelineInfo: {name: x}\nroot: {dag: {tasks: {t: {componentRef: {name: c}}}}}\n"
@@ -357,7 +357,7 @@ def test_unknown_and_missing_arguments(compile_to):
         graph.arguments({"uri": "x", "epoch": 2})
     with pytest.raises(GraphError, match="without a value: uri"):
         graph.arguments({})
-    with pytest.raises(GraphError, match="parameter epochs: an integer"):
+    with pytest.raises(GraphError, match="parameter epochs: expected an integer"):
         graph.arguments({"uri": "x", "epochs": "2"})
 
 
@@ -372,5 +372,5 @@ def test_an_accelerator_count_from_a_parameter_is_refused(compiled):
     spec = pipeline({"a": container("")})
     limit = {"accelerator": {"resourceCount": "{{$.inputs.parameters['gpus']}}"}}
     spec["deploymentSpec"]["executors"]["exec-a"]["container"]["resources"] = limit
-    with pytest.raises(GraphError, match=r"task a: the accelerator count .*gpus.* is no number"):
+    with pytest.raises(GraphError, match=r"task a: the accelerator count .*gpus.* is not a number"):
         load_pipeline(compiled(spec))

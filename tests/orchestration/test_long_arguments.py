@@ -11,7 +11,7 @@ from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.long_arguments import passable
 
 LONG = "t" * 200_000
-TOO_LONG = "parameter text: too long; an argument of a command may have 131071 bytes"
+TOO_LONG = "parameter text: too long; a command-line argument can have at most 131071 bytes"
 
 
 @dsl.pipeline(name="long")

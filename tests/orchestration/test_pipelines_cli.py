@@ -59,7 +59,7 @@ def test_a_disk_that_a_step_fills(compiled, tmp_path, on_a_small_disk):
     line = f"{program} run {path} -o {tmp_path}/run --parallel 1; echo exit $?; {program} show {tmp_path}/run"
     done = on_a_small_disk(tmp_path / "run", "300k", "sh", "-c", line)
     assert "exit 2" in done.stdout and "Traceback" not in done.stderr, done.stderr
-    assert f"{tmp_path}/run/run.json can not be written: No space left on device; make room there" in done.stderr
+    assert f"{tmp_path}/run/run.json cannot be written: No space left on device; make room there" in done.stderr
     assert "full │ stopped" in " ".join(done.stdout.split()), done.stdout
 
 
@@ -87,9 +87,9 @@ def test_the_end_of_a_log_is_that_of_the_last_attempt(compiled, tmp_path):
     ("arguments", "message"),
     [
         (("-p", "nam=1"), "unknown parameter nam; did you mean name?"),
-        (("-p", "name"), "KEY=VALUE is wanted"),
+        (("-p", "name"), "expected KEY=VALUE"),
         ((), "without a value: name"),
-        (("-p", "name=x", "-p", "n=two"), "parameter n: an integer is wanted, not 'two'"),
+        (("-p", "name=x", "-p", "n=two"), "parameter n: expected an integer, got 'two'"),
         (("-p", "name=x", "-p", f"n={__file__}"), f"; --param n=@{__file__} reads that file"),
         (("-p", "name=x", "--parallel", "0"), "--parallel"),
     ],
@@ -107,7 +107,7 @@ def test_no_such_file_and_no_output_dir(tmp_path):
     done = command("run", str(tmp_path / "gone.yaml"), "-o", str(tmp_path))
     assert done.returncode == 2 and "gone.yaml" in done.stderr
     done = command("run", "train_to_engin", "-o", str(tmp_path))
-    assert done.returncode == 2 and "no pipeline of that name; did you mean train_to_engine?" in done.stderr
+    assert done.returncode == 2 and "no such pipeline; did you mean train_to_engine?" in done.stderr
     done = command("run", "x.yaml")
     assert done.returncode == 2 and "--output-dir" in done.stderr
 
@@ -160,7 +160,7 @@ def test_a_file_of_values_is_read_as_a_spec_is(compiled, tmp_path):
         "a": "010", "b": "1_0", "c": "on", "d": "1.10", "e": "1:30", "f": "2024-01-01", "g": "1e-4"
     }  # fmt: skip
     for text, message in (
-        ("a: 1\nb: 2\na: 3\n", "train.yaml:3: not valid YAML: the key 'a' stands twice, first in line 1"),
+        ("a: 1\nb: 2\na: 3\n", "train.yaml:3: not valid YAML: duplicate key 'a', first in line 1"),
         ("a: !!timestamp 2024-13-01", "train.yaml:1: not valid YAML"),
     ):
         file.write_text(text)
@@ -172,7 +172,7 @@ def test_a_missing_extra_is_named():
     start = "import sys; sys.modules['kfp'] = None; from stereo_core.orchestration.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", start, "list"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "kfp is missing: pip install 'stereo-pipelines[pipelines]'" in done.stderr
+    assert "kfp is not installed: pip install 'stereo-pipelines[pipelines]'" in done.stderr
 
 
 def test_list_names_pipelines_and_components():
@@ -212,8 +212,8 @@ def test_all_that_is_wrong_with_the_parameters_at_once():
     )
     assert done.returncode == 2
     for told in (
-        "num_epochs: an integer",
-        "train_spec: a mapping",
+        "num_epochs: expected an integer",
+        "train_spec: expected a mapping",
         "did you mean backend?",
         "without a value: images_",
     ):
@@ -281,7 +281,7 @@ pathlib.Path(sys.argv[1]).touch()
 
 def test_what_a_step_warned_of_stands_at_its_end_in_the_table_and_on_the_page(compiled, tmp_path):
     path, folder = compiled(pipeline({"warns": container(WARNS, ("out",)), "good": WRITE})), tmp_path / "runs" / "one"
-    told = "warns warns: images [64 x 96] are scaled down"
+    told = "warns: warning: images [64 x 96] are scaled down"
     done = command("run", str(path), "-o", str(folder))
     assert re.search(r" warns succeeded after [\d.]+ s, 1 warning\n", done.stdout) and told in done.stdout
     assert "images [64 x 96] are scaled down" in (folder / "report.html").read_text()
@@ -314,11 +314,11 @@ def test_runs_show_and_logs(compiled, tmp_path):
     assert command("logs", str(folder), "bad", "--follow").stdout == "the reason\n"
     for arguments, message in (
         (("logs", str(folder), "worse"), "no step worse; known: good, bad, later"),
-        (("logs", str(folder), "later"), "step later (skipped) has printed nothing"),
-        (("show", str(tmp_path)), "there is no run"),
-        (("show", str(path)), "there is no run"),
-        (("runs", str(folder / "tasks")), "there is no run in it"),
-        (("run", str(path), "-o", str(folder), "--only", "good", "--fresh"), "exclude each other"),
+        (("logs", str(folder), "later"), "step later (skipped) has no log yet"),
+        (("show", str(tmp_path)), "contains no run"),
+        (("show", str(path)), "contains no run"),
+        (("runs", str(folder / "tasks")), "contains no runs"),
+        (("run", str(path), "-o", str(folder), "--only", "good", "--fresh"), "cannot be combined"),
     ):
         done = command(*arguments)
         assert done.returncode == 2 and message in done.stderr, done.stderr

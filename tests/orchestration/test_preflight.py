@@ -24,10 +24,10 @@ WRONG = (
     "engine_spec={gen_trt_engine: {backend: tensort}}",
 )
 TOLD = (
-    "step train: parameter train_spec: train.optim.lrr: unknown; did you mean train.optim.lr?",
+    "step train: parameter train_spec: train.optim.lrr: unknown key; did you mean train.optim.lr?",
     "step train: parameter num_epochs: train.num_epochs: -3 is less than the smallest value 1",
-    "step evaluate, trt-evaluate: parameter evaluate_spec: evaluate.resise: unknown; did you mean evaluate.resize?",
-    "step export: parameter export_spec: export.input_height: 100 is not a multiple of 32; the nearest is 96",
+    "step evaluate, trt-evaluate: parameter evaluate_spec: evaluate.resise: unknown key; did you mean evaluate.resize?",
+    "step export: parameter export_spec: export.input_height: 100 is not a multiple of 32; the nearest multiple is 96",
     "step gen-trt-engine: parameter engine_spec: gen_trt_engine.backend: 'tensort' is not one of",
 )
 
@@ -84,8 +84,8 @@ def test_items_of_loops_have_the_type_of_what_takes_them(compiled_once):
     with pytest.raises(GraphError) as refused:
         check(graph, {"numbers": [1, "much", "1_0"]})
     assert str(refused.value).splitlines()[1:] == [
-        "step for-loop-1-1-measure: parameter epe: a number is wanted, not 'much'",
-        "step for-loop-1-2-measure: parameter epe: a number is wanted, not '1_0'",
+        "step for-loop-1-1-measure: parameter epe: expected a number, got 'much'",
+        "step for-loop-1-2-measure: parameter epe: expected a number, got '1_0'",
     ]
 
 
@@ -94,7 +94,7 @@ def test_a_spec_file_of_this_machine_is_read(compiled_once, tmp_path):
     check(graph, {"uri": str(file)})
     check(graph, {"uri": "s3://bucket/train.yaml"})
     file.write_text("train: {num_epoch: 3}")
-    with pytest.raises(GraphError, match=r"step train: input spec_file: train\.num_epoch: unknown; did you mean"):
+    with pytest.raises(GraphError, match=r"step train: input spec_file: train\.num_epoch: unknown key; did you mean"):
         check(graph, {"uri": str(file)})
 
 
@@ -115,7 +115,7 @@ def write_pairs(folder: Path) -> None:
 def test_an_engine_s_range_that_does_not_hold_the_file_s_size(tmp_path):
     graph = load_pipeline(COMPILED["train_to_engine"])
     engine = {"gen_trt_engine": {"min_height": 160, "opt_height": 192, "opt_width": 128}}
-    told = r"step gen-trt-engine: gen_trt_engine\.min_height, .* do not hold export\.input_height 96; leave them out"
+    told = r"step gen-trt-engine: gen_trt_engine\.min_height, .* do not include export\.input_height 96; leave them out"
     with pytest.raises(GraphError, match=told) as refused:
         check(graph, sizes(tmp_path, engine_spec=engine))
     assert "width" not in str(refused.value)
@@ -129,6 +129,6 @@ def test_images_of_another_size_than_the_engine_s(tmp_path):
         check(graph, arguments | {"evaluate_spec": resize})
     told = str(refused.value).splitlines()[1:]
     assert len(told) == 1 and told[0].startswith("step trt-evaluate: evaluate.resize: none: ")
-    assert "for 128 x 96 px (width x height)" in told[0] and f"{tmp_path}/left/0.png has 96 x 64;" in told[0]
+    assert "takes 128 x 96 px (width x height)" in told[0] and f"{tmp_path}/left/0.png has 96 x 64;" in told[0]
     fitting = {"export": {"input_height": 64, "input_width": 96}}
     check(graph, arguments | {"evaluate_spec": resize, "export_spec": fitting})

@@ -130,10 +130,10 @@ def test_a_profile_and_a_pull_secret_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h200", "no profile 'h200'; there are cpu, one-gpu"),
+        ("h200", "no profile 'h200'; known: cpu, one-gpu"),
         ("nowhere_at_all:X", "profile nowhere_at_all:X: No module named"),
         (":X", "profile :X: "),
-        ("stereo_pipelines.profiles:DAY", "a stereo_pipelines.profiles.Profile is wanted, not 86400"),
+        ("stereo_pipelines.profiles:DAY", "expected a stereo_pipelines.profiles.Profile, got 86400"),
     ],
 )
 def test_a_profile_that_is_none(name, message):

@@ -84,7 +84,9 @@ def test_the_summary_counts_layers_and_weights():
 def test_the_printed_defaults_say_what_a_rule_may_hold():
     text = default_specs("quantize")
     for part in ("weights", "activations"):
-        assert f"- {part}.dtype: Number format; fp8 means fp8_e4m3fn; native: leave alone (one of '', int8, " in text
+        assert (
+            f"- {part}.dtype: Number format; fp8 means fp8_e4m3fn; native: do not quantise (one of '', int8, " in text
+        )
 
 
 @pytest.mark.parametrize("word", ["fp8", "fp8_e4m3fn"])

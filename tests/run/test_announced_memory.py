@@ -51,13 +51,13 @@ def test_too_little_memory_draws_a_warning_with_what_can_be_done(network, monkey
     pair = images(64, 96, batch=batch)
     assert announced(lambda left, right: left[:, 0], network, verb)(pair, pair).shape == (batch, 64, 96)
     [(level, text)] = said(caplog)
-    assert level == "WARNING" and "0.00 GiB are free" in text and text.endswith(f"What takes less: {ways}")
+    assert level == "WARNING" and "0.00 GiB are free" in text and text.endswith(f"To use less memory: {ways}")
 
 
 def test_an_estimate_that_fails_stops_nothing(caplog, monkeypatch, network):
     predict = announced(lambda left, right: left[:, 0], torch.nn.Linear(1, 1), "inference")
     assert predict(images(64, 96), images(64, 96)).shape == (1, 64, 96)
-    assert said(caplog) == [("DEBUG", "no estimate of memory")]
+    assert said(caplog) == [("DEBUG", "the memory estimate failed")]
 
 
 def test_free_memory_is_some_of_this_machine():

@@ -217,7 +217,7 @@ def test_a_training_goes_on_where_no_links_can_be_made(store, tmp_path, monkeypa
     with staged("train", spec) as stage:
         (folder,) = (path / "train" for path in stage.results)
         folder.mkdir(parents=True)
-        stage.take_up()
+        stage.claim_results()
         assert (folder / "dn_model_latest.pth").read_bytes() == b"2"
         assert sorted(path.name for path in folder.iterdir()) == ["dn_model_latest.pth", first, last]
 
@@ -292,7 +292,7 @@ def test_a_signal_while_the_results_are_stored(store, proxy, tmp_path, monkeypat
     assert time.monotonic() - begin < 15
     (folder,) = left_over(tmp_path)
     assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
-    assert f"SIGTERM; the results stay in {folder}" in capsys.readouterr().err
+    assert f"SIGTERM; the results are still in {folder}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

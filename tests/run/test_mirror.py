@@ -71,7 +71,7 @@ def test_a_run_outlives_a_server_that_is_away_for_a_while(store, tmp_path, monke
         (folder / "a").write_text("a")
         while not caplog.records:
             time.sleep(0.05)
-        assert "Results are not stored for now" in caplog.text and "127.0.0.1" not in caplog.text
+        assert "Uploading results failed" in caplog.text and "127.0.0.1" not in caplog.text
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         while names(uri) != {"status.json", "a"}:
             time.sleep(0.05)

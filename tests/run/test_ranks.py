@@ -100,7 +100,7 @@ def test_the_first_error_ends_all(error, kind, message, monkeypatch):
 
 def test_a_killed_rank_ends_all(monkeypatch):
     monkeypatch.setattr(ranks, "_GRACE_SECONDS", 0.2)
-    with pytest.raises(RuntimeError, match=r"the process of rank 1 \(pid \d+\) was ended by SIGKILL"):
+    with pytest.raises(RuntimeError, match=r"the process of rank 1 \(pid \d+\) was killed by SIGKILL"):
         in_ranks(second_is_killed, None, StatusLog(None), TWO)
 
 

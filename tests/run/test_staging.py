@@ -91,14 +91,14 @@ def training(folder: Path):
 def test_a_second_training_is_refused_while_the_first_lasts(tmp_path):
     (tmp_path / "train").mkdir()
     with staged("train", training(tmp_path)) as first:
-        first.take_up()
+        first.claim_results()
         with (
             staged("train", training(tmp_path)) as second,
-            pytest.raises(SpecError, match=rf"another training is running in {tmp_path}/train"),
+            pytest.raises(SpecError, match=rf"another training run is writing to {tmp_path}/train"),
         ):
-            second.take_up()
+            second.claim_results()
     with staged("train", training(tmp_path)) as third:
-        third.take_up()
+        third.claim_results()
     assert list((tmp_path / "train").iterdir()) == []
 
 
@@ -112,16 +112,24 @@ def test_a_training_needs_a_file_system_with_locks(tmp_path, monkeypatch):
         staged("train", training(tmp_path)) as stage,
         pytest.raises(UserError, match=rf"{tmp_path}/train: this file system has no file locks"),
     ):
-        stage.take_up()
+        stage.claim_results()
 
 
 REFUSED = [
     ("synthesize", {"results_dir": "gs://bucket/x"}, "results_dir: gs://bucket/x: scheme not supported"),
     ("convert", {"results_dir": "x", "data_root": "s3://b/x"}, "data_root: s3://b/x: set relative_paths=true"),
-    ("export", {"export": {"checkpoint": "s3://b", "onnx_file": "m.onnx"}}, "export.checkpoint: s3://b: names no obj"),
-    ("train", {"results_dir": "s3://b/x", "train": {"num_nodes": 2}}, "nodes, and processes of torchrun"),
-    ("automl", {"results_dir": "s3://b/x"}, "a search keeps its study on a file system"),
-    ("gen_trt_engine", {"gen_trt_engine": {"timing_cache": "s3://b/x"}}, "timing_cache: s3://b/x: is updated while"),
+    (
+        "export",
+        {"export": {"checkpoint": "s3://b", "onnx_file": "m.onnx"}},
+        "checkpoint: s3://b: names a bucket, but no",
+    ),
+    ("train", {"results_dir": "s3://b/x", "train": {"num_nodes": 2}}, "on several nodes or with torchrun"),
+    ("automl", {"results_dir": "s3://b/x"}, "a search needs a file system for its study"),
+    (
+        "gen_trt_engine",
+        {"gen_trt_engine": {"timing_cache": "s3://b/x"}},
+        "s3://b/x: the build updates this file",
+    ),
 ]
 
 
@@ -140,7 +148,7 @@ def test_nodes_and_processes_that_a_launcher_says_are_refused_too(environment, m
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     spec = build("train", {"results_dir": "s3://b/x"})
-    with pytest.raises(SpecError, match="nodes, and processes of torchrun"), staged("train", spec):
+    with pytest.raises(SpecError, match="on several nodes or with torchrun"), staged("train", spec):
         pytest.fail("it began")
 
 

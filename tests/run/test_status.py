@@ -185,7 +185,7 @@ def test_a_results_folder_that_can_not_be_written_is_the_users_to_mend(tmp_path,
     spec = build("export", {"results_dir": str(tmp_path / "file" / "below")})
     assert performing.perform("export", spec) == 2
     captured = capfd.readouterr()
-    assert captured.err.startswith(f"results_dir: {tmp_path}/file/below/export can not be written: Not a directory")
+    assert captured.err.startswith(f"results_dir: cannot write to {tmp_path}/file/below/export: Not a directory")
     assert captured.out.splitlines()[-1] == "Execution status: FAIL"
 
 
@@ -208,7 +208,7 @@ sys.exit(performing.perform(verb, build(verb, {key: folder if verb == "convert" 
         folder = os.path.join(root, below) if below else root
         done = subprocess.run([sys.executable, "-c", code, verb, folder], capture_output=True, text=True)
         assert done.returncode == 2, done.stderr
-        reason = f"results_dir: {folder} can not be written: Permission denied; choose another folder"
+        reason = f"results_dir: cannot write to {folder}: Permission denied; choose another folder"
         assert done.stderr.splitlines()[-1] == reason and "Traceback" not in done.stderr
         assert os.listdir(root) == []
 

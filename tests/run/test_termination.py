@@ -62,7 +62,7 @@ def test_the_message_names_the_class_and_the_reason(message, tmp_path):
     [
         ("{", {}, ("data error: ", "reference.json: no note of fetch_dataset", "run fetch_dataset again")),
         ('{"files": 3}', {}, ("data error: ", "reference.json: no note of fetch_dataset", "uri")),
-        ("", [1], ("user error: parameter spec: a mapping", "[1]")),
+        ("", [1], ("user error: parameter spec: expected a mapping", "[1]")),
     ],
 )
 def test_a_damaged_note_and_a_spec_that_is_none_are_the_users(message, tmp_path, note, spec, words):

@@ -85,7 +85,7 @@ def test_more_than_are_kept_are_counted(perform, tmp_path):
     perform(warn(*(f"warning {number}" for number in range(MOST + 5)), "warning 0"))
     found = warnings_in(tmp_path / "export")
     assert found[:MOST] == [f"warning {number}" for number in range(MOST)]
-    assert found[MOST:] == ["further warnings, which stand in the log alone: 5"]
+    assert found[MOST:] == ["further warnings, only in the log: 5"]
 
 
 def test_other_libraries_and_what_comes_after_the_run_do_not_count(perform, tmp_path):

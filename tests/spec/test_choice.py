@@ -52,7 +52,7 @@ def load(verb: str, key: str, value: str) -> str:
 def test_every_key_takes_a_choice_and_the_log_says_the_file(training, caplog, verb, key):
     with caplog.at_level(logging.INFO):
         assert load(verb, key, f"{training}@best") == f"{training}/{NAMES[0]}"
-    assert f"{key}: {training}@best is {training}/{NAMES[0]}" in caplog.messages
+    assert f"{key}: {training}@best is the file {training}/{NAMES[0]}" in caplog.messages
 
 
 @pytest.mark.parametrize(("verb", "key"), [one for one in KEYS if "resume" not in one[1]])
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_never_replaced(training, verb, key, choice):
     with pytest.raises(SpecError) as error:
         load(verb, key, f"{training}@{choice}")
     held = f"{', '.join(NAMES)}, best is {NAMES[0]}, latest is {NAMES[2]}"
-    assert str(error.value) == f"command line: {key}: {training}@{choice}: there is none; the folder holds {held}"
+    assert str(error.value) == f"command line: {key}: {training}@{choice}: no such checkpoint; the folder holds {held}"
 
 
 @pytest.mark.parametrize("link", ["best", "latest"])
@@ -111,18 +111,18 @@ def test_a_link_that_leads_nowhere_is_none(training, link):
     path = training / f"dn_model_{link}.pth"
     path.unlink()
     path.symlink_to("model_epoch_000_step_00000.pth")
-    with pytest.raises(SpecError, match=rf"run/train@{link}: there is none; the folder holds "):
+    with pytest.raises(SpecError, match=rf"run/train@{link}: no such checkpoint; the folder holds "):
         load(*KEYS[0], f"{training}@{link}")
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("run/train", "run/train: a folder; say which checkpoint, run/train@ with best, latest, epoch=N or step=N;"),
-        ("run/train@newest", "run/train@newest: newest is no choice, they are best, latest, epoch=N or step=N;"),
+        ("run/train", "run/train: is a folder; choose a checkpoint: run/train@ with best, latest, epoch=N or step=N;"),
+        ("run/train@newest", "run/train@newest: newest is not one of best, latest, epoch=N or step=N;"),
         ("gone@best", "gone@best: no such folder: gone"),
-        ("run@latest", "run@latest: there is none; the folder holds no checkpoint of a training"),
-        ("s3://runs/train@best", "s3://runs/train@best: only a folder of this machine can be searched; name"),
+        ("run@latest", "run@latest: no such checkpoint; the folder holds no checkpoint of a training"),
+        ("s3://runs/train@best", "s3://runs/train@best: @ works for local folders only; name"),
         ("me@home.pth", "no such file: me@home.pth"),
     ],
 )

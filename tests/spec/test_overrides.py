@@ -44,9 +44,9 @@ def test_values_survive(token, value):
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("+a.b=1", "+a.b=1: keys can not be added; write a.b=1"),
-        ("++a.b=1", "++a.b=1: keys can not be added; write a.b=1"),
-        ("~a.b", "~a.b: keys can not be deleted; set a.b to another value instead"),
+        ("+a.b=1", "+a.b=1: keys cannot be added; write a.b=1"),
+        ("++a.b=1", "++a.b=1: keys cannot be added; write a.b=1"),
+        ("~a.b", "~a.b: keys cannot be deleted; set a.b to another value instead"),
         ("train", "train: not of the form key=value"),
         ("train.yaml", "train.yaml: not of the form key=value; a spec file is given with -e train.yaml"),
         ("=3", "=3: not of the form key=value"),
@@ -61,7 +61,7 @@ def test_other_forms_are_refused(token, message):
 
 
 def test_no_override_is_too_much_for_python():
-    with pytest.raises(SpecError, match=r"^a\.a\..*: no key lies so deep"):
+    with pytest.raises(SpecError, match=r"^a\.a\..*: unknown key"):
         parse_override(".".join("a" * 3000) + "=1")
     with pytest.raises(SpecError, match=r"^train\.seed: .*digits"):
         parse_override(f"train.seed={'9' * 5000}")
@@ -85,7 +85,7 @@ def test_both_spellings_of_an_index():
 def test_one_past_the_end_is_a_new_entry_and_further_is_an_error():
     tree = applied({}, "a.b[0].c=x", "a.b[1].c=y")
     assert tree == {"a": {"b": [{"c": "x"}, {"c": "y"}]}}
-    with pytest.raises(SpecError, match=r"a\.b\[3\]: a\.b has 2 entries"):
+    with pytest.raises(SpecError, match=r"a\.b\[3\]: a\.b has only 2 entries"):
         applied(tree, "a.b[3].c=z")
 
 
@@ -95,7 +95,7 @@ def test_dicts_merge_and_lists_are_replaced():
 
 
 def test_a_path_through_a_value_is_an_error():
-    with pytest.raises(SpecError, match=r"a\.b: a is a value, not a group of keys"):
+    with pytest.raises(SpecError, match=r"a\.b: a is a single value, not a group of keys"):
         applied({"a": 3}, "a.b=4")
     with pytest.raises(SpecError, match=r"a\[0\]: a is not a list"):
         applied({"a": {"b": 3}}, "a[0]=4")
@@ -129,9 +129,7 @@ def test_braces_that_the_shell_spread_are_recognised():
         "dataset.train_dataset.data_sources=[dataset_name:Kitti]",
         "dataset.train_dataset.data_sources=[data_file:x]",
     ]
-    with pytest.raises(
-        SpecError, match="data_sources: stands twice, as where the shell spreads braces; quote the whole"
-    ):
+    with pytest.raises(SpecError, match="data_sources: is given twice"):
         load_spec("train", None, spread)
 
 

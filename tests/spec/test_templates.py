@@ -118,7 +118,7 @@ def test_of_a_checkpoint_and_an_engine_the_verb_takes_its_own(workspace, verb, t
     overrides = [f"inference.{name}={file}" for name, file in files.items()]
     own = load_spec(verb, TEMPLATES / "inference.yaml", overrides).inference
     assert getattr(own, taken) == files[taken] and getattr(own, left_out) == ""
-    assert f"{verb} takes inference.{taken}, {files[taken]}" in caplog.text
+    assert f"{verb} uses inference.{taken} ({files[taken]})" in caplog.text
 
 
 def test_intervals_longer_than_the_training_end_with_it(workspace, caplog):
@@ -126,7 +126,7 @@ def test_intervals_longer_than_the_training_end_with_it(workspace, caplog):
     overrides = ["train.num_epochs=1", "train.checkpoint_interval=10", "train.validation_interval=5"]
     train = load_spec("train", TEMPLATES / "train.yaml", overrides).train
     assert (train.checkpoint_interval, train.validation_interval) == (1, 1)
-    assert "train.checkpoint_interval: 10 becomes train.num_epochs, 1" in caplog.text
+    assert "train.checkpoint_interval: 10 is limited to train.num_epochs, 1" in caplog.text
     steps = load_spec("train", TEMPLATES / "train.yaml", [*overrides, "train.checkpoint_interval_unit=step"]).train
     assert steps.checkpoint_interval == 10
 
@@ -150,11 +150,11 @@ def test_the_networks_section_loads_in_every_verb(workspace, verb):
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("model.encoder=vitg", "model.encoder: vitg: FastFoundationStereo is made for vits, vitb or vitl"),
-        ("model.variant=tao", "model.variant: FastFoundationStereo has one; leave it out"),
+        ("model.encoder=vitg", "model.encoder: vitg: FastFoundationStereo supports vits, vitb or vitl"),
+        ("model.variant=tao", "model.variant: FastFoundationStereo has only one variant; leave it out"),
         ("model.n_gru_layers=2", "model.hidden_dims: [128]: fewer than model.n_gru_layers 2"),
         ("model.mask_widths=[32]", "model.mask_widths: 1 given; at least 2 are needed"),
-        ("model.volume_dim=48", "model.volume_dim: 48: the network has 28 cost volume channels"),
+        ("model.volume_dim=48", "model.volume_dim: 48: the network has 28 cost volume channels; set 28"),
     ],
 )
 def test_fast_foundation_stereo_refuses_what_it_has_not(workspace, override, complaint):
@@ -169,12 +169,12 @@ def test_keys_of_the_other_network_have_no_effect(workspace):
     idle = dict(without_effect("train", load_spec("train", TEMPLATES / "fast_train.yaml", [f"{vit}=vit.pth"])))
     assert idle[vit].startswith("FastFoundationStereo has no ViT")
     idle = dict(without_effect("train", load_spec("train", TEMPLATES / "train.yaml", ["model.gru_hidden=60"])))
-    assert idle["model.gru_hidden"].startswith("it belongs to FastFoundationStereo")
+    assert idle["model.gru_hidden"].startswith("it is for FastFoundationStereo")
 
 
 def test_mono_is_refused_where_a_network_is_built_and_ignored_for_engines(workspace):
     load_spec("gen_trt_engine", TEMPLATES / "gen_trt_engine.yaml")
-    with pytest.raises(SpecError, match=r"model\.model_type: MetricDepthAnything is a mono network"):
+    with pytest.raises(SpecError, match=r"model\.model_type: MetricDepthAnything is a monocular network"):
         load_spec("train", TEMPLATES / "train.yaml", ["model.model_type=metricdepthanything"])
 
 

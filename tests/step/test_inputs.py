@@ -38,7 +38,7 @@ def test_what_lies_beside_a_model_counts_too(tmp_path, capsys):
     for name in ("model.onnx.data", "model.onnx.json"):
         (tmp_path / "out" / name).unlink(missing_ok=True)  # it is a hard link
         (tmp_path / "out" / name).write_bytes(b"others")
-        with pytest.raises(ModelError, match="changed since it was made"):
+        with pytest.raises(ModelError, match="changed since its step wrote it"):
             check_digest(given)
         (tmp_path / "out" / name).unlink()
         shutil.copy(tmp_path / "model.onnx.data", tmp_path / "out")

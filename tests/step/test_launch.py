@@ -46,7 +46,7 @@ def test_a_message_longer_than_an_argument_may_be_is_in_a_file(tmp_path, capsys)
     assert main(["final_status", f"@{tmp_path / 'message'}"]) == 0
     assert (tmp_path / "summary").read_text().startswith("# ttt")
     assert main(["final_status", f"@{tmp_path / 'nothing'}"]) == 2
-    assert f"EXECUTOR_INPUT_JSON: {tmp_path / 'nothing'} can not be read" in capsys.readouterr().err
+    assert f"EXECUTOR_INPUT_JSON: cannot read {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
 def test_an_engine_of_another_size_than_the_images_is_refused_before_any_work(images, tmp_path):
@@ -73,8 +73,8 @@ def test_an_engine_of_another_size_than_the_images_is_refused_before_any_work(im
         return done.stdout + done.stderr
 
     told = ended(128)
-    assert told.startswith("2\nFalse\n") and "is for images of 96 x 128 px" in told and "left.png has 96 x 64" in told
-    assert "evaluate.resize" in told and "is for images of" not in ended(64)
+    assert told.startswith("2\nFalse\n") and "takes images of 96 x 128 px" in told and "left.png has 96 x 64" in told
+    assert "evaluate.resize" in told and "takes images of" not in ended(64)
 
 
 def test_same_spec_same_digest_elsewhere(images, tmp_path):
@@ -102,12 +102,12 @@ def test_large_inputs_are_hashed_last_and_models_before_data(images, tmp_path, c
         assert main(["trt_evaluate", executor_input(tmp_path / "task", inputs, (), {"spec": spec})]) == 2
         return capsys.readouterr().err
 
-    assert "'images' is wanted" in told({}, {"images": {"kind": "metrics"}})
+    assert "expected 'images'" in told({}, {"images": {"kind": "metrics"}})
     assert "no artifact for input engine" in told({}, {}, ("annotations", "images"))
     assert "evaluate.batch_size" in told({"evaluate": {"batch_sise": 1}}, {})
     shape = told({"evaluate": {"resize": "none"}}, {"engine": size})
-    assert "is for images of 128 x 128 px, and" in shape, "whole numbers, though KFP's are doubles"
-    assert "input engine" in told({}, {}) and "changed since it was made" in told({}, {})
+    assert "takes images of 128 x 128 px, but" in shape, "whole numbers, though KFP's are doubles"
+    assert "input engine" in told({}, {}) and "changed since its step wrote it" in told({}, {})
 
 
 def test_unknown_spec_key_exits_2(images, tmp_path, capsys):

@@ -15,13 +15,13 @@ from stereo_core.storage import local_path
 @pytest.mark.parametrize(
     ("action", "port", "metadata", "message"),
     [
-        ("export", "spec_file", {"kind": "metrics"}, "'spec' is wanted"),
-        ("gen_trt_engine", "onnx", {"kind": "engine"}, "'onnx' is wanted"),
-        ("trt_evaluate", "engine", {"kind": "onnx", "format": "onnx"}, "'engine' is wanted"),
-        ("export", "checkpoint", {"kind": "checkpoint", "format": "tlt"}, "pth or safetensors is wanted"),
-        ("convert", "images", {"kind": "annotations"}, "'images' is wanted"),
-        ("export", "checkpoint", {"kind": "checkpoint", "sha256": "0" * 64}, "changed since it was made"),
-        ("publish_model", "model", {"kind": "metrics"}, "'checkpoint' or 'onnx' or 'engine' is wanted"),
+        ("export", "spec_file", {"kind": "metrics"}, "expected 'spec'"),
+        ("gen_trt_engine", "onnx", {"kind": "engine"}, "expected 'onnx'"),
+        ("trt_evaluate", "engine", {"kind": "onnx", "format": "onnx"}, "expected 'engine'"),
+        ("export", "checkpoint", {"kind": "checkpoint", "format": "tlt"}, "expected pth or safetensors"),
+        ("convert", "images", {"kind": "annotations"}, "expected 'images'"),
+        ("export", "checkpoint", {"kind": "checkpoint", "sha256": "0" * 64}, "changed since its step wrote it"),
+        ("publish_model", "model", {"kind": "metrics"}, "expected 'checkpoint' or 'onnx' or 'engine'"),
     ],
 )
 def test_wrong_input_is_refused_before_any_work(tmp_path, capsys, action, port, metadata, message):

@@ -34,7 +34,7 @@ def test_results_that_can_not_be_published_fail_the_run(images, tmp_path):
 def test_an_output_that_the_verb_does_not_have_is_refused_before_any_work(images, tmp_path, capsys):
     text = executor_input(tmp_path, {"images": {"artifacts": [images]}}, ("annotations", "onnx"), {"spec": PATTERNS})
     assert main(["convert", text]) == 2
-    assert "convert: there is no output onnx; it has annotations" in capsys.readouterr().err
+    assert "convert: unknown output onnx; known: annotations" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 
 
@@ -42,7 +42,7 @@ def test_an_output_that_the_run_did_not_make_is_named_and_none_is_published(tmp_
     """A dry run leaves no checkpoint; it ended in a bare KeyError."""
     outputs = {port: artifact(port, tmp_path / port) for port in ("metrics", "checkpoint")}
     run = Run("train", Outcome("Dry run finished"), tmp_path / "results", {})
-    with pytest.raises(UserError, match=r"output checkpoint: this run of train made none \(Dry run.*is_dry_run"):
+    with pytest.raises(UserError, match=r"output checkpoint: this run of train wrote nothing .*\(Dry run.*is_dry_run"):
         publish(run, outputs)
     assert list(tmp_path.iterdir()) == []
 
@@ -52,7 +52,7 @@ def test_an_output_parameter_without_its_figure_is_named(images, tmp_path, capsy
     message = json.loads(executor_input(tmp_path, {"images": {"artifacts": [images]}}, (), {"spec": PATTERNS}))
     message["outputs"]["parameters"] = {"epe": {"outputFile": str(tmp_path / "epe")}}
     assert main(["convert", json.dumps(message)]) == 2
-    assert "output epe: this run gave no such figure; it gave " in last_status(tmp_path)["message"]
+    assert "output epe: this run has no metric of that name; it has " in last_status(tmp_path)["message"]
     assert not (tmp_path / "executor_output.json").exists()
 
 

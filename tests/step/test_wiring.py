@@ -70,7 +70,7 @@ def test_the_users_data_sources_resolve_in_the_ports(tmp_path):
         other | {"data_root": str(tmp_path / "images" / "night")},
     ]
     assert "val_dataset" not in tree["dataset"], "no val.txt, no validation"
-    with pytest.raises(UserError, match=r"no such list: .*nowhere\.txt; .* without data_sources the list"):
+    with pytest.raises(UserError, match=r"no such annotation file: .*nowhere\.txt; .* Leave data_sources out"):
         wire(
             "train",
             {"dataset": {"train_dataset": {"data_sources": [{"data_file": "nowhere.txt"}]}}},
@@ -92,7 +92,7 @@ def test_a_source_without_a_list_says_how_the_ports_list_is_read(tmp_path):
     expected = {"data_file": str(tmp_path / "annotations" / "train.txt"), "dataset_name": "Middlebury"}
     assert source == coding | expected | {"data_root": str(tmp_path / "images")}
     tree = {"dataset": {"train_dataset": {"data_sources": [coding, {"data_file": "a.txt"}]}}}
-    with pytest.raises(UserError, match=r"train_dataset\.data_sources: 1 of 2 sources name no data_file"):
+    with pytest.raises(UserError, match=r"train_dataset\.data_sources: 1 of 2 sources have no data_file"):
         wire("train", tree, "", inputs, tmp_path / "results")
 
 

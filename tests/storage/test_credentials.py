@@ -114,14 +114,14 @@ def test_the_role_of_a_container(uri, giver, monkeypatch):
 
 
 def test_none_at_all(uri):
-    with pytest.raises(DataError, match="no credentials found: set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(DataError, match="no credentials found; set AWS_ACCESS_KEY_ID"):
         storage.read(uri)
 
 
 def test_a_file_that_is_none_is_not_quoted(uri, tmp_path, monkeypatch):
     path = written(tmp_path / "credentials", f"aws_secret_access_key = {SECRET}\n".encode())
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
-    with pytest.raises(DataError, match="the credentials file can not be read") as told:
+    with pytest.raises(DataError, match="cannot read the credentials file") as told:
         storage.read(uri)
     assert SECRET not in str(told.value)
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 def test_object_that_changes_in_the_middle_of_a_run(bed):
     bed.look()
     put(bed.server, bed.key, NEW)
-    bed.fails(StorageError, "was changed during the run", lambda: storage.fetch(bed.uri))
+    bed.fails(StorageError, "changed during the run", lambda: storage.fetch(bed.uri))
 
 
 def test_object_that_changes_between_two_runs(bed):
@@ -28,7 +28,7 @@ def test_object_that_changes_between_two_runs(bed):
 
 def test_object_that_is_not_what_was_stored(bed):
     uri = put(bed.server, f"{bed.key}-wrong", b"damaged", metadata={"sha256": hashlib.sha256(b"genuine").hexdigest()})
-    bed.fails(StorageError, "checksum differs", lambda: storage.fetch(uri))
+    bed.fails(StorageError, "checksum does not match", lambda: storage.fetch(uri))
 
 
 def test_bits_that_flip_on_the_way(bed):
@@ -36,7 +36,7 @@ def test_bits_that_flip_on_the_way(bed):
     pwrite = os.pwrite
     bed.patch.setattr(os, "pwrite", lambda file, data, start: pwrite(file, b"1" + data[1:], start))
     uri = put(bed.server, f"{bed.key}-bits", b"0" * 100)
-    bed.fails(StorageError, "checksum differs", lambda: storage.fetch(uri))
+    bed.fails(StorageError, "checksum does not match", lambda: storage.fetch(uri))
     bed.patch.setattr(os, "pwrite", pwrite)
 
 

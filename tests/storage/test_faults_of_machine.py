@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 def test_disk_that_is_full(bed):
     """RLIMIT_FSIZE stands for it."""
     with bed.other(f"--largest-file={2**20}", "read", str(len(OLD)), bed.uri) as other:
-        assert "StorageError" in (told := other.communicate()[1]) and "can not be written to the cache" in told
+        assert "StorageError" in (told := other.communicate()[1]) and "cannot be written to the cache" in told
     assert other.returncode == 1 and not [path for path in (bed.tmp_path / "cache").rglob("*") if path.is_file()]
 
 
@@ -48,7 +48,7 @@ def test_disk_that_is_full_where_a_tree_is_to_go(bed):
 
 def test_cache_that_is_no_folder(bed):
     bed.patch.setenv("STEREO_CACHE", str(bed.file))
-    bed.fails(StorageError, "can not be written to the cache", bed.get)
+    bed.fails(StorageError, "cannot be written to the cache", bed.get)
     bed.patch.setenv("STEREO_CACHE", str(bed.tmp_path / "cache"))
 
 

@@ -32,7 +32,7 @@ def test_silent_server(bed):
     bed.patience(silence=0.3)
     bed.look()
     bed.proxy.pause = 2
-    bed.fails(StorageError, "does not answer as it should", lambda: storage.fetch(bed.uri))
+    bed.fails(StorageError, "cannot be reached or gave no valid answer", lambda: storage.fetch(bed.uri))
 
 
 def test_download_that_breaks_off_once(bed):
@@ -45,12 +45,12 @@ def test_download_that_breaks_off_once(bed):
 def test_download_that_always_breaks_off(bed):
     bed.look()
     bed.proxy.cuts = [65536] * 40
-    bed.fails(StorageError, "does not answer as it should", lambda: storage.fetch(bed.uri))
+    bed.fails(StorageError, "cannot be reached or gave no valid answer", lambda: storage.fetch(bed.uri))
 
 
 def test_upload_that_is_never_answered(bed):
     bed.proxy.answers = [None, None] + [b""] * 40
-    bed.fails(StorageError, "does not answer as it should", bed.put)
+    bed.fails(StorageError, "cannot be reached or gave no valid answer", bed.put)
     assert stored(bed.server, bed.key) == OLD
 
 
@@ -82,7 +82,7 @@ def test_busy_for_a_moment(bed):
 
 def test_busy_for_good(bed):
     bed.proxy.answers = [REFUSALS["busy"]] * 40
-    bed.fails(StorageError, "the storage", bed.get, bed.put)
+    bed.fails(StorageError, "cannot be reached or gave no valid answer", bed.get, bed.put)
 
 
 def test_server_error_in_the_middle_of_an_upload(bed):

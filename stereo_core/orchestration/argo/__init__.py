@@ -1,4 +1,4 @@
-"""A compiled pipeline -> manifests for Argo Workflows, without Kubeflow."""
+"""Turns a compiled pipeline into manifests for Argo Workflows, without Kubeflow."""
 
 from stereo_core.orchestration.argo.repository import Repository
 from stereo_core.orchestration.argo.workflow import manifests

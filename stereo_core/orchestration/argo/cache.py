@@ -1,11 +1,11 @@
-"""Memoization: which steps can be taken from Argo's cache, by which key, and what the cache keeps.
+"""Memoization: which steps use Argo's cache, under which key, and what an entry holds.
 
-What the controller does (docs: argo-workflows.readthedocs.io/en/latest/memoization):
-- entries live in ConfigMaps of the *controller's* namespace, 1 MiB each; it needs get, create and update there;
+How the controller works (docs: argo-workflows.readthedocs.io/en/latest/memoization):
+- entries are in ConfigMaps of the *controller's* namespace, 1 MiB each; it needs get, create and update there;
 - a key may have letters, digits and dashes;
-- an entry holds a node's outputs: parameters with their values, artifacts with their keys and without their bucket;
-- a hit makes a node without children. One of a template that also has a retryStrategy is a Retry node, which without
-  children never ends, so `memoize` stands on a DAG template around the step and `retryStrategy` inside.
+- an entry holds a node's outputs: parameters with their values, artifacts with their keys but without the bucket;
+- a hit makes a node without children. If the template also has a retryStrategy, that is a Retry node, and one without
+  children never ends. So `memoize` is on a DAG template around the step, and `retryStrategy` inside.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from stereo_core.orchestration.argo.pod import is_ours
 from stereo_core.orchestration.argo.repository import Repository
 from stereo_core.orchestration.dag import Importer, Pipeline, Port, Task, outputs_in
 
-CACHE_AGE = "720h"  # after which a cached step runs again
-TASK_UID = "task-uid"  # input parameter of a cached step: its key may refer to inputs only, Argo fills those in last
+CACHE_AGE = "720h"  # a cached step older than this runs again
+TASK_UID = "task-uid"  # input parameter of a cached step, because a cache key may refer only to inputs
 EXECUTOR_OUTPUT = "executor-output"  # output parameter of every step: its executor_output.json
 
 
 def can_hit(pipeline: Pipeline, task: Task) -> bool:
-    """Whether a second run may find the step in the cache: of what is imported no digest may be known."""
+    """Whether a second run can find the step in the cache. Imported artifacts without a digest make that impossible."""
     outputs = set().union(*map(outputs_in, task.artifacts.values()))
     executors = [pipeline.tasks[output.task].component.executor for output in outputs]
     return not any(isinstance(one, Importer) and "sha256" not in one.metadata for one in executors)
 
 
 def given_ports(task: Task) -> list[Port]:
-    """The artifacts that the task takes, each a port."""
+    """The ports of the artifacts that the task gets, one for each artifact."""
     ports = (port for port in task.component.artifacts.values() if port.name in task.artifacts)
     return [one for port in ports for one in ports_of(task, port)]
 
 
-def wants_uid(task: Task) -> bool:
-    """Whether the step's cache may need what no other task of any run has."""
+def needs_uid(task: Task) -> bool:
+    """Whether the step's cache key may need a value that is unique to this task and run."""
     return bool(task.cache and task.artifacts)
 
 
 def memoized(pipeline: Pipeline, task: Task, run: m.Template, repository: Repository) -> m.Template:
-    """The template by which a cached step is called: a DAG of the step alone."""
+    """The template through which a cached step is called: a DAG with only this step."""
     names = [*task.component.parameters, *(f"{port.name}-metadata" for port in given_ports(task))]
     parameters = [p for p in run.inputs.parameters or [] if p.name in names]
     artifacts = [m.Artifact(name=port.name, optional=not port.required or None) for port in given_ports(task)]
@@ -59,7 +59,7 @@ def memoized(pipeline: Pipeline, task: Task, run: m.Template, repository: Reposi
             or None,
         ),
     )
-    if wants_uid(task):
+    if needs_uid(task):
         parameters = [*parameters, m.Parameter(name=TASK_UID)]
     return m.Template(
         name=task.name,
@@ -71,7 +71,7 @@ def memoized(pipeline: Pipeline, task: Task, run: m.Template, repository: Reposi
 
 
 def _outputs(task: Task) -> m.Outputs:
-    """What an entry of the cache keeps: what consumers read, so of executor_output.json what it says of artifacts."""
+    """The outputs in a cache entry: what later steps read. Of executor_output.json only the artifacts' part is kept."""
     made, component = f"tasks.{task.name}.outputs", task.component
     ports = component.output_artifacts.values()
     parameters = [m.Parameter(name=EXECUTOR_OUTPUT, value_from=_short(task, made))]
@@ -85,30 +85,30 @@ def _outputs(task: Task) -> m.Outputs:
 
 
 def _short(task: Task, made: str) -> m.ValueFrom:
-    """executor_output.json with nothing but what is said of each artifact; a foreign command's as it is."""
+    """executor_output.json reduced to the artifacts' metadata; unchanged for commands that are not ours."""
     if not is_ours(task):
         return m.ValueFrom(parameter=f"{{{{{made}.parameters.{EXECUTOR_OUTPUT}}}}}")
     output = f"tasks['{task.name}'].outputs.parameters['{EXECUTOR_OUTPUT}']"
     entries = []
     for name in task.component.output_artifacts:
-        said = f"toJson(jsonpath({output}, '$.artifacts.{name}.artifacts[0].metadata'))"
-        entries.append(f"""'"{name}":{{"artifacts":[{{"metadata":' + {said} + '}} ] }}'""")
+        metadata = f"toJson(jsonpath({output}, '$.artifacts.{name}.artifacts[0].metadata'))"
+        entries.append(f"""'"{name}":{{"artifacts":[{{"metadata":' + {metadata} + '}} ] }}'""")
     return m.ValueFrom(expression=" + ".join(["""'{"artifacts":{'""", " + ',' + ".join(entries) or "''", "'} }'"]))
 
 
 def _memoize(pipeline: Pipeline, task: Task, repository: Repository) -> m.Memoize:
-    """Outputs depend on image, command, environment, parameters, and what is said (sha256) about input artifacts; and
-    an entry is of use where its artifacts lie: in this bucket and namespace.
+    """The cache key: image, command, environment, parameters and the metadata (sha256) of input artifacts, plus bucket
+    and namespace, because an entry is valid only where its artifacts are stored.
 
-    An artifact of which no sha256 is said may be another one the next time: the task of this run stands for it.
+    An artifact without a sha256 may change between runs. Then this run's task ID makes the key unique.
     """
     container = task.component.executor
     place = [repository.bucket, repository.prefix, repository.endpoint]
     fixed = json.dumps([container.image, container.command, container.args, container.env, place], sort_keys=True)
     inputs = [f"inputs.parameters['{name}']" for name in task.component.parameters]
     for port in given_ports(task):
-        said = f"inputs.parameters['{port.name}-metadata']"
-        inputs.append(f"({said} == '' || {said} contains '\"sha256\":' ? {said} : inputs.parameters['{TASK_UID}'])")
+        data = f"inputs.parameters['{port.name}-metadata']"
+        inputs.append(f"({data} == '' || {data} contains '\"sha256\":' ? {data} : inputs.parameters['{TASK_UID}'])")
     digest = hashlib.sha256(fixed.encode()).hexdigest()
     key = f"{{{{workflow.namespace}}}}-{{{{=sprig.sha256sum('{digest}' + toJson([{', '.join(inputs)}]))}}}}"
     cache = m.Cache(config_map=m.LocalObjectReference(name=f"{pipeline.name}-{task.name}-cache"))

@@ -1,8 +1,8 @@
-"""Do the references in Argo manifests resolve, and would the controller take them? What schemas can not tell.
+"""Checks Argo manifests beyond their schema: do all references resolve, and would the controller accept them?
 
-Looked at: entrypoint and onExit, templates and templateRefs, what a task waits for, parameters and artifacts that it
-gives and that its template wants, references (`{{...}}`) and expressions (`{{=...}}`, and those of retries), outputs,
-volumes and mounts, ConfigMaps; and the controller's own rules (rules.py).
+It checks entrypoint and onExit, templates and templateRefs, dependencies of tasks, their arguments against the inputs
+of their templates, references (`{{...}}`) and expressions (`{{=...}}`, and those of retries), outputs, volumes and
+mounts, ConfigMaps, and the controller's own rules (rules.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stereo_core.orchestration.argo.rules import argument_rules, spec_rules, tem
 TASK_STATES = {"Succeeded", "Failed", "Errored", "Skipped", "Omitted", "Daemoned", "AnySucceeded", "AllFailed"}
 GLOBAL = {"workflow.name", "workflow.namespace", "workflow.uid", "workflow.status"}
 OF_A_POD = {"pod.name"}
-ON_EXIT = {"workflow.failures"}  # known only there
+ON_EXIT = {"workflow.failures"}  # defined only in onExit
 RETRY = {f"lastRetry.{name}" for name in ("exitCode", "status", "duration", "message")}
 FUNCTIONS = {
     "toJson",
@@ -27,11 +27,11 @@ FUNCTIONS = {
     "sprig.sha256sum",
     "sprig.regexReplaceAll",
     "sprig.replace",
-}  # that we write
+}  # functions that our manifests use
 
 
 def problems(documents: list[dict]) -> list[str]:
-    """What is wrong, a line each; empty where every reference resolves."""
+    """The problems, one line each; empty if there are none."""
     named = [(d["kind"], d["metadata"]["name"]) for d in documents if "name" in d["metadata"]]
     found = list(_twice("document", [f"{kind} {name}" for kind, name in named]))
     library = {
@@ -55,13 +55,13 @@ def problems(documents: list[dict]) -> list[str]:
 
 
 def _kind_problems(kind: str, spec: dict) -> Iterator[str]:
-    """What one kind must have and another need not."""
+    """The rules that depend on the kind of resource."""
     if kind != "WorkflowTemplate" and "entrypoint" not in spec:
-        yield "there is no entrypoint"
+        yield "it has no entrypoint"
     if kind == "CronWorkflow":
         for item in spec.get("arguments", {}).get("parameters", []):
             if "value" not in item:
-                yield f"parameter {item['name']} has no value, and nobody is there to give one"
+                yield f"parameter {item['name']} has no value, and a CronWorkflow cannot ask for one"
 
 
 def _arguments(spec: dict) -> list[str]:
@@ -69,15 +69,15 @@ def _arguments(spec: dict) -> list[str]:
 
 
 def _spec_problems(spec: dict, library: dict, maps: dict, given: set[str]) -> Iterator[str]:
-    """`given` are the parameters of the Workflow that calls the templates of a WorkflowTemplate."""
+    """`given` are the parameters of the Workflow that calls a WorkflowTemplate's templates."""
     own = {template["name"]: template for template in spec["templates"]}
     yield from _twice("template", [template["name"] for template in spec["templates"]])
     for key in ("entrypoint", "onExit"):
         if key in spec and spec[key] not in own:
-            yield f"{key} {spec[key]} is no template"
+            yield f"{key} {spec[key]}: there is no template of that name"
     repository = spec.get("artifactRepositoryRef")
     if repository and repository["key"] not in maps.get(repository["configMap"], {}):
-        yield f"artifactRepositoryRef: there is no {repository['key']} in a ConfigMap {repository['configMap']}"
+        yield f"artifactRepositoryRef: there is no key {repository['key']} in a ConfigMap {repository['configMap']}"
     yield from spec_rules(spec)
     yield from _twice("parameter", _arguments(spec))
     scope = GLOBAL | {f"workflow.parameters.{name}" for name in given.union(_arguments(spec))}
@@ -113,10 +113,10 @@ def _container_problems(template: dict, scope: set[str]) -> Iterator[str]:
     yield from _twice("mount at", paths)
     for item in outputs.get("parameters", []):
         if "valueFrom" not in item:
-            yield f"output parameter {item['name']} comes from nowhere"
+            yield f"output parameter {item['name']} has no source"
     for item in outputs.get("artifacts", []):
         if not any(item["path"].startswith(f"{path}/") for path in paths):
-            yield f"output artifact {item['name']}: {item['path']} is in no mounted volume"
+            yield f"output artifact {item['name']}: {item['path']} is not in a mounted volume"
     yield from _unresolved({k: v for k, v in template.items() if k != "retryStrategy"}, scope)
     if again := template.get("retryStrategy", {}).get("expression"):
         yield from (f"retryStrategy: {problem}" for problem in _unresolved(f"{{{{={again}}}}}", RETRY))
@@ -132,15 +132,15 @@ def _dag_problems(template: dict, own: dict, library: dict, scope: set[str]) -> 
         yield from (f"task {task['name']}: {problem}" for problem in _depends_problems(task.get("depends", "")))
         for name, state in re.findall(r"([\w-]+)(?:\.(\w+))?", task.get("depends", "")):
             if name not in by_name:
-                yield f"task {task['name']}: depends on {name}, which is no task"
+                yield f"task {task['name']}: depends on {name}, but there is no such task"
             elif state and state not in TASK_STATES:
-                yield f"task {task['name']}: depends on {name}.{state}, which is no state"
+                yield f"task {task['name']}: depends on {name}.{state}, but there is no such state"
             else:
                 waits[task["name"]].add(name)
     try:
         order = list(TopologicalSorter(waits).static_order())
     except CycleError as error:
-        yield f"tasks wait for each other: {' -> '.join(error.args[1])}"
+        yield f"tasks wait for each other in a cycle: {' -> '.join(error.args[1])}"
         return
     before: dict[str, set[str]] = {}
     for name in order:
@@ -156,24 +156,24 @@ def _dag_problems(template: dict, own: dict, library: dict, scope: set[str]) -> 
 
 
 def _output_problems(item: dict, scope: set[str]) -> Iterator[str]:
-    """An output of a DAG, which takes what one of its tasks made."""
+    """An output of a DAG, which must come from one of its tasks."""
     source = item.get("valueFrom", item)
     expression = source.get("expression") or source.get("fromExpression")
     text = f"{{{{={expression}}}}}" if expression else source.get("parameter") or source.get("from", "")
     if not text:
-        yield "it comes from nowhere"
+        yield "it has no source"
     yield from _unresolved(text, scope)
 
 
 def _depends_problems(depends: str) -> Iterator[str]:
-    """Whether it is `a && (b.Failed || !c)`, whatever the names."""
-    plain = re.sub(r"[\w-]+(?:\.\w+)?", "x", depends)
+    """The syntax of `depends`, which must look like `a && (b.Failed || !c)`."""
+    shape = re.sub(r"[\w-]+(?:\.\w+)?", "x", depends)
     try:
-        logical = not depends or (not Expression(plain).functions and not set(plain) - set("x&|!() "))
+        logical = not depends or (not Expression(shape).functions and not set(shape) - set("x&|!() "))
     except SyntaxError:
         logical = False
     if not logical:
-        yield f"its depends can not be read: {depends}"
+        yield f"its depends has a syntax error: {depends}"
 
 
 def _called(task: dict, own: dict, library: dict) -> dict | None:
@@ -198,7 +198,7 @@ def _task_problems(task: dict, own: dict, library: dict, scope: set[str]) -> Ite
         given = [item["name"] for item in task.get("arguments", {}).get(kind, [])]
         wanted = {item["name"]: item for item in called.get("inputs", {}).get(kind, [])}
         yield from _twice(f"argument of {kind}", given)
-        yield from (f"{kind}: {name} is no input of its template" for name in given if name not in wanted)
+        yield from (f"{kind}: its template has no input {name}" for name in given if name not in wanted)
         for name, item in wanted.items():
             if name not in given and not {"default", "value", "optional", "s3"} & set(item):
                 yield f"{kind}: {name} has no value"
@@ -206,27 +206,27 @@ def _task_problems(task: dict, own: dict, library: dict, scope: set[str]) -> Ite
     arguments = task.get("arguments", {})
     for item in arguments.get("parameters", []):
         if "value" not in item:
-            yield f"parameters: {item['name']} is given no value"
+            yield f"parameters: {item['name']} gets no value"
         yield from _of_kind(item, "artifacts")
     for item in arguments.get("artifacts", []):
         if not {"from", "fromExpression", "s3"} & set(item):
-            yield f"artifacts: {item['name']} is given from nowhere"
+            yield f"artifacts: {item['name']} has no source"
         yield from _of_kind({"name": item["name"], "from": item.get("from", "")}, "parameters")
     yield from argument_rules(arguments, called)
     if re.sub(r"\{\{=.*?\}\}", "", task.get("when", ""), flags=re.DOTALL):
-        yield f"its condition is no expression: {task['when']}"
+        yield f"its condition is not an expression: {task['when']}"
 
 
 def _of_kind(item: dict, other: str) -> Iterator[str]:
-    """An argument that takes what is of the other kind."""
+    """A parameter that refers to an artifact, or an artifact that refers to a parameter."""
     for text in _texts(item):
         for reference in _read(text)[0]:
             if f".{other}." in reference:
-                yield f"{item['name']} can not take {reference}"
+                yield f"{item['name']} cannot take {reference}"
 
 
 def _unresolved(part: object, scope: set[str]) -> Iterator[str]:
-    """References to what is not in scope, and what can not be read, in every text of a part."""
+    """References to names that are not in scope, and syntax errors, in every text of a part."""
     for text in _texts(part):
         references, wrong = _read(text)
         yield from (f"{{{{{reference}}}}} refers to nothing" for reference in references if reference not in scope)
@@ -234,7 +234,7 @@ def _unresolved(part: object, scope: set[str]) -> Iterator[str]:
 
 
 def _read(text: str) -> tuple[list[str], list[str]]:
-    """The dotted names that a text refers to (in an expression `a['b']` is `a.b`), and what is wrong in it."""
+    """The dotted names that a text refers to (in an expression `a['b']` is `a.b`), and its syntax errors."""
     references, wrong = [], []
     for tag in re.findall(r"\{\{(.*?)\}\}", text, flags=re.DOTALL):
         if not tag.startswith("="):
@@ -243,12 +243,12 @@ def _read(text: str) -> tuple[list[str], list[str]]:
         try:
             expression = Expression(tag[1:])
         except SyntaxError as error:
-            wrong.append(f"the expression {tag[1:61]!r} can not be read: {error}")
+            wrong.append(f"the expression {tag[1:61]!r} has a syntax error: {error}")
             continue
         references += sorted(expression.names)
         wrong += [f"there is no function {name} in {tag[1:61]!r}" for name in sorted(expression.functions - FUNCTIONS)]
     if "{{" in re.sub(r"\{\{.*?\}\}", "", text, flags=re.DOTALL):
-        wrong.append(f"a reference has no end in {text[:60]!r}")
+        wrong.append(f"a reference has no closing braces in {text[:60]!r}")
     return references, wrong
 
 

@@ -1,5 +1,6 @@
-"""Argo's expressions (`{{=...}}`, `when`, `fromExpression`, `retryStrategy.expression`), read as far as a check needs:
-are they well formed, and which names and functions do they use?
+"""A parser for Argo's expressions (`{{=...}}`, `when`, `fromExpression`, `retryStrategy.expression`).
+
+It checks the syntax and finds the names and functions that an expression uses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Expression:
     """An expression's dotted `names` (`a['b']` is `a.b`) and the `functions` that it calls.
 
     Raises:
-        SyntaxError: it is none.
+        SyntaxError: the text is not an expression.
     """
 
     def __init__(self, text: str):
@@ -29,20 +30,20 @@ class Expression:
         while position < len(text):
             match = _TOKEN.match(text, position)
             if not match:
-                raise SyntaxError(f"{text[position : position + 20]!r} can not be read")
+                raise SyntaxError(f"unexpected text {text[position : position + 20]!r}")
             self._tokens.append((match.lastgroup, match[match.lastgroup]))
             position = match.end()
         self._choice()
         if self._tokens:
-            raise SyntaxError(f"{self._tokens[0][1]!r} is too much")
+            raise SyntaxError(f"unexpected {self._tokens[0][1]!r} after the end")
 
     def _next_is(self, *wanted: str) -> bool:
         return bool(self._tokens) and self._tokens[0][0] != "text" and self._tokens[0][1] in wanted
 
     def _take(self, *wanted: str) -> tuple[str, str]:
         if not self._tokens or (wanted and not self._next_is(*wanted)):
-            found = repr(self._tokens[0][1]) if self._tokens else "its end"
-            raise SyntaxError(f"{' or '.join(wanted) or 'a value'} is wanted, not {found}")
+            found = repr(self._tokens[0][1]) if self._tokens else "the end"
+            raise SyntaxError(f"expected {' or '.join(wanted) or 'a value'}, found {found}")
         return self._tokens.pop(0)
 
     def _choice(self) -> None:
@@ -54,7 +55,7 @@ class Expression:
             self._choice()
 
     def _sum(self) -> None:
-        """Values with operators between them; which of these binds first does not matter here."""
+        """Values with operators between them. Operator precedence does not matter here."""
         self._value()
         while self._next_is(*_BETWEEN):
             self._take()
@@ -72,7 +73,7 @@ class Expression:
         elif kind == "name":
             self._named(token)
         elif kind == "sign":
-            raise SyntaxError(f"a value is wanted, not {token!r}")
+            raise SyntaxError(f"expected a value, found {token!r}")
 
     def _items(self, end: str) -> None:
         while not self._next_is(end):

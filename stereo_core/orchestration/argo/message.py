@@ -1,7 +1,7 @@
-"""A step's command: KFP's ExecutorInput message with Argo's references, written so that nobody on the way changes it.
+"""A step's command: KFP's ExecutorInput message with Argo's references, escaped so that it arrives unchanged.
 
-On the way are Argo, which reads from `{{` to the next `}}`, and the kubelet, which puts environment variables in place
-of `$(NAME)` in a container's command and reads `$$` as `$`
+Two programs could change it: Argo replaces everything from `{{` to the next `}}`, and the kubelet replaces `$(NAME)` in
+a container's command by environment variables and `$$` by `$`
 (kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables).
 """
 
@@ -18,7 +18,7 @@ INPUTS, OUTPUTS = "/stereo/inputs", "/stereo/outputs"
 
 
 def argument(text: str, task: Task) -> str:
-    """A part of the command with KFP's placeholders as Argo's."""
+    """A part of the command, with KFP's placeholders replaced by Argo's references."""
 
     def reference(inner: str) -> str:
         if not inner:
@@ -42,7 +42,7 @@ _TARGETS = (
 
 
 def ports_of(task: Task, port: Port) -> list[Port]:
-    """A port as Argo has it: one for a list is as many as the task is given artifacts."""
+    """Argo's ports for a port: a list port becomes one port for each artifact that the task gets."""
     if not port.many:
         return [port]
     given = task.artifacts.get(port.name, Collected(()))
@@ -50,9 +50,9 @@ def ports_of(task: Task, port: Port) -> list[Port]:
 
 
 def executor_input(task: Task) -> str:
-    """KFP's ExecutorInput message, with Argo's references where values come in.
+    """KFP's ExecutorInput message, with Argo's references for the values.
 
-    No brace follows another one at once but in a reference: Argo reads from `{{` to the next `}}`.
+    Outside of references no two braces are adjacent, because Argo replaces everything from `{{` to the next `}}`.
     """
     component = task.component
     parameters = [f"{json.dumps(p.name)}: {_as_json(p)}" for p in component.parameters.values()]
@@ -74,17 +74,17 @@ def executor_input(task: Task) -> str:
 def _as_json(parameter: Parameter) -> str:
     if parameter.type == "STRING":
         return f"{{{{={_unexpanded(f'''toJson(inputs.parameters['{parameter.name}'])''')}}}}}"
-    # It is JSON already, or what is given for a number and is none, which an error will show.
+    # The value is JSON already. If it is not, the step reports the error.
     return f"{{{{={_unexpanded(f'''inputs.parameters['{parameter.name}']''')}}}}}"
 
 
-def _unexpanded(said: str) -> str:
-    """An expression for JSON in which the kubelet finds nothing to expand: `$` can be in its texts alone."""
-    return rf"sprig.replace('$', '\\u0024', {said})"
+def _unexpanded(expression: str) -> str:
+    """An expression that escapes `$` in JSON, so that the kubelet expands nothing. In JSON `$` occurs only in texts."""
+    return rf"sprig.replace('$', '\\u0024', {expression})"
 
 
 def _items(task: Task, port: Port) -> str:
-    """The list of a port's artifacts; it is empty where an optional one is not there."""
+    """The list of a port's artifacts; empty if an optional artifact is missing."""
     if port.required or port.many:
         items = (_item(one, f"{{{{={_metadata(one)}}}}}") for one in ports_of(task, port))
         return f"[{', '.join(items)}]"
@@ -98,25 +98,25 @@ def _metadata(port: Port) -> str:
 
 
 def _item(port: Port, metadata: str) -> str:
-    said = json.dumps({"name": port.name, "type": port.type, "uri": f"{INPUTS}/{port.name}"}).removesuffix("}")
-    return f'{said}, "metadata": {metadata} }}'
+    start = json.dumps({"name": port.name, "type": port.type, "uri": f"{INPUTS}/{port.name}"}).removesuffix("}")
+    return f'{start}, "metadata": {metadata} }}'
 
 
 def check_length(task: Task, given: dict[str, str]) -> None:
-    """Refuse values that make an argument that can not be passed.
+    """Refuse parameter values that make the command-line argument too long.
 
     Args:
-        task: Which step.
-        given: Its parameters' texts, as far as they are known.
+        task: The step.
+        given: The known texts of its parameters.
 
     Raises:
-        GraphError: names the longest.
+        GraphError: names the longest parameter.
     """
     sizes = {name: len(json.dumps(text, ensure_ascii=False).encode()) for name, text in given.items()}
     if (whole := sum(sizes.values())) > LONGEST:
         name = max(sizes, key=sizes.get)
         raise GraphError(
-            f"task {task.name}, parameter {name}: {sizes[name]} bytes; the step's message would have {whole}, and"
-            f" {LONGEST} is the most that Argo before 3.7.10 can pass; put it into a file (spec_file), or say"
-            " --argo-version 3.7 where it is 3.7.10 or newer"
+            f"task {task.name}, parameter {name}: {sizes[name]} bytes make the step's message {whole} bytes long, but"
+            f" Argo before 3.7.10 can pass only {LONGEST} bytes; use a spec_file, or set --argo-version 3.7 if your"
+            " Argo is 3.7.10 or newer"
         )

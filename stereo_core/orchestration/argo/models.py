@@ -1,4 +1,4 @@
-"""hera's models of Argo's resources, or a word on how to get them."""
+"""hera's models of Argo's resources, with a clear error if hera is not installed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import yaml
 
 from stereo_core.errors import UserError
 
-# hera changes how PyYAML writes text, for everyone in the process; that is taken back.
+# hera changes how PyYAML writes text in the whole process; this undoes it.
 _CLASSES = (yaml.representer.SafeRepresenter, yaml.representer.Representer, yaml.Dumper)
 _BEFORE = [dict(writer.yaml_representers) for writer in _CLASSES]
 try:
     from hera.workflows import models as m
 except ModuleNotFoundError as error:
     raise UserError(
-        "Argo manifests are written with hera, which is missing: pip install 'stereo-pipelines[pipelines]'"
+        "writing Argo manifests needs hera, which is not installed: pip install 'stereo-pipelines[pipelines]'"
     ) from error
 for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
     _writer.yaml_representers = _representers
 
-__all__ = ["m", "plain"]
+__all__ = ["as_document", "m"]
 
 
-def plain(model) -> dict:
-    """A hera model as a document."""
+def as_document(model) -> dict:
+    """A hera model as a dict to write as YAML."""
     return model.model_dump(mode="json", exclude_none=True, by_alias=True)

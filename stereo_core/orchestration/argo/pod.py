@@ -1,4 +1,4 @@
-"""A step's pod: its resources, its placement, its environment, and who it runs as."""
+"""A step's pod: resources, placement, environment, and user."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from stereo_core.orchestration.argo.values import literal
 from stereo_core.orchestration.dag import LAUNCHER, Argument, Constant, GraphError, Task
 from stereo_core.orchestration.namespace import USER
 
-WRITABLE = {"scratch": "/tmp", "cache": "/cache"}  # where they write
-GRACE = 120  # s from SIGTERM to SIGKILL: a training ends its step and writes a checkpoint
-# Argo's own containers take theirs from the controller's settings, which say nothing unless an administrator has.
+WRITABLE = {"scratch": "/tmp", "cache": "/cache"}  # volume -> the only folders that our images write to
+GRACE = 120  # s from SIGTERM to SIGKILL, for training to finish its step and write a checkpoint
+# Argo's own containers take theirs from the controller's settings, which are empty unless an administrator sets them.
 _LEAST = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def pod_security() -> m.PodSecurityContext:
-    """One user for all containers of a pod: files that Argo's own bring may be read by their owner alone."""
+    """One user for all containers of a pod: files that Argo's own containers write are readable only by their owner."""
     profile = m.SeccompProfile(type="RuntimeDefault")
     return m.PodSecurityContext(run_as_non_root=True, run_as_user=USER, run_as_group=0, seccomp_profile=profile)
 
 
 def pod_patch() -> str:
-    """What Argo's template has no field for."""
+    """Pod settings for which Argo's template has no field."""
     containers = {kind: [{"name": name, "securityContext": _LEAST}] for kind, name in _ARGOS_OWN.items()}
     return json.dumps({"terminationGracePeriodSeconds": GRACE} | containers)
 
@@ -32,12 +32,12 @@ _ARGOS_OWN = {"initContainers": "init", "containers": "wait"}
 
 
 def is_ours(task: Task) -> bool:
-    """Whether it runs in an image of this library, of which is known where it writes."""
+    """Whether the step runs this library's image, whose writable folders are known."""
     return task.component.executor.command[:1] == (LAUNCHER,)
 
 
 def resources(task: Task) -> m.ResourceRequirements | None:
-    said = task.component.executor.resources
+    requested = task.component.executor.resources
     limits, requests = {}, {}
     for key, place, name in (
         ("resourceCpuLimit", limits, "cpu"),
@@ -45,24 +45,24 @@ def resources(task: Task) -> m.ResourceRequirements | None:
         ("resourceCpuRequest", requests, "cpu"),
         ("resourceMemoryRequest", requests, "memory"),
     ):
-        if said.get(key):
-            place[name] = fixed(said[key], f"task {task.name}, {key}")
+        if requested.get(key):
+            place[name] = fixed(requested[key], f"task {task.name}, {key}")
     if task.component.executor.accelerators:
-        accelerator = said["accelerator"]
+        accelerator = requested["accelerator"]
         kind = accelerator.get("resourceType") or accelerator.get("type")
         limits[fixed(kind, f"task {task.name}, accelerator")] = str(task.component.executor.accelerators)
     return m.ResourceRequirements(limits=limits or None, requests=requests or None) if limits or requests else None
 
 
 def fixed(text: str, where: str) -> str:
-    """A value of a template, which is the same in every run."""
+    """A value of a template, which must be the same in every run."""
     if "{{$" in text:
-        raise GraphError(f"{where}: a value from a parameter can not be had on Argo; write it as text")
+        raise GraphError(f"{where}: Argo cannot take this value from a pipeline parameter; write a literal")
     return literal(text, where)
 
 
 def placement(task: Task) -> dict:
-    """What the platform document says about the step's pod, as fields of a template, and `mounts` and `env`."""
+    """The platform document's settings for the step's pod, as fields of a template, `mounts` and `env`."""
     volumes = [m.Volume(name="outputs", empty_dir=m.EmptyDirVolumeSource())]
     mounts = [m.VolumeMount(name="outputs", mount_path=OUTPUTS)]
     for name, path in WRITABLE.items() if is_ours(task) else ():
@@ -81,8 +81,8 @@ def placement(task: Task) -> dict:
             pod["tolerations"] = [m.Toleration(**_only(item, _TOLERATION, task, key)) for item in value]
         elif key in ("secretAsEnv", "configMapAsEnv"):
             pod["env"] += [entry for item in value for entry in _env_of(task, key, item)]
-        elif key not in ("activeDeadlineSeconds", "imagePullSecret"):  # those have places of their own
-            raise GraphError(f"task {task.name}: {key} of the platform document is not supported on Argo")
+        elif key not in ("activeDeadlineSeconds", "imagePullSecret"):  # handled elsewhere
+            raise GraphError(f"task {task.name}: {key} in the platform document is not supported on Argo")
     return pod
 
 
@@ -98,7 +98,7 @@ _TOLERATION = {
 def _only(item: dict, known: dict[str, str], task: Task, where: str) -> dict:
     for key in item:
         if key not in known:
-            raise GraphError(f"task {task.name}: {key} of {where} is not supported on Argo")
+            raise GraphError(f"task {task.name}: {key} in {where} is not supported on Argo")
     return {known[key]: value for key, value in item.items()}
 
 
@@ -117,14 +117,14 @@ def _env_of(task: Task, where: str, item: dict) -> list[m.EnvVar]:
 
 
 def pull_secrets(task: Task) -> list[str]:
-    said = task.platform.get("imagePullSecret", [])
-    return [_name_of(task, item, "secret", "imagePullSecret") for item in said]
+    secrets = task.platform.get("imagePullSecret", [])
+    return [_name_of(task, item, "secret", "imagePullSecret") for item in secrets]
 
 
 def _name_of(task: Task, item: dict, kind: str, where: str) -> str:
-    said = item.get(f"{kind}NameParameter") or Constant(item.get(f"{kind}Name"))
-    if isinstance(said, Argument):
-        return f"{{{{workflow.parameters.{said.name}}}}}"
-    if not isinstance(said, Constant) or not said.value:
-        raise GraphError(f"task {task.name}: a name of {where} is wanted: text or a pipeline parameter")
-    return literal(said.value, f"task {task.name}, {where}")
+    name = item.get(f"{kind}NameParameter") or Constant(item.get(f"{kind}Name"))
+    if isinstance(name, Argument):
+        return f"{{{{workflow.parameters.{name.name}}}}}"
+    if not isinstance(name, Constant) or not name.value:
+        raise GraphError(f"task {task.name}: {where} has no name; give a text or a pipeline parameter")
+    return literal(name.value, f"task {task.name}, {where}")

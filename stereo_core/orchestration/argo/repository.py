@@ -1,4 +1,4 @@
-"""The bucket for artifacts: where a Workflow stores them, and how its manifest names it."""
+"""The artifact repository: the bucket in which a Workflow stores its artifacts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from stereo_core.errors import UserError
-from stereo_core.orchestration.argo.models import m, plain
+from stereo_core.orchestration.argo.models import as_document, m
 
 
 @dataclass(frozen=True)
 class Repository:
-    """The bucket for artifacts.
+    """The bucket in which a Workflow stores its artifacts.
 
     Args:
         bucket: Its name.
-        prefix: What the keys of this library's artifacts begin with; may be empty.
+        prefix: Prefix of all keys of this library; may be empty.
         endpoint: host[:port] of the S3 server.
-        insecure: http instead of https.
-        secret: Name of the secret that holds the credentials; empty: those of the pod's service account.
+        insecure: Use http instead of https.
+        secret: Name of the secret with the credentials; empty: use those of the pod's service account.
     """
 
     bucket: str
@@ -39,23 +39,25 @@ class Repository:
         bucket, key = bucket_and_key(uri, "--artifact-repository", wanted="s3://BUCKET[/PREFIX]")
         server = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
         if server.username or server.password:
-            raise UserError("--endpoint: no user or password in the address, it would stand in the manifests; --secret")
+            raise UserError(
+                "--endpoint: the address contains credentials, which would be in the manifests; use --secret"
+            )
         if server.scheme not in ("http", "https") or server.path.strip("/"):
-            raise UserError(f"--endpoint {endpoint}: [http[s]://]HOST[:PORT] is wanted")
+            raise UserError(f"--endpoint {endpoint}: expected [http[s]://]HOST[:PORT]")
         return cls(bucket, key, server.netloc or cls.endpoint, server.scheme == "http", secret)
 
     def location(self, bucket: str, key: str) -> m.S3Artifact:
-        """Where an artifact lies on this server, and the secret that opens it."""
+        """The location of an artifact on this server, with the secret for access."""
         return m.S3Artifact(bucket=bucket, key=key, **self._access())
 
     @property
     def key_format(self) -> str:
-        """What the keys of a pod's artifacts begin with."""
+        """The prefix of the keys of a pod's artifacts."""
         return "/".join(filter(None, (self.prefix, "{{workflow.name}}", "{{pod.name}}")))
 
     def config_map(self, name: str) -> dict:
-        """The repository as Argo's artifactRepositoryRef reads it."""
-        s3 = {"bucket": self.bucket, "keyFormat": self.key_format} | plain(m.S3Artifact(**self._access()))
+        """The ConfigMap that Argo's artifactRepositoryRef refers to."""
+        s3 = {"bucket": self.bucket, "keyFormat": self.key_format} | as_document(m.S3Artifact(**self._access()))
         return {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -76,5 +78,5 @@ class Repository:
 def bucket_and_key(uri: str, where: str, wanted: str) -> tuple[str, str]:
     found = re.fullmatch(r"(?:s3|minio|aws)://([^/{}]+)/?(.*?)/*", uri)
     if not found or (not found[2] and wanted.endswith("KEY")):
-        raise UserError(f"{where}: {uri} is no place in a bucket; {wanted} is wanted")
+        raise UserError(f"{where}: {uri} is not a location in a bucket; expected {wanted}")
     return found[1], found[2]

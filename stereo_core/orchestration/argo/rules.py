@@ -1,4 +1,4 @@
-"""What Argo's controller and the kubelet refuse, or do otherwise than a manifest seems to say; each with its source."""
+"""Rules of Argo's controller and the kubelet: manifests they refuse or treat unexpectedly; each with its source."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 
 def spec_rules(spec: dict) -> Iterator[str]:
-    """Of a whole Workflow."""
-    # Seen on 3.7.18: the finalizer keeps a deleted Workflow alive, and its pods, which are gone, are made again.
+    """Rules for a whole Workflow."""
+    # Seen on 3.7.18: the finalizer keeps a deleted Workflow alive, and the controller creates its removed pods again.
     if "artifactGC" in spec and spec.get("podGC", {}).get("strategy") == "OnPodSuccess":
-        yield "podGC OnPodSuccess with artifactGC: a Workflow deleted while it runs makes its pods again and again"
+        yield "podGC OnPodSuccess with artifactGC: if the Workflow is deleted while it runs, its pods are created again"
 
 
 def template_rules(template: dict) -> Iterator[str]:
-    """Of a template."""
+    """Rules for a template."""
     retry = template.get("retryStrategy")
     # Seen on 3.7.18: a hit makes a Retry node without children, and the Workflow stays Running.
     if "memoize" in template and retry:
-        yield "memoize and retryStrategy on one template: a hit would never end, or hide a failure after it"
+        yield "memoize and retryStrategy on the same template: a cache hit would never end, or hide a later failure"
     yield from (f"retryStrategy: {problem}" for problem in _retry_rules(retry or {}, template))
     yield from _expanded(template.get("container", {}))
 
@@ -28,18 +28,18 @@ def _retry_rules(retry: dict, template: dict) -> Iterator[str]:
     # total over all attempts, and the deadline of the one that runs.
     most, limit = retry.get("backoff", {}).get("maxDuration"), template.get("activeDeadlineSeconds")
     if most and (not limit or seconds(most) <= limit):
-        yield f"maxDuration {most} is a total over all attempts, and one alone may take {limit or 'any number of'} s"
+        yield f"maxDuration {most} limits all attempts together, but a single one may take {limit or 'any number of'} s"
 
 
 def seconds(duration: str) -> float:
-    """Of a duration as Argo has it: a number, or Go's `1h30m`."""
+    """Seconds of a duration in Argo's form: a number, or Go's `1h30m`."""
     units = {"h": 3600, "m": 60, "s": 1, "": 1}
     return sum(float(number) * units[unit] for number, unit in re.findall(r"([0-9.]+)([hms]?)", duration))
 
 
 _SAFE = re.compile(
-    r"sprig\.replace\('\$', '[^']+', (?:toJson\()?inputs\.parameters\['[^']+'\]"  # without any $, or with $$ for it
-    r"|inputs\.parameters\['[^']+'\] == ''"  # compared, not taken
+    r"sprig\.replace\('\$', '[^']+', (?:toJson\()?inputs\.parameters\['[^']+'\]"  # with each $ removed or doubled
+    r"|inputs\.parameters\['[^']+'\] == ''"  # only compared, not inserted
 )
 
 
@@ -49,18 +49,18 @@ def _expanded(container: dict) -> Iterator[str]:
     for text in (*container.get("command", []), *container.get("args", [])):
         for tag in re.findall(r"\{\{(.*?)\}\}", text, flags=re.DOTALL):
             if "inputs.parameters" in _SAFE.sub("", tag):
-                yield f"{{{{{tag[:60]}}}}}: the kubelet would put environment variables in place of $(NAME) in it"
+                yield f"{{{{{tag[:60]}}}}}: the kubelet would replace $(NAME) in it by environment variables"
 
 
 def argument_rules(arguments: dict, called: dict) -> Iterator[str]:
-    """Of what a task gives to the template that it calls."""
+    """Rules for the arguments of a task."""
     for item in arguments.get("artifacts", []):
-        # Seen on 3.7.18; docs (conditional-artifacts-parameters) have it in outputs alone.
+        # Seen on 3.7.18; the docs (conditional-artifacts-parameters) show it only in outputs.
         if "fromExpression" in item:
-            yield f"artifacts: {item['name']}: Argo takes fromExpression in outputs only"
+            yield f"artifacts: {item['name']}: Argo supports fromExpression only in outputs"
     if "memoize" not in called:
         return
     for item in arguments.get("parameters", []):
-        said = item.get("value", "")
-        if item["name"].endswith("-metadata") and "{{" not in said and '"sha256":' not in said:
-            yield f"its template is memoized and can never hit: of {item['name']} no sha256 is known"
+        value = item.get("value", "")
+        if item["name"].endswith("-metadata") and "{{" not in value and '"sha256":' not in value:
+            yield f"its template is memoized, but the cache can never hit: {item['name']} has no sha256"

@@ -1,9 +1,8 @@
-"""A step as Argo's templates: container, inputs and outputs, retries; around a cached one a DAG (cache.py).
+"""A step as Argo templates: container, inputs, outputs and retries. A cached step has a DAG around it (cache.py).
 
-A step's command stays `depth_net-launch ACTION EXECUTOR_INPUT_JSON`. Its template writes that message (message.py):
-parameters go in as JSON, artifacts lie in INPUTS and OUTPUTS. What a producer says about an artifact (kind, sha256,
-...) comes along as the parameter `<port>-metadata`. A list of artifacts is taken in as the ports `<port>-0`,
-`<port>-1`, ...
+A step's command is `depth_net-launch ACTION EXECUTOR_INPUT_JSON`. The template writes that message (message.py):
+parameters go in as JSON, artifacts are in the folders INPUTS and OUTPUTS. An artifact's metadata (kind, sha256, ...)
+comes as the parameter `<port>-metadata`. A list of artifacts becomes the ports `<port>-0`, `<port>-1`, ...
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from stereo_core.orchestration.argo.repository import Repository
 from stereo_core.orchestration.argo.values import text_of
 from stereo_core.orchestration.dag import GraphError, Output, Pipeline, Port, Task, outputs_in
 
-# What another attempt would meet again, by Argo's messages, of which the last are the S3 server's words about a wrong
-# secret, account or place (an artifact that the executor can not fetch ends the pod as an Error).
+# Failures that a retry would meet again, by Argo's messages. The last ones are S3 errors about a wrong secret, account
+# or location (if the executor cannot fetch an artifact, the pod ends as an Error).
 COMES_AGAIN = (
     "lastRetry.message matches '(?i)OOMKilled|longer than the specified deadline|access ?denied|access key id"
     "|signature we calculated|bucket does not exist|key does not exist'"
@@ -28,7 +27,7 @@ COMES_AGAIN = (
 
 
 def templates_of(pipeline: Pipeline, task: Task, repository: Repository) -> list[m.Template]:
-    """The template that tasks call, which has the step's name; last the one that runs its container."""
+    """The templates of a step: first the one that tasks call, with the step's name; last the one with the container."""
     if not task.cache:
         return [_run(pipeline, task, task.name, repository)]
     run = _run(pipeline, task, f"{task.name}-run", repository)
@@ -63,7 +62,7 @@ def _inputs(task: Task) -> m.Inputs:
 
 
 def _outputs(pipeline: Pipeline, task: Task, repository: Repository) -> m.Outputs:
-    """Every step's outputs; a foreign command that writes no executor_output.json says nothing about its artifacts."""
+    """A step's outputs. A command that is not ours may write no executor_output.json; then there is no metadata."""
     component = task.component
     silent = {"artifacts": {name: {"artifacts": [{"metadata": {}}]} for name in component.output_artifacts}}
     file = m.ValueFrom(path=f"{OUTPUTS}/executor_output.json", default=json.dumps(silent))
@@ -84,9 +83,9 @@ def _outputs(pipeline: Pipeline, task: Task, repository: Repository) -> m.Output
 
 
 def _page(port: Port, repository: Repository) -> dict:
-    """A page as a file of its own, which Argo's interface shows; other artifacts are packed, which it offers to save.
+    """Store a page unpacked, so that Argo's UI shows it; other artifacts are archives, which the UI offers to download.
 
-    A key without a bucket is one of the Workflow's repository (argo-workflows.readthedocs.io: key-only-artifacts).
+    A key without a bucket belongs to the Workflow's repository (argo-workflows.readthedocs.io: key-only-artifacts).
     """
     if port.type.get("schemaTitle") != "system.HTML":
         return {}
@@ -95,7 +94,7 @@ def _page(port: Port, repository: Repository) -> dict:
 
 
 def _is_passing(pipeline: Pipeline, task: Task, port: Port) -> bool:
-    """Whether an artifact goes with its Workflow: another step takes it, no cache holds it, and it is no model."""
+    """Whether an artifact is deleted with its Workflow: only another step uses it, it is not cached and not a model."""
     sources = [source for other in pipeline.tasks.values() for source in other.artifacts.values()]
     taken = set().union(*map(outputs_in, sources))
     same = [t.name for t in pipeline.tasks.values() if t.component == task.component]
@@ -123,19 +122,19 @@ def _container(task: Task, mounts: list, env: list) -> m.Container:
 
 
 def _retry(task: Task) -> m.RetryStrategy | None:
-    """Again after a node that was lost, and after the exit codes of an interruption; other failures would come back.
+    """Retry after a lost node and after the exit codes of an interruption; other failures would happen again.
 
-    So would a container that wanted more memory than it may have and a step that its time limit stopped, which end
-    with the codes of SIGKILL and SIGTERM: Argo's message tells them (main: OOMKilled (exit code 137); Pod was active on
-    the node longer than the specified deadline). No `maxDuration`: that is a total over all attempts.
+    An out-of-memory kill and a time limit would happen again too, but they end with the codes of SIGKILL and SIGTERM.
+    Argo's message identifies them (main: OOMKilled (exit code 137); Pod was active on the node longer than the
+    specified deadline). There is no `maxDuration`, because it limits all attempts together.
     """
     retry = task.retry
     if not retry.count:
         return None
     if not float(retry.factor).is_integer():
-        raise GraphError(f"task {task.name}: Argo's backoff factors are whole numbers, not {retry.factor:g}")
+        raise GraphError(f"task {task.name}: Argo needs a whole number as backoff factor, not {retry.factor:g}")
     codes = ", ".join(f"'{code}'" for code in WORTH_ANOTHER_TRY)
-    cap = f"{retry.longest:g}s" if retry.count > 1 else None  # 3.6 does not know it, and one wait needs none
+    cap = f"{retry.longest:g}s" if retry.count > 1 else None  # 3.6 does not support cap, and a single wait needs none
     return m.RetryStrategy(
         limit=retry.count,
         retry_policy="Always",

@@ -1,4 +1,4 @@
-"""A step's place in the DAG: what it takes and from where, what it waits for, on which conditions it runs."""
+"""A step as a task of the DAG: its arguments, dependencies and conditions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from stereo_core.orchestration.argo.cache import EXECUTOR_OUTPUT, TASK_UID, wants_uid
+from stereo_core.orchestration.argo.cache import EXECUTOR_OUTPUT, TASK_UID, needs_uid
 from stereo_core.orchestration.argo.message import check_length
 from stereo_core.orchestration.argo.models import m
 from stereo_core.orchestration.argo.repository import Repository, bucket_and_key
@@ -32,18 +32,18 @@ ENDED = ("Succeeded", "Failed", "Errored", "Skipped", "Omitted")
 def dag_task(
     pipeline: Pipeline, task: Task, template: str, repository: Repository, values: dict[str, str], version: str
 ) -> m.DAGTask:
-    """The task that calls `template` of the pipeline's WorkflowTemplates.
+    """The DAG task that calls `template`, one of the pipeline's WorkflowTemplates.
 
     Args:
-        pipeline: Whose values and outputs it takes.
+        pipeline: The pipeline.
         task: The step.
-        template: The step whose template it shares.
-        repository: Whose server has what importers name.
-        values: Texts of the pipeline parameters, as far as they are known now.
-        version: Of Argo (versions.VERSIONS), or empty.
+        template: The step whose template it uses.
+        repository: The artifact repository; its server also holds imported data.
+        values: The known texts of the pipeline parameters.
+        version: Argo version (versions.VERSIONS), or empty.
 
     Raises:
-        GraphError: an input that Argo can not give, or an argument too long for it.
+        GraphError: an input that Argo cannot provide, or an argument that is too long.
     """
     where, wiring = f"task {task.name}", Values(pipeline)
     _check_inputs(pipeline, task)
@@ -56,10 +56,10 @@ def dag_task(
     artifacts = []
     for port, source in task.artifacts.items():
         for name, one in _one_by_one(port, source):
-            said, artifact = _artifact(pipeline, task.name, name, one, repository, values)
-            parameters.append(m.Parameter(name=f"{name}-metadata", value=said))
+            metadata, artifact = _artifact(pipeline, task.name, name, one, repository, values)
+            parameters.append(m.Parameter(name=f"{name}-metadata", value=metadata))
             artifacts.append(artifact)
-    if wants_uid(task):
+    if needs_uid(task):
         parameters.append(m.Parameter(name=TASK_UID, value=f"{{{{workflow.uid}}}}/{task.name}"))
     given = m.Arguments(parameters=parameters or None, artifacts=artifacts or None)
     return m.DAGTask(
@@ -72,30 +72,33 @@ def dag_task(
 
 
 def _known(text: str, values: dict[str, str]) -> str:
-    """A task's text with what the Workflow's parameters are known to be."""
+    """A task's text, with the known values of the Workflow's parameters filled in."""
     return re.sub(r"\{\{workflow\.parameters\.([\w-]+)\}\}", lambda found: values.get(found[1], ""), text)
 
 
 def _check_inputs(pipeline: Pipeline, task: Task) -> None:
-    """Every input has a value when the task runs."""
+    """Refuse a task whose inputs may have no value when it runs."""
     if task.cache_key:
-        raise GraphError(f"task {task.name}: a cache key of its own (cacheKey) can not be had on Argo")
+        raise GraphError(f"task {task.name}: its own cache key (cacheKey) is not supported on Argo")
     for parameter in task.component.parameters.values():
         if parameter.default is None and not parameter.required and parameter.name not in task.parameters:
-            raise GraphError(f"task {task.name}: Argo has no value for parameter {parameter.name}, and so wants one")
+            raise GraphError(
+                f"task {task.name}: parameter {parameter.name} has no value, which Argo does not support; give it one, "
+                "or a default"
+            )
     for source in (*task.parameters.values(), *task.artifacts.values()):
         for output in outputs_in(source):
             if output.task in task.behind:
-                raise GraphError(f"task {task.name}: on Argo it can not take from {output.task}, which may fail")
+                raise GraphError(f"task {task.name}: on Argo it cannot use outputs of {output.task}, which may fail")
             missing = any(test not in task.when for test in pipeline.tasks[output.task].when)
             if missing and not isinstance(source, OneOf):
                 raise GraphError(
-                    f"task {task.name}: on Argo it can not take what {output.task} made, which may be left out"
+                    f"task {task.name}: on Argo it cannot use outputs of {output.task}, which a condition may skip"
                 )
 
 
 def _depends(pipeline: Pipeline, task: Task) -> str | None:
-    """What must have succeeded (or was left out by its own condition), and what must have ended, however."""
+    """The dependencies: tasks that must succeed (or be skipped by their own condition), and tasks that must end."""
     states = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
     for name in _steps(pipeline, task.after):
         states[name] = ("Succeeded", "Skipped") if pipeline.tasks[name].when else ("Succeeded",)
@@ -107,7 +110,7 @@ def _depends(pipeline: Pipeline, task: Task) -> str | None:
 
 
 def _steps(pipeline: Pipeline, names: frozenset[str]) -> set[str]:
-    """The steps among tasks; an importer is none, it stands for what it waits for."""
+    """The steps among the tasks. An importer is not a step on Argo; the tasks that it waits for replace it."""
     found = set()
     for name in names:
         task = pipeline.tasks[name]
@@ -130,32 +133,32 @@ def _one_by_one(port: str, source: Source) -> Iterator[tuple[str, Source]]:
 def _artifact(
     pipeline: Pipeline, task: str, port: str, source: Source, repository: Repository, values: dict[str, str]
 ) -> tuple[str, m.Artifact]:
-    """What is said about an artifact, and where it is."""
+    """An artifact's metadata and its location."""
     producers = [pipeline.tasks[output.task] for output in outputs_in(source)]
     imported = [task for task in producers if isinstance(task.component.executor, Importer)]
-    if isinstance(source, OneOf):  # which an expression could choose, but Argo takes one in outputs alone
+    if isinstance(source, OneOf):  # an expression could choose, but Argo supports that only in outputs
         raise GraphError(
-            f"task {task}: dsl.OneOf of artifacts ({port}) can not be had on Argo; of parameters it can, or let the"
-            " branches' tasks take over what follows"
+            f"task {task}: dsl.OneOf of artifacts ({port}) is not supported on Argo; use dsl.OneOf of parameters, or"
+            " move the following steps into the branches"
         )
     if imported:
-        said = json.dumps(imported[0].component.executor.metadata)
-        return said, _imported(imported[0], port, repository, values, Values(pipeline))
+        metadata = json.dumps(imported[0].component.executor.metadata)
+        return metadata, _imported(imported[0], port, repository, values, Values(pipeline))
     place = f"{{{{tasks.{source.task}.outputs.artifacts.{source.key}}}}}"
     return f"{{{{={_metadata_of(source)}}}}}", m.Artifact(name=port, from_=place)
 
 
 def _metadata_of(source: Output) -> str:
-    said = f"tasks['{source.task}'].outputs.parameters['{EXECUTOR_OUTPUT}']"
-    return f"toJson(jsonpath({said}, '$.artifacts.{source.key}.artifacts[0].metadata'))"
+    output = f"tasks['{source.task}'].outputs.parameters['{EXECUTOR_OUTPUT}']"
+    return f"toJson(jsonpath({output}, '$.artifacts.{source.key}.artifacts[0].metadata'))"
 
 
 def _imported(task: Task, port: str, repository: Repository, values: dict[str, str], wiring: Values) -> m.Artifact:
-    """The S3 location of an importer's URI: a constant, or cut from a pipeline parameter when the Workflow runs."""
+    """The S3 location of an importer's URI: a constant, or parsed from a pipeline parameter when the Workflow runs."""
     uri = task.component.executor.uri
     source = task.parameters[uri.name] if isinstance(uri, Argument) else uri
     if not isinstance(source, Constant | Argument):
-        raise GraphError(f"task {task.name}: an importer whose URI another step makes can not be had on Argo")
+        raise GraphError(f"task {task.name}: an importer whose URI comes from another step is not supported on Argo")
     if isinstance(source, Constant):
         bucket, key = bucket_and_key(
             wiring.text(source, f"task {task.name}, uri"), f"task {task.name}", wanted="s3://BUCKET/KEY"
@@ -165,8 +168,8 @@ def _imported(task: Task, port: str, repository: Repository, values: dict[str, s
             bucket_and_key(values[source.name], f"parameter {source.name}", wanted="s3://BUCKET/KEY")
         place, uri = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
         bucket, key = (f"sprig.regexReplaceAll({place}, {uri}, '${{{group}}}')" for group in (2, 3))
-        # given to `argo submit`, so not known now: another text is named in Argo's error about the bucket
-        none = f"parameter {source.name} is no s3://BUCKET/KEY"
+        # The value comes with `argo submit`, so it is not known yet. This text appears in Argo's error.
+        none = f"parameter {source.name} is not s3://BUCKET/KEY"
         bucket, key = f"{{{{={uri} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
     archive = m.ArchiveStrategy(none=m.NoneStrategy())
     return m.Artifact(name=port, s3=repository.location(bucket, key), archive=archive)

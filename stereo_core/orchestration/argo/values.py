@@ -1,6 +1,6 @@
-"""Where a task's values come from -> Argo's texts, references `{{...}}` and expressions `{{=...}}`; its conditions.
+"""A task's values and conditions as Argo texts, references `{{...}}` and expressions `{{=...}}`.
 
-On Argo every value is a text: texts as they are, everything else as JSON.
+On Argo every value is a text: texts stay unchanged, everything else becomes JSON.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from stereo_core.orchestration.dag import (
     as_text,
 )
 
-STATUS = {  # of an exit handler's block, which on Argo is the whole Workflow
+STATUS = {  # status of an exit handler's block; on Argo that is the whole Workflow
     "state": "{{=workflow.status == 'Succeeded' ? 'SUCCEEDED' : 'FAILED'}}",
     "pipelineJobResourceName": "{{workflow.name}}",
 }
 
 
 class Values:
-    """The values of one pipeline's tasks; `where` names the place in errors.
+    """The values of a pipeline's tasks. `where` names the place in error messages.
 
     Raises:
-        GraphError: a text with braces that Argo would take for its own, or what its expressions can not say.
+        GraphError: a text with braces that Argo would replace, or a value that its expressions cannot express.
     """
 
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
 
     def text(self, source: Source, where: str) -> str:
-        """A parameter's value: a text, which may hold references."""
+        """A parameter's value as text, which may contain references."""
         match source:
             case Constant(value=value):
                 return text_of(value, where)
@@ -60,7 +60,7 @@ class Values:
         return f"{{{{={self.expression(source, where)}}}}}"
 
     def json(self, source: Source, where: str) -> str:
-        """The same as JSON."""
+        """The value as JSON."""
         if isinstance(source, Constant):
             return literal(json.dumps(source.value), where)
         if self.type_of(source) != "STRING":
@@ -68,7 +68,7 @@ class Values:
         return f"{{{{=toJson({self.expression(source, where)})}}}}"
 
     def _filled(self, value: object, inputs: dict[str, Source], where: str, inside: bool = False) -> str:
-        """As `dag.filled`; the texts inside a mapping or list are JSON."""
+        """Like `dag.filled`; texts inside a mapping or list become JSON."""
         if isinstance(value, dict):
             keys = (literal(json.dumps(key), where) for key in value)
             items = (self._filled(item, inputs, where, inside=True) for item in value.values())
@@ -86,13 +86,13 @@ class Values:
         return f"{{{{=toJson({' + '.join(parts)})}}}}"
 
     @staticmethod
-    def _parts(text: str, plain: Callable, taken: Callable, inputs: dict[str, Source], where: str) -> list[str]:
+    def _parts(text: str, literal: Callable, taken: Callable, inputs: dict[str, Source], where: str) -> list[str]:
         parts = PLACEHOLDER.split(text)
-        found = [taken(inputs[part], where) if index % 2 else plain(part) for index, part in enumerate(parts)]
-        return [said for said, part in zip(found, parts, strict=True) if part]
+        found = [taken(inputs[part], where) if index % 2 else literal(part) for index, part in enumerate(parts)]
+        return [result for result, part in zip(found, parts, strict=True) if part]
 
     def expression(self, source: Source, where: str) -> str:
-        """An expression whose value is the text that `text` gives."""
+        """An expression that evaluates to the text of `text`."""
         match source:
             case Constant(value=value):
                 return quoted(as_text(value), where)
@@ -102,10 +102,10 @@ class Values:
                 return f"tasks['{task}'].outputs.parameters['{key}']"
             case OneOf(options=options):
                 return first_that_ran(options, lambda option: self.expression(option, where))
-        raise GraphError(f"{where}: {type(source).__name__} is a value that Argo's expressions can not take")
+        raise GraphError(f"{where}: Argo's expressions do not support {type(source).__name__}")
 
     def type_of(self, source: Source) -> str:
-        """STRING, NUMBER_INTEGER, ... as the IR has it."""
+        """The type in the IR: STRING, NUMBER_INTEGER, ..."""
         match source:
             case Argument(name=name):
                 return self.pipeline.parameters[name].type
@@ -116,54 +116,54 @@ class Values:
         return "STRING" if isinstance(source, Constant | Filled) else "LIST"
 
     def condition(self, tests: tuple[Comparison, ...], where: str) -> str | None:
-        """All of `tests` as one expression: it stops at the first that does not hold, as what it takes may not be."""
+        """All of `tests` as one expression. It stops at the first false test, because later values may not exist."""
         if not tests:
             return None
         return f"{{{{={' && '.join(self._comparison(test, where) for test in tests)}}}}}"
 
     def _comparison(self, test: Comparison, where: str) -> str:
-        said = f"({self._typed(test.left, where)} {test.operator} {self._typed(test.right, where)})"
-        return f"!{said}" if test.negated else said
+        text = f"({self._typed(test.left, where)} {test.operator} {self._typed(test.right, where)})"
+        return f"!{text}" if test.negated else text
 
     def _typed(self, source: Source, where: str) -> str:
         if isinstance(source, Constant) and not isinstance(source.value, str):
             return json.dumps(source.value)
-        said, kind = self.expression(source, where), self.type_of(source)
+        expression, kind = self.expression(source, where), self.type_of(source)
         if kind in ("LIST", "STRUCT"):
-            raise GraphError(f"{where}: a condition on a list or a mapping can not be had on Argo")
+            raise GraphError(f"{where}: Argo does not support a condition on a list or a mapping")
         casts = {"NUMBER_INTEGER": "asInt({})", "NUMBER_DOUBLE": "asFloat({})", "BOOLEAN": "({} == 'true')"}
-        return casts.get(kind, "{}").format(said)
+        return casts.get(kind, "{}").format(expression)
 
 
-def first_that_ran(options: tuple[Output, ...], said: Callable[[Output], str]) -> str:
-    """An expression for dsl.OneOf: what is said of the first option whose task has run."""
+def first_that_ran(options: tuple[Output, ...], expression: Callable[[Output], str]) -> str:
+    """An expression for dsl.OneOf: `expression` of the first option whose task has run."""
     *others, last = options
-    chosen = (f"tasks['{option.task}'].status == 'Succeeded' ? {said(option)} : " for option in others)
-    return "".join(chosen) + said(last)
+    chosen = (f"tasks['{option.task}'].status == 'Succeeded' ? {expression(option)} : " for option in others)
+    return "".join(chosen) + expression(last)
 
 
 def text_of(value: object, where: str) -> str:
-    """A value as Argo's parameters have it: text as it is, everything else as JSON."""
+    """A value as text for an Argo parameter: text unchanged, everything else as JSON."""
     return literal(as_text(value), where)
 
 
 def literal(text: str, where: str) -> str:
-    """`text`, in which Argo must find no reference."""
+    """`text` unchanged; refused if Argo would find a reference in it."""
     if "{{" in text:
-        raise GraphError(
-            f"{where}: Argo would take {{{{ in {text[:60]!r} for a reference of its own; write it otherwise"
-        )
+        raise GraphError(f"{where}: Argo would read {{{{ in {text[:60]!r} as a reference; write the text without {{{{")
     return text
 
 
 def quoted(text: str, where: str) -> str:
-    """A text inside an expression."""
+    """A text as a literal inside an expression."""
     if "}}" in text:
-        raise GraphError(f"{where}: Argo would take }}}} in {text[:60]!r} for the expression's end; write it otherwise")
+        raise GraphError(
+            f"{where}: Argo would read }}}} in {text[:60]!r} as the expression's end; write it without }}}}"
+        )
     return literal(json.dumps(text, ensure_ascii=False), where)
 
 
 def substituted(text: str, reference: Callable[[str], str], where: str) -> str:
-    """`text` with every {{$...}} of KFP replaced; the rest may hold no reference."""
+    """`text` with every {{$...}} of KFP replaced; the rest must contain no Argo reference."""
     parts = re.split(r"\{\{\$(.*?)\}\}", text)
     return "".join(reference(part) if index % 2 else literal(part, where) for index, part in enumerate(parts))

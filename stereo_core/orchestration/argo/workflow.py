@@ -1,15 +1,15 @@
-"""A compiled pipeline -> manifests for Argo Workflows, without Kubeflow.
+"""Turns a compiled pipeline into manifests for Argo Workflows, without Kubeflow.
 
     ConfigMap         the artifact repository
-    WorkflowTemplate  one a step: what the IR calls a component, with retries, resources, placement (step.py)
-    Workflow          the graph: which step takes what from which (CronWorkflow where a schedule is given)
+    WorkflowTemplate  one per step (a component of the IR), with retries, resources, placement (step.py)
+    Workflow          the graph: the steps, their arguments and dependencies (CronWorkflow if there is a schedule)
 
-What a producer says about an artifact (kind, sha256, ...) goes along as the parameter `<port>-metadata`, taken from the
-producer's executor_output.json, which is an output parameter of every step. An importer becomes an S3 location. Loops
-are unrolled here, with the values given here: what they go over is no parameter of the Workflow. A step whose condition
-does not hold is `Skipped`, and so are those that take the condition over; exit handlers become the Workflow's onExit.
+An artifact's metadata (kind, sha256, ...) is passed on as the parameter `<port>-metadata`. It comes from the producing
+step's executor_output.json, which is an output parameter of every step. An importer becomes an S3 location. Loops are
+unrolled here, so the values they iterate over are not parameters of the Workflow. A step whose condition is false is
+`Skipped`, and so are the steps inside that condition. Exit handlers become the Workflow's onExit.
 
-What Argo can not do, or would do otherwise, is refused by its name. Needs hera (extra `pipelines`).
+Features that Argo does not have, or treats differently, are refused by name. Needs hera (extra `pipelines`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from stereo_core.orchestration.argo.cache import can_hit
 from stereo_core.orchestration.argo.check import problems
-from stereo_core.orchestration.argo.models import m, plain
+from stereo_core.orchestration.argo.models import as_document, m
 from stereo_core.orchestration.argo.pod import pod_security, pull_secrets
 from stereo_core.orchestration.argo.repository import Repository
 from stereo_core.orchestration.argo.step import templates_of
@@ -29,7 +29,7 @@ from stereo_core.orchestration.argo.versions import fit
 from stereo_core.orchestration.dag import Collected, GraphError, Importer, Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import unrolled
 
-KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its steps' logs and its intermediate artifacts
+KEEP_SECONDS = 7 * 24 * 3600  # how long an ended Workflow is kept, with its logs and intermediate artifacts
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME, LONGEST_CRON_NAME = 63, 52
 ON_EXIT = "on-exit"  # the template of the exit handlers
@@ -46,32 +46,34 @@ def manifests(
     cache: bool = True,
     version: str = "",
 ) -> list[dict]:
-    """The Kubernetes resources that run a pipeline, in the order in which they are to be created.
+    """The Kubernetes resources that run a pipeline, in the order of creation.
 
     Args:
         pipeline: From `load_pipeline`.
-        arguments: Values of pipeline parameters; others have their defaults, and those without one are left to
+        arguments: Values of pipeline parameters. Others have their defaults; those without a default must be given to
             `argo submit --parameter`.
-        repository: Where artifacts go.
-        schedule: Cron expression; a CronWorkflow instead of a Workflow.
-        service_account: Of the pods; empty: the namespace's default.
-        priority_class: Of the steps that ask for accelerators; empty: the cluster's default.
-        cache: Take steps from Argo's cache where the pipeline lets them be; its controller must be able to write it.
-        version: Of Argo, one of versions.VERSIONS; empty: what all of them take that have the minimal definitions.
+        repository: Where artifacts are stored.
+        schedule: Cron expression; makes a CronWorkflow instead of a Workflow.
+        service_account: Service account of the pods; empty: the namespace's default.
+        priority_class: Priority class of the steps that request accelerators; empty: the cluster's default.
+        cache: Use Argo's cache for the steps that the pipeline caches; the controller needs write access to it.
+        version: Argo version, one of versions.VERSIONS; empty: any version with the minimal resource definitions.
 
     Raises:
-        GraphError: something that Argo can not do, arguments that do not fit, or a reference to nothing.
+        GraphError: a feature that Argo does not support, wrong arguments, or an unresolved reference.
     """
     _check_name(pipeline.name, "the pipeline", LONGEST_CRON_NAME if schedule else LONGEST_NAME)
     given = pipeline.arguments(arguments, complete=bool(schedule))
     for name in pipeline.loops:
         if given.get(name) is None:
-            raise GraphError(f"parameter {name}: a loop goes over it, so its value is wanted now")
+            raise GraphError(
+                f"parameter {name}: a loop iterates over it, so it needs a value now; give it with --param"
+            )
     pipeline = _cached_where_it_helps(unrolled(pipeline, given), cache)
     values = {n: text_of(v, f"parameter {n}") for n, v in given.items() if v is not None and n not in pipeline.loops}
     steps = {name: task for name, task in pipeline.tasks.items() if not isinstance(task.component.executor, Importer)}
     if not steps:
-        raise GraphError(f"pipeline {pipeline.name}: there is no step to run")
+        raise GraphError(f"pipeline {pipeline.name}: it has no steps to run")
     shared = _shared_templates(steps)
     templates = [
         _workflow_template(pipeline, steps[name], repository, priority_class) for name in dict.fromkeys(shared.values())
@@ -82,17 +84,17 @@ def manifests(
         spec.service_account_name = spec.artifact_gc.service_account_name = service_account
     documents = [
         repository.config_map(f"{pipeline.name}-artifacts"),
-        *map(plain, templates),
-        plain(_workflow(pipeline, spec, schedule)),
+        *map(as_document, templates),
+        as_document(_workflow(pipeline, spec, schedule)),
     ]
     fit(documents, version)
     if wrong := problems(documents):
-        raise GraphError(f"the manifests of pipeline {pipeline.name} would not run: {'; '.join(wrong)}")
+        raise GraphError(f"the manifests of pipeline {pipeline.name} would not work: {'; '.join(wrong)}")
     return documents
 
 
 def _cached_where_it_helps(pipeline: Pipeline, cache: bool) -> Pipeline:
-    """The pipeline with `cache` only at steps that a second run can find there, and that are no exit handlers."""
+    """The pipeline with `cache` only on steps that a second run can find in the cache, and not on exit handlers."""
     tasks = {
         name: replace(task, cache=cache and task.cache and not task.exit and can_hit(pipeline, task))
         for name, task in pipeline.tasks.items()
@@ -101,7 +103,7 @@ def _cached_where_it_helps(pipeline: Pipeline, cache: bool) -> Pipeline:
 
 
 def _shared_templates(steps: dict[str, Task]) -> dict[str, str]:
-    """Step -> the first step that is the same but for its arguments; they share a template."""
+    """Step -> the first step that differs from it only in its arguments; both use the same template."""
 
     def what(task: Task) -> tuple:
         lists = {port: len(source.rounds) for port, source in task.artifacts.items() if isinstance(source, Collected)}
@@ -155,11 +157,11 @@ def _workflow_spec(
         if p.name not in pipeline.loops
     ]
     secrets = {name for task in steps.values() for name in pull_secrets(task)}
-    said = pipeline.config
+    config = pipeline.config
     ttl = m.TTLStrategy(
-        seconds_after_completion=said.get("resourceTtlOnCompletion", KEEP_SECONDS),
-        seconds_after_success=said.get("resourceTtlOnSuccess"),
-        seconds_after_failure=said.get("resourceTtlOnFailure"),
+        seconds_after_completion=config.get("resourceTtlOnCompletion", KEEP_SECONDS),
+        seconds_after_success=config.get("resourceTtlOnSuccess"),
+        seconds_after_failure=config.get("resourceTtlOnFailure"),
     )
     return m.WorkflowSpec(
         entrypoint=pipeline.name,
@@ -167,12 +169,12 @@ def _workflow_spec(
         arguments=m.Arguments(parameters=parameters) if parameters else None,
         templates=templates,
         artifact_repository_ref=m.ArtifactRepositoryRef(config_map=f"{pipeline.name}-artifacts", key="repository"),
-        # Forced: a Workflow whose bucket can not be reached any more would keep its namespace from going.
+        # Forced: otherwise a Workflow whose bucket is unreachable could not be deleted, nor could its namespace.
         artifact_gc=m.WorkflowLevelArtifactGC(strategy="OnWorkflowDeletion", force_finalizer_removal=True),
-        # Not OnPodSuccess: with the finalizer above a Workflow that is deleted while it runs makes its pods again.
+        # Not OnPodSuccess: with the finalizer above, the pods of a Workflow deleted while it runs are created again.
         pod_gc=m.PodGC(strategy="OnPodCompletion"),
-        archive_logs=True,  # the pods go
-        active_deadline_seconds=said.get("activeDeadlineSeconds"),
+        archive_logs=True,  # because the pods are removed
+        active_deadline_seconds=config.get("activeDeadlineSeconds"),
         ttl_strategy=ttl,
         security_context=pod_security(),
         image_pull_secrets=[m.LocalObjectReference(name=name) for name in sorted(secrets)] or None,
@@ -180,14 +182,14 @@ def _workflow_spec(
 
 
 def _exit_handler(pipeline: Pipeline, task: Task, made: m.DAGTask) -> m.DAGTask:
-    """The task as one of onExit, which runs when the whole Workflow has ended: so its block must be the whole."""
+    """The task as part of onExit, which runs when the Workflow has ended; so it must watch the whole pipeline."""
     outside = [name for name, other in pipeline.tasks.items() if not other.exit and name not in task.behind]
     if outside:
         raise GraphError(
-            f"task {task.name}: on Argo an exit handler is for the whole pipeline; outside are {', '.join(outside)}"
+            f"task {task.name}: on Argo an exit handler must watch the whole pipeline; outside: {', '.join(outside)}"
         )
     if any(outputs_in(source) for source in (*task.parameters.values(), *task.artifacts.values())):
-        raise GraphError(f"task {task.name}: on Argo an exit handler can not take what other tasks made")
+        raise GraphError(f"task {task.name}: on Argo an exit handler cannot use outputs of other tasks")
     made.depends = None
     return made
 
@@ -195,6 +197,6 @@ def _exit_handler(pipeline: Pipeline, task: Task, made: m.DAGTask) -> m.DAGTask:
 def _check_name(name: str, what: str, longest: int = LONGEST_NAME) -> None:
     if not NAME.fullmatch(name) or len(name) > longest:
         raise GraphError(
-            f"{what}: {name} can not be a name on Kubernetes; lower-case letters, digits and dashes, at most"
-            f" {longest}, are wanted"
+            f"{what}: {name} is not a valid name on Kubernetes; use at most {longest} lower-case letters, digits and"
+            " dashes"
         )

@@ -1,1 +1,1 @@
-"""What `stereo-pipelines` can be told, a file a subject."""
+"""The commands of `stereo-pipelines`, one file per topic."""

@@ -10,8 +10,8 @@ from stereo_core.orchestration.dag import GraphError
 from stereo_core.values import counted
 
 _WHERE = (
-    click.option("--namespace", "-n", default="argo", show_default=True, help="Where Argo's controller runs."),
-    click.option("--context", default="", help="Of the kubeconfig [default: the current one]."),
+    click.option("--namespace", "-n", default="argo", show_default=True, help="Namespace of Argo's controller."),
+    click.option("--context", default="", help="Context of the kubeconfig [default: the current one]."),
 )
 
 
@@ -23,7 +23,7 @@ def _of_a_cluster(command):
 
 @click.group("argo-cache")
 def argo_cache() -> None:
-    """What Argo keeps of cached steps; a ConfigMap of it that is full (1 MiB) makes its step end as an Error."""
+    """List and remove Argo's cache of steps. Each step has a ConfigMap; if it is full (1 MiB), the step fails."""
 
 
 @argo_cache.command("ls")
@@ -41,17 +41,19 @@ def ls_command(namespace: str, context: str) -> None:
         entries = counted(len(one.entries), "entry", "entries")
         click.echo(f"{one.name:{width}}  {entries:>13}  {one.size / ROOM:6.1%} full  {since}".rstrip())
     if not maps:
-        click.echo(f"nothing is cached in {namespace}", err=True)
+        click.echo(f"no cache entries in {namespace}", err=True)
 
 
 @argo_cache.command("rm")
 @click.argument("names", nargs=-1, metavar="[PIPELINE|CONFIGMAP]...")
-@click.option("--all", "every", is_flag=True, help="Of all pipelines of this library.")
-@click.option("--older-than", "days", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only these.")
-@click.option("--send", is_flag=True, help="Remove them; without, what would be removed is printed.")
+@click.option("--all", "every", is_flag=True, help="Entries of all pipelines of this library.")
+@click.option(
+    "--older-than", "days", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only old entries."
+)
+@click.option("--send", is_flag=True, help="Remove the entries; without it they are only listed.")
 @_of_a_cluster
 def rm_command(names: tuple[str, ...], every: bool, days: float, send: bool, namespace: str, context: str) -> None:
-    """Remove entries of the cache; their steps run once more. What they made stays in the bucket.
+    """Remove cache entries, so that their steps run again. Artifacts stay in the bucket.
 
     \b
     stereo-pipelines argo-cache rm --all --older-than 30 --send
@@ -60,7 +62,7 @@ def rm_command(names: tuple[str, ...], every: bool, days: float, send: bool, nam
     from stereo_core.orchestration.servers import Kubernetes
 
     if bool(names) == every:
-        raise GraphError("argo-cache rm: name pipelines or ConfigMaps, or give --all, one of the two")
+        raise GraphError("argo-cache rm: name pipelines or ConfigMaps, or give --all (not both)")
     server, now = Kubernetes(context), datetime.now(UTC)
     for one in chosen(cache_maps(server, namespace), names):
         keys = one.older_than(days, now) if days else list(one.entries)
@@ -69,6 +71,6 @@ def rm_command(names: tuple[str, ...], every: bool, days: float, send: bool, nam
         if send:
             removed(server, namespace, one, keys)
         entries = counted(len(one.entries), "entry", "entries")
-        click.echo(f"{one.name}: {len(keys)} of {entries} {'removed' if send else 'would go'}")
+        click.echo(f"{one.name}: {len(keys)} of {entries} {'removed' if send else 'would be removed'}")
     if not send:
-        click.echo("nothing was removed; --send removes it", err=True)
+        click.echo("nothing was removed; add --send to remove", err=True)

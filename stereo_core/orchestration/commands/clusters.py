@@ -1,4 +1,4 @@
-"""Pipelines and searches for clusters: `stereo-pipelines argo|submit|katib`."""
+"""Commands for clusters: `stereo-pipelines argo|submit|katib`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 @click.command("argo")
 @click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
 @click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
-@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="The S3 server [default: AWS].")
+@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="S3 server [default: AWS].")
 @click.option(
-    "--secret", default="", help="Secret with accesskey and secretkey [default: the service account's rights]."
+    "--secret", default="", help="Secret with accesskey and secretkey [default: the service account's permissions]."
 )
-@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
-@click.option("--schedule", default="", metavar="CRON", help="A CronWorkflow, say '0 3 * * *'.")
-@click.option("--service-account", default="", help="Of the pods [default: the namespace's].")
-@click.option("--priority-class", default="", help="Of the steps that ask for GPUs [default: the cluster's].")
-@click.option("--no-cache", is_flag=True, help="Run every step; Argo's controller needs no rights for a cache then.")
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
+@click.option("--schedule", default="", metavar="CRON", help="Make a CronWorkflow, e.g. '0 3 * * *'.")
+@click.option("--service-account", default="", help="Service account of the pods [default: the namespace's].")
+@click.option(
+    "--priority-class", default="", help="Priority class of steps that request GPUs [default: the cluster's]."
+)
+@click.option("--no-cache", is_flag=True, help="Use no cache; then Argo's controller needs no permissions for one.")
 @click.option(
     "--argo-version",
     type=ARGO_VERSIONS,
-    help="Of a server with the full resource definitions; 3.7 is 3.7.10 or newer [default: any with the minimal ones].",
+    help="For a server with full resource definitions; 3.7 means 3.7.10 or newer [default: any with minimal ones].",
 )
 def argo_command(
     file: Path,
@@ -80,24 +82,24 @@ def _as_yaml(documents: list[dict]) -> str:
 
 @click.command("submit")
 @click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
-@click.option("--host", default="", metavar="URL", help="Kubeflow Pipelines' address; its token is KFP_TOKEN's.")
-@click.option("--argo", is_flag=True, help="Argo Workflows, on kubectl's cluster.")
-@click.option("--send", is_flag=True, help="Send it; without, what would be sent is printed.")
-@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="As for run.")
-@click.option("--cron", default="", metavar="CRON", help="Again and again, say '0 3 * * *'.")
-@click.option("--namespace", "-n", default="", help="[default: Kubeflow's; with --argo stereo].")
+@click.option("--host", default="", metavar="URL", help="URL of Kubeflow Pipelines; KFP_TOKEN holds the token.")
+@click.option("--argo", is_flag=True, help="Submit to Argo Workflows on kubectl's cluster.")
+@click.option("--send", is_flag=True, help="Send it; without it the request is only printed.")
+@click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
+@click.option("--cron", default="", metavar="CRON", help="Run on a schedule, e.g. '0 3 * * *'.")
+@click.option("--namespace", "-n", default="", help="[default: Kubeflow's; with --argo: stereo].")
 @click.option(
-    "--service-account", default="", help="Of the pods [default: Kubeflow's choice; with --argo stereo-argo]."
+    "--service-account", default="", help="Of the pods [default: Kubeflow's choice; with --argo: stereo-argo]."
 )
-@click.option("--name", default="", help="Kubeflow: the run's [default: the pipeline's].")
-@click.option("--experiment", default="", help="Kubeflow: where the run belongs [default: Default].")
-@click.option("--context", default="", help="Argo: of the kubeconfig [default: the current one].")
+@click.option("--name", default="", help="Kubeflow: name of the run [default: the pipeline's].")
+@click.option("--experiment", default="", help="Kubeflow: experiment of the run [default: Default].")
+@click.option("--context", default="", help="Argo: context of the kubeconfig [default: the current one].")
 @click.option("--artifact-repository", "bucket", default="", metavar="URI", help="Argo: s3://BUCKET[/PREFIX].")
-@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: the S3 server [default: AWS].")
-@click.option("--secret", default="", help="Argo: as for argo.")
-@click.option("--priority-class", default="", help="Argo: as for argo.")
-@click.option("--no-cache", is_flag=True, help="Argo: as for argo.")
-@click.option("--argo-version", type=ARGO_VERSIONS, help="Argo: as for argo.")
+@click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: S3 server [default: AWS].")
+@click.option("--secret", default="", help="Argo: see `stereo-pipelines argo --help`.")
+@click.option("--priority-class", default="", help="Argo: see `stereo-pipelines argo --help`.")
+@click.option("--no-cache", is_flag=True, help="Argo: see `stereo-pipelines argo --help`.")
+@click.option("--argo-version", type=ARGO_VERSIONS, help="Argo: see `stereo-pipelines argo --help`.")
 def submit_command(
     file: Path,
     host: str,
@@ -117,7 +119,7 @@ def submit_command(
     no_cache: bool,
     argo_version: str | None,
 ) -> None:
-    """Run a compiled pipeline on a cluster: print what would be sent, or with --send send it.
+    """Submit a compiled pipeline to a cluster. Without --send the request is only printed.
 
     \b
     stereo-pipelines submit demo --host https://kubeflow.example/pipeline --send
@@ -127,12 +129,14 @@ def submit_command(
     from stereo_core.orchestration import submit
 
     if bool(host) == argo:
-        raise submit.SubmitError("where to? give --host URL (Kubeflow Pipelines) or --argo, one of the two")
+        raise submit.SubmitError("give --host URL (Kubeflow Pipelines) or --argo (Argo Workflows), but not both")
     to_kubeflow = {"--name": name, "--experiment": experiment}
     to_argo = {"--context": context, "--artifact-repository": bucket, "--endpoint": endpoint, "--secret": secret}
     to_argo |= {"--priority-class": priority_class, "--no-cache": no_cache, "--argo-version": argo_version}
     if idle := [option for option, value in (to_kubeflow if argo else to_argo).items() if value]:
-        raise submit.SubmitError(f"{', '.join(idle)}: of no use with {'--argo' if argo else '--host'}")
+        raise submit.SubmitError(
+            f"{', '.join(idle)}: has no effect with {'--argo' if argo else '--host'}; leave it out"
+        )
     if argo and not bucket:
         raise submit.SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
     file = compiled_file(file)
@@ -154,7 +158,7 @@ def submit_command(
         plan, where = submit.kubeflow_plan(file, run, host, experiment, namespace), namespace
     if not send:
         click.echo(plan, nl=False)
-        click.echo("nothing was sent; --send sends it", err=True)
+        click.echo("nothing was sent; add --send to send it", err=True)
     elif argo:
         click.echo("\n".join(submit.send_to_argo(documents, where, context)))
     else:
@@ -163,11 +167,13 @@ def submit_command(
 
 @click.command("katib")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--image", default=f"stereo-pipelines/runtime:{__version__}", show_default=True, help="Of the trials.")
-@click.option("--name", default="stereo-search", show_default=True, help="Of the Experiment.")
-@click.option("--spec-file", default="/data/train.yaml", show_default=True, help="FILE's path in the trials' pods.")
+@click.option(
+    "--image", default=f"stereo-pipelines/runtime:{__version__}", show_default=True, help="The trials' image."
+)
+@click.option("--name", default="stereo-search", show_default=True, help="Name of the Experiment.")
+@click.option("--spec-file", default="/data/train.yaml", show_default=True, help="Path of FILE in the trials' pods.")
 def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
-    """Print the search that `automl` of the spec FILE describes as an Experiment for Katib."""
+    """Print a Katib Experiment for the search in the section `automl` of the spec FILE."""
     from stereo_core.orchestration.katib import experiment, read_spec
 
     click.echo(_as_yaml([experiment(read_spec(file), name, image, spec_file)]), nl=False)

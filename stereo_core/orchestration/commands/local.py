@@ -1,4 +1,4 @@
-"""Runs on this machine: `stereo-pipelines run|runs|show|logs`."""
+"""Commands for runs on this machine: `stereo-pipelines run|runs|show|logs`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from stereo_core.storage import is_uri
 @click.command("run")
 @click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
 @click.option(
-    "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, or YAML/JSON; @FILE reads one."
+    "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, YAML or JSON; @FILE reads a file."
 )
 @click.option("--output-dir", "-o", required=True, type=click.Path(), help="The run folder.")
-@click.option("--parallel", type=click.IntRange(min=1), metavar="N", help="Steps at a time [default: CPU cores].")
-@click.option("--fresh", is_flag=True, help="Run every step, also those whose inputs did not change.")
-@click.option("--from", "from_step", metavar="STEP", help="Run STEP and all that depend on it again.")
-@click.option("--only", metavar="STEP", help="Run STEP again and nothing else, on what an earlier run made.")
+@click.option(
+    "--parallel", type=click.IntRange(min=1), metavar="N", help="Steps at the same time [default: CPU cores]."
+)
+@click.option("--fresh", is_flag=True, help="Run every step, including those whose inputs did not change.")
+@click.option("--from", "from_step", metavar="STEP", help="Run STEP and all steps that depend on it again.")
+@click.option("--only", metavar="STEP", help="Run only STEP again, with the results of an earlier run as inputs.")
 @click.option(
     "--runner",
     type=click.Choice(["process", "podman", "docker"]),
     default="process",
     show_default=True,
-    help="Each step as a process of this environment, or in a container of its image.",
+    help="Run each step as a process of this environment, or in a container of its image.",
 )
 def run_command(
     file: Path,
@@ -42,18 +44,18 @@ def run_command(
     only: str | None,
     runner: str,
 ) -> int:
-    """Run a pipeline of this library, by its name, or a compiled one, by its file, on this machine.
+    """Run a pipeline on this machine: a pipeline of this library by its name, or a compiled one by its file.
 
-    Started again in the same folder, it takes over every step whose inputs did not change.
+    If you run it again in the same folder, steps whose inputs did not change are reused.
     """
     from stereo_core.orchestration.local import LocalRun
     from stereo_core.orchestration.podman import Containers
     from stereo_core.orchestration.progress import Progress, heard_or_not, summary
 
     if fresh + bool(from_step) + bool(only) > 1:
-        raise GraphError("--fresh, --from and --only exclude each other; give one")
+        raise GraphError("--fresh, --from and --only cannot be combined; give only one")
     if is_uri(output_dir):
-        raise GraphError(f"--output-dir {output_dir}: a folder of this machine is wanted")
+        raise GraphError(f"--output-dir {output_dir}: expected a local folder")
     file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
@@ -66,7 +68,7 @@ def run_command(
         except KeyboardInterrupt:
             progress.close()
             with heard_or_not():
-                click.echo(f"stopped; the same command goes on where it was cut off ({relative(run.folder)})", err=True)
+                click.echo(f"stopped; run the same command again to continue ({relative(run.folder)})", err=True)
             _report(run.record)
             raise
     with heard_or_not():
@@ -80,23 +82,23 @@ def _report(run: Record) -> None:
     from stereo_core.orchestration.progress import heard_or_not
 
     try:
-        told = f"report: {relative(write_page(run))}"
+        line = f"report: {relative(write_page(run))}"
     except OSError as error:
-        told = f"report.html can not be written: {error.strerror.lower()}"
+        line = f"report.html cannot be written: {error.strerror.lower()}"
     with heard_or_not():
-        click.echo(told)
+        click.echo(line)
 
 
 @click.command("runs")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
 def runs_command(folder: Path) -> int:
-    """List the runs in FOLDER and in the folders of it."""
+    """List the runs in FOLDER and in its subfolders."""
     from stereo_core.orchestration.progress import runs_table
     from stereo_core.orchestration.record import FILE
 
     found = [path.parent for pattern in (FILE, f"*/{FILE}") for path in folder.glob(pattern)]
     if not found:
-        raise GraphError(f"{folder}: there is no run in it; name the folder above those given to `run --output-dir`")
+        raise GraphError(f"{folder}: contains no runs; name a folder given to `run --output-dir`, or the one above")
     runs = []
     for path in found:
         try:
@@ -110,7 +112,7 @@ def runs_command(folder: Path) -> int:
 @click.command("show")
 @click.argument("folder", type=click.Path(path_type=Path))
 def show_command(folder: Path) -> None:
-    """Show the run in FOLDER: steps, times, exit codes, artifacts, metrics; writes its report.html anew."""
+    """Show the run in FOLDER (steps, times, exit codes, artifacts, metrics) and write its report.html again."""
     from stereo_core.orchestration.progress import summary
 
     record = read_record(folder)
@@ -121,15 +123,15 @@ def show_command(folder: Path) -> None:
 @click.command("logs")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("step")
-@click.option("--follow", "-f", is_flag=True, help="Go on as long as the step runs.")
+@click.option("--follow", "-f", is_flag=True, help="Keep printing while the step runs.")
 def logs_command(folder: Path, step: str, follow: bool) -> None:
-    """Print what STEP of the run in FOLDER printed, all attempts."""
+    """Print the log of STEP of the run in FOLDER, all attempts."""
     tasks = read_record(folder).tasks
     if step not in tasks:
-        raise GraphError(f"{folder}: its run has no step {step}; known: {', '.join(tasks)}")
+        raise GraphError(f"{folder}: the run has no step {step}; known: {', '.join(tasks)}")
     log = folder / "tasks" / step / "log.txt"
     if not log.is_file() and not follow:
-        raise GraphError(f"{folder}: step {step} ({tasks[step].state}) has printed nothing")
+        raise GraphError(f"{folder}: step {step} ({tasks[step].state}) has no log yet")
     position = 0
     while True:
         goes_on = follow and read_record(folder).tasks[step].state in ("waiting", "running")

@@ -1,4 +1,4 @@
-"""`--param KEY=VALUE` and paths as the commands show them."""
+"""Reads `--param KEY=VALUE`, finds compiled pipelines, and shortens paths for display."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from stereo_core.values import near
 
 
 def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = True) -> dict[str, object]:
-    """`key=value` texts -> values of the parameters' types; `@FILE` stands for the file's text.
+    """Parse `key=value` texts into values of the parameters' types; `@FILE` is replaced by the file's text.
 
     With `complete`, every parameter must have a value or a default.
 
     Raises:
-        GraphError: a line each for no `=`, an unknown name, a value of another type, an unreadable file, one missing.
+        GraphError: one line per problem: no `=`, an unknown name, a wrong type, an unreadable file, a missing value.
     """
     values, complaints = {}, []
     for text in params:
         name, equals, value = text.partition("=")
         if not equals:
-            complaints.append(f"--param {text}: KEY=VALUE is wanted")
+            complaints.append(f"--param {text}: expected KEY=VALUE")
         elif name not in pipeline.parameters:
             complaints.append(pipeline.unknown(name))
         else:
@@ -28,7 +28,7 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
                 values[name] = _value(pipeline.parameters[name], value)
             except GraphError as error:
                 complaints.append(str(error))
-                values[name] = None  # said, if wrongly: not to be told as missing
+                values[name] = None  # given, although wrong: do not report it as missing
     complaints += filter(None, [pipeline.missing(values) if complete else ""])
     if complaints:
         raise GraphError("\n".join(complaints))
@@ -40,7 +40,7 @@ def _value(parameter: Parameter, text: str) -> object:
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8-sig") if file else text
         return parse(parameter, text, file or "value")
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~ of nobody
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         raise GraphError(f"--param {parameter.name}: {file}: {error}") from None
     except GraphError as error:
         hint = f"; --param {parameter.name}=@{text} reads that file" if not file and _is_file(text) else ""
@@ -55,10 +55,10 @@ def _is_file(text: str) -> bool:
 
 
 def compiled_file(named: Path) -> Path:
-    """The file of a pipeline that is named by its file, or, where there is no such file, by the name of a shipped one.
+    """The compiled file of a pipeline, named by its path or by the name of a pipeline of this library.
 
     Raises:
-        GraphError: a word that is neither.
+        GraphError: there is neither such a file nor such a pipeline.
     """
     if named.is_file() or named.suffix or len(named.parts) != 1:
         return named
@@ -69,12 +69,12 @@ def compiled_file(named: Path) -> Path:
     if name not in shipped:
         meant = near(name, shipped)
         hint = f"did you mean {meant}?" if meant else f"known: {', '.join(shipped)}"
-        raise GraphError(f"{named}: no such file, and no pipeline of that name; {hint}")
+        raise GraphError(f"{named}: no such file and no such pipeline; {hint}")
     return shipped[name]
 
 
 def relative(path: Path) -> str:
-    """The path below the current folder, where it is there."""
+    """The path relative to the current folder if it is inside it, otherwise unchanged."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""One task: taken over from an earlier run, or tried as often as its retry policy allows."""
+"""Runs one task: reuses an earlier result, or attempts it as often as its retry policy allows."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from stereo_core.orchestration.local.values import artifacts_of, parameters_of
 from stereo_core.orchestration.long_arguments import passable
 from stereo_core.orchestration.podman import reason
 
-LAST = 60.0  # seconds that an exit handler of a cancelled run has
+LAST = 60.0  # time limit in seconds for an exit handler of a cancelled run
 USER_ERROR = 2
-# Exit codes worth another try: a GPU that failed, Ctrl-C, SIGKILL and SIGTERM as a shell and as Python tell them.
+# Exit codes worth a retry: a GPU error, Ctrl-C, SIGKILL and SIGTERM, as a shell and as Python report them.
 INTERRUPTED = (*WORTH_ANOTHER_TRY, -signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 
 
 def run_task(task: Task, state: State) -> None:
-    """Bring a task to its end, and that into the record."""
+    """Run a task to its end, and write the result to the record."""
     begin = time.monotonic()
     try:
         values = _ending(task, state)
     except UserError as error:
         values = {"state": "failed", "message": str(error), "exit_code": USER_ERROR}
-    except Exception as error:  # a broken executor_output.json, a full disk: this task failed, the others go on
+    except Exception as error:  # e.g. a broken executor_output.json or a full disk: only this task fails
         values = {"state": "failed", "message": f"{type(error).__name__}: {error}", "exit_code": 1}
     state.change(task.name, seconds=round(time.monotonic() - begin, 3), **values)
 
 
 def _ending(task: Task, state: State) -> dict:
-    """What becomes of a task, as fields of its record."""
+    """Run a task (or reuse it); returns the fields of its record."""
     record, executor = state.record, task.component.executor
     parameters = parameters_of(task, record)
     if isinstance(executor, Importer):
@@ -58,7 +58,7 @@ def _ending(task: Task, state: State) -> dict:
 
 
 def _is_made(task: Task, key: str, state: State) -> bool:
-    """Whether an earlier run's outputs can be taken over."""
+    """Whether an earlier run's outputs can be reused."""
     run = state.record.tasks[task.name]
     if not run.made or run.key != key or task.exit or task.name in state.plan.again:
         return False
@@ -100,7 +100,7 @@ def _attempt(task: Task, place: Path, message: dict, state: State) -> tuple[int,
 
 
 def _of_process(task: Task, place: Path, path: str, gpus: list[str]) -> dict[str, str]:
-    """What a process has in its environment that a container is given otherwise."""
+    """Environment variables for a task that runs as a process; containers get these settings in another way."""
     return {
         "PATH": path,
         **task.component.executor.env,
@@ -110,5 +110,5 @@ def _of_process(task: Task, place: Path, path: str, gpus: list[str]) -> dict[str
 
 
 def _limit(task: Task, cancelled: bool) -> float | None:
-    """Seconds that an attempt may take."""
+    """Time limit of an attempt in seconds."""
     return min(task.timeout or LAST, LAST) if cancelled else task.timeout

@@ -1,4 +1,4 @@
-"""Importers: data that lies on this machine as an artifact, known by its content."""
+"""Importers: local data as an artifact, identified by its content."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from stereo_core.storage import local_path
 
 
 def imported(task: Task, parameters: dict, digests: Digests) -> dict[str, Made]:
-    """The importer's artifact, by its port.
+    """The importer's artifact by port.
 
     Raises:
-        UserError: it is not on this machine.
+        UserError: the data is not on this machine.
     """
     uri, path = source_of(task, parameters)
     if not path.exists():
         where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
         if "://" in uri and not uri.startswith("file://"):
-            hint = "this engine imports what lies on this machine; `depth_net fetch_dataset` brings it"
+            hint = "local runs import only local files; fetch them with `depth_net fetch_dataset` first"
             raise UserError(f"{where}{uri} is in object storage, which is not mounted here; {hint}")
         raise UserError(f"{where}{uri}: no such file or folder")
     port = next(iter(task.component.output_artifacts.values()))
@@ -31,7 +31,7 @@ def imported(task: Task, parameters: dict, digests: Digests) -> dict[str, Made]:
 
 
 def source_of(task: Task, parameters: dict) -> tuple[str, Path]:
-    """An importer's URI, and where that is on this machine."""
+    """An importer's URI and its local path."""
     source = task.component.executor.uri
     uri = parameters[source.name] if isinstance(source, Argument) else source.value
     return uri, local_path(uri).absolute()

@@ -1,4 +1,4 @@
-"""What this machine gives to the steps: GPUs, commands, or containers of their images."""
+"""The machine's resources for steps: GPUs, commands, or containers of their images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names; where it is not set, all that the driver's nvidia-smi lists."""
-    said = os.environ.get(GPUS)
-    if said is not None:
-        return [name.strip() for name in said.split(",") if name.strip()]
+    """The GPUs in CUDA_VISIBLE_DEVICES; if it is not set, all GPUs that nvidia-smi lists."""
+    visible = os.environ.get(GPUS)
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
@@ -28,13 +28,13 @@ def visible_gpus() -> list[str]:
 
 
 def search_path() -> str:
-    """Where commands are looked for: this Python environment first."""
+    """The search path for commands: this Python environment first."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`containers` runs the steps; without, they are processes that find their commands on `path`."""
+    """`containers` runs the steps; if it is None, they run as processes with their commands on `path`."""
 
     containers: Containers | None = None
     gpus: list[str] = field(default_factory=visible_gpus)
@@ -45,13 +45,13 @@ class Machine:
         return self.containers.engine if self.containers else "process"
 
     def gpus_for(self, task: Task) -> int:
-        """How many GPUs a task takes for itself; none of a machine that has none."""
+        """The number of GPUs that a task gets exclusively; 0 on a machine without GPUs."""
         executor = task.component.executor
         return executor.accelerators if self.gpus and isinstance(executor, Container) else 0
 
     def check(self, task: Task) -> None:
         """Raises:
-        GraphError: the task asks for GPUs, an image or a command that are not here.
+        GraphError: the task requests GPUs, an image or a command that this machine does not have.
         """
         container = task.component.executor
         if not isinstance(container, Container):
@@ -59,14 +59,14 @@ class Machine:
         if container.accelerators > len(self.gpus) and os.environ.get(GPUS) != "":
             wanted, here = container.accelerators, len(self.gpus)
             raise GraphError(
-                f"task {task.name}: it asks for {wanted} GPU{'s' * (wanted != 1)}; visible here: {here};"
-                f" an empty {GPUS} runs the steps without, or compile the pipeline with another profile"
+                f"task {task.name}: it requests {wanted} GPU{'s' * (wanted != 1)}, but {here} are visible here; set"
+                f" {GPUS}= (empty) to run all steps without GPUs, or compile the pipeline with another profile"
             )
         if self.containers:
             return self.containers.check(task, container)
         command = (*container.command, *container.args)[0]
         if shutil.which(command, path=self.path) is None:
             raise GraphError(
-                f"task {task.name}: this environment has no command {command}, which image {container.image} provides;"
-                " install it here or run the pipeline on a cluster"
+                f"task {task.name}: the command {command} of image {container.image} is not installed here;"
+                " install it, or run the pipeline on a cluster"
             )

@@ -1,4 +1,4 @@
-"""KFP's messages: the ExecutorInput that a task is given, its command filled from it, what it says it made."""
+"""KFP's messages: a task's ExecutorInput, its command line, and its executor_output.json."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from stereo_core.orchestration.dag import Component, GraphError, Task
 from stereo_core.orchestration.record import Made
 from stereo_core.values import with_integers
 
-OUTPUT = "executor_output.json"  # what a task may write about its outputs, in its folder
+OUTPUT = "executor_output.json"  # file in the task's folder in which it may describe its outputs
 
 
 def executor_input(component: Component, folder: Path, place: Path, parameters: dict, inputs: dict) -> dict:
-    """The message of a task.
+    """The ExecutorInput of a task.
 
     Args:
-        folder: The run's.
-        place: The task's, for its outputs.
-        parameters: By name.
+        folder: The run's folder.
+        place: The task's folder, for its outputs.
+        parameters: Values by name.
         inputs: Lists of `Made` by port.
     """
 
@@ -47,10 +47,10 @@ def executor_input(component: Component, folder: Path, place: Path, parameters: 
 
 
 def command_of(task: Task, message: dict) -> list[str]:
-    """The task's command line, with KFP's placeholders replaced by what the message says.
+    """The task's command line, with KFP's placeholders replaced by the values of the message.
 
     Raises:
-        GraphError: a placeholder that is unknown here.
+        GraphError: an unknown placeholder.
     """
     container = task.component.executor
     return [_filled(part, message, task.name) for part in (*container.command, *container.args)]
@@ -89,14 +89,14 @@ _PATHS = {
 
 
 def outputs_of(component: Component, folder: Path, place: Path) -> dict:
-    """What a task made: `parameters` and `artifacts` as its record has them, with digests of what lies there.
+    """A task's outputs: `parameters` and `artifacts` for its record, with digests of the files.
 
     Raises:
-        ValueError: a file of parameters that can not be read.
+        ValueError: an output parameter's file cannot be read.
     """
     file = place / OUTPUT
-    said = json.loads(file.read_text()) if file.is_file() else {}
-    parameters = with_integers(said.get("parameterValues", {}))
+    described = json.loads(file.read_text()) if file.is_file() else {}
+    parameters = with_integers(described.get("parameterValues", {}))
     for parameter in component.output_parameters.values():
         path = place / parameter.name
         if path.is_file():
@@ -104,7 +104,7 @@ def outputs_of(component: Component, folder: Path, place: Path) -> dict:
             parameters[parameter.name] = text if parameter.type == "STRING" else with_integers(json.loads(text))
     artifacts = {}
     for port in component.output_artifacts.values():
-        items = said.get("artifacts", {}).get(port.name, {}).get("artifacts") or [{}]
+        items = described.get("artifacts", {}).get(port.name, {}).get("artifacts") or [{}]
         artifacts[port.name] = _made(port.type, folder, place / port.name, items[0].get("metadata", {}))
     return {"parameters": parameters, "artifacts": artifacts}
 

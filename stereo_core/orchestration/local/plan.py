@@ -1,4 +1,4 @@
-"""Which tasks a run is to do, and what an earlier run in its folder left for it."""
+"""Decides which tasks a run executes, and what it reuses from an earlier run in its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stereo_core.values import near
 
 @dataclass(frozen=True)
 class Plan:
-    """`scope`: the tasks of this run; `again`: those of them that run whatever is there; `fresh`: from nothing too."""
+    """`scope`: the tasks of this run; `again`: those that run even if unchanged; `fresh`: run in empty folders."""
 
     scope: frozenset[str]
     again: frozenset[str]
@@ -42,27 +42,27 @@ def planned(pipeline: Pipeline, fresh: bool, from_step: str | None, only: str | 
 
 def _with_followers(pipeline: Pipeline, step: str) -> frozenset[str]:
     again = {step}
-    for name, task in pipeline.tasks.items():  # in an order in which each comes after all that it needs
+    for name, task in pipeline.tasks.items():  # sorted: each task comes after the tasks that it needs
         again |= {name} if (task.after | task.behind) & again else set()
     return frozenset(again)
 
 
 def run_before(folder: Path, pipeline: Pipeline) -> Record:
-    """The run that is in the folder; where there is none, one without tasks.
+    """The earlier run in the folder; an empty record if there is none.
 
     Raises:
-        GraphError: it is one of another pipeline, or can not be read.
+        GraphError: it belongs to another pipeline, or cannot be read.
     """
     if not (folder / FILE).is_file():
         return Record(folder, pipeline.name, {})
     before = read_record(folder)
     if before.pipeline != pipeline.name:
-        raise GraphError(f"{folder} holds a run of pipeline {before.pipeline}; choose another folder")
+        raise GraphError(f"{folder} holds a run of another pipeline, {before.pipeline}; choose another folder")
     return before
 
 
 def waiting(task: Task, pipeline: Pipeline, before: TaskRun) -> TaskRun:
-    """A task that is still to come, with what lies in its folder: this run may end before it gets there."""
+    """The record of a waiting task. It keeps the contents of its folder, because this run may end before the task."""
     return TaskRun(
         title=task.title,
         after=sorted(pipeline.comes_after(task)),
@@ -75,41 +75,41 @@ def waiting(task: Task, pipeline: Pipeline, before: TaskRun) -> TaskRun:
 
 
 def keep_the_others(record: Record, before: Record, only: Task) -> None:
-    """All tasks but one stand in the record as the run before left them.
+    """Copy the records of all other tasks from the earlier run.
 
     Raises:
-        GraphError: what the one needs was not made.
+        GraphError: a result that the task needs does not exist.
     """
     for name in record.tasks.keys() - {only.name}:
         run = record.tasks[name] = before.tasks.get(name, record.tasks[name])
         if run.state in ("waiting", "stopped"):
-            run.state = "reused" if run.made else "stopped"  # a run that was cut off had not come to it again
+            run.state = "reused" if run.made else "stopped"  # the earlier run was interrupted before this task
     lacking = sorted(name for name in only.after if not record.tasks[name].lets_on())
     if lacking:
         raise GraphError(
-            f"--only {only.name}: it needs {', '.join(lacking)}, of which {record.folder} holds no result;"
+            f"--only {only.name}: it needs the results of {', '.join(lacking)}, which {record.folder} does not have;"
             " run the pipeline without --only first"
         )
 
 
 def check_kept(pipeline: Pipeline, record: Record, scope: frozenset[str], digests: Digests) -> None:
-    """Of tasks that are not run, what those of `scope` need is what it was, and what would be made now.
+    """Check the kept results that tasks of `scope` need: unchanged, and made with the present parameters and inputs.
 
     Raises:
-        GraphError: names those of which it is not.
+        GraphError: names the tasks with other results.
     """
     needed = set().union(*(pipeline.tasks[name].after for name in scope)) - scope
     changed = sorted(name for name in needed if not is_unchanged(record.tasks[name], record.folder, digests))
     if changed:
         raise GraphError(
-            f"--only: the results of {', '.join(changed)} changed since they were made; run without --only"
+            f"--only: the results of {', '.join(changed)} have changed since the step wrote them; run without --only"
         )
     needed = all_before(scope, pipeline) - scope
     outdated = sorted(name for name in needed if is_outdated(pipeline.tasks[name], record))
     if outdated:
         raise GraphError(
-            f"--only: {', '.join(outdated)} was made with other parameters or inputs than are given now;"
-            " give the same, or run without --only"
+            f"--only: {', '.join(outdated)} ran with other parameters or inputs than now;"
+            " give the same ones, or run without --only"
         )
 
 

@@ -1,4 +1,4 @@
-"""Processes of tasks: started in a group of their own, stopped as a group, found again by a mark."""
+"""Processes of tasks: each starts in its own process group, is stopped as a group, and is found again by a mark."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from stereo_core.orchestration.record import AGAIN
 
-GRACE = 20.0  # seconds that a stopped task has to leave a checkpoint before it is killed
-TIMED_OUT = 124  # as timeout(1) says it; no interruption: the next attempt would take as long
-MARK = "STEREO_PIPELINES_RUN"  # in the environment of every process of a run: its folder
+GRACE = 20.0  # seconds that a stopped task gets to write a checkpoint before it is killed
+TIMED_OUT = 124  # exit code, as of timeout(1); not retried, because the next attempt would take as long
+MARK = "STEREO_PIPELINES_RUN"  # variable in the environment of every process of a run; holds the run folder
 POLL = 0.05  # seconds
 
 
 def run_to_end(
     command: list[str], log: Path, environment: dict[str, str], limit: float | None, stop: threading.Event
 ) -> tuple[int, str]:
-    """Run a command to its end, to its time limit or until `stop` is set; returns (exit code, what happened).
+    """Run a command until it ends, reaches its time limit or `stop` is set; returns (exit code, what happened).
 
     Args:
-        log: What it prints is added to this file.
-        limit: Seconds.
+        log: File to which its output is appended.
+        limit: Time limit in seconds.
     """
     with log.open("ab") as file:
         if file.tell():
@@ -53,7 +53,7 @@ def run_to_end(
 
 
 def end(process: subprocess.Popen) -> None:
-    """SIGTERM to the task's whole process group, SIGKILL to what is left of it after GRACE seconds."""
+    """Send SIGTERM to the task's process group, and SIGKILL to the remaining processes after GRACE seconds."""
     for signum, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, signum)
@@ -66,17 +66,17 @@ def end(process: subprocess.Popen) -> None:
 
 
 def of_run(folder: Path) -> list[int]:
-    """This user's processes that have the run's mark in their environment."""
+    """This user's processes with the run's mark in their environment."""
     mark, found = f"{MARK}={folder}".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
+        with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
             if mark in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
     return found
 
 
 def end_leftovers(folder: Path) -> None:
-    """Stop what an engine that was killed left running: it would write where the next run's tasks do."""
+    """Stop processes that a killed run left behind: they would write to the folders of the next run's tasks."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GRACE
         for pid in of_run(folder):

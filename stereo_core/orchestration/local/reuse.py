@@ -1,4 +1,4 @@
-"""Whether what an earlier run made is what this one would make."""
+"""Decides whether an earlier run's results can be reused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stereo_core.orchestration.record import DONE, Made, Record, TaskRun
 
 
 def key_of(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
-    """What a task's outputs depend on, as one digest; paths are no part of it."""
+    """A digest of everything that a task's outputs depend on, without paths."""
     what = {
         "image": container.image,
         "command": [*container.command, *container.args],
@@ -28,12 +28,12 @@ def key_of(container: Container, parameters: dict, inputs: dict[str, list[Made]]
 
 
 def is_unchanged(run: TaskRun, folder: Path, digests: Digests) -> bool:
-    """Whether the artifacts are those that the task made."""
+    """Whether the artifacts are still as the task wrote them."""
     return all(_digest(folder, made.path, digests) == made.sha256 for made in run.artifacts.values())
 
 
 def _digest(folder: Path, path: str, digests: Digests) -> str:
-    """Of what lies there now; imported files may be known from before, a task's own are always read."""
+    """The present digest of a file or folder. Digests of imported files may be remembered; others are computed."""
     file = folder / path
     if not file.exists():
         return ""
@@ -41,7 +41,7 @@ def _digest(folder: Path, path: str, digests: Digests) -> str:
 
 
 def is_outdated(task: Task, record: Record) -> bool:
-    """Whether a task that was kept would be made of something else now."""
+    """Whether a kept task would now run with other parameters or inputs."""
     run = record.tasks[task.name]
     if run.state not in DONE or task.exit:
         return False
@@ -50,5 +50,5 @@ def is_outdated(task: Task, record: Record) -> bool:
         if isinstance(task.component.executor, Importer):
             return [made.path for made in run.artifacts.values()] != [str(source_of(task, parameters)[1])]
         return key_of(task.component.executor, parameters, artifacts_of(task, record)) != run.key
-    except UserError:  # an input is no longer there
+    except UserError:  # an input no longer exists
         return True

@@ -1,4 +1,4 @@
-"""A run from its beginning to its end, alone in its folder."""
+"""A run from start to end, with exclusive use of its folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stereo_core.orchestration.local.state import State
 from stereo_core.orchestration.podman import Containers
 from stereo_core.orchestration.record import FILE, LOCK, Record, TaskRun, now
 
-LOOK = 0.4  # seconds; who only looks whether a run goes on has its lock for a moment
+LOOK = 0.4  # seconds to wait for the lock, which a process that only checks the run holds for a moment
 
 
 class LocalRun:
@@ -29,18 +29,17 @@ class LocalRun:
 
     Args:
         pipeline: From `load_pipeline`.
-        arguments: Values of pipeline parameters; the others take their defaults.
-        folder: The run folder; a run that is there already is taken up.
-        parallel: Tasks at a time; default: the CPU cores this process may use.
-        fresh: Run every task, whatever is there.
-        from_step: Run this task and all that depend on it again; the others as usual.
-        only: Run this task again and no other; its inputs are what an earlier run in the folder made.
+        arguments: Values of pipeline parameters; the others have their defaults.
+        folder: The run folder; an earlier run in it is continued.
+        parallel: Number of tasks at the same time; default: the CPU cores that this process may use.
+        fresh: Run every task, even if its result could be reused.
+        from_step: Run this task and all tasks that depend on it again; the others as usual.
+        only: Run only this task, with the results of an earlier run in the folder.
         containers: Runs the tasks in containers of their images; default: as processes of this environment.
-        on_change: Called with the record after each change of a task's state, one call at a time.
+        on_change: Called with the record after each change of a task's state, never concurrently.
 
     Raises:
-        GraphError: arguments that do not fit, an unknown step, a command that this environment or accelerators that
-            this machine does not have.
+        GraphError: wrong arguments, an unknown step, or a command or accelerators that this machine does not have.
     """
 
     def __init__(
@@ -82,12 +81,12 @@ class LocalRun:
         return self.record.tasks
 
     def execute(self) -> int:
-        """Run to the end; returns 0, 1 (a task failed) or 2 (tasks failed only for the user's input).
+        """Run to the end; returns 0, 1 (a task failed) or 2 (all failures are due to wrong user input).
 
-        A failed task skips what depends on it; the rest goes on.
+        Tasks that depend on a failed task are skipped; the others still run.
 
         Raises:
-            GraphError: another run is going on in the same folder, or its record can not be written.
+            GraphError: another run is active in the same folder, or the record cannot be written.
             UserError: the folder's file system has no locks.
             KeyboardInterrupt: after all tasks were stopped and the record was written.
         """
@@ -96,33 +95,33 @@ class LocalRun:
             check_kept(state.pipeline, self.record, state.plan.scope, state.digests)
             try:
                 return run_all(state, self._parallel)
-            except OSError as error:  # a task's own end it alone
-                mend = "make room there; the same command goes on where it was cut off"
-                raise GraphError(f"{file} can not be written: {error.strerror or error}; {mend}") from None
+            except OSError as error:  # of the run itself; an error of a task ends only that task
+                remedy = "make room there, then run the same command again to continue"
+                raise GraphError(f"{file} cannot be written: {error.strerror or error}; {remedy}") from None
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path, runners: set[str]) -> Iterator[None]:
-    """Hold the run folder, in which nothing is left at work of a run before.
+    """Lock the run folder, and stop what an earlier run left running.
 
     Args:
-        runners: What may have started its tasks: process, podman, docker.
+        runners: What may have started the earlier tasks: process, podman, docker.
 
     Raises:
-        GraphError: another run is going on there, or the folder can not be written.
+        GraphError: another run is active there, or the folder is not writable.
         UserError: its file system has no locks.
     """
-    busy = GraphError(f"{folder}: another run is going on there; wait, or choose another")
+    busy = GraphError(f"{folder}: another run is active in this folder; wait until it ends, or choose another folder")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(folder / LOCK, wait=LOOK, busy=busy, vital=True))
         except OSError as error:
             reason = error.strerror.lower()
-            raise GraphError(f"{folder} can not be the run folder: {reason}; choose another") from None
+            raise GraphError(f"{folder} cannot be used as the run folder: {reason}; choose another folder") from None
         end_leftovers(folder)
         for engine in runners - {"process"}:
-            if shutil.which(engine):  # not where the folder was brought from another machine
+            if shutil.which(engine):  # missing if the folder comes from another machine
                 Containers(engine).end_leftovers(folder)
-        for path in folder.glob(".*.json"):  # what it was writing then
+        for path in folder.glob(".*.json"):  # incomplete files of a killed run
             path.unlink()
         yield

@@ -1,4 +1,4 @@
-"""Tasks in their order, side by side as far as they and the machine allow."""
+"""Runs tasks in order of their dependencies, in parallel as far as the machine allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READY = {"state": "running"}
 
 
 def outlook(task: Task, record: Record) -> dict:
-    """What a waiting task comes to, as fields of its record: none while it has to wait, READY when it may begin."""
+    """The next state of a waiting task, as fields of its record: empty if it has to wait, READY if it can start."""
     ended = {other for other in task.after | task.behind if record.tasks[other].state in ENDED}
     broken = sorted(other for other in task.after & ended if not record.tasks[other].lets_on())
     if broken:
@@ -27,12 +27,12 @@ def outlook(task: Task, record: Record) -> dict:
     except GraphError as error:
         return {"state": "failed", "exit_code": USER_ERROR, "message": str(error)}
     if false is not None:
-        return {"state": "skipped", "left_out": True, "message": f"its condition does not hold: {false}"}
+        return {"state": "skipped", "left_out": True, "message": f"its condition is false: {false}"}
     return READY
 
 
 def run_all(state: State, parallel: int) -> int:
-    """Run the tasks of the plan to their end; returns 0, 1 (one failed) or 2 (all that failed for the user's input).
+    """Run the planned tasks; returns 0, 1 (a task failed) or 2 (all failures are due to wrong user input).
 
     Raises:
         KeyboardInterrupt: after all tasks were stopped and the record was written.
@@ -58,7 +58,7 @@ def run_all(state: State, parallel: int) -> int:
 
 
 def _schedule(state: State, pool: ThreadPoolExecutor, parallel: int, running: dict[Future, str]) -> None:
-    """Run tasks until all have ended; `running` holds those that are at it."""
+    """Run tasks until all have ended; `running` holds the active ones."""
     tasks, free = state.record.tasks, list(state.machine.gpus)
     while not all(tasks[name].state in ENDED for name in state.plan.scope):
         for task in _ready(state):
@@ -75,7 +75,7 @@ def _schedule(state: State, pool: ThreadPoolExecutor, parallel: int, running: di
 
 
 def _ready(state: State) -> list[Task]:
-    """Waiting tasks that may run now; those that will not are marked as skipped on the way."""
+    """The waiting tasks that can run now. Tasks that will never run are marked as skipped."""
     ready = []
     for name, task in state.pipeline.tasks.items():
         if name not in state.plan.scope or state.record.tasks[name].state != "waiting":
@@ -85,13 +85,13 @@ def _ready(state: State) -> list[Task]:
             ready.append(task)
         elif values:
             if values.get("left_out"):
-                state.empty(name)  # of a run in which its condition held
+                state.empty(name)  # remove results of a run in which the condition was true
             state.change(name, **values)
     return ready
 
 
 def _cancel(state: State, running: dict[Future, str]) -> None:
-    """Stop what runs and leave what waits, but for exit handlers, which still run."""
+    """Stop the running tasks and mark the waiting ones as stopped, except exit handlers, which still run."""
     state.stop.set()
     wait(running)
     running.clear()
@@ -103,7 +103,7 @@ def _cancel(state: State, running: dict[Future, str]) -> None:
 
 
 def _finish(state: State, word: str) -> None:
-    """The end of a run in its record; tasks that it did not run are told to be older, where they are."""
+    """Write the end of the run to the record, and mark kept tasks that are now out of date."""
     record = state.record
     with state.lock:
         record.state = word
@@ -112,6 +112,6 @@ def _finish(state: State, word: str) -> None:
                 run.state = "stopped"
         for name in record.tasks.keys() - state.plan.scope:
             if record.tasks[name].state in DONE:
-                note = f"older than its inputs or parameters; --from {name} makes it again"
+                note = f"out of date: its inputs or parameters have changed; run it again with --from {name}"
                 record.tasks[name].message = note if is_outdated(state.pipeline.tasks[name], record) else ""
         state.change()

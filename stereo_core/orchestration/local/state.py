@@ -1,4 +1,4 @@
-"""What the parts of the engine share while a run goes on."""
+"""The shared state of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stereo_core.orchestration.record import Record
 
 @dataclass
 class State:
-    """Whoever changes the record does it by `change`, or holds `lock`. `stop` tells the tasks that run to end."""
+    """Change the record only through `change`, or while holding `lock`. Setting `stop` ends the running tasks."""
 
     pipeline: Pipeline
     record: Record
-    before: Record  # of the run that was in the folder
+    before: Record  # of the earlier run in the folder
     plan: Plan
     machine: Machine
     digests: Digests
@@ -29,7 +29,7 @@ class State:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def change(self, name: str | None = None, **values) -> None:
-        """Set fields of a task's record, write run.json, tell the listener."""
+        """Set fields of a task's record, write run.json and call the listener."""
         with self.lock:
             for key, value in values.items():
                 setattr(self.record.tasks[name], key, value)
@@ -37,6 +37,6 @@ class State:
             self.on_change(self.record)
 
     def empty(self, name: str) -> None:
-        """Remove a task's folder; the record first, which must never tell of what is gone."""
+        """Remove a task's folder. The record is changed first, so that it never lists files that are gone."""
         self.change(name, key="", made=False, parameters={}, artifacts={})
         shutil.rmtree(self.record.place(name), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the inputs of a task stand for, as far as the run has come."""
+"""The values of a task's inputs at this point of the run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from stereo_core.orchestration.record import DONE, Made, Record
 
 
 def parameters_of(task: Task, record: Record) -> dict[str, object]:
-    """The task's parameters: wired or default; the default too where a task that it runs after did not end well.
+    """The task's parameters. A default replaces the output of a task that did not succeed.
 
     Raises:
-        GraphError: a required one was not made, or a value is of another type.
+        GraphError: a required output is missing, or a value has the wrong type.
     """
     declared = task.component.parameters
     values = {p.name: p.default for p in declared.values() if p.default is not None}
@@ -35,12 +35,12 @@ def parameters_of(task: Task, record: Record) -> dict[str, object]:
 
 
 def artifacts_of(task: Task, record: Record) -> dict[str, list[Made]]:
-    """The artifacts that go into the task, by port; a port without any is left out."""
+    """The task's input artifacts by port; ports without an artifact are left out."""
     return {port: _made(source, record) for port, source in task.artifacts.items() if is_there(source, record)}
 
 
 def is_there(source: Source, record: Record) -> bool:
-    """Whether the outputs that a source takes were made."""
+    """Whether the outputs of a source exist."""
     there = [record.tasks[output.task].state in DONE for output in outputs_in(source)]
     return isinstance(source, Collected) or (any(there) if isinstance(source, OneOf) else all(there))
 
@@ -49,7 +49,7 @@ def value_of(source: Source, record: Record) -> object:
     """The value of a parameter.
 
     Raises:
-        GraphError: the task that it comes from did not give it.
+        GraphError: the producing task did not write it.
     """
     match source:
         case Constant(value=value):
@@ -70,7 +70,7 @@ def value_of(source: Source, record: Record) -> object:
 def _output_parameter(source: Output, record: Record) -> object:
     run = record.tasks[source.task]
     if source.key not in run.parameters:
-        raise GraphError(f"task {source.task} ({run.state}) gave no parameter {source.key}")
+        raise GraphError(f"task {source.task} ({run.state}) wrote no output parameter {source.key}")
     return run.parameters[source.key]
 
 
@@ -84,7 +84,7 @@ def _made(source: Source, record: Record) -> list[Made]:
 
 
 def _final_status(source: FinalStatus, record: Record) -> dict:
-    """In KFP's words; a cancelled run is told as such, whatever failed before."""
+    """KFP's PipelineTaskFinalStatus. A cancelled run is always reported as cancelled."""
     bad = {name: run for name in source.tasks if (run := record.tasks[name]).state in ("failed", "stopped")}
     state = "CANCELLED" if record.cancelled else "FAILED" if bad else "SUCCEEDED"
     code = max((run.exit_code or 0 for run in bad.values()), default=0)

@@ -50,7 +50,7 @@ def test_who_asks_for_no_gpu_sees_what_the_engine_sees(execute, gpus):
 
 def test_gpus_that_are_not_there_are_refused(prepare, gpus):
     gpus("0")
-    with pytest.raises(GraphError, match="task a: it asks for 2 GPUs; visible here: 1;"):
+    with pytest.raises(GraphError, match="task a: it requests 2 GPUs, but 1 are visible here;"):
         prepare(see_gpus(2, "a"))
 
 

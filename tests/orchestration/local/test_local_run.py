@@ -24,7 +24,7 @@ ONE = pipeline({"a": write("a")})
 
 def test_a_folder_of_another_pipeline_is_left_alone(execute, prepare):
     assert execute(ONE)[0] == 0
-    with pytest.raises(UserError, match="holds a run of pipeline test"):
+    with pytest.raises(UserError, match="holds a run of another pipeline, test"):
         prepare(ONE | {"pipelineInfo": {"name": "other"}})
 
 
@@ -65,7 +65,7 @@ def test_a_folder_without_locks_is_refused(execute, monkeypatch):
 
 def test_a_folder_that_can_not_be_made_is_named(execute, tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(GraphError, match=r"run can not be the run folder: .*; choose another"):
+    with pytest.raises(GraphError, match=r"run cannot be used as the run folder: .*; choose another"):
         execute(ONE)
 
 

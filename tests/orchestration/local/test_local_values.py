@@ -41,7 +41,7 @@ def test_a_source_has_a_value(record, source, value):
 
 
 def test_what_a_task_did_not_give_is_named(record):
-    with pytest.raises(GraphError, match=r"task gone \(skipped\) gave no parameter m"):
+    with pytest.raises(GraphError, match=r"task gone \(skipped\) wrote no output parameter m"):
         value_of(Output("gone", "m"), record)
 
 
@@ -78,7 +78,7 @@ def test_parameters_are_of_their_types(compiled):
     tasks = load_pipeline(compiled(sums())).tasks
     record = Record(Path("run"), "test", {"make": TaskRun("succeeded", parameters={"sum": "21"})}, {"n": 20})
     assert parameters_of(tasks["make"], record) == {"n": 20}
-    with pytest.raises(GraphError, match="parameter sum: an integer is wanted, not '21'"):
+    with pytest.raises(GraphError, match="parameter sum: expected an integer, got '21'"):
         parameters_of(tasks["use"], record)
 
 
