@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,7 +23,7 @@ from stereo_core.verbs import VERBS, Verb
 class _Verbs(click.Group):
     """The verbs with a spec, and the commands below; names the nearest when it does not know one."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, ...]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             guess = near(name, self.list_commands(ctx))

@@ -80,7 +80,7 @@ def run(spec: Any, status: Any) -> Outcome:
     return _outcome(out, info, nodes, kpi, checked)
 
 
-def _outcome(out: Path, info: dict, nodes: int, kpi: dict, checked: str) -> Outcome:
+def _outcome(out: Path, info: dict[str, Any], nodes: int, kpi: dict[str, Any], checked: str) -> Outcome:
     size = out.stat().st_size
     return Outcome(
         message=f"ONNX file {out} written: {counted(nodes, 'node')}, {size / 1e6:.1f} MB, {checked}.",
@@ -122,7 +122,7 @@ def _check_weights(model: torch.nn.Module) -> None:
         )
 
 
-def _info(config: Any, section: Any) -> dict:
+def _info(config: Any, section: Any) -> dict[str, Any]:
     static = section.batch_size if section.batch_size > 0 else None
     height, width = (None, None) if section.dynamic_hw else (section.input_height, section.input_width)
     return {
@@ -172,7 +172,7 @@ def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) ->
         )
 
 
-def _finish(path: Path, info: dict, config: Any) -> tuple[dict, int]:
+def _finish(path: Path, info: dict[str, Any], config: Any) -> tuple[dict[str, Any], int]:
     """Simplify the graph, write down the output's shape, which the exporter loses, and the metadata.
 
     Returns:
@@ -198,7 +198,7 @@ def merge_equal_nodes(graph: Any) -> None:
     """Drop Identity nodes, and nodes that compute what an earlier one computes: the unrolled iterations repeat the
     arithmetic of shapes and the constants. Works in place on a graph without subgraphs and random numbers."""
     outputs = {value.name for value in graph.output}
-    first: dict[tuple, Any] = {}
+    first: dict[tuple[Any, ...], Any] = {}
     instead: dict[str, str] = {}
     kept = []
     for node in graph.node:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def run(spec, status: StatusLog) -> Outcome:
     )
 
 
-def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) -> Iterator[tuple]:
+def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras | None) -> Iterator[tuple[Any, ...]]:
     """The further arguments of `write_files` for each pair; of the left image its sample."""
     rels, flat_names = UniqueNames(), UniqueNames()
     for sample, disparity_HW in pairs:
@@ -114,7 +115,7 @@ def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) ->
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
 
 
-def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple) -> dict[str, Lost]:
+def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, Lost]:
     """Write the files of one pair, whose colours end at `end` px, and offer it to the pages; what the files' formats
     could not hold."""
     rel, flat_name, sample, disparity_HW, camera = named

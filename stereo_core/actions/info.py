@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -75,7 +76,7 @@ def _read(spec: InfoSpec) -> dict[str, Statistics]:
     return found
 
 
-def figures(statistics: Statistics) -> dict:
+def figures(statistics: Statistics) -> dict[str, Any]:
     """`pairs`, `ground_truth` and `masks` (pairs with such a file), `sizes` ("WIDTHxHEIGHT" in px -> pairs), `pixels`
     (of pairs with ground truth), `valid_pixels`, `valid` (their share, 0..1, None without ground truth), `disparity`
     (`min`, `median`, `p95`, `max` of the valid pixels in px, None where there is none)."""
@@ -121,7 +122,7 @@ def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
     ]
 
 
-def _row(known: dict) -> list[str | float]:
+def _row(known: dict[str, Any]) -> list[str | float]:
     disparity = known["disparity"] or dict.fromkeys(("min", "median", "p95", "max"))
     row = [known["pairs"], known["ground_truth"], known["masks"], known["valid"], *disparity.values()]
     return ["" if value is None else value for value in row]

@@ -183,7 +183,7 @@ def _evaluated(spec: Any, model: Path, when: str, folder: Path, status: StatusLo
         return evaluate.run(spec, status).kpi
 
 
-def _settings(info: dict) -> BuildSettings:
+def _settings(info: dict[str, Any]) -> BuildSettings:
     """How to build the engine that measures an ONNX file: with every size that the file leaves open."""
     heights, widths = ((None, None, None) if info[f"max_{side}"] else ANY_SIZE for side in ("height", "width"))
     return BuildSettings("onnxruntime", info["precision"], heights=heights, widths=widths, verify=False)

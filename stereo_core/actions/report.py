@@ -113,7 +113,7 @@ def read_warnings(path: Path) -> list[str]:
     return [str(text) for text in _read(path)[1].get("warnings") or []]
 
 
-def _read(path: Path) -> tuple[Path, dict]:
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     """A results.json, or the one in a folder: its path and content; empty where that is no JSON object."""
     file = path / "results.json" if path.is_dir() else path
     try:

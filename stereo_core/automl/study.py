@@ -81,7 +81,7 @@ class SearchStudy:
 
     # ---- trials
 
-    def trials(self) -> list:
+    def trials(self) -> list[Any]:
         """Optuna's frozen trials that have begun, by number."""
         waiting = self._optuna.trial.TrialState.WAITING
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != waiting]

@@ -107,7 +107,7 @@ class TrialProcess:
     metric: str
     slot: Slot
     lock: int
-    process: subprocess.Popen = field(init=False)
+    process: subprocess.Popen[Any] = field(init=False)
     asked_to_stop: float | None = None  # when, by time.monotonic()
 
     def start(self, tree: dict[str, Any]) -> None:

@@ -78,16 +78,16 @@ class Backend(Protocol):
     def why_not_here(self, settings: BuildSettings) -> str | None:
         """None where such engines can be built here, else the reason, for the user (library not installed, ...)."""
 
-    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+    def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """Write the engine `out`; returns the side-car keys that the backend knows: backend_version and target.
 
         `info` is the side-car so far: what the ONNX file says, and the profiles.
         """
 
-    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+    def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> str | None:
         """None where an engine of this side-car can run on `device` (see `load`), else the reason, for the user."""
 
-    def load(self, path: Path, info: dict, device: Any) -> Engine:
+    def load(self, path: Path, info: dict[str, Any], device: Any) -> Engine:
         """Open an engine. `device` is "cpu", "cuda", "cuda:N", a torch.device, or None for the best there is."""
 
 
@@ -108,7 +108,7 @@ class Engine(abc.ABC):
     provider: str | None = None
     runtime = ""
 
-    def __init__(self, info: dict):
+    def __init__(self, info: dict[str, Any]):
         self.info = info
         self.latencies_ms: list[float] = []
         self._images_run = self._largest_batch = self._untimed = 0
@@ -173,7 +173,7 @@ class Engine(abc.ABC):
         self._images_run = before + (images if timed else 0)
         self._largest_batch = max(largest, images) if timed else largest
 
-    def latency(self) -> dict:
+    def latency(self) -> dict[str, Any]:
         """Median and 95th percentile in ms of the calls timed so far, the most images that one had, and images a
         second; None before the first (see `latencies_ms`). A call's time is that of its whole batch."""
         return latency_of(self.latencies_ms, self._images_run, self._largest_batch)
@@ -223,7 +223,7 @@ class Engine(abc.ABC):
         LOG.info("images of %s are %s for the engine", size_text(place.image), steps)
 
 
-def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
+def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict[str, Any]:
     """The figures of `Engine.latency`, from the time of each call, and the images of all and of the largest."""
     return {
         "latency_median_ms": statistics.median(calls_ms) if calls_ms else None,

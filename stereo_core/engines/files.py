@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def sidecar_path(engine: str | Path) -> Path:
     return Path(f"{engine}.json")
 
 
-def read_sidecar(engine: str | Path) -> dict | None:
+def read_sidecar(engine: str | Path) -> dict[str, Any] | None:
     """The side-car of an engine file; None where there is none that says `"kind": "engine"`."""
     try:
         info = from_json(sidecar_path(engine).read_text(encoding="utf-8"))
@@ -100,13 +101,13 @@ def read_sidecar(engine: str | Path) -> dict | None:
     return info if isinstance(info, dict) and info.get("kind") == "engine" else None
 
 
-def write_sidecar(engine: str | Path, info: dict) -> Path:
+def write_sidecar(engine: str | Path, info: dict[str, Any]) -> Path:
     with atomic_path(sidecar_path(engine)) as temporary:
         temporary.write_text(json.dumps({key: info[key] for key in SIDECAR_KEYS}, indent=2) + "\n", encoding="utf-8")
     return sidecar_path(engine)
 
 
-def read_engine(path: str | Path) -> dict:
+def read_engine(path: str | Path) -> dict[str, Any]:
     """The side-car of an engine that is whole.
 
     Raises:
@@ -132,7 +133,7 @@ def read_engine(path: str | Path) -> dict:
     return info
 
 
-def _with_sizes(info: dict) -> dict:
+def _with_sizes(info: dict[str, Any]) -> dict[str, Any]:
     """Side-cars written before engines had ranges of sizes: one height and one width."""
     ends = [(f"{end}_{side}", f"input_{side}") for side in ("height", "width") for end in ("min", "max")]
     return {key: info[size] for key, size in ends if size in info} | info
@@ -152,7 +153,7 @@ _NOT_AN_ENGINE = {
 }
 
 
-def read_onnx(path: str | Path) -> dict:
+def read_onnx(path: str | Path) -> dict[str, Any]:
     """What a stereo ONNX file says of itself: ONNX_KEYS, None where it does not say (files of other makers).
 
     `min_batch`, `opt_batch`, `max_batch` are the static batch; with a dynamic batch they are 1, 1 and None.
@@ -205,12 +206,12 @@ _NOT_ONNX = {
 }
 
 
-def profile_text(info: dict) -> str:
+def profile_text(info: dict[str, Any]) -> str:
     """The batches, heights and widths that a file takes: "batch 1, height 32 to 128 px, best 64, width 96 px"."""
     return ", ".join(f"{side} {text}" for side, text in profile_texts(info).items())
 
 
-def profile_texts(info: dict) -> dict[str, str]:
+def profile_texts(info: dict[str, Any]) -> dict[str, str]:
     """batch, height and width, each as "32 to 128 px, best 64"."""
     return {
         "batch": _range(info["min_batch"], info["opt_batch"], info["max_batch"]),
@@ -232,7 +233,7 @@ def without_channel(disparity: np.ndarray) -> np.ndarray:
     return disparity.reshape(-1, *disparity.shape[-2:])
 
 
-def add_metadata(proto, info: dict, **more: str) -> None:
+def add_metadata(proto, info: dict[str, Any], **more: str) -> None:
     """Write ONNX_KEYS of `info` (where not None) and `more` to the metadata_props of an `onnx.ModelProto`."""
     said = {key: info[key] for key in ONNX_KEYS if info.get(key) is not None} | more
     for key, value in said.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,12 +81,12 @@ def channels_last(model: nn.Module, dims: tuple[int, ...] = (2, 3)) -> nn.Module
     return model
 
 
-def _settings(section) -> dict:
+def _settings(section) -> dict[str, Any]:
     values = {name: getattr(_owner(section, name), name) for name in SETTINGS}
     return {name: None if value == "auto" else value for name, value in values.items()}
 
 
-def _said(section) -> dict:
+def _said(section) -> dict[str, Any]:
     """Settings that the user wrote; what only repeats the preset's value does not count."""
     preset = PRESET_SETTINGS[section.preset] if section.preset else {}
     return {
@@ -95,7 +96,7 @@ def _said(section) -> dict:
     }
 
 
-def _said_fast(section) -> dict:
+def _said_fast(section) -> dict[str, Any]:
     """What FoundationStereo does not have, and the network's name, where the user wrote it."""
     written = section.model_fields_set
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def save_quantized(model: nn.Module, path: str | Path, backend: str, layers: dic
         torch.save(content, temporary)
 
 
-def read_quantization(extra: dict, path: str | Path) -> Quantization | None:
+def read_quantization(extra: dict[str, Any], path: str | Path) -> Quantization | None:
     """What stands beside the weights of a checkpoint, or None where it is an ordinary one.
 
     Raises:
@@ -175,5 +176,5 @@ class _RoundFloat8(torch.autograd.Function):
         return result
 
 
-def _round_input(layer: nn.Module, arguments: tuple) -> tuple:
+def _round_input(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (layer.input_rounding(arguments[0]), *arguments[1:])

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -36,8 +37,9 @@ def main() -> None:
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
-        if "unexpected extra argument" in error.message:
-            error.message += "; quote a value with blanks, brackets or braces: --param 'NAME=[1, 2]'"
+        if isinstance(error, click.UsageError) and "unexpected extra argument" in error.message:
+            mend = "quote a value with blanks, brackets or braces: --param 'NAME=[1, 2]'"
+            error = click.UsageError(f"{error.message}; {mend}", error.ctx)
         error.show()
         code = 2
     except UserError as error:
@@ -55,7 +57,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _stop(signum, frame) -> None:
+def _stop(signum: int, frame: object) -> None:
     """The first signal stops the run; those that follow do not cut the stopping short, which takes seconds at most."""
     for other in SIGNALS:
         signal.signal(other, lambda *_: None)
@@ -87,11 +89,11 @@ def list_command() -> None:
                     click.echo(f"  {'':{width}}  {name}{_default(item)}")
 
 
-def _is_optional(item: dict) -> bool:
-    return item.get("isOptional", "defaultValue" in item)
+def _is_optional(item: dict[str, Any]) -> bool:
+    return bool(item.get("isOptional", "defaultValue" in item))
 
 
-def _default(item: dict) -> str:
+def _default(item: dict[str, Any]) -> str:
     """What an input is at where it is not given; a long default stands in the README's table."""
     if "defaultValue" not in item:
         return " (optional)" if _is_optional(item) else " (required)"

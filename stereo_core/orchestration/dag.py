@@ -9,6 +9,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import text as yaml_text
@@ -84,7 +85,7 @@ def outputs_in(source: Source) -> set[Output]:
     return set()
 
 
-_COMPARE = {
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -133,7 +134,7 @@ class Port:
     """An artifact that goes in or comes out, or a list of them."""
 
     name: str
-    type: dict
+    type: dict[str, Any]
     required: bool = True
     description: str = ""
     many: bool = False
@@ -150,15 +151,15 @@ class Container:
     args: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     accelerators: int = 0
-    resources: dict = field(default_factory=dict)  # as the IR has them: resourceCpuLimit, accelerator, ...
+    resources: dict[str, Any] = field(default_factory=dict)  # as the IR has them: resourceCpuLimit, accelerator, ...
 
 
 @dataclass(frozen=True)
 class Importer:
     """Makes an artifact of a URI: a constant, or the task's own parameter of that name."""
 
-    uri: Source
-    metadata: dict = field(default_factory=dict)
+    uri: Constant | Argument
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,21 @@ class Task:
     cache_key: str = ""  # of the pipeline's own choice, for Kubeflow's cache
     retry: Retry = Retry()
     timeout: float | None = None
-    platform: dict = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
+    platform: dict[str, Any] = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
+
+    @property
+    def container(self) -> Container:
+        """What it runs; TypeError of a task that imports, which runs nothing."""
+        if isinstance(self.component.executor, Importer):
+            raise TypeError(f"task {self.name} imports")
+        return self.component.executor
+
+    @property
+    def importer(self) -> Importer:
+        """What it imports; TypeError of a task that runs a container."""
+        if isinstance(self.component.executor, Container):
+            raise TypeError(f"task {self.name} imports nothing")
+        return self.component.executor
 
     @property
     def imported(self) -> Source | None:
@@ -225,9 +240,10 @@ class Pipeline:
     parameters: dict[str, Parameter]
     tasks: dict[str, Task]
     loops: frozenset[str] = frozenset()  # parameters whose items make the tasks: see `unrolled`
-    spec: dict = field(default_factory=dict, repr=False)  # the IR that it was read from,
-    platform: dict = field(default_factory=dict, repr=False)  # and its platform document,
-    config: dict = field(default_factory=dict)  # of which this is what is said about the whole run, as it has it
+    spec: dict[str, Any] = field(default_factory=dict, repr=False)  # the IR that it was read from,
+    platform: dict[str, Any] = field(default_factory=dict, repr=False)  # and its platform document,
+    # of which this is what is said about the whole run, as it has it
+    config: dict[str, Any] = field(default_factory=dict)
 
     def comes_after(self, task: Task) -> set[str]:
         """The tasks that a picture joins with this one: of those that it is behind, the last ones."""

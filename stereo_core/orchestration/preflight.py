@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Generator, Iterator
+from typing import Any
 
 from stereo_core.errors import UserError
 from stereo_core.orchestration import frames
@@ -60,7 +61,9 @@ def check(pipeline: Pipeline, given: dict[str, object]) -> None:
         GraphError: a line a complaint, with the steps, the parameter, the key and the rule broken.
     """
     arguments = pipeline.arguments(given, complete=False)
-    pipeline, found, known = unrolled(pipeline, arguments), {}, {}
+    pipeline = unrolled(pipeline, arguments)
+    found: dict[str, list[str]] = {}
+    known: dict[str, frames.Step] = {}
     for task in pipeline.tasks.values():
         if not any(_fails(test, arguments) for test in task.when):
             for complaint in _complaints(task, pipeline, arguments, known):
@@ -77,14 +80,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _fails(test: Comparison, arguments: dict) -> bool:
+def _fails(test: Comparison, arguments: dict[str, Any]) -> bool:
     try:
         return not test.holds(lambda source: _value(source, arguments))
     except (_Later, GraphError):
         return False
 
 
-def _value(source: Source, arguments: dict) -> object:
+def _value(source: Source, arguments: dict[str, Any]) -> object:
     match source:
         case Constant(value=value):
             return value
@@ -95,7 +98,9 @@ def _value(source: Source, arguments: dict) -> object:
     raise _Later
 
 
-def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str, frames.Step]) -> Iterator[str]:
+def _complaints(
+    task: Task, pipeline: Pipeline, arguments: dict[str, Any], known: dict[str, frames.Step]
+) -> Iterator[str]:
     """What is wrong with a step's values; a step without a fault joins `known`."""
     declared = task.component.parameters
     values = {p.name: p.default for p in declared.values() if p.default is not None and p.name not in task.parameters}
@@ -109,7 +114,7 @@ def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str
     executor = task.component.executor
     if not isinstance(executor, Container):
         with contextlib.suppress(_Later, UserError):
-            known[task.name] = frames.Step(task, place=str(local_path(_value(task.imported, arguments))))
+            known[task.name] = frames.Step(task, place=str(local_path(str(_value(executor.uri, arguments)))))
         return
     command = (*executor.command, *executor.args)
     if command[0] != LAUNCHER:
@@ -121,7 +126,7 @@ def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str
             known[task.name] = frames.Step(task, command[1], spec)
 
 
-def _source(task: Task, known: dict) -> Iterator[str]:
+def _source(task: Task, known: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the parameters that say how a step's lists are coded."""
     given = {name: known[name] for name in OF_A_SOURCE if known.get(name)}
     try:
@@ -132,7 +137,7 @@ def _source(task: Task, known: dict) -> Iterator[str]:
             yield f"{_origin(task, path.rpartition('.')[2])}: {rule}"
 
 
-def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
+def _too_long(command: tuple[str, ...], known: dict[str, Any]) -> Iterator[str]:
     """Arguments that Linux does not pass to a command of others; ours reads a long message from a file."""
 
     def text(name: str) -> str:
@@ -146,7 +151,7 @@ def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
 
 
 def _spec(
-    verb: str, task: Task, pipeline: Pipeline, known: dict, arguments: dict
+    verb: str, task: Task, pipeline: Pipeline, known: dict[str, Any], arguments: dict[str, Any]
 ) -> Generator[str, None, Section | None]:
     """What a step's verb refuses of its spec; returns the spec where that is nothing and all of it is known."""
     row = VERBS[verb]
@@ -184,7 +189,7 @@ def _origin(task: Task, name: str) -> str:
     return f"parameter {source.name if isinstance(source, Argument) else name}"
 
 
-def _spec_file(task: Task, pipeline: Pipeline, arguments: dict) -> dict:
+def _spec_file(task: Task, pipeline: Pipeline, arguments: dict[str, Any]) -> dict[str, Any]:
     """What a spec_file says that lies on this machine."""
     source = task.artifacts.get("spec_file")
     if source is None:
@@ -196,7 +201,7 @@ def _spec_file(task: Task, pipeline: Pipeline, arguments: dict) -> dict:
     return read_tree(local_path(place))
 
 
-def _wire(verb: str, tree: dict, task: Task) -> None:
+def _wire(verb: str, tree: dict[str, Any], task: Task) -> None:
     """Set what the step sets by its inputs (in place)."""
     row = VERBS[verb]
     for key, value in row.step_keys.items():
@@ -214,11 +219,11 @@ def _wire(verb: str, tree: dict, task: Task) -> None:
         put(tree, key, sources)
 
 
-def _at(tree: dict, key: str) -> list:
-    given: object = tree
+def _at(tree: dict[str, Any], key: str) -> list[Any]:
+    given: Any = tree
     for name in key.split("."):
         given = given.get(name) if isinstance(given, dict) else None
-    return given
+    return given or []
 
 
 def _put_elsewhere(group: Section, prefix: str = "") -> None:

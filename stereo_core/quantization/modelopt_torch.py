@@ -73,7 +73,7 @@ def _activation_ranges(
     return {name: amax.reshape(()) for name, amax in ranges.items() if amax is not None}
 
 
-def _collector(calibrator: Any) -> Callable[[nn.Module, tuple], None]:
+def _collector(calibrator: Any) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     return lambda layer, arguments: calibrator.collect(arguments[0])
 
 

@@ -162,7 +162,7 @@ def _format(formats: Formats) -> str:
     return f"{formats.weights} weights" + (" and activations" if formats.activations else "")
 
 
-def _counted(counts: Counter) -> str:
+def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -72,7 +72,7 @@ def page(
     warnings: Sequence[str] = (),
     groups: Sequence[Group] = (),
     more: Sequence[Table] = (),
-    folded: Mapping[str, str | Mapping] | None = None,
+    folded: Mapping[str, str | Mapping[str, Any]] | None = None,
 ) -> str:
     """HTML text of a page; what it shows is in it.
 
@@ -124,7 +124,7 @@ def _plotly() -> str:
     return _base64(gzip.compress(library.read_bytes(), mtime=0))
 
 
-def _constants() -> dict:
+def _constants() -> dict[str, Any]:
     """What colours and values mean, for the page's script."""
     import numpy as np
 
@@ -213,9 +213,9 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     )
 
 
-def folded_of(results_dir: Path) -> dict[str, str | Mapping]:
+def folded_of(results_dir: Path) -> dict[str, str | Mapping[str, Any]]:
     """What to unfold on an action's page: its settings, its spec and its record."""
-    folded: dict[str, str | Mapping] = {}
+    folded: dict[str, str | Mapping[str, Any]] = {}
     with contextlib.suppress(OSError, ValueError):
         results = json.loads((results_dir / "results.json").read_text(encoding="utf-8"))
         folded["Settings"] = results.get("settings", {})

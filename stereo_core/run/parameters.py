@@ -8,7 +8,7 @@ from stereo_core.errors import UserError
 from stereo_core.verbs import VERBS
 
 
-def said_by(verb: str, parameters: dict, spec_file: dict) -> dict:
+def said_by(verb: str, parameters: dict[str, Any], spec_file: dict[str, Any]) -> dict[str, Any]:
     """What the user said: spec_file < spec parameter < typed parameters. Defaults are the spec's own business.
 
     Raises:
@@ -34,7 +34,7 @@ def _titles(value: Any) -> Any:
     return [one.get("title") or one.get("uri") if isinstance(one, dict) else one for one in value]
 
 
-def merge(below: dict, above: dict) -> dict:
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`, mapping by mapping; lists and scalars are replaced."""
     merged = dict(below)
     for key, value in above.items():
@@ -43,7 +43,7 @@ def merge(below: dict, above: dict) -> dict:
     return merged
 
 
-def put(tree: dict, key: str, value: object) -> None:
+def put(tree: dict[str, Any], key: str, value: object) -> None:
     """Set a dotted key, making the sections on the way."""
     *sections, last = key.split(".")
     for section in sections:

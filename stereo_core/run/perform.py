@@ -25,7 +25,7 @@ from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.run.warned import collected
 from stereo_core.spec import ExperimentSpec, effects, results_dir
-from stereo_core.spec.fields import Section
+from stereo_core.spec.fields import Section, marks_of
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
 from stereo_core.values import plain
@@ -166,7 +166,7 @@ def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
 
 
 def _secret_paths(spec: Section) -> list[str]:
-    return [path for path, field in walk(type(spec)) if (field.json_schema_extra or {}).get("secret")]
+    return [path for path, field in walk(type(spec)) if marks_of(field).get("secret")]
 
 
 def _secrets(spec: Section) -> list[str]:

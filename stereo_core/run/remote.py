@@ -103,7 +103,7 @@ def _uris(group: Section, prefix: str = "") -> Iterator[tuple[Section, str, str]
                 yield from _uris(inner, f"{path}.")
 
 
-def _texts(value: Any) -> list:
+def _texts(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 

@@ -83,7 +83,9 @@ class StatusLog:
         """What was said last, and how long it is since the beginning; empty where nothing was said."""
         return f"{self._said.rstrip('.')} ({since(self._start)} since the start)" if self._said else ""
 
-    def _write(self, status: str, verbosity: str, message: str, fields: dict, kpi: dict | None = None) -> None:
+    def _write(
+        self, status: str, verbosity: str, message: str, fields: dict[str, Any], kpi: dict[str, Any] | None = None
+    ) -> None:
         if self.path is None:
             return
         if verbosity != "WARNING":

@@ -66,9 +66,12 @@ def check_frame(engine: Artifact, source: Any) -> None:
     from stereo_core.data.images import read_image
 
     said = engine.metadata
-    frame = tuple(said.get(f"input_{side}") for side in ("height", "width"))
-    if None in frame or any(said.get(f"min_{side}") != said.get(f"max_{side}") for side in ("height", "width")):
+    height, width = said.get("input_height"), said.get("input_width")
+    if height is None or width is None:
         return
+    if any(said.get(f"min_{side}") != said.get(f"max_{side}") for side in ("height", "width")):
+        return
+    frame = (height, width)
     first = read_annotations(source.data_file, source.data_root)[0]
     size = read_image(first.left).shape[:2]
     if size != frame:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.storage import local_path
@@ -32,20 +33,20 @@ class Artifact:
     path: Path
     uri: str = ""
     name: str = ""
-    type: dict = field(default_factory=dict)
-    metadata: dict = field(default_factory=dict)
+    type: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_model(self) -> bool:
         return self.kind in FORMATS
 
 
-def input_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
+def input_artifacts(verb: str, section: dict[str, Any]) -> dict[str, Artifact]:
     """What the ExecutorInput's `inputs` give a verb: port -> artifact; see `_artifacts`."""
-    return _artifacts(section, VERBS[verb].inputs | {"spec_file": "spec"})
+    return _artifacts(section, {**VERBS[verb].inputs, "spec_file": "spec"})
 
 
-def output_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
+def output_artifacts(verb: str, section: dict[str, Any]) -> dict[str, Artifact]:
     """Where the ExecutorInput's `outputs` want a verb's results: port -> artifact.
 
     Raises:
@@ -57,7 +58,7 @@ def output_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
     return _artifacts(section, VERBS[verb].outputs)
 
 
-def _artifacts(section: dict, kinds: Mapping[str, str]) -> dict[str, Artifact]:
+def _artifacts(section: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, Artifact]:
     """The artifact of each port; of a port that takes a list the others as `port.1`, `port.2`. Ports without one
     (optional inputs) are left out. The kind of a port that the verb does not have is the port's name."""
     kinds = {port.removesuffix("?"): kind for port, kind in kinds.items()}

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from stereo_core.step.ports import Artifact
 
@@ -21,7 +22,7 @@ FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about a run, no part of an artifact
 
 
-def put_result(artifact: Artifact, source: Path) -> dict:
+def put_result(artifact: Artifact, source: Path) -> dict[str, Any]:
     """Put a model file (with what lies beside it) or a folder at the artifact's path; returns format and file name."""
     temporary = artifact.path.with_name(f".{artifact.path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of an attempt that was cut off

@@ -35,7 +35,7 @@ def leave(wait: Callable[[float], Any]) -> None:
         leaving.clear()
 
 
-def side_by_side(work: Callable[[Any], Any], items: Iterable) -> list:
+def side_by_side(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """What `work` gives for each item, PARALLEL at once; the first failure ends those that have not begun.
 
     A signal ends the others too. Those that wait for a server that says nothing are left behind: their threads go with

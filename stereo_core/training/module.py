@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -97,12 +98,12 @@ class StereoModule(pl.LightningModule):
         if self.whole_epoch:
             self.teaching.check(self.current_epoch, self.told_of_sources, self.trainer.is_global_zero)
 
-    def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
+    def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
         place = (self.settings.seed, self.current_epoch, batch_index, self.global_rank)
         pl.seed_everything(_seed_of(place), verbose=False)
         self.guard.remember()
 
-    def training_step(self, batch: dict, batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
@@ -168,7 +169,7 @@ class StereoModule(pl.LightningModule):
         if isinstance(self.model, FSDPModule):
             self.model.reshard()
 
-    def validation_step(self, samples: list[dict], batch_index: int) -> dict[int, Tensor]:
+    def validation_step(self, samples: list[dict[str, Any]], batch_index: int) -> dict[int, Tensor]:
         """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any.
 
         Returns:
@@ -195,7 +196,7 @@ class StereoModule(pl.LightningModule):
 
     # Optimizer and checkpoints
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> dict[str, Any]:
         optimizer = optimizer_of(self.named_parameters(), self.settings)
         self.rates = rates_of(optimizer, self.optim)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -206,7 +207,7 @@ class StereoModule(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.settle()  # no weights of a lost run are kept
         # What load_model can not tell from the weights alone.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
@@ -217,7 +218,7 @@ class StereoModule(pl.LightningModule):
         self.resumption.save(checkpoint, self.trainer)
         self.averages.save(checkpoint)
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what Lightning does not; see Resumption.load."""
         self.resumption.load(checkpoint, self)
         self.guard.skipped, self.guard.skipped_in_a_row, replaced = checkpoint.get("skipped", (0, 0, 0))

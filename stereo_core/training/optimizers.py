@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -15,7 +16,7 @@ LOG = logging.getLogger(__name__)
 
 BACKBONE = "model.feature."  # EdgeNeXt, what ties it to the ViT, and the ViT where it is trained
 
-Rates = list[dict]
+Rates = list[dict[str, Any]]
 """What the spec wants of each group: lr, weight_decay and, unless the schedule sets it, the momentum."""
 
 
@@ -48,7 +49,7 @@ def rates_of(optimizer: Optimizer, optim) -> Rates:
     return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
 
 
-def _with_own_kernels(optimizer: Optimizer, saved: dict) -> dict:
+def _with_own_kernels(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """A saved state, which may be of another device or precision, without its say in how this run computes."""
     own = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
     return saved | {"param_groups": [group | o for group, o in zip(saved["param_groups"], own, strict=True)]}
@@ -74,6 +75,6 @@ def set_one_cycle_momentum(optimizer: Optimizer, step: int, total_steps: int) ->
         group.update({"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum})
 
 
-def name_of_saved(state: dict) -> str:
+def name_of_saved(state: dict[str, Any]) -> str:
     """The optimizer that a saved state is of, as `train.optim.optimizer` names it."""
     return "AdamW" if "betas" in state["param_groups"][0] else "SGD"

@@ -57,7 +57,9 @@ class Pictures(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_index: int
+    ) -> None:
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
         due = trainer.fast_dev_run or (stepped and trainer.global_step % self.interval == 0)
         if due and trainer.is_global_zero:
@@ -68,7 +70,7 @@ class Pictures(pl.Callback):
         self.validated, self.views = [], []
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, module: Any, outputs: dict, batch: list, *_: Any, **__: Any
+        self, trainer: pl.Trainer, module: Any, outputs: dict[str, Any], batch: list[Any], *_: Any, **__: Any
     ) -> None:
         if trainer.is_global_zero:
             for sample in batch[: VALIDATED - len(self.validated)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -26,10 +27,10 @@ class Resumption:
         self.batches_done = 0  # of the epoch that the run stands in
         self.epoch_of: dict[str, int] = {}  # how that epoch was cut into batches
 
-    def save(self, checkpoint: dict, trainer: pl.Trainer) -> None:
+    def save(self, checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
         checkpoint["epoch_of"] = self._epoch_of(trainer)
 
-    def load(self, checkpoint: dict, module: pl.LightningModule) -> None:
+    def load(self, checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
         """Take over what Lightning does not.
 
         Raises:

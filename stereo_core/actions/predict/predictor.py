@@ -48,7 +48,7 @@ class Predictor:
     predict: Predict
     device: str = "cpu"
     settings: dict[str, Any] = field(default_factory=dict)
-    figures: Callable[[], dict] = dict
+    figures: Callable[[], dict[str, Any]] = dict
 
 
 def load_predictor(spec, verb: str, gpu: int) -> Predictor:
@@ -125,7 +125,7 @@ class _Timed:
             self.largest_batch = max(self.largest_batch, len(left_B3HW))
         return disparity_BHW
 
-    def figures(self) -> dict:
+    def figures(self) -> dict[str, Any]:
         return latency_of(self.calls_ms, self.images, self.largest_batch)
 
     def _wait(self) -> None:
@@ -153,7 +153,7 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
     settings = {"engine": section.trt_engine, "resize": resize, **tiles, **engine.info}
     settings |= {"device": engine.device, "provider": engine.provider}
 
-    def figures() -> dict:
+    def figures() -> dict[str, Any]:
         used = free - _free_gpu_bytes(gpu) if engine.device != "cpu" else None
         return engine.latency() | {"device_memory_bytes": used}
 
@@ -162,7 +162,7 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
 
 def _with_tiles(
     spec, verb: str, predict: Predict, size: tuple[int, int], max_disparity: int | None
-) -> tuple[Predict, dict]:
+) -> tuple[Predict, dict[str, Any]]:
     """(predict in tiles of `size` where `inference.tile` is set, the settings for the report)."""
     if verb != "inference" or not spec.inference.tile:
         return predict, {}
@@ -252,7 +252,9 @@ _RESIZES = {"stretch": stretched, "pad": padded}
 
 
 @torch.inference_mode()
-def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int) -> Iterator[tuple[dict, np.ndarray]]:
+def predictions(
+    predictor: Predictor, batches: Iterable[list[dict[str, Any]]], total: int
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(sample, disparity) for every sample, in order; while a batch is computed the next ones are read (see `ahead`).
 
     Args:
@@ -271,7 +273,9 @@ def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int)
             yield from _predicted(predictor, samples, groups)
 
 
-def _predicted(predictor: Predictor, samples: list[dict], groups: list[tuple]) -> Iterator[tuple[dict, np.ndarray]]:
+def _predicted(
+    predictor: Predictor, samples: list[dict[str, Any]], groups: list[tuple[Any, ...]]
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     found = {}
     for indices, *images in groups:
         disparity_BHW = predictor.predict(*(image.to(predictor.device, non_blocking=True) for image in images))
@@ -283,7 +287,9 @@ def _predicted(predictor: Predictor, samples: list[dict], groups: list[tuple]) -
         yield sample, disparity_HW
 
 
-def _stacked(batches: Iterable[list[dict]], device: str) -> Iterator[tuple[list[dict], list[tuple]]]:
+def _stacked(
+    batches: Iterable[list[dict[str, Any]]], device: str
+) -> Iterator[tuple[list[dict[str, Any]], list[tuple[Any, ...]]]]:
     """Each batch, and of each size of image in it the samples' `index` and all left and right images; page-locked where
     a GPU takes them."""
     for samples in batches:
@@ -297,12 +303,12 @@ def _stacked(batches: Iterable[list[dict]], device: str) -> Iterator[tuple[list[
         yield samples, groups
 
 
-def known(figures: dict) -> dict:
+def known(figures: dict[str, Any]) -> dict[str, Any]:
     """Figures without those that could not be measured, for status.json."""
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def write_results(folder: Path, results: dict) -> None:
+def write_results(folder: Path, results: dict[str, Any]) -> None:
     """results.json."""
     with atomic_path(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=4) + "\n", encoding="utf-8")

@@ -61,7 +61,7 @@ class TensorRT:
             why += "; set gen_trt_engine.compute_capabilities to the GPUs the engine is for, as [8.9]"
         return why
 
-    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+    def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """See Backend.build.
 
         Raises:
@@ -83,7 +83,7 @@ class TensorRT:
         out.write_bytes(in_a_thread(work, stop))
         return {"backend_version": trt.__version__, "target": target_text(self.library, targets, gpu)}
 
-    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+    def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> str | None:
         if not self._installed():
             return self._how_to_install()
         version = self._module().__version__
@@ -97,7 +97,7 @@ class TensorRT:
             return f"{built}; this machine has a {gpu.name} of compute capability {dotted(gpu.capability)}"
         return why_not_gpu(self.library, self._module(), gpu)
 
-    def load(self, path: Path, info: dict, device: Any) -> TensorRTEngine:
+    def load(self, path: Path, info: dict[str, Any], device: Any) -> TensorRTEngine:
         """See Backend.load.
 
         Raises:

@@ -17,7 +17,7 @@ from stereo_core.errors import ModelError
 class TensorRTEngine(Engine):
     """An engine on one GPU, with its own CUDA stream. Runs raise RuntimeError where TensorRT reports a failure."""
 
-    def __init__(self, trt: Any, path: Path, info: dict, gpu_id: int):
+    def __init__(self, trt: Any, path: Path, info: dict[str, Any], gpu_id: int):
         import torch
 
         super().__init__(info)

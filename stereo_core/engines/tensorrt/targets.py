@@ -123,7 +123,7 @@ def gpu_id_of(device: Any) -> int:
     return int(index or 0)
 
 
-def current(gpu: Gpu | str, gpu_id: int) -> contextlib.AbstractContextManager:
+def current(gpu: Gpu | str, gpu_id: int) -> contextlib.AbstractContextManager[Any]:
     """TensorRT builds on CUDA's current device."""
     if isinstance(gpu, str):
         return contextlib.nullcontext()

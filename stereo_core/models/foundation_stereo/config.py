@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from stereo_core.errors import ModelError
 
@@ -159,12 +160,12 @@ def check_common(config) -> None:
     in_range("valid_iters", config.valid_iters, 1, None)
 
 
-def settings_of(config) -> dict:
+def settings_of(config) -> dict[str, Any]:
     """The settings of a network's configuration without the widths, which its weights say."""
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "widths"}
 
 
-def _choice(name: str, value, choices: tuple) -> None:
+def _choice(name: str, value, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise ModelError(f"{name} {value!r} is unknown; there are {', '.join(str(c) for c in choices)}")
 

@@ -204,7 +204,7 @@ class StereoNetwork(Infers, nn.Module):
         _, disparities = self.predict(left, right, _or(iters, self.config.valid_iters), start_B1hw)
         return unpad(disparities[-1], padding)
 
-    def _run(self, part: Callable, *inputs: Any) -> Any:
+    def _run(self, part: Callable[..., Any], *inputs: Any) -> Any:
         if not self.recompute or not torch.is_grad_enabled():
             return part(*inputs)
         contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731

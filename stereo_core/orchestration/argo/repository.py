@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from stereo_core.errors import UserError
@@ -53,7 +54,7 @@ class Repository:
         """What the keys of a pod's artifacts begin with."""
         return "/".join(filter(None, (self.prefix, "{{workflow.name}}", "{{pod.name}}")))
 
-    def config_map(self, name: str) -> dict:
+    def config_map(self, name: str) -> dict[str, Any]:
         """The repository as Argo's artifactRepositoryRef reads it."""
         s3 = {"bucket": self.bucket, "keyFormat": self.key_format} | plain(m.S3Artifact(**self._access()))
         return {
@@ -63,7 +64,7 @@ class Repository:
             "data": {"repository": json.dumps({"s3": s3}, indent=2) + "\n"},
         }
 
-    def _access(self) -> dict:
+    def _access(self) -> dict[str, Any]:
         access = {"endpoint": self.endpoint, "insecure": self.insecure or None}
         if not self.secret:
             return access | {"use_sdk_creds": True}

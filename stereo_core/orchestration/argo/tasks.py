@@ -52,7 +52,7 @@ def dag_task(
         for name, source in task.parameters.items()
     ]
     if version not in LONG_ARGUMENTS:
-        check_length(task, {parameter.name: _known(parameter.value, values) for parameter in parameters})
+        check_length(task, {parameter.name: _known(parameter.value or "", values) for parameter in parameters})
     artifacts = []
     for port, source in task.artifacts.items():
         for name, one in _one_by_one(port, source):
@@ -96,7 +96,7 @@ def _check_inputs(pipeline: Pipeline, task: Task) -> None:
 
 def _depends(pipeline: Pipeline, task: Task) -> str | None:
     """What must have succeeded (or was left out by its own condition), and what must have ended, however."""
-    states = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
+    states: dict[str, tuple[str, ...]] = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
     for name in _steps(pipeline, task.after):
         states[name] = ("Succeeded", "Skipped") if pipeline.tasks[name].when else ("Succeeded",)
     parts = []
@@ -139,8 +139,10 @@ def _artifact(
             " branches' tasks take over what follows"
         )
     if imported:
-        said = json.dumps(imported[0].component.executor.metadata)
+        said = json.dumps(imported[0].importer.metadata)
         return said, _imported(imported[0], port, repository, values, Values(pipeline))
+    if not isinstance(source, Output):
+        raise TypeError(f"{source!r} is no artifact")
     place = f"{{{{tasks.{source.task}.outputs.artifacts.{source.key}}}}}"
     return f"{{{{={_metadata_of(source)}}}}}", m.Artifact(name=port, from_=place)
 
@@ -152,7 +154,7 @@ def _metadata_of(source: Output) -> str:
 
 def _imported(task: Task, port: str, repository: Repository, values: dict[str, str], wiring: Values) -> m.Artifact:
     """The S3 location of an importer's URI: a constant, or cut from a pipeline parameter when the Workflow runs."""
-    uri = task.component.executor.uri
+    uri = task.importer.uri
     source = task.parameters[uri.name] if isinstance(uri, Argument) else uri
     if not isinstance(source, Constant | Argument):
         raise GraphError(f"task {task.name}: an importer whose URI another step makes can not be had on Argo")
@@ -163,10 +165,10 @@ def _imported(task: Task, port: str, repository: Repository, values: dict[str, s
     else:
         if source.name in values:
             bucket_and_key(values[source.name], f"parameter {source.name}", wanted="s3://BUCKET/KEY")
-        place, uri = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
-        bucket, key = (f"sprig.regexReplaceAll({place}, {uri}, '${{{group}}}')" for group in (2, 3))
+        place, given = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
+        bucket, key = (f"sprig.regexReplaceAll({place}, {given}, '${{{group}}}')" for group in (2, 3))
         # given to `argo submit`, so not known now: another text is named in Argo's error about the bucket
         none = f"parameter {source.name} is no s3://BUCKET/KEY"
-        bucket, key = f"{{{{={uri} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
+        bucket, key = f"{{{{={given} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
     archive = m.ArchiveStrategy(none=m.NoneStrategy())
     return m.Artifact(name=port, s3=repository.location(bucket, key), archive=archive)

@@ -57,10 +57,19 @@ def run_command(
     file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
-    steps = {"fresh": fresh, "from_step": from_step, "only": only}
-    steps["containers"] = None if runner == "process" else Containers(runner)
+    containers = None if runner == "process" else Containers(runner)
     with Progress() as progress:
-        run = LocalRun(pipeline, arguments, output_dir, parallel=parallel, **steps, on_change=progress.show)
+        run = LocalRun(
+            pipeline,
+            arguments,
+            output_dir,
+            parallel=parallel,
+            fresh=fresh,
+            from_step=from_step,
+            only=only,
+            containers=containers,
+            on_change=progress.show,
+        )
         try:
             code = run.execute()
         except KeyboardInterrupt:
@@ -82,7 +91,7 @@ def _report(run: Record) -> None:
     try:
         told = f"report: {relative(write_page(run))}"
     except OSError as error:
-        told = f"report.html can not be written: {error.strerror.lower()}"
+        told = f"report.html can not be written: {(error.strerror or str(error)).lower()}"
     with heard_or_not():
         click.echo(told)
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from stereo_core.orchestration.record import AGAIN
 
@@ -52,7 +53,7 @@ def run_to_end(
     return process.returncode, f"exit code {process.returncode}"
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """SIGTERM to the task's whole process group, SIGKILL to what is left of it after GRACE seconds."""
     for signum, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         try:
