@@ -49,9 +49,10 @@ fuzz: $(READY)  ## FUZZ_CASES (10000) damaged inputs a reader, and as many for e
 mutants: $(READY)  ## 300 small faults in the code, one at a time: the share that the tests notice
 	$(BIN)/python benchmarks/mutants.py
 
-lint: $(READY)  ## ruff, format check included
+lint: $(READY)  ## ruff, format check included; mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)  ## ruff, mending what it can
 	$(BIN)/ruff check --fix .
@@ -96,4 +97,4 @@ image: $(READY)
 		$(if $(filter runtime-%,$(NAME)),--tag stereo-pipelines/runtime:$$version) build/wheels
 
 clean:  ## remove runs and caches (not .venv)
-	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -29,6 +29,7 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
 from stereo_core.values import counted
 
@@ -38,7 +39,7 @@ PANELS = 8
 COLUMNS = ("path", *METRICS, "pixels", "valid")
 
 
-def run(spec, status: StatusLog) -> Outcome:
+def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Write metrics.csv (a line an image), results.json, the first panels and, for the pages, the first and the worst
     pairs (views.json); return the metrics over all images.
 
@@ -59,7 +60,7 @@ def run(spec, status: StatusLog) -> Outcome:
 
 
 @kept()
-def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
+def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     engine = spec.evaluate.trt_engine
     folder = results_dir(spec, "evaluate")
     data = StereoLoaders(spec)

@@ -31,7 +31,8 @@ from stereo_core.report.views import FILE, write_views
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
-from stereo_core.spec.predict import BESIDE
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.predict import BESIDE, Inference
 from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Lost:
 
 
 @kept()
-def run(spec, status: StatusLog) -> Outcome:
+def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Write the files that `inference.save_*` ask for, named by the left image's `rel` (INTERFACES "Files").
 
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
@@ -115,7 +116,7 @@ def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras 
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
 
 
-def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, Lost]:
+def _write(settings: Inference, folder: Path, end: float, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, Lost]:
     """Write the files of one pair, whose colours end at `end` px, and offer it to the pages; what the files' formats
     could not hold."""
     rel, flat_name, sample, disparity_HW, camera = named
@@ -141,7 +142,7 @@ class Cameras:
         DataError: a calibration can not be used, or with auto an image has none beside it.
     """
 
-    def __init__(self, spec, samples: Sequence[Sample]) -> None:
+    def __init__(self, spec: ExperimentSpec, samples: Sequence[Sample]) -> None:
         self._doubts: set[str] = set()
         if spec.inference.calibration == BESIDE:
             beside: dict[str, Calibration] = {}
@@ -170,7 +171,7 @@ def _folder(image: str) -> str:
     return posixpath.dirname(shards.loose(image))
 
 
-def _camera_of_all(spec) -> Calibration:
+def _camera_of_all(spec: ExperimentSpec) -> Calibration:
     if spec.inference.calibration:
         return read_calibration(spec.inference.calibration)
     if {"baseline", "focal_x"} <= spec.dataset.model_fields_set:
@@ -204,7 +205,7 @@ def warn_of(lost: dict[str, Lost]) -> None:
 
 
 def write_files(
-    settings,
+    settings: Inference,
     folder: Path,
     rel: str,
     flat_name: str,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stereo_core.errors import ModelError
 from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer, sha256_of
 from stereo_core.values import from_json
+
+if TYPE_CHECKING:
+    import onnx
 
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
 
@@ -233,14 +237,14 @@ def without_channel(disparity: np.ndarray) -> np.ndarray:
     return disparity.reshape(-1, *disparity.shape[-2:])
 
 
-def add_metadata(proto, info: dict[str, Any], **more: str) -> None:
+def add_metadata(proto: onnx.ModelProto, info: dict[str, Any], **more: str) -> None:
     """Write ONNX_KEYS of `info` (where not None) and `more` to the metadata_props of an `onnx.ModelProto`."""
     said = {key: info[key] for key in ONNX_KEYS if info.get(key) is not None} | more
     for key, value in said.items():
         proto.metadata_props.add(key=PREFIX + key, value=str(value))
 
 
-def _parse_onnx(path: Path):
+def _parse_onnx(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -254,7 +258,7 @@ def _parse_onnx(path: Path):
     return model if whole and model.graph.node else None
 
 
-def precision_of(graph) -> str:
+def precision_of(graph: onnx.GraphProto) -> str:
     """fp8 or int8 where an `onnx.GraphProto` quantises, by the types of its zero points and weights; else fp32."""
     quantisers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if not quantisers:
@@ -269,7 +273,7 @@ def precision_of(graph) -> str:
     return "fp8" if any(types.get(name) in _FLOAT8 for node in quantisers for name in node.input) else "int8"
 
 
-def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
+def _graph_shape(graph: onnx.GraphProto, path: str | Path) -> tuple[int | None, int | None, int | None]:
     """Batch, height and width of a graph that keeps our contract, None where open."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: _dims(value) for value in graph.input if value.name not in weights}
@@ -290,9 +294,9 @@ def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
     return batch, height, width
 
 
-def _dims(value) -> tuple[int | None, ...]:
+def _dims(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
 
 
-def _text(dims) -> str:
+def _text(dims: Iterable[object]) -> str:
     return " x ".join("?" if d is None else str(d) for d in dims) or "a scalar"

@@ -27,7 +27,7 @@ from stereo_core.models.foundation_stereo.config import (
     make_config,
     settings_of,
 )
-from stereo_core.models.foundation_stereo.model import FoundationStereo
+from stereo_core.models.foundation_stereo.model import FoundationStereo, StereoNetwork
 from stereo_core.models.names import edgenext_from_authors, from_tao, to_tao
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
 from stereo_core.spec.text import parse
@@ -61,7 +61,7 @@ class Checkpoint:
         return self.said | self.found
 
 
-def load_model(path: str | Path, **overrides) -> nn.Module:
+def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
     """The network of a checkpoint, in float32, with its weights.
 
     Encoder, variant and lookup sizes, and FastFoundationStereo's topology and widths, come from the keys and shapes;
@@ -308,7 +308,7 @@ def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
     return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_UNSAID}"
 
 
-def _contradiction(path: str | Path, key: str, given, found) -> str:
+def _contradiction(path: str | Path, key: str, given: object, found: object) -> str:
     if key == "encoder":
         widths = f"{VIT[found].dim} wide" + ("" if given not in VIT else f", {given} is {VIT[given].dim}")
         return f"{path}: holds encoder {found} ({widths}); set model.encoder={found}"

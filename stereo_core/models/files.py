@@ -6,6 +6,7 @@ import functools
 import logging
 import pickle
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ def _strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         found += prefix
 
 
-def first_names(names, count: int = 5) -> str:
+def first_names(names: Iterable[str], count: int = 5) -> str:
     """The first few names of a collection, for a message."""
     names = [str(name) for name in names]
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

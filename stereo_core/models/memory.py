@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self.known: weakref.WeakSet[Any] = weakref.WeakSet()  # storages: views share one
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = operation(*args, **(kwargs or {}))
         for result in tree_leaves(results):
             if isinstance(result, Tensor):

@@ -139,7 +139,7 @@ class Machine:
             raise Refused(f"its pickle is damaged near byte {position}") from error
         raise AssertionError("genops ends with STOP or an error")
 
-    def _step(self, opcode: str, argument) -> None:
+    def _step(self, opcode: str, argument: Any) -> None:
         match opcode:
             case "PROTO":
                 pass

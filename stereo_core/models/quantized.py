@@ -157,14 +157,14 @@ class _RoundFloat8(torch.autograd.Function):
     """float8_e4m3fn; torch has no operator for it that the exporter knows."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, axis: int | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, axis: int | None) -> Tensor:
         if axis is not None:
             scale = scale.reshape([-1 if i == axis else 1 for i in range(x.dim())])
         largest = LARGEST["fp8"]
         return (x / scale).clamp(-largest, largest).to(torch.float8_e4m3fn).to(x.dtype) * scale
 
     @staticmethod
-    def symbolic(g, x, scale, axis):
+    def symbolic(g: Any, x: Any, scale: Any, axis: int | None) -> Any:
         from torch.onnx.symbolic_helper import _get_tensor_sizes
 
         where = {} if axis is None else {"axis_i": axis}

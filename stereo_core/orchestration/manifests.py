@@ -62,8 +62,8 @@ def _compile_library(path: Path) -> None:
     library = importlib.import_module("stereo_components")
     with_environment = importlib.import_module("stereo_pipelines.profiles").with_environment
 
-    @dsl.pipeline(name=LIBRARY)  # type: ignore[untyped-decorator] # kfp has no types
-    def steps() -> None:
+    @dsl.pipeline(name=LIBRARY)
+    def steps():  # type: ignore[no-untyped-def] # kfp reads "-> None" as an output
         for name in library.__all__:
             component = getattr(library, name)
             inputs = component.component_spec.inputs or {}

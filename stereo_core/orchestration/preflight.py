@@ -21,7 +21,6 @@ from stereo_core.orchestration.dag import (
     Argument,
     Comparison,
     Constant,
-    Container,
     Filled,
     GraphError,
     Output,
@@ -111,12 +110,11 @@ def _complaints(
             continue
         except GraphError as error:
             yield str(error)
-    executor = task.component.executor
-    if not isinstance(executor, Container):
+    if (imported := task.imported) is not None:
         with contextlib.suppress(_Later, UserError):
-            known[task.name] = frames.Step(task, place=str(local_path(str(_value(executor.uri, arguments)))))
+            known[task.name] = frames.Step(task, place=str(local_path(str(_value(imported, arguments)))))
         return
-    command = (*executor.command, *executor.args)
+    command = (*task.container.command, *task.container.args)
     if command[0] != LAUNCHER:
         yield from _too_long(command, values)
     elif len(command) > 1 and command[1] in steps():

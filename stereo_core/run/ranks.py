@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10  # for the others, when one process has failed
 
 
-def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
+def in_ranks(work: Work, spec: object, status: StatusLog, ranks: Ranks) -> Outcome:
     """Do the work in every process of this node; returns the outcome of the first.
 
     A single process, or one that torchrun started, does it itself. Else each is started anew, and this one waits: a
@@ -111,7 +111,7 @@ class _Started:
         self.pipe.close()
 
 
-def _start(work: Work, spec, status: StatusLog, ranks: Ranks) -> _Started:
+def _start(work: Work, spec: object, status: StatusLog, ranks: Ranks) -> _Started:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_rank, args=(there, work, spec, status, ranks), name=f"rank {ranks.rank}")
@@ -171,7 +171,7 @@ def _free_port() -> int:
 # ---- in the process that was started
 
 
-def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -> None:
+def _rank(pipe: Connection, work: Work, spec: object, status: StatusLog, ranks: Ranks) -> None:
     def stop(*_: object) -> None:
         raise Terminated("SIGTERM")
 

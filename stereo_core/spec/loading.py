@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import paths, requirements
@@ -190,7 +189,7 @@ _RULES = {
 }
 
 
-def _complaint(verb: str, detail: ErrorDetails, source: _Source) -> str:
+def _complaint(verb: str, detail: Mapping[str, Any], source: _Source) -> str:
     path = paths.dotted(detail["loc"])
     where = f"{source.of(path)}: {path}"
     if detail["type"] == "extra_forbidden":
@@ -204,7 +203,7 @@ def _complaint(verb: str, detail: ErrorDetails, source: _Source) -> str:
     return f"{where}: {rule}{_nearest_choice(detail)}"
 
 
-def _nearest_choice(detail: ErrorDetails) -> str:
+def _nearest_choice(detail: Mapping[str, Any]) -> str:
     if detail["type"] != "literal_error":
         return ""
     choices = {choice.lower(): choice for choice in re.findall(r"'([^']*)'", detail["ctx"]["expected"]) if choice}

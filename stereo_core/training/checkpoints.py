@@ -22,6 +22,7 @@ from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, point, sha256_of
 from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
+from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import validation_metrics
 from stereo_core.training.nonfinite import NonFiniteLossError
 from stereo_core.training.snapshots import Snapshot
@@ -159,7 +160,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             keep_checkpoints (0: all), monitor (the lower the better).
     """
 
-    def __init__(self, folder: Path, settings) -> None:
+    def __init__(self, folder: Path, settings: Train) -> None:
         self.folder = folder
         self.interval, self.unit = settings.checkpoint_interval, settings.checkpoint_interval_unit
         self.keep, self.monitor = settings.keep_checkpoints, settings.monitor
@@ -221,10 +222,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         (self.folder / BEST).unlink(missing_ok=True)  # may be of a later step than this run goes back to
         self._tidy()
 
-    def on_before_optimizer_step(self, *_) -> None:
+    def on_before_optimizer_step(self, *_: Any) -> None:
         self.within_update = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
             return
         self._look(trainer, module)
@@ -232,7 +233,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.save(trainer)
         self._stop_if_asked(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_index: int, *_) -> None:
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int, *_: Any
+    ) -> None:
         on_every_rank = trainer.val_dataloaders.sampler.batches_on_every_rank
         if trainer.state.fn == TrainerFn.FITTING and batch_index < on_every_rank:
             self._stop_if_asked(trainer)

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
 
 from stereo_core.data.datasets import group_by_size
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.spec import results_dir
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.averages import Averages
 from stereo_core.training.checkpoints import Progress
 from stereo_core.training.distribution import gathered, summed, taken_from_first
@@ -52,7 +54,7 @@ class StereoModule(pl.LightningModule):
         spec: the experiment; `train` and `dataset.max_disparity` (px, exclusive) count.
     """
 
-    def __init__(self, model: nn.Module, spec) -> None:
+    def __init__(self, model: nn.Module, spec: ExperimentSpec) -> None:
         super().__init__()
         self.model = model
         self.settings, self.optim = spec.train, spec.train.optim
@@ -130,14 +132,16 @@ class StereoModule(pl.LightningModule):
         if self.optim.lr_scheduler == "OneCycleLR":
             set_one_cycle_momentum(optimizer, self.global_step, int(self.trainer.estimated_stepping_batches))
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
         """Clip; Lightning itself does not for an optimizer of one kernel, whatever the precision."""
         self.guard.drop(optimizer)
         if gradient_clip_val:
             clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
             clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
-    def optimizer_step(self, *args, **options) -> None:
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
         """One step; no average is made of one that was spoilt or that fp16's scaler left out.
 
         Raises:

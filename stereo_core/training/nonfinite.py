@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stereo_core.files import atomic_path
+from stereo_core.spec.train import Train
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
 from stereo_core.training.snapshots import Snapshot
 from stereo_core.training.strategy import whole
@@ -91,7 +92,7 @@ class NonFiniteGuard:
         reports: the folder of what is left of such steps.
     """
 
-    def __init__(self, module: pl.LightningModule, settings, reports: Path) -> None:
+    def __init__(self, module: pl.LightningModule, settings: Train, reports: Path) -> None:
         self.module, self.settings, self.reports = module, settings, reports
         self.skipped = self.skipped_in_epoch = self.skipped_in_a_row = 0  # optimizer steps
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from stereo_core.spec.train import Optim, Train
 from stereo_core.training.schedules import one_cycle_momentum
 
 LOG = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ Rates = list[dict[str, Any]]
 """What the spec wants of each group: lr, weight_decay and, unless the schedule sets it, the momentum."""
 
 
-def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings) -> Optimizer:
+def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings: Train) -> Optimizer:
     """The optimizer of the spec's `train`, with two groups: the network, and the backbone with a rate of its own.
 
     On GPUs AdamW's step is one kernel for many weights, but with fp16, where it would hide from the clipping what the
@@ -43,7 +44,7 @@ def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings) -> Op
     return optimizer
 
 
-def rates_of(optimizer: Optimizer, optim) -> Rates:
+def rates_of(optimizer: Optimizer, optim: Optim) -> Rates:
     """What a new optimizer has, before any schedule or checkpoint changes it."""
     names = ("lr", "weight_decay", *(("momentum", "betas") if optim.lr_scheduler != "OneCycleLR" else ()))
     return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]

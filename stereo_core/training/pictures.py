@@ -18,6 +18,7 @@ from stereo_core.data.images import write_png
 from stereo_core.report.pictures import panel, sample_panel, scale_end, stacked
 from stereo_core.report.viewer import FEWER_PIXELS, view
 from stereo_core.report.views import VALIDATION, View, write_views
+from stereo_core.spec.experiment import ExperimentSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Pictures(pl.Callback):
             and, for the page, to `validation.json`.
     """
 
-    def __init__(self, spec, folder: Path) -> None:
+    def __init__(self, spec: ExperimentSpec, folder: Path) -> None:
         self.interval, self.maximum = spec.train.vis_step_interval, spec.dataset.max_disparity
         self.end = scale_end(self.maximum)
         self.samples_folder = folder / "dataloader" if spec.train.dataloader_visualize else None

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from stereo_core.errors import ModelError
+from stereo_core.spec.train import Train
 from stereo_core.training.checkpoints import progress_of, settle_counters
 from stereo_core.training.distribution import number_of_ranks
 from stereo_core.training.optimizers import name_of_saved
@@ -22,7 +23,7 @@ class Resumption:
         settings: the spec's `train`.
     """
 
-    def __init__(self, settings) -> None:
+    def __init__(self, settings: Train) -> None:
         self.settings = settings
         self.batches_done = 0  # of the epoch that the run stands in
         self.epoch_of: dict[str, int] = {}  # how that epoch was cut into batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from stereo_core.data.scenes import scene_samples
 from stereo_core.errors import DataError
 from stereo_core.progress import bars
 from stereo_core.report.findings import Finding, ok, problem, warning
+from stereo_core.spec.dataset import DataSource
 from stereo_core.training.doubts import warm_up_without_end
 from stereo_core.values import counted
 
@@ -129,7 +130,7 @@ def samples(case: Case) -> Iterator[Finding]:
             yield from _samples(case, split, where, [listed[i] for i in places], source)
 
 
-def _samples(case: Case, split: str, where: str, chosen: list[Sample], source) -> Iterator[Finding]:
+def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: DataSource) -> Iterator[Finding]:
     looks = []
     for sample in chosen:
         try:
@@ -231,6 +232,6 @@ def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
         )
 
 
-def _most(answers) -> bool:
+def _most(answers: Iterable[bool]) -> bool:
     answers = list(answers)
     return sum(answers) * 2 > len(answers)

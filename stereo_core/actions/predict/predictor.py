@@ -27,6 +27,8 @@ from stereo_core.models import channels_last, from_spec
 from stereo_core.overlap import ahead
 from stereo_core.progress import bars
 from stereo_core.run.memory import announced
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.fields import Section
 
 LOG = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Predictor:
     figures: Callable[[], dict[str, Any]] = dict
 
 
-def load_predictor(spec, verb: str, gpu: int) -> Predictor:
+def load_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     """Load what `<verb>.checkpoint` or `<verb>.trt_engine` names, whichever is set.
 
     Args:
@@ -69,7 +71,7 @@ def load_predictor(spec, verb: str, gpu: int) -> Predictor:
     return _checkpoint_predictor(spec, verb, device)
 
 
-def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
+def _checkpoint_predictor(spec: ExperimentSpec, verb: str, device: str) -> Predictor:
     section = getattr(spec, verb)
     model = from_spec(spec, section.checkpoint).eval().to(device)
     if device != "cpu":
@@ -133,7 +135,7 @@ class _Timed:
             torch.cuda.synchronize(self.device)
 
 
-def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
+def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     section = getattr(spec, verb)
     if verb == "inference" and section.hierarchical:
         raise SpecError("inference.hierarchical: an engine has one size; use a checkpoint, or set it to false")
@@ -161,7 +163,7 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
 
 
 def _with_tiles(
-    spec, verb: str, predict: Predict, size: tuple[int, int], max_disparity: int | None
+    spec: ExperimentSpec, verb: str, predict: Predict, size: tuple[int, int], max_disparity: int | None
 ) -> tuple[Predict, dict[str, Any]]:
     """(predict in tiles of `size` where `inference.tile` is set, the settings for the report)."""
     if verb != "inference" or not spec.inference.tile:
@@ -208,7 +210,7 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
     return run
 
 
-def engine_device(section, gpu: int) -> str | None:
+def engine_device(section: Section, gpu: int) -> str | None:
     """The device asked for; None where the spec says nothing, which takes a GPU if there is one that serves.
 
     gpu_ids [0] that the user wrote counts where there is a GPU: an engine that can not use it is then an error.

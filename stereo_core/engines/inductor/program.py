@@ -118,7 +118,7 @@ def execute(program: Program, parts: dict[str, Part], images: Any, streams: Stre
 class Streams:
     """The current stream of a GPU, and a second one that begins after it; `join` before the results are used."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         import torch
 
         self._cuda = torch.cuda

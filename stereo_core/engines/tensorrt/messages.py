@@ -18,7 +18,7 @@ def logger(trt: Any, verbose: bool) -> Any:
     """A TensorRT logger that writes to ours and remembers errors for the exceptions they lead to."""
 
     class Logger(trt.ILogger):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
 
@@ -65,7 +65,7 @@ def progress(trt: Any, stop: threading.Event) -> Iterator[Any]:
     """A progress monitor, which also ends the build once `stop` is set."""
 
     class Monitor(trt.IProgressMonitor):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self._tasks: dict[str, Any] = {}
 

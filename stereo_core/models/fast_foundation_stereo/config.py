@@ -93,7 +93,7 @@ SETTINGS = tuple(f.name for f in fields(FastFoundationStereoConfig) if f.name !=
 WIDTH_KEYS = tuple(f.name for f in fields(FastWidths))
 
 
-def make_config(widths: Mapping[str, Any] | FastWidths | None = None, **settings) -> FastFoundationStereoConfig:
+def make_config(widths: Mapping[str, Any] | FastWidths | None = None, **settings: Any) -> FastFoundationStereoConfig:
     """A checked configuration. A setting or a width that is None takes the published value of its topology.
 
     Raises:

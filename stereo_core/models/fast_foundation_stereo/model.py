@@ -122,5 +122,5 @@ def offsets(radius: int) -> Tensor:
     return torch.arange(-radius, radius + 1, dtype=torch.int8).reshape(1, 1, -1, 1)
 
 
-def _with_offsets(network: nn.Module, state: dict[str, Any], prefix: str, *_) -> None:
+def _with_offsets(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     state[f"{prefix}dx"] = offsets(network.config.corr_radius)
