@@ -96,7 +96,7 @@ def schema(verb: str) -> None:
 @click.option("--focal", type=click.FloatRange(0, min_open=True), help="Px.")
 @click.option("--iters", type=click.IntRange(1), help="Iterations of a checkpoint's network; else as stored.")
 @click.option("--scale", type=click.FloatRange(0, 4, min_open=True), default=1.0, help="Of the images in the network.")
-def predict(left: Path, right: Path, output: Path, **options: object) -> None:
+def predict(left: Path, right: Path, output: Path, **options: Any) -> None:
     """Disparity, depth and a page to look at, from LEFT and RIGHT: two images, or two folders of equal names."""
 
     def tell() -> None:
@@ -118,7 +118,7 @@ def describe(file: str, as_json: bool) -> None:
     """Say what FILE tells of itself: a checkpoint (also FOLDER@best, or starter), an ONNX file or an engine."""
     from stereo_core.report.describe import as_text
     from stereo_core.report.describe import describe as describe_file
-    from stereo_core.run.status import plain
+    from stereo_core.values import plain
 
     def tell() -> None:
         known = plain(describe_file(file))

@@ -66,7 +66,7 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     data = StereoLoaders(spec)
     data.setup("test")
     status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
-    predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local])
+    predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local or 0])
     with joined(ranks, "gloo"):
         loader = data.test_dataloader()
         limits = spec.dataset.max_disparity, predictor.settings["max_disparity"]
@@ -136,7 +136,7 @@ def _evaluated(
 
 def _with_panel(
     pairs: Iterator[tuple[dict[str, Any], np.ndarray]], folder: Path
-) -> Iterator[tuple[dict[str, Any], np.ndarray, Path]]:
+) -> Iterator[tuple[dict[str, Any], np.ndarray, Path | None]]:
     """Each pair, and the file of its panel; None of most."""
     names = UniqueNames()
     for sample, prediction_HW in pairs:
@@ -165,7 +165,8 @@ def _row(
 
 
 def _left(sample: dict[str, Any]) -> np.ndarray:
-    return sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+    left: np.ndarray = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+    return left
 
 
 def _view(

@@ -25,6 +25,7 @@ from stereo_core.engines.verify import difference, reference_disparity, syntheti
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
+from stereo_core.models.foundation_stereo.model import StereoNetwork
 from stereo_core.run.outcome import Outcome
 from stereo_core.values import counted
 
@@ -37,12 +38,13 @@ MOST_BYTES = 2**31 - 2**20  # a protobuf message, and so an ONNX file in one pie
 class ExportGraph(torch.nn.Module):
     """The network as the ONNX file holds it: normalised images (B, 3, H, W) -> disparity (B, 1, H, W) px."""
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: StereoNetwork):
         super().__init__()
         self.model = model
 
     def forward(self, left_image: torch.Tensor, right_image: torch.Tensor) -> torch.Tensor:
-        return self.model.core(left_image, right_image)
+        disparity: torch.Tensor = self.model.core(left_image, right_image)
+        return disparity
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -113,7 +115,7 @@ def _device(section: Any) -> torch.device:
     return torch.device("cuda", section.gpu_id)
 
 
-def _check_weights(model: torch.nn.Module) -> None:
+def _check_weights(model: StereoNetwork) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size > MOST_BYTES:
         raise ModelError(

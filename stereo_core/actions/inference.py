@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
 from stereo_core.data import shards
 from stereo_core.data.annotations import Sample
-from stereo_core.data.calibration import Calibration, calibration_beside, read_calibration
+from stereo_core.data.calibration import Calibration, SizedCalibration, calibration_beside, read_calibration
 from stereo_core.data.codecs import write_disparity_png16, write_pfm
 from stereo_core.data.depth import depth_from_disparity, seen_by_both, write_depth_png, write_point_cloud
 from stereo_core.data.images import write_png
@@ -84,7 +84,9 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     data = StereoLoaders(spec)
     data.setup("predict")
     loader = data.predict_dataloader()
-    cameras = Cameras(spec, loader.dataset.samples) if settings.save_depth or settings.save_point_cloud else None
+    cameras = (
+        Cameras(spec, data.datasets["infer"].samples) if settings.save_depth or settings.save_point_cloud else None
+    )
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
@@ -149,12 +151,12 @@ class Cameras:
             for sample in samples:
                 folder = _folder(sample.left)
                 beside[folder] = beside.get(folder) or calibration_beside(sample.left)
-            self._camera_of = lambda path: beside[_folder(path)]
+            self._camera_of: Callable[[str], Calibration] = lambda path: beside[_folder(path)]
         else:
             camera = _camera_of_all(spec)
             self._camera_of = lambda path: camera
 
-    def of(self, path: str, size: tuple[int, int]) -> Calibration:
+    def of(self, path: str, size: tuple[int, int]) -> SizedCalibration:
         """The camera of a left image of size (height, width); DataError where it can not be that of such images."""
         try:
             camera = self._camera_of(path).of_size(*size)
@@ -211,7 +213,7 @@ def write_files(
     flat_name: str,
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
-    camera: Calibration | None,
+    camera: SizedCalibration | None,
     lost: dict[str, Lost],
     scale_px: float,
 ) -> None:

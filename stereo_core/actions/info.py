@@ -112,7 +112,7 @@ def _kpi(total: Statistics) -> dict[str, float]:
 def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
     """The figures, a row a source and one of all, and the sizes, a row each."""
     every = [(name, figures(one)) for name, one in [*sources.items(), ("total", total)]]
-    columns = ("source", "pairs", "with ground truth", "with mask", "valid share")
+    columns: tuple[str, ...] = ("source", "pairs", "with ground truth", "with mask", "valid share")
     columns += ("min (px)", "median (px)", "95 % (px)", "max (px)")
     rows = [(name, *_row(known)) for name, known in every]
     sizes = [(name, size, pairs) for name, known in every for size, pairs in known["sizes"].items()]
@@ -134,7 +134,7 @@ def _print(shown: list[Table]) -> None:
         first, *others = table.columns
         text = ConsoleTable(first, *(Column(name, justify="right") for name in others), title=table.title)
         for row in table.rows:
-            text.add_row(*(escape(cell) if isinstance(cell, str) else figure(cell) for cell in row))
+            text.add_row(*(figure(cell) if isinstance(cell, int | float) else escape(str(cell)) for cell in row))
         console.print(text)
 
 

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def model_card(title: str, name: str, about: dict[str, Any], figures: dict[str, 
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> str:
+def _table(head: tuple[Any, ...], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 

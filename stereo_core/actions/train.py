@@ -19,9 +19,9 @@ from stereo_core.models.files import check_digest, read_sidecar
 from stereo_core.models.flags import kept
 from stereo_core.models.quantized import rounds
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.perform import Terminated
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
+from stereo_core.run.termination import Terminated
 from stereo_core.spec import results_dir
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.train import AUTO
@@ -187,7 +187,7 @@ def _to_resume(spec: ExperimentSpec, folder: Path, status: StatusLog) -> Path | 
 def _drawn_seed(resume: Path | None) -> int:
     """A seed by chance where the spec wants none: the same for all processes, and for a run that goes on."""
     drawn = read_seed(resume) if resume else secrets.randbits(32)
-    return gathered([drawn])[0]
+    return int(gathered([drawn])[0])
 
 
 def _check_nodes(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,20 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number:03d}"
 
 
-def train_tree(spec: ExperimentSpec, values: dict[str, float]) -> dict[str, Any]:
+def train_tree(spec: ExperimentSpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the user said of a training, with other values at dotted paths: a spec for `depth_net train`.
 
     Keys at their defaults are left out, secrets too.
     """
-    tree = plain(spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"}))
+    tree: dict[str, Any] = plain(
+        spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"})
+    )
     for path, value in values.items():
         put(tree, path, value)
     return tree
 
 
-def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str, float]) -> dict[str, Any]:
+def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: Mapping[str, Any]) -> dict[str, Any]:
     """The spec of a trial: the user's, its values, its own folder and checkpoint, one device, the search's epochs."""
     own, train = spec.automl, spec.train
     settings = {
@@ -80,7 +82,7 @@ def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str
     }
     if train.checkpoint_interval_unit == "epoch":
         settings["train.checkpoint_interval"] = min(train.checkpoint_interval, own.automl_max_epochs)
-    return train_tree(spec, values | settings)
+    return train_tree(spec, {**values, **settings})
 
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -146,7 +148,7 @@ class TrialProcess:
 
     def insist(self, seconds: float) -> None:
         """Kill it where it was asked to stop so many seconds ago and still runs; its last checkpoint counts."""
-        if self.stopping and time.monotonic() > self.asked_to_stop + seconds:
+        if self.stopping and time.monotonic() > (self.asked_to_stop or 0.0) + seconds:
             self.process.kill()
 
     def wait(self, seconds: float) -> None:

@@ -141,7 +141,8 @@ def suffix_of(backend: str) -> str:
 
 
 def _backend(name: str) -> Backend:
-    return importlib.import_module(BACKENDS[name]).backend(name)
+    backend: Backend = importlib.import_module(BACKENDS[name]).backend(name)
+    return backend
 
 
 _QUANTISED = ("int8", "fp8")
@@ -176,7 +177,7 @@ def _other_ranges(graph: dict[str, Any]) -> str:
 
 def _profile(graph: dict[str, Any], settings: BuildSettings, reach: int) -> dict[str, Any]:
     """The smallest, tuned and largest batch, height and width: the ONNX file's own where they are static."""
-    found = {}
+    found: dict[str, Any] = {}
     for side, wanted in (("height", settings.heights), ("width", settings.widths)):
         smallest, best, largest = _size_range(graph, side, wanted, reach)
         found |= {f"min_{side}": smallest, f"input_{side}": best, f"max_{side}": largest}
@@ -247,7 +248,7 @@ def _tried(
         LOG.warning("the engine is not verified: %s", why)
         return None, why
     opened = None if why else backend.load(engine, info, device)
-    if not settings.verify:
+    if opened is None or not settings.verify:
         return None, "gen_trt_engine.verify is false"
     LOG.info("the engine is compared with %s on %s", onnx, opened.runtime)
     batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images where it can be: they must not mix

@@ -147,8 +147,10 @@ class Engine(abc.ABC):
         if is_torch(left):
             from stereo_core.engines import fit_torch
 
-            images = (x.to(self.device) for x in checked_tensors(left, right))
-            return self._infer(*images, left.shape[-2:], resize, fit_torch, self.run_torch).to(left.device)
+            left_BCHW, right_BCHW = (x.to(self.device) for x in checked_tensors(left, right))
+            return self._infer(left_BCHW, right_BCHW, left.shape[-2:], resize, fit_torch, self.run_torch).to(
+                left.device
+            )
         left_BHWC, right_BHWC = checked_arrays(left, right)
         disparity_BHW = self._infer(left_BHWC, right_BHWC, left_BHWC.shape[1:3], resize, fit_numpy, self.run)
         return disparity_BHW if left.ndim == 4 else disparity_BHW[0]
@@ -180,14 +182,14 @@ class Engine(abc.ABC):
 
     def _infer(self, left: Any, right: Any, size: tuple[int, int], resize: str, library: Any, run: Any) -> Any:
         """`library` is the module fit or fit_torch, which do the same to arrays and to tensors."""
-        size = tuple(size)
+        size = (size[0], size[1])
         place = fit(size, self.frame(size, resize), resize)
         self._note(place)
         most = self.info["max_batch"]
         parts = []
         for start in range(0, len(left), most):
-            images = (library.prepare(place, x[start : start + most]) for x in (left, right))
-            parts.append(library.take_back(place, self._run_batch(*images, library, run)))
+            lefts, rights = (library.prepare(place, x[start : start + most]) for x in (left, right))
+            parts.append(library.take_back(place, self._run_batch(lefts, rights, library, run)))
         return library.join(parts)
 
     def _run_batch(self, left_B3HW: Any, right_B3HW: Any, library: Any, run: Any) -> Any:

@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from stereo_core.values import from_json
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
 
@@ -121,7 +122,7 @@ def read_engine(path: str | Path) -> dict[str, Any]:
     kind = file_kind(path)
     if kind != "engine":
         raise ModelError(f"{path}: {_NOT_AN_ENGINE[kind].format(sidecar=sidecar_path(path))}")
-    info = _with_sizes(read_sidecar(path))
+    info = _with_sizes(read_sidecar(path) or {})
     missing = [key for key in SIDECAR_KEYS if key not in info]
     if missing:
         raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
@@ -172,10 +173,10 @@ def read_onnx(path: str | Path) -> dict[str, Any]:
     kind = file_kind(path)
     if kind != "onnx":
         raise ModelError(f"{path}: {_NOT_ONNX[kind]}")
-    model = _parse_onnx(Path(path))
+    model = cast("onnx.ModelProto", _parse_onnx(Path(path)))  # which file_kind could
     batch, height, width = _graph_shape(model.graph, path)
     said = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
-    info = {key: said.get(key) for key in ONNX_KEYS}
+    info: dict[str, Any] = {key: said.get(key) for key in ONNX_KEYS}
     info |= {key: _whole(path, key, said[key]) for key in _INTEGERS if key in said}
     # The graph itself is what runs: its own shapes hold whatever the metadata say.
     return info | {
@@ -232,7 +233,10 @@ def _range(smallest: int | None, best: int | None, largest: int | None, unit: st
     return f"{smallest} to {largest}{unit}, best {best}"
 
 
-def without_channel(disparity: np.ndarray) -> np.ndarray:
+Images = TypeVar("Images", np.ndarray, "torch.Tensor")
+
+
+def without_channel(disparity: Images) -> Images:
     """Disparity (B, 1, H, W), or (B, H, W) as some makers' graphs give it -> (B, H, W)."""
     return disparity.reshape(-1, *disparity.shape[-2:])
 
@@ -244,7 +248,7 @@ def add_metadata(proto: onnx.ModelProto, info: dict[str, Any], **more: str) -> N
         proto.metadata_props.add(key=PREFIX + key, value=str(value))
 
 
-def _parse_onnx(path: Path) -> onnx.ModelProto:
+def _parse_onnx(path: Path) -> onnx.ModelProto | None:
     import onnx
     from google.protobuf.message import DecodeError
 

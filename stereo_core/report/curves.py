@@ -172,7 +172,7 @@ def _draw(runs: dict[str, Curves], out: Path) -> None:
             axes.set_yscale("log")
         for number, (name, curves) in enumerate(runs.items()):
             for tag in (tag for tag in tags if tag in curves):
-                colour = {"color": f"C{number}"} if len(runs) > 1 else {}
+                colour: dict[str, Any] = {"color": f"C{number}"} if len(runs) > 1 else {}
                 marker = None if tag in BY_STEP else "."
                 label = name if len(runs) > 1 else tag
                 points = curves[tag]

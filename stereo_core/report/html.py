@@ -161,14 +161,18 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
     if len(read) == 1:
         (figures,) = ([*rows.values()] for rows in read.values())
         names = list(figures[0])
-        rows = [(path, *row.values()) for path, row in zip(paths, figures, strict=True)]
+        rows: list[tuple[str, list[float]]] = [
+            (path, list(row.values())) for path, row in zip(paths, figures, strict=True)
+        ]
     else:
         names = [f"epe {run}" for run in read]
-        rows = [(path, *(rows[path]["epe"] for rows in read.values())) for path in paths]
-    rows.sort(key=lambda row: -max((value for value in row[1:2] if value == value), default=-1.0))
+        rows = [(path, [rows[path]["epe"] for rows in read.values()]) for path in paths]
+    rows.sort(key=lambda row: -max((value for value in row[1][:1] if value == value), default=-1.0))
     below = _common(paths)
-    cells = [[Link(row[0][len(below) :], anchors[row[0]]) if row[0] in anchors else row[0][len(below) :], *row[1:]]
-             for row in rows[:MOST_ROWS]]  # fmt: skip
+    cells = [
+        [Link(path[len(below) :], anchors[path]) if path in anchors else path[len(below) :], *values]
+        for path, values in rows[:MOST_ROWS]
+    ]
     title = f"The worst {MOST_ROWS} of {len(rows)} images" if len(rows) > MOST_ROWS else "Images"
     return [Table(f"{title} below {below}" if below else title, ("image", *names), cells)]
 

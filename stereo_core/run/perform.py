@@ -123,7 +123,8 @@ def _say_what_has_no_effect(verb: str, spec: Section) -> None:
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     if verb not in VERBS:
         raise SpecError(f"{verb}: no such action")
-    return importlib.import_module(VERBS[verb].action).run
+    run: Callable[[Section, StatusLog], Outcome] = importlib.import_module(VERBS[verb].action).run
+    return run
 
 
 @contextlib.contextmanager
@@ -162,7 +163,8 @@ def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
         for section in sections:
             node = node[section]
         del node[name]
-    return plain(tree)
+    written: dict[str, Any] = plain(tree)
+    return written
 
 
 def _secret_paths(spec: Section) -> list[str]:

@@ -83,7 +83,7 @@ class Progress:
     steps: int
 
 
-def read_progress(path: Path) -> Progress:
+def read_progress(path: str | Path) -> Progress:
     """The progress of a checkpoint, its weights left on the disk; ModelError where it is none of a training run."""
     return progress_of(AtomicCheckpointIO().load_checkpoint(path, mmap=True))
 

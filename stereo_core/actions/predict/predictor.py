@@ -84,9 +84,10 @@ def _checkpoint_predictor(spec: ExperimentSpec, verb: str, device: str) -> Predi
     predict: Predict = announced(lambda left, right: call(left, right)[:, 0], model, verb, half=precision in HALF)
     resize = section.resize if verb == "evaluate" else "none"
     if resize != "none":
-        predict = _RESIZES[resize](predict, tuple(spec.dataset.test_dataset.augmentation.crop_size))
-    crop_size = tuple(spec.dataset.infer_dataset.augmentation.crop_size)
-    predict, tiles = _with_tiles(spec, verb, predict, crop_size, model.config.max_disparity)
+        height, width = spec.dataset.test_dataset.augmentation.crop_size
+        predict = _RESIZES[resize](predict, (height, width))
+    height, width = spec.dataset.infer_dataset.augmentation.crop_size
+    predict, tiles = _with_tiles(spec, verb, predict, (height, width), model.config.max_disparity)
     settings = {
         "checkpoint": section.checkpoint,
         "resize": resize,
@@ -168,15 +169,15 @@ def _with_tiles(
     """(predict in tiles of `size` where `inference.tile` is set, the settings for the report)."""
     if verb != "inference" or not spec.inference.tile:
         return predict, {}
-    overlap = tuple(spec.inference.tile_overlap)
-    if overlap[1] < (max_disparity or 0):
+    rows, columns = spec.inference.tile_overlap
+    if columns < (max_disparity or 0):
         LOG.warning(
             "inference.tile_overlap: %d columns, but the network finds disparities up to %d px: where they are larger "
             "than the overlap, the left part of a tile can not see its match",
-            overlap[1],
+            columns,
             max_disparity,
         )
-    return tiled(predict, size, overlap), {"tile": list(size), "tile_overlap": list(overlap)}
+    return tiled(predict, size, (rows, columns)), {"tile": list(size), "tile_overlap": [rows, columns]}
 
 
 def _timed_whole(predict: Predict, engine: Engine) -> Predict:
@@ -278,7 +279,7 @@ def predictions(
 def _predicted(
     predictor: Predictor, samples: list[dict[str, Any]], groups: list[tuple[Any, ...]]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for indices, *images in groups:
         disparity_BHW = predictor.predict(*(image.to(predictor.device, non_blocking=True) for image in images))
         found |= dict(zip(indices, disparity_BHW.float().cpu().numpy(), strict=True))

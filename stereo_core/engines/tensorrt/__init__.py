@@ -122,8 +122,9 @@ class TensorRT:
         asked = [parse_capability(text) for text in settings.compute_capabilities]
         if self.library.ahead_of_time and asked:
             return targets_ahead(self.library, trt, asked)
-        if why := self.why_not_here(settings):
-            raise SpecError(f"gen_trt_engine.backend: {why}")
+        why = self.why_not_here(settings)
+        if why or isinstance(gpu, str):
+            raise SpecError(f"gen_trt_engine.backend: {why or gpu}")
         if asked and asked != [gpu.capability]:
             raise SpecError(
                 f"gen_trt_engine.compute_capabilities: {self.library.title} builds for the GPU of this machine only, "

@@ -56,7 +56,7 @@ def serialized_engine(
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise _build_error(library, log.said())
-    if fits:
+    if fits and cache is not None:
         with atomic_path(cache) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
     return serialized

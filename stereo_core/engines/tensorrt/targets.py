@@ -98,7 +98,7 @@ def targets_ahead(library: Library, trt: Any, asked: Sequence[Capability]) -> li
 def target_text(library: Library, targets: Sequence[Capability], gpu: Gpu | str) -> str:
     """The side-car's `target`."""
     if not library.ahead_of_time:
-        return gpu.text
+        return gpu if isinstance(gpu, str) else gpu.text
     word = "compute capability" if len(targets) == 1 else "compute capabilities"
     return f"{word} {', '.join(map(dotted, targets))}"
 
