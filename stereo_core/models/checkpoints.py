@@ -152,7 +152,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         ModelError: no usable weight file.
     """
     file = read_weights(path)
-    known = {"layout": file.layout, "prefix": file.prefix, "network": _network(file)}
+    known: dict[str, Any] = {"layout": file.layout, "prefix": file.prefix, "network": _network(file)}
     tensors = {"tensors": len(file.state), "parameters": _parameters(file.state)}
     tensors["dtypes"] = sorted({str(t.dtype).removeprefix("torch.") for t in file.state.values()})
     if known["network"] == "FoundationStereo":
@@ -308,7 +308,7 @@ def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
     return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_UNSAID}"
 
 
-def _contradiction(path: str | Path, key: str, given: object, found: object) -> str:
+def _contradiction(path: str | Path, key: str, given: Any, found: Any) -> str:
     if key == "encoder":
         widths = f"{VIT[found].dim} wide" + ("" if given not in VIT else f", {given} is {VIT[given].dim}")
         return f"{path}: holds encoder {found} ({widths}); set model.encoder={found}"

@@ -56,7 +56,7 @@ def save_quantized(model: nn.Module, path: str | Path, backend: str, layers: dic
     scales = {name: layer.weight_scale.float().cpu() for name, layer in layers.items()}
     activations = {n: x.activation_scale.float().cpu() for n, x in layers.items() if x.activation_scale is not None}
     quantization = {"backend": backend, "weight_scales": scales, "activation_scales": activations}
-    content = {"model": state, "quantization": quantization}
+    content: dict[str, Any] = {"model": state, "quantization": quantization}
     content |= {"epoch": 0, "global_step": 0, "hyper_parameters": {"model": settings_of(model.config)}}
     with atomic_path(path) as temporary:
         torch.save(content, temporary)

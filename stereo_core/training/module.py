@@ -179,7 +179,7 @@ class StereoModule(pl.LightningModule):
         Returns:
             The disparity (H, W) of each sample in px, by its `index`.
         """
-        predictions = {}
+        predictions: dict[int, Tensor] = {}
         for batch in group_by_size(samples):
             pair, averages = (batch["left"], batch["right"]), self.averages.values
             with torch.compiler.set_stance("force_eager"):  # compiled parts would be compiled anew for every size

@@ -124,7 +124,7 @@ def _widths(state: dict[str, Tensor], head: str) -> dict[str, Any]:
 
 
 def _unused_widths(state: dict[str, Tensor]) -> tuple[int, ...]:
-    found = []
+    found: list[int] = []
     while (weight := state.get(f"context_zqr_convs.{len(found)}.weight")) is not None:
         found.append(weight.shape[1])
     if not found:
