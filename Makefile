@@ -49,9 +49,10 @@ fuzz: $(READY)  ## run FUZZ_CASES (10000) damaged inputs through each file reade
 mutants: $(READY)  ## put 300 small faults into the code, one at a time, and count how many the tests find
 	$(BIN)/python benchmarks/mutants.py
 
-lint: $(READY)  ## run ruff, including the format check
+lint: $(READY)  ## run ruff, including the format check, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
@@ -96,4 +97,4 @@ image: $(READY)
 		$(if $(filter runtime-%,$(NAME)),--tag stereo-pipelines/runtime:$$version) build/wheels
 
 clean:  ## remove runs and caches (not .venv)
-	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,7 +23,7 @@ from stereo_core.verbs import VERBS, Verb
 class _Verbs(click.Group):
     """The verbs with a spec, and the commands below. An unknown verb fails with the nearest known name."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, ...]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             guess = near(name, self.list_commands(ctx))
@@ -95,7 +96,7 @@ def schema(verb: str) -> None:
 @click.option("--focal", type=click.FloatRange(0, min_open=True), help="Focal length in px, with --baseline.")
 @click.option("--iters", type=click.IntRange(1), help="GRU iterations [default: the checkpoint's].")
 @click.option("--scale", type=click.FloatRange(0, 4, min_open=True), default=1.0, help="Resize the images by this.")
-def predict(left: Path, right: Path, output: Path, **options: object) -> None:
+def predict(left: Path, right: Path, output: Path, **options: Any) -> None:
     """Predict disparity and depth for LEFT and RIGHT: two images, or two folders with the same file names.
 
     Also writes a page with the results.

@@ -49,7 +49,7 @@ def point(link: Path, target: Path) -> str:
     """Make `link` a relative symbolic link to `target`, atomically. A file system without symbolic links gets a hard
     link or, failing that, a copy. Returns which one: "symbolic link", "hard link" or COPY."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "symbolic link": lambda: temporary.symlink_to(os.path.relpath(target, link.parent)),
         "hard link": lambda: temporary.hardlink_to(target),
     }

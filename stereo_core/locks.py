@@ -22,7 +22,14 @@ NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 """Errors of file systems without locks: NFS without its lock service, Lustre without flock, some FUSE mounts."""
 
 _open: set[int] = set()  # descriptors of the locks that are not shared with child processes
-os.register_at_fork(after_in_child=lambda: [os.close(_open.pop()) for _ in range(len(_open))])
+
+
+def _close_inherited() -> None:
+    while _open:
+        os.close(_open.pop())
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 @contextlib.contextmanager

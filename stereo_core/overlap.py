@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 MOST_THREADS = 8  # each holds an image and what is made of it
 WAITING = 2  # items that are ready before a thread, or their user, asks for them
-_END = object()
+_END: Any = object()
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:

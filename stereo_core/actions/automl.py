@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -103,7 +104,7 @@ def _where(ranks: Ranks) -> str:
     return f"each on one of the GPUs {', '.join(map(str, ranks.devices))}" if ranks.gpu else "on the CPU"
 
 
-def _what_counts(spec: ExperimentSpec) -> dict:
+def _what_counts(spec: ExperimentSpec) -> dict[str, Any]:
     """The part of the spec that the values of trials depend on."""
     tree = train_tree(spec, {})
     kept = {name: value for name, value in tree.get("train", {}).items() if name not in _FREE}

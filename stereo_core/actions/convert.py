@@ -19,7 +19,8 @@ import logging
 import operator
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def run(spec: Any, status: Any) -> Outcome:
     return Outcome(message, artifacts={"annotations": folder})
 
 
-def _lefts(spec: Any, root: str, files: list[str]) -> tuple[Tree, list[str]]:
+def _listed(tree: Tree, root: str) -> str:
+    return f"listing {root}: {tree.files} files so far"
+
+
+def _lefts(spec: Any, root: str, files: Collection[str]) -> tuple[Tree, list[str]]:
     """The listings below data_root, and the left images there, sorted.
 
     Where no path holds all entries of image_dir_pattern, those that data_root itself holds are left out, if nothing is
@@ -77,7 +82,7 @@ def _lefts(spec: Any, root: str, files: list[str]) -> tuple[Tree, list[str]]:
     above = [entry for entry in _unreplaced(spec) if entry in f"{root}/"]
     for left_out in ([], above) if above else ([],):
         tree, patterns = Tree(root, files), [entry for entry in spec.image_dir_pattern if entry not in left_out]
-        with heartbeat(lambda tree=tree: f"listing {root}: {tree.files} files so far"):
+        with heartbeat(partial(_listed, tree, root)):
             lefts = sorted(tree.find(patterns, _suffix(spec.image_extension)))
         if lefts:
             if left_out:
@@ -143,7 +148,9 @@ def _check(
         the left paths of whole samples; (left, column) -> path where the tree has another suffix;
         left -> missing path of the others.
     """
-    samples, respelled, missing = [], {}, {}
+    samples: list[str] = []
+    respelled: dict[tuple[str, int], str] = {}
+    missing: dict[str, str] = {}
     with bars() as progress:
         task = progress.add_task("looking up the files of each pair", total=len(lefts))
         for chunk in _chunks(lefts):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
 from stereo_core.values import counted
 
@@ -37,7 +39,7 @@ PANELS = 8
 COLUMNS = ("path", *METRICS, "pixels", "valid")
 
 
-def run(spec, status: StatusLog) -> Outcome:
+def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Write metrics.csv (a line an image), results.json, the first panels and, for the pages, the first and the worst
     pairs (views.json); return the metrics over all images.
 
@@ -58,13 +60,13 @@ def run(spec, status: StatusLog) -> Outcome:
 
 
 @kept()
-def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
+def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     engine = spec.evaluate.trt_engine
     folder = results_dir(spec, "evaluate")
     data = StereoLoaders(spec)
     data.setup("test")
     status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
-    predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local])
+    predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local or 0])
     with joined(ranks, "gloo"):
         loader = data.test_dataloader()
         limits = spec.dataset.max_disparity, predictor.settings["max_disparity"]
@@ -95,7 +97,7 @@ def _evaluate(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     )
 
 
-def _totals(rows: Iterator[dict], path: Path, names: list[str]) -> dict:
+def _totals(rows: Iterator[dict[str, Any]], path: Path, names: list[str]) -> dict[str, Any]:
     """The metrics of all rows, which are written to a table on the way.
 
     `beyond` counts pixels (see `_evaluated`), `sources` the (images, images that count nowhere) of each data source.
@@ -115,8 +117,12 @@ def _totals(rows: Iterator[dict], path: Path, names: list[str]) -> dict:
 
 
 def _evaluated(
-    pairs: Iterator[tuple[dict, np.ndarray]], folder: Path, max_disparity: float, reach: int | None, chosen: Chosen
-) -> Iterator[dict]:
+    pairs: Iterator[tuple[dict[str, Any], np.ndarray]],
+    folder: Path,
+    max_disparity: float,
+    reach: int | None,
+    chosen: Chosen,
+) -> Iterator[dict[str, Any]]:
     """A row of metrics.csv, and the sample's `index` and `source`, for every image; the first also leave a panel.
 
     Args:
@@ -128,7 +134,9 @@ def _evaluated(
     return mapped(row, _with_panel(pairs, folder / "panels"))
 
 
-def _with_panel(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path) -> Iterator[tuple[dict, np.ndarray, Path]]:
+def _with_panel(
+    pairs: Iterator[tuple[dict[str, Any], np.ndarray]], folder: Path
+) -> Iterator[tuple[dict[str, Any], np.ndarray, Path | None]]:
     """Each pair, and the file of its panel; None of most."""
     names = UniqueNames()
     for sample, prediction_HW in pairs:
@@ -140,7 +148,9 @@ def _with_panel(pairs: Iterator[tuple[dict, np.ndarray]], folder: Path) -> Itera
         yield sample, prediction_HW, folder / f"{names(sample['rel'].replace('/', '_'))}.png" if shown else None
 
 
-def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach: int | None, chosen: Chosen) -> dict:
+def _row(
+    work: tuple[dict[str, Any], np.ndarray, Path | None], max_disparity: float, reach: int | None, chosen: Chosen
+) -> dict[str, Any]:
     sample, prediction_HW, panel_file = work
     gt_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
     row = disparity_metrics(prediction_HW, gt_HW, valid_HW, max_disparity)
@@ -154,11 +164,14 @@ def _row(work: tuple[dict, np.ndarray, Path | None], max_disparity: float, reach
     return which | row | {"valid": row["pixels"] / gt_HW.size}
 
 
-def _left(sample: dict) -> np.ndarray:
-    return sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+def _left(sample: dict[str, Any]) -> np.ndarray:
+    left: np.ndarray = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
+    return left
 
 
-def _view(sample: dict, prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict, max_disparity: float) -> View:
+def _view(
+    sample: dict[str, Any], prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict[str, Any], max_disparity: float
+) -> View:
     facts = "no ground truth that counts"
     if row["pixels"]:
         facts = f"epe {row['epe']:.3f} px, bad pixels above 2 px {row['bp2']:.1%}, d1 {row['d1']:.1%}"
@@ -166,7 +179,7 @@ def _view(sample: dict, prediction_HW: np.ndarray, truth_HW: np.ndarray, row: di
                 truth_HW=truth_HW, most_pixels=FEWER_PIXELS, facts=facts)  # fmt: skip
 
 
-def _check(totals: dict) -> None:
+def _check(totals: dict[str, Any]) -> None:
     if not totals["images"]:
         raise DataError(
             f"none of the images ({totals['empty']}) has a valid ground-truth pixel (mask, 0 < disparity < "
@@ -174,7 +187,7 @@ def _check(totals: dict) -> None:
         )
 
 
-def _doubts(totals: dict, reach: int | None) -> Iterator[str]:
+def _doubts(totals: dict[str, Any], reach: int | None) -> Iterator[str]:
     """What makes the figures say less than they seem to."""
     for name, (images, empty) in totals["sources"].items():
         if empty:

@@ -25,6 +25,7 @@ from stereo_core.engines.verify import difference, reference_disparity, syntheti
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
+from stereo_core.models.foundation_stereo.model import StereoNetwork
 from stereo_core.run.outcome import Outcome
 from stereo_core.values import counted
 
@@ -37,12 +38,13 @@ MOST_BYTES = 2**31 - 2**20  # a protobuf message, and so an ONNX file in one pie
 class ExportGraph(torch.nn.Module):
     """The network as the ONNX file holds it: normalised images (B, 3, H, W) -> disparity (B, 1, H, W) px."""
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: StereoNetwork):
         super().__init__()
         self.model = model
 
     def forward(self, left_image: torch.Tensor, right_image: torch.Tensor) -> torch.Tensor:
-        return self.model.core(left_image, right_image)
+        disparity: torch.Tensor = self.model.core(left_image, right_image)
+        return disparity
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -80,7 +82,7 @@ def run(spec: Any, status: Any) -> Outcome:
     return _outcome(out, info, nodes, kpi, checked)
 
 
-def _outcome(out: Path, info: dict, nodes: int, kpi: dict, checked: str) -> Outcome:
+def _outcome(out: Path, info: dict[str, Any], nodes: int, kpi: dict[str, Any], checked: str) -> Outcome:
     size = out.stat().st_size
     return Outcome(
         message=f"ONNX file {out} written: {counted(nodes, 'node')}, {size / 1e6:.1f} MB, {checked}.",
@@ -113,7 +115,7 @@ def _device(section: Any) -> torch.device:
     return torch.device("cuda", section.gpu_id)
 
 
-def _check_weights(model: torch.nn.Module) -> None:
+def _check_weights(model: StereoNetwork) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size > MOST_BYTES:
         raise ModelError(
@@ -122,7 +124,7 @@ def _check_weights(model: torch.nn.Module) -> None:
         )
 
 
-def _info(config: Any, section: Any) -> dict:
+def _info(config: Any, section: Any) -> dict[str, Any]:
     static = section.batch_size if section.batch_size > 0 else None
     height, width = (None, None) if section.dynamic_hw else (section.input_height, section.input_width)
     return {
@@ -172,7 +174,7 @@ def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) ->
         )
 
 
-def _finish(path: Path, info: dict, config: Any) -> tuple[dict, int]:
+def _finish(path: Path, info: dict[str, Any], config: Any) -> tuple[dict[str, Any], int]:
     """Simplify the graph, write down the output's shape, which the exporter loses, and the metadata.
 
     Returns:
@@ -198,7 +200,7 @@ def merge_equal_nodes(graph: Any) -> None:
     """Drop Identity nodes, and nodes that compute what an earlier one computes: the unrolled iterations repeat the
     arithmetic of shapes and the constants. Works in place on a graph without subgraphs and random numbers."""
     outputs = {value.name for value in graph.output}
-    first: dict[tuple, Any] = {}
+    first: dict[tuple[Any, ...], Any] = {}
     instead: dict[str, str] = {}
     kept = []
     for node in graph.node:

@@ -31,7 +31,7 @@ def run(spec: Any, status: Any) -> Outcome:
     return Outcome(told, artifacts={"summary": folder / "summary.md"})
 
 
-def by_steps(status: dict) -> dict:
+def by_steps(status: dict[str, Any]) -> dict[str, Any]:
     """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, error) with the steps that failed in its message.
 
     Its pipelineTaskName is left out: it names the block that the handler belongs to (exit-handler-1), not a step.
@@ -43,7 +43,7 @@ def by_steps(status: dict) -> dict:
     return status | {"error": error | {"message": told.strip()}}
 
 
-def summary(title: str, status: dict) -> str:
+def summary(title: str, status: dict[str, Any]) -> str:
     """The status as Markdown."""
     status = by_steps(status)
     state, error = status.get("state", "UNKNOWN"), status.get("error") or {}

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stereo_core.engines import BuildSettings, build_engine, choose_backend, suffix_of
+from stereo_core.engines import build_engine, choose_backend, suffix_of
+from stereo_core.engines.base import BuildSettings
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
 from stereo_core.data import shards
 from stereo_core.data.annotations import Sample
-from stereo_core.data.calibration import Calibration, calibration_beside, read_calibration
+from stereo_core.data.calibration import Calibration, SizedCalibration, calibration_beside, read_calibration
 from stereo_core.data.codecs import write_disparity_png16, write_pfm
 from stereo_core.data.depth import depth_from_disparity, seen_by_both, write_depth_png, write_point_cloud
 from stereo_core.data.images import write_png
@@ -30,7 +31,8 @@ from stereo_core.report.views import FILE, write_views
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
-from stereo_core.spec.predict import BESIDE
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.predict import BESIDE, Inference
 from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Lost:
 
 
 @kept()
-def run(spec, status: StatusLog) -> Outcome:
+def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Write the files that `inference.save_*` ask for, named by the left image's `rel` (INTERFACES "Files").
 
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
@@ -82,7 +84,9 @@ def run(spec, status: StatusLog) -> Outcome:
     data = StereoLoaders(spec)
     data.setup("predict")
     loader = data.predict_dataloader()
-    cameras = Cameras(spec, loader.dataset.samples) if settings.save_depth or settings.save_point_cloud else None
+    cameras = (
+        Cameras(spec, data.datasets["infer"].samples) if settings.save_depth or settings.save_point_cloud else None
+    )
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
@@ -105,7 +109,7 @@ def run(spec, status: StatusLog) -> Outcome:
     )
 
 
-def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) -> Iterator[tuple]:
+def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras | None) -> Iterator[tuple[Any, ...]]:
     """The further arguments of `write_files` for each pair; of the left image its sample."""
     rels, flat_names = UniqueNames(), UniqueNames()
     for sample, disparity_HW in pairs:
@@ -114,7 +118,7 @@ def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) ->
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
 
 
-def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple) -> dict[str, Lost]:
+def _write(settings: Inference, folder: Path, end: float, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, Lost]:
     """Write the files of one pair, whose colours end at `end` px, and offer it to the pages; what the files' formats
     could not hold."""
     rel, flat_name, sample, disparity_HW, camera = named
@@ -140,19 +144,19 @@ class Cameras:
         DataError: a calibration can not be used, or with auto an image has none beside it.
     """
 
-    def __init__(self, spec, samples: Sequence[Sample]) -> None:
+    def __init__(self, spec: ExperimentSpec, samples: Sequence[Sample]) -> None:
         self._doubts: set[str] = set()
         if spec.inference.calibration == BESIDE:
             beside: dict[str, Calibration] = {}
             for sample in samples:
                 folder = _folder(sample.left)
                 beside[folder] = beside.get(folder) or calibration_beside(sample.left)
-            self._camera_of = lambda path: beside[_folder(path)]
+            self._camera_of: Callable[[str], Calibration] = lambda path: beside[_folder(path)]
         else:
             camera = _camera_of_all(spec)
             self._camera_of = lambda path: camera
 
-    def of(self, path: str, size: tuple[int, int]) -> Calibration:
+    def of(self, path: str, size: tuple[int, int]) -> SizedCalibration:
         """The camera of a left image of size (height, width); DataError where it can not be that of such images."""
         try:
             camera = self._camera_of(path).of_size(*size)
@@ -169,7 +173,7 @@ def _folder(image: str) -> str:
     return posixpath.dirname(shards.loose(image))
 
 
-def _camera_of_all(spec) -> Calibration:
+def _camera_of_all(spec: ExperimentSpec) -> Calibration:
     if spec.inference.calibration:
         return read_calibration(spec.inference.calibration)
     if {"baseline", "focal_x"} <= spec.dataset.model_fields_set:
@@ -203,13 +207,13 @@ def warn_of(lost: dict[str, Lost]) -> None:
 
 
 def write_files(
-    settings,
+    settings: Inference,
     folder: Path,
     rel: str,
     flat_name: str,
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
-    camera: Calibration | None,
+    camera: SizedCalibration | None,
     lost: dict[str, Lost],
     scale_px: float,
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -75,7 +76,7 @@ def _read(spec: InfoSpec) -> dict[str, Statistics]:
     return found
 
 
-def figures(statistics: Statistics) -> dict:
+def figures(statistics: Statistics) -> dict[str, Any]:
     """`pairs`, `ground_truth` and `masks` (pairs with such a file), `sizes` ("WIDTHxHEIGHT" in px -> pairs), `pixels`
     (of pairs with ground truth), `valid_pixels`, `valid` (their share, 0..1, None without ground truth), `disparity`
     (`min`, `median`, `p95`, `max` of the valid pixels in px, None where there is none)."""
@@ -111,7 +112,7 @@ def _kpi(total: Statistics) -> dict[str, float]:
 def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
     """The figures, a row a source and one of all, and the sizes, a row each."""
     every = [(name, figures(one)) for name, one in [*sources.items(), ("total", total)]]
-    columns = ("source", "pairs", "with ground truth", "with mask", "valid share")
+    columns: tuple[str, ...] = ("source", "pairs", "with ground truth", "with mask", "valid share")
     columns += ("min (px)", "median (px)", "95 % (px)", "max (px)")
     rows = [(name, *_row(known)) for name, known in every]
     sizes = [(name, size, pairs) for name, known in every for size, pairs in known["sizes"].items()]
@@ -121,7 +122,7 @@ def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
     ]
 
 
-def _row(known: dict) -> list[str | float]:
+def _row(known: dict[str, Any]) -> list[str | float]:
     disparity = known["disparity"] or dict.fromkeys(("min", "median", "p95", "max"))
     row = [known["pairs"], known["ground_truth"], known["masks"], known["valid"], *disparity.values()]
     return ["" if value is None else value for value in row]
@@ -133,7 +134,7 @@ def _print(shown: list[Table]) -> None:
         first, *others = table.columns
         text = ConsoleTable(first, *(Column(name, justify="right") for name in others), title=table.title)
         for row in table.rows:
-            text.add_row(*(escape(cell) if isinstance(cell, str) else figure(cell) for cell in row))
+            text.add_row(*(figure(cell) if isinstance(cell, int | float) else escape(str(cell)) for cell in row))
         console.print(text)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from stereo_core.actions.inference import Lost, warn_of, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
-from stereo_core.data.calibration import Calibration, read_calibration
+from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
 from stereo_core.data.depth import depth_from_disparity
 from stereo_core.data.images import read_image
 from stereo_core.data.rectification import doubts
@@ -26,6 +26,7 @@ from stereo_core.report.html import MOST_BYTES, page, shown
 from stereo_core.report.pictures import disparity_range
 from stereo_core.report.viewer import view
 from stereo_core.report.views import View
+from stereo_core.spec.predict import Inference
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 NO_CAMERA = "Disparity only: depth and a point cloud need --calibration FILE, or --baseline METRES and --focal PX."
@@ -123,14 +124,14 @@ def _camera(calibration: Path | None, baseline: float | None, focal: float | Non
     if (baseline is None) != (focal is None):
         raise SpecError("--baseline and --focal: give both, or --calibration")
     if calibration is None:
-        return None if focal is None else Calibration(focal, baseline, source="--focal, --baseline")
+        return None if focal is None or baseline is None else Calibration(focal, baseline, source="--focal, --baseline")
     if focal is not None:
         raise SpecError("--calibration says what --baseline and --focal say: give one of them")
     return read_calibration(calibration)
 
 
-def _of(camera: Calibration | None, left_HW3: np.ndarray) -> Calibration | None:
-    return camera and camera.of_size(*left_HW3.shape[:2])
+def _of(camera: Calibration | None, left_HW3: np.ndarray) -> SizedCalibration | None:
+    return None if camera is None else camera.of_size(*left_HW3.shape[:2])
 
 
 @dataclass
@@ -138,7 +139,7 @@ class _Prediction:
     """How every pair is predicted and where its files go."""
 
     predictor: Predictor
-    settings: object  # the spec's `inference`
+    settings: Inference
     camera: Calibration | None
     scale: float
     output: Path
@@ -177,10 +178,11 @@ class _Prediction:
         predict, (height, width) = self.predictor.predict, left_HW3.shape[:2]
         if self.scale != 1:
             predict = stretched(predict, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
-        return infer(predict, self.predictor.device, left_HW3, right_HW3)
+        disparity_HW: np.ndarray = infer(predict, self.predictor.device, left_HW3, right_HW3)
+        return disparity_HW
 
     def _write(
-        self, name: str, left_HW3: np.ndarray, disparity_HW: np.ndarray, camera: Calibration | None
+        self, name: str, left_HW3: np.ndarray, disparity_HW: np.ndarray, camera: SizedCalibration | None
     ) -> dict[str, str]:
         """Write the files of a pair; returns text of a link -> path below `output`."""
         flat = self.names(name.replace("/", "_"))

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def run(spec: Any, status: Any) -> Outcome:
     return Outcome(f"{model.name} is published at {uri}/{version}", figures, {"card": folder / CARD}, metadata)
 
 
-def published(uri: str) -> dict:
+def published(uri: str) -> dict[str, Any]:
     """The note of what is published at a place; empty where nothing is.
 
     Raises:
@@ -79,7 +80,7 @@ def published(uri: str) -> dict:
         raise DataError(f"{uri}/{NOTE}: no note of publish_model; choose another uri, or remove the file") from None
 
 
-def _allow(spec: Any, figures: dict, before: dict) -> None:
+def _allow(spec: Any, figures: dict[str, Any], before: dict[str, Any]) -> None:
     """Whether what is published may give way to another model."""
     if spec.existing == "refuse":
         raise SpecError(
@@ -100,7 +101,7 @@ def _allow(spec: Any, figures: dict, before: dict) -> None:
         )
 
 
-def model_card(title: str, name: str, about: dict, figures: dict, before: dict) -> str:
+def model_card(title: str, name: str, about: dict[str, Any], figures: dict[str, Any], before: dict[str, Any]) -> str:
     """What a reader wants to know of a model, as Markdown: what it is, its figures, and those of the one before."""
     known = {key: value for key, value in about.items() if isinstance(value, str | int | float)} | {"file": name}
     parts = [f"# {title}", _table(("", "value"), list(known.items()))]
@@ -114,7 +115,7 @@ def model_card(title: str, name: str, about: dict, figures: dict, before: dict) 
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: tuple, rows: list[tuple]) -> str:
+def _table(head: tuple[Any, ...], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
@@ -123,7 +124,7 @@ def _cell(value: Any) -> str:
     return (f"{value:.4g}" if isinstance(value, float) else str(value)).replace("|", "\\|").replace("\n", " ")
 
 
-def _gather(model: Path, model_sha256: str, figures: dict, folder: Path) -> dict[str, str]:
+def _gather(model: Path, model_sha256: str, figures: dict[str, Any], folder: Path) -> dict[str, str]:
     """The model, what lies beside it under its name, and its figures, in one folder; returns each file's sha256."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

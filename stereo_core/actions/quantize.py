@@ -15,8 +15,8 @@ import torch
 
 from stereo_core.actions import evaluate
 from stereo_core.data.images import read_views
-from stereo_core.engines import BuildSettings, build_engine
-from stereo_core.engines.base import normalise
+from stereo_core.engines import build_engine
+from stereo_core.engines.base import BuildSettings, normalise
 from stereo_core.engines.files import file_kind, read_onnx
 from stereo_core.engines.fit import fit
 from stereo_core.errors import DataError, ModelError, RefusedResult, SpecError
@@ -108,8 +108,8 @@ def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: Sta
         raise ModelError(f"{source}: is quantised already; name the checkpoint that it was made from")
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     device = _device(spec.quantize)
-    pairs = _image_pairs(spec, device, status) if backend.static else ()
-    return quantize(model.to(device), out, spec.quantize, pairs), size
+    images = _image_pairs(spec, device, status) if backend.static else ()
+    return quantize(model.to(device), out, spec.quantize, images), size
 
 
 def _device(section: Any) -> torch.device:
@@ -126,14 +126,16 @@ def _device(section: Any) -> torch.device:
 def _image_pairs(spec: Any, device: torch.device, status: StatusLog) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Whole calibration pairs, (1, 3, H, W) RGB 0..255: evaluation takes images whole too."""
     for images in _pairs(spec, status):
-        yield tuple(torch.from_numpy(x.transpose(2, 0, 1).astype(np.float32))[None].to(device) for x in images)
+        left, right = (torch.from_numpy(x.transpose(2, 0, 1).astype(np.float32))[None].to(device) for x in images)
+        yield left, right
 
 
 def _normalised_pairs(spec: Any, size: tuple[int, int], status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Calibration pairs as an engine of this size gets them: padded, normalised, (1, 3, H, W)."""
     for images in _pairs(spec, status):
         place = fit(images[0].shape[:2], size, "pad")
-        yield tuple(normalise(place.place(image[None].astype(np.float32))) for image in images)
+        left, right = (normalise(place.place(image[None].astype(np.float32))) for image in images)
+        yield left, right
 
 
 def _pairs(spec: Any, status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -183,7 +185,7 @@ def _evaluated(spec: Any, model: Path, when: str, folder: Path, status: StatusLo
         return evaluate.run(spec, status).kpi
 
 
-def _settings(info: dict) -> BuildSettings:
+def _settings(info: dict[str, Any]) -> BuildSettings:
     """How to build the engine that measures an ONNX file: with every size that the file leaves open."""
     heights, widths = ((None, None, None) if info[f"max_{side}"] else ANY_SIZE for side in ("height", "width"))
     return BuildSettings("onnxruntime", info["precision"], heights=heights, widths=widths, verify=False)

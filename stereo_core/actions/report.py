@@ -113,7 +113,7 @@ def read_warnings(path: Path) -> list[str]:
     return [str(text) for text in _read(path)[1].get("warnings") or []]
 
 
-def _read(path: Path) -> tuple[Path, dict]:
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     """A results.json, or the one in a folder: its path and content; empty where that is no JSON object."""
     file = path / "results.json" if path.is_dir() else path
     try:
@@ -129,11 +129,15 @@ def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]
     """The figures side by side, and the difference of each column to the first."""
     known = list(dict.fromkeys([*FIRST, *(key for column in columns for key in column)]))
     rows = [key for key in known if any(key in column for column in columns)]
-    figures = [(_label(key, columns), *(c.get(key, "") for c in columns)) for key in rows]
+    figures: list[tuple[str | float, ...]] = [
+        (_label(key, columns), *(c.get(key, "") for c in columns)) for key in rows
+    ]
     tables = [Table("Figures", ("figure", *names), figures)]
     shared = [key for key in rows if all(key in column for column in columns)]
     if len(columns) > 1 and shared:
-        changes = [(_label(key, columns), *(column[key] - columns[0][key] for column in columns[1:])) for key in shared]
+        changes: list[tuple[str | float, ...]] = [
+            (_label(key, columns), *(column[key] - columns[0][key] for column in columns[1:])) for key in shared
+        ]
         tables.append(Table(f"Difference to {names[0]}", ("figure", *names[1:]), changes))
     return tables
 

@@ -19,10 +19,11 @@ from stereo_core.models.files import check_digest, read_sidecar
 from stereo_core.models.flags import kept
 from stereo_core.models.quantized import rounds
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.perform import Terminated
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
+from stereo_core.run.termination import Terminated
 from stereo_core.spec import results_dir
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.train import AUTO
 from stereo_core.training.callbacks import StatusLines, train_kpi, validation_kpi, validation_metrics
 from stereo_core.training.checkpoints import (
@@ -50,7 +51,7 @@ _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
 HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it, where its folder outlives the run"
 
 
-def run(spec, status: StatusLog) -> Outcome:
+def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Train and leave checkpoints (see `Checkpoints`), links to the newest and the best, and a TensorBoard log.
 
     Where there is validation data it is also evaluated before the first step of a new run; the result stands in the KPI
@@ -79,12 +80,12 @@ def run(spec, status: StatusLog) -> Outcome:
 
 
 @kept()
-def _train(spec, status: StatusLog, ranks: Ranks) -> Outcome:
+def _train(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     with joined(ranks):
         return _train_joined(spec, status, ranks)
 
 
-def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
+def _train_joined(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     settings = spec.train
     folder = results_dir(spec, "train")
     quieten()
@@ -109,7 +110,7 @@ def _train_joined(spec, status: StatusLog, ranks: Ranks) -> Outcome:
     return _outcome(trainer, module, checkpoints)
 
 
-def _network(spec, resume: Path | None, ranks: Ranks) -> torch.nn.Module:
+def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> torch.nn.Module:
     """The network that the run starts or goes on with, set up to be trained; ModelError where it is quantised."""
     start = resume or spec.train.pretrained_model_path or None
     network = from_spec(spec, start)
@@ -154,7 +155,7 @@ def _outcome(trainer: pl.Trainer, module: StereoModule, checkpoints: Checkpoints
     )
 
 
-def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
+def _to_resume(spec: ExperimentSpec, folder: Path, status: StatusLog) -> Path | None:
     """The checkpoint to go on from, said in status.json and the log; None for a new run.
 
     Raises:
@@ -186,10 +187,10 @@ def _to_resume(spec, folder: Path, status: StatusLog) -> Path | None:
 def _drawn_seed(resume: Path | None) -> int:
     """A seed by chance where the spec wants none: the same for all processes, and for a run that goes on."""
     drawn = read_seed(resume) if resume else secrets.randbits(32)
-    return gathered([drawn])[0]
+    return int(gathered([drawn])[0])
 
 
-def _check_nodes(spec, resume: Path | None, ranks: Ranks) -> None:
+def _check_nodes(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> None:
     """Refuse to begin where nodes would train different things.
 
     Raises:

@@ -41,13 +41,14 @@ class SearchStudy:
     def __init__(self, folder: Path, settings: AutoML, space: Sequence[Dimension], training: dict[str, Any]) -> None:
         _check_installed(settings.algorithm)
         import optuna
+        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
         self.settings, self.space = settings, list(space)
         _mend(folder / JOURNAL)
         with _quiet():
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
             self.study = optuna.create_study(
                 storage=storage,
                 study_name=_NAME,
@@ -82,7 +83,7 @@ class SearchStudy:
 
     # ---- trials
 
-    def trials(self) -> list:
+    def trials(self) -> list[Any]:
         """Optuna's frozen trials that have started, by number."""
         waiting = self._optuna.trial.TrialState.WAITING
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != waiting]
@@ -156,7 +157,7 @@ class SearchStudy:
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested groups as dotted paths."""
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             result |= flat(value, f"{prefix}{name}.")
@@ -214,7 +215,7 @@ def _pruner(settings: AutoML) -> Any:
     return pruners.HyperbandPruner(min_resource=1, max_resource=settings.automl_max_epochs, reduction_factor=factor)
 
 
-def _suggest(trial: Any, dimension: Dimension) -> float:
+def _suggest(trial: Any, dimension: Dimension) -> Any:
     if dimension.options:
         return trial.suggest_categorical(dimension.path, dimension.options)
     suggest = trial.suggest_int if dimension.integer else trial.suggest_float

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,12 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number:03d}"
 
 
-def train_tree(spec: ExperimentSpec, values: dict[str, float]) -> dict[str, Any]:
+def train_tree(spec: ExperimentSpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The user's spec with other values at dotted paths, as a spec for `depth_net train`.
 
     Unset keys and secrets are left out.
     """
-    tree = json_ready(
+    tree: dict[str, Any] = json_ready(
         spec.model_dump(exclude_unset=True, include={"results_dir", "dataset", "model", "train", "wandb"})
     )
     for path, value in values.items():
@@ -68,7 +68,7 @@ def train_tree(spec: ExperimentSpec, values: dict[str, float]) -> dict[str, Any]
     return tree
 
 
-def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str, float]) -> dict[str, Any]:
+def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: Mapping[str, Any]) -> dict[str, Any]:
     """The spec of a trial: the user's spec with the trial's values, its own folder, one device and the search's
     epochs. It resumes from its own checkpoint."""
     own, train = spec.automl, spec.train
@@ -84,7 +84,7 @@ def trial_tree(spec: ExperimentSpec, folder: Path, number: int, values: dict[str
     }
     if train.checkpoint_interval_unit == "epoch":
         settings["train.checkpoint_interval"] = min(train.checkpoint_interval, own.automl_max_epochs)
-    return train_tree(spec, values | settings)
+    return train_tree(spec, {**values, **settings})
 
 
 @dataclass
@@ -103,7 +103,7 @@ class TrialProcess:
     metric: str
     slot: Slot
     lock: int
-    process: subprocess.Popen = field(init=False)
+    process: subprocess.Popen[Any] = field(init=False)
     stop_requested: float | None = None  # time of the request, by time.monotonic()
 
     def start(self, tree: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ class TrialProcess:
 
     def insist(self, seconds: float) -> None:
         """Kill it if it still runs this many seconds after `stop`; its last checkpoint counts."""
-        if self.stopping and time.monotonic() > self.stop_requested + seconds:
+        if self.stopping and time.monotonic() > (self.stop_requested or 0.0) + seconds:
             self.process.kill()
 
     def wait(self, seconds: float) -> None:

@@ -94,7 +94,9 @@ def _parse(line: str, root: str, file: str, number: int) -> Sample:
     if "\0" in line:
         raise DataError(f"{file}:{number}: a zero byte; this is not an annotation list")
     paths = [field if storage.is_uri(field) else os.path.join(root, field) for field in fields]
-    return Sample(*paths, *[None] * (len(COLUMNS) - len(paths)), file=file, line=number)
+    left, right, *rest = paths
+    disparity, mask, *_ = (*rest, None, None)
+    return Sample(left, right, disparity, mask, file, number)
 
 
 def split_line(line: str) -> list[str] | None:

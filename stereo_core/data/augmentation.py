@@ -278,8 +278,11 @@ def change_hue(image: np.ndarray, turns: float) -> np.ndarray:
     """Move every pixel around the hue circle of HSV."""
     if turns == 0:
         return image
-    hsv = cv2.cvtColor(cv2.multiply(image, 1 / 255, dtype=cv2.CV_32F), cv2.COLOR_RGB2HSV)
-    turned = cv2.add(hsv, (360 * (turns % 1), 0, 0, 0))  # cvtColor takes 0..720 degrees, but none below 0
+    # OpenCV's stubs know no scalars where an array may stand.
+    shares: np.ndarray = cv2.multiply(image, 1 / 255, dtype=cv2.CV_32F)  # type: ignore[call-overload]
+    hsv = cv2.cvtColor(shares, cv2.COLOR_RGB2HSV)
+    # cvtColor takes 0..720 degrees, but none below 0
+    turned: np.ndarray = cv2.add(hsv, (360 * (turns % 1), 0, 0, 0))  # type: ignore[call-overload]
     return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB), alpha=255)
 
 

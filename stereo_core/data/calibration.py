@@ -7,7 +7,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class Calibration:
                 " a calib.txt gives it in millimetres, a K.txt and dataset.baseline in metres"
             )
 
-    def of_size(self, height: int, width: int) -> Calibration:
+    def of_size(self, height: int, width: int) -> SizedCalibration:
         """The same for images of height x width px, with every attribute filled in.
 
         Raises:
@@ -82,12 +82,25 @@ class Calibration:
                 " it belongs to images of another size; scale focal lengths and principal point"
             )
         focal_y = self.focal if self.focal_y is None else self.focal_y
-        return replace(self, cx=cx, cy=cy, focal_y=focal_y, width=width, height=height)
+        return SizedCalibration(
+            self.focal, self.baseline, self.doffs, cx, cy, focal_y, width=width, height=height, source=self.source
+        )
 
     @property
     def farthest(self) -> float:
         """m; the depth at one px of disparity (with doffs): beyond it an error of a px is more than that."""
         return self.focal * self.baseline
+
+
+@dataclass(frozen=True)
+class SizedCalibration(Calibration):
+    """A calibration with every attribute filled in, for images of one size; made by `Calibration.of_size`."""
+
+    cx: float = math.nan
+    cy: float = math.nan
+    focal_y: float = math.nan
+    width: int = 0
+    height: int = 0
 
     def doubts(self) -> Iterator[str]:
         """What is possible but hardly ever right, a sentence each; to be asked of what `of_size` returns."""
@@ -158,15 +171,17 @@ def _middlebury(path: str | Path, lines: list[str]) -> Calibration:
             f" no {' and no '.join(missing or ['doffs'])}"
         )
     focal, cx, focal_y, cy = _matrix(f"{path}: cam0", values["cam0"])
-    doffs = _number(path, "doffs", values["doffs"]) if "doffs" in values else None
     if "cam1" in values:
-        doffs = _checked_doffs(path, (focal, cx), _matrix(f"{path}: cam1", values["cam1"]), doffs)
+        said = _number(path, "doffs", values["doffs"]) if "doffs" in values else None
+        doffs = _checked_doffs(path, (focal, cx), _matrix(f"{path}: cam1", values["cam1"]), said)
+    else:
+        doffs = _number(path, "doffs", values["doffs"])
     width, height = (int(_number(path, key, values[key])) if key in values else None for key in ("width", "height"))
     baseline = _number(path, "baseline", values["baseline"]) / 1000
     return Calibration(focal, baseline, doffs, cx, cy, focal_y, width, height, str(path))
 
 
-def _checked_doffs(path: str | Path, left: tuple[float, float], right: tuple, doffs: float | None) -> float:
+def _checked_doffs(path: str | Path, left: tuple[float, float], right: tuple[float, ...], doffs: float | None) -> float:
     """doffs, from the cameras where the file has none; DataError where the cameras say otherwise."""
     (focal, cx), (right_focal, right_cx, *_) = left, right
     if abs(right_focal - focal) > 0.01 * abs(focal):

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stereo_core.data.images import PNG_SIGNATURE, decode, read_bytes, write_png
 from stereo_core.errors import DataError
@@ -275,6 +276,6 @@ def write_disparity_rgb(path: str | Path, disparity: np.ndarray, valid: np.ndarr
     write_png(path, np.stack([stored // 255**2, stored // 255 % 255, stored % 255], axis=-1).astype(np.uint8))
 
 
-def _valid(disparity: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    positive = np.isfinite(disparity) & (disparity > 0)
+def _valid(disparity: np.ndarray, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    positive: NDArray[np.bool_] = np.isfinite(disparity) & (disparity > 0)
     return positive if valid is None else positive & valid

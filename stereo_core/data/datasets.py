@@ -31,7 +31,7 @@ LOOKS = 5  # pairs of a source that are looked at before it is read
 REPLACEMENTS = 10  # pairs tried for an unreadable one: with a tenth of them unreadable all fail once in 10**10 times
 
 
-class StereoDataset(Dataset):
+class StereoDataset(Dataset[Any]):
     """Stereo pairs with or without ground truth, read from their files one by one.
 
     An item is a dict of
@@ -137,7 +137,7 @@ def read_pair(sample: Sample, source: Any, least_bits: int = BITS[0]) -> Pair:
     _same_size(sample.left, left, sample.right, right)
     if sample.disparity is None:
         return Pair(left, right, np.zeros(left.shape[:2], np.float32))
-    disparity, valid = _decoded(sample, source)
+    disparity, valid = _decoded(sample.disparity, source)
     _same_size(sample.left, left, sample.disparity, disparity)
     if sample.mask is not None:
         visible = read_mask(sample.mask)
@@ -146,11 +146,9 @@ def read_pair(sample: Sample, source: Any, least_bits: int = BITS[0]) -> Pair:
     return Pair(left, right, np.where(valid, disparity, np.float32(0)))
 
 
-def _decoded(sample: Sample, source: Any) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(path: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Disparity (H, W) in px, and where it was measured."""
-    return read_disparity(
-        sample.disparity, source.disparity_format or "auto", source.disparity_scale, source.dataset_name
-    )
+    return read_disparity(path, source.disparity_format or "auto", source.disparity_scale, source.dataset_name)
 
 
 def _same_size(left_path: str, left: np.ndarray, path: str, array: np.ndarray) -> None:
@@ -271,8 +269,10 @@ def _need_pixels(samples: Sequence[Sample], source: Any, name: str, max_disparit
     """
     seen = 0
     for sample in () if source.drawn else samples:
+        if sample.disparity is None:  # refused by _need_ground_truth
+            continue
         with contextlib.suppress(DataError):
-            disparity, valid = _decoded(sample, source)
+            disparity, valid = _decoded(sample.disparity, source)
             if sample.mask is not None:
                 valid = valid & read_mask(sample.mask)
             if (valid & (disparity > 0) & (disparity < max_disparity)).any():

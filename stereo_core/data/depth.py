@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.data.calibration import Calibration
+from stereo_core.data.calibration import SizedCalibration
 from stereo_core.data.images import write_png
 from stereo_core.files import atomic_path
 
@@ -66,7 +66,7 @@ def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> int:
     return int(np.count_nonzero((depth_HW > 0) & (millimetres == 0)))
 
 
-def write_point_cloud(path: str | Path, depth_HW: np.ndarray, colour_HW3: np.ndarray, camera: Calibration) -> None:
+def write_point_cloud(path: str | Path, depth_HW: np.ndarray, colour_HW3: np.ndarray, camera: SizedCalibration) -> None:
     """Binary little-endian PLY of the pixels with a depth, in the left camera's frame: x right, y down, z ahead, m.
 
     Args:
@@ -83,7 +83,7 @@ def write_point_cloud(path: str | Path, depth_HW: np.ndarray, colour_HW3: np.nda
     for channel, name in enumerate(("red", "green", "blue")):
         points[name] = colour_HW3[rows, columns, channel]
     types = {"f": "float", "u": "uchar"}
-    fields = "".join(f"property {types[_VERTEX[name].kind]} {name}\n" for name in _VERTEX.names)
+    fields = "".join(f"property {types[_VERTEX[name].kind]} {name}\n" for name in points.dtype.names or ())
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{fields}end_header\n"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(header.encode("ascii"))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from stereo_core import storage
 from stereo_core.data import shards
@@ -20,11 +21,11 @@ from stereo_core.errors import DataError
 from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer
 
 BITS = (8, 10, 12, 14, 16)  # that cameras write into 16-bit files
-AUTO = "auto"
+AUTO: Final = "auto"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(path: str | Path, bits: int = 16) -> np.ndarray:
+def read_image(path: str | Path, bits: int = 16) -> NDArray[np.uint8]:
     """Read a PNG, JPEG, TIFF, BMP or WebP file, whatever its suffix.
 
     8-bit files keep their values; those of 16-bit files are scaled so that the largest of `bits` bits becomes 255, and
@@ -49,9 +50,8 @@ def read_views(
         bits: of the values in 16-bit files; auto: as few of BITS as hold the values of both, and no fewer than `least`.
     """
     images = decode(left), decode(right)
-    if bits == AUTO:
-        bits = max(least, bits_for(*map(largest_deep, images)))
-    return _rgb(left, images[0], bits), _rgb(right, images[1], bits)
+    known = bits if isinstance(bits, int) else max(least, bits_for(*map(largest_deep, images)))
+    return _rgb(left, images[0], known), _rgb(right, images[1], known)
 
 
 def largest_deep(image: np.ndarray) -> int:
@@ -90,7 +90,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     mask = read_image(path)[..., 0]
     if mask.max() == 1:
         raise DataError(f"{path}: a mask of zeros and ones; visible pixels must be 255 (multiply the mask by 255)")
-    return mask == 255
+    visible: NDArray[np.bool_] = mask == 255
+    return visible
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from stereo_core.cores import usable_cores
 from stereo_core.data.datasets import StereoDataset, build_dataset, collate
@@ -70,32 +70,32 @@ class StereoLoaders:
         """Whether the spec names a data source for the split."""
         return bool(self._section(split).data_sources)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches."""
         dataset, seed = self.datasets["train"], self.spec.train.seed
         sampler = EpochSampler(dataset, *_ranks(), shuffle=True, seed=seed, drop_last=True)
         return self._loader("train", sampler, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole images in order; no loader when the spec names no validation data."""
         return self._ordered("val") if "val" in self.datasets else []
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Whole images in order."""
         return self._ordered("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Whole images in order, with or without ground truth."""
         return self._ordered("infer")
 
     def _section(self, split: str) -> Any:
         return getattr(self.spec.dataset, f"{split}_dataset")
 
-    def _ordered(self, split: str) -> DataLoader:
+    def _ordered(self, split: str) -> DataLoader[Any]:
         sampler = OrderedSampler(self.datasets[split], *_ranks(), self._section(split).batch_size)
         return self._loader(split, sampler, collate_fn=collate)
 
-    def _loader(self, split: str, sampler: DistributedSampler, **options: Any) -> DataLoader:
+    def _loader(self, split: str, sampler: DistributedSampler[Any], **options: Any) -> DataLoader[Any]:
         section, dataset = self._section(split), self.datasets[split]
         workers = min(section.workers, usable_cores(), len(dataset))
         if workers < section.workers:
@@ -114,7 +114,7 @@ class StereoLoaders:
         )
 
 
-class StereoLoader(DataLoader):
+class StereoLoader(DataLoader[Any]):
     """A DataLoader whose workers' data errors read as they were raised, without the worker's traceback.
 
     Training pairs that could not be read (`dataset.on_error: skip`) are named once each and counted in every epoch.
@@ -123,13 +123,14 @@ class StereoLoader(DataLoader):
         waited: seconds, in all, that batches were waited for.
     """
 
+    sampler: EpochSampler | OrderedSampler
     waited = 0.0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._named: set[str] = set()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch names a class of its own, no iterator
         """Yield batches; DataError with its plain message, also when over MAX_SKIPPED of the epoch is unreadable."""
         skipped = 0
         try:
@@ -166,7 +167,7 @@ class StereoLoader(DataLoader):
             )
 
 
-class EpochSampler(DistributedSampler):
+class EpochSampler(DistributedSampler[Any]):
     """Shuffles anew every epoch and yields (index, epoch), so that a sample depends on nothing else but the seed.
 
     Attributes:
@@ -181,7 +182,7 @@ class EpochSampler(DistributedSampler):
         return islice(((index, self.epoch) for index in super().__iter__()), start, None)
 
 
-class OrderedSampler(DistributedSampler):
+class OrderedSampler(DistributedSampler[Any]):
     """Every sample exactly once over all ranks, in the batches of one process, of which rank r has r, r + ranks, ...
 
     Images that are computed together with others may come out different in their last bits, so the batches have to be
@@ -192,17 +193,18 @@ class OrderedSampler(DistributedSampler):
     """
 
     def __init__(self, dataset: Sized, ranks: int, rank: int, batch_size: int) -> None:
-        super().__init__(dataset, ranks, rank, shuffle=False)
+        super().__init__(cast("Dataset[Any]", dataset), ranks, rank, shuffle=False)  # of which torch asks the length
+        self.count = len(dataset)
         self.batch_size = batch_size
 
     @property
     def batches_on_every_rank(self) -> int:
         """How many batches even the rank with the fewest has."""
-        return math.ceil(len(self.dataset) / self.batch_size) // self.num_replicas
+        return math.ceil(self.count / self.batch_size) // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of this rank's batches in order; only its last batch may be incomplete."""
-        count, size = len(self.dataset), self.batch_size
+        count, size = self.count, self.batch_size
         for start in range(self.rank * size, count, self.num_replicas * size):
             yield from range(start, min(start + size, count))
 

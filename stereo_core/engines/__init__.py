@@ -39,7 +39,7 @@ class Build:
         not_verified: why it was not, else None.
     """
 
-    info: dict
+    info: dict[str, Any]
     difference: dict[str, float] | None
     not_verified: str | None
 
@@ -141,7 +141,8 @@ def suffix_of(backend: str) -> str:
 
 
 def _backend(name: str) -> Backend:
-    return importlib.import_module(BACKENDS[name]).backend(name)
+    backend: Backend = importlib.import_module(BACKENDS[name]).backend(name)
+    return backend
 
 
 _QUANTISED = ("int8", "fp8")
@@ -167,16 +168,16 @@ def _check_precision(name: str, precision: str, file_precision: str) -> None:
         raise SpecError(f"{key}: the ONNX file quantises to {file_precision}; set {file_precision}, not {precision}")
 
 
-def _other_ranges(graph: dict) -> str:
+def _other_ranges(graph: dict[str, Any]) -> str:
     """Which keys give other ranges, where the ONNX file leaves any open."""
     keys = ["tensorrt.{min,opt,max}_batch_size"] if graph["max_batch"] is None else []
     keys += [f"{{min,opt,max}}_{side}" for side in ("height", "width") if graph[f"max_{side}"] is None]
     return f"; gen_trt_engine.{', gen_trt_engine.'.join(keys)} set other ranges" if keys else ""
 
 
-def _profile(graph: dict, settings: BuildSettings, reach: int) -> dict:
+def _profile(graph: dict[str, Any], settings: BuildSettings, reach: int) -> dict[str, Any]:
     """The smallest, tuned and largest batch, height and width: the ONNX file's own where they are static."""
-    found = {}
+    found: dict[str, Any] = {}
     for side, wanted in (("height", settings.heights), ("width", settings.widths)):
         smallest, best, largest = _size_range(graph, side, wanted, reach)
         found |= {f"min_{side}": smallest, f"input_{side}": best, f"max_{side}": largest}
@@ -194,7 +195,7 @@ def _profile(graph: dict, settings: BuildSettings, reach: int) -> dict:
     return found | dict(zip(("min_batch", "opt_batch", "max_batch"), batches, strict=True))
 
 
-def _size_range(graph: dict, side: str, wanted: tuple[int | None, ...], reach: int) -> tuple[int, int, int]:
+def _size_range(graph: dict[str, Any], side: str, wanted: tuple[int | None, ...], reach: int) -> tuple[int, int, int]:
     keys = f"gen_trt_engine: min_{side}, opt_{side}, max_{side}"
     static, traced = graph[f"max_{side}"], graph[f"input_{side}"]
     if static is not None:
@@ -232,7 +233,7 @@ def _listed(values: tuple[int | None, ...]) -> str:
 
 
 def _tried(
-    backend: Backend, engine: Path, info: dict, onnx: Path, settings: BuildSettings
+    backend: Backend, engine: Path, info: dict[str, Any], onnx: Path, settings: BuildSettings
 ) -> tuple[dict[str, float] | None, str | None]:
     """Open the engine, and with `verify` run it.
 
@@ -247,7 +248,7 @@ def _tried(
         LOG.warning("the engine is not verified: %s", why)
         return None, why
     opened = None if why else backend.load(engine, info, device)
-    if not settings.verify:
+    if opened is None or not settings.verify:
         return None, "gen_trt_engine.verify is false"
     LOG.info("the engine is compared with %s on %s", onnx, opened.runtime)
     batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images where it can be: they must not mix

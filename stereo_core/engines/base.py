@@ -78,16 +78,16 @@ class Backend(Protocol):
     def why_not_here(self, settings: BuildSettings) -> str | None:
         """None where such engines can be built here, else the reason, for the user (library not installed, ...)."""
 
-    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+    def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """Write the engine `out`; returns the side-car keys that the backend knows: backend_version and target.
 
         `info` is the side-car so far: what the ONNX file says, and the profiles.
         """
 
-    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+    def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> str | None:
         """None where an engine of this side-car can run on `device` (see `load`), else the reason, for the user."""
 
-    def load(self, path: Path, info: dict, device: Any) -> Engine:
+    def load(self, path: Path, info: dict[str, Any], device: Any) -> Engine:
         """Open an engine. `device` is "cpu", "cuda", "cuda:N", a torch.device, or None for the best there is."""
 
 
@@ -108,7 +108,7 @@ class Engine(abc.ABC):
     provider: str | None = None
     runtime = ""
 
-    def __init__(self, info: dict):
+    def __init__(self, info: dict[str, Any]):
         self.info = info
         self.latencies_ms: list[float] = []
         self._images_run = self._largest_batch = self._untimed = 0
@@ -147,8 +147,10 @@ class Engine(abc.ABC):
         if is_torch(left):
             from stereo_core.engines import fit_torch
 
-            images = (x.to(self.device) for x in checked_tensors(left, right))
-            return self._infer(*images, left.shape[-2:], resize, fit_torch, self.run_torch).to(left.device)
+            left_BCHW, right_BCHW = (x.to(self.device) for x in checked_tensors(left, right))
+            return self._infer(left_BCHW, right_BCHW, left.shape[-2:], resize, fit_torch, self.run_torch).to(
+                left.device
+            )
         left_BHWC, right_BHWC = checked_arrays(left, right)
         disparity_BHW = self._infer(left_BHWC, right_BHWC, left_BHWC.shape[1:3], resize, fit_numpy, self.run)
         return disparity_BHW if left.ndim == 4 else disparity_BHW[0]
@@ -173,21 +175,21 @@ class Engine(abc.ABC):
         self._images_run = before + (images if timed else 0)
         self._largest_batch = max(largest, images) if timed else largest
 
-    def latency(self) -> dict:
+    def latency(self) -> dict[str, Any]:
         """Median and 95th percentile in ms of the calls timed so far, the most images that one had, and images a
         second; None before the first (see `latencies_ms`). A call's time is that of its whole batch."""
         return latency_of(self.latencies_ms, self._images_run, self._largest_batch)
 
     def _infer(self, left: Any, right: Any, size: tuple[int, int], resize: str, library: Any, run: Any) -> Any:
         """`library` is the module fit or fit_torch, which do the same to arrays and to tensors."""
-        size = tuple(size)
+        size = (size[0], size[1])
         place = fit(size, self.frame(size, resize), resize)
         self._note(place)
         most = self.info["max_batch"]
         parts = []
         for start in range(0, len(left), most):
-            images = (library.prepare(place, x[start : start + most]) for x in (left, right))
-            parts.append(library.take_back(place, self._run_batch(*images, library, run)))
+            lefts, rights = (library.prepare(place, x[start : start + most]) for x in (left, right))
+            parts.append(library.take_back(place, self._run_batch(lefts, rights, library, run)))
         return library.join(parts)
 
     def _run_batch(self, left_B3HW: Any, right_B3HW: Any, library: Any, run: Any) -> Any:
@@ -223,7 +225,7 @@ class Engine(abc.ABC):
         LOG.info("images of %s are %s for the engine", size_text(place.image), steps)
 
 
-def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict:
+def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict[str, Any]:
     """The figures of `Engine.latency`, from the time of each call, and the images of all and of the largest."""
     return {
         "latency_median_ms": statistics.median(calls_ms) if calls_ms else None,

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from stereo_core.errors import ModelError
 from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer, sha256_of
 from stereo_core.values import from_json
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
 
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
 
@@ -91,7 +97,7 @@ def sidecar_path(engine: str | Path) -> Path:
     return Path(f"{engine}.json")
 
 
-def read_sidecar(engine: str | Path) -> dict | None:
+def read_sidecar(engine: str | Path) -> dict[str, Any] | None:
     """The side-car of an engine file; None where there is none that says `"kind": "engine"`."""
     try:
         info = from_json(sidecar_path(engine).read_text(encoding="utf-8"))
@@ -100,13 +106,13 @@ def read_sidecar(engine: str | Path) -> dict | None:
     return info if isinstance(info, dict) and info.get("kind") == "engine" else None
 
 
-def write_sidecar(engine: str | Path, info: dict) -> Path:
+def write_sidecar(engine: str | Path, info: dict[str, Any]) -> Path:
     with atomic_path(sidecar_path(engine)) as temporary:
         temporary.write_text(json.dumps({key: info[key] for key in SIDECAR_KEYS}, indent=2) + "\n", encoding="utf-8")
     return sidecar_path(engine)
 
 
-def read_engine(path: str | Path) -> dict:
+def read_engine(path: str | Path) -> dict[str, Any]:
     """The side-car of an engine that is whole.
 
     Raises:
@@ -116,7 +122,7 @@ def read_engine(path: str | Path) -> dict:
     kind = file_kind(path)
     if kind != "engine":
         raise ModelError(f"{path}: {_NOT_AN_ENGINE[kind].format(sidecar=sidecar_path(path))}")
-    info = _with_sizes(read_sidecar(path))
+    info = _with_sizes(read_sidecar(path) or {})
     missing = [key for key in SIDECAR_KEYS if key not in info]
     if missing:
         raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
@@ -132,7 +138,7 @@ def read_engine(path: str | Path) -> dict:
     return info
 
 
-def _with_sizes(info: dict) -> dict:
+def _with_sizes(info: dict[str, Any]) -> dict[str, Any]:
     """Side-cars written before engines had ranges of sizes: one height and one width."""
     ends = [(f"{end}_{side}", f"input_{side}") for side in ("height", "width") for end in ("min", "max")]
     return {key: info[size] for key, size in ends if size in info} | info
@@ -152,7 +158,7 @@ _NOT_AN_ENGINE = {
 }
 
 
-def read_onnx(path: str | Path) -> dict:
+def read_onnx(path: str | Path) -> dict[str, Any]:
     """What a stereo ONNX file says of itself: ONNX_KEYS, None where it does not say (files of other makers).
 
     `min_batch`, `opt_batch`, `max_batch` are the static batch; with a dynamic batch they are 1, 1 and None.
@@ -167,10 +173,10 @@ def read_onnx(path: str | Path) -> dict:
     kind = file_kind(path)
     if kind != "onnx":
         raise ModelError(f"{path}: {_NOT_ONNX[kind]}")
-    model = _parse_onnx(Path(path))
+    model = cast("onnx.ModelProto", _parse_onnx(Path(path)))  # which file_kind could
     batch, height, width = _graph_shape(model.graph, path)
     said = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
-    info = {key: said.get(key) for key in ONNX_KEYS}
+    info: dict[str, Any] = {key: said.get(key) for key in ONNX_KEYS}
     info |= {key: _whole(path, key, said[key]) for key in _INTEGERS if key in said}
     # The graph itself is what runs: its own shapes hold whatever the metadata say.
     return info | {
@@ -205,12 +211,12 @@ _NOT_ONNX = {
 }
 
 
-def profile_text(info: dict) -> str:
+def profile_text(info: dict[str, Any]) -> str:
     """The batches, heights and widths that a file takes: "batch 1, height 32 to 128 px, best 64, width 96 px"."""
     return ", ".join(f"{side} {text}" for side, text in profile_texts(info).items())
 
 
-def profile_texts(info: dict) -> dict[str, str]:
+def profile_texts(info: dict[str, Any]) -> dict[str, str]:
     """batch, height and width, each as "32 to 128 px, best 64"."""
     return {
         "batch": _range(info["min_batch"], info["opt_batch"], info["max_batch"]),
@@ -227,19 +233,22 @@ def _range(smallest: int | None, best: int | None, largest: int | None, unit: st
     return f"{smallest} to {largest}{unit}, best {best}"
 
 
-def without_channel(disparity: np.ndarray) -> np.ndarray:
+Images = TypeVar("Images", np.ndarray, "torch.Tensor")
+
+
+def without_channel(disparity: Images) -> Images:
     """Disparity (B, 1, H, W), or (B, H, W) as some makers' graphs give it -> (B, H, W)."""
     return disparity.reshape(-1, *disparity.shape[-2:])
 
 
-def add_metadata(proto, info: dict, **more: str) -> None:
+def add_metadata(proto: onnx.ModelProto, info: dict[str, Any], **more: str) -> None:
     """Write ONNX_KEYS of `info` (where not None) and `more` to the metadata_props of an `onnx.ModelProto`."""
     said = {key: info[key] for key in ONNX_KEYS if info.get(key) is not None} | more
     for key, value in said.items():
         proto.metadata_props.add(key=PREFIX + key, value=str(value))
 
 
-def _parse_onnx(path: Path):
+def _parse_onnx(path: Path) -> onnx.ModelProto | None:
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -253,7 +262,7 @@ def _parse_onnx(path: Path):
     return model if whole and model.graph.node else None
 
 
-def precision_of(graph) -> str:
+def precision_of(graph: onnx.GraphProto) -> str:
     """fp8 or int8 where an `onnx.GraphProto` quantises, by the types of its zero points and weights; else fp32."""
     quantisers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if not quantisers:
@@ -268,7 +277,7 @@ def precision_of(graph) -> str:
     return "fp8" if any(types.get(name) in _FLOAT8 for node in quantisers for name in node.input) else "int8"
 
 
-def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
+def _graph_shape(graph: onnx.GraphProto, path: str | Path) -> tuple[int | None, int | None, int | None]:
     """Batch, height and width of a graph that keeps our contract, None where open."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: _dims(value) for value in graph.input if value.name not in weights}
@@ -289,9 +298,9 @@ def _graph_shape(graph, path) -> tuple[int | None, int | None, int | None]:
     return batch, height, width
 
 
-def _dims(value) -> tuple[int | None, ...]:
+def _dims(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
 
 
-def _text(dims) -> str:
+def _text(dims: Iterable[object]) -> str:
     return " x ".join("?" if d is None else str(d) for d in dims) or "a scalar"

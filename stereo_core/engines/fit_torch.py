@@ -31,7 +31,7 @@ def join(parts: list[Tensor]) -> Tensor:
 
 
 def _resize(images_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    image = tuple(images_BCHW.shape[-2:])
+    image = (images_BCHW.shape[-2], images_BCHW.shape[-1])
     if image == size:
         return images_BCHW
     if not shrinks(image, size):

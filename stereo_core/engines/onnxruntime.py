@@ -38,7 +38,7 @@ class OnnxRuntime:
     def why_not_here(self, settings: BuildSettings) -> None:
         return None
 
-    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+    def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         import onnx as onnx_library
 
         from stereo_core.engines.deconvolution import split_deconvolutions
@@ -54,10 +54,10 @@ class OnnxRuntime:
             _write_optimised(model.SerializeToString(), out, settings.verbose)
         return {"backend_version": ort.__version__, "target": "any"}
 
-    def why_not_runnable(self, info: dict, device: Any = None) -> None:
+    def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> None:
         return None
 
-    def load(self, path: Path, info: dict, device: Any) -> OnnxRuntimeEngine:
+    def load(self, path: Path, info: dict[str, Any], device: Any) -> OnnxRuntimeEngine:
         return OnnxRuntimeEngine(path, info, device)
 
 
@@ -88,7 +88,7 @@ class OnnxRuntimeEngine(Engine):
         graph: on a GPU, replay an engine of one shape as a CUDA graph, where the provider takes all of its nodes.
     """
 
-    def __init__(self, path: Path, info: dict, device: Any = None, graph: bool = False):
+    def __init__(self, path: Path, info: dict[str, Any], device: Any = None, graph: bool = False):
         super().__init__(info)
         self._path, self._asked = path, device
         self._graph = graph and self._one_size and info["min_batch"] == info["max_batch"]
@@ -235,7 +235,7 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
-def _providers(device: str | None, search: str, graph: bool) -> list:
+def _providers(device: str | None, search: str, graph: bool) -> list[Any]:
     name, _, index = (device or "").partition(":")
     if name not in ("", "cpu", "cuda") or not (index or "0").isdigit():
         raise UserError(f"device {device!r} is not cpu, cuda or cuda:N")

@@ -42,7 +42,7 @@ class OpenVino:
             return "it runs on the CPU, and ONNX Runtime has a GPU here"
         return None
 
-    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+    def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """See Backend.build.
 
         Raises:
@@ -58,10 +58,10 @@ class OpenVino:
         _compiled(out, info, onnx)
         return {"backend_version": version, "target": "any CPU"}
 
-    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+    def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> str | None:
         return None if _installed() else _INSTALL
 
-    def load(self, path: Path, info: dict, device: Any) -> OpenVinoEngine:
+    def load(self, path: Path, info: dict[str, Any], device: Any) -> OpenVinoEngine:
         """See Backend.load.
 
         Raises:
@@ -79,7 +79,7 @@ class OpenVino:
 class OpenVinoEngine(Engine):
     """Height, width and batch outside of the side-car's ranges are not compiled for."""
 
-    def __init__(self, path: Path, info: dict):
+    def __init__(self, path: Path, info: dict[str, Any]):
         super().__init__(info)
         self._request = _compiled(path, info, path).create_infer_request()
         self.provider = "CPU"
@@ -90,7 +90,7 @@ class OpenVinoEngine(Engine):
         return without_channel(disparity[DISPARITY])
 
 
-def _compiled(path: Path, info: dict, name: Path) -> Any:
+def _compiled(path: Path, info: dict[str, Any], name: Path) -> Any:
     """The network for the side-car's sizes; `name` is what messages call the file."""
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[info["precision"]],  # its own choice is bf16 where the CPU has it
@@ -115,7 +115,7 @@ def _core() -> Any:
     return _library().Core()
 
 
-def _shape(info: dict) -> Any:
+def _shape(info: dict[str, Any]) -> Any:
     dimension = _library().Dimension
     batch, height, width = (dimension(info[f"min_{x}"], info[f"max_{x}"]) for x in ("batch", "height", "width"))
     return _library().PartialShape([batch, dimension(3), height, width])

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +26,7 @@ from stereo_core.errors import ModelError, SpecError
 
 FLOAT = TensorProto.FLOAT
 TYPES = {"fp32": FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-_NUMPY = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
+_NUMPY: dict[int, Any] = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 
 _PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
 _NOT_IN_BF16 = frozenset(("ConvTranspose",))  # TensorRT has no such deconvolution
@@ -286,7 +287,7 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 def _rounded(array: np.ndarray, kind: int) -> np.ndarray:
     """float32 to a low type; finite numbers stay finite."""
-    limits = ml_dtypes.finfo(_NUMPY[kind])
+    limits = ml_dtypes.finfo(_NUMPY[kind])  # type: ignore[no-untyped-call] # in its stubs
     finite = np.clip(array, float(limits.min), float(limits.max))
     return np.where(np.isfinite(array), finite, array).astype(_NUMPY[kind])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,14 +14,17 @@ from stereo_core.models.checkpoints import load_depth_anything, load_edgenext, l
 from stereo_core.models.fast_foundation_stereo import config as fast
 from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
 from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, make_config
-from stereo_core.models.foundation_stereo.model import FoundationStereo
+from stereo_core.models.foundation_stereo.model import FoundationStereo, StereoNetwork
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.fields import Section
+from stereo_core.spec.model import Model
 
 LOG = logging.getLogger(__name__)
 
 __all__ = ["channels_last", "create_model", "from_spec", "load_model", "save_checkpoint"]
 
 
-def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
+def create_model(name: str = "FoundationStereo", **settings: Any) -> StereoNetwork:
     """A network with random weights: FoundationStereo or FastFoundationStereo, in any case.
 
     Settings (None takes the preset's or the published value) of both: encoder, max_disparity (px, a multiple of 32),
@@ -39,7 +43,7 @@ def create_model(name: str = "FoundationStereo", **settings) -> nn.Module:
     return FoundationStereo(make_config(**settings))
 
 
-def from_spec(spec, checkpoint: str | Path | None = None) -> nn.Module:
+def from_spec(spec: ExperimentSpec, checkpoint: str | Path | None = None) -> StereoNetwork:
     """The network that a spec's `model` section asks for.
 
     With a checkpoint its weights are loaded, and it decides whatever the spec leaves unsaid; the backbone files are not
@@ -80,12 +84,12 @@ def channels_last(model: nn.Module, dims: tuple[int, ...] = (2, 3)) -> nn.Module
     return model
 
 
-def _settings(section) -> dict:
+def _settings(section: Model) -> dict[str, Any]:
     values = {name: getattr(_owner(section, name), name) for name in SETTINGS}
     return {name: None if value == "auto" else value for name, value in values.items()}
 
 
-def _said(section) -> dict:
+def _said(section: Model) -> dict[str, Any]:
     """Settings that the user wrote; what only repeats the preset's value does not count."""
     preset = PRESET_SETTINGS[section.preset] if section.preset else {}
     return {
@@ -95,7 +99,7 @@ def _said(section) -> dict:
     }
 
 
-def _said_fast(section) -> dict:
+def _said_fast(section: Model) -> dict[str, Any]:
     """What FoundationStereo does not have, and the network's name, where the user wrote it."""
     written = section.model_fields_set
     return {
@@ -105,7 +109,7 @@ def _said_fast(section) -> dict:
     }
 
 
-def _fast_from_scratch(section) -> nn.Module:
+def _fast_from_scratch(section: Model) -> StereoNetwork:
     """What a spec leaves unsaid takes the published value; widths take TAO's."""
     shared = {key: value for key, value in _said(section).items() if key in fast.SETTINGS}
     hidden_dims = section.hidden_dims[: section.n_gru_layers]
@@ -120,6 +124,6 @@ def _fast_from_scratch(section) -> nn.Module:
     return model
 
 
-def _owner(section, name: str):
+def _owner(section: Model, name: str) -> Section:
     """Where a setting stands in the spec."""
     return section.stereo_backbone if name == "train_vit" else section

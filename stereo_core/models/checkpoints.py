@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from stereo_core.models.foundation_stereo.config import (
     make_config,
     settings_of,
 )
-from stereo_core.models.foundation_stereo.model import FoundationStereo
+from stereo_core.models.foundation_stereo.model import FoundationStereo, StereoNetwork
 from stereo_core.models.names import edgenext_from_authors, from_tao, to_tao
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
 from stereo_core.spec.text import parse
@@ -52,15 +53,15 @@ class Checkpoint:
     network: str  # FoundationStereo or FastFoundationStereo
     state: dict[str, Tensor]
     names: str  # names in the file: nvlabs or tao
-    found: dict  # settings that the weights' keys and shapes fix
-    said: dict  # settings written beside the weights
+    found: dict[str, Any]  # settings that the weights' keys and shapes fix
+    said: dict[str, Any]  # settings written beside the weights
 
     @property
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         return self.said | self.found
 
 
-def load_model(path: str | Path, **overrides) -> nn.Module:
+def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
     """The network of a checkpoint, in float32, with its weights.
 
     Encoder, variant and lookup sizes, and FastFoundationStereo's topology and widths, come from the keys and shapes;
@@ -94,7 +95,7 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     return model
 
 
-def _make_network(checkpoint: Checkpoint, given: dict) -> nn.Module:
+def _make_network(checkpoint: Checkpoint, given: dict[str, Any]) -> nn.Module:
     path, found = checkpoint.file.path, checkpoint.found
     if checkpoint.network == "FastFoundationStereo":
         return FastFoundationStereo(fast.config_of(found, checkpoint.said, given, path))
@@ -141,7 +142,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     _write(target, checkpoint.state, to, checkpoint.settings, epoch, step)
 
 
-def describe(path: str | Path) -> dict:
+def describe(path: str | Path) -> dict[str, Any]:
     """What a weight file holds, without building a network.
 
     `network` is FoundationStereo, FastFoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` and
@@ -151,7 +152,7 @@ def describe(path: str | Path) -> dict:
         ModelError: no usable weight file.
     """
     file = read_weights(path)
-    known = {"layout": file.layout, "prefix": file.prefix, "network": _network(file)}
+    known: dict[str, Any] = {"layout": file.layout, "prefix": file.prefix, "network": _network(file)}
     tensors = {"tensors": len(file.state), "parameters": _parameters(file.state)}
     tensors["dtypes"] = sorted({str(t.dtype).removeprefix("torch.") for t in file.state.values()})
     if known["network"] == "FoundationStereo":
@@ -228,7 +229,7 @@ def _network(file: WeightFile) -> str:
     raise ModelError(f"{file.path}: not a FoundationStereo checkpoint; its first keys are {first_names(state)}")
 
 
-def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict:
+def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
     encoder = _encoder(state[DINO + POSITIONS].shape[-1], path)
     found = {
         "encoder": encoder,
@@ -243,7 +244,7 @@ def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict:
     return found
 
 
-def _likely_preset(said: dict, path: str | Path) -> str:
+def _likely_preset(said: dict[str, Any], path: str | Path) -> str:
     """Of the presets, whose shapes are the same, the one of the stored max_disparity, else tiny."""
     ranges = {PRESET_SETTINGS[name]["max_disparity"]: name for name in PRESETS}
     preset = ranges.get(said.get("max_disparity"), "tiny")
@@ -252,7 +253,7 @@ def _likely_preset(said: dict, path: str | Path) -> str:
     return preset
 
 
-def _lookup_sizes(width: int, channels: int) -> dict:
+def _lookup_sizes(width: int, channels: int) -> dict[str, Any]:
     """Levels and radius of a lookup of levels * channels * (2 radius + 1) values."""
     for levels in (1, 2):
         taps = width // (levels * channels)
@@ -272,7 +273,7 @@ def _usual_attention(variant: str) -> str:
     return make_config(variant=variant).disparity_attention
 
 
-def _said(file: WeightFile, names: tuple[str, ...]) -> dict:
+def _said(file: WeightFile, names: tuple[str, ...]) -> dict[str, Any]:
     """Settings `names` written into the file by our trainer or held by a module, else those of cfg.yaml beside it."""
     hyper = file.extra.get("hyper_parameters")
     if isinstance(hyper, dict) and isinstance(hyper.get("model"), dict):
@@ -281,7 +282,7 @@ def _said(file: WeightFile, names: tuple[str, ...]) -> dict:
     return {ours: config[theirs] for theirs, ours in NVLABS.items() if theirs in config and ours in names}
 
 
-def _cfg_yaml(path: Path) -> dict:
+def _cfg_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -296,7 +297,7 @@ def _cfg_yaml(path: Path) -> dict:
 _UNSAID = "the file does not say which range its weights were trained for; if it is another, set model.max_disparity"
 
 
-def _range(checkpoint: Checkpoint, given: dict) -> tuple[int, str]:
+def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
     """The network's max_disparity in px, and who says so. No shape tells it, and a wrong one runs, and errs."""
     if "max_disparity" in given:
         return given["max_disparity"], "as model.max_disparity says"
@@ -307,7 +308,7 @@ def _range(checkpoint: Checkpoint, given: dict) -> tuple[int, str]:
     return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_UNSAID}"
 
 
-def _contradiction(path: str | Path, key: str, given, found) -> str:
+def _contradiction(path: str | Path, key: str, given: Any, found: Any) -> str:
     if key == "encoder":
         widths = f"{VIT[found].dim} wide" + ("" if given not in VIT else f", {given} is {VIT[given].dim}")
         return f"{path}: holds encoder {found} ({widths}); set model.encoder={found}"
@@ -340,7 +341,9 @@ def _load(module: nn.Module, state: dict[str, Tensor], path: str | Path, mend: s
     module.load_state_dict({key: t.to(wanted[key].dtype) for key, t in state.items()}, assign=True)
 
 
-def _write(path: str | Path, state: dict[str, Tensor], layout: str, settings: dict, epoch: int, step: int) -> None:
+def _write(
+    path: str | Path, state: dict[str, Tensor], layout: str, settings: dict[str, Any], epoch: int, step: int
+) -> None:
     if layout not in LAYOUTS:
         raise ModelError(f"checkpoint layout {layout!r} is unknown; there are {', '.join(LAYOUTS)}")
     if layout == "tao" and "cnet.conv04.0.weight" in state:

@@ -6,8 +6,10 @@ import functools
 import logging
 import pickle
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +42,8 @@ class WeightFile:
     state: dict[str, Tensor]
     layout: str  # nvlabs, lightning, plain, module, safetensors
     prefix: str = ""  # what stood before every name, e.g. "module."
-    extra: dict = field(default_factory=dict)  # epoch, global_step, hyper_parameters ...; settings of a module
+    # epoch, global_step, hyper_parameters ...; settings of a module
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -84,7 +87,7 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def read_sidecar(path: Path) -> dict:
+def read_sidecar(path: Path) -> dict[str, Any]:
     """What our trainer noted about a checkpoint; empty where it noted nothing."""
     try:
         noted = from_json(sidecar_of(path).read_text(encoding="utf-8"))
@@ -148,7 +151,7 @@ def _kind(path: Path) -> str:
     raise ModelError(f"{path}: not a checkpoint (neither a PyTorch nor a safetensors file)")
 
 
-def _read_safetensors(path: Path) -> dict:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -160,7 +163,7 @@ def _read_safetensors(path: Path) -> dict:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
 
-def _read_torch(path: Path) -> dict:
+def _read_torch(path: Path) -> dict[str, Any]:
     _check_room(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
@@ -196,7 +199,7 @@ def _check_room(path: Path) -> None:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
 
-def _open_envelope(path: Path, content: dict) -> tuple[str, dict[str, Tensor], dict]:
+def _open_envelope(path: Path, content: dict[str, Any]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     if content.get("state_dict_encrypted"):
         raise ModelError(f"{path}: its weights are encrypted; export them unencrypted with the container that wrote it")
     layouts = {"state_dict": "lightning", "model": "nvlabs"}
@@ -225,7 +228,7 @@ def _strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         found += prefix
 
 
-def first_names(names, count: int = 5) -> str:
+def first_names(names: Iterable[str], count: int = 5) -> str:
     """The first few names of a collection, for a message."""
     names = [str(name) for name in names]
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,9 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known: weakref.WeakSet = weakref.WeakSet()  # storages: views share one
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()  # storages: views share one
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = operation(*args, **(kwargs or {}))
         for result in tree_leaves(results):
             if isinstance(result, Tensor):

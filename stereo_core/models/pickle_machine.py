@@ -11,6 +11,7 @@ import math
 import pickletools
 import zipfile
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Record:
     """An object of the pickle: the name of its class, and its attributes."""
 
     kind: Name
-    state: dict = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,8 @@ class Machine:
 
     def __init__(self, archive: Archive):
         self._archive = archive
-        self._stack: list = []
-        self._below: list[list] = []  # stacks under the open marks
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # stacks under the open marks
         self._memo: dict[int, object] = {}
         self._tensors = 0
 
@@ -138,7 +139,7 @@ class Machine:
             raise Refused(f"its pickle is damaged near byte {position}") from error
         raise AssertionError("genops ends with STOP or an error")
 
-    def _step(self, opcode: str, argument) -> None:
+    def _step(self, opcode: str, argument: Any) -> None:
         match opcode:
             case "PROTO":
                 pass
@@ -187,23 +188,23 @@ class Machine:
     def _push(self, value: object) -> None:
         self._stack.append(value)
 
-    def _pop(self, count: int) -> list:
+    def _pop(self, count: int) -> list[Any]:
         if len(self._stack) < count:
             raise IndexError("the stack is empty")
         items = self._stack[-count:]
         del self._stack[-count:]
         return items
 
-    def _since_mark(self) -> list:
+    def _since_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._below.pop()
         return items
 
-    def _extend(self, items: list) -> None:
+    def _extend(self, items: list[Any]) -> None:
         if not isinstance(target := self._stack[-1], list):
             raise Refused(f"items for {kind_of(target)}, which is no list")
         target.extend(items)
 
-    def _update(self, items: list) -> None:
+    def _update(self, items: list[Any]) -> None:
         if not isinstance(target := self._stack[-1], dict):
             raise Refused(f"items for {kind_of(target)}, which is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -238,7 +239,7 @@ class Machine:
         raise Refused(f"a tensor that does not fit its storage {shown(storage.key)}")
 
 
-def _fits(room: int, offset: int, size: tuple, stride: tuple) -> bool:
+def _fits(room: int, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> bool:
     """Whether all elements of a view lie in a storage of `room` numbers, which has one for each of them."""
     if not len(size) == len(stride) <= MAX_DIMS:
         return False

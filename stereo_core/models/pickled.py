@@ -6,6 +6,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ MAX_NAME = 500  # of a weight; the published network's have up to 70 characters
 MAX_DEPTH = 20  # of settings
 
 
-def read_module(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+def read_module(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a whole module that `torch.save` wrote as a zip file, without running code from it.
 
     Returns:
@@ -96,7 +97,7 @@ def _state_dict(root: Record) -> dict[str, Tensor]:
     return state
 
 
-def _part(prefix: str, module: Record, name: str) -> dict:
+def _part(prefix: str, module: Record, name: str) -> dict[str, Any]:
     part = module.state.get(name)
     if not isinstance(part, dict):
         raise Refused(f"{prefix[:-1] or 'the whole'} is {kind_of(module)} without {name}, no module")
@@ -117,7 +118,7 @@ def _check_entry(prefix: str, name: str, value: object, wanted: type) -> None:
         raise Refused(f"{shown(prefix + name)} is {kind_of(value)}, no {'module' if wanted is Record else 'tensor'}")
 
 
-def _settings(root: Record) -> dict:
+def _settings(root: Record) -> dict[str, Any]:
     own = {name: value for name, value in root.state.items()
            if type(value) in (bool, int, float, str) and name != "training" and not name.startswith("_")}  # fmt: skip
     arguments = _plain(root.state.get("args", {}), iter(range(MAX_OBJECTS)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +56,13 @@ def save_quantized(model: nn.Module, path: str | Path, backend: str, layers: dic
     scales = {name: layer.weight_scale.float().cpu() for name, layer in layers.items()}
     activations = {n: x.activation_scale.float().cpu() for n, x in layers.items() if x.activation_scale is not None}
     quantization = {"backend": backend, "weight_scales": scales, "activation_scales": activations}
-    content = {"model": state, "quantization": quantization}
+    content: dict[str, Any] = {"model": state, "quantization": quantization}
     content |= {"epoch": 0, "global_step": 0, "hyper_parameters": {"model": settings_of(model.config)}}
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
 
-def read_quantization(extra: dict, path: str | Path) -> Quantization | None:
+def read_quantization(extra: dict[str, Any], path: str | Path) -> Quantization | None:
     """What stands beside the weights of a checkpoint, or None where it is an ordinary one.
 
     Raises:
@@ -156,14 +157,14 @@ class _RoundFloat8(torch.autograd.Function):
     """float8_e4m3fn; torch has no operator for it that the exporter knows."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, axis: int | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, axis: int | None) -> Tensor:
         if axis is not None:
             scale = scale.reshape([-1 if i == axis else 1 for i in range(x.dim())])
         largest = LARGEST["fp8"]
         return (x / scale).clamp(-largest, largest).to(torch.float8_e4m3fn).to(x.dtype) * scale
 
     @staticmethod
-    def symbolic(g, x, scale, axis):
+    def symbolic(g: Any, x: Any, scale: Any, axis: int | None) -> Any:
         from torch.onnx.symbolic_helper import _get_tensor_sizes
 
         where = {} if axis is None else {"axis_i": axis}
@@ -175,5 +176,5 @@ class _RoundFloat8(torch.autograd.Function):
         return result
 
 
-def _round_input(layer: nn.Module, arguments: tuple) -> tuple:
+def _round_input(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (layer.input_rounding(arguments[0]), *arguments[1:])

@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from stereo_core.orchestration.servers import Kubernetes, SubmitError
 
@@ -81,7 +82,7 @@ def _path(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/configmaps"
 
 
-def _is_ours(item: dict) -> bool:
+def _is_ours(item: dict[str, Any]) -> bool:
     keys = item.get("data") or {}
     return item["metadata"]["name"].endswith(SUFFIX) and bool(keys) and all(map(KEY.fullmatch, keys))
 
@@ -90,7 +91,7 @@ def _is_of(one: CacheMap, name: str) -> bool:
     return one.name == name or one.name.startswith(f"{name.removesuffix(SUFFIX)}-")
 
 
-def _read(item: dict) -> CacheMap:
+def _read(item: dict[str, Any]) -> CacheMap:
     data = item.get("data") or {}
     entries = {key: _time(text) for key, text in data.items()}
     return CacheMap(item["metadata"]["name"], entries, sum(len(k.encode()) + len(v.encode()) for k, v in data.items()))

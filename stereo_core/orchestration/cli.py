@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -36,8 +37,9 @@ def main() -> None:
     try:
         code = cli(standalone_mode=False)
     except click.ClickException as error:
-        if "unexpected extra argument" in error.message:
-            error.message += "; quote values that contain spaces, brackets or braces: --param 'NAME=[1, 2]'"
+        if isinstance(error, click.UsageError) and "unexpected extra argument" in error.message:
+            mend = "quote values that contain spaces, brackets or braces: --param 'NAME=[1, 2]'"
+            error = click.UsageError(f"{error.message}; {mend}", error.ctx)
         error.show()
         code = 2
     except UserError as error:
@@ -56,7 +58,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _stop(signum, frame) -> None:
+def _stop(signum: int, frame: object) -> None:
     """The first signal stops the run. Later signals are ignored: stopping takes at most some seconds."""
     for other in SIGNALS:
         signal.signal(other, lambda *_: None)
@@ -88,11 +90,11 @@ def list_command() -> None:
                     click.echo(f"  {'':{width}}  {name}{_default(item)}")
 
 
-def _is_optional(item: dict) -> bool:
-    return item.get("isOptional", "defaultValue" in item)
+def _is_optional(item: dict[str, Any]) -> bool:
+    return bool(item.get("isOptional", "defaultValue" in item))
 
 
-def _default(item: dict) -> str:
+def _default(item: dict[str, Any]) -> str:
     """The default of an input as text; the README's table has long defaults in full."""
     if "defaultValue" not in item:
         return " (optional)" if _is_optional(item) else " (required)"

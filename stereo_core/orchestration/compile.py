@@ -6,11 +6,13 @@ Needs kfp (extra `pipelines`).
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -93,7 +95,7 @@ def write(check: bool = False, folder: Path | None = None) -> list[Path]:
 
     if not re.fullmatch(r"[\w./:@-]+", IMAGE):
         raise SpecError(f"STEREO_PIPELINES_IMAGE={IMAGE!r}: expected an image name [REGISTRY/]NAME[:TAG][@sha256:...]")
-    root = Path(importlib.import_module("stereo_components").__file__).parents[1]
+    root = Path(inspect.getfile(importlib.import_module("stereo_components"))).parents[1]
     if folder is None and not (root / "pyproject.toml").is_file():
         raise SpecError("compile cannot change an installed library; give --output-dir FOLDER")
     changed = []
@@ -115,7 +117,7 @@ def _comparable(text: str) -> str:
 
 
 def _folders(package: str, marker: str) -> list[Path]:
-    root = Path(importlib.import_module(package).__file__).parent
+    root = Path(inspect.getfile(importlib.import_module(package))).parent
     return sorted(path.parent for path in root.glob(f"*/{marker}"))
 
 
@@ -183,8 +185,8 @@ def pipeline_tables(text: str, path: Path) -> str:
     inputs = next(yaml.safe_load_all(text))["root"].get("inputDefinitions", {})
     pipeline = read_pipeline(text, path)
     tasks = pipeline.tasks
-    head = ("step", "component", "cached on Kubeflow")
-    rows = [
+    head: tuple[str, ...] = ("step", "component", "cached on Kubeflow")
+    rows: list[tuple[str, ...]] = [
         (_step(task), re.sub(r"-\d+$", "", task.reference), "yes" if task.cache else "no") for task in tasks.values()
     ]
     if any(task.when for task in tasks.values()):
@@ -212,7 +214,7 @@ def _graph(pipeline: Pipeline) -> str:
     """A Mermaid flow chart. Steps of a condition have a frame. Arrows are labelled with artifacts; a dotted arrow means
     that a step waits for another to end, successful or not."""
     lines = ["flowchart LR"]
-    groups: dict[tuple, list[Task]] = {}
+    groups: dict[tuple[Any, ...], list[Task]] = {}
     for task in pipeline.tasks.values():
         groups.setdefault(task.when, []).append(task)
     for number, (tests, tasks) in enumerate(groups.items()):
@@ -237,7 +239,7 @@ def _quoted(text: str) -> str:
     return text.replace('"', "#quot;")  # Mermaid's escape
 
 
-def _artifact_rows(section: dict) -> list[tuple]:
+def _artifact_rows(section: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [
         (
             name,
@@ -249,7 +251,7 @@ def _artifact_rows(section: dict) -> list[tuple]:
     ]
 
 
-def _parameter_rows(section: dict) -> list[tuple]:
+def _parameter_rows(section: dict[str, Any]) -> list[tuple[Any, ...]]:
     rows = []
     for name, item in section.get("parameters", {}).items():
         default = ""
@@ -259,8 +261,8 @@ def _parameter_rows(section: dict) -> list[tuple]:
     return rows
 
 
-def _table(head: tuple, rows: list[tuple]) -> str:
-    def line(cells: tuple) -> str:
+def _table(head: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> str:
+    def line(cells: tuple[Any, ...]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])

@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import text as yaml_text
@@ -85,7 +86,7 @@ def outputs_in(source: Source) -> set[Output]:
     return set()
 
 
-_COMPARE = {
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -134,7 +135,7 @@ class Port:
     """An input or output artifact, or a list of them."""
 
     name: str
-    type: dict
+    type: dict[str, Any]
     required: bool = True
     description: str = ""
     many: bool = False
@@ -151,15 +152,15 @@ class Container:
     args: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     accelerators: int = 0
-    resources: dict = field(default_factory=dict)  # keys of the IR: resourceCpuLimit, accelerator, ...
+    resources: dict[str, Any] = field(default_factory=dict)  # keys of the IR: resourceCpuLimit, accelerator, ...
 
 
 @dataclass(frozen=True)
 class Importer:
     """Makes an artifact from a URI: a constant, or the task's parameter of that name."""
 
-    uri: Source
-    metadata: dict = field(default_factory=dict)
+    uri: Constant | Argument
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,21 @@ class Task:
     cache_key: str = ""  # set by the pipeline, for Kubeflow's cache
     retry: Retry = Retry()
     timeout: float | None = None
-    platform: dict = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
+    platform: dict[str, Any] = field(default_factory=dict)  # the executor's section of the Kubernetes platform document
+
+    @property
+    def container(self) -> Container:
+        """What it runs; TypeError of a task that imports, which runs nothing."""
+        if isinstance(self.component.executor, Importer):
+            raise TypeError(f"task {self.name} imports")
+        return self.component.executor
+
+    @property
+    def importer(self) -> Importer:
+        """What it imports; TypeError of a task that runs a container."""
+        if isinstance(self.component.executor, Container):
+            raise TypeError(f"task {self.name} imports nothing")
+        return self.component.executor
 
     @property
     def imported(self) -> Source | None:
@@ -227,9 +242,9 @@ class Pipeline:
     parameters: dict[str, Parameter]
     tasks: dict[str, Task]
     loops: frozenset[str] = frozenset()  # parameters that loops iterate over: see `unrolled`
-    spec: dict = field(default_factory=dict, repr=False)  # the IR
-    platform: dict = field(default_factory=dict, repr=False)  # the platform document of the IR
-    config: dict = field(default_factory=dict)  # the platform document's settings for the whole run
+    spec: dict[str, Any] = field(default_factory=dict, repr=False)  # the IR
+    platform: dict[str, Any] = field(default_factory=dict, repr=False)  # the platform document of the IR
+    config: dict[str, Any] = field(default_factory=dict)  # the platform document's settings for the whole run
 
     def comes_after(self, task: Task) -> set[str]:
         """The tasks in `behind` that a drawing connects with this one: the last ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 from stereo_core.orchestration.dag import (
     READERS,
@@ -20,7 +21,7 @@ from stereo_core.orchestration.dag import (
 )
 
 
-def definitions(section: dict) -> tuple[dict[str, Parameter], dict[str, Port]]:
+def definitions(section: dict[str, Any]) -> tuple[dict[str, Parameter], dict[str, Port]]:
     parameters = {}
     for name, item in section.get("parameters", {}).items():
         kind = item["parameterType"]
@@ -38,14 +39,14 @@ def definitions(section: dict) -> tuple[dict[str, Parameter], dict[str, Port]]:
     return parameters, ports
 
 
-def component_of(task: str, component: dict, spec: dict) -> Component:
+def component_of(task: str, component: dict[str, Any], spec: dict[str, Any]) -> Component:
     executor = spec["deploymentSpec"]["executors"][component["executorLabel"]]
     parameters, artifacts = definitions(component.get("inputDefinitions", {}))
     output_parameters, output_artifacts = definitions(component.get("outputDefinitions", {}))
     return Component(_executor(task, executor), parameters, artifacts, output_parameters, output_artifacts)
 
 
-def _executor(task: str, executor: dict) -> Container | Importer:
+def _executor(task: str, executor: dict[str, Any]) -> Container | Importer:
     if "importer" in executor:
         importer = executor["importer"]
         uri = importer["artifactUri"]
@@ -78,7 +79,7 @@ def _executor(task: str, executor: dict) -> Container | Importer:
     )
 
 
-def _accelerators(task: str, container: dict) -> int:
+def _accelerators(task: str, container: dict[str, Any]) -> int:
     accelerator = container.get("resources", {}).get("accelerator", {})
     count = str(accelerator.get("resourceCount") or accelerator.get("count") or 0)
     if not count.isdigit():
@@ -86,5 +87,5 @@ def _accelerators(task: str, container: dict) -> int:
     return int(count)
 
 
-def first_of(item: dict) -> str:
+def first_of(item: dict[str, Any]) -> str:
     return next(iter(item), "nothing")

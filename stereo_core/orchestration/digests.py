@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.orchestration.dag import GraphError
@@ -25,7 +26,7 @@ class Digests:
         self._memory = memory
         self._lock = threading.Lock()
         try:
-            self._known: dict[str, list] = _entries(from_json(memory.read_text())) if memory.is_file() else {}
+            self._known: dict[str, list[Any]] = _entries(from_json(memory.read_text())) if memory.is_file() else {}
         except ValueError as error:
             raise GraphError(f"{memory}: {error}; remove the file (the digests are then computed again)") from None
 
@@ -41,7 +42,7 @@ class Digests:
         state = [status.st_size, status.st_mtime_ns]
         known = self._known.get(str(path))
         if known and known[:2] == state:
-            return known[2]
+            return str(known[2])
         digest = sha256_of(path)
         if time.time_ns() - status.st_mtime_ns > SETTLED:
             with self._lock:
@@ -49,7 +50,7 @@ class Digests:
         return digest
 
 
-def _entries(known: object) -> dict[str, list]:
+def _entries(known: object) -> dict[str, list[Any]]:
     if not isinstance(known, dict) or not all(isinstance(one, list) and len(one) == 3 for one in known.values()):
         raise ValueError("not a table of digests")
     return known

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from stereo_core.errors import UserError
 from stereo_core.orchestration.dag import Output, Task
+from stereo_core.spec.convert import ConvertSpec
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
 
 SIDES = ("height", "width")
@@ -28,8 +30,15 @@ def complaints(known: dict[str, Step]) -> Iterator[tuple[str, str]]:
     for name, step in known.items():
         if step.verb == "gen_trt_engine":
             yield from ((name, complaint) for complaint in _profile(step, known))
-        if step.verb == "trt_evaluate" and step.spec.evaluate.resize == "none":
+        if step.verb == "trt_evaluate" and _spec_of(step).evaluate.resize == "none":
             yield from ((name, complaint) for complaint in _frame(step, known))
+
+
+def _spec_of(step: Step) -> ExperimentSpec:
+    """The spec of a step whose verb reads the common file."""
+    if not isinstance(step.spec, ExperimentSpec):
+        raise TypeError(f"{step.verb} reads no ExperimentSpec")
+    return step.spec
 
 
 def _before(step: Step, port: str, known: dict[str, Step]) -> Step | None:
@@ -44,15 +53,15 @@ def _exported(step: Step, known: dict[str, Step]) -> dict[str, int]:
     They are unknown for an imported model, which may be an ONNX file with its own size.
     """
     export = _before(step, "onnx", known)
-    if export is None or export.verb != "export" or export.spec.export.dynamic_hw:
+    if export is None or export.verb != "export" or _spec_of(export).export.dynamic_hw:
         return {}
     trained = _before(export, "checkpoint", known)
-    own = export.spec.export
+    own = _spec_of(export).export
     return {side: getattr(own, f"input_{side}") for side in SIDES} if trained and trained.verb else {}
 
 
 def _profile(step: Step, known: dict[str, Step]) -> Iterator[str]:
-    own = step.spec.gen_trt_engine
+    own = _spec_of(step).gen_trt_engine
     for side, static in _exported(step, known).items():
         given = [size for end in ("min", "opt", "max") if (size := getattr(own, f"{end}_{side}")) is not None]
         if given and not min(given) <= static <= max(given):
@@ -64,7 +73,13 @@ def _profile(step: Step, known: dict[str, Step]) -> Iterator[str]:
 
 def _frame(step: Step, known: dict[str, Step]) -> Iterator[str]:
     engine, images, lists = (_before(step, port, known) for port in ("engine", "images", "annotations"))
-    if engine is None or images is None or lists is None or lists.verb != "convert" or not Path(images.place).is_dir():
+    if (
+        engine is None
+        or images is None
+        or lists is None
+        or not isinstance(lists.spec, ConvertSpec)
+        or not Path(images.place).is_dir()
+    ):
         return
     frame = _exported(engine, known) if engine.verb else _engine_file(engine.place)
     found = _first_image(images.place, lists.spec) if frame else None
@@ -81,12 +96,12 @@ def _engine_file(place: str) -> dict[str, int]:
     from stereo_core.engines.files import read_sidecar
 
     known = read_sidecar(place) or {}
-    frame = {side: known.get(f"input_{side}") for side in SIDES}
+    frame = {side: size for side in SIDES if (size := known.get(f"input_{side}")) is not None}
     open_size = any(known.get(f"min_{side}") != known.get(f"max_{side}") for side in SIDES)
-    return {} if open_size or None in frame.values() else frame
+    return {} if open_size or len(frame) < len(SIDES) else frame
 
 
-def _first_image(folder: str, convert: Section) -> tuple[str, int, int] | None:
+def _first_image(folder: str, convert: ConvertSpec) -> tuple[str, int, int] | None:
     """The first left image that convert finds, with height and width; None if convert itself will report an error."""
     from stereo_core.data.images import read_image
     from stereo_core.data.trees import Tree, dotted

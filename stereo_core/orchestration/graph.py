@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,6 +32,7 @@ from stereo_core.orchestration.dag import (
     Output,
     Pipeline,
     Retry,
+    Source,
     Task,
     outputs_in,
 )
@@ -86,7 +88,9 @@ def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
     return _pipeline(pipeline.spec, pipeline.platform, arguments, pipeline.loops) if pipeline.loops else pipeline
 
 
-def _pipeline(spec: dict, platform: dict, arguments: dict[str, object], fixed: frozenset[str]) -> Pipeline:
+def _pipeline(
+    spec: dict[str, Any], platform: dict[str, Any], arguments: dict[str, object], fixed: frozenset[str]
+) -> Pipeline:
     root, info = spec["root"], spec["pipelineInfo"]
     if not isinstance(info["name"], str):
         raise GraphError("pipelineInfo.name must be a text")
@@ -97,7 +101,9 @@ def _pipeline(spec: dict, platform: dict, arguments: dict[str, object], fixed: f
     arguments = {p.name: p.default for p in parameters.values()} | arguments
     config = _config(platform)
     reader = _Reader(spec, platform, arguments)
-    inputs = {name: Constant(arguments[name]) if name in fixed else Argument(name) for name in parameters}
+    inputs: dict[str, Source] = {
+        name: Constant(arguments[name]) if name in fixed else Argument(name) for name in parameters
+    }
     reader.level(root["dag"], Scope(parameters=inputs))
     tasks, loops = reader.tasks, fixed | reader.loops
     return Pipeline(info["name"], info.get("description", ""), parameters, tasks, loops, spec, platform, config)
@@ -106,10 +112,10 @@ def _pipeline(spec: dict, platform: dict, arguments: dict[str, object], fixed: f
 _RUN = {"activeDeadlineSeconds", "resourceTtlOnCompletion", "resourceTtlOnSuccess", "resourceTtlOnFailure"}
 
 
-def _config(platform: dict) -> dict:
+def _config(platform: dict[str, Any]) -> dict[str, Any]:
     """The platform document's settings for the whole run."""
     kubernetes = platform.get("platforms", {}).get("kubernetes", {})
-    config = kubernetes.get("pipelineConfig", {})
+    config: dict[str, Any] = kubernetes.get("pipelineConfig", {})
     for where, part, known in (
         ("platforms.kubernetes", kubernetes, {"deploymentSpec", "pipelineConfig"}),
         ("deploymentSpec", kubernetes.get("deploymentSpec", {}), {"executors"}),
@@ -123,14 +129,14 @@ def _config(platform: dict) -> dict:
 class _Reader:
     """Builds the flat `tasks`; `loops` are the pipeline parameters that loops iterate over."""
 
-    def __init__(self, spec: dict, platform: dict, arguments: dict[str, object]):
+    def __init__(self, spec: dict[str, Any], platform: dict[str, Any], arguments: dict[str, object]):
         self.spec = spec
         self.placed = platform.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
         self.arguments = arguments
         self.tasks: dict[str, Task] = {}
         self.loops: set[str] = set()
 
-    def level(self, dag: dict, scope: Scope) -> dict[str, Node]:
+    def level(self, dag: dict[str, Any], scope: Scope) -> dict[str, Node]:
         """All tasks of a level, sorted so that each comes after the tasks that it needs."""
         waits = {name: sorted(set(_waits_for(item))) for name, item in dag["tasks"].items()}
         for name, others in waits.items():
@@ -145,7 +151,7 @@ class _Reader:
             nodes[name] = self.node(name, dag["tasks"][name], scope, nodes)
         return nodes
 
-    def node(self, name: str, item: dict, scope: Scope, nodes: dict[str, Node]) -> Node:
+    def node(self, name: str, item: dict[str, Any], scope: Scope, nodes: dict[str, Node]) -> Node:
         where = f"task {scope.prefix}{name}"
         before = [nodes[other] for other in sorted(set(_waits_for(item)))]
         trigger = item.get("triggerPolicy", {})
@@ -182,7 +188,7 @@ class _Reader:
             inner = replace(inner, prefix=f"{scope.prefix}{name}-", parameters=defaults | inner.parameters)
         return self.group(where, component["dag"], inner)
 
-    def group(self, where: str, dag: dict, scope: Scope) -> Node:
+    def group(self, where: str, dag: dict[str, Any], scope: Scope) -> Node:
         known = len(self.tasks)
         nodes = self.level(dag, scope)
         names = tuple(self.tasks)[known:]
@@ -190,7 +196,7 @@ class _Reader:
         ends = frozenset(names) - waited if names else scope.after
         return Node(names, ends, scope.when, dict(outputs_of(where, dag, nodes)))
 
-    def loop(self, name: str, item: dict, component: dict, scope: Scope) -> Node:
+    def loop(self, name: str, item: dict[str, Any], component: dict[str, Any], scope: Scope) -> Node:
         """The tasks inside, once per item. With limited parallelism n, iteration i starts when i - n has ended."""
         where = f"task {scope.prefix}{name}"
         iterator, limit = item["parameterIterator"], int(item.get("iteratorPolicy", {}).get("parallelismLimit", 0))
@@ -204,19 +210,21 @@ class _Reader:
             if limit and index >= limit:
                 inner = replace(inner, behind=inner.behind | frozenset(rounds[index - limit].tasks))
             rounds.append(self.group(where, component["dag"], inner))
-        outputs = {}
+        outputs: dict[str, Source] = {}
         for kind in component["dag"].get("outputs", {}).values():
             for key in kind:
-                outputs[key] = Collected(tuple(node.outputs[key] for node in rounds))
-                if any(isinstance(part, Collected) for part in outputs[key].rounds):
+                parts = tuple(node.outputs[key] for node in rounds)
+                outputs[key] = Collected(parts)
+                if any(isinstance(part, Collected) for part in parts):
                     raise GraphError(f"{where}: dsl.Collected of a loop in a loop is not supported")
         tasks = tuple(task for node in rounds for task in node.tasks)
         ends = frozenset().union(*(node.ends for node in rounds)) if tasks else scope.after
         return Node(tasks, ends, scope.when, outputs)
 
-    def items(self, where: str, items: dict, scope: Scope) -> list:
+    def items(self, where: str, items: dict[str, Any], scope: Scope) -> list[Any]:
         if "raw" in items:
-            return json.loads(items["raw"])
+            raw: list[Any] = json.loads(items["raw"])
+            return raw
         source = scope.parameters.get(items["inputParameter"])
         value = None
         if isinstance(source, Constant):
@@ -230,7 +238,15 @@ class _Reader:
             )
         return value
 
-    def task(self, name: str, item: dict, component: dict, scope: Scope, platform: dict, exit: bool) -> Node:
+    def task(
+        self,
+        name: str,
+        item: dict[str, Any],
+        component: dict[str, Any],
+        scope: Scope,
+        platform: dict[str, Any],
+        exit: bool,
+    ) -> Node:
         full = scope.prefix + name
         if full in self.tasks:
             raise GraphError(f"task {full}: two tasks would have this name; rename one of them or its pipeline")
@@ -274,7 +290,7 @@ _CACHED = {"enableCache": True}  # a block's default caching options
 _EXIT_HANDLER = re.compile(r"exit-handler-\d+")
 
 
-def _waits_for(item: dict) -> Iterator[str]:
+def _waits_for(item: dict[str, Any]) -> Iterator[str]:
     yield from item.get("dependentTasks", ())
     inputs = item.get("inputs", {})
     for source in (*inputs.get("parameters", {}).values(), *inputs.get("artifacts", {}).values()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from pathlib import Path
+from typing import Any, cast
 
 from stereo_core.errors import SpecError
 from stereo_core.orchestration.namespace import CREDENTIAL_KEYS, CREDENTIALS, STORAGE, USER, VARIABLES
@@ -28,14 +29,14 @@ def read_spec(file: Path) -> ExperimentSpec:
     Raises:
         SpecError: a wrong key, type or range, or no data to train or validate on.
     """
-    spec = checked("automl", read_tree(file), str(file))
+    spec = cast(ExperimentSpec, checked("automl", read_tree(file), str(file)))
     for split in ("train_dataset", "val_dataset"):
         if not getattr(spec.dataset, split).data_sources:
             raise SpecError(f"{file}: dataset.{split}.data_sources: at least one entry with a data_file is required")
     return spec
 
 
-def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/data/train.yaml") -> dict:
+def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/data/train.yaml") -> dict[str, Any]:
     """The Experiment of a checked spec.
 
     Args:
@@ -80,7 +81,7 @@ def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/d
     }
 
 
-def _parameter(dimension: Dimension) -> dict:
+def _parameter(dimension: Dimension) -> dict[str, Any]:
     kind = "int" if dimension.integer else "double"
     if dimension.options:
         values = [_text(value) for value in dimension.options]
@@ -91,7 +92,7 @@ def _parameter(dimension: Dimension) -> dict:
     return {"name": dimension.path, "parameterType": kind, "feasibleSpace": space}
 
 
-def _collector(metric: str) -> dict:
+def _collector(metric: str) -> dict[str, Any]:
     """Katib's metrics collector: reads each validation from status.json with a pattern (name, value)."""
     return {
         "collector": {"kind": "File"},
@@ -102,7 +103,7 @@ def _collector(metric: str) -> dict:
     }
 
 
-def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: str) -> dict:
+def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: str) -> dict[str, Any]:
     """The Job of a trial: one GPU, results only inside the pod; it passes pod security `restricted`."""
     fixed = [f"results_dir={RESULTS}", f"train.num_epochs={spec.automl.automl_max_epochs}", "train.num_gpus=1"]
     values = [f"{d.path}=${{trialParameters.{_short(d.path)}}}" for d in space]
@@ -152,7 +153,7 @@ def _job(spec: ExperimentSpec, space: list[Dimension], image: str, spec_file: st
     return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"backoffLimit": 0, "template": {"spec": pod}}}
 
 
-def _key(key: str) -> dict:
+def _key(key: str) -> dict[str, Any]:
     return {"name": CREDENTIALS, "key": key, "optional": True}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from stereo_core.orchestration.dag import LAUNCHER, LONGEST, GraphError
 
 
-def passable(command: list[str], place: Path, message: dict) -> list[str]:
+def passable(command: list[str], place: Path, message: dict[str, Any]) -> list[str]:
     """The command in a form that can be started.
 
     Args:

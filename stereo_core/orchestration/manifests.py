@@ -9,6 +9,7 @@ import importlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -45,7 +46,7 @@ resources:
 {files}"""
 
 
-def step_templates() -> list[dict]:
+def step_templates() -> list[dict[str, Any]]:
     """A WorkflowTemplate for each component, for `templateRef` in other workflows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library.yaml"
@@ -62,7 +63,7 @@ def _compile_library(path: Path) -> None:
     with_environment = importlib.import_module("stereo_pipelines.profiles").with_environment
 
     @dsl.pipeline(name=LIBRARY)
-    def steps():
+    def steps():  # type: ignore[no-untyped-def] # kfp reads "-> None" as an output
         for name in library.__all__:
             component = getattr(library, name)
             inputs = component.component_spec.inputs or {}
@@ -94,8 +95,8 @@ def pipeline_resources(name: str) -> str:
 
 
 def _image() -> str:
-    return importlib.import_module("stereo_components.image").IMAGE
+    return str(importlib.import_module("stereo_components.image").IMAGE)
 
 
-def _dumped(documents: list[dict]) -> str:
+def _dumped(documents: list[dict[str, Any]]) -> str:
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)

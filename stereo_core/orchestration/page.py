@@ -87,17 +87,20 @@ def graph(run: Record) -> str:
 
 def write_page(run: Record) -> Path:
     """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps, artifacts."""
-    steps = Table("Steps", ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message"))
-    artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"))
+    step_rows: list[tuple[str | float | Link, ...]] = []
+    artifact_rows: list[tuple[str, ...]] = []
     for name, task in run.tasks.items():
         started = (task.started or "")[:19].replace("T", " ")
         code = "" if task.exit_code is None else str(task.exit_code)
         seconds = round(task.seconds, 1)
         log = run.place(name) / "log.txt"
         label = Link(run.label(name), f"tasks/{name}/log.txt") if log.is_file() else run.label(name)
-        steps.rows.append((label, task.state, started, seconds, task.attempts, code, task.message))
+        step_rows.append((label, task.state, started, seconds, task.attempts, code, task.message))
         for port, made in task.results().items():
-            artifacts.rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
+            artifact_rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
+    head = ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message")
+    steps = Table("Steps", head, step_rows)
+    artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"), artifact_rows)
     warnings = [f"{run.label(name)}: {text}" for name in run.tasks for text in run.warnings(name)]
     groups = shown({run.label(name): views_of(run.place(name) / "results").get("", []) for name in run.tasks})
     metrics = metrics_table(run)

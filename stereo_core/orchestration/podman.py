@@ -17,6 +17,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stereo_core.orchestration.dag import Container, GraphError, Task
 from stereo_core.storage import REFERENCE, SCHEMES
@@ -58,7 +59,9 @@ class Containers:
             )
 
     @contextlib.contextmanager
-    def container(self, task: Task, command: list[str], place: Path, message: dict, gpus: list[str]) -> Iterator[list]:
+    def container(
+        self, task: Task, command: list[str], place: Path, message: dict[str, Any], gpus: list[str]
+    ) -> Iterator[list[Any]]:
         """The command line that runs `command` in a container. The container is removed at the end.
 
         Args:
@@ -78,9 +81,9 @@ class Containers:
                 *self._network(message),
                 *self._devices(gpus),
                 *("--shm-size", _shared_memory(task), "--pull", "never"),
-                *(f"--env={name}={value}" for name, value in task.component.executor.env.items()),
+                *(f"--env={name}={value}" for name, value in task.container.env.items()),
                 *(f"--env={name}" for name in THREADS if name in os.environ),
-                *("--entrypoint", command[0], task.component.executor.image, *command[1:]),
+                *("--entrypoint", command[0], task.container.image, *command[1:]),
             ]
         finally:
             self._remove(name)
@@ -104,7 +107,7 @@ class Containers:
             *(["--userns=keep-id"] if self.engine == "podman" and os.getuid() else []),
         ]
 
-    def _mounts(self, place: Path, message: dict) -> list[str]:
+    def _mounts(self, place: Path, message: dict[str, Any]) -> list[str]:
         inputs = {item["uri"] for item in _artifacts(message)}
         mounts = [f"type=bind,src={path},dst={path},ro" for path in sorted(inputs)]
         mounts += [
@@ -115,7 +118,7 @@ class Containers:
             mounts.append("type=tmpfs,dst=/root,tmpfs-mode=0755")
         return [f"--mount={mount}" for mount in ("type=tmpfs,dst=/tmp,tmpfs-mode=1777", *mounts)]
 
-    def _network(self, message: dict) -> list[str]:
+    def _network(self, message: dict[str, Any]) -> list[str]:
         if not _reads_storage(message):
             return ["--network=none"]
         files = {name: os.path.abspath(os.environ[name]) for name in FILES if os.path.isfile(os.environ.get(name, ""))}
@@ -138,11 +141,11 @@ def reason(place: Path) -> str:
     return f": {text}" if text else ""
 
 
-def _artifacts(message: dict) -> list[dict]:
+def _artifacts(message: dict[str, Any]) -> list[dict[str, Any]]:
     return [item for port in message["inputs"]["artifacts"].values() for item in port["artifacts"]]
 
 
-def _reads_storage(message: dict) -> bool:
+def _reads_storage(message: dict[str, Any]) -> bool:
     """Whether a parameter, a spec file or a data set by reference names object storage."""
     text = json.dumps(message["inputs"]["parameterValues"])
     for item in _artifacts(message):

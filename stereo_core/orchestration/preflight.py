@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Generator, Iterator
+from typing import Any
 
 from stereo_core.errors import UserError
 from stereo_core.orchestration import frames
@@ -20,7 +21,6 @@ from stereo_core.orchestration.dag import (
     Argument,
     Comparison,
     Constant,
-    Container,
     Filled,
     GraphError,
     Output,
@@ -60,7 +60,9 @@ def check(pipeline: Pipeline, given: dict[str, object]) -> None:
         GraphError: one line per problem, with the steps, the parameter, the key and the broken rule.
     """
     arguments = pipeline.arguments(given, complete=False)
-    pipeline, found, known = unrolled(pipeline, arguments), {}, {}
+    pipeline = unrolled(pipeline, arguments)
+    found: dict[str, list[str]] = {}
+    known: dict[str, frames.Step] = {}
     for task in pipeline.tasks.values():
         if not any(_fails(test, arguments) for test in task.when):
             for complaint in _complaints(task, pipeline, arguments, known):
@@ -77,14 +79,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _fails(test: Comparison, arguments: dict) -> bool:
+def _fails(test: Comparison, arguments: dict[str, Any]) -> bool:
     try:
         return not test.holds(lambda source: _value(source, arguments))
     except (_Later, GraphError):
         return False
 
 
-def _value(source: Source, arguments: dict) -> object:
+def _value(source: Source, arguments: dict[str, Any]) -> object:
     match source:
         case Constant(value=value):
             return value
@@ -95,7 +97,9 @@ def _value(source: Source, arguments: dict) -> object:
     raise _Later
 
 
-def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str, frames.Step]) -> Iterator[str]:
+def _complaints(
+    task: Task, pipeline: Pipeline, arguments: dict[str, Any], known: dict[str, frames.Step]
+) -> Iterator[str]:
     """Problems with a step's values. A step without problems is added to `known`."""
     declared = task.component.parameters
     values = {p.name: p.default for p in declared.values() if p.default is not None and p.name not in task.parameters}
@@ -106,12 +110,11 @@ def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str
             continue
         except GraphError as error:
             yield str(error)
-    executor = task.component.executor
-    if not isinstance(executor, Container):
+    if (imported := task.imported) is not None:
         with contextlib.suppress(_Later, UserError):
-            known[task.name] = frames.Step(task, place=str(local_path(_value(task.imported, arguments))))
+            known[task.name] = frames.Step(task, place=str(local_path(str(_value(imported, arguments)))))
         return
-    command = (*executor.command, *executor.args)
+    command = (*task.container.command, *task.container.args)
     if command[0] != LAUNCHER:
         yield from _too_long(command, values)
     elif len(command) > 1 and command[1] in steps():
@@ -121,7 +124,7 @@ def _complaints(task: Task, pipeline: Pipeline, arguments: dict, known: dict[str
             known[task.name] = frames.Step(task, command[1], spec)
 
 
-def _source(task: Task, known: dict) -> Iterator[str]:
+def _source(task: Task, known: dict[str, Any]) -> Iterator[str]:
     """Problems with the parameters that say how a step's annotation files are read."""
     given = {name: known[name] for name in OF_A_SOURCE if known.get(name)}
     try:
@@ -132,7 +135,7 @@ def _source(task: Task, known: dict) -> Iterator[str]:
             yield f"{_origin(task, path.rpartition('.')[2])}: {rule}"
 
 
-def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
+def _too_long(command: tuple[str, ...], known: dict[str, Any]) -> Iterator[str]:
     """Arguments too long for Linux. Our launcher is not affected: it reads a long message from a file."""
 
     def text(name: str) -> str:
@@ -146,7 +149,7 @@ def _too_long(command: tuple[str, ...], known: dict) -> Iterator[str]:
 
 
 def _spec(
-    verb: str, task: Task, pipeline: Pipeline, known: dict, arguments: dict
+    verb: str, task: Task, pipeline: Pipeline, known: dict[str, Any], arguments: dict[str, Any]
 ) -> Generator[str, None, Section | None]:
     """Problems with a step's spec. Returns the spec if there are none and all values are known."""
     row = VERBS[verb]
@@ -186,7 +189,7 @@ def _origin(task: Task, name: str) -> str:
     return f"parameter {source.name if isinstance(source, Argument) else name}"
 
 
-def _spec_file(task: Task, pipeline: Pipeline, arguments: dict) -> dict:
+def _spec_file(task: Task, pipeline: Pipeline, arguments: dict[str, Any]) -> dict[str, Any]:
     """The contents of a spec_file on this machine."""
     source = task.artifacts.get("spec_file")
     if source is None:
@@ -198,7 +201,7 @@ def _spec_file(task: Task, pipeline: Pipeline, arguments: dict) -> dict:
     return read_tree(local_path(place))
 
 
-def _wire(verb: str, tree: dict, task: Task) -> None:
+def _wire(verb: str, tree: dict[str, Any], task: Task) -> None:
     """Set the keys that the step sets from its inputs, in place."""
     row = VERBS[verb]
     for key, value in row.step_keys.items():
@@ -216,11 +219,11 @@ def _wire(verb: str, tree: dict, task: Task) -> None:
         set_key(tree, key, sources)
 
 
-def _at(tree: dict, key: str) -> list:
-    given: object = tree
+def _at(tree: dict[str, Any], key: str) -> list[Any]:
+    given: Any = tree
     for name in key.split("."):
         given = given.get(name) if isinstance(given, dict) else None
-    return given
+    return given or []
 
 
 def _put_elsewhere(group: Section, prefix: str = "") -> None:

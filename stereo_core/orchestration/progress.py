@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from stereo_core.orchestration.page import metrics_table, size
-from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Record, TaskRun
+from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Made, Record, TaskRun
 from stereo_core.progress import heartbeat
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
@@ -46,7 +46,7 @@ class Progress:
         self._beat.enter_context(heartbeat(self._running, self._say))
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
         self._beat.close()
 
@@ -85,8 +85,9 @@ class Progress:
 
     def _table(self) -> Table:
         table = Table("step", "state", "time")
-        for name, task in self._run.tasks.items() if self._run else ():
-            table.add_row(self._run.label(name), _state(task), _seconds(task))
+        if run := self._run:
+            for name, task in run.tasks.items():
+                table.add_row(run.label(name), _state(task), _seconds(task))
         return table
 
 
@@ -141,8 +142,8 @@ def summary(run: Record, console: Console | None = None) -> None:
     title = f"{run.pipeline} in {run.folder}"
     table = Table("step", "state", "time", "exit code", "artifact", "size", title=title)
     for name, task in run.tasks.items():
-        ports = [(port, made) for port, made in task.results().items() if made.bytes] or [("", None)]
-        for i, (port, made) in enumerate(ports):
+        ports: list[tuple[str, Made | None]] = [(port, made) for port, made in task.results().items() if made.bytes]
+        for i, (port, made) in enumerate(ports or [("", None)]):
             head = (run.label(name), _state(task), _seconds(task), _code(task)) if i == 0 else ("",) * 4
             table.add_row(*head, port, size(made.bytes) if made else "")
     console.print(table)

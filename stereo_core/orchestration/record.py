@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from stereo_core.files import atomic_path
 from stereo_core.locks import is_held
@@ -23,11 +24,11 @@ ENDED = (*DONE, "failed", "skipped", "stopped")
 class Made:
     """An output artifact. `path` is relative to the run folder, or absolute for an imported artifact."""
 
-    type: dict
+    type: dict[str, Any]
     path: str
     sha256: str
     bytes: int
-    metadata: dict = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -51,7 +52,7 @@ class TaskRun:
     started: str | None = None
     seconds: float = 0.0
     gpus: list[str] = field(default_factory=list)
-    parameters: dict = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Made] = field(default_factory=dict)
 
     def lets_on(self) -> bool:
@@ -70,7 +71,7 @@ class Record:
     folder: Path
     pipeline: str
     tasks: dict[str, TaskRun]
-    arguments: dict = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     runner: str = "process"  # or podman, docker
     state: str = "running"
     started: str = ""
@@ -108,10 +109,8 @@ def read_record(folder: Path) -> Record:
     path = folder / FILE
     try:
         content = from_json(path.read_text())
-        record = Record(folder.resolve(), **content)
-        record.tasks = {name: TaskRun(**item) for name, item in record.tasks.items()}
-        for run in record.tasks.values():
-            run.artifacts = {port: Made(**item) for port, item in run.artifacts.items()}
+        tasks = {name: _task_run(item) for name, item in content["tasks"].items()}
+        record = Record(folder.resolve(), **content | {"tasks": tasks})
     except (FileNotFoundError, NotADirectoryError):
         raise GraphError(f"{folder}: contains no run ({FILE}); name a folder given to `run --output-dir`") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -122,6 +121,11 @@ def read_record(folder: Path) -> Record:
         for run in record.tasks.values():
             run.state = run.state if run.state in ENDED else "stopped"
     return record
+
+
+def _task_run(item: dict[str, Any]) -> TaskRun:
+    artifacts = {port: Made(**made) for port, made in item.get("artifacts", {}).items()}
+    return TaskRun(**item | {"artifacts": artifacts})
 
 
 def now() -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import yaml
 
@@ -18,7 +19,7 @@ TIMEOUT = 60  # s until a server must answer
 SHOWN = 500  # characters of a server's message in an error
 
 try:
-    import kfp_server_api
+    import kfp_server_api as kfp_server_api
     import kubernetes
     from urllib3.exceptions import HTTPError
 except ModuleNotFoundError as missing:
@@ -57,8 +58,16 @@ class Kubernetes:
         self._token = header.rpartition(" ")[2]  # after "Bearer ", or "bearer " in a pod
 
     def call(
-        self, method: str, path: str, what: str, body: dict | None = None, *, query=(), kind="json", headers=()
-    ) -> dict:
+        self,
+        method: str,
+        path: str,
+        what: str,
+        body: dict[str, Any] | None = None,
+        *,
+        query: Iterable[tuple[str, Any]] = (),
+        kind: str = "json",
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    ) -> dict[str, Any]:
         """Send one request; returns the answer.
 
         Args:
@@ -92,7 +101,7 @@ HINTS = {
 }
 
 
-def answer(host: str, what: str, token: str, call: Callable) -> dict:
+def answer(host: str, what: str, token: str, call: Callable[..., Any]) -> dict[str, Any]:
     """The JSON answer of a call of one of the two clients.
 
     Raises:

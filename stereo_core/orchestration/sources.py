@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from stereo_core.orchestration.dag import (
     PLACEHOLDER,
@@ -46,7 +47,7 @@ class Node:
     outputs: dict[str, Source]
 
 
-def parameters_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node]) -> dict[str, Source]:
+def parameters_of(where: str, items: dict[str, Any], scope: Scope, nodes: dict[str, Node]) -> dict[str, Source]:
     """The sources of a task's parameters. A parameter is left out if its level did not get the input."""
     found: dict[str, Source] = {}
     for key, item in items.items():
@@ -61,7 +62,7 @@ def parameters_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node])
     return found
 
 
-def _parameter(where: str, key: str, item: dict, scope: Scope, nodes: dict[str, Node]) -> Source | None:
+def _parameter(where: str, key: str, item: dict[str, Any], scope: Scope, nodes: dict[str, Node]) -> Source | None:
     if "componentInputParameter" in item:
         return scope.parameters.get(item["componentInputParameter"])
     if "taskOutputParameter" in item:
@@ -73,7 +74,7 @@ def _parameter(where: str, key: str, item: dict, scope: Scope, nodes: dict[str, 
     raise GraphError(f"{where}: parameter {key} uses {first_of(item)}, which is not supported by this engine")
 
 
-def _selected(where: str, key: str, source: Source, item: dict) -> Source:
+def _selected(where: str, key: str, source: Source, item: dict[str, Any]) -> Source:
     """A part of a loop's item: `parseJson(string_value)["name"]`."""
     if "parameterExpressionSelector" not in item:
         return source
@@ -95,7 +96,7 @@ def _constant(where: str, key: str, value: object, inputs: dict[str, Source]) ->
     return Filled(value, {name: inputs[name] for name in sorted(names)}) if names else Constant(value)
 
 
-def artifacts_of(where: str, items: dict, scope: Scope, nodes: dict[str, Node]) -> dict[str, Source]:
+def artifacts_of(where: str, items: dict[str, Any], scope: Scope, nodes: dict[str, Node]) -> dict[str, Source]:
     found = {}
     for key, item in items.items():
         if "taskOutputArtifact" in item:
@@ -114,7 +115,7 @@ def _output(where: str, nodes: dict[str, Node], producer: str, key: str) -> Sour
     return nodes[producer].outputs[key]
 
 
-def outputs_of(where: str, dag: dict, nodes: dict[str, Node]) -> Iterator[tuple[str, Source]]:
+def outputs_of(where: str, dag: dict[str, Any], nodes: dict[str, Node]) -> Iterator[tuple[str, Source]]:
     """The outputs of a group: an output of an inner task, or (dsl.OneOf) of the first of several that has run."""
     for key, item in dag.get("outputs", {}).get("parameters", {}).items():
         one = item.get("valueFromParameter")
@@ -129,13 +130,17 @@ def _one_of(where: str, nodes: dict[str, Node], outputs: list[tuple[str, str]]) 
     sources = [_output(where, nodes, producer, key) for producer, key in outputs]
     if len(sources) == 1:
         return sources[0]
-    options = [o for source in sources for o in (source.options if isinstance(source, OneOf) else (source,))]
-    if not all(isinstance(option, Output) for option in options):
+    options: list[Output] = []
+    for source in sources:
+        options += source.options if isinstance(source, OneOf) else [source] if isinstance(source, Output) else []
+    if any(not isinstance(source, OneOf | Output) for source in sources):
         raise GraphError(f"{where}: dsl.OneOf of dsl.Collected is not supported")
     return OneOf(tuple(options))
 
 
-def inputs_of(name: str, step: Component, items: dict, scope: Scope) -> tuple[dict[str, Source], dict[str, Source]]:
+def inputs_of(
+    name: str, step: Component, items: dict[str, Any], scope: Scope
+) -> tuple[dict[str, Source], dict[str, Source]]:
     """The inputs that a step declares and gets. KFP also lists inputs that only the step's constants use."""
     parameters = {}
     for key in items.get("parameters", {}).keys() & step.parameters.keys():
@@ -152,7 +157,7 @@ def inputs_of(name: str, step: Component, items: dict, scope: Scope) -> tuple[di
     return {key: parameters[key] for key in step.parameters if key in parameters}, scope.artifacts
 
 
-def placed(where: str, platform: object, inputs: dict[str, Source]) -> object:
+def placed(where: str, platform: Any, inputs: dict[str, Source]) -> Any:
     """A step's part of the platform document, with sources for its parameters (names of secrets)."""
     if isinstance(platform, list):
         return [placed(where, item, inputs) for item in platform]

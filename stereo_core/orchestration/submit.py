@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -28,7 +29,7 @@ PLURALS |= {"Workflow": "workflows", "CronWorkflow": "cronworkflows"}
 
 def kubeflow_run(
     pipeline: Pipeline, arguments: dict[str, object], *, name: str = "", cron: str = "", service_account: str = ""
-) -> dict:
+) -> dict[str, Any]:
     """A run (or with `cron` a recurring run) for Kubeflow's API, without the experiment.
 
     Args:
@@ -43,7 +44,11 @@ def kubeflow_run(
     """
     _check_imports(pipeline, pipeline.arguments(arguments))
     spec = {"pipeline_spec": pipeline.spec, "platform_spec": pipeline.platform} if pipeline.platform else pipeline.spec
-    run = {"display_name": name or pipeline.name, "pipeline_spec": spec, "runtime_config": {"parameters": arguments}}
+    run: dict[str, Any] = {
+        "display_name": name or pipeline.name,
+        "pipeline_spec": spec,
+        "runtime_config": {"parameters": arguments},
+    }
     if service_account:
         run["service_account"] = service_account
     if cron:
@@ -58,8 +63,10 @@ def _check_imports(pipeline: Pipeline, values: dict[str, object]) -> None:
         source = task.imported
         if not isinstance(source, Argument | Constant):
             continue
-        named = isinstance(source, Argument)
-        where, uri = (f"parameter {source.name}", values[source.name]) if named else (f"task {task.name}", source.value)
+        if isinstance(source, Argument):
+            where, uri = f"parameter {source.name}", values[source.name]
+        else:
+            where, uri = f"task {task.name}", source.value
         if not str(uri).startswith(tuple(MOUNTS)):
             raise SubmitError(f"{where}: Kubeflow cannot import from {uri}; use {', '.join(MOUNTS)}")
 
@@ -79,7 +86,7 @@ def check_host(host: str) -> None:
         raise SubmitError(f"--host {host}: expected http[s]://HOST[:PORT][/PATH]")
 
 
-def kubeflow_plan(file: Path, run: dict, host: str, experiment: str, namespace: str) -> str:
+def kubeflow_plan(file: Path, run: dict[str, Any], host: str, experiment: str, namespace: str) -> str:
     """The request as text. The pipeline is shown by its file and digest."""
     kind = "recurring run" if "trigger" in run else "run"
     where = {"server": host, "experiment": experiment, "namespace": namespace}
@@ -88,7 +95,7 @@ def kubeflow_plan(file: Path, run: dict, host: str, experiment: str, namespace: 
     return yaml.safe_dump(plan, sort_keys=False, allow_unicode=True, width=120)
 
 
-def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "") -> str:
+def send_to_kubeflow(run: dict[str, Any], host: str, experiment: str, namespace: str = "") -> str:
     """Start a run, or create a recurring run; returns its URL. A missing experiment is created.
 
     Args:
@@ -110,7 +117,7 @@ def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "")
     client = kfp_server_api.ApiClient(configuration)
     options = {"_preload_content": False, "_request_timeout": TIMEOUT}
 
-    def send(what: str, required: str, call: Callable, **given) -> dict:
+    def send(what: str, required: str, call: Callable[..., Any], **given: Any) -> dict[str, Any]:
         content = answer(host, what, token, lambda: call(**given, **options))
         if required and not content.get(required):
             raise SubmitError(f"{host}: the answer has no {required}; is this server Kubeflow Pipelines 2?")
@@ -125,23 +132,23 @@ def send_to_kubeflow(run: dict, host: str, experiment: str, namespace: str = "")
     return f"{host}/#/runs/details/{send('start the run', 'run_id', create, run=run)['run_id']}"
 
 
-def _experiment(api, send: Callable, name: str, namespace: str) -> str:
+def _experiment(api: Any, send: Callable[..., Any], name: str, namespace: str) -> str:
     """The ID of an experiment, which is created if it is missing."""
     predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
     where = {"namespace": namespace} if namespace else {}
     look = {"filter": json.dumps({"predicates": [predicate]})} | where
     found = send(f"look up experiment {name}", "", api.experiment_service_list_experiments, **look)
     if found.get("experiments"):
-        return found["experiments"][0]["experiment_id"]
+        return str(found["experiments"][0]["experiment_id"])
     make = {"experiment": {"display_name": name} | where}
     made = send(f"create experiment {name}", "experiment_id", api.experiment_service_create_experiment, **make)
-    return made["experiment_id"]
+    return str(made["experiment_id"])
 
 
 # ---- Argo
 
 
-def send_to_argo(documents: list[dict], namespace: str, context: str = "") -> list[str]:
+def send_to_argo(documents: list[dict[str, Any]], namespace: str, context: str = "") -> list[str]:
     """Create or update the resources of a pipeline. The Workflow comes last and is always new.
 
     Args:
@@ -159,15 +166,15 @@ def send_to_argo(documents: list[dict], namespace: str, context: str = "") -> li
     return [_created(server, document, namespace) for document in documents]
 
 
-def _created(server: Kubernetes, document: dict, namespace: str) -> str:
+def _created(server: Kubernetes, document: dict[str, Any], namespace: str) -> str:
     """Create a resource with a generated name, or apply one with a fixed name."""
     kind, version, metadata = document["kind"], document["apiVersion"], document["metadata"]
     path = f"{'/apis' if '/' in version else '/api'}/{version}/namespaces/{namespace}/{PLURALS[kind]}"
     name = metadata.get("name", "")
     what = f"create {kind} {name or metadata['generateName']} in {namespace}"
     if name:
-        applied = {"query": [("fieldManager", "stereo-pipelines"), ("force", "true")], "kind": "apply-patch+yaml"}
-        made = server.call("PATCH", f"{path}/{name}", what, document, **applied)
+        query = [("fieldManager", "stereo-pipelines"), ("force", "true")]
+        made = server.call("PATCH", f"{path}/{name}", what, document, query=query, kind="apply-patch+yaml")
     else:
         made = server.call("POST", path, what, document)
     return f"{kind.lower()}/{made.get('metadata', {}).get('name', name)}"

@@ -131,7 +131,7 @@ def _check_arguments(given: dict[str, Any]) -> None:
             raise SpecError(f"quantize.backend_kwargs.{name}: can not be set; there are {', '.join(ARGUMENTS)}")
 
 
-def _finish(result: onnx.ModelProto, source: onnx.ModelProto, out: Path, info: dict) -> None:
+def _finish(result: onnx.ModelProto, source: onnx.ModelProto, out: Path, info: dict[str, Any]) -> None:
     """Give the file the metadata that the library drops."""
     del result.metadata_props[:]
     add_metadata(result, info)

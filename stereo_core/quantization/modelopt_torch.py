@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,12 +73,12 @@ def _activation_ranges(
     return {name: amax.reshape(()) for name, amax in ranges.items() if amax is not None}
 
 
-def _collector(calibrator: Any) -> Callable[[nn.Module, tuple], None]:
+def _collector(calibrator: Any) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     return lambda layer, arguments: calibrator.collect(arguments[0])
 
 
 def _quantized(layer: nn.Module, kind: str, activation_range: Tensor | None) -> QuantizedLayer:
-    weight = layer.weight.detach()
+    weight = cast(Tensor, layer.weight).detach()
     channels = 1 if isinstance(layer, TRANSPOSED) else 0
     scale = scale_of(weight.abs().amax([i for i in range(weight.dim()) if i != channels], keepdim=True), kind)
     activation_scale = None if activation_range is None else scale_of(activation_range, kind)

@@ -119,7 +119,7 @@ def one_format(chosen: dict[str, Formats], backend: str) -> str:
     Raises:
         SpecError: the layers have both, and no engine takes such a file.
     """
-    found = sorted({formats.weights for formats in chosen.values()})
+    found = sorted({formats.weights for formats in chosen.values() if formats.weights})
     if len(found) > 1:
         raise SpecError(f"quantize.layers: {' and '.join(found)} in one network; {backend} takes one format")
     return found[0]
@@ -162,7 +162,7 @@ def _format(formats: Formats) -> str:
     return f"{formats.weights} weights" + (" and activations" if formats.activations else "")
 
 
-def _counted(counts: Counter) -> str:
+def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.most_common())
 
 

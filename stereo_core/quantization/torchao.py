@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,14 @@ def _quantized(model: nn.Module, name: str, formats: Formats) -> QuantizedLayer:
     (of a transposed convolution: an input channel)."""
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
-    weight = model.get_submodule(name).weight.detach()
+    weight = cast(Tensor, model.get_submodule(name).weight).detach()
     matrix = weight.flatten(1)
     linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device=matrix.device)
     linear.weight = nn.Parameter(matrix.float().contiguous(), requires_grad=False)
     config = Int8WeightOnlyConfig if formats.weights == "int8" else Float8WeightOnlyConfig
     quantize_(linear, config(), filter_fn=lambda module, _: isinstance(module, nn.Linear))
-    numbers, scale = linear.weight.qdata, linear.weight.scale
+    quantized: Any = linear.weight
+    numbers, scale = quantized.qdata, quantized.scale
     return QuantizedLayer(numbers.reshape(weight.shape), _by_rows(scale, weight))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
@@ -71,7 +72,7 @@ def read_curves(run: Path) -> Curves:
     return _from_events(run / "lightning_logs") or _from_status(run / "status.json")
 
 
-def _natural(path: Path) -> list:
+def _natural(path: Path) -> list[Any]:
     """Sorts trial 10 after trial 9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
@@ -134,7 +135,7 @@ def _from_status(path: Path) -> Curves:
     return curves
 
 
-def _lines(path: Path) -> Iterator[dict]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of status.json; what is no such line, as the last one while it is being written, is passed over."""
     if not path.is_file():
         return
@@ -171,7 +172,7 @@ def _draw(runs: dict[str, Curves], out: Path) -> None:
             axes.set_yscale("log")
         for number, (name, curves) in enumerate(runs.items()):
             for tag in (tag for tag in tags if tag in curves):
-                colour = {"color": f"C{number}"} if len(runs) > 1 else {}
+                colour: dict[str, Any] = {"color": f"C{number}"} if len(runs) > 1 else {}
                 marker = None if tag in BY_STEP else "."
                 label = name if len(runs) > 1 else tag
                 points = curves[tag]

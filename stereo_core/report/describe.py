@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from stereo_core.engines.files import file_kind, profile_texts, read_engine, read_onnx
 from stereo_core.errors import ModelError
@@ -10,7 +11,7 @@ from stereo_core.files import sha256_of
 from stereo_core.spec.choice import NoChoice, chosen
 
 
-def describe(path: str | Path) -> dict:
+def describe(path: str | Path) -> dict[str, Any]:
     """Say what a model file is: `file`, `kind`, `bytes`, `sha256` and what it tells of itself.
 
     Engines give their side-car, ONNX files ONNX_KEYS with opset and node count, checkpoints their layout, encoder and
@@ -30,7 +31,7 @@ def describe(path: str | Path) -> dict:
     return known | _DESCRIBE[kind](path)
 
 
-def _describe_onnx(path: Path) -> dict:
+def _describe_onnx(path: Path) -> dict[str, Any]:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -38,7 +39,7 @@ def _describe_onnx(path: Path) -> dict:
     return read_onnx(path) | {"opset": opset, "nodes": len(model.graph.node)}
 
 
-def _describe_checkpoint(path: Path) -> dict:
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
     from stereo_core.models.checkpoints import describe as describe_checkpoint
 
     return describe_checkpoint(path)
@@ -47,7 +48,7 @@ def _describe_checkpoint(path: Path) -> dict:
 _DESCRIBE = {"engine": read_engine, "onnx": _describe_onnx, "checkpoint": _describe_checkpoint}
 
 
-def as_text(known: dict) -> str:
+def as_text(known: dict[str, Any]) -> str:
     """What `describe` returns, a line a fact; ranges as "32 to 128 px, best 64"."""
     facts = {key: value for key, value in known.items() if value is not None}
     if "max_batch" in known:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -72,7 +72,7 @@ def page(
     warnings: Sequence[str] = (),
     groups: Sequence[Group] = (),
     more: Sequence[Table] = (),
-    folded: Mapping[str, str | Mapping] | None = None,
+    folded: Mapping[str, str | Mapping[str, Any]] | None = None,
 ) -> str:
     """HTML text of a page; what it shows is in it.
 
@@ -124,7 +124,7 @@ def _plotly() -> str:
     return _base64(gzip.compress(library.read_bytes(), mtime=0))
 
 
-def _constants() -> dict:
+def _constants() -> dict[str, Any]:
     """What colours and values mean, for the page's script."""
     import numpy as np
 
@@ -161,14 +161,18 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
     if len(read) == 1:
         (figures,) = ([*rows.values()] for rows in read.values())
         names = list(figures[0])
-        rows = [(path, *row.values()) for path, row in zip(paths, figures, strict=True)]
+        rows: list[tuple[str, list[float]]] = [
+            (path, list(row.values())) for path, row in zip(paths, figures, strict=True)
+        ]
     else:
         names = [f"epe {run}" for run in read]
-        rows = [(path, *(rows[path]["epe"] for rows in read.values())) for path in paths]
-    rows.sort(key=lambda row: -max((value for value in row[1:2] if value == value), default=-1.0))
+        rows = [(path, [rows[path]["epe"] for rows in read.values()]) for path in paths]
+    rows.sort(key=lambda row: -max((value for value in row[1][:1] if value == value), default=-1.0))
     below = _common(paths)
-    cells = [[Link(row[0][len(below) :], anchors[row[0]]) if row[0] in anchors else row[0][len(below) :], *row[1:]]
-             for row in rows[:MOST_ROWS]]  # fmt: skip
+    cells = [
+        [Link(path[len(below) :], anchors[path]) if path in anchors else path[len(below) :], *values]
+        for path, values in rows[:MOST_ROWS]
+    ]
     title = f"The worst {MOST_ROWS} of {len(rows)} images" if len(rows) > MOST_ROWS else "Images"
     return [Table(f"{title} below {below}" if below else title, ("image", *names), cells)]
 
@@ -213,9 +217,9 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     )
 
 
-def folded_of(results_dir: Path) -> dict[str, str | Mapping]:
+def folded_of(results_dir: Path) -> dict[str, str | Mapping[str, Any]]:
     """What to unfold on an action's page: its settings, its spec and its record."""
-    folded: dict[str, str | Mapping] = {}
+    folded: dict[str, str | Mapping[str, Any]] = {}
     with contextlib.suppress(OSError, ValueError):
         results = json.loads((results_dir / "results.json").read_text(encoding="utf-8"))
         folded["Settings"] = results.get("settings", {})

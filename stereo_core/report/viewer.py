@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import cv2
 import numpy as np
 
-from stereo_core.data.calibration import Calibration
+from stereo_core.data.calibration import SizedCalibration
 from stereo_core.report.views import CURVE_PX, View
 
 MOST_PIXELS = 1024 * 768  # of a picture of predict's page; the files on disk have them all
@@ -27,7 +27,7 @@ def view(
     maximum: float,
     *,
     path: str = "",
-    camera: Calibration | None = None,
+    camera: SizedCalibration | None = None,
     truth_HW: np.ndarray | None = None,
     most_pixels: int = MOST_PIXELS,
     facts: str = "",
@@ -48,7 +48,7 @@ def view(
     share = min(1.0, (most_pixels / (height * width)) ** 0.5)
     size = (max(1, round(width * share)), max(1, round(height * share)))
     errors = None if truth_HW is None else _errors(disparity_HW, truth_HW)
-    known = errors is not None and errors.size > 0
+    known = errors if errors is not None and errors.size else None
     return View(
         name,
         path,
@@ -60,8 +60,8 @@ def view(
         full_width=width,
         maximum=float(maximum),
         camera=_numbers(camera) if camera else None,
-        epe=float(errors.mean()) if known else None,
-        curve=_curve(errors) if known else [],
+        epe=None if known is None else float(known.mean()),
+        curve=[] if known is None else _curve(known),
         facts=facts,
         warnings=list(warnings),
         files=dict(files or {}),
@@ -120,7 +120,8 @@ class Chosen:
 
 def _errors(disparity_HW: np.ndarray, truth_HW: np.ndarray) -> np.ndarray:
     known = np.isfinite(truth_HW) & (truth_HW > 0)
-    return np.abs(disparity_HW[known].astype(np.float64) - truth_HW[known])
+    errors: np.ndarray = np.abs(disparity_HW[known].astype(np.float64) - truth_HW[known])
+    return errors
 
 
 def _curve(errors: np.ndarray) -> list[float]:
@@ -129,7 +130,7 @@ def _curve(errors: np.ndarray) -> list[float]:
     return [round(float(share), 4) for share in counts / len(ordered)]
 
 
-def _numbers(camera: Calibration) -> dict[str, float]:
+def _numbers(camera: SizedCalibration) -> dict[str, float]:
     return {
         "fx": camera.focal,
         "fy": camera.focal_y,
@@ -149,4 +150,5 @@ def _values(disparity_HW: np.ndarray, size: tuple[int, int]) -> str:
 
 def _encoded(suffix: str, image_HW3: np.ndarray) -> str:
     options = [cv2.IMWRITE_JPEG_QUALITY, 90] if suffix == ".jpg" else []
-    return base64.b64encode(cv2.imencode(suffix, np.ascontiguousarray(image_HW3[..., ::-1]), options)[1]).decode()
+    encoded = cv2.imencode(suffix, np.ascontiguousarray(image_HW3[..., ::-1]), options)[1]
+    return base64.b64encode(encoded.tobytes()).decode()

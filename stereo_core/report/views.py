@@ -106,7 +106,8 @@ def _with_truth(views: dict[str, View]) -> dict[str, View]:
 
 def fitting(groups: Sequence[Group], most_bytes: int) -> list[Group]:
     """The first groups that together are no larger; the first one in any case."""
-    kept, total = [], 0
+    kept: list[Group] = []
+    total = 0
     for group in groups:
         total += group.bytes
         if kept and total > most_bytes:

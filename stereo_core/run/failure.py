@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import ValidationError
 
 from stereo_core.errors import GPU_ERROR, SpecError, UserError, is_gpu_error, is_out_of_memory
 from stereo_core.run.termination import Terminated
 
 _INTERRUPTIONS = (KeyboardInterrupt, SystemExit, Terminated)
-_PREFIXES: tuple[tuple[type[BaseException] | tuple, str], ...] = (
+_PREFIXES: tuple[tuple[type[BaseException] | tuple[Any, ...], str], ...] = (
     (SpecError, "Configuration error"),
     (NotImplementedError, "Feature not implemented"),
     (ValidationError, "Schema validation error"),

@@ -8,7 +8,7 @@ from stereo_core.errors import UserError
 from stereo_core.verbs import VERBS
 
 
-def merged_spec(verb: str, parameters: dict, spec_file: dict) -> dict:
+def merged_spec(verb: str, parameters: dict[str, Any], spec_file: dict[str, Any]) -> dict[str, Any]:
     """The user's spec keys. Typed parameters override the parameter `spec`, which overrides the spec file.
 
     Raises:
@@ -34,7 +34,7 @@ def _titles(value: Any) -> Any:
     return [one.get("title") or one.get("uri") if isinstance(one, dict) else one for one in value]
 
 
-def merge(below: dict, above: dict) -> dict:
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge two trees. Values of `above` win; nested mappings are merged, lists and scalars replaced."""
     merged = dict(below)
     for key, value in above.items():
@@ -43,7 +43,7 @@ def merge(below: dict, above: dict) -> dict:
     return merged
 
 
-def set_key(tree: dict, key: str, value: object) -> None:
+def set_key(tree: dict[str, Any], key: str, value: object) -> None:
     """Set a dotted key; missing sections are created."""
     *sections, last = key.split(".")
     for section in sections:

@@ -25,7 +25,7 @@ from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.run.warned import collected
 from stereo_core.spec import ExperimentSpec, effects, results_dir
-from stereo_core.spec.fields import Section
+from stereo_core.spec.fields import Section, marks_of
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
 from stereo_core.values import json_ready
@@ -123,7 +123,8 @@ def _warn_of_keys_without_effect(verb: str, spec: Section) -> None:
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     if verb not in VERBS:
         raise SpecError(f"{verb}: unknown verb; known: {', '.join(VERBS)}")
-    return importlib.import_module(VERBS[verb].action).run
+    run: Callable[[Section, StatusLog], Outcome] = importlib.import_module(VERBS[verb].action).run
+    return run
 
 
 @contextlib.contextmanager
@@ -162,11 +163,12 @@ def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
         for section in sections:
             node = node[section]
         del node[name]
-    return json_ready(tree)
+    written: dict[str, Any] = json_ready(tree)
+    return written
 
 
 def _secret_paths(spec: Section) -> list[str]:
-    return [path for path, field in walk(type(spec)) if (field.json_schema_extra or {}).get("secret")]
+    return [path for path, field in walk(type(spec)) if marks_of(field).get("secret")]
 
 
 def _secrets(spec: Section) -> list[str]:

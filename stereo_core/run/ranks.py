@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from stereo_core.errors import GpuError, is_gpu_error
 from stereo_core.progress import heartbeat
@@ -29,14 +30,14 @@ from stereo_core.training.distribution import Ranks
 
 LOG = logging.getLogger(__name__)
 
-Work = Callable[[object, StatusLog, Ranks], Outcome]
+Work = Callable[[Any, StatusLog, Ranks], Outcome]
 """spec, status, ranks -> outcome. It must be a module-level function, so that other processes can import it."""
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10  # that the other processes get to end after one has failed
 
 
-def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
+def in_ranks(work: Work, spec: object, status: StatusLog, ranks: Ranks) -> Outcome:
     """Run the work in every process of this node; returns the outcome of the first rank.
 
     With one process, or under torchrun, this process runs the work itself. Otherwise it starts a process for each
@@ -57,7 +58,7 @@ def in_ranks(work: Work, spec, status: StatusLog, ranks: Ranks) -> Outcome:
                 started.append(_start(work, spec, status, replace(ranks, local=local)))
             _wait(started, lambda: all(one.ended for one in started) or any(one.error for one in started))
             if not any(one.error for one in started):
-                return started[0].outcome
+                return started[0].made()
             _wait(started, lambda: all(one.ended for one in started), _GRACE_SECONDS)
     finally:
         for one in started:
@@ -85,6 +86,12 @@ class _Started:
     def ended(self) -> bool:
         return self.outcome is not None or self.error is not None
 
+    def made(self) -> Outcome:
+        """What it has made; RuntimeError before it has ended well."""
+        if self.outcome is None:
+            raise RuntimeError(f"the process of rank {self.rank} made nothing")
+        return self.outcome
+
     def look(self) -> None:
         """Receive its result, or notice that it has ended. Its children keep the pipe open, so the pipe's end is no
         sign."""
@@ -97,7 +104,7 @@ class _Started:
             self.time, self.error = time.monotonic(), _Silent(self._how_it_ended())
 
     def _how_it_ended(self) -> str:
-        code = self.process.exitcode
+        code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         why = " (the system does this when memory runs out)" if code == -signal.SIGKILL else ""
         return f"the process of rank {self.rank} (pid {self.process.pid}) {how}{why}; the other ranks were stopped too"
@@ -112,7 +119,7 @@ class _Started:
         self.pipe.close()
 
 
-def _start(work: Work, spec, status: StatusLog, ranks: Ranks) -> _Started:
+def _start(work: Work, spec: object, status: StatusLog, ranks: Ranks) -> _Started:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_rank, args=(there, work, spec, status, ranks), name=f"rank {ranks.rank}")
@@ -132,12 +139,12 @@ def _wait(started: list[_Started], until: Callable[[], bool], seconds: float = f
 
 def _cause(started: list[_Started], stopping: bool) -> BaseException:
     """The error that ended the run. The other processes only lost their connection to the one that failed."""
-    failed = sorted((one for one in started if one.error), key=lambda one: one.time)
-    silent = [one.error for one in failed if isinstance(one.error, _Silent)]
-    stopped = [one.error for one in failed if isinstance(one.error, Terminated)]
+    failed = [one.error for one in sorted(started, key=lambda one: one.time) if one.error]
+    silent = [error for error in failed if isinstance(error, _Silent)]
+    stopped = [error for error in failed if isinstance(error, Terminated)]
     if stopping and (stopped or silent):
         return stopped[0] if stopped else Terminated("SIGTERM")
-    return silent[0] if silent else failed[0].error
+    return silent[0] if silent else failed[0]
 
 
 @contextlib.contextmanager
@@ -166,13 +173,13 @@ def _signals_go_on_to(started: list[_Started]) -> Iterator[list[int]]:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 # ---- in the started process
 
 
-def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -> None:
+def _rank(pipe: Connection, work: Work, spec: object, status: StatusLog, ranks: Ranks) -> None:
     def stop(*_: object) -> None:
         raise Terminated("SIGTERM")
 
@@ -189,7 +196,8 @@ def _rank(pipe: Connection, work: Work, spec, status: StatusLog, ranks: Ranks) -
 
 
 def _end_with_the_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 

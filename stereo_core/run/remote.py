@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from stereo_core import storage
 from stereo_core.errors import SpecError
+from stereo_core.spec.convert import ConvertSpec
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
 from stereo_core.training.distribution import is_one_of_several
@@ -80,7 +81,7 @@ def _wrong_uri(uri: str, kind: str) -> str:
 
 
 def _wrong_place(verb: str, spec: Section, kind: str) -> str:
-    if kind == "names" and not spec.relative_paths:
+    if kind == "names" and not (isinstance(spec, ConvertSpec) and spec.relative_paths):
         return "set relative_paths=true, and set the same data_root where the annotation files are used"
     if kind != "results":
         return ""
@@ -103,7 +104,7 @@ def _uris(group: Section, prefix: str = "") -> Iterator[tuple[Section, str, str]
                 yield from _uris(inner, f"{path}.")
 
 
-def _texts(value: Any) -> list:
+def _texts(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from stereo_core.locks import held
 from stereo_core.progress import heartbeat
 from stereo_core.run.mirror import CHECKPOINTS, Mirror
 from stereo_core.run.remote import RemoteKey, check, remote_keys
-from stereo_core.spec.experiment import results_dir
+from stereo_core.spec.dataset import DataSource
+from stereo_core.spec.experiment import ExperimentSpec, results_dir
 from stereo_core.spec.fields import Section
 from stereo_core.spec.train import AUTO
 from stereo_core.training.distribution import is_main_process
@@ -80,7 +82,7 @@ class Stage:
             UserError: the folder's file system has no locks.
             DataError, StorageError: see storage.fetch.
         """
-        if self.verb != "train":
+        if self.verb != "train" or not isinstance(self.spec, ExperimentSpec):
             return
         folder, resume = results_dir(self.spec, "train"), self.spec.train.resume_training_checkpoint_path
         if any(folder.is_relative_to(here) for here in self.results):
@@ -102,8 +104,13 @@ class Stage:
             DataError, StorageError: see storage.fetch.
         """
         for number, key in enumerate(self._to_fetch):
-            with heartbeat(lambda key=key: f"fetching {getattr(key.owner, key.name)}"):
-                self._fetch_one(key, self.folder / "inputs" / f"{number:03d}")
+            with heartbeat(partial("fetching {}".format, getattr(key.owner, key.name))):
+                self._fetch_one(key, self._own_folder() / "inputs" / f"{number:03d}")
+
+    def _own_folder(self) -> Path:
+        if self.folder is None:
+            raise RuntimeError("nothing of this run is remote, so that it has no folder of its own")
+        return self.folder
 
     def _fetch_one(self, key: RemoteKey, here: Path) -> None:
         owner, name, _, kind = key
@@ -114,7 +121,7 @@ class Stage:
             self.inputs[here] = uri if kind in ("names", "images") else uri.rpartition("/")[0]
             found = str(_FETCH[kind](uri, here))
         setattr(owner, name, found)
-        if kind == "list" and not owner.data_root:
+        if isinstance(owner, DataSource) and kind == "list" and not owner.data_root:
             owner.data_root = uri.rpartition("/")[0]
 
     def store(self) -> list[str]:
@@ -172,7 +179,7 @@ class Stage:
     def _redirect(self, key: RemoteKey) -> None:
         """Replace the URI of a results key by a local path."""
         uri = getattr(key.owner, key.name).rstrip("/")
-        here = self.folder / "results" / key.path
+        here = self._own_folder() / "results" / key.path
         self.results[here] = uri if key.kind == "results" else uri.rpartition("/")[0]
         setattr(key.owner, key.name, str(here if key.kind == "results" else here / uri.rpartition("/")[2]))
 

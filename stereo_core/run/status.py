@@ -83,7 +83,9 @@ class StatusLog:
         """The last message and the time since the start; empty before the first message."""
         return f"{self._last.rstrip('.')} ({since(self._start)} since the start)" if self._last else ""
 
-    def _write(self, status: str, verbosity: str, message: str, fields: dict, kpi: dict | None = None) -> None:
+    def _write(
+        self, status: str, verbosity: str, message: str, fields: dict[str, Any], kpi: dict[str, Any] | None = None
+    ) -> None:
         if self.path is None:
             return
         if verbosity != "WARNING":

@@ -34,7 +34,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
     steps = {path: int(match[2]) for path in folder.glob("model_epoch_*") if (match := _NAME.fullmatch(path.name))}
     newest = _NAME.fullmatch(led_to(folder / LATEST).name)
     last = int(newest[2]) if newest else math.inf
-    return sorted((path for path, step in steps.items() if step <= last), key=steps.get)
+    return sorted((path for path, step in steps.items() if step <= last), key=lambda path: steps[path])
 
 
 def led_to(link: Path) -> Path:
@@ -93,7 +93,9 @@ def _linked(link: Path) -> Path | None:
 
 def _numbered(folder: Path, unit: str, number: int) -> Path | None:
     group = {"epoch": 1, "step": 2}[unit]
-    files = [path for path in checkpoints_of(folder) if int(_NAME.fullmatch(path.name)[group]) == number]
+    files = [
+        path for path in checkpoints_of(folder) if (match := _NAME.fullmatch(path.name)) and int(match[group]) == number
+    ]
     return files[-1] if files else None
 
 

@@ -198,7 +198,7 @@ def _concerns(verb: str, path: str) -> bool:
     return head in VERBS[verb].sections
 
 
-def _changed(group: Section, path: tuple) -> Iterator[str]:
+def _changed(group: Section, path: tuple[Any, ...]) -> Iterator[str]:
     """Dotted paths of all keys that differ from their default."""
     for name, field in type(group).model_fields.items():
         value: Any = getattr(group, name)

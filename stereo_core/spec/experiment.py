@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.automl import AutoML
@@ -50,7 +51,8 @@ def spec_class(verb: str) -> type[Section]:
     """
     if (row := VERBS.get(verb)) and row.spec:
         module, _, name = row.spec.partition(":")
-        return getattr(importlib.import_module(module), name)
+        group: type[Section] = getattr(importlib.import_module(module), name)
+        return group
     guess = None if row else near(verb, [name for name in VERBS if VERBS[name].spec])
     wrong = "takes no spec" if row else "unknown verb"
     raise SpecError(f"{verb}: {wrong}" + (f"; did you mean {guess}?" if guess else ""))
@@ -59,7 +61,7 @@ def spec_class(verb: str) -> type[Section]:
 def output_file(spec: ExperimentSpec, verb: str) -> str:
     """The output file that the spec names for a verb; empty if there is none."""
     section, _, name = VERBS[verb].output_file.partition(".")
-    return getattr(getattr(spec, section), name) if name else ""
+    return str(getattr(getattr(spec, section), name)) if name else ""
 
 
 def results_dir(spec: Section, verb: str) -> Path:
@@ -70,7 +72,8 @@ def results_dir(spec: Section, verb: str) -> Path:
     `trt_inference`. The folder is not created.
     """
     if not isinstance(spec, ExperimentSpec):
-        return Path(spec.results_dir)
+        flat: Any = spec  # each flat spec declares the key for itself
+        return Path(flat.results_dir)
     if verb == "doctor":
         return results_dir(spec, "train") / "doctor"
     name = section_of(verb)

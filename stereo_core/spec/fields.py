@@ -6,6 +6,8 @@ import copy
 from typing import Annotated, Any, Literal
 
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
@@ -43,8 +45,14 @@ def key(
         secret: the value is never written to a file or a log.
     """
     rules["repr"] = not secret
-    marks = {"automl": automl} | ({"mandatory": True} if mandatory else {}) | ({"secret": True} if secret else {})
+    marks: JsonDict = {"automl": automl}
+    marks |= ({"mandatory": True} if mandatory else {}) | ({"secret": True} if secret else {})
     return Field(default=default, description=description, json_schema_extra=marks, **rules)
+
+
+def marks_of(field: FieldInfo) -> JsonDict:
+    """The marks that `key` gave a key: automl, mandatory, secret."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 def section(group: type[Section], description: str) -> Any:

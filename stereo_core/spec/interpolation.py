@@ -15,7 +15,7 @@ _MISSING = object()
 MAX_REFERENCES = 1000
 
 
-def resolve(tree: dict, group: type[Section]) -> dict:
+def resolve(tree: dict[str, Any], group: type[Section]) -> dict[str, Any]:
     """The tree with every reference replaced. References to unset keys give their default.
 
     A value that is only a reference becomes the other value, with its type; inside a longer text it becomes text.
@@ -31,12 +31,12 @@ def resolve(tree: dict, group: type[Section]) -> dict:
 class _Keys(NamedTuple):
     """The keys that references can name; `room` limits the number of references followed."""
 
-    tree: dict
+    tree: dict[str, Any]
     group: type[Section]
     room: Iterator[int]
 
 
-def _resolve(value: Any, path: tuple, keys: _Keys, trail: tuple[str, ...]) -> Any:
+def _resolve(value: Any, path: tuple[Any, ...], keys: _Keys, trail: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         return {name: _resolve(item, (*path, name), keys, trail) for name, item in value.items()}
     if isinstance(value, list):
@@ -44,14 +44,14 @@ def _resolve(value: Any, path: tuple, keys: _Keys, trail: tuple[str, ...]) -> An
     if not isinstance(value, str) or "${" not in value:
         return value
 
-    def target(match: re.Match) -> Any:
+    def target(match: re.Match[str]) -> Any:
         return _target(match[1].strip(), path, keys, trail)
 
     whole = _REFERENCE.fullmatch(value)
     return target(whole) if whole else _REFERENCE.sub(lambda match: str(target(match)), value)
 
 
-def _target(name: str, path: tuple, keys: _Keys, trail: tuple[str, ...]) -> Any:
+def _target(name: str, path: tuple[Any, ...], keys: _Keys, trail: tuple[str, ...]) -> Any:
     where = dotted(path)
     if ":" in name:
         kind = name.partition(":")[0]
@@ -73,7 +73,7 @@ def _target(name: str, path: tuple, keys: _Keys, trail: tuple[str, ...]) -> Any:
     return _resolve(value, path, keys, (*trail, name))
 
 
-def _look_up(tree: Any, parts: tuple) -> Any:
+def _look_up(tree: Any, parts: tuple[Any, ...]) -> Any:
     for part in parts:
         try:
             tree = tree[part]

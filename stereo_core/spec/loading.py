@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,21 +123,20 @@ def checked(verb: str, tree: dict[str, Any], source: str) -> Section:
         raise SpecError("\n".join(_complaint(verb, one, _Source(source)) for one in details)) from None
 
 
-def _finish(verb: str, tree: dict, source: _Source, complaints: list[str]) -> Section:
-    spec = None
+def _finish(verb: str, tree: dict[str, Any], source: _Source, complaints: list[str]) -> Section:
     try:
         spec = build(verb, tree)
     except SpecError as error:
         complaints.append(f"{source.name}: {error}")
     except ValidationError as error:
         complaints += [_complaint(verb, detail, source) for detail in error.errors(include_url=False)]
-    if spec is not None:
+    else:
         requirements.decide(verb, spec)
         complaints += [f"{source.of(path)}: {path}: {rule}" for path, rule in requirements.check(verb, spec)]
-    if complaints:
-        raise SpecError("\n".join(dict.fromkeys(complaints)))
-    requirements.settle(verb, spec)
-    return spec
+        if not complaints:
+            requirements.settle(verb, spec)
+            return spec
+    raise SpecError("\n".join(dict.fromkeys(complaints)))
 
 
 def _without_unset(value: Any) -> Any:
@@ -158,7 +157,7 @@ def _at_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
-def _apply_preset(tree: dict) -> None:
+def _apply_preset(tree: dict[str, Any]) -> None:
     model = tree.get("model")
     if isinstance(model, dict) and isinstance(model.get("preset"), str):
         tree["model"] = merged(PRESETS.get(model["preset"], {}), model)
@@ -190,7 +189,7 @@ _RULES = {
 }
 
 
-def _complaint(verb: str, detail: dict, source: _Source) -> str:
+def _complaint(verb: str, detail: Mapping[str, Any], source: _Source) -> str:
     path = paths.dotted(detail["loc"])
     where = f"{source.of(path)}: {path}"
     if detail["type"] == "extra_forbidden":
@@ -204,7 +203,7 @@ def _complaint(verb: str, detail: dict, source: _Source) -> str:
     return f"{where}: {rule}{_nearest_choice(detail)}"
 
 
-def _nearest_choice(detail: dict) -> str:
+def _nearest_choice(detail: Mapping[str, Any]) -> str:
     if detail["type"] != "literal_error":
         return ""
     choices = {choice.lower(): choice for choice in re.findall(r"'([^']*)'", detail["ctx"]["expected"]) if choice}

@@ -80,7 +80,7 @@ def parse_override(token: str) -> tuple[Path, Any]:
         raise SpecError(f"{dotted(path)}: {error}; put a text that starts with a bracket in quotes") from None
 
 
-def apply_override(tree: dict, path: Path, value: Any) -> None:
+def apply_override(tree: dict[str, Any], path: Path, value: Any) -> None:
     """Set a value in a tree of dicts and lists. Dicts are merged; an index one past the end appends to a list.
 
     Raises:
@@ -117,7 +117,7 @@ def _put(node: Any, name: str | int, value: Any) -> None:
         node[name] = value
 
 
-def merged(old: dict, new: dict) -> dict:
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Merge two mappings: new values replace old ones, nested mappings are merged."""
     result = dict(old)
     for name, value in new.items():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 from stereo_core.spec import choice, search_space
 from stereo_core.spec.convert import ConvertSpec, FetchSpec, InfoSpec
 from stereo_core.spec.dataset import Augmentation, Dataset, DataSource, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file
-from stereo_core.spec.fields import Section
+from stereo_core.spec.fields import Section, marks_of
 from stereo_core.spec.model import Model
 from stereo_core.spec.predict import BESIDE
-from stereo_core.spec.train import AUTO
+from stereo_core.spec.train import AUTO, Train
 from stereo_core.storage import is_uri
 from stereo_core.verbs import VERBS, required, section_of
 
@@ -25,7 +26,7 @@ Complaint = tuple[str, str]
 _NEEDED = "is required"
 
 # quantize.backend -> quantize.mode; and the values of quantize.algorithm that the library has for int8 and fp8
-_QUANTIZE_MODES = {
+_QUANTIZE_MODES: dict[str, Literal["static_ptq", "weight_only_ptq"]] = {
     "torchao": "weight_only_ptq",
     "modelopt.pytorch": "static_ptq",
     "modelopt.onnx": "static_ptq",
@@ -65,7 +66,7 @@ def _none(spec: Section, verb: str) -> Iterator[Complaint]:
 
 def _mandatory(spec: Section) -> Iterator[Complaint]:
     for name, field in type(spec).model_fields.items():
-        if (field.json_schema_extra or {}).get("mandatory"):
+        if marks_of(field).get("mandatory"):
             yield from _is_set(name, getattr(spec, name))
 
 
@@ -127,7 +128,7 @@ def settle(verb: str, spec: Section) -> None:
         _settle_intervals(spec.train)
 
 
-def _settle_intervals(train: Section) -> None:
+def _settle_intervals(train: Train) -> None:
     """Limit intervals to num_epochs: TAO's templates have an interval of ten epochs even for shorter runs."""
     names = ["validation_interval"] + ["checkpoint_interval"] * (train.checkpoint_interval_unit == "epoch")
     for name in names:
@@ -251,7 +252,7 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         )
 
 
-_RULES = {
+_RULES: dict[str, Callable[[Any, str], Iterator[Complaint]]] = {  # each takes the spec of its own verb
     "convert": _convert,
     "fetch_dataset": _fetch_dataset,
     "info": _info,

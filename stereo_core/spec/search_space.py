@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from stereo_core.spec import effects
 from stereo_core.spec.automl import ParamRange
 from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.fields import marks_of
 from stereo_core.spec.paths import nearest, walk
 from stereo_core.spec.train import MULTI_STEP
 
@@ -85,7 +86,8 @@ def why_not(spec: ExperimentSpec, path: str) -> str | None:
         return "it is not a hyperparameter"
     if path.startswith("dataset.") and not path.startswith("dataset.train_dataset."):
         return "it has no effect on training"
-    return _CONDITIONS.get(path, lambda spec: None)(spec)
+    condition = _CONDITIONS.get(path)
+    return condition(spec) if condition else None
 
 
 def _unless(holds: Callable[[ExperimentSpec], Any], why: str) -> Callable[[ExperimentSpec], str | None]:
@@ -142,7 +144,7 @@ def _keys(spec: ExperimentSpec) -> list[str]:
     return spec.automl.automl_hyperparameters
 
 
-_CONDITIONS = {
+_CONDITIONS: dict[str, Callable[[ExperimentSpec], str | None]] = {
     "train.optim.momentum": _unless(
         lambda s: s.train.optim.optimizer == "SGD" and s.train.optim.lr_scheduler != "OneCycleLR",
         "only SGD has a momentum, and OneCycleLR overrides it",
@@ -187,7 +189,7 @@ _FIELDS: dict[str, FieldInfo] = dict(walk(ExperimentSpec))
 
 
 def _marked(field: FieldInfo) -> bool:
-    return bool((field.json_schema_extra or {}).get("automl"))
+    return bool(marks_of(field).get("automl"))
 
 
 # ---- ranges
@@ -251,7 +253,7 @@ def _own_range(path: str) -> tuple[float, float, bool]:
     rules: dict[str, float] = {}
     for rule in _FIELDS[path].metadata:
         rules |= {name: getattr(rule, name) for name in ("ge", "gt", "le") if hasattr(rule, name)}
-    return rules.get("ge", rules.get("gt")), rules["le"], "gt" in rules
+    return rules["gt"] if "gt" in rules else rules["ge"], rules["le"], "gt" in rules
 
 
 def _is_integer(path: str) -> bool:

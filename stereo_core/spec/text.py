@@ -6,6 +6,7 @@ PyYAML follows YAML 1.1, which reads `on`, `12:30` and `2024-01-01` as true, 750
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ _TAGS = (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str",
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own name
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name
     yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _TAGS}  # noqa: RUF012 - likewise
 
 
@@ -35,11 +36,12 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float | str:
 
     So `model_name: 007` and `name: 1.10` stay as written.
     """
-    value = number(node.value)
-    return value if str(value) == node.value else node.value
+    text: str = node.value
+    value = number(text)
+    return text if value is None or str(value) != text else value
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
         name, line = key_node.value, key_node.start_mark.line + 1
@@ -117,7 +119,7 @@ def parse_value(text: str) -> Any:
         return value if isinstance(value, str) else text
     if text == "":
         return ""
-    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # in its stubs
     try:
         return _Loader("").construct_object(yaml.ScalarNode(tag, text))
     except ValueError as error:  # a number of 5000 digits

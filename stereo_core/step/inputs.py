@@ -70,9 +70,12 @@ def check_frame(engine: Artifact, source: Any) -> None:
     from stereo_core.data.images import read_image
 
     known = engine.metadata
-    frame = tuple(known.get(f"input_{side}") for side in ("height", "width"))
-    if None in frame or any(known.get(f"min_{side}") != known.get(f"max_{side}") for side in ("height", "width")):
+    height, width = known.get("input_height"), known.get("input_width")
+    if height is None or width is None:
         return
+    if any(known.get(f"min_{side}") != known.get(f"max_{side}") for side in ("height", "width")):
+        return
+    frame = (height, width)
     first = read_annotations(source.data_file, source.data_root)[0]
     size = read_image(first.left).shape[:2]
     if size != frame:

@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import UserError
 from stereo_core.files import atomic_path
@@ -21,7 +22,7 @@ from stereo_core.progress import heartbeat
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.step.inputs import check_digest, check_frame
-from stereo_core.step.ports import check_artifact, check_ports, input_artifacts, output_artifacts
+from stereo_core.step.ports import Artifact, check_artifact, check_ports, input_artifacts, output_artifacts
 from stereo_core.step.publish import Run, publish
 from stereo_core.step.sources import CODING
 from stereo_core.step.wiring import user_spec, wire
@@ -89,7 +90,7 @@ def launch(verb: str, executor_input: str) -> int:
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
 
     from stereo_core.run.perform import perform, set_up_logging
-    from stereo_core.spec import spec_from_dict
+    from stereo_core.spec import ExperimentSpec, spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:
         published = publish(Run(verb, outcome, results, own_keys), wanted)
@@ -98,17 +99,21 @@ def launch(verb: str, executor_input: str) -> int:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
     spec = spec_from_dict(verb, tree)
-    if verb == "trt_evaluate" and spec.evaluate.resize == "none":
+    if verb == "trt_evaluate" and isinstance(spec, ExperimentSpec) and spec.evaluate.resize == "none":
         check_frame(inputs["engine"], spec.dataset.test_dataset.data_sources[0])
     # Last, because hashing large inputs takes minutes; models first, because they are smaller than data sets.
     set_up_logging()
     for artifact in sorted(inputs.values(), key=lambda one: not one.is_model):
-        with heartbeat(lambda artifact=artifact: f"input {artifact.port}: checking its sha256"):
-            check_digest(artifact)
+        _compare(artifact)
     return perform(verb, spec, on_outcome=publish_all)
 
 
-def _read(executor_input: str) -> tuple[dict, dict]:
+def _compare(artifact: Artifact) -> None:
+    with heartbeat(lambda: f"input {artifact.port}: checking its sha256"):
+        check_digest(artifact)
+
+
+def _read(executor_input: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The `inputs` and `outputs` of an ExecutorInput message."""
     try:
         message = from_json(executor_input)
@@ -120,7 +125,7 @@ def _read(executor_input: str) -> tuple[dict, dict]:
         ) from None
 
 
-def _write_parameters(outcome: Outcome, wanted: dict) -> None:
+def _write_parameters(outcome: Outcome, wanted: dict[str, Any]) -> None:
     """Write each output parameter (a metric of the outcome) to its file."""
     for name, entry in wanted.items():
         if name not in outcome.kpi:

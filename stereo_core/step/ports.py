@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.storage import local_path
@@ -32,20 +33,20 @@ class Artifact:
     path: Path
     uri: str = ""
     name: str = ""
-    type: dict = field(default_factory=dict)
-    metadata: dict = field(default_factory=dict)
+    type: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_model(self) -> bool:
         return self.kind in FORMATS
 
 
-def input_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
+def input_artifacts(verb: str, section: dict[str, Any]) -> dict[str, Artifact]:
     """The ExecutorInput's `inputs` for a verb: port -> artifact; see `_artifacts`."""
-    return _artifacts(section, VERBS[verb].inputs | {"spec_file": "spec"})
+    return _artifacts(section, {**VERBS[verb].inputs, "spec_file": "spec"})
 
 
-def output_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
+def output_artifacts(verb: str, section: dict[str, Any]) -> dict[str, Artifact]:
     """The ExecutorInput's `outputs` for a verb: port -> artifact to write.
 
     Raises:
@@ -57,7 +58,7 @@ def output_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
     return _artifacts(section, VERBS[verb].outputs)
 
 
-def _artifacts(section: dict, kinds: Mapping[str, str]) -> dict[str, Artifact]:
+def _artifacts(section: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, Artifact]:
     """The artifact of each port. Further artifacts of a list port become `port.1`, `port.2`. Ports without an artifact
     (optional inputs) are left out. A port that the verb does not define has its own name as kind."""
     kinds = {port.removesuffix("?"): kind for port, kind in kinds.items()}

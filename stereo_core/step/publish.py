@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stereo_core import __version__
 from stereo_core.errors import UserError
@@ -26,7 +27,7 @@ class Run:
     verb: str
     outcome: Outcome
     results: Path
-    user_spec: dict
+    user_spec: dict[str, Any]
 
     def made(self, port: str) -> Path:
         """The file or folder that the run wrote for an output.
@@ -42,7 +43,7 @@ class Run:
         return Path(self.outcome.artifacts[port])
 
 
-def publish(run: Run, outputs: dict[str, Artifact]) -> dict:
+def publish(run: Run, outputs: dict[str, Artifact]) -> dict[str, Any]:
     """Write the results to the artifacts' paths; returns the `artifacts` part of executor_output.json.
 
     Raises:
@@ -71,14 +72,15 @@ def publish(run: Run, outputs: dict[str, Artifact]) -> dict:
     return published
 
 
-def _put_metrics(artifact: Artifact, run: Run) -> dict:
-    metadata, warned = as_metadata(run.outcome.kpi), warnings_in(run.results)
+def _put_metrics(artifact: Artifact, run: Run) -> dict[str, Any]:
+    metadata: dict[str, Any] = as_metadata(run.outcome.kpi)
+    warned = warnings_in(run.results)
     content = metadata | ({"warnings": warned} if warned else {})  # for the verb `report`
     _write(artifact.path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return metadata | {"format": "json"}
 
 
-def _put_spec(artifact: Artifact, run: Run) -> dict:
+def _put_spec(artifact: Artifact, run: Run) -> dict[str, Any]:
     """Write the user's spec with the best values as a spec file for `train`, without the keys that ports set."""
     import yaml
 
@@ -89,7 +91,7 @@ def _put_spec(artifact: Artifact, run: Run) -> dict:
     return {"format": "yaml"}
 
 
-def _put_report(artifact: Artifact, run: Run) -> dict:
+def _put_report(artifact: Artifact, run: Run) -> dict[str, Any]:
     from stereo_core.report.html import action_report
 
     own = run.outcome.artifacts.get(artifact.port)
@@ -98,12 +100,12 @@ def _put_report(artifact: Artifact, run: Run) -> dict:
     return {"format": "html"}
 
 
-def _put_markdown(artifact: Artifact, run: Run) -> dict:
+def _put_markdown(artifact: Artifact, run: Run) -> dict[str, Any]:
     _write(artifact.path, run.made(artifact.port).read_text(encoding="utf-8"))
     return {"format": "md"}
 
 
-def _put_result(artifact: Artifact, run: Run) -> dict:
+def _put_result(artifact: Artifact, run: Run) -> dict[str, Any]:
     return put_result(artifact, run.made(artifact.port))
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from stereo_core.step.ports import Artifact
 
@@ -21,7 +22,7 @@ FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about the run, not part of an artifact
 
 
-def put_result(artifact: Artifact, source: Path) -> dict:
+def put_result(artifact: Artifact, source: Path) -> dict[str, Any]:
     """Place a model file (with its companion files) or a folder at the artifact's path; returns format and file
     name."""
     temporary = artifact.path.with_name(f".{artifact.path.name}.{os.getpid()}")

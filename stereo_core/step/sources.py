@@ -38,8 +38,8 @@ def _sources_keys(row: Verb) -> Iterator[_SourcesKey]:
 
 
 def sources_of(
-    row: Verb, tree: dict, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]
-) -> Iterator[tuple[str, list[dict]]]:
+    row: Verb, tree: dict[str, Any], dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Each spec key that holds data sources, with its sources.
 
     Args:
@@ -55,8 +55,8 @@ def sources_of(
 
 
 def _sources(
-    tree: dict, wanted: _SourcesKey, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]
-) -> list[dict]:
+    tree: dict[str, Any], wanted: _SourcesKey, dataset_name: str, inputs: Inputs, coding: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The sources of a key: the user's with paths resolved, else the default annotation files.
 
     A single user source without a data_file only says how the default files are read (`disparity_scale`, ...).
@@ -88,25 +88,25 @@ def _sources(
                 f"input annotations: {annotations} has no {' or '.join(wanted.names)} (found: {found});"
                 " change convert's split_ratio, or set data_sources in the spec"
             )
-        source = (unnamed[0] if unnamed else {}) | coding
+        source = {**(unnamed[0] if unnamed else {}), **coding}
         name = dataset_name or source.get("dataset_name") or "GenericDataset"
         sources = [source | {"data_file": str(path), "dataset_name": name} for path in taken]
     images = place(inputs["images"])
     return [_resolved(key, source, images, annotations) for source in sources]
 
 
-def _user_sources(tree: dict, key: str) -> list[dict]:
+def _user_sources(tree: dict[str, Any], key: str) -> list[dict[str, Any]]:
     given: Any = tree
     for name in key.split("."):
         given = given.get(name) if isinstance(given, dict) else None
     return [source for source in given or [] if isinstance(source, dict)]
 
 
-def _is_drawn(source: dict) -> bool:
+def _is_drawn(source: dict[str, Any]) -> bool:
     return str(source.get("dataset_name")).lower() == "synthetic"
 
 
-def _resolved(key: str, source: dict, images: str, annotations: Path) -> dict:
+def _resolved(key: str, source: dict[str, Any], images: str, annotations: Path) -> dict[str, Any]:
     if _is_drawn(source):
         return source
     data_file = _below(str(annotations), source["data_file"])

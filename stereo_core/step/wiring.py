@@ -15,12 +15,12 @@ from stereo_core.verbs import VERBS
 Inputs = Mapping[str, Artifact]
 
 
-def user_spec(verb: str, parameters: dict, inputs: Inputs) -> dict:
+def user_spec(verb: str, parameters: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """The user's spec keys, from the input spec_file and the parameters."""
     return merged_spec(verb, parameters, _read_spec_file(inputs.get("spec_file")))
 
 
-def _read_spec_file(artifact: Artifact | None) -> dict:
+def _read_spec_file(artifact: Artifact | None) -> dict[str, Any]:
     if artifact is None:
         return {}
     from stereo_core.spec.loading import read_tree
@@ -29,7 +29,12 @@ def _read_spec_file(artifact: Artifact | None) -> dict:
 
 
 def wire(
-    verb: str, tree: dict, dataset_name: str, inputs: Inputs, results: Path, coding: Mapping[str, Any] | None = None
+    verb: str,
+    tree: dict[str, Any],
+    dataset_name: str,
+    inputs: Inputs,
+    results: Path,
+    coding: Mapping[str, Any] | None = None,
 ) -> None:
     """Set the keys of `tree` that name files from the ports, in place. Ports override the user's values.
 

@@ -49,7 +49,7 @@ class Clients:
 
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
-        self._made: dict[tuple, Any] = {}
+        self._made: dict[tuple[Any, ...], Any] = {}
 
     def of(self, uri: str) -> Any:
         """The client for a URI's storage; DataError if the environment names no server or a wrong one."""

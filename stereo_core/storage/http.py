@@ -27,7 +27,9 @@ class _Body(io.BytesIO):
 class Pool(urllib3.PoolManager):
     """A connection pool. While transfers are to end it refuses new requests, except for clean-up (DELETE)."""
 
-    def urlopen(self, method: str, url: str, redirect: bool = True, **how: Any) -> Any:
+    def urlopen(  # type: ignore[override] # as urllib3's own PoolManager
+        self, method: str, url: str, redirect: bool = True, **how: Any
+    ) -> Any:
         if method != "DELETE":
             go_on()
         if isinstance(how.get("body"), bytes):

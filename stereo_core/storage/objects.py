@@ -102,7 +102,7 @@ class Objects:
         spans = [(start, min(self.part, entry.size - start)) for start in range(0, entry.size, self.part)]
         each = side_by_side if len(spans) > 1 else map
         with clear_errors(uri), progress(uri, entry.size, self.part) as advance:
-            headers = list(each(lambda span: self._part(uri, entry, path, *span, advance), spans))
+            headers = list(each(lambda span: self._part(uri, entry, path, span[0], span[1], advance), spans))
         _check(uri, entry, path, headers[0] if headers else {})
 
     def _part(self, uri: str, entry: Entry, path: Path, start: int, length: int, advance: Callable[[int], None]) -> Any:
@@ -178,7 +178,8 @@ class Objects:
     def stored_digest(self, uri: str) -> str | None:
         """The sha256 of an object that `upload` stored; None if another program did. Raises the errors of `look`."""
         with clear_errors(uri):
-            return self._clients.of(uri).stat_object(*split(uri)).metadata.get(SHA256)
+            digest: str | None = self._clients.of(uri).stat_object(*split(uri)).metadata.get(SHA256)
+            return digest
 
 
 def _check(uri: str, entry: Entry, path: Path, headers: Any) -> None:
@@ -211,6 +212,6 @@ class _Counted:
 
     def read(self, size: int = -1) -> bytes:
         go_on()
-        data = self.file.read(size)
+        data: bytes = self.file.read(size)
         self.advance(len(data))
         return data

@@ -35,7 +35,7 @@ def leave(wait: Callable[[float], Any]) -> None:
         leaving.clear()
 
 
-def side_by_side(work: Callable[[Any], Any], items: Iterable) -> list:
+def side_by_side(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """Results of `work` for each item, PARALLEL at a time. After the first failure no further item is started.
 
     A signal ends the running ones too. A thread that waits for a silent server is abandoned: it ends with the process.

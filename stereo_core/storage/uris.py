@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from stereo_core.errors import DataError
 
@@ -14,7 +14,7 @@ REFERENCE = "reference.json"
 (for a local folder: names and times)."""
 
 
-def is_uri(path: Any) -> bool:
+def is_uri(path: object) -> TypeGuard[str]:
     """Whether a value is a URI of an object or a prefix in object storage."""
     return isinstance(path, str) and path.startswith(SCHEMES)
 

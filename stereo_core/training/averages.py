@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ class Averages:
         if self.live:
             torch._foreach_lerp_(list(self.values.values()), self.live, 1 - self.decay)
 
-    def save(self, checkpoint: dict) -> None:
+    def save(self, checkpoint: dict[str, Any]) -> None:
         if not self.values:
             return
         average = {id(value): self.values[name] for name, value in self._averaged()}
@@ -45,7 +47,7 @@ class Averages:
         names = [pair for named in both for pair in named(remove_duplicate=False)]  # a shared weight has two names
         checkpoint[AVERAGES] = {f"model.{name}": average[id(v)] for name, v in names if id(v) in average}
 
-    def load(self, checkpoint: dict) -> None:
+    def load(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(AVERAGES)
         if saved and self.decay is not None:
             self.values = {name: saved[f"model.{name}"] for name, _ in self._averaged()}

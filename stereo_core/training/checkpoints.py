@@ -11,6 +11,7 @@ import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +22,7 @@ from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, point, sha256_of
 from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
+from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import validation_metrics
 from stereo_core.training.nonfinite import NonFiniteLossError
 from stereo_core.training.snapshots import Snapshot
@@ -33,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files through a temporary name, with their SHA-256 in `<file>.json`, and `weights_only` on
     the way back."""
 
-    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         path = Path(path)
         try:
             with atomic_path(path) as temporary:
@@ -48,7 +50,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "checkpoints written before it are intact"
             ) from error
 
-    def load_checkpoint(self, path: str | Path, map_location: object = "cpu", mmap: bool = False, **_: object) -> dict:
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = "cpu", mmap: bool = False, **_: object
+    ) -> dict[str, Any]:
         with torch.serialization.safe_globals(HARMLESS):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         if not isinstance(checkpoint, dict) or not {"loops", "optimizer_states"} <= checkpoint.keys():
@@ -59,7 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
-def write_sidecar(path: Path, note: dict) -> None:
+def write_sidecar(path: Path, note: dict[str, Any]) -> None:
     """Note something about a checkpoint: kind, sha256, epoch, global_step, metrics."""
     with atomic_path(sidecar_of(path)) as temporary:
         temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
@@ -79,7 +83,7 @@ class Progress:
     steps: int
 
 
-def read_progress(path: Path) -> Progress:
+def read_progress(path: str | Path) -> Progress:
     """The progress of a checkpoint, its weights left on the disk; ModelError where it is none of a training run."""
     return progress_of(AtomicCheckpointIO().load_checkpoint(path, mmap=True))
 
@@ -89,7 +93,7 @@ def read_seed(path: Path) -> int:
     return AtomicCheckpointIO().load_checkpoint(path, mmap=True).get("rng", {}).get("seed", 0)
 
 
-def progress_of(checkpoint: dict) -> Progress:
+def progress_of(checkpoint: dict[str, Any]) -> Progress:
     """The progress in a loaded checkpoint; an epoch whose batches are all done counts as whole."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if batches["is_last_batch"]:
@@ -97,7 +101,7 @@ def progress_of(checkpoint: dict) -> Progress:
     return Progress(checkpoint["epoch"], batches["current"]["ready"], checkpoint["global_step"])
 
 
-def settle_counters(checkpoint: dict) -> None:
+def settle_counters(checkpoint: dict[str, Any]) -> None:
     """Set Lightning's counters in a loaded checkpoint to what they are after a batch in a run that never stopped.
 
     From their differences Lightning guesses the hook in which a checkpoint was written, to begin in the right place;
@@ -156,7 +160,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             keep_checkpoints (0: all), monitor (the lower the better).
     """
 
-    def __init__(self, folder: Path, settings) -> None:
+    def __init__(self, folder: Path, settings: Train) -> None:
         self.folder = folder
         self.interval, self.unit = settings.checkpoint_interval, settings.checkpoint_interval_unit
         self.keep, self.monitor = settings.keep_checkpoints, settings.monitor
@@ -164,7 +168,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.initial: dict[str, float] = {}  # of the validation before its first step
         self.step: int | None = None  # the optimizer step seen last; None before training
         self.epoch = 0  # of that step
-        self.loops: dict | None = None  # Lightning's after it; None before this process's first step
+        self.loops: dict[str, Any] | None = None  # Lightning's after it; None before this process's first step
         self.buffers = Snapshot(())  # the network's after it
         self.within_update = False  # the weights are of no step
         self.saved_step = 0  # of the newest checkpoint, be it that its write failed, or where the run started
@@ -196,10 +200,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return f"the best by {self.monitor} is {best.name}, {self._value(read_sidecar(best)['metrics']):.4f}"
         return f"the last is {self.latest.name}, nothing was validated" if self.latest else "no checkpoint was written"
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"names": self.names, "initial": self.initial}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names, self.initial = list(state["names"]), dict(state["initial"])
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -218,10 +222,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         (self.folder / BEST).unlink(missing_ok=True)  # may be of a later step than this run goes back to
         self._tidy()
 
-    def on_before_optimizer_step(self, *_) -> None:
+    def on_before_optimizer_step(self, *_: Any) -> None:
         self.within_update = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
             return
         self._look(trainer, module)
@@ -229,7 +233,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.save(trainer)
         self._stop_if_asked(trainer)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_index: int, *_) -> None:
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int, *_: Any
+    ) -> None:
         on_every_rank = trainer.val_dataloaders.sampler.batches_on_every_rank
         if trainer.state.fn == TrainerFn.FITTING and batch_index < on_every_rank:
             self._stop_if_asked(trainer)
@@ -250,7 +256,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self.save(trainer)
         self._stop_if_asked(trainer)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.loops is not None:
             checkpoint["epoch"], checkpoint["loops"]["fit_loop"] = self.epoch, self.loops
 

@@ -340,13 +340,13 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def gathered(items: Sequence) -> list:
+def gathered(items: Sequence[Any]) -> list[Any]:
     """The items of all ranks, rank after rank, on every rank; they are pickled on the way."""
     if number_of_ranks() == 1:
         return list(items)
     from torch import distributed
 
-    parts: list = [None] * number_of_ranks()
+    parts: list[Any] = [None] * number_of_ranks()
     distributed.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
 

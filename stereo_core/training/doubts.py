@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.train import Optim
 from stereo_core.values import counted
 
 
-def beyond_the_cost_volume(spec, network: torch.nn.Module) -> str:
+def beyond_the_cost_volume(spec: ExperimentSpec, network: torch.nn.Module) -> str:
     """What is wrong with ground truth that counts and that the network can hardly find; empty where nothing is."""
     counts, found = spec.dataset.max_disparity, network.config.max_disparity
     if counts <= found:
@@ -18,7 +20,7 @@ def beyond_the_cost_volume(spec, network: torch.nn.Module) -> str:
     )
 
 
-def warm_up_without_end(optim, steps: int) -> str:
+def warm_up_without_end(optim: Optim, steps: int) -> str:
     """What is wrong with a warm-up that takes the whole run; empty where nothing is.
 
     Args:

@@ -62,7 +62,9 @@ class Measurements(pl.Callback):
         self.epoch = Work()
         self._look(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_index: int
+    ) -> None:
         before, waited_before = self.now, self.waited
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
         self._look(trainer)

@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from stereo_core.models.memory import LiveBytes
+from stereo_core.spec.train import Train
 from stereo_core.training.losses import stereo_loss
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +41,7 @@ class StepMemory:
 
 
 def step_memory(
-    network: nn.Module, train, size: tuple[int, int], batch: int, *, device: str = "cpu", ranks: int = 1
+    network: nn.Module, train: Train, size: tuple[int, int], batch: int, *, device: str = "cpu", ranks: int = 1
 ) -> StepMemory:
     """Run one training step, forward and backward, on tensors that have shapes and no contents, and count the bytes.
 
@@ -63,18 +64,18 @@ def step_memory(
     return StepMemory(_unique_bytes(network), gradients, optimizer, averages, activations)
 
 
-def checkpoint_bytes(network: nn.Module, train) -> int:
+def checkpoint_bytes(network: nn.Module, train: Train) -> int:
     """Size of a checkpoint: weights, the optimizer's state and averages; its other contents are kilobytes."""
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     return _unique_bytes(network) + _optimizer(trained, train) + _averages(network, trained, train)
 
 
-def _optimizer(trained: int, train) -> int:
+def _optimizer(trained: int, train: Train) -> int:
     """AdamW keeps two moments a weight, SGD its momentum."""
     return trained * (2 if train.optim.optimizer == "AdamW" else 1)
 
 
-def _averages(network: nn.Module, trained: int, train) -> int:
+def _averages(network: nn.Module, trained: int, train: Train) -> int:
     if train.ema_decay is None:
         return 0
     return trained + sum(b.nbytes for b in network.buffers() if b.is_floating_point())
@@ -84,7 +85,9 @@ def _unique_bytes(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 
-def _activations(network: nn.Module, train, size: tuple[int, int], batch: int, device: str, gradients: int) -> int:
+def _activations(
+    network: nn.Module, train: Train, size: tuple[int, int], batch: int, device: str, gradients: int
+) -> int:
     """The most bytes that live beside the weights, gradients included."""
     mode = FakeTensorMode()
     with FakeCopyMode(mode):

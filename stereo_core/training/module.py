@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.optim import Optimizer
 
 from stereo_core.data.datasets import group_by_size
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.spec import results_dir
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.averages import Averages
 from stereo_core.training.checkpoints import Progress
 from stereo_core.training.distribution import gathered, summed, taken_from_first
@@ -51,7 +54,7 @@ class StereoModule(pl.LightningModule):
         spec: the experiment; `train` and `dataset.max_disparity` (px, exclusive) count.
     """
 
-    def __init__(self, model: nn.Module, spec) -> None:
+    def __init__(self, model: nn.Module, spec: ExperimentSpec) -> None:
         super().__init__()
         self.model = model
         self.settings, self.optim = spec.train, spec.train.optim
@@ -97,12 +100,12 @@ class StereoModule(pl.LightningModule):
         if self.whole_epoch:
             self.teaching.check(self.current_epoch, self.told_of_sources, self.trainer.is_global_zero)
 
-    def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
+    def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
         place = (self.settings.seed, self.current_epoch, batch_index, self.global_rank)
         pl.seed_everything(_seed_of(place), verbose=False)
         self.guard.remember()
 
-    def training_step(self, batch: dict, batch_index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
@@ -129,14 +132,16 @@ class StereoModule(pl.LightningModule):
         if self.optim.lr_scheduler == "OneCycleLR":
             set_one_cycle_momentum(optimizer, self.global_step, int(self.trainer.estimated_stepping_batches))
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
         """Clip; Lightning itself does not for an optimizer of one kernel, whatever the precision."""
         self.guard.drop(optimizer)
         if gradient_clip_val:
             clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
             clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
-    def optimizer_step(self, *args, **options) -> None:
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
         """One step; no average is made of one that was spoilt or that fp16's scaler left out.
 
         Raises:
@@ -168,13 +173,13 @@ class StereoModule(pl.LightningModule):
         if isinstance(self.model, FSDPModule):
             self.model.reshard()
 
-    def validation_step(self, samples: list[dict], batch_index: int) -> dict[int, Tensor]:
+    def validation_step(self, samples: list[dict[str, Any]], batch_index: int) -> dict[int, Tensor]:
         """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any.
 
         Returns:
             The disparity (H, W) of each sample in px, by its `index`.
         """
-        predictions = {}
+        predictions: dict[int, Tensor] = {}
         for batch in group_by_size(samples):
             pair, averages = (batch["left"], batch["right"]), self.averages.values
             with torch.compiler.set_stance("force_eager"):  # compiled parts would be compiled anew for every size
@@ -195,7 +200,7 @@ class StereoModule(pl.LightningModule):
 
     # Optimizer and checkpoints
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> dict[str, Any]:
         optimizer = optimizer_of(self.named_parameters(), self.settings)
         self.rates = rates_of(optimizer, self.optim)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -206,7 +211,7 @@ class StereoModule(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.guard.settle()  # no weights of a lost run are kept
         # What load_model can not tell from the weights alone.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
@@ -217,7 +222,7 @@ class StereoModule(pl.LightningModule):
         self.resumption.save(checkpoint, self.trainer)
         self.averages.save(checkpoint)
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what Lightning does not; see Resumption.load."""
         self.resumption.load(checkpoint, self)
         self.guard.skipped, self.guard.skipped_in_a_row, replaced = checkpoint.get("skipped", (0, 0, 0))

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stereo_core.files import atomic_path
+from stereo_core.spec.train import Train
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
 from stereo_core.training.snapshots import Snapshot
 from stereo_core.training.strategy import whole
@@ -39,7 +40,7 @@ class Step(NamedTuple):
 
     number: int  # optimizer steps before it
     epoch: int
-    batch: dict
+    batch: dict[str, Any]
     batch_index: int
     loss: Tensor
     lr: float
@@ -91,7 +92,7 @@ class NonFiniteGuard:
         reports: the folder of what is left of such steps.
     """
 
-    def __init__(self, module: pl.LightningModule, settings, reports: Path) -> None:
+    def __init__(self, module: pl.LightningModule, settings: Train, reports: Path) -> None:
         self.module, self.settings, self.reports = module, settings, reports
         self.skipped = self.skipped_in_epoch = self.skipped_in_a_row = 0  # optimizer steps
         self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
@@ -222,7 +223,9 @@ class NonFiniteGuard:
         return write_step(self.reports, name, step.batch, facts, norms.items())
 
 
-def write_step(folder: Path, name: str, batch: dict, facts: dict, gradients: Iterable[tuple[str, Tensor]]) -> Path:
+def write_step(
+    folder: Path, name: str, batch: dict[str, Any], facts: dict[str, Any], gradients: Iterable[tuple[str, Tensor]]
+) -> Path:
     """Write the step's inputs as `<name>.pth` (read by `torch.load(..., weights_only=True)`) and what is known of it as
     `<name>.json`: the facts, each input's range and share of finite values, the gradients that are not finite.
 
@@ -247,7 +250,7 @@ def write_step(folder: Path, name: str, batch: dict, facts: dict, gradients: Ite
     return path
 
 
-def statistics(values: Tensor) -> dict:
+def statistics(values: Tensor) -> dict[str, Any]:
     """Shape, share of finite values (0..1), and least, mean and largest of those."""
     finite = values[torch.isfinite(values)].double()
     found = {"shape": list(values.shape), "finite": finite.numel() / max(1, values.numel())}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from stereo_core.spec.train import Optim, Train
 from stereo_core.training.schedules import one_cycle_momentum
 
 LOG = logging.getLogger(__name__)
 
 BACKBONE = "model.feature."  # EdgeNeXt, what ties it to the ViT, and the ViT where it is trained
 
-Rates = list[dict]
+Rates = list[dict[str, Any]]
 """What the spec wants of each group: lr, weight_decay and, unless the schedule sets it, the momentum."""
 
 
-def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings) -> Optimizer:
+def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings: Train) -> Optimizer:
     """The optimizer of the spec's `train`, with two groups: the network, and the backbone with a rate of its own.
 
     On GPUs AdamW's step is one kernel for many weights, but with fp16, where it would hide from the clipping what the
@@ -42,13 +44,13 @@ def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings) -> Op
     return optimizer
 
 
-def rates_of(optimizer: Optimizer, optim) -> Rates:
+def rates_of(optimizer: Optimizer, optim: Optim) -> Rates:
     """What a new optimizer has, before any schedule or checkpoint changes it."""
     names = ("lr", "weight_decay", *(("momentum", "betas") if optim.lr_scheduler != "OneCycleLR" else ()))
     return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
 
 
-def _with_own_kernels(optimizer: Optimizer, saved: dict) -> dict:
+def _with_own_kernels(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """A saved state, which may be of another device or precision, without its say in how this run computes."""
     own = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
     return saved | {"param_groups": [group | o for group, o in zip(saved["param_groups"], own, strict=True)]}
@@ -74,6 +76,6 @@ def set_one_cycle_momentum(optimizer: Optimizer, step: int, total_steps: int) ->
         group.update({"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum})
 
 
-def name_of_saved(state: dict) -> str:
+def name_of_saved(state: dict[str, Any]) -> str:
     """The optimizer that a saved state is of, as `train.optim.optimizer` names it."""
     return "AdamW" if "betas" in state["param_groups"][0] else "SGD"

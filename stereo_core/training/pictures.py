@@ -18,6 +18,7 @@ from stereo_core.data.images import write_png
 from stereo_core.report.pictures import panel, sample_panel, scale_end, stacked
 from stereo_core.report.viewer import FEWER_PIXELS, view
 from stereo_core.report.views import VALIDATION, View, write_views
+from stereo_core.spec.experiment import ExperimentSpec
 
 LOG = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Pictures(pl.Callback):
             and, for the page, to `validation.json`.
     """
 
-    def __init__(self, spec, folder: Path) -> None:
+    def __init__(self, spec: ExperimentSpec, folder: Path) -> None:
         self.interval, self.maximum = spec.train.vis_step_interval, spec.dataset.max_disparity
         self.end = scale_end(self.maximum)
         self.samples_folder = folder / "dataloader" if spec.train.dataloader_visualize else None
@@ -57,7 +58,9 @@ class Pictures(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_index: int
+    ) -> None:
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
         due = trainer.fast_dev_run or (stepped and trainer.global_step % self.interval == 0)
         if due and trainer.is_global_zero:
@@ -68,7 +71,7 @@ class Pictures(pl.Callback):
         self.validated, self.views = [], []
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, module: Any, outputs: dict, batch: list, *_: Any, **__: Any
+        self, trainer: pl.Trainer, module: Any, outputs: dict[str, Any], batch: list[Any], *_: Any, **__: Any
     ) -> None:
         if trainer.is_global_zero:
             for sample in batch[: VALIDATED - len(self.validated)]:

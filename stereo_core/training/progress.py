@@ -50,7 +50,7 @@ class ProgressBar(pl.Callback):
         self.loss = self.epe = ""
         self.looked = self.begun = 0.0
         self.beat = contextlib.ExitStack()
-        self.handlers: list[logging.StreamHandler] = []
+        self.handlers: list[logging.StreamHandler[Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.on_train_epoch_start(trainer, module)  # resuming within an epoch, Lightning does not call it
@@ -58,7 +58,9 @@ class ProgressBar(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._begin(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict, batch_index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_index: int
+    ) -> None:
         if not trainer.is_global_zero:
             return
         last = batch_index + 1 == trainer.num_training_batches
@@ -128,7 +130,7 @@ class ProgressBar(pl.Callback):
             handler.setStream(sys.stderr)
 
 
-def _handlers_of(stream: Any) -> Iterator[logging.StreamHandler]:
+def _handlers_of(stream: Any) -> Iterator[logging.StreamHandler[Any]]:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
             yield handler

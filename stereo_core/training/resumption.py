@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytorch_lightning as pl
 
 from stereo_core.errors import ModelError
+from stereo_core.spec.train import Train
 from stereo_core.training.checkpoints import progress_of, settle_counters
 from stereo_core.training.distribution import number_of_ranks
 from stereo_core.training.optimizers import name_of_saved
@@ -21,15 +23,15 @@ class Resumption:
         settings: the spec's `train`.
     """
 
-    def __init__(self, settings) -> None:
+    def __init__(self, settings: Train) -> None:
         self.settings = settings
         self.batches_done = 0  # of the epoch that the run stands in
         self.epoch_of: dict[str, int] = {}  # how that epoch was cut into batches
 
-    def save(self, checkpoint: dict, trainer: pl.Trainer) -> None:
+    def save(self, checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
         checkpoint["epoch_of"] = self._epoch_of(trainer)
 
-    def load(self, checkpoint: dict, module: pl.LightningModule) -> None:
+    def load(self, checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
         """Take over what Lightning does not.
 
         Raises:

@@ -6,12 +6,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 
-from stereo_core.spec.train import MULTI_STEP
+from stereo_core.spec.train import MULTI_STEP, Optim
 
 Factor = Callable[[int], float]
 
 
-def lr_factor(optim, total_steps: int) -> Factor:
+def lr_factor(optim: Optim, total_steps: int) -> Factor:
     """The factor on `train.optim.lr` at each optimizer step (0-based): linear warm-up, then the named schedule.
 
     OneCycleLR warms up by itself; `train.optim.warmup_steps` does not count there.
@@ -31,24 +31,24 @@ def lr_factor(optim, total_steps: int) -> Factor:
     return factor
 
 
-def _multi_step(optim, total_steps: int) -> Factor:
+def _multi_step(optim: Optim, total_steps: int) -> Factor:
     milestones = sorted(optim.lr_steps)
     return lambda step: optim.lr_decay ** bisect_right(milestones, step)
 
 
-def _step(optim, total_steps: int) -> Factor:
+def _step(optim: Optim, total_steps: int) -> Factor:
     return lambda step: optim.lr_decay ** (step // optim.lr_step_size)
 
 
-def _linear(optim, total_steps: int) -> Factor:
+def _linear(optim: Optim, total_steps: int) -> Factor:
     return lambda step: max(0.0, 1 - step / total_steps)
 
 
-def _cosine(optim, total_steps: int) -> Factor:
+def _cosine(optim: Optim, total_steps: int) -> Factor:
     return lambda step: _half_cosine(1, optim.min_lr / optim.lr, min(1.0, step / total_steps))
 
 
-def _one_cycle(optim, total_steps: int) -> Factor:
+def _one_cycle(optim: Optim, total_steps: int) -> Factor:
     """torch's OneCycleLR with its defaults: from 1/25 up to 1, down to 1/250000; see one_cycle_momentum."""
     return lambda step: _cycle(step, total_steps, 1 / 25, 1, 1 / 25e4)
 

@@ -30,7 +30,7 @@ class Teaching:
         self.max_disparity = max_disparity
         self.crops, self.empty = torch.zeros(2, len(sources), dtype=torch.int64, device=device)
 
-    def add(self, batch: dict) -> Tensor:
+    def add(self, batch: dict[str, Any]) -> Tensor:
         """Count a batch; returns how many of its samples have a pixel that counts."""
         counts_B1HW = batch["valid"] & (batch["disparity"].abs() < self.max_disparity)
         teaches_B = counts_B1HW.flatten(1).any(1)

@@ -17,6 +17,8 @@ import torch
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 import stereo_core
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.train import Wandb
 
 LOG = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ PACKAGE = Path(stereo_core.__file__).parent
 _INSTALL = "pip install 'stereo-pipelines[tracking]'"
 
 
-def trackers(spec, folder: Path) -> list[Logger]:
+def trackers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
     """The run's loggers, TensorBoard's first; none on a dry run. W&B and MLflow are the first rank's alone.
 
     Args:
@@ -39,7 +41,7 @@ def trackers(spec, folder: Path) -> list[Logger]:
     return [tensorboard, *filter(None, (_wandb(spec.wandb, folder), _mlflow()))]
 
 
-def _wandb(settings, folder: Path) -> WandbLogger | None:
+def _wandb(settings: Wandb, folder: Path) -> WandbLogger | None:
     """W&B, or None with a line that says why; silent where the spec turns it off."""
     if not settings.enable:
         return None

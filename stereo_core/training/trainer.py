@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 
 from stereo_core.errors import SpecError
 from stereo_core.models import channels_last
+from stereo_core.spec.train import Train
 from stereo_core.training.checkpoints import AtomicCheckpointIO
 from stereo_core.training.distribution import Ranks
 from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
@@ -26,7 +27,11 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def trainer_of(
-    settings, ranks: Ranks, callbacks: list[pl.Callback], loggers: Sequence[Logger] = (), folder: Path | None = None
+    settings: Train,
+    ranks: Ranks,
+    callbacks: list[pl.Callback],
+    loggers: Sequence[Logger] = (),
+    folder: Path | None = None,
 ) -> pl.Trainer:
     """A trainer for one of the processes `ranks`; without a callback that writes checkpoints there are none.
 
@@ -61,7 +66,7 @@ def trainer_of(
     )
 
 
-def choose_kernels(settings, gpu: bool) -> None:
+def choose_kernels(settings: Train, gpu: bool) -> None:
     """cuDNN's switches, and with `train.deterministic` PyTorch's own GPU kernels: without it some sums are made in any
     order, and equal seeds give weights that differ in their last bits. An operation without such a kernel warns."""
     torch.backends.cudnn.benchmark = settings.cudnn.benchmark and not settings.deterministic
@@ -71,7 +76,7 @@ def choose_kernels(settings, gpu: bool) -> None:
     torch.use_deterministic_algorithms(settings.deterministic and gpu, warn_only=True)
 
 
-def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
+def tune(network: torch.nn.Module, settings: Train, ranks: Ranks) -> None:
     """Set how the network computes, not what: memory against time, layout, compiled parts, statistics over all ranks.
 
     Compiled are parts of many small operations, the GRU once and not once an iteration; the filter of the cost volume
@@ -89,7 +94,7 @@ def tune(network: torch.nn.Module, settings, ranks: Ranks) -> None:
         synchronise_batch_norm(network)
 
 
-def compiled_parts(settings) -> tuple[tuple[str, ...], str]:
+def compiled_parts(settings: Train) -> tuple[tuple[str, ...], str]:
     """What `train.compile` compiles, and why (benchmarks/RESULTS.md has the figures)."""
     if settings.compile == "off":
         return (), "nothing is compiled"
@@ -118,7 +123,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def check_fsdp(settings) -> None:
+def check_fsdp(settings: Train) -> None:
     """SpecError where the spec's `train` asks for what weights in parts can not do."""
     if settings.ema_decay is not None:
         raise SpecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
@@ -27,10 +28,10 @@ class Validation:
 
     def __init__(self, max_disparity: float) -> None:
         self.max_disparity = max_disparity
-        self.rows: list[dict] = []  # of this rank
+        self.rows: list[dict[str, Any]] = []  # of this rank
         self.told_of_empty = False
 
-    def add(self, batch: dict, prediction_BHW: Tensor) -> None:
+    def add(self, batch: dict[str, Any], prediction_BHW: Tensor) -> None:
         """A row for each of a batch's samples: the metrics and the smooth-L1 loss, px, over its valid pixels."""
         images = zip(batch["index"].tolist(), batch["path"], prediction_BHW, batch["disparity"], batch["valid"],
                      strict=True)  # fmt: skip
@@ -75,7 +76,7 @@ class Validation:
             self.told_of_empty = True
 
 
-def _check_finite(rows: list[dict]) -> None:
+def _check_finite(rows: list[dict[str, Any]]) -> None:
     lost = [row["path"] for row in rows if row["pixels"] and not math.isfinite(row["epe"])]
     if lost:
         raise NonFiniteLossError(

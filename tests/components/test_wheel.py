@@ -111,6 +111,7 @@ def test_the_wheel_alone_serves_another_repository(tmp_path):
             if not (site / name).exists():
                 (site / name).symlink_to(library.locate_file(name))
 
+    assert (site / "stereo_core" / "py.typed").is_file(), "type checkers take the annotations"
     (tmp_path / "theirs.py").write_text(THEIRS)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["PATH"] = f"{home / 'bin'}{os.pathsep}{environment['PATH']}"

@@ -18,6 +18,7 @@ from stereo_core.report.findings import Finding, ok, print_findings, problem, wa
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import effects, results_dir
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.train import AUTO
 from stereo_core.training.checkpoints import newest_whole, read_progress
 from stereo_core.training.doubts import beyond_the_cost_volume
@@ -26,7 +27,7 @@ from stereo_core.values import counted
 WIDTH = 140  # columns of the table in a file or a pipe
 
 
-def run(spec, status: StatusLog) -> Outcome:
+def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Print what each of CHECKS finds, and write it as one line of status.json, under `findings`.
 
     That the spec loads and its keys agree is checked before, by `load_spec`.

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from stereo_core.cores import usable_cores
 from stereo_core.data.annotations import Sample
+from stereo_core.models.foundation_stereo.model import StereoNetwork
+from stereo_core.spec.dataset import Split
+from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.distribution import Ranks
 
 GIB = 2**30
@@ -68,17 +70,18 @@ class Case:
     kpi: figures for status.json.
     """
 
-    spec: Any
+    spec: ExperimentSpec
     machine: Machine
-    network: nn.Module | None = None
+    network: StereoNetwork | None = None
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen
     pairs: dict[str, list[tuple[Sample, Any]]] = field(default_factory=dict)
     largest: dict[str, tuple[int, int]] = field(default_factory=dict)
     copies: int = 0
     kpi: dict[str, float] = field(default_factory=dict)
 
-    def section(self, split: str) -> Any:
-        return getattr(self.spec.dataset, f"{split}_dataset")
+    def section(self, split: str) -> Split:
+        section: Split = getattr(self.spec.dataset, f"{split}_dataset")
+        return section
 
     @property
     def crop(self) -> tuple[int, int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from stereo_core.data.scenes import scene_samples
 from stereo_core.errors import DataError
 from stereo_core.progress import bars
 from stereo_core.report.findings import Finding, ok, problem, warning
+from stereo_core.spec.dataset import DataSource
 from stereo_core.training.doubts import warm_up_without_end
 from stereo_core.values import counted
 
@@ -67,7 +69,7 @@ def _paths(sample: Sample) -> list[str]:
 
 def find_faults(paths: Sequence[str]) -> dict[str, str]:
     """What is wrong with each file that can not be read, without reading any."""
-    faults = {}
+    faults: dict[str, str] = {}
     parts = [paths[first : first + 1000] for first in range(0, len(paths), 1000)]
     with ThreadPoolExecutor(THREADS) as pool, bars() as progress:
         found = pool.map(lambda part: [(path, _fault(path)) for path in part], parts)
@@ -129,7 +131,7 @@ def samples(case: Case) -> Iterator[Finding]:
             yield from _samples(case, split, where, [listed[i] for i in places], source)
 
 
-def _samples(case: Case, split: str, where: str, chosen: list[Sample], source) -> Iterator[Finding]:
+def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: DataSource) -> Iterator[Finding]:
     looks = []
     for sample in chosen:
         try:
@@ -154,7 +156,7 @@ def _samples(case: Case, split: str, where: str, chosen: list[Sample], source) -
         )
 
 
-_OVER_SAMPLES = (min, np.median, max)
+_OVER_SAMPLES: tuple[Callable[[Sequence[float]], Any], ...] = (min, np.median, max)
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,8 @@ def _differences(pair: Pair, valid_HW: np.ndarray) -> tuple[float, float, float]
     y, x, step = y[inside], x[inside], step[inside]
     if not x.size:
         return 0.0, 0.0, 0.0
-    return tuple(float(np.abs(left[y, x] - right[y, there]).mean()) for there in (x - step, x + step, x))
+    at, mirrored, straight = (float(np.abs(left[y, x] - right[y, there]).mean()) for there in (x - step, x + step, x))
+    return at, mirrored, straight
 
 
 def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
@@ -231,6 +234,6 @@ def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
         )
 
 
-def _most(answers) -> bool:
+def _most(answers: Iterable[bool]) -> bool:
     answers = list(answers)
     return sum(answers) * 2 > len(answers)

@@ -63,7 +63,7 @@ def shared_memory(case: Case) -> Iterator[Finding]:
     if free is None:
         return
     sizes = {"train": case.crop, "val": case.largest.get("val")}
-    needed = max(_prefetched(case, split, sizes[split]) for split in SPLITS if sizes[split])
+    needed = max(_prefetched(case, split, size) for split in SPLITS if (size := sizes[split]))
     text = f"loader processes hold up to {needed / GIB:.2f} GiB of batches, {free / GIB:.2f} GiB are free in /dev/shm"
     if needed > free:
         yield problem(text, "lower workers or batch_size, or give the container more (Kubernetes: an emptyDir of "

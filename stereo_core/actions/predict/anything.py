@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stereo_core.engines import load_engine
 from stereo_core.engines.files import file_kind
@@ -30,7 +30,7 @@ def spec_of(model: str, iters: int | None = None, **inference: Any) -> Experimen
     tree: dict[str, Any] = {"inference": said}
     if iters:
         tree["model"] = {"valid_iters": iters}
-    return checked("inference", tree, "command line")
+    return cast(ExperimentSpec, checked("inference", tree, "command line"))
 
 
 def _file(model: str) -> Path:

@@ -9,11 +9,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from stereo_core.models.compiler import COMPILER
-from stereo_core.models.foundation_stereo.model import padding_to_multiple, unpad
+from stereo_core.models.foundation_stereo.model import StereoNetwork, padding_to_multiple, unpad
 from stereo_core.models.optimize import at_size, eagerly, make_network
 from stereo_core.storage import cache_folder
 
@@ -36,7 +36,7 @@ class FastPredict:
         compile: "on" makes each size's kernels at its first call, "auto" those of a size that has come very often.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, compile: str):
+    def __init__(self, model: StereoNetwork, dtype: torch.dtype, compile: str):
         if compile != "off" and COMPILER is None:
             LOG.info("compile: %s is off, for there is no C compiler on the PATH", compile)
             compile = "off"
@@ -50,7 +50,7 @@ class FastPredict:
     def __call__(self, left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         padding = padding_to_multiple(*left_B3HW.shape[-2:])
         left, right = (pad(image, padding, mode="replicate") for image in (left_B3HW, right_B3HW))
-        with torch.cuda.device_of(left):  # Triton launches on the current device
+        with torch.cuda.device_of(left):  # type: ignore[no-untyped-call] # Triton launches on the current device
             return unpad(self._of(left.shape)(left, right), padding).clone()  # the next replay overwrites it
 
     def _of(self, shape: torch.Size) -> Predict:

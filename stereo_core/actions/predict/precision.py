@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stereo_core.errors import ModelError, SpecError
+from stereo_core.models.foundation_stereo.model import StereoNetwork
 
 LOG = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 TENSOR_CORES = (7, 0)  # compute capability from which a GPU has them
 
 
-def resolved(precision: str, model: nn.Module, device: str, verb: str) -> str:
+def resolved(precision: str, model: StereoNetwork, device: str, verb: str) -> str:
     """fp32, tf32, fp16 or bf16.
 
     Raises:
@@ -34,7 +35,7 @@ def resolved(precision: str, model: nn.Module, device: str, verb: str) -> str:
     return "fp32"
 
 
-def network_call(model: nn.Module, precision: str, compile: str, *, hierarchical: bool = False) -> Predict:
+def network_call(model: StereoNetwork, precision: str, compile: str, *, hierarchical: bool = False) -> Predict:
     """left, right (B, 3, H, W), RGB, 0..255 -> disparity (B, 1, H, W) px, in `precision`. Sets PyTorch's TF32 switches.
 
     Args:

@@ -27,6 +27,8 @@ from stereo_core.models import channels_last, from_spec
 from stereo_core.overlap import ahead
 from stereo_core.progress import bars
 from stereo_core.run.memory import announced
+from stereo_core.spec.experiment import ExperimentSpec
+from stereo_core.spec.fields import Section
 
 LOG = logging.getLogger(__name__)
 
@@ -48,10 +50,10 @@ class Predictor:
     predict: Predict
     device: str = "cpu"
     settings: dict[str, Any] = field(default_factory=dict)
-    figures: Callable[[], dict] = dict
+    figures: Callable[[], dict[str, Any]] = dict
 
 
-def load_predictor(spec, verb: str, gpu: int) -> Predictor:
+def load_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     """Load what `<verb>.checkpoint` or `<verb>.trt_engine` names, whichever is set.
 
     Args:
@@ -69,7 +71,7 @@ def load_predictor(spec, verb: str, gpu: int) -> Predictor:
     return _checkpoint_predictor(spec, verb, device)
 
 
-def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
+def _checkpoint_predictor(spec: ExperimentSpec, verb: str, device: str) -> Predictor:
     section = getattr(spec, verb)
     model = from_spec(spec, section.checkpoint).eval().to(device)
     if device != "cpu":
@@ -82,9 +84,10 @@ def _checkpoint_predictor(spec, verb: str, device: str) -> Predictor:
     predict: Predict = announced(lambda left, right: call(left, right)[:, 0], model, verb, half=precision in HALF)
     resize = section.resize if verb == "evaluate" else "none"
     if resize != "none":
-        predict = _RESIZES[resize](predict, tuple(spec.dataset.test_dataset.augmentation.crop_size))
-    crop_size = tuple(spec.dataset.infer_dataset.augmentation.crop_size)
-    predict, tiles = _with_tiles(spec, verb, predict, crop_size, model.config.max_disparity)
+        height, width = spec.dataset.test_dataset.augmentation.crop_size
+        predict = _RESIZES[resize](predict, (height, width))
+    height, width = spec.dataset.infer_dataset.augmentation.crop_size
+    predict, tiles = _with_tiles(spec, verb, predict, (height, width), model.config.max_disparity)
     settings = {
         "checkpoint": section.checkpoint,
         "resize": resize,
@@ -125,7 +128,7 @@ class _Timed:
             self.largest_batch = max(self.largest_batch, len(left_B3HW))
         return disparity_BHW
 
-    def figures(self) -> dict:
+    def figures(self) -> dict[str, Any]:
         return latency_of(self.calls_ms, self.images, self.largest_batch)
 
     def _wait(self) -> None:
@@ -133,7 +136,7 @@ class _Timed:
             torch.cuda.synchronize(self.device)
 
 
-def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
+def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     section = getattr(spec, verb)
     if verb == "inference" and section.hierarchical:
         raise SpecError("inference.hierarchical: an engine has one size; use a checkpoint, or set it to false")
@@ -153,7 +156,7 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
     settings = {"engine": section.trt_engine, "resize": resize, **tiles, **engine.info}
     settings |= {"device": engine.device, "provider": engine.provider}
 
-    def figures() -> dict:
+    def figures() -> dict[str, Any]:
         used = free - _free_gpu_bytes(gpu) if engine.device != "cpu" else None
         return engine.latency() | {"device_memory_bytes": used}
 
@@ -161,20 +164,20 @@ def _engine_predictor(spec, verb: str, gpu: int) -> Predictor:
 
 
 def _with_tiles(
-    spec, verb: str, predict: Predict, size: tuple[int, int], max_disparity: int | None
-) -> tuple[Predict, dict]:
+    spec: ExperimentSpec, verb: str, predict: Predict, size: tuple[int, int], max_disparity: int | None
+) -> tuple[Predict, dict[str, Any]]:
     """(predict in tiles of `size` where `inference.tile` is set, the settings for the report)."""
     if verb != "inference" or not spec.inference.tile:
         return predict, {}
-    overlap = tuple(spec.inference.tile_overlap)
-    if overlap[1] < (max_disparity or 0):
+    rows, columns = spec.inference.tile_overlap
+    if columns < (max_disparity or 0):
         LOG.warning(
             "inference.tile_overlap: %d columns, but the network finds disparities up to %d px: where they are larger "
             "than the overlap, the left part of a tile can not see its match",
-            overlap[1],
+            columns,
             max_disparity,
         )
-    return tiled(predict, size, overlap), {"tile": list(size), "tile_overlap": list(overlap)}
+    return tiled(predict, size, (rows, columns)), {"tile": list(size), "tile_overlap": [rows, columns]}
 
 
 def _timed_whole(predict: Predict, engine: Engine) -> Predict:
@@ -208,7 +211,7 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
     return run
 
 
-def engine_device(section, gpu: int) -> str | None:
+def engine_device(section: Section, gpu: int) -> str | None:
     """The device asked for; None where the spec says nothing, which takes a GPU if there is one that serves.
 
     gpu_ids [0] that the user wrote counts where there is a GPU: an engine that can not use it is then an error.
@@ -252,7 +255,9 @@ _RESIZES = {"stretch": stretched, "pad": padded}
 
 
 @torch.inference_mode()
-def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int) -> Iterator[tuple[dict, np.ndarray]]:
+def predictions(
+    predictor: Predictor, batches: Iterable[list[dict[str, Any]]], total: int
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(sample, disparity) for every sample, in order; while a batch is computed the next ones are read (see `ahead`).
 
     Args:
@@ -271,8 +276,10 @@ def predictions(predictor: Predictor, batches: Iterable[list[dict]], total: int)
             yield from _predicted(predictor, samples, groups)
 
 
-def _predicted(predictor: Predictor, samples: list[dict], groups: list[tuple]) -> Iterator[tuple[dict, np.ndarray]]:
-    found = {}
+def _predicted(
+    predictor: Predictor, samples: list[dict[str, Any]], groups: list[tuple[Any, ...]]
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    found: dict[int, np.ndarray] = {}
     for indices, *images in groups:
         disparity_BHW = predictor.predict(*(image.to(predictor.device, non_blocking=True) for image in images))
         found |= dict(zip(indices, disparity_BHW.float().cpu().numpy(), strict=True))
@@ -283,7 +290,9 @@ def _predicted(predictor: Predictor, samples: list[dict], groups: list[tuple]) -
         yield sample, disparity_HW
 
 
-def _stacked(batches: Iterable[list[dict]], device: str) -> Iterator[tuple[list[dict], list[tuple]]]:
+def _stacked(
+    batches: Iterable[list[dict[str, Any]]], device: str
+) -> Iterator[tuple[list[dict[str, Any]], list[tuple[Any, ...]]]]:
     """Each batch, and of each size of image in it the samples' `index` and all left and right images; page-locked where
     a GPU takes them."""
     for samples in batches:
@@ -297,12 +306,12 @@ def _stacked(batches: Iterable[list[dict]], device: str) -> Iterator[tuple[list[
         yield samples, groups
 
 
-def known(figures: dict) -> dict:
+def known(figures: dict[str, Any]) -> dict[str, Any]:
     """Figures without those that could not be measured, for status.json."""
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def write_results(folder: Path, results: dict) -> None:
+def write_results(folder: Path, results: dict[str, Any]) -> None:
     """results.json."""
     with atomic_path(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=4) + "\n", encoding="utf-8")

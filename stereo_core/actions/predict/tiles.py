@@ -58,9 +58,9 @@ def _joined(parts: list[Tensor], starts: list[int], axis: int, begin: float) -> 
     whole = parts[0]
     for part, start in zip(parts[1:], starts[1:], strict=True):
         overlap = whole.shape[axis] - start
-        before, shared = whole.split([start, overlap], axis)
-        own, after = part.split([overlap, part.shape[axis] - overlap], axis)
-        weight = _fade(overlap, begin).to(part).unflatten(0, (-1, *[1] * (-1 - axis)))
+        before, shared = torch.split(whole, [start, overlap], axis)
+        own, after = torch.split(part, [overlap, part.shape[axis] - overlap], axis)
+        weight = _fade(overlap, begin).to(part).reshape(-1, *[1] * (-1 - axis))
         whole = torch.cat([before, torch.lerp(shared, own, weight), after], axis)
     return whole
 

@@ -6,6 +6,7 @@ The disparity is none of its business: after it the warped right image no longer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def _columns(names: Sequence[str], rows: Sequence[np.ndarray], device: torch.dev
 def _axes(image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
     """x (W,) and y (H, 1), both -1..1."""
     H, W = image_B3HW.shape[-2:]
-    make = {"device": image_B3HW.device, "dtype": torch.float32}
+    make: dict[str, Any] = {"device": image_B3HW.device, "dtype": torch.float32}
     return torch.linspace(-1, 1, W, **make), torch.linspace(-1, 1, H, **make)[:, None]
 
 

@@ -8,6 +8,7 @@ perspective. Objects stand before them, up to OBJECTS, of the outlines in turn. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,14 @@ class _Stage:
     fall: float  # disparity that the floor gains a row
 
 
-def _draw_backgrounds(values: dict, present: np.ndarray, height: int, width: int, nearest: float, rng) -> _Stage:
+def _draw_backgrounds(
+    values: dict[str, np.ndarray],
+    present: np.ndarray,
+    height: int,
+    width: int,
+    nearest: float,
+    rng: np.random.Generator,
+) -> _Stage:
     """A wall that fills the view, a room, or a road under a sky."""
     cx, cy = width / 2, height / 2
     _set(values, slice(0, 5), x0=cx, y0=cy, rx=cx, ry=cy, bottom=height, first=-1e9, last=1e9)
@@ -104,7 +112,15 @@ def _draw_backgrounds(values: dict, present: np.ndarray, height: int, width: int
     return _Stage(far, horizon, fall)
 
 
-def _draw_objects(values: dict, present: np.ndarray, height: int, width: int, nearest: float, stage: _Stage, rng):
+def _draw_objects(
+    values: dict[str, np.ndarray],
+    present: np.ndarray,
+    height: int,
+    width: int,
+    nearest: float,
+    stage: _Stage,
+    rng: np.random.Generator,
+) -> None:
     objects = slice(len(BACKGROUNDS), None)
     kinds = np.array(KINDS[objects])
     present[objects] = rng.random(OBJECTS) < rng.choice([rng.uniform(0.05, 0.4), rng.uniform(0.4, 1)])
@@ -140,7 +156,9 @@ def _draw_objects(values: dict, present: np.ndarray, height: int, width: int, ne
     _set(values, objects, top=y0 - half_y, bottom=y0 + half_y, first=x0 - half_x, last=x0 + half_x)
 
 
-def _draw_forms(kinds: np.ndarray, d0: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _draw_forms(
+    kinds: np.ndarray, d0: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three numbers of each outline; see `render._covers`."""
     count = len(kinds)
     form = rng.uniform(0, 1, (3, count))
@@ -159,7 +177,7 @@ def _draw_forms(kinds: np.ndarray, d0: np.ndarray, rng) -> tuple[np.ndarray, np.
     return form[0], form[1], form[2]
 
 
-def _derive(values: dict) -> None:
+def _derive(values: dict[str, np.ndarray]) -> None:
     """The linear forms that `render` computes with."""
     x0, y0, rx, ry = (values[name] for name in ("x0", "y0", "rx", "ry"))
     ux, uy, vx, vy = values["cos"] / rx, values["sin"] / rx, -values["sin"] / ry, values["cos"] / ry
@@ -167,7 +185,7 @@ def _derive(values: dict) -> None:
     _set(values, slice(None), d1=values["d0"] - values["b"] * x0 - values["c"] * y0)
 
 
-def _map_textures(values: dict, height: int, width: int, rng: np.random.Generator) -> None:
+def _map_textures(values: dict[str, np.ndarray], height: int, width: int, rng: np.random.Generator) -> None:
     """Texture coordinates in the plane of each surface as the right camera sees it, in true perspective.
 
     With the focal length f and the centre (cx, cy) the surface's point at a pixel is (x - cx, y - cy, f) / d up to a
@@ -196,7 +214,7 @@ def _map_textures(values: dict, height: int, width: int, rng: np.random.Generato
         _set(values, slice(None), **{f"{name}0": place})
 
 
-def _draw_colours(values: dict, height: int, width: int, rng: np.random.Generator) -> None:
+def _draw_colours(values: dict[str, np.ndarray], height: int, width: int, rng: np.random.Generator) -> None:
     """Colours from grey to loud, contrasts from almost none to strong, light that falls off, soft shadows."""
     count = len(KINDS)
     loud = rng.choice([0.1, 0.25, 0.6]) * rng.uniform(0, 1, (count, 1))
@@ -217,10 +235,10 @@ def _draw_colours(values: dict, height: int, width: int, rng: np.random.Generato
     _set(values, slice(None), ratio=_log_uniform(rng, 2.5, 9, count), share=rng.uniform(0.1, 0.8, count))
 
 
-def _set(values: dict[str, np.ndarray], place: int | slice, **numbers) -> None:
+def _set(values: dict[str, np.ndarray], place: int | slice, **numbers: Any) -> None:
     for name, number in numbers.items():
         values[name][place] = number
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float, size=None):
+def _log_uniform(rng: np.random.Generator, low: float, high: float, size: int | tuple[int, ...] | None = None) -> Any:
     return np.exp(rng.uniform(np.log(low), np.log(high), size))

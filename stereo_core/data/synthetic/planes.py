@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 SHAPES = 6
 
@@ -33,13 +34,14 @@ class _Surface:
     def disparity(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return self.d0 + self.b * x + self.c * y
 
-    def covers(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def covers(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
         if self.kind == "background":
             return np.ones(np.broadcast(x, y).shape, bool)
         dx, dy = x - self.centre[0], y - self.centre[1]
         u = (np.cos(self.angle) * dx + np.sin(self.angle) * dy) / self.radii[0]
         v = (np.cos(self.angle) * dy - np.sin(self.angle) * dx) / self.radii[1]
-        return u * u + v * v <= 1 if self.kind == "ellipse" else np.maximum(abs(u), abs(v)) <= 1
+        inside: NDArray[np.bool_] = u * u + v * v <= 1 if self.kind == "ellipse" else np.maximum(abs(u), abs(v)) <= 1
+        return inside
 
     def left_x(self, right_x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x in the left image of the surface's point that the right camera sees at `right_x`."""
@@ -88,7 +90,8 @@ def make_scene(height: int, width: int, max_disparity: float, seed: int) -> dict
 
 def _front(surfaces: list[_Surface], covered: list[np.ndarray], disparities: list[np.ndarray]) -> np.ndarray:
     """Index of the nearest (largest disparity) surface at each pixel."""
-    return np.argmax([np.where(c, d, -np.inf) for c, d in zip(covered, disparities, strict=True)], axis=0)
+    front: np.ndarray = np.argmax([np.where(c, d, -np.inf) for c, d in zip(covered, disparities, strict=True)], axis=0)
+    return front
 
 
 def _seen_from_right(surfaces: list[_Surface], right_x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -108,7 +111,7 @@ def _visible(
 ) -> np.ndarray:
     width = front.shape[1]
     column = np.floor(right_x).astype(int)
-    visible = (right_x >= 0) & (right_x <= width - 1) & (_seen_from_right(surfaces, right_x, y) == front)
+    visible: np.ndarray = (right_x >= 0) & (right_x <= width - 1) & (_seen_from_right(surfaces, right_x, y) == front)
     rows = y.astype(int)
     for neighbour in (column, np.where(right_x > column, column + 1, column)):
         visible &= right_front[rows, np.clip(neighbour, 0, width - 1)] == front
@@ -119,7 +122,9 @@ def _make_surfaces(height: int, width: int, max_disparity: float, rng: np.random
     """A background in the far third of the disparity range and shapes over the rest of it."""
     margin = int(np.ceil(max_disparity)) + 2
 
-    def plane(near: float, far: float, cx: float, cy: float, reach_x: float, reach_y: float) -> tuple[float, ...]:
+    def plane(
+        near: float, far: float, cx: float, cy: float, reach_x: float, reach_y: float
+    ) -> tuple[float, float, float]:
         """d0, b, c of a plane that stays within (far, near) over its reach around (cx, cy)."""
         middle, swing = (near + far) / 2, (near - far) / 2
         share = rng.uniform(-0.5, 0.5, 2)
@@ -152,7 +157,7 @@ def _texture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of three scales around a colour: structure for a network to match at every level."""
     texture = np.broadcast_to(rng.uniform(70, 185, 3), (height, width, 3)).copy()
     for sigma, strength in ((0.0, 14.0), (1.5, 30.0), (6.0, 25.0)):
-        noise = rng.standard_normal((height, width, 3))
+        noise: np.ndarray = rng.standard_normal((height, width, 3))
         if sigma:
             noise = cv2.GaussianBlur(noise, (0, 0), sigma)
         texture += strength * noise / noise.std()

@@ -19,6 +19,7 @@ from stereo_core.data.synthetic.layout import BACKGROUNDS, KINDS, PAINT, SHAPE, 
 from stereo_core.data.synthetic.textures import LEVELS, SIZE, texture_bank
 
 THOUSANDTHS = 1000  # disparities are whole thousandths of a pixel, as RGB-coded files hold them
+Window = tuple[int, int, int, int, int]
 _NEWTON_STEPS = 3  # a bent surface's slope is small: the third step ends below a ten-thousandth of a pixel
 
 
@@ -60,7 +61,7 @@ def render(layouts: Sequence[Layout], height: int, width: int, device: torch.dev
     for side in beside:
         visible = visible & (right_front_BHW.gather(2, side) == front_BHW)
     right_B3HW = _paint_right(paint_PM, right_front_BHW)
-    left_B3HW = torch.lerp(*(_gather(right_B3HW, side) for side in beside), share[:, None])
+    left_B3HW = torch.lerp(_gather(right_B3HW, beside[0]), _gather(right_B3HW, beside[1]), share[:, None])
     _paint_hidden(left_B3HW, ~visible, paint_PM, front_BHW, column, share)
     return Rendered(left_B3HW.round_(), right_B3HW, thousandths.float() / THOUSANDTHS, right_d_BHW, visible)
 
@@ -74,7 +75,7 @@ def _gather(image_B3HW: Tensor, column_BHW: Tensor) -> Tensor:
     return image_B3HW.gather(3, column_BHW[:, None].expand(-1, 3, -1, -1))
 
 
-def _windows(layouts: Sequence[Layout], height: int, width: int) -> dict[int, tuple[int, ...]]:
+def _windows(layouts: Sequence[Layout], height: int, width: int) -> dict[int, Window]:
     """Of each surface that any scene has: rows and left columns (top, bottom, first, last), and its largest disparity.
 
     A window is wide enough for all scenes of the batch; the right image's reaches further left by the disparity.
@@ -82,7 +83,7 @@ def _windows(layouts: Sequence[Layout], height: int, width: int) -> dict[int, tu
     names = ("top", "bottom", "first", "last", "most")
     table = np.stack([layout.shape[:, [SHAPE.index(name) for name in names]] for layout in layouts])
     present = np.stack([layout.present for layout in layouts])
-    windows = {}
+    windows: dict[int, Window] = {}
     for place in np.flatnonzero(present.any(axis=0)):
         chosen = table[present[:, place], place]
         (top, first), (bottom, last) = chosen[:, [0, 2]].min(axis=0), chosen[:, [1, 3]].max(axis=0)
@@ -95,7 +96,7 @@ def _windows(layouts: Sequence[Layout], height: int, width: int) -> dict[int, tu
 
 def _seen(
     surfaces: dict[int, _Surface],
-    windows: dict[int, tuple],
+    windows: dict[int, Window],
     size: tuple[int, int, int],
     device: torch.device,
     right: bool,
@@ -197,7 +198,9 @@ def _paint_right(paint_PM: Tensor, front_BHW: Tensor) -> Tensor:
     return _colour(paint_PM, surface, x, y).reshape(B, H, W, 3).permute(0, 3, 1, 2).contiguous()
 
 
-def _paint_hidden(left_B3HW: Tensor, hidden_BHW: Tensor, paint_PM: Tensor, front_BHW: Tensor, column, share) -> None:
+def _paint_hidden(
+    left_B3HW: Tensor, hidden_BHW: Tensor, paint_PM: Tensor, front_BHW: Tensor, column: Tensor, share: Tensor
+) -> None:
     """Give the pixels that the right camera does not see their surface's colour, interpolated between its knots."""
     b, y, x = hidden_BHW.nonzero(as_tuple=True)
     surface = _surface_rows(front_BHW)[b, y, x]
@@ -262,6 +265,9 @@ def _smooth(texture: Tensor, u: Tensor, v: Tensor, step_squared: Tensor) -> Tens
     rows = [start + ((row + i) & (side - 1)) * side for i in (0, 1)]
     columns = [(column + j) & (side - 1) for j in (0, 1)]
     upper, lower = (
-        torch.lerp(*(bank.texels.index_select(0, line + column) for column in columns), right) for line in rows
+        torch.lerp(
+            bank.texels.index_select(0, line + columns[0]), bank.texels.index_select(0, line + columns[1]), right
+        )
+        for line in rows
     )
     return torch.lerp(upper, lower, down)

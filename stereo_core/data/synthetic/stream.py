@@ -83,7 +83,7 @@ class Stream:
 
         Going on at `start` plus the scenes had so far gives what would have come.
         """
-        side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call] # torch
         while True:
             numbers, start = range(start, start + size), start + size
             yield self._beside(numbers, device, side) if side else self.batch(numbers, device)

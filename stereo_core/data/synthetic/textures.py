@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 COUNT = 36
@@ -36,7 +37,7 @@ def texture_bank(device: torch.device) -> Bank:
 
 
 @lru_cache(maxsize=1)
-def _all_levels() -> np.ndarray:
+def _all_levels() -> NDArray[np.float32]:
     rng = np.random.default_rng(_SEED)
     finest = np.stack([_texture(index, rng) for index in range(COUNT)]).astype(np.float32)
     levels = [finest]
@@ -46,7 +47,7 @@ def _all_levels() -> np.ndarray:
     return np.concatenate([level.reshape(-1, CHANNELS) for level in levels])
 
 
-def _texture(index: int, rng: np.random.Generator) -> np.ndarray:
+def _texture(index: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """(SIZE, SIZE, CHANNELS): the value by the kinds in turn, the other channels noise."""
     value = _KINDS[index % len(_KINDS)](rng)
     colour = _noise(rng, rng.uniform(1.0, 2.5))
@@ -55,59 +56,61 @@ def _texture(index: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([_normal(value), _normal(colour), _noise(rng, 2.2), _band(rng, 3, 24)], axis=-1)
 
 
-def _normal(values: np.ndarray) -> np.ndarray:
-    return np.clip((values - values.mean()) / (values.std() + 1e-9), -3, 3)
+def _normal(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    normal: NDArray[np.float64] = np.clip((values - values.mean()) / (values.std() + 1e-9), -3, 3)
+    return normal
 
 
-def _spectrum(rng: np.random.Generator, gain: np.ndarray) -> np.ndarray:
+def _spectrum(rng: np.random.Generator, gain: NDArray[np.float64]) -> NDArray[np.float64]:
     """Noise of the given gain by frequency, tileable."""
     white = np.fft.rfft2(rng.standard_normal((SIZE, SIZE)))
     return _normal(np.fft.irfft2(white * gain, s=(SIZE, SIZE)))
 
 
-def _frequency() -> np.ndarray:
+def _frequency() -> NDArray[np.float64]:
     """Cycles a tile of each coefficient of rfft2; the constant one counts as 1, so that it can divide."""
     y, x = np.fft.fftfreq(SIZE) * SIZE, np.fft.rfftfreq(SIZE) * SIZE
-    return np.maximum(np.hypot(y[:, None], x[None]), 1)
+    frequency: NDArray[np.float64] = np.maximum(np.hypot(y[:, None], x[None]), 1)
+    return frequency
 
 
-def _noise(rng: np.random.Generator, power: float) -> np.ndarray:
+def _noise(rng: np.random.Generator, power: float) -> NDArray[np.float64]:
     """Amplitude falling as frequency**-power: photographs have about 1, clouds about 2; all octaves at once."""
     return _spectrum(rng, _frequency() ** -power)
 
 
-def _band(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+def _band(rng: np.random.Generator, low: float, high: float) -> NDArray[np.float64]:
     frequency = _frequency()
     return _spectrum(rng, (frequency >= low) * (frequency <= high) / frequency)
 
 
-def _flatten(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _flatten(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """A few levels with sharp edges between them."""
     return np.digitize(values, np.sort(rng.uniform(-1.2, 1.2, rng.integers(1, 5)))).astype(float)
 
 
-def _photograph(rng: np.random.Generator) -> np.ndarray:
+def _photograph(rng: np.random.Generator) -> NDArray[np.float64]:
     return _noise(rng, rng.uniform(0.8, 1.4))
 
 
-def _cloud(rng: np.random.Generator) -> np.ndarray:
+def _cloud(rng: np.random.Generator) -> NDArray[np.float64]:
     return _noise(rng, rng.uniform(1.5, 2.2))
 
 
-def _grain(rng: np.random.Generator) -> np.ndarray:
+def _grain(rng: np.random.Generator) -> NDArray[np.float64]:
     return _normal(_noise(rng, rng.uniform(0.2, 0.7))) + _normal(_noise(rng, 1.5))
 
 
-def _patches(rng: np.random.Generator) -> np.ndarray:
+def _patches(rng: np.random.Generator) -> NDArray[np.float64]:
     return _normal(_flatten(_noise(rng, rng.uniform(1.2, 1.8)), rng)) + 0.2 * _noise(rng, 0.8)
 
 
-def _spots(rng: np.random.Generator) -> np.ndarray:
+def _spots(rng: np.random.Generator) -> NDArray[np.float64]:
     low = rng.uniform(5, 30)
     return (_band(rng, low, 2 * low) > rng.uniform(0.3, 1.2)) + 0.1 * _noise(rng, 1.0)
 
 
-def _lines(rng: np.random.Generator) -> np.ndarray:
+def _lines(rng: np.random.Generator) -> NDArray[np.float64]:
     """Stripes, planks or bricks with the wear of years."""
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
     across = (y * rng.choice([4, 8, 16, 32])) % 1
@@ -117,17 +120,18 @@ def _lines(rng: np.random.Generator) -> np.ndarray:
     marks = (across < width) if kind == 0 else (across < width / 2) | (along < width / 3)
     if kind == 2:
         marks = (across < 0.5) ^ (along < 0.5)
-    return marks + rng.uniform(0.05, 0.6) * _noise(rng, 1.0)
+    pattern: NDArray[np.float64] = marks + rng.uniform(0.05, 0.6) * _noise(rng, 1.0)
+    return pattern
 
 
-def _brushed(rng: np.random.Generator) -> np.ndarray:
+def _brushed(rng: np.random.Generator) -> NDArray[np.float64]:
     """Wood, metal, grass: noise that is long in one direction."""
     y, x = np.abs(np.fft.fftfreq(SIZE) * SIZE), np.fft.rfftfreq(SIZE) * SIZE
     stretched = np.maximum(np.hypot(y[:, None], x[None] * rng.uniform(4, 20)), 1)
     return _spectrum(rng, stretched ** -rng.uniform(0.8, 1.3))
 
 
-def _marks(rng: np.random.Generator) -> np.ndarray:
+def _marks(rng: np.random.Generator) -> NDArray[np.float64]:
     """Print, posters, shelves: rectangles of every size on top of one another."""
     values = np.zeros((SIZE, SIZE))
     for size in np.geomspace(96, 3, 160):

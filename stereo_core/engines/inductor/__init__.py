@@ -43,7 +43,7 @@ class Inductor:
             return _NO_TORCH
         return _why_no_compiler()
 
-    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+    def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """See Backend.build.
 
         Raises:
@@ -66,7 +66,7 @@ class Inductor:
             package_pt2(str(out), aoti_files=files, extra_files={PROGRAM: program.to_json()})
         return {"backend_version": torch.__version__, "target": _cpu() if isinstance(gpu, str) else gpu.text}
 
-    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+    def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> str | None:
         if not _has_torch():
             return _NO_TORCH
         import torch
@@ -84,7 +84,7 @@ class Inductor:
             return f"{built}; this machine has a {gpu.name} of compute capability {dotted(gpu.capability)}"
         return None
 
-    def load(self, path: Path, info: dict, device: Any) -> InductorEngine:
+    def load(self, path: Path, info: dict[str, Any], device: Any) -> InductorEngine:
         """See Backend.load.
 
         Raises:

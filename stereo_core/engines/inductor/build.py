@@ -26,7 +26,7 @@ Files = list[str]
 """What AOTInductor wrote for a part."""
 
 
-def network_of(checkpoint: str, onnx: Path, info: dict) -> FastNetwork:
+def network_of(checkpoint: str, onnx: Path, info: dict[str, Any]) -> FastNetwork:
     """The network for inference, of the weights in `checkpoint`, as `info` of the ONNX file has it.
 
     Raises:
@@ -71,7 +71,7 @@ class _Recorder:
         self.files: dict[str, Files] = {}
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []
-        self._variants: dict[tuple, tuple[str, Part]] = {}
+        self._variants: dict[tuple[Any, ...], tuple[str, Part]] = {}
         self._side = False
 
     @contextmanager
@@ -81,7 +81,7 @@ class _Recorder:
         yield
         self._side = False
 
-    def wrapped(self, name: str, function: Callable) -> Callable:
+    def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             leaves, spec = pytree.tree_flatten(arguments)
             inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -112,7 +112,7 @@ class _Recorder:
         self._numbers |= zip(map(id, tensors), numbers, strict=True)
         return numbers
 
-    def _variant(self, name: str, function: Callable, leaves: list, spec: Any) -> tuple[str, Part]:
+    def _variant(self, name: str, function: Callable[..., Any], leaves: list[Any], spec: Any) -> tuple[str, Part]:
         """The name and the compiled form of a part for inputs of these shapes, strides and constants."""
         inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         constants = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
@@ -131,7 +131,7 @@ _TENSOR = "a tensor"
 class _Flat(nn.Module):
     """A part that takes and gives tensors alone; what else it is given is the same at every call."""
 
-    def __init__(self, network: nn.Module, function: Callable, constants: tuple, spec: Any):
+    def __init__(self, network: nn.Module, function: Callable[..., Any], constants: tuple[Any, ...], spec: Any):
         super().__init__()
         self.network = network  # owns the weights that the function reads
         self.function, self.constants, self.spec = function, constants, spec

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-Part = Callable[[list], list]
+Part = Callable[[list[Any]], list[Any]]
 """Tensors -> tensors."""
 
 
@@ -118,7 +118,7 @@ def execute(program: Program, parts: dict[str, Part], images: Any, streams: Stre
 class Streams:
     """The current stream of a GPU, and a second one that begins after it; `join` before the results are used."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         import torch
 
         self._cuda = torch.cuda
@@ -126,7 +126,7 @@ class Streams:
         self.side = torch.cuda.Stream()
         self.side.wait_stream(self.main)
 
-    def on(self, side: bool) -> AbstractContextManager:
+    def on(self, side: bool) -> AbstractContextManager[Any]:
         return self._cuda.stream(self.side if side else self.main)
 
     def wait(self, events: list[Any]) -> None:

@@ -48,7 +48,7 @@ def quiet() -> Iterator[None]:
 class InductorEngine(Engine):
     """On a GPU everything is one CUDA graph of two streams, recorded in the first run."""
 
-    def __init__(self, path: Path, info: dict, device: str):
+    def __init__(self, path: Path, info: dict[str, Any], device: str):
         super().__init__(info)
         self.device = device
         on_gpu = device != "cpu"

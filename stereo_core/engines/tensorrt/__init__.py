@@ -61,7 +61,7 @@ class TensorRT:
             why += "; set gen_trt_engine.compute_capabilities to the GPUs the engine is for, as [8.9]"
         return why
 
-    def build(self, onnx: Path, out: Path, info: dict, settings: BuildSettings) -> dict:
+    def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """See Backend.build.
 
         Raises:
@@ -83,7 +83,7 @@ class TensorRT:
         out.write_bytes(in_a_thread(work, stop))
         return {"backend_version": trt.__version__, "target": target_text(self.library, targets, gpu)}
 
-    def why_not_runnable(self, info: dict, device: Any = None) -> str | None:
+    def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> str | None:
         if not self._installed():
             return self._how_to_install()
         version = self._module().__version__
@@ -97,7 +97,7 @@ class TensorRT:
             return f"{built}; this machine has a {gpu.name} of compute capability {dotted(gpu.capability)}"
         return why_not_gpu(self.library, self._module(), gpu)
 
-    def load(self, path: Path, info: dict, device: Any) -> TensorRTEngine:
+    def load(self, path: Path, info: dict[str, Any], device: Any) -> TensorRTEngine:
         """See Backend.load.
 
         Raises:
@@ -122,8 +122,9 @@ class TensorRT:
         asked = [parse_capability(text) for text in settings.compute_capabilities]
         if self.library.ahead_of_time and asked:
             return targets_ahead(self.library, trt, asked)
-        if why := self.why_not_here(settings):
-            raise SpecError(f"gen_trt_engine.backend: {why}")
+        why = self.why_not_here(settings)
+        if why or isinstance(gpu, str):
+            raise SpecError(f"gen_trt_engine.backend: {why or gpu}")
         if asked and asked != [gpu.capability]:
             raise SpecError(
                 f"gen_trt_engine.compute_capabilities: {self.library.title} builds for the GPU of this machine only, "

@@ -25,7 +25,7 @@ def serialized_engine(
     trt: Any,
     library: Library,
     onnx: Path,
-    info: dict,
+    info: dict[str, Any],
     settings: BuildSettings,
     targets: Sequence[Capability],
     gpu: Gpu | str,
@@ -56,7 +56,7 @@ def serialized_engine(
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise _build_error(library, log.said())
-    if fits:
+    if fits and cache is not None:
         with atomic_path(cache) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
     return serialized
@@ -82,7 +82,7 @@ def _config(
     return config
 
 
-def _parse(parser: Any, onnx: Path, info: dict, settings: BuildSettings) -> None:
+def _parse(parser: Any, onnx: Path, info: dict[str, Any], settings: BuildSettings) -> None:
     content = onnx.read_bytes()
     if info["precision"] in ("fp16", "bf16"):
         import onnx as onnx_library
@@ -100,7 +100,7 @@ def _parser_errors(parser: Any) -> str:
     return "; ".join(f"node {e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors)
 
 
-def profile_of(builder: Any, network: Any, info: dict) -> Any:
+def profile_of(builder: Any, network: Any, info: dict[str, Any]) -> Any:
     """The side-car's shapes for the inputs that the network leaves open."""
     profile = builder.create_optimization_profile()
     wanted = interface_of_info(info)

@@ -12,7 +12,7 @@ Interface = dict[str, tuple[tuple[int, ...], ...]]
 """Name of an input -> its shapes: smallest, the one tuned for, largest. Name of an output -> nothing."""
 
 
-def interface_of_info(info: dict) -> Interface:
+def interface_of_info(info: dict[str, Any]) -> Interface:
     """What a side-car says of an engine's inputs and outputs."""
     batches, heights, widths = (
         (info[f"min_{side}"], info[opt], info[f"max_{side}"])

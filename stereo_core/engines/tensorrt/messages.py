@@ -17,8 +17,8 @@ LOG = logging.getLogger(__name__)
 def logger(trt: Any, verbose: bool) -> Any:
     """A TensorRT logger that writes to ours and remembers errors for the exceptions they lead to."""
 
-    class Logger(trt.ILogger):
-        def __init__(self):
+    class Logger(trt.ILogger):  # type: ignore[misc] # of whichever TensorRT
+        def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
 
@@ -64,8 +64,8 @@ def in_a_thread(work: Callable[[], Any], stop: threading.Event) -> Any:
 def progress(trt: Any, stop: threading.Event) -> Iterator[Any]:
     """A progress monitor, which also ends the build once `stop` is set."""
 
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self):
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # of whichever TensorRT
+        def __init__(self) -> None:
             super().__init__()
             self._tasks: dict[str, Any] = {}
 

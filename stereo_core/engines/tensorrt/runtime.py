@@ -17,7 +17,7 @@ from stereo_core.errors import ModelError
 class TensorRTEngine(Engine):
     """An engine on one GPU, with its own CUDA stream. Runs raise RuntimeError where TensorRT reports a failure."""
 
-    def __init__(self, trt: Any, path: Path, info: dict, gpu_id: int):
+    def __init__(self, trt: Any, path: Path, info: dict[str, Any], gpu_id: int):
         import torch
 
         super().__init__(info)
@@ -32,14 +32,15 @@ class TensorRTEngine(Engine):
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise RuntimeError(f"{path}: no execution context: {self._log.said()}")
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch
         self.runtime = f"{trt.__name__} {trt.__version__}, {torch.cuda.get_device_name(self.device)}"
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
         import torch
 
         images = (torch.from_numpy(x).to(self.device) for x in (left_B3HW, right_B3HW))
-        return self.run_torch(*images).cpu().numpy()
+        disparity: np.ndarray = self.run_torch(*images).cpu().numpy()
+        return disparity
 
     def run_torch(self, left_B3HW: Any, right_B3HW: Any) -> Any:
         """The tensors' own memory is given to TensorRT; the run is done when this returns."""

@@ -98,7 +98,7 @@ def targets_ahead(library: Library, trt: Any, asked: Sequence[Capability]) -> li
 def target_text(library: Library, targets: Sequence[Capability], gpu: Gpu | str) -> str:
     """The side-car's `target`."""
     if not library.ahead_of_time:
-        return gpu.text
+        return gpu if isinstance(gpu, str) else gpu.text
     word = "compute capability" if len(targets) == 1 else "compute capabilities"
     return f"{word} {', '.join(map(dotted, targets))}"
 
@@ -123,7 +123,7 @@ def gpu_id_of(device: Any) -> int:
     return int(index or 0)
 
 
-def current(gpu: Gpu | str, gpu_id: int) -> contextlib.AbstractContextManager:
+def current(gpu: Gpu | str, gpu_id: int) -> contextlib.AbstractContextManager[Any]:
     """TensorRT builds on CUDA's current device."""
     if isinstance(gpu, str):
         return contextlib.nullcontext()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def complete(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"dx": offsets(found.get("corr_radius", 4))} | {key: t for key, t in state.items() if key != "dx"}
 
 
-def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict:
+def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
     """Settings that the keys and shapes decide: topology, encoder, widths, sizes of the lookup, unused layers.
 
     Raises:
@@ -71,7 +72,9 @@ def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict:
         raise ModelError(f"{path}: {error.args[0]} is missing; the file is incomplete") from error
 
 
-def config_of(found: dict, said: dict, given: dict, path: str | Path) -> FastFoundationStereoConfig:
+def config_of(
+    found: dict[str, Any], said: dict[str, Any], given: dict[str, Any], path: str | Path
+) -> FastFoundationStereoConfig:
     """The configuration of a file: what its weights decide, what the caller gives, what is stored beside them.
 
     Raises:
@@ -104,7 +107,7 @@ def _check_range(stored: int | None, given: int | None, path: str | Path) -> Non
                     path, stored, given)  # fmt: skip
 
 
-def _widths(state: dict[str, Tensor], head: str) -> dict:
+def _widths(state: dict[str, Tensor], head: str) -> dict[str, Any]:
     def first(layer: str) -> int:
         return state[f"{layer}.weight"].shape[0]
 
@@ -121,7 +124,7 @@ def _widths(state: dict[str, Tensor], head: str) -> dict:
 
 
 def _unused_widths(state: dict[str, Tensor]) -> tuple[int, ...]:
-    found = []
+    found: list[int] = []
     while (weight := state.get(f"context_zqr_convs.{len(found)}.weight")) is not None:
         found.append(weight.shape[1])
     if not found:
@@ -129,7 +132,7 @@ def _unused_widths(state: dict[str, Tensor]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _lookup(width: int) -> dict:
+def _lookup(width: int) -> dict[str, Any]:
     """Levels and radius of a lookup of levels * 29 * (2 radius + 1) values."""
     channels = FoundationStereoConfig().widths.volume + 1
     for levels in (1, 2):

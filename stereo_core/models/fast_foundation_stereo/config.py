@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from stereo_core.errors import ModelError
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig, check_common, in_range
@@ -92,7 +93,7 @@ SETTINGS = tuple(f.name for f in fields(FastFoundationStereoConfig) if f.name !=
 WIDTH_KEYS = tuple(f.name for f in fields(FastWidths))
 
 
-def make_config(widths: Mapping | FastWidths | None = None, **settings) -> FastFoundationStereoConfig:
+def make_config(widths: Mapping[str, Any] | FastWidths | None = None, **settings: Any) -> FastFoundationStereoConfig:
     """A checked configuration. A setting or a width that is None takes the published value of its topology.
 
     Raises:
@@ -116,7 +117,7 @@ def make_config(widths: Mapping | FastWidths | None = None, **settings) -> FastF
     return config
 
 
-def complete_widths(said: Mapping, hidden: int) -> FastWidths:
+def complete_widths(said: Mapping[str, Any], hidden: int) -> FastWidths:
     """The widths of a spec: what it says, and for the rest TAO's defaults, which follow from the first hidden width."""
     widths = {
         "motion_encoder_widths": (256, 256, 64, 64),
@@ -138,7 +139,7 @@ def complete_widths(said: Mapping, hidden: int) -> FastWidths:
     return _widths(derived | widths, "bp2")
 
 
-def _widths(given: Mapping | FastWidths | None, topology: str) -> FastWidths:
+def _widths(given: Mapping[str, Any] | FastWidths | None, topology: str) -> FastWidths:
     if isinstance(given, FastWidths):
         given = asdict(given)
     said = {key: value for key, value in (given or {}).items() if value is not None}

@@ -5,6 +5,8 @@ B images, C channels, H, W image size, h = H/4, w = W/4.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -120,5 +122,5 @@ def offsets(radius: int) -> Tensor:
     return torch.arange(-radius, radius + 1, dtype=torch.int8).reshape(1, 1, -1, 1)
 
 
-def _with_offsets(network: nn.Module, state: dict, prefix: str, *_) -> None:
+def _with_offsets(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     state[f"{prefix}dx"] = offsets(network.config.corr_radius)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from stereo_core.errors import ModelError
 
@@ -114,7 +115,7 @@ class FoundationStereoConfig:
 SETTINGS = tuple(f.name for f in fields(FoundationStereoConfig) if f.name != "widths")
 
 
-def make_config(**settings) -> FoundationStereoConfig:
+def make_config(**settings: Any) -> FoundationStereoConfig:
     """A checked configuration. A setting that is None takes the preset's or the published value.
 
     `disparity_attention=None` means "disparity" for variant nvlabs and "tao" for variant tao.
@@ -144,7 +145,7 @@ def make_config(**settings) -> FoundationStereoConfig:
     return config
 
 
-def check_common(config) -> None:
+def check_common(config: Any) -> None:
     """Refuse what no network of the family can be built with."""
     if config.max_disparity < 32 or config.max_disparity % 32:
         low = max(32, config.max_disparity // 32 * 32)
@@ -159,12 +160,12 @@ def check_common(config) -> None:
     in_range("valid_iters", config.valid_iters, 1, None)
 
 
-def settings_of(config) -> dict:
+def settings_of(config: Any) -> dict[str, Any]:
     """The settings of a network's configuration without the widths, which its weights say."""
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "widths"}
 
 
-def _choice(name: str, value, choices: tuple) -> None:
+def _choice(name: str, value: object, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise ModelError(f"{name} {value!r} is unknown; there are {', '.join(str(c) for c in choices)}")
 

@@ -71,7 +71,7 @@ class ChannelAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """Sigmoid weight a pixel from its mean and maximum over the channels."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.samconv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 

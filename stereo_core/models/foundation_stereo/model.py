@@ -6,7 +6,7 @@ B images, C channels, H, W image size, h = H/4, w = W/4, D disparity bins. Sizes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -204,13 +204,13 @@ class StereoNetwork(Infers, nn.Module):
         _, disparities = self.predict(left, right, _or(iters, self.config.valid_iters), start_B1hw)
         return unpad(disparities[-1], padding)
 
-    def _run(self, part: Callable, *inputs: Any) -> Any:
+    def _run(self, part: Callable[..., Any], *inputs: Any) -> Any:
         if not self.recompute or not torch.is_grad_enabled():
             return part(*inputs)
         contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
         return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
 
-    def _autocast(self, image: Tensor):
+    def _autocast(self, image: Tensor) -> AbstractContextManager[Any]:
         if self.config.mixed_precision and image.device.type == "cuda":
             return torch.autocast("cuda", torch.float16)
         return nullcontext()

@@ -5,6 +5,8 @@ N rows, L length of a row, C channels, T = 2 * radius + 2 taps, K = 2 * radius +
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -104,24 +106,24 @@ def _taps(centre_N: Tensor, N: int, L: int, radius: int) -> tuple[Tensor, Tensor
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Rows, *tables: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Rows, *tables: Tensor) -> Tensor:
         ctx.rows = rows
         return tables[0].new_zeros(())
 
     @staticmethod
-    def backward(ctx, _: Tensor):
+    def backward(ctx: Any, _: Tensor) -> Any:
         return None, *ctx.rows.take_gradients()
 
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, handle: Tensor, rows: Rows, dtype: torch.dtype, *centres: Tensor) -> Tensor:
+    def forward(ctx: Any, handle: Tensor, rows: Rows, dtype: torch.dtype, *centres: Tensor) -> Tensor:
         ctx.rows = rows
         ctx.save_for_backward(*centres)
         return rows.find(centres, dtype)
 
     @staticmethod
-    def backward(ctx, gradient_NX: Tensor):
+    def backward(ctx: Any, gradient_NX: Tensor) -> Any:
         centres = ctx.saved_tensors  # once: where activations are recomputed, each access would do it again
         ctx.rows.add_gradient(centres, gradient_NX)
         return ctx.rows.tables[0].new_zeros(()), None, None, *(None for _ in centres)
@@ -132,7 +134,7 @@ def _in_triton(table: Tensor) -> bool:
     return triton is not None and table.is_cuda and table.dtype == torch.float32 and not isinstance(table, FakeTensor)
 
 
-def _launch(kernel, rows_NLC: Tensor, centre_N: Tensor, beside_NX: Tensor, column: int, radius: int) -> None:
+def _launch(kernel: Any, rows_NLC: Tensor, centre_N: Tensor, beside_NX: Tensor, column: int, radius: int) -> None:
     N, L, C = rows_NLC.shape
     channels = triton.next_power_of_2(C)
     pixels = max(16, VALUES // channels)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ class FastNetwork(nn.Module):
         if event is not None:
             torch.cuda.current_stream().wait_event(event)
 
-    def _beside(self, event: torch.cuda.Event | None) -> AbstractContextManager:
+    def _beside(self, event: torch.cuda.Event | None) -> AbstractContextManager[Any]:
         """A region whose kernels run beside the others', after `event`."""
         if self.side is None:
             return nullcontext()

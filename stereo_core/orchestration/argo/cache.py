@@ -45,7 +45,7 @@ def needs_uid(task: Task) -> bool:
 def memoized(pipeline: Pipeline, task: Task, run: m.Template, repository: Repository) -> m.Template:
     """The template through which a cached step is called: a DAG with only this step."""
     names = [*task.component.parameters, *(f"{port.name}-metadata" for port in given_ports(task))]
-    parameters = [p for p in run.inputs.parameters or [] if p.name in names]
+    parameters = [p for p in (run.inputs and run.inputs.parameters) or [] if p.name in names]
     artifacts = [m.Artifact(name=port.name, optional=not port.required or None) for port in given_ports(task)]
     step = m.DAGTask(
         name=task.name,
@@ -102,7 +102,7 @@ def _memoize(pipeline: Pipeline, task: Task, repository: Repository) -> m.Memoiz
 
     An artifact without a sha256 may change between runs. Then this run's task ID makes the key unique.
     """
-    container = task.component.executor
+    container = task.container
     place = [repository.bucket, repository.prefix, repository.endpoint]
     fixed = json.dumps([container.image, container.command, container.args, container.env, place], sort_keys=True)
     inputs = [f"inputs.parameters['{name}']" for name in task.component.parameters]

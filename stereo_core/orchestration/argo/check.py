@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 from stereo_core.orchestration.argo.expression import Expression
 from stereo_core.orchestration.argo.rules import argument_rules, spec_rules, template_rules
@@ -30,11 +31,15 @@ FUNCTIONS = {
 }  # functions that our manifests use
 
 
-def problems(documents: list[dict]) -> list[str]:
+Library = dict[tuple[str, str], dict[str, Any]]
+"""Name of a WorkflowTemplate and of a template in it -> the template."""
+
+
+def problems(documents: list[dict[str, Any]]) -> list[str]:
     """The problems, one line each; empty if there are none."""
     named = [(d["kind"], d["metadata"]["name"]) for d in documents if "name" in d["metadata"]]
     found = list(_twice("document", [f"{kind} {name}" for kind, name in named]))
-    library = {
+    library: Library = {
         (document["metadata"]["name"], template["name"]): template
         for document in documents
         if document["kind"] == "WorkflowTemplate"
@@ -54,7 +59,7 @@ def problems(documents: list[dict]) -> list[str]:
     return found
 
 
-def _kind_problems(kind: str, spec: dict) -> Iterator[str]:
+def _kind_problems(kind: str, spec: dict[str, Any]) -> Iterator[str]:
     """The rules that depend on the kind of resource."""
     if kind != "WorkflowTemplate" and "entrypoint" not in spec:
         yield "it has no entrypoint"
@@ -64,11 +69,11 @@ def _kind_problems(kind: str, spec: dict) -> Iterator[str]:
                 yield f"parameter {item['name']} has no value, and a CronWorkflow cannot ask for one"
 
 
-def _arguments(spec: dict) -> list[str]:
+def _arguments(spec: dict[str, Any]) -> list[str]:
     return [item["name"] for item in spec.get("arguments", {}).get("parameters", [])]
 
 
-def _spec_problems(spec: dict, library: dict, maps: dict, given: set[str]) -> Iterator[str]:
+def _spec_problems(spec: dict[str, Any], library: Library, maps: dict[str, Any], given: set[str]) -> Iterator[str]:
     """`given` are the parameters of the Workflow that calls a WorkflowTemplate's templates."""
     own = {template["name"]: template for template in spec["templates"]}
     yield from _twice("template", [template["name"] for template in spec["templates"]])
@@ -88,7 +93,9 @@ def _spec_problems(spec: dict, library: dict, maps: dict, given: set[str]) -> It
         yield from (f"{where}: {problem}" for problem in _template_problems(template, own, library, scope | more))
 
 
-def _template_problems(template: dict, own: dict, library: dict, scope: set[str]) -> Iterator[str]:
+def _template_problems(
+    template: dict[str, Any], own: dict[str, Any], library: Library, scope: set[str]
+) -> Iterator[str]:
     inputs = template.get("inputs", {})
     for kind in ("parameters", "artifacts"):
         names = [item["name"] for item in inputs.get(kind, [])]
@@ -105,7 +112,7 @@ def _template_problems(template: dict, own: dict, library: dict, scope: set[str]
         yield "it has neither a container nor a dag"
 
 
-def _container_problems(template: dict, scope: set[str]) -> Iterator[str]:
+def _container_problems(template: dict[str, Any], scope: set[str]) -> Iterator[str]:
     mounts, outputs = template["container"].get("volumeMounts", []), template.get("outputs", {})
     for name in sorted({m["name"] for m in mounts} - {volume["name"] for volume in template.get("volumes", [])}):
         yield f"there is no volume {name} to mount"
@@ -122,11 +129,11 @@ def _container_problems(template: dict, scope: set[str]) -> Iterator[str]:
         yield from (f"retryStrategy: {problem}" for problem in _unresolved(f"{{{{={again}}}}}", RETRY))
 
 
-def _dag_problems(template: dict, own: dict, library: dict, scope: set[str]) -> Iterator[str]:
+def _dag_problems(template: dict[str, Any], own: dict[str, Any], library: Library, scope: set[str]) -> Iterator[str]:
     tasks = template["dag"]["tasks"]
     yield from _twice("task", [task["name"] for task in tasks])
     by_name = {task["name"]: task for task in tasks}
-    waits = {}
+    waits: dict[str, set[str]] = {}
     for task in tasks:
         waits[task["name"]] = set()
         yield from (f"task {task['name']}: {problem}" for problem in _depends_problems(task.get("depends", "")))
@@ -155,7 +162,7 @@ def _dag_problems(template: dict, own: dict, library: dict, scope: set[str]) -> 
             yield from (f"output of {kind} {item['name']}: {problem}" for problem in _output_problems(item, made))
 
 
-def _output_problems(item: dict, scope: set[str]) -> Iterator[str]:
+def _output_problems(item: dict[str, Any], scope: set[str]) -> Iterator[str]:
     """An output of a DAG, which must come from one of its tasks."""
     source = item.get("valueFrom", item)
     expression = source.get("expression") or source.get("fromExpression")
@@ -176,20 +183,20 @@ def _depends_problems(depends: str) -> Iterator[str]:
         yield f"its depends has a syntax error: {depends}"
 
 
-def _called(task: dict, own: dict, library: dict) -> dict | None:
+def _called(task: dict[str, Any], own: dict[str, Any], library: Library) -> dict[str, Any] | None:
     if "templateRef" in task:
         return library.get((task["templateRef"]["name"], task["templateRef"]["template"]))
-    return own.get(task.get("template"))
+    return own.get(task.get("template", ""))
 
 
-def _made(task: dict, own: dict, library: dict) -> Iterator[str]:
+def _made(task: dict[str, Any], own: dict[str, Any], library: Library) -> Iterator[str]:
     yield f"tasks.{task['name']}.status"
     outputs = (_called(task, own, library) or {}).get("outputs", {})
     for kind in ("parameters", "artifacts"):
         yield from (f"tasks.{task['name']}.outputs.{kind}.{item['name']}" for item in outputs.get(kind, []))
 
 
-def _task_problems(task: dict, own: dict, library: dict, scope: set[str]) -> Iterator[str]:
+def _task_problems(task: dict[str, Any], own: dict[str, Any], library: Library, scope: set[str]) -> Iterator[str]:
     called = _called(task, own, library)
     if called is None:
         yield f"there is no template {task.get('templateRef') or task.get('template')}"
@@ -217,7 +224,7 @@ def _task_problems(task: dict, own: dict, library: dict, scope: set[str]) -> Ite
         yield f"its condition is not an expression: {task['when']}"
 
 
-def _of_kind(item: dict, other: str) -> Iterator[str]:
+def _of_kind(item: dict[str, Any], other: str) -> Iterator[str]:
     """A parameter that refers to an artifact, or an artifact that refers to a parameter."""
     for text in _texts(item):
         for reference in _read(text)[0]:

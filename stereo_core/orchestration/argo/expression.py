@@ -29,7 +29,7 @@ class Expression:
         position, text = 0, text.rstrip()
         while position < len(text):
             match = _TOKEN.match(text, position)
-            if not match:
+            if not match or not match.lastgroup:
                 raise SyntaxError(f"unexpected text {text[position : position + 20]!r}")
             self._tokens.append((match.lastgroup, match[match.lastgroup]))
             position = match.end()

@@ -46,6 +46,8 @@ def ports_of(task: Task, port: Port) -> list[Port]:
     if not port.many:
         return [port]
     given = task.artifacts.get(port.name, Collected(()))
+    if not isinstance(given, Collected):
+        raise GraphError(f"task {task.name}: input {port.name} takes a list of artifacts (dsl.Collected), not one")
     return [replace(port, name=f"{port.name}-{index}") for index in range(len(given.rounds))]
 
 
@@ -114,7 +116,7 @@ def check_length(task: Task, given: dict[str, str]) -> None:
     """
     sizes = {name: len(json.dumps(text, ensure_ascii=False).encode()) for name, text in given.items()}
     if (whole := sum(sizes.values())) > LONGEST:
-        name = max(sizes, key=sizes.get)
+        name = max(sizes, key=lambda name: sizes[name])
         raise GraphError(
             f"task {task.name}, parameter {name}: {sizes[name]} bytes make the step's message {whole} bytes long, but"
             f" Argo before 3.7.10 can pass only {LONGEST} bytes; use a spec_file, or set --argo-version 3.7 if your"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
+from pydantic import BaseModel
 
 from stereo_core.errors import UserError
 
 # hera changes how PyYAML writes text in the whole process; this undoes it.
-_CLASSES = (yaml.representer.SafeRepresenter, yaml.representer.Representer, yaml.Dumper)
+_CLASSES: tuple[Any, ...] = (yaml.representer.SafeRepresenter, yaml.representer.Representer, yaml.Dumper)
 _BEFORE = [dict(writer.yaml_representers) for writer in _CLASSES]
 try:
     from hera.workflows import models as m
@@ -21,6 +24,7 @@ for _writer, _representers in zip(_CLASSES, _BEFORE, strict=True):
 __all__ = ["as_document", "m"]
 
 
-def as_document(model) -> dict:
+def as_document(model: BaseModel) -> dict[str, Any]:
     """A hera model as a dict to write as YAML."""
-    return model.model_dump(mode="json", exclude_none=True, by_alias=True)
+    document: dict[str, Any] = model.model_dump(mode="json", exclude_none=True, by_alias=True)
+    return document

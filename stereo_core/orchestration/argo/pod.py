@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from stereo_core.orchestration.argo.message import OUTPUTS
 from stereo_core.orchestration.argo.models import m
@@ -33,12 +34,13 @@ _ARGOS_OWN = {"initContainers": "init", "containers": "wait"}
 
 def is_ours(task: Task) -> bool:
     """Whether the step runs this library's image, whose writable folders are known."""
-    return task.component.executor.command[:1] == (LAUNCHER,)
+    return task.container.command[:1] == (LAUNCHER,)
 
 
 def resources(task: Task) -> m.ResourceRequirements | None:
-    requested = task.component.executor.resources
-    limits, requests = {}, {}
+    requested = task.container.resources
+    limits: dict[str, m.Quantity] = {}
+    requests: dict[str, m.Quantity] = {}
     for key, place, name in (
         ("resourceCpuLimit", limits, "cpu"),
         ("resourceMemoryLimit", limits, "memory"),
@@ -46,11 +48,11 @@ def resources(task: Task) -> m.ResourceRequirements | None:
         ("resourceMemoryRequest", requests, "memory"),
     ):
         if requested.get(key):
-            place[name] = fixed(requested[key], f"task {task.name}, {key}")
-    if task.component.executor.accelerators:
+            place[name] = m.Quantity(fixed(requested[key], f"task {task.name}, {key}"))
+    if task.container.accelerators:
         accelerator = requested["accelerator"]
         kind = accelerator.get("resourceType") or accelerator.get("type")
-        limits[fixed(kind, f"task {task.name}, accelerator")] = str(task.component.executor.accelerators)
+        limits[fixed(kind, f"task {task.name}, accelerator")] = m.Quantity(str(task.container.accelerators))
     return m.ResourceRequirements(limits=limits or None, requests=requests or None) if limits or requests else None
 
 
@@ -61,14 +63,14 @@ def fixed(text: str, where: str) -> str:
     return literal(text, where)
 
 
-def placement(task: Task) -> dict:
+def placement(task: Task) -> dict[str, Any]:
     """The platform document's settings for the step's pod, as fields of a template, `mounts` and `env`."""
     volumes = [m.Volume(name="outputs", empty_dir=m.EmptyDirVolumeSource())]
     mounts = [m.VolumeMount(name="outputs", mount_path=OUTPUTS)]
     for name, path in WRITABLE.items() if is_ours(task) else ():
         volumes.append(m.Volume(name=name, empty_dir=m.EmptyDirVolumeSource()))
         mounts.append(m.VolumeMount(name=name, mount_path=path))
-    pod = {"volumes": volumes, "mounts": mounts, "env": []}
+    pod: dict[str, Any] = {"volumes": volumes, "mounts": mounts, "env": []}
     for key, value in task.platform.items():
         if key == "emptyDirMounts":
             for item in value:
@@ -95,14 +97,14 @@ _TOLERATION = {
 }
 
 
-def _only(item: dict, known: dict[str, str], task: Task, where: str) -> dict:
+def _only(item: dict[str, Any], known: dict[str, str], task: Task, where: str) -> dict[str, Any]:
     for key in item:
         if key not in known:
             raise GraphError(f"task {task.name}: {key} in {where} is not supported on Argo")
     return {known[key]: value for key, value in item.items()}
 
 
-def _env_of(task: Task, where: str, item: dict) -> list[m.EnvVar]:
+def _env_of(task: Task, where: str, item: dict[str, Any]) -> list[m.EnvVar]:
     """Keys of a secret or a ConfigMap as environment variables."""
     kind = where.removesuffix("AsEnv")
     name, found = _name_of(task, item, kind, where), []
@@ -121,10 +123,10 @@ def pull_secrets(task: Task) -> list[str]:
     return [_name_of(task, item, "secret", "imagePullSecret") for item in secrets]
 
 
-def _name_of(task: Task, item: dict, kind: str, where: str) -> str:
+def _name_of(task: Task, item: dict[str, Any], kind: str, where: str) -> str:
     name = item.get(f"{kind}NameParameter") or Constant(item.get(f"{kind}Name"))
     if isinstance(name, Argument):
         return f"{{{{workflow.parameters.{name.name}}}}}"
-    if not isinstance(name, Constant) or not name.value:
+    if not isinstance(name, Constant) or not isinstance(name.value, str) or not name.value:
         raise GraphError(f"task {task.name}: {where} has no name; give a text or a pipeline parameter")
     return literal(name.value, f"task {task.name}, {where}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from stereo_core.errors import UserError
@@ -55,7 +56,7 @@ class Repository:
         """The prefix of the keys of a pod's artifacts."""
         return "/".join(filter(None, (self.prefix, "{{workflow.name}}", "{{pod.name}}")))
 
-    def config_map(self, name: str) -> dict:
+    def config_map(self, name: str) -> dict[str, Any]:
         """The ConfigMap that Argo's artifactRepositoryRef refers to."""
         s3 = {"bucket": self.bucket, "keyFormat": self.key_format} | as_document(m.S3Artifact(**self._access()))
         return {
@@ -65,7 +66,7 @@ class Repository:
             "data": {"repository": json.dumps({"s3": s3}, indent=2) + "\n"},
         }
 
-    def _access(self) -> dict:
+    def _access(self) -> dict[str, Any]:
         access = {"endpoint": self.endpoint, "insecure": self.insecure or None}
         if not self.secret:
             return access | {"use_sdk_creds": True}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 
-def spec_rules(spec: dict) -> Iterator[str]:
+def spec_rules(spec: dict[str, Any]) -> Iterator[str]:
     """Rules for a whole Workflow."""
     # Seen on 3.7.18: the finalizer keeps a deleted Workflow alive, and the controller creates its removed pods again.
     if "artifactGC" in spec and spec.get("podGC", {}).get("strategy") == "OnPodSuccess":
         yield "podGC OnPodSuccess with artifactGC: if the Workflow is deleted while it runs, its pods are created again"
 
 
-def template_rules(template: dict) -> Iterator[str]:
+def template_rules(template: dict[str, Any]) -> Iterator[str]:
     """Rules for a template."""
     retry = template.get("retryStrategy")
     # Seen on 3.7.18: a hit makes a Retry node without children, and the Workflow stays Running.
@@ -23,7 +24,7 @@ def template_rules(template: dict) -> Iterator[str]:
     yield from _expanded(template.get("container", {}))
 
 
-def _retry_rules(retry: dict, template: dict) -> Iterator[str]:
+def _retry_rules(retry: dict[str, Any], template: dict[str, Any]) -> Iterator[str]:
     # API field Backoff.maxDuration ("the maximum amount of time allowed for a workflow in the backoff strategy"): a
     # total over all attempts, and the deadline of the one that runs.
     most, limit = retry.get("backoff", {}).get("maxDuration"), template.get("activeDeadlineSeconds")
@@ -43,7 +44,7 @@ _SAFE = re.compile(
 )
 
 
-def _expanded(container: dict) -> Iterator[str]:
+def _expanded(container: dict[str, Any]) -> Iterator[str]:
     # kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables: $(NAME) of the
     # container's environment is expanded in command and args.
     for text in (*container.get("command", []), *container.get("args", [])):
@@ -52,7 +53,7 @@ def _expanded(container: dict) -> Iterator[str]:
                 yield f"{{{{{tag[:60]}}}}}: the kubelet would replace $(NAME) in it by environment variables"
 
 
-def argument_rules(arguments: dict, called: dict) -> Iterator[str]:
+def argument_rules(arguments: dict[str, Any], called: dict[str, Any]) -> Iterator[str]:
     """Rules for the arguments of a task."""
     for item in arguments.get("artifacts", []):
         # Seen on 3.7.18; the docs (conditional-artifacts-parameters) show it only in outputs.

@@ -8,6 +8,7 @@ comes as the parameter `<port>-metadata`. A list of artifacts becomes the ports 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from stereo_core.errors import WORTH_ANOTHER_TRY
 from stereo_core.orchestration.argo.cache import EXECUTOR_OUTPUT, memoized
@@ -42,7 +43,7 @@ def _run(pipeline: Pipeline, task: Task, name: str, repository: Repository) -> m
         outputs=_outputs(pipeline, task, repository),
         container=_container(task, node.pop("mounts"), node.pop("env")),
         retry_strategy=_retry(task),
-        active_deadline_seconds=int(task.timeout) if task.timeout else None,
+        active_deadline_seconds=m.IntOrString(int(task.timeout)) if task.timeout else None,
         security_context=pod_security(),
         pod_spec_patch=pod_patch(),
         **node,
@@ -64,7 +65,9 @@ def _inputs(task: Task) -> m.Inputs:
 def _outputs(pipeline: Pipeline, task: Task, repository: Repository) -> m.Outputs:
     """A step's outputs. A command that is not ours may write no executor_output.json; then there is no metadata."""
     component = task.component
-    silent = {"artifacts": {name: {"artifacts": [{"metadata": {}}]} for name in component.output_artifacts}}
+    silent: dict[str, Any] = {
+        "artifacts": {name: {"artifacts": [{"metadata": {}}]} for name in component.output_artifacts}
+    }
     file = m.ValueFrom(path=f"{OUTPUTS}/executor_output.json", default=json.dumps(silent))
     parameters = [m.Parameter(name=EXECUTOR_OUTPUT, value_from=file)]
     for parameter in component.output_parameters.values():
@@ -82,7 +85,7 @@ def _outputs(pipeline: Pipeline, task: Task, repository: Repository) -> m.Output
     return m.Outputs(parameters=parameters, artifacts=artifacts or None)
 
 
-def _page(port: Port, repository: Repository) -> dict:
+def _page(port: Port, repository: Repository) -> dict[str, Any]:
     """Store a page unpacked, so that Argo's UI shows it; other artifacts are archives, which the UI offers to download.
 
     A key without a bucket belongs to the Workflow's repository (argo-workflows.readthedocs.io: key-only-artifacts).
@@ -102,8 +105,8 @@ def _is_passing(pipeline: Pipeline, task: Task, port: Port) -> bool:
     return all_taken and not task.cache and port.type.get("schemaTitle") != "system.Model"
 
 
-def _container(task: Task, mounts: list, env: list) -> m.Container:
-    container = task.component.executor
+def _container(task: Task, mounts: list[Any], env: list[Any]) -> m.Container:
+    container = task.container
     where = f"task {task.name}"
     return m.Container(
         image=fixed(container.image, f"{where}, image"),
@@ -136,8 +139,8 @@ def _retry(task: Task) -> m.RetryStrategy | None:
     codes = ", ".join(f"'{code}'" for code in WORTH_ANOTHER_TRY)
     cap = f"{retry.longest:g}s" if retry.count > 1 else None  # 3.6 does not support cap, and a single wait needs none
     return m.RetryStrategy(
-        limit=retry.count,
+        limit=m.IntOrString(retry.count),
         retry_policy="Always",
         expression=f"(lastRetry.status == 'Error' || lastRetry.exitCode in [{codes}]) && !({COMES_AGAIN})",
-        backoff=m.Backoff(duration=f"{retry.backoff:g}s", factor=int(retry.factor), cap=cap),
+        backoff=m.Backoff(duration=f"{retry.backoff:g}s", factor=m.IntOrString(int(retry.factor)), cap=cap),
     )

@@ -52,7 +52,7 @@ def dag_task(
         for name, source in task.parameters.items()
     ]
     if version not in LONG_ARGUMENTS:
-        check_length(task, {parameter.name: _known(parameter.value, values) for parameter in parameters})
+        check_length(task, {parameter.name: _known(parameter.value or "", values) for parameter in parameters})
     artifacts = []
     for port, source in task.artifacts.items():
         for name, one in _one_by_one(port, source):
@@ -99,7 +99,7 @@ def _check_inputs(pipeline: Pipeline, task: Task) -> None:
 
 def _depends(pipeline: Pipeline, task: Task) -> str | None:
     """The dependencies: tasks that must succeed (or be skipped by their own condition), and tasks that must end."""
-    states = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
+    states: dict[str, tuple[str, ...]] = dict.fromkeys(_steps(pipeline, task.behind), ENDED)
     for name in _steps(pipeline, task.after):
         states[name] = ("Succeeded", "Skipped") if pipeline.tasks[name].when else ("Succeeded",)
     parts = []
@@ -142,8 +142,10 @@ def _artifact(
             " move the following steps into the branches"
         )
     if imported:
-        metadata = json.dumps(imported[0].component.executor.metadata)
+        metadata = json.dumps(imported[0].importer.metadata)
         return metadata, _imported(imported[0], port, repository, values, Values(pipeline))
+    if not isinstance(source, Output):
+        raise TypeError(f"{source!r} is no artifact")
     place = f"{{{{tasks.{source.task}.outputs.artifacts.{source.key}}}}}"
     return f"{{{{={_metadata_of(source)}}}}}", m.Artifact(name=port, from_=place)
 
@@ -155,7 +157,7 @@ def _metadata_of(source: Output) -> str:
 
 def _imported(task: Task, port: str, repository: Repository, values: dict[str, str], wiring: Values) -> m.Artifact:
     """The S3 location of an importer's URI: a constant, or parsed from a pipeline parameter when the Workflow runs."""
-    uri = task.component.executor.uri
+    uri = task.importer.uri
     source = task.parameters[uri.name] if isinstance(uri, Argument) else uri
     if not isinstance(source, Constant | Argument):
         raise GraphError(f"task {task.name}: an importer whose URI comes from another step is not supported on Argo")
@@ -166,10 +168,10 @@ def _imported(task: Task, port: str, repository: Repository, values: dict[str, s
     else:
         if source.name in values:
             bucket_and_key(values[source.name], f"parameter {source.name}", wanted="s3://BUCKET/KEY")
-        place, uri = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
-        bucket, key = (f"sprig.regexReplaceAll({place}, {uri}, '${{{group}}}')" for group in (2, 3))
+        place, given = "'^(s3|minio|aws)://([^/]+)/(.+?)/*$'", f"workflow.parameters['{source.name}']"
+        bucket, key = (f"sprig.regexReplaceAll({place}, {given}, '${{{group}}}')" for group in (2, 3))
         # The value comes with `argo submit`, so it is not known yet. This text appears in Argo's error.
         none = f"parameter {source.name} is not s3://BUCKET/KEY"
-        bucket, key = f"{{{{={uri} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
+        bucket, key = f"{{{{={given} matches {place} ? {bucket} : '{none}'}}}}", f"{{{{={key}}}}}"
     archive = m.ArchiveStrategy(none=m.NoneStrategy())
     return m.Artifact(name=port, s3=repository.location(bucket, key), archive=archive)

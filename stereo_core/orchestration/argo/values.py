@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from stereo_core.orchestration.dag import (
     PLACEHOLDER,
@@ -86,7 +87,9 @@ class Values:
         return f"{{{{=toJson({' + '.join(parts)})}}}}"
 
     @staticmethod
-    def _parts(text: str, literal: Callable, taken: Callable, inputs: dict[str, Source], where: str) -> list[str]:
+    def _parts(
+        text: str, literal: Callable[..., Any], taken: Callable[..., Any], inputs: dict[str, Source], where: str
+    ) -> list[str]:
         parts = PLACEHOLDER.split(text)
         found = [taken(inputs[part], where) if index % 2 else literal(part) for index, part in enumerate(parts)]
         return [result for result, part in zip(found, parts, strict=True) if part]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from stereo_core.orchestration.argo.cache import can_hit
 from stereo_core.orchestration.argo.check import problems
@@ -45,7 +46,7 @@ def manifests(
     priority_class: str = "",
     cache: bool = True,
     version: str = "",
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """The Kubernetes resources that run a pipeline, in the order of creation.
 
     Args:
@@ -81,7 +82,9 @@ def manifests(
     tasks = {name: dag_task(pipeline, task, shared[name], repository, values, version) for name, task in steps.items()}
     spec = _workflow_spec(pipeline, steps, tasks, values)
     if service_account:
-        spec.service_account_name = spec.artifact_gc.service_account_name = service_account
+        spec.service_account_name = service_account
+        if spec.artifact_gc:
+            spec.artifact_gc.service_account_name = service_account
     documents = [
         repository.config_map(f"{pipeline.name}-artifacts"),
         *map(as_document, templates),
@@ -105,7 +108,7 @@ def _cached_where_it_helps(pipeline: Pipeline, cache: bool) -> Pipeline:
 def _shared_templates(steps: dict[str, Task]) -> dict[str, str]:
     """Step -> the first step that differs from it only in its arguments; both use the same template."""
 
-    def what(task: Task) -> tuple:
+    def what(task: Task) -> tuple[Any, ...]:
         lists = {port: len(source.rounds) for port, source in task.artifacts.items() if isinstance(source, Collected)}
         return task.component, task.cache, task.retry, task.platform, lists, set(task.artifacts)
 
@@ -118,7 +121,7 @@ def _workflow_template(
     name = f"{pipeline.name}-{task.name}"
     _check_name(name, f"task {task.name}")
     templates = templates_of(pipeline, task, repository)
-    if priority_class and task.component.executor.accelerators:
+    if priority_class and task.container.accelerators:
         templates[-1].priority_class_name = priority_class
     return m.WorkflowTemplate(
         api_version="argoproj.io/v1alpha1",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import click
 
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.values import counted
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 _WHERE = (
     click.option("--namespace", "-n", default="argo", show_default=True, help="Namespace of Argo's controller."),
     click.option("--context", default="", help="Context of the kubeconfig [default: the current one]."),
 )
 
 
-def _of_a_cluster(command):
+def _of_a_cluster(command: Command) -> Command:
     for option in reversed(_WHERE):
         command = option(command)
     return command

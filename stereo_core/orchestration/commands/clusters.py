@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -62,21 +63,25 @@ def argo_command(
     preflight.check(pipeline, arguments)
     if schedule:
         check_cron("--schedule", schedule)
-    options = {"schedule": schedule, "service_account": service_account, "priority_class": priority_class}
+    options: dict[str, Any] = {
+        "schedule": schedule,
+        "service_account": service_account,
+        "priority_class": priority_class,
+    }
     options |= {"cache": not no_cache, "version": argo_version or ""}
     documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
     click.echo(_as_yaml(documents), nl=False)
 
 
 def _argo_documents(
-    pipeline: Pipeline, arguments: dict, repository: tuple[str, str, str], **options: str | bool
-) -> list[dict]:
+    pipeline: Pipeline, arguments: dict[str, Any], repository: tuple[str, str, str], **options: Any
+) -> list[dict[str, Any]]:
     from stereo_core.orchestration.argo import Repository, manifests
 
     return manifests(pipeline, arguments, Repository.of(*repository), **options)
 
 
-def _as_yaml(documents: list[dict]) -> str:
+def _as_yaml(documents: list[dict[str, Any]]) -> str:
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -127,18 +132,22 @@ def submit_command(
     """
     from stereo_core.orchestration import namespace as namespace_names
     from stereo_core.orchestration import submit
+    from stereo_core.orchestration.servers import SubmitError
 
     if bool(host) == argo:
-        raise submit.SubmitError("give --host URL (Kubeflow Pipelines) or --argo (Argo Workflows), but not both")
-    to_kubeflow = {"--name": name, "--experiment": experiment}
-    to_argo = {"--context": context, "--artifact-repository": bucket, "--endpoint": endpoint, "--secret": secret}
+        raise SubmitError("give --host URL (Kubeflow Pipelines) or --argo (Argo Workflows), but not both")
+    to_kubeflow: dict[str, object] = {"--name": name, "--experiment": experiment}
+    to_argo: dict[str, object] = {
+        "--context": context,
+        "--artifact-repository": bucket,
+        "--endpoint": endpoint,
+        "--secret": secret,
+    }
     to_argo |= {"--priority-class": priority_class, "--no-cache": no_cache, "--argo-version": argo_version}
     if idle := [option for option, value in (to_kubeflow if argo else to_argo).items() if value]:
-        raise submit.SubmitError(
-            f"{', '.join(idle)}: has no effect with {'--argo' if argo else '--host'}; leave it out"
-        )
+        raise SubmitError(f"{', '.join(idle)}: has no effect with {'--argo' if argo else '--host'}; leave it out")
     if argo and not bucket:
-        raise submit.SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
+        raise SubmitError("--argo needs --artifact-repository s3://BUCKET[/PREFIX]")
     file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
@@ -147,7 +156,7 @@ def submit_command(
         submit.check_cron("--cron", cron)
     if argo:
         account = service_account or namespace_names.ACCOUNT
-        options = {"schedule": cron, "service_account": account, "priority_class": priority_class}
+        options: dict[str, Any] = {"schedule": cron, "service_account": account, "priority_class": priority_class}
         options |= {"cache": not no_cache, "version": argo_version or ""}
         documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
         plan, where = _as_yaml(documents), namespace or namespace_names.NAME

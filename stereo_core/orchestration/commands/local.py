@@ -59,10 +59,19 @@ def run_command(
     file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)
-    steps = {"fresh": fresh, "from_step": from_step, "only": only}
-    steps["containers"] = None if runner == "process" else Containers(runner)
+    containers = None if runner == "process" else Containers(runner)
     with Progress() as progress:
-        run = LocalRun(pipeline, arguments, output_dir, parallel=parallel, **steps, on_change=progress.show)
+        run = LocalRun(
+            pipeline,
+            arguments,
+            output_dir,
+            parallel=parallel,
+            fresh=fresh,
+            from_step=from_step,
+            only=only,
+            containers=containers,
+            on_change=progress.show,
+        )
         try:
             code = run.execute()
         except KeyboardInterrupt:
@@ -84,7 +93,7 @@ def _report(run: Record) -> None:
     try:
         line = f"report: {relative(write_page(run))}"
     except OSError as error:
-        line = f"report.html cannot be written: {error.strerror.lower()}"
+        line = f"report.html cannot be written: {(error.strerror or str(error)).lower()}"
     with heard_or_not():
         click.echo(line)
 

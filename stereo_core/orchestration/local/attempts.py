@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import WORTH_ANOTHER_TRY, UserError
 from stereo_core.orchestration.dag import Importer, Task
@@ -37,7 +38,7 @@ def run_task(task: Task, state: State) -> None:
     state.change(task.name, seconds=round(time.monotonic() - begin, 3), **values)
 
 
-def _ending(task: Task, state: State) -> dict:
+def _ending(task: Task, state: State) -> dict[str, Any]:
     """Run a task (or reuse it); returns the fields of its record."""
     record, executor = state.record, task.component.executor
     parameters = parameters_of(task, record)
@@ -65,7 +66,7 @@ def _is_made(task: Task, key: str, state: State) -> bool:
     return is_unchanged(run, state.record.folder, state.digests)
 
 
-def _tried(task: Task, key: str, message: dict, state: State) -> dict:
+def _tried(task: Task, key: str, message: dict[str, Any], state: State) -> dict[str, Any]:
     place = state.record.place(task.name)
     for attempt in range(1, task.retry.count + 2):
         state.change(task.name, key=key, attempts=attempt)
@@ -83,7 +84,7 @@ def _tried(task: Task, key: str, message: dict, state: State) -> dict:
     return {"state": "failed", "exit_code": code, "message": why}
 
 
-def _attempt(task: Task, place: Path, message: dict, state: State) -> tuple[int, str]:
+def _attempt(task: Task, place: Path, message: dict[str, Any], state: State) -> tuple[int, str]:
     """One attempt: (exit code, what happened)."""
     command = passable(command_of(task, message), place, message)
     (place / OUTPUT).unlink(missing_ok=True)
@@ -103,7 +104,7 @@ def _of_process(task: Task, place: Path, path: str, gpus: list[str]) -> dict[str
     """Environment variables for a task that runs as a process; containers get these settings in another way."""
     return {
         "PATH": path,
-        **task.component.executor.env,
+        **task.container.env,
         **({GPUS: ",".join(gpus)} if gpus else {}),
         "STEREO_TERMINATION_LOG": str(place / "termination-log"),
     }

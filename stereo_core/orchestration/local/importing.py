@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import UserError
 from stereo_core.files import size_of
@@ -12,7 +13,7 @@ from stereo_core.orchestration.record import Made
 from stereo_core.storage import local_path
 
 
-def imported(task: Task, parameters: dict, digests: Digests) -> dict[str, Made]:
+def imported(task: Task, parameters: dict[str, Any], digests: Digests) -> dict[str, Made]:
     """The importer's artifact by port.
 
     Raises:
@@ -26,12 +27,12 @@ def imported(task: Task, parameters: dict, digests: Digests) -> dict[str, Made]:
             raise UserError(f"{where}{uri} is in object storage, which is not mounted here; {hint}")
         raise UserError(f"{where}{uri}: no such file or folder")
     port = next(iter(task.component.output_artifacts.values()))
-    metadata = task.component.executor.metadata
+    metadata = task.importer.metadata
     return {port.name: Made(port.type, str(path), digests.sha256_of(path), size_of(path), metadata)}
 
 
-def source_of(task: Task, parameters: dict) -> tuple[str, Path]:
+def source_of(task: Task, parameters: dict[str, Any]) -> tuple[str, Path]:
     """An importer's URI and its local path."""
-    source = task.component.executor.uri
-    uri = parameters[source.name] if isinstance(source, Argument) else source.value
+    source = task.importer.uri
+    uri = str(parameters[source.name] if isinstance(source, Argument) else source.value)
     return uri, local_path(uri).absolute()

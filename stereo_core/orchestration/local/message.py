@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from stereo_core.files import sha256_of, size_of
 from stereo_core.orchestration.dag import Component, GraphError, Task
@@ -14,7 +15,9 @@ from stereo_core.values import with_integers
 OUTPUT = "executor_output.json"  # file in the task's folder in which it may describe its outputs
 
 
-def executor_input(component: Component, folder: Path, place: Path, parameters: dict, inputs: dict) -> dict:
+def executor_input(
+    component: Component, folder: Path, place: Path, parameters: dict[str, Any], inputs: dict[str, Any]
+) -> dict[str, Any]:
     """The ExecutorInput of a task.
 
     Args:
@@ -24,7 +27,7 @@ def executor_input(component: Component, folder: Path, place: Path, parameters: 
         inputs: Lists of `Made` by port.
     """
 
-    def item(name: str, kind: dict, path: Path, metadata: dict) -> dict:
+    def item(name: str, kind: dict[str, Any], path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
         return {"name": name, "type": kind, "uri": str(path), "metadata": metadata}
 
     return {
@@ -46,18 +49,18 @@ def executor_input(component: Component, folder: Path, place: Path, parameters: 
     }
 
 
-def command_of(task: Task, message: dict) -> list[str]:
+def command_of(task: Task, message: dict[str, Any]) -> list[str]:
     """The task's command line, with KFP's placeholders replaced by the values of the message.
 
     Raises:
         GraphError: an unknown placeholder.
     """
-    container = task.component.executor
+    container = task.container
     return [_filled(part, message, task.name) for part in (*container.command, *container.args)]
 
 
-def _filled(text: str, message: dict, task: str) -> str:
-    def value(match: re.Match) -> str:
+def _filled(text: str, message: dict[str, Any], task: str) -> str:
+    def value(match: re.Match[str]) -> str:
         inner = match.group(1)
         if not inner:
             return json.dumps(message)
@@ -70,7 +73,7 @@ def _filled(text: str, message: dict, task: str) -> str:
     return _PLACEHOLDER.sub(value, text)
 
 
-def _text_at(message: dict, path: list) -> str:
+def _text_at(message: dict[str, Any], path: list[Any]) -> str:
     item = message
     for key in path:
         item = item[key]
@@ -88,7 +91,7 @@ _PATHS = {
 }
 
 
-def outputs_of(component: Component, folder: Path, place: Path) -> dict:
+def outputs_of(component: Component, folder: Path, place: Path) -> dict[str, Any]:
     """A task's outputs: `parameters` and `artifacts` for its record, with digests of the files.
 
     Raises:
@@ -109,7 +112,7 @@ def outputs_of(component: Component, folder: Path, place: Path) -> dict:
     return {"parameters": parameters, "artifacts": artifacts}
 
 
-def _made(kind: dict, folder: Path, path: Path, metadata: dict) -> Made:
+def _made(kind: dict[str, Any], folder: Path, path: Path, metadata: dict[str, Any]) -> Made:
     there = path.exists()
     digest, size = (sha256_of(path), size_of(path)) if there else ("", 0)
     return Made(kind, str(path.relative_to(folder)), digest, size, metadata)

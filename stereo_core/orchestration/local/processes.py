@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from stereo_core.orchestration.record import AGAIN
 
@@ -52,7 +53,7 @@ def run_to_end(
     return process.returncode, f"exit code {process.returncode}"
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """Send SIGTERM to the task's process group, and SIGKILL to the remaining processes after GRACE seconds."""
     for signum, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
         try:

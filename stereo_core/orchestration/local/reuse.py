@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
@@ -15,7 +16,7 @@ from stereo_core.orchestration.local.values import artifacts_of, parameters_of
 from stereo_core.orchestration.record import DONE, Made, Record, TaskRun
 
 
-def key_of(container: Container, parameters: dict, inputs: dict[str, list[Made]]) -> str:
+def key_of(container: Container, parameters: dict[str, Any], inputs: dict[str, list[Made]]) -> str:
     """A digest of everything that a task's outputs depend on, without paths."""
     what = {
         "image": container.image,

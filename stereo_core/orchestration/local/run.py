@@ -116,7 +116,7 @@ def alone_in(folder: Path, runners: set[str]) -> Iterator[None]:
         try:
             stack.enter_context(held(folder / LOCK, wait=LOOK, busy=busy, vital=True))
         except OSError as error:
-            reason = error.strerror.lower()
+            reason = (error.strerror or str(error)).lower()
             raise GraphError(f"{folder} cannot be used as the run folder: {reason}; choose another folder") from None
         end_leftovers(folder)
         for engine in runners - {"process"}:

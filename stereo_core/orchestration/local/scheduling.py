@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from stereo_core.orchestration.dag import GraphError, Task
 from stereo_core.orchestration.local.attempts import USER_ERROR, run_task
@@ -14,7 +15,7 @@ from stereo_core.orchestration.record import DONE, ENDED, Record, now
 READY = {"state": "running"}
 
 
-def outlook(task: Task, record: Record) -> dict:
+def outlook(task: Task, record: Record) -> dict[str, Any]:
     """The next state of a waiting task, as fields of its record: empty if it has to wait, READY if it can start."""
     ended = {other for other in task.after | task.behind if record.tasks[other].state in ENDED}
     broken = sorted(other for other in task.after & ended if not record.tasks[other].lets_on())
@@ -38,7 +39,7 @@ def run_all(state: State, parallel: int) -> int:
         KeyboardInterrupt: after all tasks were stopped and the record was written.
     """
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="task")
-    running: dict[Future, str] = {}
+    running: dict[Future[Any], str] = {}
     try:
         state.change()
         _schedule(state, pool, parallel, running)
@@ -57,7 +58,7 @@ def run_all(state: State, parallel: int) -> int:
     return USER_ERROR if all(run.exit_code == USER_ERROR for run in failed) else 1
 
 
-def _schedule(state: State, pool: ThreadPoolExecutor, parallel: int, running: dict[Future, str]) -> None:
+def _schedule(state: State, pool: ThreadPoolExecutor, parallel: int, running: dict[Future[Any], str]) -> None:
     """Run tasks until all have ended; `running` holds the active ones."""
     tasks, free = state.record.tasks, list(state.machine.gpus)
     while not all(tasks[name].state in ENDED for name in state.plan.scope):
@@ -90,7 +91,7 @@ def _ready(state: State) -> list[Task]:
     return ready
 
 
-def _cancel(state: State, running: dict[Future, str]) -> None:
+def _cancel(state: State, running: dict[Future[Any], str]) -> None:
     """Stop the running tasks and mark the waiting ones as stopped, except exit handlers, which still run."""
     state.stop.set()
     wait(running)

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from stereo_core.orchestration.dag import Pipeline
 from stereo_core.orchestration.digests import Digests
@@ -28,11 +29,12 @@ class State:
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def change(self, name: str | None = None, **values) -> None:
+    def change(self, name: str | None = None, **values: Any) -> None:
         """Set fields of a task's record, write run.json and call the listener."""
         with self.lock:
-            for key, value in values.items():
-                setattr(self.record.tasks[name], key, value)
+            if name is not None:
+                for key, value in values.items():
+                    setattr(self.record.tasks[name], key, value)
             self.record.write()
             self.on_change(self.record)
 

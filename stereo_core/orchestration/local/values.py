@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stereo_core.orchestration.dag import (
     Argument,
     Collected,
@@ -80,10 +82,12 @@ def _made(source: Source, record: Record) -> list[Made]:
             return _made(next(option for option in options if is_there(option, record)), record)
         case Collected(rounds=rounds):
             return [made for inner in rounds if is_there(inner, record) for made in _made(inner, record)]
-    return [record.tasks[source.task].artifacts[source.key]]
+        case Output(task=task, key=key):
+            return [record.tasks[task].artifacts[key]]
+    raise TypeError(f"{source!r} is no artifact")
 
 
-def _final_status(source: FinalStatus, record: Record) -> dict:
+def _final_status(source: FinalStatus, record: Record) -> dict[str, Any]:
     """KFP's PipelineTaskFinalStatus. A cancelled run is always reported as cancelled."""
     bad = {name: run for name in source.tasks if (run := record.tasks[name]).state in ("failed", "stopped")}
     state = "CANCELLED" if record.cancelled else "FAILED" if bad else "SUCCEEDED"
