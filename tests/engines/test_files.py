@@ -227,7 +227,7 @@ def test_refuses_a_side_car_that_lacks_a_key(engine):
 def test_refuses_a_side_car_that_holds_what_can_not_be(engine, key, value):
     info = json.loads(sidecar_path(engine).read_text())
     sidecar_path(engine).write_text(json.dumps(info | {key: value}))
-    with pytest.raises(ModelError, match=f"made.engine.json: {key} can not be right"):
+    with pytest.raises(ModelError, match=f"made.engine.json: {key} cannot be right"):
         load_engine(engine)
 
 
@@ -261,9 +261,9 @@ def test_refuses_other_input_names(colour_onnx, left, right):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ([1, 3, 96], "1 x 3 x 96, not B x 3 x H x W"),
-        ([1, 1, 64, 96], "1 x 1 x 64 x 96, not B x 3 x H x W"),
-        ([1, 3, 60, 96], "96 x 60, not multiples of 32"),
+        ([1, 3, 96], "1 x 3 x 96; expected B x 3 x H x W"),
+        ([1, 1, 64, 96], "1 x 1 x 64 x 96; expected B x 3 x H x W"),
+        ([1, 3, 60, 96], "96 x 60; they must be multiples of 32"),
         ([1, 3, "h", 100], r"100 x \?, not multiples of 32"),
     ],
 )
@@ -311,13 +311,14 @@ def test_a_gpu_that_is_not_used_is_told(engine, monkeypatch, caplog):
         pytest.skip("this ONNX Runtime has a CUDA provider")
     torch = pytest.importorskip("torch")
     load_engine(engine)
-    assert "though there is a GPU" not in caplog.text
+    assert "although this machine has a GPU" not in caplog.text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     load_engine(engine, "cpu")
-    assert "though there is a GPU" not in caplog.text
+    assert "although this machine has a GPU" not in caplog.text
     load_engine(engine)
     assert (
-        "has no CUDA provider and runs on the CPU, though there is a GPU here; install onnxruntime-gpu" in caplog.text
+        "has no CUDA provider and runs on the CPU, although this machine has a GPU; install onnxruntime-gpu"
+        in caplog.text
     )
 
 

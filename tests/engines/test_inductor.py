@@ -136,7 +136,7 @@ def test_native_code_without_its_side_car_is_not_loaded(package, nothing_is_open
 def test_native_code_that_is_not_the_one_built_is_not_loaded(package, nothing_is_opened):
     with zipfile.ZipFile(package, "a") as archive:
         archive.writestr("net/data/aotinductor/model/more.so", b"\x7fELF")
-    with pytest.raises(ModelError, match=r"net.pt2: truncated or changed since it was built .*SHA-256"):
+    with pytest.raises(ModelError, match=r"net.pt2: the engine is truncated or was changed after its build .*SHA-256"):
         load_engine(package)
 
 

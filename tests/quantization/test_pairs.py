@@ -118,7 +118,7 @@ def test_members_outside_of_the_target_are_refused(tmp_path, kind, name):
         unpack(archive, target)
         assert (target / "abs" / "evil.png").is_file()
     else:
-        with pytest.raises(DataError, match=r"would be written outside"):
+        with pytest.raises(DataError, match=r"points outside"):
             unpack(archive, target)
     assert not list(tmp_path.glob("evil.png")) and not list((tmp_path / "deep").glob("evil.png"))
 
@@ -130,7 +130,7 @@ def test_a_link_out_of_the_archive_is_refused(tmp_path):
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc"
         file.addfile(entry)
     (tmp_path / "target").mkdir()
-    with pytest.raises(DataError, match=r"would be written outside"):
+    with pytest.raises(DataError, match=r"points outside"):
         unpack(archive, tmp_path / "target")
 
 

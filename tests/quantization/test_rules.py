@@ -60,7 +60,7 @@ def test_what_has_no_effect_is_named(caplog):
     with caplog.at_level(logging.WARNING):
         choose(LAYERS, [rule("Linear", "fp8_e5m2"), rule("depth_anything.*", "native")], ["cnet"], static=True)
     text = caplog.text
-    assert "fp8_e5m2 is not possible here and becomes fp8_e4m3fn" in text
+    assert "fp8_e5m2 is not supported; using fp8_e4m3fn instead" in text
     assert "quantize.layers[1]: no layer that can be quantised fits 'depth_anything.*'" in text
     assert "quantize.skip_names: no layer that can be quantised fits 'cnet'" in text
 

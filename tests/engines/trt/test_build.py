@@ -120,7 +120,7 @@ def test_a_file_that_quantises_is_built_as_what_it_is(colour_onnx, tmp_path, zer
     model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["left_image", "scale", "zero"], ["q"]))
     onnx.save(model, source)
     for asked in ("fp32", "fp16"):
-        with pytest.raises(SpecError, match=f"quantises to {precision}; set {precision}, not {asked}"):
+        with pytest.raises(SpecError, match=f"is quantised to {precision}; set {precision}, not {asked}"):
             build_engine(source, tmp_path / "e", replace(RTX, precision=asked))
     if precision == "fp8":
         with pytest.raises(
@@ -166,7 +166,7 @@ def test_a_workspace_larger_than_the_device_is_clamped(caplog):
         assert workspace_bytes(None, 24 * 2**30) is None
         assert not caplog.records
         assert workspace_bytes(48, 24 * 2**30) == 24 * 2**30
-    assert "48 GiB is more than the GPU has; its 24.0 GiB are the limit" in caplog.text
+    assert "48 GiB exceeds the GPU's memory; using 24.0 GiB instead" in caplog.text
 
 
 @pytest.mark.parametrize("fits", [True, False])
