@@ -210,7 +210,7 @@ def test_policy_off_is_plain_training(tree, tmp_path, caplog):
     made = {}
     with caplog.at_level("INFO"):
         assert perform("automl", spec_from_dict("automl", tree), on_outcome=lambda o: made.update(o.artifacts)) == 0
-    assert "automl_policy is off: plain training, no search" in caplog.text
+    assert "automl_policy is off: training without a search" in caplog.text
     folder = tmp_path / "automl"
     assert made["checkpoint"].parent == folder and not (folder / "trials").exists()
     assert made["best_spec"] == folder / "best_spec.yaml"
@@ -233,4 +233,4 @@ def test_a_warm_up_that_takes_a_whole_trial_draws_a_warning(tree, caplog, warm_u
     """Six pairs in batches of two for the search's three epochs, whatever train.num_epochs is."""
     tree["train"] = {"num_epochs": 100, "optim": {"warmup_steps": warm_up}}
     check_schedule(spec_from_dict("automl", tree))
-    assert ("train.optim.warmup_steps: 9 steps of warm-up, and the run has 9 in all" in caplog.text) == told
+    assert ("train.optim.warmup_steps: the warm-up takes 9 steps, but the run has only 9" in caplog.text) == told

@@ -91,7 +91,7 @@ def test_what_file_managers_leave_behind_is_no_data(root, results, caplog):
     with caplog.at_level("INFO"):
         convert(root, results, **FSD)
     assert sorted(line for file in results.glob("*.txt") for line in lines(file)) == before
-    assert "Thumbs.db, ...): 12" in caplog.text
+    assert "ignoring 12 files that are no data" in caplog.text
 
 
 def test_two_files_of_a_name_are_not_chosen_between(root, results):
@@ -263,8 +263,8 @@ def test_no_sample_at_all_names_what_was_tried(root, results, keys, words):
     ("keys", "words"),
     [
         ({"right_dir_pattern": []}, "right_dir_pattern"),
-        ({"right_dir_pattern": ["left/rgb"]}, "replaces nothing"),
-        ({"image_dir_pattern": []}, "replaces nothing"),
+        ({"right_dir_pattern": ["left/rgb"]}, "replaces no entry"),
+        ({"image_dir_pattern": []}, "replaces no entry"),
         ({"depth_dir_pattern": [], "nocc_dir_pattern": ["m"]}, "depth_dir_pattern"),
     ],
 )

@@ -130,7 +130,7 @@ def test_augmented_samples(watched):
     files = sorted((folder / "dataloader").iterdir())
     assert [file.name for file in files] == [f"{number:06d}_left.png" for number in range(4)]
     assert {read_image(file).shape for file in files} == {(32, 4 * 64, 3)}
-    assert f"4 augmented training samples are shown in {folder / 'dataloader'}" in lines
+    assert f"wrote 4 augmented training samples to {folder / 'dataloader'}" in lines
 
 
 def test_a_dry_run_does_one_of_everything_and_leaves_pictures_of_samples_alone(watch, tmp_path, monkeypatch):
