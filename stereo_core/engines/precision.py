@@ -199,8 +199,8 @@ class _Lowering:
         unused = [layer for layer, _ in self.pins if layer not in self.pins_used]
         if unused:
             raise SpecError(
-                f"gen_trt_engine.tensorrt.layers_precision: {', '.join(unused)} matches no floating-point layer of the "
-                "ONNX file; use the names of its nodes"
+                "gen_trt_engine.tensorrt.layers_precision: no floating-point layer of the ONNX file matches "
+                f"{', '.join(unused)}; use the names of its nodes"
             )
 
     def _in_type(self, name: str, kind: int) -> str:

@@ -78,9 +78,9 @@ def load_model(path: str | Path, **overrides) -> nn.Module:
     """
     checkpoint = read_checkpoint(path)
     given = {key: value for key, value in overrides.items() if value is not None}
-    asked = given.pop("model_type", checkpoint.network)
-    if asked.lower() != checkpoint.network.lower():
-        raise ModelError(_contradiction(path, "model_type", asked, checkpoint.network))
+    requested = given.pop("model_type", checkpoint.network)
+    if requested.lower() != checkpoint.network.lower():
+        raise ModelError(_contradiction(path, "model_type", requested, checkpoint.network))
     with torch.device("meta"):
         model = _make_network(checkpoint, given)
     quantization = read_quantization(checkpoint.file.extra, path)

@@ -105,7 +105,7 @@ def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
         if files and left in folder.name and (folder.parent / folder.name.replace(left, right)).is_dir():
             return _paired(str(folder.parent), [f"/{folder.name}{path}" for path in files], {left: right}, called)
     names = ", ".join(f"{left} (right: {right})" for left, right in NAMES)
-    raise DataError(f"dataset.quant_calibration_dataset.images_dir: {called}: none of the {len(files)} images is "
+    raise DataError(f"dataset.quant_calibration_dataset.images_dir: {called}: none of the images ({len(files)}) is "
                     f"recognised as a left image; its path must contain one of: {names}")  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def test_a_search_whose_trials_all_fail_exits_1(tree, tmp_path):
         os.kill(pid_of(trial), signal.SIGKILL)
     assert ended(search) == 1
     last = lines(tmp_path / "automl")[-1]
-    assert last["status"] == "FAILURE" and "none of 2 trials came to its end: ended by SIGKILL" in last["message"]
+    assert last["status"] == "FAILURE" and "none of 2 trials finished: ended by SIGKILL" in last["message"]
     assert not (tmp_path / "automl" / "best_spec.yaml").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tm
     tree["train"] = {"accumulate": 2}
     assert perform("automl", spec_from_dict("automl", tree)) == 2
     message = lines(tmp_path / "automl")[-1]["message"]
-    assert "train.optim.lr_decay changes nothing: the rate decays at step 1000, and a trial has 6 in all" in message
+    assert "train.optim.lr_decay has no effect: the rate decays at step 1000, and a trial has 6 in all" in message
     assert not (tmp_path / "automl" / "trials").exists()
 
 

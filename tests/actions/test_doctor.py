@@ -66,7 +66,11 @@ def test_twelve_bit_images_are_named_with_what_they_are_taken_for(case, tmp_path
     [
         ((), "ok", "symbolic links"),
         (("symlink",), "ok", "hard links"),
-        (("symlink", "link"), "warning", "has no links: dn_model_latest.pth and dn_model_best.pth will be copies"),
+        (
+            ("symlink", "link"),
+            "warning",
+            "does not support links: dn_model_latest.pth and dn_model_best.pth will be copies",
+        ),
     ],
 )
 def test_links_are_tried_in_the_results_folder(case, tmp_path, monkeypatch, missing, level, said):
@@ -98,7 +102,7 @@ def test_a_spec_that_is_fine_exits_0_and_the_training_s_own_folder_is_left_alone
     found = {(one["check"], one["level"]) for one in lines[-2]["findings"]}
     assert {("weights", "ok"), ("files", "ok"), ("samples", "ok"), ("disk", "ok"), ("memory", "ok")} <= found
     assert lines[-1]["status"] == "SUCCESS" and lines[-1]["kpi"]["problems"] == 0
-    assert "4 pairs, all files are there" in capsys.readouterr().out
+    assert "4 pairs, all files exist" in capsys.readouterr().out
 
 
 def test_a_missing_file_and_a_missing_backbone_are_found_in_one_go_and_exit_2(scenes, split, tmp_path):
@@ -114,7 +118,7 @@ def test_a_missing_file_and_a_missing_backbone_are_found_in_one_go_and_exit_2(sc
     )
     text = " ".join(found["text"] for found in checks["findings"])
     assert "scene0/nothing.pfm: No such file or directory" in text and "allow_random_backbone=true" in text
-    assert last["status"] == "FAILURE" and "2 problem(s), see the table: weights, files" in last["message"]
+    assert last["status"] == "FAILURE" and "2 problem(s) found, see the table: weights, files" in last["message"]
 
 
 def test_files_that_can_not_be_read(tmp_path):
@@ -149,7 +153,7 @@ def test_a_warm_up_that_takes_the_whole_run(case, epochs, found):
     list(files(one))
     findings = list(pairs(one))
     assert levels(findings) == found
-    assert len(found) == 1 or "5 steps of warm-up, and the run has 4 in all" in findings[1].text
+    assert len(found) == 1 or "the warm-up takes 5 steps, but the run has only 4" in findings[1].text
 
 
 def changed_list(scenes, folder, change):

@@ -197,7 +197,7 @@ def test_a_list_that_is_not_there_is_refused_with_its_key(tmp_path):
 def test_a_list_without_pairs_is_refused(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("# nothing yet\n")
     assert info(tmp_path / "out", {"data_file": str(tmp_path / "empty.txt")})[0] == 2
-    assert "empty.txt: the annotation list has no sample" in capsys.readouterr().err
+    assert "empty.txt: the annotation list is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"\x89PNG", "PNG"), (None, "no such right file")])

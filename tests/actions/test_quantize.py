@@ -264,7 +264,7 @@ def test_calibration_images_without_partners(spec, tmp_path, scenes):
 def test_the_wrong_kind_of_file_names_the_way(spec, tmp_path, tiny_checkpoint):
     pytest.importorskip("modelopt")
     with pytest.raises(
-        ModelError, match=r"tiny.pth: a checkpoint, and modelopt.onnx quantises an ONNX file; export it"
+        ModelError, match=r"tiny.pth: this is a checkpoint, but modelopt.onnx quantises an ONNX file; export it"
     ):
         run(spec(backend="modelopt.onnx"))
     node = onnx.helper.make_node("Identity", ["x"], ["y"])

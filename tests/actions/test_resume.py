@@ -83,7 +83,7 @@ def test_new_rates_hold_from_where_a_run_goes_on(finished, train, tmp_path, capl
 def test_another_optimizer_does_not_go_on(finished, train, tmp_path, status_lines):
     first = str(finished[0] / "model_epoch_000_step_00002.pth")
     code, _ = train(tmp_path, num_epochs=2, optim={"optimizer": "SGD"}, resume_training_checkpoint_path=first)
-    assert code == 2 and "was trained by AdamW" in status_lines(tmp_path)[-1]["message"]
+    assert code == 2 and "the run used AdamW" in status_lines(tmp_path)[-1]["message"]
 
 
 @pytest.mark.parametrize(("size", "keys", "words"), [

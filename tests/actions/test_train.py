@@ -236,7 +236,7 @@ def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, s
 @pytest.mark.parametrize(("warm_up", "told"), [(2, True), (1, False)])
 def test_a_warm_up_that_takes_the_whole_run_draws_a_warning(train, tmp_path, caplog, warm_up, told):
     assert train(tmp_path, num_epochs=1, optim={"warmup_steps": warm_up})[0] == 0
-    assert ("train.optim.warmup_steps: 2 steps of warm-up, and the run has 2 in all" in caplog.text) == told
+    assert ("train.optim.warmup_steps: the warm-up takes 2 steps, but the run has only 2" in caplog.text) == told
 
 
 def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, status_lines):
@@ -340,7 +340,7 @@ def test_fp16_needs_a_gpu(train, tmp_path, status_lines):
 def test_a_batch_larger_than_the_data_set_is_told_before_any_work(train, tmp_path, status_lines, caplog):
     caplog.set_level("INFO")
     assert train(tmp_path, batch_size=5)[0] == 2
-    assert "4 samples, but a batch takes 5" in status_lines(tmp_path)[-1]["message"]
+    assert "4 samples, but one step needs 5" in status_lines(tmp_path)[-1]["message"]
     assert "million parameters" not in caplog.text  # which is said of the network that was made
 
 

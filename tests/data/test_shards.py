@@ -214,7 +214,7 @@ def test_fetch_dataset_packs_a_folder_and_convert_lists_it(loose, tmp_path, caps
     assert lists[packed] == lists[str(loose)] and lists[packed].count("\n") == 6
     spec = patterns | {"data_root": packed, "results_dir": str(tmp_path / "lists")}
     assert perform("convert", spec_from_dict("convert", spec)) == 2
-    assert "is packed: set relative_paths=true" in capsys.readouterr().err
+    assert "is a packed folder: set relative_paths=true" in capsys.readouterr().err
     for wrong, told in (({"uri": packed, "results_dir": f"{packed}2"}, "already packed"),
                         ({"results_dir": f"{loose}/inside"}, "lies in")):  # fmt: skip
         assert perform("fetch_dataset", spec_from_dict("fetch_dataset", fetch | wrong)) == 2

@@ -243,7 +243,7 @@ def test_grey_is_equal_channels(colour_onnx):
 @pytest.mark.parametrize(
     ("left", "right", "message"),
     [
-        (images(30, 40, 3), images(30, 41, 3), "one size"),
+        (images(30, 40, 3), images(30, 41, 3), "the same size"),
         (images(30, 40, 2), images(30, 40, 2), r"\(H, W, 3\)"),
         (images(3, 30, 40), images(3, 30, 40), r"\(H, W, 3\)"),
         (images(30, 40, 3).astype(np.int64), images(30, 40, 3).astype(np.int64), "int64"),

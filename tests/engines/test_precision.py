@@ -137,7 +137,9 @@ def test_a_pin_of_another_form_is_refused(tiny, pin):
 
 
 def test_a_pin_for_no_layer_is_refused(tiny):
-    with pytest.raises(SpecError, match=r"layers_precision: .* is called head_\*, nothing; "):
+    with pytest.raises(
+        SpecError, match=r"layers_precision: no floating-point layer of the ONNX file matches head_\*, nothing; "
+    ):
         lower_precision(tiny, "fp16", ["head_*:fp32", "nothing:fp32", "/feature/stem/*:fp32"])
 
 

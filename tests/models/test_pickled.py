@@ -295,7 +295,7 @@ PROGRAMS = {
     "no mark": (b"}u.", "damaged"),
     "odd items": (b"}(X\x01\x00\x00\x00au.", "damaged"),
     "not in the memo": (b"h\x05.", "damaged"),
-    "items for a record": (LAYER + b"X\x01\x00\x00\x00aK\x01s.", "no dict"),
+    "items added to a record": (LAYER + b"X\x01\x00\x00\x00aK\x01s.", "no dict"),
     "an item for a tuple": (b")K\x01a.", "no list"),
     "a dict": (b"}.", "the top-level object is"),
     "no module": (LAYER + b"}b.", "without _parameters"),

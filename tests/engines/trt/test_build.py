@@ -155,7 +155,7 @@ def test_an_operator_that_tensorrt_does_not_know_is_named(colour_onnx, tmp_path)
     model.graph.node[-1].op_type, model.graph.node[-1].domain, model.graph.node[-1].name = "Blend", "acme", "mix"
     model.opset_import.append(helper.make_opsetid("acme", 1))
     onnx.save(model, source)
-    with pytest.raises(ModelError, match=r"colours.onnx: TensorRT's parser refuses it: node mix \(Blend\): \S"):
+    with pytest.raises(ModelError, match=r"colours.onnx: TensorRT's parser rejects the file: node mix \(Blend\): \S"):
         build_engine(source, tmp_path / "e", RTX)
     assert not (tmp_path / "e").exists()
 
@@ -186,7 +186,7 @@ def test_a_timing_cache_of_another_device_is_ignored_with_a_warning(tmp_path, ca
     with caplog.at_level(logging.WARNING):
         assert attach_timing_cache(Config(), path) is fits
     assert path.read_bytes() == b"times" and bool(caplog.records) is not fits
-    assert fits or "times.cache is of another GPU or version" in caplog.text
+    assert fits or "times.cache is damaged or from another GPU or version" in caplog.text
 
 
 @pytest.mark.slow
