@@ -76,9 +76,9 @@ def _train_once(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Outcom
     line = "automl_policy is off: training without a search"
     LOG.info(line)
     status.running(line)
-    plain = spec.model_copy(deep=True)
-    plain.train.results_dir = str(folder)
-    outcome = train(plain, status)
+    training = spec.model_copy(deep=True)
+    training.train.results_dir = str(folder)
+    outcome = train(training, status)
     if "checkpoint" in outcome.artifacts:
         outcome.artifacts["best_spec"] = results.write_spec(spec, folder, {})
         outcome.metadata["best_spec"] = {}

@@ -85,7 +85,7 @@ def _lefts(spec: Any, root: str, files: list[str]) -> tuple[Tree, list[str]]:
             if left_out:
                 logger.info("image_dir_pattern: ignoring %s, which is part of data_root itself", ", ".join(left_out))
             if tree.left_out:
-                logger.info("ignoring %d files that are no data (._*, __MACOSX, Thumbs.db, ...)", tree.left_out)
+                logger.info("ignoring files that are no data (._*, __MACOSX, Thumbs.db, ...): %d", tree.left_out)
             return tree, lefts
     raise DataError(
         f"data_root {root}: no left image found; none of {counted(tree.files, 'file')} has image_dir_pattern"

@@ -168,7 +168,7 @@ class _Prediction:
         disparity_HW = self._disparity(left_HW3, right_HW3)
         facts = f"{_facts(disparity_HW, camera)}, {time.perf_counter() - began:.1f} s"
         if not np.isfinite(disparity_HW).all():
-            raise FloatingPointError(f"{pair.left}: the predicted disparity is not finite everywhere")
+            raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
         found = [*doubts(left_HW3, right_HW3), *(camera.doubts() if camera else ())]
         files = self._write(pair.name, left_HW3, disparity_HW, camera)
         if sum(one.bytes for one in self.views) < MOST_BYTES:

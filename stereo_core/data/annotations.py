@@ -86,7 +86,7 @@ def _parse(line: str, root: str, file: str, number: int) -> Sample:
         raise DataError(f"{file}:{number}: unbalanced quotes; double each quote inside a quoted path")
     if not 2 <= len(fields) <= len(COLUMNS):
         raise DataError(
-            f"{file}:{number}: {len(fields)} columns; expected 'left right [disparity [mask]]'"
+            f"{file}:{number}: the line has {len(fields)} columns; expected 'left right [disparity [mask]]'"
             " (put paths that contain blanks in double quotes)"
         )
     if "\0" in line:
@@ -104,8 +104,8 @@ def split_line(line: str) -> list[str] | None:
         match = _FIELD.match(rest)
         if match is None:
             return None
-        quoted, plain = match.groups()
-        fields.append(plain if quoted is None else quoted.replace('""', '"'))
+        quoted, bare = match.groups()
+        fields.append(bare if quoted is None else quoted.replace('""', '"'))
         rest = rest[match.end() :].lstrip()
     return fields
 
@@ -129,8 +129,8 @@ def write_annotations(path: str | Path, rows: Iterable[Sequence[str]]) -> None:
 
 def _lines(rows: Sequence[Sequence[str]]) -> str:
     text = "\n".join(map(" ".join, rows))
-    plain = '"' not in text and "#" not in text and text.split() == list(chain.from_iterable(rows))
-    return (text if plain else "\n".join(" ".join(map(quote, row)) for row in rows)) + "\n"
+    unquoted = '"' not in text and "#" not in text and text.split() == list(chain.from_iterable(rows))
+    return (text if unquoted else "\n".join(" ".join(map(quote, row)) for row in rows)) + "\n"
 
 
 def check_files(samples: Sequence[Sample]) -> None:

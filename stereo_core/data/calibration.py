@@ -71,7 +71,8 @@ class Calibration:
         stated = (self.width or width, self.height or height)
         if stated != (width, height):
             raise DataError(
-                f"{self.source}: is for {stated[0]}x{stated[1]} px, but the images have {width}x{height} px; multiply"
+                f"{self.source}: the file is for {stated[0]}x{stated[1]} px, but the images have {width}x{height} px; "
+                "multiply"
                 f" focal lengths, principal points and doffs by {width / stated[0]:.4g}, and set width and height"
             )
         cx = (width - 1) / 2 if self.cx is None else self.cx

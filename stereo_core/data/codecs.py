@@ -81,7 +81,7 @@ def _finish(path: str | Path, stored: np.ndarray, scale: float) -> tuple[np.ndar
     if stored.ndim != 2 or stored.size == 0:
         raise DataError(f"{path}: the array has shape {stored.shape}; expected a disparity map (H, W)")
     if np.isnan(stored).all():
-        raise DataError(f"{path}: the disparity is NaN everywhere")
+        raise DataError(f"{path}: the disparity is NaN everywhere; check how the file was written")
     with np.errstate(over="ignore", invalid="ignore"):
         disparity = (stored / scale).astype(np.float32)
     valid = np.isfinite(disparity) & (disparity > 0)
@@ -140,7 +140,7 @@ def _png_layout(path: str | Path, data: bytes) -> tuple[int, str]:
     Tools that save 8-bit grey in fewer bits keep its values: 15 in 4 bits stands for 255.
     """
     if not data.startswith(PNG_SIGNATURE) or len(data) < 26:
-        raise DataError(f"{path}: not a PNG file, or a truncated one")
+        raise DataError(f"{path}: the file is no PNG or is truncated; copy it again")
     return max(data[24], 8), _PNG_COLOURS.get(data[25], "unknown")
 
 

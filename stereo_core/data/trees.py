@@ -138,8 +138,8 @@ def replacing(pairs: dict[str, str], suffix: str = "", extension: str = "") -> R
     def rule(lefts: list[str]) -> list[str]:
         text = _replace_all("\0".join(lefts) + "\0", pairs)
         if extension and suffix:
-            plain = text.count(f"{suffix}\0") == len(lefts)
-            spellings = {suffix} if plain else {left[-len(suffix) :] for left in lefts}
+            same_case = text.count(f"{suffix}\0") == len(lefts)
+            spellings = {suffix} if same_case else {left[-len(suffix) :] for left in lefts}
             text = _replace_all(text, {f"{spelling}\0": f"{dotted(extension)}\0" for spelling in spellings})
         paths = text[:-1].split("\0")
         if extension and not suffix:

@@ -216,7 +216,9 @@ def open_session(
         options.enable_mem_pattern = False
     session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=_WRONG)
     if requested and requested != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise UserError(f"device {requested}: ONNX Runtime {ort.__version__} could not start its CUDA provider here")
+        raise UserError(
+            f"device {requested}: ONNX Runtime {ort.__version__} could not start its CUDA provider; use cpu"
+        )
     provider = session.get_providers()[0]
     if requested is None and provider != "CUDAExecutionProvider" and len(providers) > 1:
         LOG.warning("ONNX Runtime %s could not start its CUDA provider, so %s runs on the CPU", ort.__version__, path)

@@ -72,7 +72,9 @@ def read_quantization(extra: dict, path: str | Path) -> Quantization | None:
     try:
         return Quantization(**extra["quantization"])
     except TypeError as error:
-        raise ModelError(f"{path}: the entry `quantization` was not written by depth_net quantize ({error})") from error
+        raise ModelError(
+            f"{path}: the entry `quantization` was not written by depth_net quantize ({error}); quantise again"
+        ) from error
 
 
 def dequantized(state: dict[str, Tensor], quantization: Quantization, path: str | Path) -> dict[str, Tensor]:
@@ -83,7 +85,9 @@ def dequantized(state: dict[str, Tensor], quantization: Quantization, path: str 
     """
     low = formats_of(state).keys()
     if odd := low ^ set(quantization.weight_scales):
-        raise ModelError(f"{path}: quantised weights and scales do not match, for example {sorted(odd)[0]}")
+        raise ModelError(
+            f"{path}: quantised weights and scales do not match, for example {sorted(odd)[0]}; quantise again"
+        )
     floats = {f"{n}.weight": state[f"{n}.weight"].float() * scale for n, scale in quantization.weight_scales.items()}
     return state | floats
 

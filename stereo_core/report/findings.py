@@ -34,7 +34,7 @@ def problem(text: str, mend: str = "") -> Finding:
 
 def print_findings(findings: list[tuple[str, Finding]], console: Console) -> None:
     """Print a table of (check, finding), in the given order."""
-    table = Table("check", "finding", "level", "mend", show_lines=True)
+    table = Table("check", "finding", "level", "what to do", show_lines=True)
     name_before = None
     for name, finding in findings:
         level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"

@@ -159,7 +159,8 @@ def _from_torchrun(section: Any, name: str, gpus: int, environment: Mapping[str,
     rank = _number(environment, "RANK", 0, world - 1, mend)
     if world % local_world:
         raise SpecError(
-            f"WORLD_SIZE is {world}, which is no multiple of LOCAL_WORLD_SIZE {local_world}; start equally many on each"
+            f"WORLD_SIZE is {world}, which is no multiple of LOCAL_WORLD_SIZE {local_world}; start equally many per "
+            "node"
         )
     address = environment.get("MASTER_ADDR")
     if not address:

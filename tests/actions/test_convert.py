@@ -91,7 +91,7 @@ def test_what_file_managers_leave_behind_is_no_data(root, results, caplog):
     with caplog.at_level("INFO"):
         convert(root, results, **FSD)
     assert sorted(line for file in results.glob("*.txt") for line in lines(file)) == before
-    assert "ignoring 12 files that are no data" in caplog.text
+    assert "Thumbs.db, ...): 12" in caplog.text
 
 
 def test_two_files_of_a_name_are_not_chosen_between(root, results):

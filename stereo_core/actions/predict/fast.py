@@ -84,7 +84,12 @@ class FastPredict:
         except torch.OutOfMemoryError:
             LOG.warning("not enough memory for a CUDA graph of %s: each call launches its kernels one by one", what)
             return self.eager
-        LOG.info("%s: %s in %.1f s", what, "compiled, and a CUDA graph" if compile else "a CUDA graph", _since(began))
+        LOG.info(
+            "%s: %s in %.1f s",
+            what,
+            "compiled and recorded as a CUDA graph" if compile else "recorded as a CUDA graph",
+            _since(began),
+        )
         return predict
 
 

@@ -215,8 +215,8 @@ def engine_device(section, gpu: int) -> str | None:
 
     If the user set gpu_ids to [0] and there is a GPU, an engine that cannot use it is an error.
     """
-    asked = gpu or ("gpu_ids" in section.model_fields_set and torch.cuda.is_available())
-    return f"cuda:{gpu}" if asked else None
+    is_requested = gpu or ("gpu_ids" in section.model_fields_set and torch.cuda.is_available())
+    return f"cuda:{gpu}" if is_requested else None
 
 
 def _free_gpu_bytes(gpu: int) -> int:
@@ -281,7 +281,9 @@ def _predicted(predictor: Predictor, samples: list[dict], groups: list[tuple]) -
     for sample in samples:
         disparity_HW = found.pop(sample["index"])
         if not np.isfinite(disparity_HW).all():
-            raise FloatingPointError(f"{sample['path']}: the predicted disparity is not finite everywhere")
+            raise FloatingPointError(
+                f"{sample['path']}: the predicted disparity contains NaN or infinity; check the model"
+            )
         yield sample, disparity_HW
 
 
