@@ -151,7 +151,7 @@ def test_engine_is_a_plain_onnx_file_of_standard_operators(engine):
 
 
 def test_refuses_an_onnx_where_an_engine_is_wanted(colour_onnx):
-    with pytest.raises(ModelError, match=r"colours.onnx: this is an ONNX file .*not an engine.*gen_trt_engine"):
+    with pytest.raises(ModelError, match=r"colours.onnx: this is an ONNX file, not an engine.*gen_trt_engine"):
         load_engine(colour_onnx())
 
 
@@ -164,7 +164,7 @@ def test_refuses_an_engine_where_an_onnx_is_wanted(engine, tmp_path):
 def test_refuses_a_checkpoint(checkpoint, tmp_path):
     with pytest.raises(ModelError, match=r"some.pth: this is a checkpoint, not an engine.*depth_net export"):
         load_engine(checkpoint)
-    with pytest.raises(ModelError, match=r"some.pth: a checkpoint, not an ONNX file.*depth_net export"):
+    with pytest.raises(ModelError, match=r"some.pth: this is a checkpoint, not an ONNX file.*depth_net export"):
         build_engine(checkpoint, tmp_path / "e", SETTINGS)
 
 
@@ -174,7 +174,7 @@ def test_refuses_what_is_none_of_these(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"thing.engine: .*gen_trt_engine"):
         load_engine(path)
-    with pytest.raises(ModelError, match=r"thing.engine: this is no ONNX file"):
+    with pytest.raises(ModelError, match=r"thing.engine: .*(not an|no) ONNX file"):
         read_onnx(path)
     with pytest.raises(ModelError, match=r"thing.engine"):
         describe(path)
