@@ -62,11 +62,11 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         )
         with SearchBar(study) as bar:
 
-            def tell(line: str) -> None:
+            def report_line(line: str) -> None:
                 status.running(line)
                 bar.say(line)
 
-            Search(spec, study, folder, places, lock, tell).run()
+            Search(spec, study, folder, places, lock, report_line).run()
         return _outcome(spec, study, folder)
 
 

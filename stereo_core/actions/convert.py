@@ -151,7 +151,7 @@ def _check(
         task = progress.add_task("looking up the files of each pair", total=len(lefts))
         for chunk in _chunks(lefts):
             for column, rule in enumerate(rules):
-                for left, path in _astray(tree, chunk, rule(chunk)):
+                for left, path in _without_exact_match(tree, chunk, rule(chunk)):
                     spelling = tree.respelling(path, any_suffix[column])
                     if spelling is None:
                         missing.setdefault(left, path)
@@ -162,7 +162,7 @@ def _check(
     return samples, respelled, missing
 
 
-def _astray(tree: Tree, lefts: list[str], paths: list[str]) -> Iterator[tuple[str, str]]:
+def _without_exact_match(tree: Tree, lefts: list[str], paths: list[str]) -> Iterator[tuple[str, str]]:
     """The pairs of left and derived path for which the tree has no file with exactly that name."""
     folder, names = "/", tree.names("/")
     for left, path in zip(lefts, paths, strict=True):

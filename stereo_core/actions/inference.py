@@ -39,7 +39,7 @@ LONGEST_NAME = 200  # characters; file systems allow 255 bytes
 
 
 @dataclass
-class Lost:
+class OutOfRange:
     """Counts of values that a file format cannot hold: such pixels, images with any, and all pixels with a value."""
 
     pixels: int = 0
@@ -54,7 +54,7 @@ class Lost:
         self.known += positive.size
         self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
 
-    def __iadd__(self, other: Lost) -> Lost:
+    def __iadd__(self, other: OutOfRange) -> OutOfRange:
         self.pixels += other.pixels
         self.images += other.images
         self.known += other.known
@@ -87,14 +87,14 @@ def run(spec, status: StatusLog) -> Outcome:
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
-    count, lost, chosen = 0, {"disparity_png16": Lost(), "depth": Lost()}, Chosen()
+    count, clipped, chosen = 0, {"disparity_png16": OutOfRange(), "depth": OutOfRange()}, Chosen()
     pairs = _named(predictions(predictor, loader, len(loader)), cameras)
     for of_pair in mapped(partial(_write, settings, folder, scale_end(spec.dataset.max_disparity), chosen), pairs):
         count += 1
         for kind, values in of_pair.items():
-            lost[kind] += values
+            clipped[kind] += values
     write_views(folder / FILE, chosen.views)
-    warn_about(lost)
+    warn_about(clipped)
     figures = predictor.figures()
     notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
     write_results(folder, figures | notes)
@@ -114,17 +114,17 @@ def _named(pairs: Iterator[tuple[dict, np.ndarray]], cameras: Cameras | None) ->
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
 
 
-def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple) -> dict[str, Lost]:
+def _write(settings, folder: Path, end: float, chosen: Chosen, named: tuple) -> dict[str, OutOfRange]:
     """Write the files of one pair, with colours up to `end` px, and offer it to the pages; return counts of values that
     the formats cannot hold."""
     rel, flat_name, sample, disparity_HW, camera = named
     left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-    lost = {"disparity_png16": Lost(), "depth": Lost()}
-    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, lost, end)
+    clipped = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
+    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, clipped, end)
     make = partial(view, sample["rel"], left_HW3, disparity_HW, end, path=str(sample["path"]), camera=camera,
                    most_pixels=FEWER_PIXELS)  # fmt: skip
     chosen.offer(sample["index"], math.nan, make)
-    return lost
+    return clipped
 
 
 class Cameras:
@@ -183,9 +183,9 @@ def _camera_of_all(spec) -> Calibration:
     )
 
 
-def warn_about(lost: dict[str, Lost]) -> None:
+def warn_about(clipped: dict[str, OutOfRange]) -> None:
     """Log a warning for each kind of file that cannot hold all values."""
-    disparity, depth = lost["disparity_png16"], lost["depth"]
+    disparity, depth = clipped["disparity_png16"], clipped["depth"]
     if disparity.pixels:
         LOG.warning(
             "disparity_png16: %d of %d pixels in %d of the images exceed 255.996 px, the largest value of the format, "
@@ -211,13 +211,13 @@ def write_files(
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     camera: Calibration | None,
-    lost: dict[str, Lost],
+    clipped: dict[str, OutOfRange],
     scale_px: float,
 ) -> None:
-    """Write the files of one pair, with colours up to `scale_px`; `lost` counts values that the formats cannot hold."""
+    """Write the files of one pair, with colours up to `scale_px`; `clipped` counts values out of range."""
     if settings.save_png16:
         too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
-        lost["disparity_png16"].add(too_large, disparity_HW)
+        clipped["disparity_png16"].add(too_large, disparity_HW)
     if settings.save_raw_pfm:
         write_pfm(folder / "disparity_pfm" / f"{rel}.pfm", disparity_HW)
     if settings.save_color:
@@ -227,7 +227,7 @@ def write_files(
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
     if settings.save_depth:
-        lost["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
+        clipped["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
     if settings.save_point_cloud:
         far = camera.farthest if settings.cloud_max_depth is None else settings.cloud_max_depth
         shown_HW = (depth_HW <= far) & seen_by_both(disparity_HW)

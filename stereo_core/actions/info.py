@@ -14,7 +14,7 @@ from rich.table import Table as ConsoleTable
 
 from stereo_core.actions.report import default_names
 from stereo_core.data.annotations import check_files, read_annotations
-from stereo_core.data.statistics import Statistics, looks
+from stereo_core.data.statistics import Statistics, statistics_of_pairs
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.progress import bars
 from stereo_core.report.histogram import plot_disparities
@@ -69,8 +69,8 @@ def _read(spec: InfoSpec) -> dict[str, Statistics]:
     with bars() as progress:
         task = progress.add_task("reading", total=sum(map(len, lists)))
         for samples, source, statistics in zip(lists, spec.data_sources, found.values(), strict=True):
-            for look in looks(samples, source):
-                statistics.add(look)
+            for one in statistics_of_pairs(samples, source):
+                statistics.add(one)
                 progress.advance(task)
     return found
 

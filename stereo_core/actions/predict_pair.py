@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions.inference import Lost, warn_about, write_files
+from stereo_core.actions.inference import OutOfRange, warn_about, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, read_calibration
@@ -150,12 +150,12 @@ class _Prediction:
     views: list[View] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     names: UniqueNames = field(default_factory=UniqueNames)
-    lost: dict[str, Lost] = field(default_factory=lambda: defaultdict(Lost))
+    clipped: dict[str, OutOfRange] = field(default_factory=lambda: defaultdict(OutOfRange))
 
     def of(self, pairs: list[Pair]) -> Iterator[str]:
         for pair in pairs:
             yield from self._one(pair)
-        warn_about(self.lost)
+        warn_about(self.clipped)
         if self.camera is None:
             yield NO_CAMERA
         yield f"Look at {self._page(len(pairs))}"
@@ -190,7 +190,7 @@ class _Prediction:
         """Write the files of a pair; return link text -> path below `output`."""
         flat = self.names(name.replace("/", "_"))
         end = disparity_range(disparity_HW)
-        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.lost, end)
+        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.clipped, end)
         files = {
             "colour": f"predicted_depth/{flat}.png",
             "disparity (PFM)": f"disparity_pfm/{name}.pfm",

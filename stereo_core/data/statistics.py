@@ -22,7 +22,7 @@ _BINS = 0x7F800000 >> _SHIFT  # up to infinity
 
 
 @dataclass(frozen=True)
-class Look:
+class PairStatistics:
     """The statistics of one pair.
 
     Attributes:
@@ -63,16 +63,16 @@ class Statistics:
     largest: float = 0.0
     _counts: np.ndarray = field(default_factory=lambda: np.zeros(_BINS, np.int64))
 
-    def add(self, look: Look) -> None:
+    def add(self, one: PairStatistics) -> None:
         """Count one more pair."""
-        width, height = look.size
+        width, height = one.size
         self.pairs += 1
-        self.ground_truth += look.ground_truth
-        self.masks += look.mask
-        self.sizes[look.size] += 1
-        self.pixels += width * height * look.ground_truth
-        self._counts[look.bins] += look.counts
-        self._widen(*look.range)
+        self.ground_truth += one.ground_truth
+        self.masks += one.mask
+        self.sizes[one.size] += 1
+        self.pixels += width * height * one.ground_truth
+        self._counts[one.bins] += one.counts
+        self._widen(*one.range)
 
     def __iadd__(self, other: Statistics) -> Statistics:
         self.pairs += other.pairs
@@ -104,17 +104,17 @@ class Statistics:
         return np.histogram(_edges(bins), edges, weights=self._counts[bins])[0]
 
 
-def looks(samples: Sequence[Sample], source: Any) -> Iterator[Look]:
+def statistics_of_pairs(samples: Sequence[Sample], source: Any) -> Iterator[PairStatistics]:
     """The statistics of each sample of a data source, in order.
 
     Raises:
         DataError: a pair cannot be read; the message begins with the list's file and line.
     """
-    return mapped(partial(look, source=source), samples, THREADS)
+    return mapped(partial(pair_statistics, source=source), samples, THREADS)
 
 
-def look(sample: Sample, source: Any) -> Look:
-    """Read one sample. Raises as `looks`."""
+def pair_statistics(sample: Sample, source: Any) -> PairStatistics:
+    """Read one sample. Raises as `statistics_of_pairs`."""
     try:
         pair = read_pair(sample, source)
     except DataError as error:
@@ -125,7 +125,7 @@ def look(sample: Sample, source: Any) -> Look:
     first = bins.min(initial=_BINS)
     counts = np.bincount(bins - first)
     filled = np.flatnonzero(counts)
-    return Look(
+    return PairStatistics(
         size=(width, height),
         ground_truth=sample.disparity is not None,
         mask=sample.mask is not None,

@@ -102,14 +102,14 @@ class Tree:
                             self.left_out += 1
                         elif not entry.is_dir():
                             names.append(entry.name)
-                        elif not (entry.is_symlink() and _leads_back(entry.path)):
+                        elif not (entry.is_symlink() and _is_cycle(entry.path)):
                             pending.append(f"{folder}{entry.name}/")
             except OSError as error:
                 raise DataError(f"data_root: cannot list the folder {self.root}{folder}: {error.strerror}") from error
             yield folder, names
 
 
-def _leads_back(link: str) -> bool:
+def _is_cycle(link: str) -> bool:
     """Whether a symbolic link points to a folder that contains it: following it would never end."""
     return (os.path.realpath(os.path.dirname(link)) + os.sep).startswith(os.path.realpath(link) + os.sep)
 

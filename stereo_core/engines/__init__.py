@@ -109,7 +109,7 @@ def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> 
     with locked(out), atomic_path(out) as temporary:
         info |= backend.build(onnx, temporary, info, settings)
         info |= {"onnx_sha256": sha256_of(onnx), "sha256": sha256_of(temporary)}
-        difference, not_verified = _tried(backend, temporary, info, onnx, settings)
+        difference, not_verified = _verified(backend, temporary, info, onnx, settings)
         # An earlier engine must not stay beside the new side-car.
         out.unlink(missing_ok=True)
         write_sidecar(out, info)
@@ -239,7 +239,7 @@ def _listed(values: tuple[int | None, ...]) -> str:
     return ", ".join("null" if value is None else str(value) for value in values)
 
 
-def _tried(
+def _verified(
     backend: Backend, engine: Path, info: dict, onnx: Path, settings: BuildSettings
 ) -> tuple[dict[str, float] | None, str | None]:
     """Open the engine and, with `verify`, compare it.

@@ -282,7 +282,7 @@ def joined(ranks: Ranks, backend: str | None = None, seconds: float = _MEET_SECO
         torch.set_num_threads(max(1, torch.get_num_threads() // len(ranks.devices)))
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun synchronises its processes itself
     if ranks.nodes > 1 and not by_torchrun:
-        place = {"store": _meet(ranks, seconds)}
+        place = {"store": _rendezvous(ranks, seconds)}
     else:
         place = {"init_method": f"tcp://{ranks.address}:{ranks.port}"}
     backend = backend or ("nccl" if ranks.gpu else "gloo")
@@ -291,7 +291,7 @@ def joined(ranks: Ranks, backend: str | None = None, seconds: float = _MEET_SECO
     torch.distributed.destroy_process_group()  # not after an error: it may wait for a dead process
 
 
-def _meet(ranks: Ranks, seconds: float) -> Any:
+def _rendezvous(ranks: Ranks, seconds: float) -> Any:
     """Wait until all processes of all nodes have joined; return the store through which they find each other.
 
     torch's own wait cannot be interrupted by SIGTERM.

@@ -26,7 +26,7 @@ from stereo_core.training.nonfinite import NonFiniteGuard, Step
 from stereo_core.training.optimizers import apply_rates, optimizer_of, rates_of, set_one_cycle_momentum
 from stereo_core.training.resumption import Resumption
 from stereo_core.training.schedules import lr_factor
-from stereo_core.training.teaching import Teaching
+from stereo_core.training.teaching import GroundTruthCounts
 from stereo_core.training.validation import Validation
 
 LOG = logging.getLogger(__name__)
@@ -89,11 +89,11 @@ class StereoModule(pl.LightningModule):
         self.guard.skipped_in_epoch = 0
         self.teaching, self.whole_epoch = self._teaching(), True
 
-    def _teaching(self) -> Teaching:
-        return Teaching(self.sources, self.max_disparity, self.device)
+    def _teaching(self) -> GroundTruthCounts:
+        return GroundTruthCounts(self.sources, self.max_disparity, self.device)
 
     def on_train_epoch_end(self) -> None:
-        """See Teaching.check."""
+        """See GroundTruthCounts.check."""
         self.guard.settle()
         if self.whole_epoch:
             self.teaching.check(self.current_epoch, self.told_of_sources, self.trainer.is_global_zero)
@@ -116,11 +116,11 @@ class StereoModule(pl.LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        """Check loss and gradients; see NonFiniteGuard.look."""
+        """Check loss and gradients; see NonFiniteGuard.check."""
         step = self.step_in_hand
         # Logging a number, or a progress bar value, would synchronise with the GPU in every step.
         self.log("lr", torch.tensor(step.lr), on_step=True, on_epoch=False)
-        loss = self.guard.look(step)
+        loss = self.guard.check(step)
         if loss is not None:
             # The epoch's mean counts only samples with ground truth; a tensor, again to avoid a synchronisation.
             teaching = summed(step.teaching)

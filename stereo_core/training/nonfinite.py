@@ -61,7 +61,7 @@ class PendingCopy:
         return self._tensor
 
 
-class Seen(NamedTuple):
+class CheckResult(NamedTuple):
     """The result of checking a step, still pending on the device.
 
     Attributes:
@@ -97,7 +97,7 @@ class NonFiniteGuard:
         self.spoilt = False  # the current step has had a non-finite loss or gradient
         self.written = 0  # number of reported steps
         self.trained: dict[str, Tensor] = {}
-        self.seen: Seen | None = None  # result of the last step, if not read yet
+        self.pending: CheckResult | None = None  # result of the last step, if not read yet
         self.statistics = Snapshot(())  # the network's buffers before the current batch
 
     def start(self) -> None:
@@ -110,7 +110,7 @@ class NonFiniteGuard:
         """Call before a batch: save the buffers, because batch normalisation also takes in non-finite values."""
         self.statistics.take()
 
-    def look(self, step: Step) -> Tensor | None:
+    def check(self, step: Step) -> Tensor | None:
         """Call after the backward pass. Return the mean loss of all ranks; None if the step is skipped.
 
         It checks only the loss with fp16, where scaled gradients may overflow (see `check_scale`), and in a step that
@@ -123,14 +123,14 @@ class NonFiniteGuard:
         if norms:
             total = loss + whole(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
         loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
-        seen = Seen(step, loss_of_all, PendingCopy(total), norms)
+        result = CheckResult(step, loss_of_all, PendingCopy(total), norms)
         if self.settings.nonfinite == "fail":
-            self.seen = seen
+            self.pending = result
             return loss_of_all
-        if torch.isfinite(seen.total.get()):
+        if torch.isfinite(result.total.get()):
             return loss_of_all
         self.spoilt = True
-        for message in self._messages(seen):
+        for message in self._messages(result):
             LOG.warning("skipped a step: %s", message)
         self.statistics.restore()
         return None
@@ -141,18 +141,18 @@ class NonFiniteGuard:
         Raises:
             NonFiniteLossError: loss or gradients are NaN or infinite, and `train.nonfinite` is fail.
         """
-        seen, self.seen = self.seen, None
-        if seen is not None and not torch.isfinite(seen.total.get()):
-            raise NonFiniteLossError("; ".join(self._messages(seen)))
+        result, self.pending = self.pending, None
+        if result is not None and not torch.isfinite(result.total.get()):
+            raise NonFiniteLossError("; ".join(self._messages(result)))
 
     def _norms(self) -> dict[str, Tensor]:
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         return dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
 
-    def _messages(self, seen: Seen) -> list[str]:
+    def _messages(self, result: CheckResult) -> list[str]:
         """The messages of all affected ranks."""
-        own = torch.isfinite(seen.loss) or not torch.isfinite(seen.step.loss)
-        return gathered([self._report(seen.step, seen.norms)] if own else [])
+        own = torch.isfinite(result.loss) or not torch.isfinite(result.step.loss)
+        return gathered([self._report(result.step, result.norms)] if own else [])
 
     def drop(self, optimizer: Optimizer) -> None:
         """Call before the step: drop the gradients, so that the optimizer changes neither weights nor state."""

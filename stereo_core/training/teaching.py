@@ -17,7 +17,7 @@ from stereo_core.training.validation import WRONG_CODING
 LOG = logging.getLogger(__name__)
 
 
-class Teaching:
+class GroundTruthCounts:
     """Counts of one epoch, over all ranks.
 
     Args:

@@ -12,7 +12,7 @@ import pytest
 
 from stereo_core.actions.doctor import weights
 from stereo_core.actions.doctor.case import GIB, Case, Gpu, Machine
-from stereo_core.actions.doctor.data import files, find_faults, look, pairs, samples
+from stereo_core.actions.doctor.data import figures_of, files, find_faults, pairs, samples
 from stereo_core.actions.doctor.machine import cores, devices, disk, kept_checkpoints, links, memory, shared_memory
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.codecs import write_pfm
@@ -208,14 +208,14 @@ def test_views_of_real_pairs_are_told_apart(shared, left, right, disparity, name
     folder, swap = (left.parents[1], left.parent.name) if name == "Kitti" else (left.parent, left.name)
     images = read_image(left), read_image(str(left).replace(swap, right))
     gt, _ = read_disparity(folder / disparity, dataset_name=name)
-    right_way, swapped = (look(Pair(*views, gt), 416).differences for views in (images, images[::-1]))
+    right_way, swapped = (figures_of(Pair(*views, gt), 416).differences for views in (images, images[::-1]))
     assert right_way[0] < 0.5 * min(right_way[1:]) and swapped[1] < 0.5 * swapped[0]
 
 
 def test_ground_truth_above_the_limit_is_counted():
     image = np.zeros((2, 8, 3), np.uint8)
     disparity = np.array([[0, 0, 0, 0, 2, 2, 6, 1]] * 2, np.float32)
-    seen = look(Pair(image, image, disparity), 6)
+    seen = figures_of(Pair(image, image, disparity), 6)
     assert (seen.valid, seen.above, seen.range) == (0.5, 0.25, (1, 2, 6))
 
 

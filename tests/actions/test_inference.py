@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions.inference import Lost, warn_about
+from stereo_core.actions.inference import OutOfRange, warn_about
 from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
@@ -293,7 +293,7 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
 
 
 def test_disparities_beyond_the_png_are_counted(caplog):
-    lost = {"disparity_png16": Lost(), "depth": Lost()}
+    lost = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
     lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
     warn_about(lost)
     assert caplog.text == ""

@@ -130,26 +130,26 @@ def samples(case: Case) -> Iterator[Finding]:
 
 
 def _samples(case: Case, split: str, where: str, chosen: list[Sample], source) -> Iterator[Finding]:
-    looks = []
+    figures = []
     for sample in chosen:
         try:
-            looks.append(look(read_pair(sample, source), case.spec.dataset.max_disparity))
+            figures.append(figures_of(read_pair(sample, source), case.spec.dataset.max_disparity))
         except DataError as error:
             skipped = split == "train" and case.spec.dataset.on_error == "skip"
             yield (warning if skipped else problem)(f"{sample.where}: {error}")
-    if not looks:
+    if not figures:
         return
-    sizes = [one.size for one in looks]
+    sizes = [one.size for one in figures]
     largest = tuple(max(side) for side in zip(*sizes, case.largest.get(split, (0, 0)), strict=True))
     case.largest[split] = largest
-    faults = list(_doubts(where, looks, case))
+    faults = list(_doubts(where, figures, case))
     yield from faults
     if not faults:
         height, width = largest
-        low, middle, high = (round(float(f([one.range[i] for one in looks])), 1) for i, f in enumerate(_OVER_SAMPLES))
-        valid = np.mean([one.valid for one in looks])
+        low, middle, high = (round(float(f([one.range[i] for one in figures])), 1) for i, f in enumerate(_OVER_SAMPLES))
+        valid = np.mean([one.valid for one in figures])
         yield ok(
-            f"{where}: {counted(len(looks), 'sample')} decoded, up to {width}x{height} px, disparity {low} to {high} "
+            f"{where}: {counted(len(figures), 'sample')} decoded, up to {width}x{height} px, disparity {low} to {high} "
             "px "
             f"(median {middle}), {valid:.0%} of the pixels valid"
         )
@@ -159,7 +159,7 @@ _OVER_SAMPLES = (min, np.median, max)
 
 
 @dataclass(frozen=True)
-class Look:
+class SampleFigures:
     """Properties of a sample.
 
     Attributes:
@@ -177,15 +177,15 @@ class Look:
     differences: tuple[float, float, float]
 
 
-def look(pair: Pair, max_disparity: int) -> Look:
-    """See Look; pairs without a valid pixel have differences of 0."""
+def figures_of(pair: Pair, max_disparity: int) -> SampleFigures:
+    """See SampleFigures; pairs without a valid pixel have differences of 0."""
     disparity_HW, valid_HW = pair.disparity, pair.disparity > 0
     known = disparity_HW[valid_HW]
     if not known.size:
-        return Look(disparity_HW.shape, 0.0, (0.0, 0.0, 0.0), 0.0, (0.0, 0.0, 0.0))
+        return SampleFigures(disparity_HW.shape, 0.0, (0.0, 0.0, 0.0), 0.0, (0.0, 0.0, 0.0))
     spread = (float(known.min()), float(np.median(known)), float(known.max()))
     share, above = float(valid_HW.mean()), float((known >= max_disparity).mean())
-    return Look(disparity_HW.shape, share, spread, above, _differences(pair, valid_HW))
+    return SampleFigures(disparity_HW.shape, share, spread, above, _differences(pair, valid_HW))
 
 
 def _differences(pair: Pair, valid_HW: np.ndarray) -> tuple[float, float, float]:
@@ -200,32 +200,32 @@ def _differences(pair: Pair, valid_HW: np.ndarray) -> tuple[float, float, float]
     return tuple(float(np.abs(left[y, x] - right[y, there]).mean()) for there in (x - step, x + step, x))
 
 
-def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
+def _doubts(where: str, figures: list[SampleFigures], case: Case) -> Iterator[Finding]:
     """Suspicious properties of a list that most of its samples show."""
     coding = "set disparity_format or disparity_scale of the data source"
     maximum = case.spec.dataset.max_disparity
-    if _most(one.valid < 0.001 for one in looks):
+    if _most(one.valid < 0.001 for one in figures):
         yield problem(f"{where}: the samples have hardly any valid pixels", f"check disparities and masks; {coding}")
         return
-    if _most(one.range[1] > one.size[1] / 2 for one in looks):
+    if _most(one.range[1] > one.size[1] / 2 for one in figures):
         yield problem(f"{where}: median disparities are larger than half the image's width", coding)
-    if _most(one.range[2] < 1 for one in looks):
+    if _most(one.range[2] < 1 for one in figures):
         yield problem(f"{where}: all disparities are below 1 px", coding)
-    above = np.mean([one.above for one in looks])
+    above = np.mean([one.above for one in figures])
     if above > 0.02:
         yield (problem if above == 1 else warning)(
             f"{where}: {above:.0%} of the valid pixels have {maximum} px or more and are ignored",
             f"raise dataset.max_disparity (now {maximum}), or scale the images down",
         )
-    if _most(one.differences[1] < 0.8 * one.differences[0] for one in looks):
+    if _most(one.differences[1] < 0.8 * one.differences[0] for one in figures):
         yield problem(
             f"{where}: left pixels match right ones at x + d, not at x - d",
             "swap the left and right columns",
         )
-    elif _most(one.differences[2] < 0.8 * one.differences[0] for one in looks):
+    elif _most(one.differences[2] < 0.8 * one.differences[0] for one in figures):
         yield problem(f"{where}: the images match better at zero disparity than at the given one", coding)
     height, width = case.crop
-    if "train_dataset" in where and _most(one.size[0] < 0.7 * height or one.size[1] < 0.7 * width for one in looks):
+    if "train_dataset" in where and _most(one.size[0] < 0.7 * height or one.size[1] < 0.7 * width for one in figures):
         yield warning(
             f"{where}: the samples are much smaller than the crop of {width}x{height} px, so most of it is padding",
             "lower dataset.train_dataset.augmentation.crop_size",

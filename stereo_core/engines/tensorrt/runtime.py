@@ -52,15 +52,15 @@ class TensorRTEngine(Engine):
             images = {LEFT: left_B3HW.contiguous(), RIGHT: right_B3HW.contiguous()}
             for name, image in images.items():
                 shape = tuple(image.shape)
-                self._insist(self._context.set_input_shape(name, shape), f"{name} of {shape}")
+                self._check(self._context.set_input_shape(name, shape), f"{name} of {shape}")
             disparity = torch.empty(tuple(self._context.get_tensor_shape(DISPARITY)), device=self.device)
             for name, tensor in (images | {DISPARITY: disparity}).items():
-                self._insist(self._context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
+                self._check(self._context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
             self._stream.wait_stream(torch.cuda.current_stream())
-            self._insist(self._context.execute_async_v3(self._stream.cuda_stream), "the run")
+            self._check(self._context.execute_async_v3(self._stream.cuda_stream), "the run")
             self._stream.synchronize()
         return without_channel(disparity)
 
-    def _insist(self, done: bool, what: str) -> None:
+    def _check(self, done: bool, what: str) -> None:
         if not done:
             raise RuntimeError(f"TensorRT rejects {what}: {self._log.take_errors() or 'no reason given'}")
