@@ -270,7 +270,7 @@ def test_the_wrong_kind_of_file_names_the_way(spec, tmp_path, tiny_checkpoint):
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     value = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:])), tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match=r"m.onnx: an ONNX file, and torchao quantises a checkpoint"):
+    with pytest.raises(ModelError, match=r"m.onnx: this is an ONNX file, but torchao quantises a checkpoint"):
         run(spec(model_path=str(tmp_path / "m.onnx")))
 
 

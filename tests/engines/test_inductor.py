@@ -232,6 +232,6 @@ class TestCompiled:
         folder, _ = made
         shutil.copy(folder / "tiny.onnx", tmp_path)
         save_checkpoint(create_model(preset="tiny", variant="tao"), tmp_path / "tiny.pth")
-        with pytest.raises(ModelError, match=r"tiny.pth: variant tao, but .*tiny.onnx has nvlabs"):
+        with pytest.raises(ModelError, match=r"tiny.pth: variant is tao, but .*tiny.onnx has nvlabs"):
             gen_trt_engine.run(spec_from_dict("gen_trt_engine", build_spec(tmp_path)), Status())
         assert not (tmp_path / "gen_trt_engine" / "tiny.pt2").exists()
