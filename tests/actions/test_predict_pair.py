@@ -116,7 +116,7 @@ def test_swapped_views_are_doubted(predict, tmp_path):
     left = cv2.GaussianBlur(left, (5, 5), 0)
     write_png(tmp_path / "a.png", left)
     write_png(tmp_path / "b.png", np.roll(left, -9, axis=1))
-    assert "Doubtful" not in predict(tmp_path / "a.png", tmp_path / "b.png")[1]
+    assert "Warning" not in predict(tmp_path / "a.png", tmp_path / "b.png")[1]
     code, text, out = predict(tmp_path / "b.png", tmp_path / "a.png")
     assert code == 0 and "are the views swapped?" in text
     assert "are the views swapped?" in (out / "index.html").read_text()
