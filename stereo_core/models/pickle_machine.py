@@ -251,7 +251,7 @@ def _fits(room: int, offset: int, size: tuple, stride: tuple) -> bool:
 def _name(argument: str) -> Name:
     name = argument.replace(" ", ".")
     if name not in NAMES and not name.startswith(ROOTS):
-        raise Refused(f"it refers to {shown(name)}")
+        raise Refused(f"it names {shown(name)}")
     return Name(name)
 
 

@@ -131,7 +131,7 @@ def _settings(root: Record) -> dict:
 def _unwrapped(value: object, room: Iterator[int], depth: int = 0) -> object:
     """A setting unwrapped from OmegaConf's nodes."""
     if depth > MAX_DEPTH or next(room, None) is None:
-        raise Refused("settings that are too many or too deeply nested")
+        raise Refused("settings that are too many or nested too deeply")
     match value:
         case Record(state={"_content": content}):
             return _unwrapped(content, room, depth + 1)
