@@ -189,8 +189,8 @@ def test_an_engine_that_can_not_be_opened_is_no_engine(onnx, tmp_path, monkeypat
 
 def test_an_engine_or_a_checkpoint_is_no_onnx_file(onnx, tmp_path):
     outcome, _ = build(onnx, tmp_path, verify=False)
-    with pytest.raises(ModelError, match=r"net.engine: an engine, not an ONNX file"):
+    with pytest.raises(ModelError, match=r"net.engine: this is an engine, not an ONNX file"):
         build(outcome.artifacts["engine"], tmp_path / "second")
-    with pytest.raises(ModelError, match=r"tiny.pth: a checkpoint, not an ONNX file"):
+    with pytest.raises(ModelError, match=r"tiny.pth: this is a checkpoint, not an ONNX file"):
         build(onnx.with_suffix(".pth"), tmp_path / "second")
     assert not (tmp_path / "second" / "out").exists()
