@@ -1,11 +1,10 @@
-"""The same benchmark pairs evaluated with a checkpoint and with engines made from it: EPE side by side.
+"""Evaluate the same benchmark pairs with a checkpoint and with engines built from it, and compare the EPE.
 
 python benchmarks/accuracy_engines.py DATA CHECKPOINT [--iters 22] [--precisions fp32 fp16] [--opset 17] [--out DIR]
 
-DATA holds published benchmark trees under their own names (KITTI_2012, KITTI_2015, Middlebury/2003,
-Middlebury/MiddEval3, ETH3D, SceneFlow/FlyingThings3D); those that are there are used. One ONNX file with open height
-and width serves every size.
-Engines run on ONNX Runtime, on a GPU where there is one.
+DATA contains published benchmark trees under their own names (KITTI_2012, KITTI_2015, Middlebury/2003,
+Middlebury/MiddEval3, ETH3D, SceneFlow/FlyingThings3D); missing ones are skipped. One ONNX file with dynamic height and
+width is used for every size. Engines run on ONNX Runtime, on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rich.table import Table
 from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
-# Folder below DATA -> dataset_name and what convert needs to know.
+# Folder below DATA -> dataset_name and the settings for convert.
 TREES = {
     "KITTI_2012/training": ("Kitti", ["colored_0"], ["colored_1"], ["disp_occ"], [], ".png", ".png"),
     "KITTI_2015/training": ("Kitti", ["image_2"], ["image_3"], ["disp_occ_0"], [], "_10.png", "_10.png"),
@@ -36,11 +35,11 @@ TREES = {
         ".pfm",
     ),
 }  # fmt: skip
-SCALES = {"Middlebury/2003": 4.0}  # stored value of 1 px, where the files do not say
+SCALES = {"Middlebury/2003": 4.0}  # stored value of 1 px, for files that do not store it
 
 
 def main() -> None:
-    """Print a row a pair, a column a model."""
+    """Print a table with one row per pair and one column per model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("checkpoint")
@@ -49,13 +48,13 @@ def main() -> None:
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--max-size", type=int, nargs=2, default=[576, 1344], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--out", type=Path, default=Path("runs/engine_parity"))
-    asked = parser.parse_args()
-    sources = [source for tree in TREES if (source := listed(asked.data, tree, asked.out))]
-    columns = {"checkpoint": evaluated(asked, sources, "checkpoint", checkpoint=asked.checkpoint)}
-    onnx = exported(asked)
-    for precision in asked.precisions:
-        engine = built(asked, onnx, precision)
-        columns[f"engine {precision}"] = evaluated(asked, sources, precision, trt_engine=str(engine))
+    args = parser.parse_args()
+    sources = [source for tree in TREES if (source := listed(args.data, tree, args.out))]
+    columns = {"checkpoint": evaluated(args, sources, "checkpoint", checkpoint=args.checkpoint)}
+    onnx = exported(args)
+    for precision in args.precisions:
+        engine = built(args, onnx, precision)
+        columns[f"engine {precision}"] = evaluated(args, sources, precision, trt_engine=str(engine))
     show(columns)
 
 
@@ -65,7 +64,7 @@ def do(verb: str, tree: dict) -> None:
 
 
 def listed(data: Path, tree: str, out: Path) -> dict | None:
-    """The data source of one tree, or None where it is absent."""
+    """The data source of one tree, or None if the tree is missing."""
     if not (data / tree).is_dir():
         return None
     name, *patterns, image_extension, depth_extension = TREES[tree]
@@ -78,13 +77,13 @@ def listed(data: Path, tree: str, out: Path) -> dict | None:
     return {"dataset_name": name, "data_file": str(folder / "test.txt")} | scale
 
 
-def evaluated(asked: argparse.Namespace, sources: list[dict], name: str, **model: str) -> dict[str, dict]:
+def evaluated(args: argparse.Namespace, sources: list[dict], name: str, **model: str) -> dict[str, dict]:
     """Left image -> its row of metrics.csv; the totals under "mean"."""
-    folder = asked.out / name
+    folder = args.out / name
     tree = {
         "dataset": {"test_dataset": {"data_sources": sources, "batch_size": 1}},
         "evaluate": {"results_dir": str(folder), **model},
-        "model": {"valid_iters": asked.iters} if "checkpoint" in model else {},
+        "model": {"valid_iters": args.iters} if "checkpoint" in model else {},
     }
     do("evaluate", tree)
     with (folder / "metrics.csv").open() as file:
@@ -92,23 +91,23 @@ def evaluated(asked: argparse.Namespace, sources: list[dict], name: str, **model
     return rows | {"mean": json.loads((folder / "results.json").read_text())}
 
 
-def exported(asked: argparse.Namespace) -> Path:
-    onnx = asked.out / "model.onnx"
-    keys = {"checkpoint": asked.checkpoint, "onnx_file": str(onnx), "dynamic_hw": True, "valid_iters": asked.iters}
-    # The evaluations are the check: export and build leave out theirs.
-    size = {"input_height": 320, "input_width": 736, "opset_version": asked.opset, "check": False}
-    do("export", {"results_dir": str(asked.out), "export": keys | size})
+def exported(args: argparse.Namespace) -> Path:
+    onnx = args.out / "model.onnx"
+    keys = {"checkpoint": args.checkpoint, "onnx_file": str(onnx), "dynamic_hw": True, "valid_iters": args.iters}
+    # The evaluations are the check, so export and build skip theirs.
+    size = {"input_height": 320, "input_width": 736, "opset_version": args.opset, "check": False}
+    do("export", {"results_dir": str(args.out), "export": keys | size})
     return onnx
 
 
-def built(asked: argparse.Namespace, onnx: Path, precision: str) -> Path:
-    engine = asked.out / f"{precision}.ort.onnx"
-    height, width = asked.max_size
+def built(args: argparse.Namespace, onnx: Path, precision: str) -> Path:
+    engine = args.out / f"{precision}.ort.onnx"
+    height, width = args.max_size
     profile = {"min_height": 320, "opt_height": 384, "max_height": height}
     profile |= {"min_width": 448, "opt_width": 1248, "max_width": width}
     files = {"onnx_file": str(onnx), "trt_engine": str(engine), "backend": "onnxruntime", "verify": False}
     tree = files | profile | {"tensorrt": {"data_type": precision}}
-    do("gen_trt_engine", {"results_dir": str(asked.out), "gen_trt_engine": tree})
+    do("gen_trt_engine", {"results_dir": str(args.out), "gen_trt_engine": tree})
     return engine
 
 

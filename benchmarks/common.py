@@ -1,4 +1,4 @@
-"""What several benchmarks share: the network that they ask for, a pair to feed it, a clock, and what was taken."""
+"""Shared by several benchmarks: options for the network, a test pair, a clock and memory figures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stereo_core.data.synthetic.planes import make_scene
 BEGIN = time.monotonic()
 CORES = usable_cores()
 GPU = torch.cuda.is_available()
-COLD = {"warmup_steps": 0}  # of a schedule that is longer than what is measured
+COLD = {"warmup_steps": 0}  # for schedules that are longer than the measurement
 MODEL = {"max_disparity": 416, "train_iters": 8, "valid_iters": 8, "stereo_backbone": {"allow_random_backbone": True}}
 WARM = 3  # steps that are not timed
 
 
 class Clock(pl.Callback):
-    """When each step began; from one to the next is a whole step, with the batch's way to the GPU."""
+    """Start times of the steps; the time between two is a whole step, including the batch's transfer to the GPU."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
@@ -38,12 +38,12 @@ def network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=("tiny",), help="instead of --encoder")
 
 
-def network(asked: argparse.Namespace) -> dict[str, str]:
-    return {"encoder": "vitt", "preset": "tiny"} if asked.preset else {"encoder": asked.encoder}
+def network(args: argparse.Namespace) -> dict[str, str]:
+    return {"encoder": "vitt", "preset": "tiny"} if args.preset else {"encoder": args.encoder}
 
 
 def sample(height: int, width: int, seed: int) -> dict:
-    """What the loader gives for one synthetic pair."""
+    """The loader's item for one synthetic pair."""
     scene = make_scene(height, width, width // 8, seed)
     left, right = (torch.from_numpy(scene[side]).permute(2, 0, 1).float() for side in ("left", "right"))
     disparity = torch.from_numpy(scene["disparity"])[None]
@@ -61,5 +61,5 @@ def peak_gib() -> float:
 
 
 def say(text: str) -> None:
-    """A line with the seconds since the start; also where stdout leads nowhere."""
+    """Print a line with the seconds since the start, even if stdout is redirected."""
     print(f"[{time.monotonic() - BEGIN:5.0f} s] {text}", flush=True, file=sys.__stdout__)

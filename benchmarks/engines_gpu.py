@@ -1,15 +1,15 @@
-"""Eager PyTorch, the network for inference, and engines side by side on one GPU (or, to try it, a CPU), in one run.
+"""Compare eager PyTorch, the network for inference, and engines on one GPU (or, as a trial, a CPU) in one run.
 
 python benchmarks/engines_gpu.py OUT [--sizes 320x736 576x960] [--batches 1 8] [--rows ...] [--minutes 8.7]
     [--encoder vits] [--iters 22] [--max-disparity 416]
 
-Random weights, synthetic pairs. Every row is a process of its own. All of them load, compile and warm up beside each
-other; when all are ready, or two thirds of the minutes are over, those that are ready are measured one after the
-other, alone on the GPU. A line is printed, and OUT/engines_gpu.md written anew, after each.
+Random weights, synthetic pairs. Every row is a separate process. All of them load, compile and warm up in parallel.
+When all are ready, or two thirds of the minutes have passed, the ready ones are measured one after the other, each
+alone on the GPU. After each, a line is printed and OUT/engines_gpu.md is rewritten.
 
-Milliseconds are medians of warm calls, images and disparity in the GPU's memory, by the wall clock; a pair's, that is,
-the call's divided by the batch. Memory is what the driver gets back when the process ends: weights, graphs, workspaces,
-CUDA itself. The difference is the mean to eager float32, and so a bound of what EPE may change by.
+Milliseconds are medians of warm calls by the wall clock, with images and disparity in GPU memory, per pair (the call's
+time divided by the batch). Memory is what the driver gets back when the process ends: weights, graphs, workspaces and
+CUDA itself. The difference is the mean difference from eager float32, an upper bound for the change of EPE.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from stereo_core.models import channels_last, create_model, load_model, save_che
 BEGIN = time.monotonic()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-SECONDS, MOST = 3.0, 30  # of timed calls of a row
+SECONDS, MOST = 3.0, 30  # limits of the timed calls of a row
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Case:
 
 
 def main() -> None:
-    """Run all rows, or one of them in a process that the other call started."""
-    asked = arguments()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if asked.part:
-        PARTS[asked.part](asked, case_of(asked.case))
+    """Run all rows, or a single one in a process that the main call started."""
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.part:
+        PARTS[args.part](args, case_of(args.case))
     else:
-        measure_all(asked)
+        measure_all(args)
 
 
 def arguments() -> argparse.Namespace:
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=["320x736", "576x960"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rows", nargs="+", choices=tuple(MAKE), default=list(MAKE)[:-1])
-    parser.add_argument("--minutes", type=float, default=8.7, help="after which everything ends")
+    parser.add_argument("--minutes", type=float, default=8.7, help="time limit of the whole run")
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--iters", type=int, default=22)
     parser.add_argument("--max-disparity", type=int, default=416)
@@ -85,37 +85,37 @@ def case_of(name: str) -> Case:
     return Case(*map(int, size.split("x")), int(batch))
 
 
-def measure_all(asked: argparse.Namespace) -> None:
+def measure_all(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    preset = {"preset": "tiny"} if asked.encoder == "vitt" else {"encoder": asked.encoder}
-    save_checkpoint(create_model(max_disparity=asked.max_disparity, **preset), asked.out / "model.pth")
-    cases = [case_of(f"{size}_{batch}") for size in asked.sizes for batch in asked.batches]
-    rows = {(case, row): Row(asked, case, row) for case in cases for row in asked.rows}
-    exports = [Row(asked, case, "export") for case in cases]
-    deadline = BEGIN + 60 * asked.minutes
-    until = BEGIN + 60 * asked.minutes * 2 / 3
+    preset = {"preset": "tiny"} if args.encoder == "vitt" else {"encoder": args.encoder}
+    save_checkpoint(create_model(max_disparity=args.max_disparity, **preset), args.out / "model.pth")
+    cases = [case_of(f"{size}_{batch}") for size in args.sizes for batch in args.batches]
+    rows = {(case, row): Row(args, case, row) for case in cases for row in args.rows}
+    exports = [Row(args, case, "export") for case in cases]
+    deadline = BEGIN + 60 * args.minutes
+    until = BEGIN + 60 * args.minutes * 2 / 3
     while time.monotonic() < until and any(row.is_busy for row in [*rows.values(), *exports]):
         time.sleep(0.5)
     for row in rows.values():
         if row.is_busy:
-            row.end(f"not ready in {60 * asked.minutes * 2 / 3:.0f} s")
-    title = f"{asked.encoder}, {asked.iters} iterations, max_disparity {asked.max_disparity}, torch {torch.__version__}"
+            row.end(f"not ready in {60 * args.minutes * 2 / 3:.0f} s")
+    title = f"{args.encoder}, {args.iters} iterations, max_disparity {args.max_disparity}, torch {torch.__version__}"
     title += f", {torch.cuda.get_device_name() if DEVICE == 'cuda' else DEVICE}"
     say(title)
     for (case, name), row in rows.items():
         row.measure(deadline)
-        say(f"{case.name} {name}: {row.text(asked.out, rows.get((case, 'eager fp32')))}")
-        write_table(asked.out, title, rows)
+        say(f"{case.name} {name}: {row.text(args.out, rows.get((case, 'eager fp32')))}")
+        write_table(args.out, title, rows)
 
 
 class Row:
-    """A process that gets ready, waits for a word, measures and prints its figures."""
+    """A process that prepares, waits for a signal, measures and prints its figures."""
 
-    def __init__(self, asked: argparse.Namespace, case: Case, part: str):
+    def __init__(self, args: argparse.Namespace, case: Case, part: str):
         self.case, self.part, self.why, self.figures, self.gib = case, part, "", None, 0.0
-        options = [f"--{name}={getattr(asked, name.replace('-', '_'))}" for name in ("encoder", "iters")]
-        command = [sys.executable, __file__, str(asked.out), *options, f"--part={part}", f"--case={case.name}"]
-        self.log = asked.out / f"{case.name}_{part.replace(' ', '_')}.log"
+        options = [f"--{name}={getattr(args, name.replace('-', '_'))}" for name in ("encoder", "iters")]
+        command = [sys.executable, __file__, str(args.out), *options, f"--part={part}", f"--case={case.name}"]
+        self.log = args.out / f"{case.name}_{part.replace(' ', '_')}.log"
         environment = os.environ | {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "4"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True,
@@ -129,7 +129,7 @@ class Row:
 
     @property
     def is_busy(self) -> bool:
-        """Neither ready nor over."""
+        """Whether the process is still preparing."""
         return self.process.poll() is None and not self.lines
 
     def measure(self, deadline: float) -> None:
@@ -148,7 +148,7 @@ class Row:
             self.end("")
             self.gib = free_gib() - free
         else:
-            self.end("the minutes were over" if self.process.poll() is None else self._last_words())
+            self.end("the time limit was reached" if self.process.poll() is None else self._last_words())
 
     def _last_words(self) -> str:
         lines = self.log.read_text().strip().splitlines()
@@ -168,7 +168,7 @@ class Row:
         times = f", {reference.figures['ms'] / self.case.batch / ms:.2f} x" if reference and reference.figures else ""
         ready = f"ready in {self.figures['ready_s']:.0f} s"
         apart = self.apart(out)
-        return f"{ms:.2f} ms a pair{times}, {self.gib:.2f} GiB, {apart:.2g} px from eager fp32, {ready}"
+        return f"{ms:.2f} ms per pair{times}, {self.gib:.2f} GiB, {apart:.2g} px from eager fp32, {ready}"
 
     def apart(self, out: Path) -> float:
         files = [result_file(out, self.case, part) for part in (self.part, "eager fp32")]
@@ -179,12 +179,12 @@ class Row:
 
 
 def write_table(out: Path, title: str, rows: dict[tuple[Case, str], Row]) -> None:
-    lines = [title, "", "| size, batch | | ms a pair | x eager fp32 | memory, GiB | mean difference, px | ready in |"]
+    lines = [title, "", "| size, batch | | ms per pair | x eager fp32 | memory, GiB | mean difference, px | ready in |"]
     lines.append("|---|---|---|---|---|---|---|")
     for (case, name), row in rows.items():
         where = f"| {case.height}x{case.width}, {case.batch} | {name} |"
         if row.figures is None:
-            lines.append(f"{where} {row.why or 'to come'} | | | | |")
+            lines.append(f"{where} {row.why or 'pending'} | | | | |")
             continue
         ms, reference = row.figures["ms"] / case.batch, rows.get((case, "eager fp32"))
         times = f"{reference.figures['ms'] / case.batch / ms:.2f}" if reference and reference.figures else ""
@@ -193,81 +193,81 @@ def write_table(out: Path, title: str, rows: dict[tuple[Case, str], Row]) -> Non
     (out / "engines_gpu.md").write_text("\n".join(lines) + "\n")
 
 
-def export(asked: argparse.Namespace, case: Case) -> None:
+def export(args: argparse.Namespace, case: Case) -> None:
     """The ONNX file of one shape, traced on the GPU, and its ONNX Runtime engine."""
     from stereo_core.run.perform import perform
     from stereo_core.spec import spec_from_dict
 
-    folder = asked.out / case.name
+    folder = args.out / case.name
     unfinished = folder / "unfinished.onnx"
-    keys = {"checkpoint": str(asked.out / "model.pth"), "onnx_file": str(unfinished), "valid_iters": asked.iters}
+    keys = {"checkpoint": str(args.out / "model.pth"), "onnx_file": str(unfinished), "valid_iters": args.iters}
     keys |= {"input_height": case.height, "input_width": case.width, "batch_size": case.batch, "check": False}
     if perform("export", spec_from_dict("export", {"results_dir": str(folder), "export": keys})):
-        raise SystemExit("the export failed")
-    unfinished.rename(onnx_file(asked, case))
+        raise SystemExit("the export failed; see the log above")
+    unfinished.rename(onnx_file(args, case))
 
 
-def onnx_file(asked: argparse.Namespace, case: Case) -> Path:
-    return asked.out / case.name / "model.onnx"
+def onnx_file(args: argparse.Namespace, case: Case) -> Path:
+    return args.out / case.name / "model.onnx"
 
 
-def exported(asked: argparse.Namespace, case: Case) -> Path:
-    """The ONNX file, once another process has written it."""
-    while not onnx_file(asked, case).is_file():
+def exported(args: argparse.Namespace, case: Case) -> Path:
+    """The ONNX file; waits until another process has written it."""
+    while not onnx_file(args, case).is_file():
         time.sleep(0.5)
-    return onnx_file(asked, case)
+    return onnx_file(args, case)
 
 
 def result_file(out: Path, case: Case, part: str) -> Path:
     return out / f"{case.name}_{part.replace(' ', '_')}.npy"
 
 
-def eager(half: bool, asked: argparse.Namespace, case: Case) -> Call:
-    model = channels_last(load_model(asked.out / "model.pth").eval().to(DEVICE), dims=(3,))
+def eager(half: bool, args: argparse.Namespace, case: Case) -> Call:
+    model = channels_last(load_model(args.out / "model.pth").eval().to(DEVICE), dims=(3,))
 
     def call(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         with torch.autocast(DEVICE, torch.float16, enabled=half):
-            return model(left, right, iters=asked.iters)[:, 0].float()
+            return model(left, right, iters=args.iters)[:, 0].float()
 
     return call
 
 
-def optimised(asked: argparse.Namespace, case: Case) -> Call:
+def optimised(args: argparse.Namespace, case: Case) -> Call:
     from stereo_core.models.optimize import optimize_for_inference
 
-    model = load_model(asked.out / "model.pth").eval().to(DEVICE)
-    call = optimize_for_inference(model, case.height, case.width, case.batch, asked.iters)
+    model = load_model(args.out / "model.pth").eval().to(DEVICE)
+    call = optimize_for_inference(model, case.height, case.width, case.batch, args.iters)
     return lambda left, right: call(left, right)[:, 0].clone()
 
 
-def inductor(precision: str, asked: argparse.Namespace, case: Case) -> Call:
-    engine = asked.out / case.name / f"{precision}.pt2"
-    checkpoint = str(asked.out / "model.pth")
+def inductor(precision: str, args: argparse.Namespace, case: Case) -> Call:
+    engine = args.out / case.name / f"{precision}.pt2"
+    checkpoint = str(args.out / "model.pth")
     settings = BuildSettings(backend="inductor", precision=precision, checkpoint=checkpoint, verify=False)
-    build_engine(exported(asked, case), engine, settings)
+    build_engine(exported(args, case), engine, settings)
     return load_engine(engine, DEVICE).infer
 
 
-def onnxruntime(graph: bool, asked: argparse.Namespace, case: Case) -> Call:
+def onnxruntime(graph: bool, args: argparse.Namespace, case: Case) -> Call:
     import onnxruntime as library
 
     from stereo_core.engines.onnxruntime import OnnxRuntimeEngine
 
     if "CUDAExecutionProvider" not in library.get_available_providers():
-        raise SystemExit(f"onnxruntime {library.__version__} has no CUDA provider here")
-    engine = asked.out / case.name / f"graph_{graph}.ort.onnx"
-    build_engine(exported(asked, case), engine, BuildSettings("onnxruntime", "fp16", verify=False))
+        raise SystemExit(f"onnxruntime {library.__version__} has no CUDA provider; install onnxruntime-gpu")
+    engine = args.out / case.name / f"graph_{graph}.ort.onnx"
+    build_engine(exported(args, case), engine, BuildSettings("onnxruntime", "fp16", verify=False))
     return OnnxRuntimeEngine(engine, read_engine(engine), "cuda", graph=graph).infer
 
 
 @torch.inference_mode()
-def row(make: Callable[[argparse.Namespace, Case], Call], part: str, asked: argparse.Namespace, case: Case) -> None:
-    """Get ready, say so, wait, measure, print."""
+def row(make: Callable[[argparse.Namespace, Case], Call], part: str, args: argparse.Namespace, case: Case) -> None:
+    """Prepare, report readiness, wait, measure, print."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     began = time.monotonic()
-    call = make(asked, case)
+    call = make(args, case)
     pair = images(case)
-    if not part.startswith("eager"):  # whose calls need no preparation
+    if not part.startswith("eager"):  # eager calls need no preparation
         call(*pair)
     wait()
     print(json.dumps({"ready_s": time.monotonic() - began}), flush=True)
@@ -281,9 +281,9 @@ def row(make: Callable[[argparse.Namespace, Case], Call], part: str, asked: argp
         call(*pair)
         wait()
         times.append(1000 * (time.perf_counter() - start))
-    np.save(result_file(asked.out, case, part), disparity.cpu().numpy())
+    np.save(result_file(args.out, case, part), disparity.cpu().numpy())
     print(json.dumps({"ms": statistics.median(times), "calls": len(times)}), flush=True)
-    sys.stdin.readline()  # what it holds is measured before it goes
+    sys.stdin.readline()  # its memory is measured before it ends
 
 
 def images(case: Case) -> list[torch.Tensor]:

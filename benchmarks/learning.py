@@ -1,15 +1,14 @@
-"""Does it learn? Two trainings from scratch, random backbones, through `train` and `evaluate` themselves.
+"""Does the network learn? Run two trainings from scratch, with random backbones, by `train` and `evaluate`.
 
 python benchmarks/learning.py --data DATA [--minutes 8.5] [--only memorise scenes] [key=value ...]
-    `memorise` learns the two FlyingThings3D pairs below DATA/SceneFlow (their upper 512 rows), unaugmented, by heart;
-    `scenes` learns 200 synthetic scenes and is measured on 20 others. OpenCV's StereoSGBM sees the same pairs in the
-    same run. Both are rehearsed first, a few steps with everything that comes after them; from the time that took
-    follows the number of epochs that fits.
-    The last weights count, not the best by validation: that would choose with the pairs that are measured on.
+    `memorise` memorises the two FlyingThings3D pairs below DATA/SceneFlow (their upper 512 rows), without augmentation;
+    `scenes` learns 200 synthetic scenes and is evaluated on 20 others. OpenCV's StereoSGBM runs on the same pairs. A
+    rehearsal of a few steps and everything after them comes first; its time determines the number of epochs.
+    The last weights are evaluated, not the best by validation: that would select by the test pairs.
     key=value changes the spec of both trainings, --memorise and --scenes that of one.
 
 python benchmarks/learning.py --plot
-    Draws curves.png anew from the results.json of such a run.
+    Redraws curves.png from the results.json of such a run.
 """
 
 from __future__ import annotations
@@ -38,83 +37,84 @@ from learning_tasks import Task, do, evaluate_tree, prepared, quietly, test_pair
 from stereo_core.models.files import read_sidecar
 from stereo_core.spec.choice import LATEST
 
-VALIDATIONS = 3  # in a training, for its curve
-REHEARSED_STEPS = 6  # an epoch of the rehearsal; its second one is timed
+VALIDATIONS = 3  # per training, for its curve
+REHEARSED_STEPS = 6  # steps per epoch of the rehearsal; its second epoch is timed
 
 
-def learn(asked: argparse.Namespace) -> None:
-    """Prepare, rehearse, then train and measure one after the other; the table comes after each."""
-    end = BEGIN + 60 * asked.minutes
-    tasks = prepared(asked)
-    say(f"{device()}, {CORES} cores, torch {torch.__version__}; {asked.preset or asked.encoder} from scratch")
+def learn(args: argparse.Namespace) -> None:
+    """Prepare and rehearse, then train and measure one task after the other; print the table after each."""
+    end = BEGIN + 60 * args.minutes
+    tasks = prepared(args)
+    say(f"{device()}, {CORES} cores, torch {torch.__version__}; {args.preset or args.encoder} from scratch")
     for task in tasks:
-        task.row.update(data=task.name, network=asked.preset or asked.encoder, sgbm=sgbm_of(asked, task))
-        save(asked, tasks)
+        task.row.update(data=task.name, network=args.preset or args.encoder, sgbm=sgbm_of(args, task))
+        save(args, tasks)
         say(f"{task.name}: StereoSGBM {json.dumps(task.row['sgbm'])}")
     for task in tasks:
-        rehearse(asked, task)
-        save(asked, tasks)
+        rehearse(args, task)
+        save(args, tasks)
     for task in tasks:
-        train(asked, task, task.share * (end - time.monotonic()), lambda: save(asked, tasks))
+        train(args, task, task.share * (end - time.monotonic()), lambda: save(args, tasks))
         evaluated = {"": task.test} | ({"_visible": task.visible} if task.visible else {})
         for suffix, pairs in evaluated.items():
-            metrics = evaluate(asked, task, pairs, asked.work / task.name)
+            metrics = evaluate(args, task, pairs, args.work / task.name)
             task.row.update({f"epe{suffix}": metrics["epe"], f"d1{suffix}": metrics["d1"]})
-            save(asked, tasks)
+            save(args, tasks)
         task.row["curves"]["epe"].append((task.row["steps"], task.row["epe"]))
-        save(asked, tasks)
+        save(args, tasks)
         show(tasks)
-        plot(asked.out)
+        plot(args.out)
     say("done")
 
 
-def sgbm_of(asked: argparse.Namespace, task: Task) -> dict[str, float]:
+def sgbm_of(args: argparse.Namespace, task: Task) -> dict[str, float]:
     """StereoSGBM's figures on the test pairs."""
-    visible = test_pairs(asked, task, task.visible) if task.visible else None
-    limit = train_spec(asked, task, asked.work, 1, 1).dataset.max_disparity
-    return sgbm.figures(test_pairs(asked, task, task.test), limit, visible)
+    visible = test_pairs(args, task, task.visible) if task.visible else None
+    limit = train_spec(args, task, args.work, 1, 1).dataset.max_disparity
+    return sgbm.figures(test_pairs(args, task, task.test), limit, visible)
 
 
-def rehearse(asked: argparse.Namespace, task: Task) -> None:
-    """Three epochs of a few steps, a validation, a checkpoint and its evaluation: that they work, and their time."""
-    folder = asked.work / f"rehearsal_{task.name}"
+def rehearse(args: argparse.Namespace, task: Task) -> None:
+    """Run three short epochs, a validation, a checkpoint and its evaluation, to check and time them."""
+    folder = args.work / f"rehearsal_{task.name}"
     shutil.rmtree(folder, ignore_errors=True)
     lines = task.train.read_text().splitlines(keepends=True)
     short = task.train.with_name("rehearsal.txt")
-    batch = train_spec(asked, task, folder, 3, 3).dataset.train_dataset.batch_size
+    batch = train_spec(args, task, folder, 3, 3).dataset.train_dataset.batch_size
     count = REHEARSED_STEPS * batch
     short.write_text("".join((lines * math.ceil(count / len(lines)))[:count]))
     if GPU:
         torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
-    run_training(train_spec(asked, task, folder, 3, 3, short))
+    run_training(train_spec(args, task, folder, 3, 3, short))
     whole = time.monotonic() - begin
     task.row["peak_gib"] = peak_gib()
     epochs = [line for line in status(folder) if "time_per_step" in line]
-    hours, minutes, seconds = epochs[1]["time_per_step"].split(":")  # the third has the validation in it
+    hours, minutes, seconds = epochs[1]["time_per_step"].split(":")  # the third includes the validation
     task.step_seconds = timedelta(hours=int(hours), minutes=int(minutes), seconds=float(seconds)).total_seconds()
     task.other_seconds = max(0.0, whole - 3 * REHEARSED_STEPS * task.step_seconds)
     begin = time.monotonic()
-    evaluate(asked, task, task.test, folder)
+    evaluate(args, task, task.test, folder)
     task.evaluate_seconds = (time.monotonic() - begin) * (2 if task.visible else 1)
     task.row["seconds_a_step"] = task.step_seconds
     say(
-        f"{task.name} rehearsed: {task.step_seconds:.3f} s a step of {batch} pairs, {task.other_seconds:.0f} s around "
+        f"{task.name} rehearsed: {task.step_seconds:.3f} s per step of {batch} pairs, {task.other_seconds:.0f} s "
+        "besides "
         f"the steps, {task.evaluate_seconds:.0f} s for evaluation, peak {task.row['peak_gib']:.1f} GiB"
     )
     shutil.rmtree(folder)
 
 
-def train(asked: argparse.Namespace, task: Task, seconds: float, save_row) -> None:
-    """Train for as many epochs as fit into the seconds, evaluation included; stopped by SIGTERM where they did not."""
-    folder = asked.work / task.name
+def train(args: argparse.Namespace, task: Task, seconds: float, save_row) -> None:
+    """Train for as many epochs as fit in the seconds with evaluation; stop by SIGTERM if they take longer."""
+    folder = args.work / task.name
     shutil.rmtree(folder, ignore_errors=True)
     pairs = len(task.train.read_text().splitlines())
-    an_epoch = pairs // train_spec(asked, task, folder, 1, 1).dataset.train_dataset.batch_size * task.step_seconds
+    an_epoch = pairs // train_spec(args, task, folder, 1, 1).dataset.train_dataset.batch_size * task.step_seconds
     around = task.other_seconds * (1 + (VALIDATIONS - 1) / 2) + task.evaluate_seconds
-    epochs = asked.epochs or max(1, int((seconds - around) / (1.05 * an_epoch)))
+    epochs = args.epochs or max(1, int((seconds - around) / (1.05 * an_epoch)))
     interval = math.ceil(epochs / VALIDATIONS)
-    spec = train_spec(asked, task, folder, epochs, interval)
+    spec = train_spec(args, task, folder, epochs, interval)
     say(f"{task.name}: {epochs} epochs, about {around + epochs * an_epoch:.0f} of {seconds:.0f} s with the evaluation")
     begin = time.monotonic()
 
@@ -126,7 +126,7 @@ def train(asked: argparse.Namespace, task: Task, seconds: float, save_row) -> No
         say(f"{task.name}: {last}")
         save_row()
 
-    limit = None if asked.epochs else seconds - task.evaluate_seconds
+    limit = None if args.epochs else seconds - task.evaluate_seconds
     with followed(folder, note), stopped_after(limit) as stopped:
         run_training(spec, stopped)
     task.row["stopped_by_clock"] = stopped.is_set()
@@ -135,7 +135,7 @@ def train(asked: argparse.Namespace, task: Task, seconds: float, save_row) -> No
 
 
 def run_training(spec, stopped: threading.Event | None = None) -> None:
-    """`train`, which may end by SIGTERM, its checkpoint written, where our own clock has `stopped` it."""
+    """Run `train`, which may end by SIGTERM after writing a checkpoint if our own clock has `stopped` it."""
     code = quietly("train", spec)
     gc.collect()
     if GPU:
@@ -146,7 +146,7 @@ def run_training(spec, stopped: threading.Event | None = None) -> None:
 
 @contextlib.contextmanager
 def stopped_after(seconds: float | None) -> Iterator[threading.Event]:
-    """Send this process SIGTERM when the time is over: `train` ends its step, writes a checkpoint and returns 143."""
+    """Send this process SIGTERM after the time: `train` finishes its step, writes a checkpoint and returns 143."""
     stopped = threading.Event()
 
     def stop() -> None:
@@ -164,7 +164,7 @@ def stopped_after(seconds: float | None) -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def followed(folder: Path, note) -> Iterator[None]:
-    """Call `note` whenever a line came to the folder's status.json."""
+    """Call `note` for every new line of the folder's status.json."""
     over = threading.Event()
 
     def follow() -> None:
@@ -184,10 +184,10 @@ def followed(folder: Path, note) -> Iterator[None]:
         thread.join()
 
 
-def evaluate(asked: argparse.Namespace, task: Task, pairs: Path, trained: Path) -> dict[str, float]:
-    """What `evaluate` says of a training's last checkpoint, in float32."""
+def evaluate(args: argparse.Namespace, task: Task, pairs: Path, trained: Path) -> dict[str, float]:
+    """The metrics by `evaluate` of a training's last checkpoint, in float32."""
     folder = trained / f"evaluate_{pairs.parent.name}"
-    do("evaluate", evaluate_tree(asked, task, pairs, folder, trained / LATEST))
+    do("evaluate", evaluate_tree(args, task, pairs, folder, trained / LATEST))
     return json.loads((folder / "results.json").read_text())
 
 
@@ -195,12 +195,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     network_options(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"), help="results and curves")
-    parser.add_argument("--plot", action="store_true", help="only draw the curves of what is in --out")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="has SceneFlow/FlyingThings3D")
+    parser.add_argument("--plot", action="store_true", help="only draw the curves of the results in --out")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder that contains SceneFlow/FlyingThings3D"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/learning/work"), help="scenes and checkpoints")
     parser.add_argument("--only", nargs="+", choices=("memorise", "scenes"), default=["memorise", "scenes"])
-    parser.add_argument("--minutes", type=float, default=8.5, help="all in all")
-    parser.add_argument("--epochs", type=int, help="of each training, whatever the time it takes")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time limit of the whole run")
+    parser.add_argument("--epochs", type=int, help="epochs of each training, regardless of the time")
     parser.add_argument("--train-scenes", type=int, default=200)
     parser.add_argument("--held-out-scenes", type=int, default=20)
     parser.add_argument("--scene-size", type=int, nargs=2, default=[384, 768], metavar=("HEIGHT", "WIDTH"))
@@ -208,11 +210,11 @@ def main() -> None:
     parser.add_argument("--memorise", nargs="+", default=[], metavar="key=value")
     parser.add_argument("--scenes", nargs="+", default=[], metavar="key=value")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    asked = parser.parse_args()
-    if asked.plot:
-        plot(asked.out)
+    args = parser.parse_args()
+    if args.plot:
+        plot(args.out)
     else:
-        learn(asked)
+        learn(args)
 
 
 if __name__ == "__main__":

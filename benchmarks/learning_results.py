@@ -1,4 +1,4 @@
-"""What benchmarks/learning.py shows: the curves of a training, a table, a picture."""
+"""Output of benchmarks/learning.py: the curves of a training, a table, a picture."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from stereo_core.files import atomic_path
 
 
 def status(folder: Path) -> list[dict]:
-    """The whole lines of a status.json, none where there is no file yet."""
+    """The complete lines of a status.json; none if there is no file yet."""
     path = folder / "status.json"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every epoch's mean loss and of every validation; step 0 is the one before training."""
+    """(step, value) of every epoch's mean loss and of every validation; step 0 is the validation before training."""
     loss, epe, waiting, step = [], [], None, 0
     for line in status(folder):
         kpi = line.get("kpi", {})
         if line["message"] == "Eval metrics generated before training.":
             epe.append((0, kpi["epe"]))
         elif line["message"] == "Eval metrics generated.":
-            waiting = kpi["epe"]  # the step that it belongs to is in the next line
+            waiting = kpi["epe"]  # the next line has its step
         elif "step" in line:
             step = line["step"]
             epe += [(step, waiting)] if waiting is not None else []
@@ -40,11 +40,11 @@ def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {"loss": loss, "epe": epe}
 
 
-def save(asked: argparse.Namespace, tasks: list[Task]) -> None:
-    """results.json: the device, the options and what is known so far."""
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
+def save(args: argparse.Namespace, tasks: list[Task]) -> None:
+    """Write results.json: the device, the options and the results so far."""
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     results = {"device": device(), "torch": torch.__version__, "options": options, "rows": [t.row for t in tasks]}
-    with atomic_path(asked.out / "results.json") as path:
+    with atomic_path(args.out / "results.json") as path:
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -72,11 +72,11 @@ def show(tasks: list[Task]) -> None:
 
 
 def plot(out: Path) -> None:
-    """curves.png from results.json: a column a training, its loss above its EPE."""
+    """Draw curves.png from results.json: one column per training, the loss above the EPE."""
     try:
         import matplotlib
     except ImportError:
-        say(f"curves.png is not drawn, matplotlib is missing; where it is: learning.py --plot --out {out}")
+        say(f"matplotlib is missing, so curves.png is not drawn; install it and run learning.py --plot --out {out}")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

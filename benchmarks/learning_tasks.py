@@ -1,4 +1,4 @@
-"""What benchmarks/learning.py trains and measures on: two tasks, their pairs and their specs."""
+"""The two tasks of benchmarks/learning.py: their pairs and specs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from stereo_core.spec import ExperimentSpec, spec_from_dict
 from stereo_core.spec.overrides import apply_override, parse_override
 
 DISK_GIB = 6  # four checkpoints of vits with their optimizer states, and the scenes
-ROWS = 512  # of a memorised pair: a multiple of 32, so that training and evaluation pad nothing and see the same
-REPEATED = 32  # lines a memorised pair has in its list: an epoch of one step would be mostly its end
+ROWS = 512  # rows of a memorised pair: a multiple of 32, so that training and evaluation need no padding
+REPEATED = 32  # lines per memorised pair in its list: an epoch of one step would be mostly overhead
 
-# No pair's disparity reaches 192 px. What counts is how many steps there are time for, hence few iterations.
+# No pair's disparity reaches 192 px. Few iterations allow many steps in the available time.
 LEARNT = MODEL | {"max_disparity": 192, "train_iters": 4, "valid_iters": 4}
 TRAIN = {
     "precision": "bf16" if GPU else "fp32",
@@ -38,7 +38,7 @@ TRAIN = {
     "cudnn": {"benchmark": False, "deterministic": False},
     "optim": {"lr": 8e-4, "lr_scheduler": "OneCycleLR"},
 }
-PLAIN = {  # augmentation: the crop alone
+CROP_ONLY = {  # augmentation: only the crop
     "spatial_aug_prob": 0.0,
     "hshift_prob": 0.0,
     "yjitter_prob": 0.0,
@@ -49,8 +49,8 @@ PLAIN = {  # augmentation: the crop alone
     "color_aug_hue_range": [0.0, 0.0],
 }
 SPLITS = {
-    "memorise": {"batch_size": 2, "augmentation": PLAIN | {"crop_size": [512, 960]}},  # whole images
-    "scenes": {"batch_size": 6, "augmentation": PLAIN | {"crop_size": [256, 512]}},
+    "memorise": {"batch_size": 2, "augmentation": CROP_ONLY | {"crop_size": [512, 960]}},  # whole images
+    "scenes": {"batch_size": 6, "augmentation": CROP_ONLY | {"crop_size": [256, 512]}},
 }
 FLYING_THINGS = {
     "image_dir_pattern": ["frames_cleanpass", "/left/"],
@@ -71,15 +71,15 @@ MASKED = {"nocc_dir_pattern": ["left/nocc"], "nocc_extension": ".png"}
 
 @dataclass
 class Task:
-    """One training and what is known of it so far.
+    """One training and its results so far.
 
     Attributes:
-        train, test: lists of pairs; visible: the test pairs with their masks, None where there are none.
+        train, test: lists of pairs; visible: the test pairs with their masks, None if there are no masks.
         row: results, saved whenever they change.
     """
 
     name: str
-    share: float  # of the time that is left when it begins
+    share: float  # share of the time left at its start
     train: Path
     test: Path
     visible: Path | None = None
@@ -89,28 +89,30 @@ class Task:
     evaluate_seconds: float = 0.0
 
 
-def prepared(asked: argparse.Namespace) -> list[Task]:
-    """Lists, scenes and everything that can be wrong before the first step."""
-    for folder in (asked.work, asked.out):
+def prepared(args: argparse.Namespace) -> list[Task]:
+    """Prepare lists and scenes, and check everything that can be wrong before the first step."""
+    for folder in (args.work, args.out):
         folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(asked.work).free / 2**30
-    if free < DISK_GIB and not asked.preset:
-        sys.exit(f"--work {asked.work}: {free:.1f} GiB are free there, {DISK_GIB} are needed")
+    free = shutil.disk_usage(args.work).free / 2**30
+    if free < DISK_GIB and not args.preset:
+        sys.exit(f"--work {args.work}: needs {DISK_GIB} GiB of disk space, but only {free:.1f} GiB are free")
     makers = {"memorise": memorise_task, "scenes": scenes_task}
-    tasks = [makers[name](asked) for name in makers if name in asked.only]
+    tasks = [makers[name](args) for name in makers if name in args.only]
     tasks[-1].share = 1.0
     for task in tasks:
-        build_dataset(train_spec(asked, task, asked.work / task.name, 1, 1), "train")
+        build_dataset(train_spec(args, task, args.work / task.name, 1, 1), "train")
     return tasks
 
 
-def memorise_task(asked: argparse.Namespace) -> Task:
-    root = asked.data / "SceneFlow" / "FlyingThings3D"
+def memorise_task(args: argparse.Namespace) -> Task:
+    root = args.data / "SceneFlow" / "FlyingThings3D"
     if not root.is_dir():
-        sys.exit(f"--data {asked.data}: has no folder SceneFlow/FlyingThings3D; without it: --only scenes")
-    whole = convert(asked, "flying_things", {"data_root": str(root), **FLYING_THINGS})
-    rows = [upper_rows(line.split(), asked.work / "pairs") for line in whole.read_text().splitlines()]
-    listed = asked.work / "lists" / "pairs" / "test.txt"
+        sys.exit(
+            f"--data {args.data}: there is no folder SceneFlow/FlyingThings3D; set --only scenes to run without it"
+        )
+    whole = convert(args, "flying_things", {"data_root": str(root), **FLYING_THINGS})
+    rows = [upper_rows(line.split(), args.work / "pairs") for line in whole.read_text().splitlines()]
+    listed = args.work / "lists" / "pairs" / "test.txt"
     write_annotations(listed, rows)
     repeated = listed.with_name("train.txt")
     write_annotations(repeated, rows * REPEATED)
@@ -118,7 +120,7 @@ def memorise_task(asked: argparse.Namespace) -> Task:
 
 
 def upper_rows(files: list[str], root: Path) -> list[str]:
-    """Copies of a pair's files (left, right, disparity) with their upper ROWS rows."""
+    """Copy the upper ROWS rows of a pair's files (left, right, disparity)."""
     folder = root / Path(files[0]).relative_to(Path(files[0]).anchor).with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     left, right, disparity = (str(folder / name) for name in ("left.png", "right.png", "disparity.pfm"))
@@ -128,24 +130,24 @@ def upper_rows(files: list[str], root: Path) -> list[str]:
     return [left, right, disparity]
 
 
-def scenes_task(asked: argparse.Namespace) -> Task:
+def scenes_task(args: argparse.Namespace) -> Task:
     begin = time.monotonic()
-    root = asked.work / "synthetic"
+    root = args.work / "synthetic"
     shutil.rmtree(root, ignore_errors=True)
-    synthesize(asked, root / "train", asked.train_scenes, seed=1)
-    synthesize(asked, root / "held_out", asked.held_out_scenes, seed=2)
-    say(f"{asked.train_scenes} and {asked.held_out_scenes} scenes in {time.monotonic() - begin:.0f} s")
-    trained = convert(asked, "train", {"data_root": str(root / "train"), **SCENES})
-    held_out = convert(asked, "held_out", {"data_root": str(root / "held_out"), **SCENES})
-    visible = convert(asked, "visible", {"data_root": str(root / "held_out"), **SCENES, **MASKED})
+    synthesize(args, root / "train", args.train_scenes, seed=1)
+    synthesize(args, root / "held_out", args.held_out_scenes, seed=2)
+    say(f"{args.train_scenes} and {args.held_out_scenes} scenes in {time.monotonic() - begin:.0f} s")
+    trained = convert(args, "train", {"data_root": str(root / "train"), **SCENES})
+    held_out = convert(args, "held_out", {"data_root": str(root / "held_out"), **SCENES})
+    visible = convert(args, "visible", {"data_root": str(root / "held_out"), **SCENES, **MASKED})
     return Task("scenes", 1.0, trained, held_out, visible)
 
 
-def synthesize(asked: argparse.Namespace, root: Path, scenes: int, seed: int) -> None:
-    """`scenes` scenes below `root`, a part of them on every core."""
+def synthesize(args: argparse.Namespace, root: Path, scenes: int, seed: int) -> None:
+    """Write `scenes` scenes below `root`, in parallel on all cores."""
     parts = min(CORES, scenes)
-    height, width = asked.scene_size
-    sizes = {"height": height, "width": width, "max_disparity": asked.scene_disparity}
+    height, width = args.scene_size
+    sizes = {"height": height, "width": width, "max_disparity": args.scene_disparity}
     counts = [scenes // parts + (part < scenes % parts) for part in range(parts)]
     trees = [
         {"results_dir": str(root / f"part_{part:02d}"), "num_scenes": count, "seed": 1000 * seed + part, **sizes}
@@ -155,9 +157,9 @@ def synthesize(asked: argparse.Namespace, root: Path, scenes: int, seed: int) ->
         list(pool.map(do, ["synthesize"] * parts, trees))
 
 
-def convert(asked: argparse.Namespace, name: str, tree: dict) -> Path:
+def convert(args: argparse.Namespace, name: str, tree: dict) -> Path:
     """The list of a tree's pairs."""
-    folder = asked.work / "lists" / name
+    folder = args.work / "lists" / name
     do("convert", tree | {"results_dir": str(folder), "strict": True})
     return folder / "test.txt"
 
@@ -169,25 +171,25 @@ def do(verb: str, tree: dict) -> None:
 
 
 def quietly(verb: str, spec) -> int:
-    """The exit code of a verb; what it prints on stdout says less than the table."""
+    """The exit code of a verb; its stdout is dropped, because the table has more details."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         return perform(verb, spec)
 
 
-def train_spec(asked: argparse.Namespace, task: Task, folder: Path, epochs: int, interval: int, listed=None):
+def train_spec(args: argparse.Namespace, task: Task, folder: Path, epochs: int, interval: int, listed=None):
     """The spec of a training of `epochs` epochs, validated every `interval`, on the pairs of `listed` or the task's."""
     tree = {
         "dataset": {
             "train_dataset": SPLITS[task.name] | {"data_sources": source(task, listed or task.train)},
             "val_dataset": {"data_sources": source(task, task.test), "workers": CORES // 4},
         },
-        "model": LEARNT | network(asked),
+        "model": LEARNT | network(args),
         "train": TRAIN | {"results_dir": str(folder), "num_epochs": epochs, "validation_interval": interval},
     }
-    tree = json.loads(json.dumps(tree))  # a copy: overrides change it
+    tree = json.loads(json.dumps(tree))  # copy: overrides change it
     tree["dataset"]["train_dataset"]["workers"] = max(1, CORES - CORES // 4)
-    tree["train"]["checkpoint_interval"] = epochs  # at the end; a validation that is the best so far leaves one too
-    for override in asked.overrides + getattr(asked, task.name):
+    tree["train"]["checkpoint_interval"] = epochs  # at the end; each best validation writes one too
+    for override in args.overrides + getattr(args, task.name):
         apply_override(tree, *parse_override(override))
     tree["dataset"].setdefault("max_disparity", tree["model"]["max_disparity"])
     return spec_from_dict("train", tree)
@@ -198,8 +200,8 @@ def source(task: Task, listed: Path) -> list[dict]:
     return [{"dataset_name": name, "data_file": str(listed)}]
 
 
-def evaluate_tree(asked: argparse.Namespace, task: Task, pairs: Path, folder: Path, checkpoint: Path) -> dict:
-    spec = train_spec(asked, task, folder, 1, 1)
+def evaluate_tree(args: argparse.Namespace, task: Task, pairs: Path, folder: Path, checkpoint: Path) -> dict:
+    spec = train_spec(args, task, folder, 1, 1)
     return {
         "dataset": {
             "max_disparity": spec.dataset.max_disparity,
@@ -210,6 +212,6 @@ def evaluate_tree(asked: argparse.Namespace, task: Task, pairs: Path, folder: Pa
     }
 
 
-def test_pairs(asked: argparse.Namespace, task: Task, pairs: Path) -> StereoDataset:
-    tree = evaluate_tree(asked, task, pairs, asked.work, asked.work)
+def test_pairs(args: argparse.Namespace, task: Task, pairs: Path) -> StereoDataset:
+    tree = evaluate_tree(args, task, pairs, args.work, args.work)
     return build_dataset(ExperimentSpec.model_validate(tree), "test")

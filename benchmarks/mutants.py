@@ -1,11 +1,11 @@
-"""Small faults put into the code one at a time (mutmut): how many of them do the tests find?
+"""Mutation tests (mutmut): insert small faults into the code one at a time, and count how many the tests find.
 
     python benchmarks/mutants.py [--count 300] [--seed 22] [--most N]
 
-Takes a random sample of all mutants of the modules that [tool.mutmut] of pyproject.toml names, runs each against the
-tests named there, and prints how many were killed and what the survivors change. With --most it stops after N of them
-and goes on from there the next time. Words of messages and logs are not mutated. The work lies in mutants/; remove it
-after a change of the code or the tests.
+It takes a random sample of all mutants of the modules in [tool.mutmut] of pyproject.toml, runs each against the tests
+named there, and prints how many were killed and what the survivors change. With --most it stops after N mutants and
+continues from there the next time. Texts of messages and logs are not mutated. The working files are in mutants/;
+remove them after a change of the code or the tests.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from collections import Counter
 from pathlib import Path
 
 MUTMUT = [str(Path(sys.executable).parent / "mutmut")]
-FIRST = "stereo_core.metrics.x_disparity_metrics__mutmut_1"  # makes all of them, and tries this one
-AT_ONCE = 100  # mutants in a call: what was found is kept after each
+FIRST = "stereo_core.metrics.x_disparity_metrics__mutmut_1"  # creates all mutants, and tries this one
+AT_ONCE = 100  # mutants per call: results are saved after each call
 FOUND = ("killed", "timeout", "segfault")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="mutants in the sample")
-    parser.add_argument("--seed", type=int, default=22, help="of the sample")
+    parser.add_argument("--seed", type=int, default=22, help="seed of the sample")
     parser.add_argument("--most", type=int, help="mutants to try now")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if not Path("mutants").is_dir():
         run(FIRST)
     states = results()
     names = sorted(states)
-    sample = random.Random(asked.seed).sample(names, min(asked.count, len(names)))
-    todo = [name for name in sample if states[name] == "not checked"][: asked.most]
+    sample = random.Random(args.seed).sample(names, min(args.count, len(names)))
+    todo = [name for name in sample if states[name] == "not checked"][: args.most]
     for begin in range(0, len(todo), AT_ONCE):
         run(*todo[begin : begin + AT_ONCE])
     report({name: state for name, state in results().items() if name in set(sample)}, len(names))
@@ -43,13 +43,13 @@ def main() -> None:
 def run(*names: str) -> None:
     done = subprocess.run([*MUTMUT, "run", "--max-children", "1", *names], capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"mutmut failed, as it does when a test fails without any fault:\n{done.stdout[-4000:]}{done.stderr}")
+        sys.exit(f"mutmut failed; it does so if a test fails without a mutant:\n{done.stdout[-4000:]}{done.stderr}")
 
 
 def results() -> dict[str, str]:
-    """Name of a mutant -> what became of it, in mutmut's words."""
-    told = subprocess.run([*MUTMUT, "results", "--all", "true"], check=True, capture_output=True, text=True).stdout
-    return dict(line.strip().rsplit(": ", 1) for line in told.splitlines() if ": " in line)
+    """Name of a mutant -> its state in mutmut's terms."""
+    output = subprocess.run([*MUTMUT, "results", "--all", "true"], check=True, capture_output=True, text=True).stdout
+    return dict(line.strip().rsplit(": ", 1) for line in output.splitlines() if ": " in line)
 
 
 def report(states: dict[str, str], all_there_are: int) -> None:

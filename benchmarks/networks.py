@@ -1,8 +1,8 @@
-"""The networks that benchmarks measure, by the name that --network takes; random weights."""
+"""The networks that benchmarks measure, by their --network name; random weights."""
 
 from __future__ import annotations
 
-# As wide as the starter's refinement. Features and volume of this network have published widths only.
+# Refinement as wide as the starter's. Features and volume of this network exist only in published widths.
 NARROW = {
     "motion_encoder_widths": (64, 64, 16, 16),
     "motion_encoder_final": 31,
@@ -26,7 +26,7 @@ NETWORKS = {
 
 
 def made(name: str, max_disparity: int | None = None):
-    """The network of a name; None: its own range."""
+    """The network of a name; max_disparity None: its default."""
     import torch
 
     from stereo_core.models import create_model
@@ -36,7 +36,7 @@ def made(name: str, max_disparity: int | None = None):
 
 
 def gflop(name: str, height: int = 480, width: int = 640, iters: int = 8) -> float:
-    """Arithmetic of convolutions and matrix products of one pair; nothing is computed."""
+    """GFLOP of convolutions and matrix products for one pair, counted without computing them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

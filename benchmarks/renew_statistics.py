@@ -1,8 +1,8 @@
-"""Make the running statistics of a network's batch normalisations anew on scenes of the synthetic stream.
+"""Recompute the running statistics of a network's batch normalisations on scenes of the synthetic stream.
 
 python benchmarks/renew_statistics.py IN OUT [--batches 14] [--start 50000]
-    For weights whose running statistics are not finite: one batch that overflowed is enough, and the weights themselves
-    are sound. Each statistic becomes the mean over batches of two scenes of 320x640 px. OUT is in half precision.
+    For sound weights whose running statistics are not finite: a single batch that overflows causes that. Each statistic
+    becomes the mean over batches of two scenes of 320x640 px. OUT is in half precision.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--batches", type=int, default=14)
-    parser.add_argument("--start", type=int, default=50000, help="number of the first scene; seed 1")
-    asked = parser.parse_args()
-    model = load_model(asked.source).float().train()
+    parser.add_argument("--start", type=int, default=50000, help="number of the first scene (seed 1)")
+    args = parser.parse_args()
+    model = load_model(args.source).float().train()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
-    scenes = Stream(320, 640, (6.0, 190.0), 1, appearance=1.0).batches(2, torch.device("cpu"), asked.start)
+    scenes = Stream(320, 640, (6.0, 190.0), 1, appearance=1.0).batches(2, torch.device("cpu"), args.start)
     with torch.no_grad():
-        for number, batch in enumerate(itertools.islice(scenes, asked.batches), 1):
+        for number, batch in enumerate(itertools.islice(scenes, args.batches), 1):
             model(batch["left"], batch["right"], ITERATIONS)
-            print(f"batch {number} of {asked.batches}", flush=True)
+            print(f"batch {number} of {args.batches}", flush=True)
     for norm in norms:
         norm.momentum = MOMENTUM
-    save_checkpoint(copy.deepcopy(model).half().eval(), asked.target)
+    save_checkpoint(copy.deepcopy(model).half().eval(), args.target)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""OpenCV's StereoSGBM on a data set: the peer of a trained network."""
+"""OpenCV's StereoSGBM on a data set, as the baseline for a trained network."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from stereo_core.metrics import StereoMetrics, disparity_metrics
 
 
 def figures(data: StereoDataset, limit: float, visible: StereoDataset | None = None) -> dict[str, float]:
-    """`epe` (px) and `d1` (share) with the holes filled, `epe_visible` and `d1_visible` over the masks of `visible`;
-    `epe_own` over the pixels that it has a disparity for, and their share.
+    """`epe` (px) and `d1` (share) with holes filled; `epe_visible` and `d1_visible` over the masks of `visible`;
+    `epe_own` over the pixels where it finds a disparity, and their share `own_share`.
 
     Args:
-        limit: px; ground truth from there on does not count.
+        limit: px, exclusive; larger ground truth is ignored.
         visible: the same pairs with their masks.
     """
     max_disparity = max(float(data[i]["disparity"].max()) for i in range(len(data)))
@@ -33,8 +33,8 @@ def figures(data: StereoDataset, limit: float, visible: StereoDataset | None = N
 
 
 def sgbm_disparity(sample: dict, max_disparity: float) -> np.ndarray:
-    """float32 (H, W) px; 0 where the left-right check or the uniqueness leaves a hole. The search range is that of the
-    ground truth, and a border of that width lets it see the left edge, which OpenCV would leave out."""
+    """float32 (H, W) px; 0 where the left-right check or the uniqueness check leaves a hole. The search range is that
+    of the ground truth; a border of this width adds the left edge, which OpenCV would skip."""
     bins = -(-math.ceil(max_disparity + 1) // 16) * 16
     views = [np.ascontiguousarray(sample[side].permute(1, 2, 0).numpy().astype(np.uint8)) for side in ("left", "right")]
     views = [cv2.copyMakeBorder(view, 0, 0, bins, 0, cv2.BORDER_REPLICATE) for view in views]
@@ -53,13 +53,13 @@ def sgbm_disparity(sample: dict, max_disparity: float) -> np.ndarray:
 
 
 def background_filled(disparity: np.ndarray) -> np.ndarray:
-    """Holes take the smaller of the two disparities that are next to them in their row: what is hidden is behind."""
+    """Fill holes with the smaller of the neighbouring disparities in their row: hidden pixels are in the background."""
     width = disparity.shape[1]
     column = np.arange(width)
     before = np.maximum.accumulate(np.where(disparity > 0, column, -1), axis=1)
     after = np.minimum.accumulate(np.where(disparity > 0, column, width)[:, ::-1], axis=1)[:, ::-1]
     padded = np.pad(disparity, ((0, 0), (0, 2)))
-    padded[:, width:] = np.inf  # column -1 and column `width`: no neighbour on that side
+    padded[:, width:] = np.inf  # columns -1 and `width` mean no neighbour on that side
     neighbours = [np.take_along_axis(padded, index, axis=1) for index in (before, after)]
     filled = np.minimum(*neighbours)
     return np.where(np.isfinite(filled), filled, 0).astype(np.float32)

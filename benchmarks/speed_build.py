@@ -1,10 +1,10 @@
-"""Building an engine: time, peak memory and size, for the sizes and precisions asked for.
+"""Building an engine: time, peak memory and size, for the given sizes and precisions.
 
 python benchmarks/speed_build.py [--network vits] [--iters 22] [--sizes 320x736 576x960] [--precisions fp32 fp16]
     [--backend tensorrt_rtx] [--capability 8.6]
 
-Random weights. Export and build run as processes of their own, so that each peak is its own; the ONNX file of a size
-serves all its precisions.
+Random weights. Export and build run as separate processes, so that their peaks are separate; all precisions of a size
+use the same ONNX file.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ MIB, GIB = 2**20, 2**30
 
 
 def main() -> None:
-    """Print a row a file made."""
+    """Print a row per file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=tuple(networks.NETWORKS), default="vits")
-    parser.add_argument("--max-disparity", type=int, help="default: the network's own")
+    parser.add_argument("--max-disparity", type=int, help="default: the network's")
     parser.add_argument("--iters", type=int, default=22)
     parser.add_argument("--sizes", nargs="+", default=["320x736", "576x960"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "fp16"])
     parser.add_argument("--backend", default="tensorrt_rtx")
     parser.add_argument("--capability", default="8.6")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     table = Table("file", "size", "seconds", "peak GiB", "MiB on disk")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pth"
-        save_checkpoint(networks.made(asked.network, asked.max_disparity), checkpoint)
-        for size in asked.sizes:
+        save_checkpoint(networks.made(args.network, args.max_disparity), checkpoint)
+        for size in args.sizes:
             onnx = Path(folder) / f"{size}.onnx"
             height, width = size.split("x")
             keys = {"checkpoint": checkpoint, "onnx_file": onnx, "input_height": height, "input_width": width}
-            keys |= {"batch_size": 1, "valid_iters": asked.iters, "check": "false", "on_cpu": "true"}
-            table.add_row(f"ONNX, {asked.iters} iterations", size, *measured("export", keys, folder, onnx))
-            for precision in asked.precisions:
+            keys |= {"batch_size": 1, "valid_iters": args.iters, "check": "false", "on_cpu": "true"}
+            table.add_row(f"ONNX, {args.iters} iterations", size, *measured("export", keys, folder, onnx))
+            for precision in args.precisions:
                 engine = Path(folder) / f"{size}.{precision}.engine"
-                keys = {"onnx_file": onnx, "trt_engine": engine, "backend": asked.backend, "verify": "false"}
+                keys = {"onnx_file": onnx, "trt_engine": engine, "backend": args.backend, "verify": "false"}
                 keys |= {"tensorrt.data_type": precision}
-                if asked.backend == "tensorrt_rtx":
-                    keys |= {"compute_capabilities": f"[{asked.capability}]"}
-                table.add_row(f"{asked.backend} {precision}", size, *measured("gen_trt_engine", keys, folder, engine))
+                if args.backend == "tensorrt_rtx":
+                    keys |= {"compute_capabilities": f"[{args.capability}]"}
+                table.add_row(f"{args.backend} {precision}", size, *measured("gen_trt_engine", keys, folder, engine))
     Console(width=100).print(table)
 
 

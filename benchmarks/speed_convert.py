@@ -1,11 +1,11 @@
-"""convert against a bare recursive scandir of the same warm tree.
+"""Compare convert with a bare recursive scandir of the same tree in a warm cache.
 
 python benchmarks/speed_convert.py [--files 1000000] [--layout frames|flat|scenes] [--runs 3] [--folder FOLDER]
 
-Makes a tree of empty files, four a sample (left, right, disparity, mask), in one of three layouts: `frames`, FSD's, 500
-samples a scene in four folders; `flat`, KITTI's, four folders in all; `scenes`, Middlebury's, a folder a sample. Then
-it times, in turn and each in a process of its own, a recursive scandir that only counts, and convert with all derived
-files checked. Aims: at most 5 times the scandir, at most 1 KB of peak memory a kept sample.
+It creates a tree of empty files, four per sample (left, right, disparity, mask), in one of three layouts: `frames` as
+FSD, 500 samples per scene in four folders; `flat` as KITTI, four folders in total; `scenes` as Middlebury, a folder per
+sample. Then it times alternately, each in its own process, a recursive scandir that only counts, and convert with all
+derived files checked. Aims: at most 5 times the scandir, at most 1 KB of peak memory per kept sample.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--layout", choices=PATTERNS, default="frames")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", default=None, help="where the tree is made; it is removed again")
+    parser.add_argument("--folder", default=None, help="where the tree is created; it is removed afterwards")
     parser.add_argument("--measure", choices=("scandir", "convert"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure == "scandir":
@@ -108,7 +108,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=options.folder) as root:
         make_tree(root, options.layout, options.files // 4)
-        measure("scandir", root, options.layout)  # warms the file system's cache
+        measure("scandir", root, options.layout)  # fills the file system's cache
         scans, converts = [], []
         for _ in range(options.runs):
             scans.append(measure("scandir", root, options.layout))
@@ -118,7 +118,7 @@ def main() -> None:
         memory = max(run["bytes"] for run in converts) / samples
         print(f"layout {options.layout}: {files} files, {samples} samples, best of {options.runs}")
         print(f"bare scandir {scan:.2f} s, convert {convert:.2f} s: {convert / scan:.2f} times (aim: 5)")
-        print(f"peak memory {memory:.0f} bytes a sample (aim: 1024)")
+        print(f"peak memory {memory:.0f} bytes per sample (aim: 1024)")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""One forward pass of the network: time, peak memory, and float16 autocast against float32 in the same run.
+"""One forward pass of the network: time and peak memory, of float32 and float16 autocast in the same run.
 
 python benchmarks/speed_forward.py [--encoder vits] [--height 320] [--width 736] [--max-disparity 416] [--iters 22]
 
-Random weights, a synthetic pair. On a GPU timed with events, TF32 off, median of the warm runs; on a CPU float32 alone.
+Random weights, a synthetic pair. On a GPU it is timed with events, TF32 off, median of the warm runs; on a CPU only
+float32.
 """
 
 from __future__ import annotations
@@ -45,34 +46,34 @@ def peak_gib(gpu: bool) -> float:
 
 
 def main() -> None:
-    """Print a line a precision."""
+    """Print one line per precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--width", type=int, default=736)
     parser.add_argument("--max-disparity", type=int, default=416)
     parser.add_argument("--iters", type=int, default=22)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
-    model = create_model(encoder=asked.encoder, max_disparity=asked.max_disparity).eval().to(device)
-    scene = make_scene(asked.height, asked.width, asked.width // 8, seed=1)
+    model = create_model(encoder=args.encoder, max_disparity=args.max_disparity).eval().to(device)
+    scene = make_scene(args.height, args.width, args.width // 8, seed=1)
     pair = [torch.from_numpy(scene[side]).permute(2, 0, 1)[None].float().to(device) for side in ("left", "right")]
     name = torch.cuda.get_device_name() if gpu else "CPU"
-    print(f"{asked.encoder} {asked.height}x{asked.width} d{asked.max_disparity}, {asked.iters} iterations, {name}")
+    print(f"{args.encoder} {args.height}x{args.width} d{args.max_disparity}, {args.iters} iterations, {name}")
     reference = None
     for precision in ("fp32", "fp16") if gpu else ("fp32",):
         if gpu:
             torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=precision == "fp16"):
-            milliseconds, disparity = timed(lambda: model(*pair, iters=asked.iters), gpu, RUNS if gpu else 1)
+            milliseconds, disparity = timed(lambda: model(*pair, iters=args.iters), gpu, RUNS if gpu else 1)
         reference = reference if reference is not None else (milliseconds, disparity)
         difference = float((disparity - reference[1]).abs().mean())
         print(
             f"{precision}: {milliseconds:8.1f} ms ({reference[0] / milliseconds:.2f} x fp32's speed), "
-            f"peak {peak_gib(gpu):.2f} GiB, mean difference to fp32 {difference:.2g} px"
+            f"peak {peak_gib(gpu):.2f} GiB, mean difference from fp32 {difference:.2g} px"
         )
 
 

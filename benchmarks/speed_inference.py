@@ -1,14 +1,14 @@
-"""Inference on a GPU: eager against what `optimize_for_inference` makes of the same weights, in the same run.
+"""Inference on a GPU: compare eager execution with `optimize_for_inference` for the same weights, in the same run.
 
 python benchmarks/speed_inference.py [--network vits] [--size 320 736] [--max-disparity 416]
     [--iters 22] [--batch 1] [--parts] [--profile FILE] [--rows fp32 fp16 graph compiled]
     [--checkpoint FILE] [--pair LEFT.npy RIGHT.npy] [--peer MODULE:CALLABLE]
 
-Rows: fp32 and fp16 (autocast) are eager with the 3-D weights channels last; graph is the rewritten network in half
-precision as a CUDA graph, compiled the same through TorchInductor. A peer is called as CALLABLE(model) once and returns
-a function of left and right (B, 3, H, W), RGB, 0..255, to a disparity. TF32 is off. Times are medians of warm calls;
-memory is the allocator's peak during such calls, weights and a graph's own memory included; differences are to eager
-float32, over all pixels.
+Rows: fp32 and fp16 (autocast) are eager with channels-last 3-D weights; graph is the rewritten network in half
+precision as a CUDA graph; compiled is the same, compiled by TorchInductor. A peer is called once as CALLABLE(model) and
+returns a function from left and right (B, 3, H, W), RGB, 0..255, to a disparity. TF32 is off. Times are medians of warm
+calls; memory is the allocator's peak during such calls, including weights and the graph's own memory; differences are
+from eager float32, over all pixels.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ WARM = 3
 
 
 def main() -> None:
-    """Print a line a row and, where asked, a line a part."""
-    asked = arguments()
+    """Print one line per row and, if requested, one per part."""
+    args = arguments()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    pair = images(asked)
-    name = f"{asked.network} {asked.size[0]}x{asked.size[1]}, {asked.iters} iterations"
-    print(f"{name}, batch {asked.batch}, torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
+    pair = images(args)
+    name = f"{args.network} {args.size[0]}x{args.size[1]}, {args.iters} iterations"
+    print(f"{name}, batch {args.batch}, torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     reference = slowest = None
-    for row in (*asked.rows, *(asked.peer or ())):
+    for row in (*args.rows, *(args.peer or ())):
         torch.cuda.empty_cache()
         began = time.perf_counter()
-        predict, network = ROWS[row](asked) if row in ROWS else (peer(asked, row), None)
+        predict, network = ROWS[row](args) if row in ROWS else (peer(args, row), None)
         with torch.inference_mode():
             predict(*pair)
             torch.cuda.synchronize()
             first = time.perf_counter() - began
             disparity = predict(*pair).clone()
-            milliseconds, memory = measured(lambda predict=predict: predict(*pair), asked.runs)
+            milliseconds, memory = measured(lambda predict=predict: predict(*pair), args.runs)
         reference = disparity if reference is None else reference
         slowest = slowest or milliseconds
         apart, within = (disparity - reference).abs(), 0.25
         share = (apart <= within).float().mean()
         print(
-            f"{row}: {milliseconds / asked.batch:.2f} ms a pair ({slowest / milliseconds:.2f} x), {memory:.2f} GiB, "
+            f"{row}: {milliseconds / args.batch:.2f} ms per pair ({slowest / milliseconds:.2f} x), {memory:.2f} GiB, "
             f"ready in {first:.1f} s, mean difference {apart.mean():.2g} px, within {within} px {share:.5f}",
             flush=True,
         )
-        if network is not None and asked.parts:
-            print_parts(network, pair, asked)
-        if asked.profile and row == asked.rows[-1]:
-            write_profile(lambda predict=predict: predict(*pair), asked.profile)
+        if network is not None and args.parts:
+            print_parts(network, pair, args)
+        if args.profile and row == args.rows[-1]:
+            write_profile(lambda predict=predict: predict(*pair), args.profile)
         del predict, network
         gc.collect()
 
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=tuple(networks.NETWORKS), default="vits")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 736), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--max-disparity", type=int, help="default: the network's own")
+    parser.add_argument("--max-disparity", type=int, help="default: the network's")
     parser.add_argument("--iters", type=int, default=22)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=20)
@@ -80,52 +80,52 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer", nargs="*", metavar="MODULE:CALLABLE")
     parser.add_argument("--checkpoint", help="instead of random weights")
     parser.add_argument("--pair", nargs=2, help="two .npy (H, W, 3), cut to the size, instead of a synthetic scene")
-    parser.add_argument("--parts", action="store_true", help="time each part of the rewritten network alone")
-    parser.add_argument("--profile", help="file for the kernels of one call of the last row")
+    parser.add_argument("--parts", action="store_true", help="time each part of the rewritten network separately")
+    parser.add_argument("--profile", help="file for a list of the kernels in one call of the last row")
     return parser.parse_args()
 
 
-def images(asked: argparse.Namespace) -> list[Tensor]:
-    height, width = asked.size
-    if asked.pair:
-        both = [np.load(file)[:height, :width] for file in asked.pair]
+def images(args: argparse.Namespace) -> list[Tensor]:
+    height, width = args.size
+    if args.pair:
+        both = [np.load(file)[:height, :width] for file in args.pair]
     else:
         scene = make_scene(height, width, width // 8, seed=1)
         both = [scene["left"], scene["right"]]
-    return [torch.from_numpy(x).permute(2, 0, 1)[None].float().repeat(asked.batch, 1, 1, 1).cuda() for x in both]
+    return [torch.from_numpy(x).permute(2, 0, 1)[None].float().repeat(args.batch, 1, 1, 1).cuda() for x in both]
 
 
-def make_model(asked: argparse.Namespace) -> torch.nn.Module:
-    if asked.checkpoint:
-        return load_model(asked.checkpoint).eval().cuda()
-    return networks.made(asked.network, asked.max_disparity).eval().cuda()
+def make_model(args: argparse.Namespace) -> torch.nn.Module:
+    if args.checkpoint:
+        return load_model(args.checkpoint).eval().cuda()
+    return networks.made(args.network, args.max_disparity).eval().cuda()
 
 
-def eager(asked: argparse.Namespace, half: bool) -> tuple[Predict, None]:
-    model = channels_last(make_model(asked), dims=(3,))
+def eager(args: argparse.Namespace, half: bool) -> tuple[Predict, None]:
+    model = channels_last(make_model(args), dims=(3,))
 
     def predict(left: Tensor, right: Tensor) -> Tensor:
         with torch.autocast("cuda", torch.float16, enabled=half):
-            return model(left, right, iters=asked.iters)
+            return model(left, right, iters=args.iters)
 
     return predict, None
 
 
-def fast(asked: argparse.Namespace, compile: bool) -> tuple[Predict, torch.nn.Module]:
-    network = make_network(make_model(asked), torch.float16, compile=compile)
-    return at_size(network, *asked.size, asked.batch, asked.iters), network
+def fast(args: argparse.Namespace, compile: bool) -> tuple[Predict, torch.nn.Module]:
+    network = make_network(make_model(args), torch.float16, compile=compile)
+    return at_size(network, *args.size, args.batch, args.iters), network
 
 
-def peer(asked: argparse.Namespace, name: str) -> Predict:
+def peer(args: argparse.Namespace, name: str) -> Predict:
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)(make_model(asked))
+    return getattr(importlib.import_module(module), attribute)(make_model(args))
 
 
 ROWS = {
-    "fp32": lambda asked: eager(asked, half=False),
-    "fp16": lambda asked: eager(asked, half=True),
-    "graph": lambda asked: fast(asked, compile=False),
-    "compiled": lambda asked: fast(asked, compile=True),
+    "fp32": lambda args: eager(args, half=False),
+    "fp16": lambda args: eager(args, half=True),
+    "graph": lambda args: fast(args, compile=False),
+    "compiled": lambda args: fast(args, compile=True),
 }
 
 
@@ -142,14 +142,14 @@ def measured(call: Callable[[], object], runs: int) -> tuple[float, float]:
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end))
-    # What a graph keeps for itself is reserved, and not counted as allocated.
+    # A graph's own memory is reserved, but not counted as allocated.
     segments = torch.cuda.memory_snapshot()
     reserved = sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0))
     return statistics.median(times[WARM:]), (torch.cuda.max_memory_allocated() + reserved) / 2**30
 
 
-def print_parts(network, pair: list[Tensor], asked: argparse.Namespace) -> None:
-    """Each part as a graph of its own, with the inputs it had in a pass."""
+def print_parts(network, pair: list[Tensor], args: argparse.Namespace) -> None:
+    """Time each part as a separate graph, with the inputs of a real pass."""
     calls, parts, side = {}, network.parts, network.side
 
     def remembered(name: str, part: Callable) -> Callable:
@@ -162,12 +162,12 @@ def print_parts(network, pair: list[Tensor], asked: argparse.Namespace) -> None:
     network.side, network.parts = None, {name: remembered(name, part) for name, part in parts.items()}
     with torch.inference_mode():
         dtype = next(network.parameters()).dtype
-        network(*(x.to(dtype) / 100 - 1 for x in pair), asked.iters)
+        network(*(x.to(dtype) / 100 - 1 for x in pair), args.iters)
         for name, (part, inputs) in calls.items():
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 part(*inputs)
-            print(f"    {name}: {measured(graph.replay, asked.runs)[0]:.3f} ms", flush=True)
+            print(f"    {name}: {measured(graph.replay, args.runs)[0]:.3f} ms", flush=True)
     network.side, network.parts = side, parts
 
 

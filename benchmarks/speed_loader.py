@@ -1,14 +1,14 @@
-"""The training loader against decoding alone: pairs a second of one worker process.
+"""Compare the training loader with decoding alone: pairs per second of one worker process.
 
 python benchmarks/speed_loader.py [--pairs 16] [--height 540] [--width 960] [--crop 320 736] [--rounds 9]
 
-Writes synthetic pairs (8-bit PNG, disparities as PFM), then reads them through one loader process: decoded and thrown
-away there; as training batches of 4 with all augmentations at the defaults of the spec; with these and the flips. A
-round does all three in turn, the figures are medians over the rounds. Aim: at most 2 times the cost of decoding.
+It writes synthetic pairs (8-bit PNG, disparities as PFM), then reads them through one loader process in three ways:
+decoded and discarded; as training batches of 4 with all augmentations at their defaults; with these and flips. Each
+round does all three; the figures are medians over the rounds. Aim: at most 2 times the cost of decoding.
 
 python benchmarks/speed_loader.py --step 400 [--workers 8] [--pairs 400] [--height 540] ...
-    The training loader as `train` makes it, pinned memory where there is a GPU, beside steps that take so many
-    milliseconds each for batches of 4: the share of the time that they wait for it. Aim: at most 2 %.
+    The share of the time that training steps wait for the loader. The loader is set up as in `train` (with pinned
+    memory on a GPU); each step takes the given milliseconds for a batch of 4. Aim: at most 2 %.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CORES = usable_cores()
 
 
 class Decoded(Dataset):
-    """Reads the pairs of a data set and gives back nothing but their index."""
+    """Reads the pairs of a data set and returns only their index."""
 
     def __init__(self, dataset: StereoDataset) -> None:
         self.dataset = dataset
@@ -51,7 +51,7 @@ class Decoded(Dataset):
 
 
 def write_pairs(folder: Path, pairs: int, height: int, width: int) -> Path:
-    """The annotation list of `pairs` synthetic pairs, DIFFERENT of them over and over."""
+    """The annotation list of `pairs` synthetic pairs, which repeat DIFFERENT ones."""
     rows = []
     for number in range(min(pairs, DIFFERENT)):
         scene = make_scene(height, width, 128, number)
@@ -82,7 +82,7 @@ def seconds_a_pair(loader: DataLoader, epoch: int) -> float:
 
 
 def waiting(loader: DataLoader, step: float, crop: list[int]) -> None:
-    """Print the share of an epoch's time that steps of `step` seconds wait, the first batch apart."""
+    """Print the share of an epoch's time that steps of `step` seconds wait, without the first batch."""
     batches = iter(loader)
     next(batches)
     begin, before = time.perf_counter(), loader.waited
@@ -102,7 +102,7 @@ def waiting(loader: DataLoader, step: float, crop: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=16, help="of an epoch, at most 16 of them different")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs per epoch, at most 16 different ones")
     parser.add_argument("--height", type=int, default=540)
     parser.add_argument("--width", type=int, default=960)
     parser.add_argument("--crop", type=int, nargs=2, default=[320, 736])
@@ -132,17 +132,17 @@ def main() -> None:
             "defaults and flips": training_loader(listed, arguments.crop, {"do_flip": True}),
         }
         for loader in loaders.values():
-            seconds_a_pair(loader, 0)  # starts the workers
+            seconds_a_pair(loader, 0)  # also starts the workers
         rounds = [
             {name: seconds_a_pair(loader, number) for name, loader in loaders.items()}
             for number in range(arguments.rounds)
         ]
     print(f"{arguments.pairs} pairs {arguments.height}x{arguments.width}, crop {arguments.crop}, one worker")
-    print(f"{'':20} {'ms a pair':>10} {'pairs/s':>9} {'x decoding':>11}")
+    print(f"{'':20} {'ms per pair':>11} {'pairs/s':>9} {'x decoding':>11}")
     for name in loaders:
         cost = statistics.median(row[name] for row in rounds)
         ratio = statistics.median(row[name] / row["decoding alone"] for row in rounds)
-        print(f"{name:20} {1e3 * cost:10.1f} {1 / cost:9.1f} {ratio:11.2f}")
+        print(f"{name:20} {1e3 * cost:11.1f} {1 / cost:9.1f} {ratio:11.2f}")
 
 
 if __name__ == "__main__":

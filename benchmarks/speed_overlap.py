@@ -1,13 +1,12 @@
-"""Reading, computing and writing of evaluate and inference, together and each alone.
+"""Time reading, computing and writing of evaluate and inference, together and separately.
 
 python benchmarks/speed_overlap.py [--pairs 500] [--size 375 1242] [--batch 1] [--workers 8] [--verbs VERB ...]
     [--encoder vits | --preset tiny | --checkpoint FILE] [--iters 22]
 
-Writes scenes of synthesize's generator and lists them over and over. Then, in seconds for nine tenths of the pairs: the
-network alone, on a batch that lies where it is computed; reading and writing alone, by the action with a network that
-answers at once with a scene's ground truth; and the action itself. An action runs on a tenth of the pairs and on all of
-them, and what counts is the difference: starting, loading and the recording of a CUDA graph are no part of it. Aim:
-together at most 1.1 times the slower of the two alone.
+It writes synthetic scenes and lists them repeatedly. Then it times: the network alone, on a batch in the device's
+memory; reading and writing alone, by the action with a network that immediately returns a scene's ground truth; and the
+action itself. An action runs on a tenth of the pairs and on all of them; the difference excludes start-up, loading and
+the recording of a CUDA graph. Aim: together at most 1.1 times the slower of the two alone.
 """
 
 from __future__ import annotations
@@ -34,54 +33,54 @@ from stereo_core.spec import ExperimentSpec, spec_from_dict
 
 SPLITS = {"evaluate": "test", "inference": "infer"}
 COLUMNS = ("left/rgb", "right/rgb", "left/disparity")
-SCENES = 32  # different ones
-SECONDS = 20.0  # that the network is measured alone, at most
-WARM = 3  # calls of the network: the second records its graph
+SCENES = 32  # different scenes
+SECONDS = 20.0  # time limit for measuring the network alone
+WARM = 3  # warm-up calls of the network: the second records its graph
 
 
 def write_one(number: int, folder: Path, size: tuple[int, int]) -> list[str]:
-    """Write a scene; returns its line of an annotation list."""
+    """Write a scene; return its line of an annotation list."""
     torch.set_num_threads(1)
     data = folder / f"scene_{number:04d}"
     write_scene(data, scene_maker("rich", *size, (6, 64), 1234)(number))
     return [str(data / column / "0000.png") for column in COLUMNS]
 
 
-def lists(asked: argparse.Namespace, folder: Path) -> list[Path]:
+def lists(args: argparse.Namespace, folder: Path) -> list[Path]:
     """The lists of a tenth of the pairs and of all."""
     with get_context("spawn").Pool(min(CORES, SCENES)) as pool:
-        lines = pool.map(partial(write_one, folder=folder, size=tuple(asked.size)), range(SCENES))
+        lines = pool.map(partial(write_one, folder=folder, size=tuple(args.size)), range(SCENES))
     found = []
-    for pairs in (asked.pairs // 10, asked.pairs):
+    for pairs in (args.pairs // 10, args.pairs):
         write_annotations(folder / f"{pairs}.txt", [lines[number % SCENES] for number in range(pairs)])
         found.append(folder / f"{pairs}.txt")
     return found
 
 
-def spec_of(asked: argparse.Namespace, verb: str, listed: Path) -> ExperimentSpec:
+def spec_of(args: argparse.Namespace, verb: str, listed: Path) -> ExperimentSpec:
     source = {"data_file": str(listed), "dataset_name": "FSD"}
-    split = {"data_sources": [source], "batch_size": asked.batch, "workers": asked.workers}
-    section = {"checkpoint": asked.checkpoint, "results_dir": str(listed.parent / verb)}
-    model = {"valid_iters": asked.iters}
+    split = {"data_sources": [source], "batch_size": args.batch, "workers": args.workers}
+    section = {"checkpoint": args.checkpoint, "results_dir": str(listed.parent / verb)}
+    model = {"valid_iters": args.iters}
     tree = {"dataset": {f"{SPLITS[verb]}_dataset": split}, "model": model, verb: section}
     return spec_from_dict(verb, tree)
 
 
-def first_batch(asked: argparse.Namespace, listed: Path) -> dict[str, torch.Tensor]:
+def first_batch(args: argparse.Namespace, listed: Path) -> dict[str, torch.Tensor]:
     """The first pairs with their ground truth, stacked."""
-    loaders = StereoLoaders(spec_of(asked, "evaluate", listed))
+    loaders = StereoLoaders(spec_of(args, "evaluate", listed))
     loaders.setup("test")
-    samples = [loaders.datasets["test"][number] for number in range(asked.batch)]
+    samples = [loaders.datasets["test"][number] for number in range(args.batch)]
     return {name: torch.stack([sample[name] for sample in samples]) for name in ("left", "right", "disparity")}
 
 
 def network_alone(spec: ExperimentSpec, verb: str, batch: dict[str, torch.Tensor]) -> float:
-    """Seconds a pair."""
+    """Seconds per pair of the network alone."""
     predictor = load_predictor(spec, verb, 0)
     images = [batch[side].to(predictor.device) for side in ("left", "right")]
     with torch.inference_mode():
         for _ in range(WARM):
-            predictor.predict(*images)  # which waits for the GPU
+            predictor.predict(*images)  # also waits for the GPU
         calls, start = 0, time.perf_counter()
         while calls < 100 and time.perf_counter() < start + SECONDS:
             predictor.predict(*images)
@@ -89,28 +88,28 @@ def network_alone(spec: ExperimentSpec, verb: str, batch: dict[str, torch.Tensor
     return (time.perf_counter() - start) / (calls * len(images[0]))
 
 
-def action(asked: argparse.Namespace, verb: str, listed: list[Path], load) -> float:
-    """Seconds a pair of an action whose network `load` gives."""
+def action(args: argparse.Namespace, verb: str, listed: list[Path], load) -> float:
+    """Seconds per pair of an action whose network `load` returns."""
     module = importlib.import_module(f"stereo_core.actions.{verb}")
     module.load_predictor = load
     took = []
     for file in listed:
         start = time.perf_counter()
-        module.run(spec_of(asked, verb, file), StatusLog(None))
+        module.run(spec_of(args, verb, file), StatusLog(None))
         took.append(time.perf_counter() - start)
-    return (took[1] - took[0]) / (asked.pairs - asked.pairs // 10)
+    return (took[1] - took[0]) / (args.pairs - args.pairs // 10)
 
 
-def measure(asked: argparse.Namespace, verb: str, listed: list[Path]) -> None:
-    batch = first_batch(asked, listed[1])
+def measure(args: argparse.Namespace, verb: str, listed: list[Path]) -> None:
+    batch = first_batch(args, listed[1])
     known = Predictor(lambda left, right: batch["disparity"][: len(left), 0], settings={"max_disparity": 416})
-    alone = network_alone(spec_of(asked, verb, listed[1]), verb, batch)
-    say(f"{verb}: the network alone {1000 * alone:.1f} ms a pair")
-    files = action(asked, verb, listed, lambda *_: known)
-    say(f"{verb}: reading and writing alone {1000 * files:.1f} ms a pair")
-    together = action(asked, verb, listed, load_predictor)
+    alone = network_alone(spec_of(args, verb, listed[1]), verb, batch)
+    say(f"{verb}: the network alone {1000 * alone:.1f} ms per pair")
+    files = action(args, verb, listed, lambda *_: known)
+    say(f"{verb}: reading and writing alone {1000 * files:.1f} ms per pair")
+    together = action(args, verb, listed, load_predictor)
     say(
-        f"{verb}: together {1000 * together:.1f} ms a pair: {together / alone:.3f} times the network alone, "
+        f"{verb}: together {1000 * together:.1f} ms per pair: {together / alone:.3f} times the network alone, "
         f"{together / max(alone, files):.3f} times the slower (aim: 1.1)"
     )
 
@@ -125,18 +124,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--verbs", nargs="+", choices=tuple(SPLITS), default=list(SPLITS))
     parser.add_argument("--checkpoint", help="instead of random weights")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        listed = lists(asked, folder)
-        if asked.checkpoint is None:
-            asked.checkpoint = str(folder / "random.pth")
+        listed = lists(args, folder)
+        if args.checkpoint is None:
+            args.checkpoint = str(folder / "random.pth")
             torch.manual_seed(0)
-            save_checkpoint(create_model(**network(asked)), asked.checkpoint)
-        what = f"{asked.pairs} pairs of {asked.size[1]} x {asked.size[0]} px, {asked.iters} iterations"
-        say(f"{what}, batch {asked.batch}, {asked.workers} workers; {device()}, {CORES} cores")
-        for verb in asked.verbs:
-            measure(asked, verb, listed)
+            save_checkpoint(create_model(**network(args)), args.checkpoint)
+        what = f"{args.pairs} pairs of {args.size[1]} x {args.size[0]} px, {args.iters} iterations"
+        say(f"{what}, batch {args.batch}, {args.workers} workers; {device()}, {CORES} cores")
+        for verb in args.verbs:
+            measure(args, verb, listed)
 
 
 if __name__ == "__main__":

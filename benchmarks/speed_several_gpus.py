@@ -1,13 +1,14 @@
-"""One GPU against two: the same gradients, and what the second is worth.
+"""Compare one GPU with two: equal gradients, and the speed-up by the second.
 
 python benchmarks/speed_several_gpus.py [--seconds 230] [--processes 2]
-    First, that they do the same: the tiny network in float64 with batch normalisation at work, five steps with SGD, one
-    process with a double batch against several with SyncBatchNorm (ddp and fsdp). Then what a step of vits at 320x736
-    takes, every process with the same batch as the one alone: median of the warm steps, pairs a second, peak memory of
-    a GPU, and the share of the ideal speed-up. Each line is printed, and kept in OUT/several_gpus.json, as it is done.
+    The first part checks that both give the same result: the tiny network in float64 with active batch normalisation,
+    five steps with SGD, one process with a double batch against several with SyncBatchNorm (ddp and fsdp). The second
+    part times a step of vits at 320x736 with the same batch per process: median of the warm steps, pairs per second,
+    peak memory of a GPU, and the share of the ideal speed-up. Results are printed and saved to OUT/several_gpus.json as
+    they arrive.
 
-Every number of processes has one command of its own, which is killed when its time is over. Without GPUs it all runs on
-the CPU (`--preset tiny --size 64 96` then), where SyncBatchNorm is not there and the first part is skipped.
+Each number of processes runs as a separate command, which is killed at its time limit. Without GPUs everything runs on
+the CPU (use `--preset tiny --size 64 96`); there is no SyncBatchNorm there, so the first part is skipped.
 """
 
 from __future__ import annotations
@@ -39,50 +40,52 @@ from stereo_core.training.strategy import whole
 from stereo_core.training.trainer import quieten, trainer_of, tune
 
 PRECISIONS = ("bf16", "fp32")
-STEPS, SIZE = 5, (64, 96)  # of the comparison
+STEPS, SIZE = 5, (64, 96)  # steps and image size of the comparison
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=230, help="all in all; what is not done by then is left out")
+    parser.add_argument(
+        "--seconds", type=float, default=230, help="time limit of the whole run; later parts are left out"
+    )
     parser.add_argument("--processes", type=int, default=2, help="GPUs")
     network_options(parser)
     parser.add_argument("--size", type=int, nargs=2, default=[320, 736], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--iters", type=int, default=22)
-    parser.add_argument("--batch", type=int, default=4, help="of each process")
-    parser.add_argument("--runs", type=int, default=8, help="steps timed, after 3 warm ones")
+    parser.add_argument("--batch", type=int, default=4, help="batch of each process")
+    parser.add_argument("--runs", type=int, default=8, help="timed steps, after 3 warm-up steps")
     parser.add_argument("--out", type=Path, default=Path("runs/several_gpus"))
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    asked.out = asked.out.resolve()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if asked.part:
-        in_ranks(work, asked, StatusLog(None), Ranks(tuple(range(asked.part)) if GPU else (0,) * asked.part, GPU))
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.part:
+        in_ranks(work, args, StatusLog(None), Ranks(tuple(range(args.part)) if GPU else (0,) * args.part, GPU))
         return
-    if GPU and torch.cuda.device_count() < asked.processes:
-        sys.exit(f"{asked.processes} GPUs are needed, {torch.cuda.device_count()} are here")
+    if GPU and torch.cuda.device_count() < args.processes:
+        sys.exit(f"{args.processes} GPUs are needed, but this machine has {torch.cuda.device_count()}")
     begin = time.monotonic()
-    what = f"{asked.preset or asked.encoder} {asked.size[0]}x{asked.size[1]}, {asked.iters} iterations, "
-    print(f"{what}batch {asked.batch} a process; {device()}, torch {torch.__version__}", flush=True)
-    for old in asked.out.glob("*.json*"):
+    what = f"{args.preset or args.encoder} {args.size[0]}x{args.size[1]}, {args.iters} iterations, "
+    print(f"{what}batch {args.batch} per process; {device()}, torch {torch.__version__}", flush=True)
+    for old in args.out.glob("*.json*"):
         old.unlink()
-    failed = [part for part in (1, asked.processes) if not in_time(asked, part, begin)]
-    rows = read_rows(asked.out)
+    failed = [part for part in (1, args.processes) if not in_time(args, part, begin)]
+    rows = read_rows(args.out)
     if {"check 1"} < rows.keys():
-        compare(asked.out, rows)
-    show(rows, asked)
-    (asked.out / "several_gpus.json").write_text(json.dumps({"what": what, "rows": rows}, indent=1) + "\n")
-    sys.exit(f"{failed} processes: not all was measured" if failed else 0)
+        compare(args.out, rows)
+    show(rows, args)
+    (args.out / "several_gpus.json").write_text(json.dumps({"what": what, "rows": rows}, indent=1) + "\n")
+    sys.exit(f"the runs with {failed} processes failed; the results are incomplete" if failed else 0)
 
 
-def in_time(asked: argparse.Namespace, part: int, begin: float) -> bool:
-    """Run this script with a number of processes; half of the time that is left is for the first number."""
-    left = asked.seconds - (time.monotonic() - begin)
+def in_time(args: argparse.Namespace, part: int, begin: float) -> bool:
+    """Run this script with a number of processes; the first number gets half of the remaining time."""
+    left = args.seconds - (time.monotonic() - begin)
     process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], f"--part={part}"], start_new_session=True)
     try:
         return process.wait(left / 2 if part == 1 else left) == 0
     except subprocess.TimeoutExpired:
-        print(f"{part} processes: stopped, the time is over", flush=True)
+        print(f"{part} processes: stopped at the time limit", flush=True)
         return False
     finally:
         if process.poll() is None:
@@ -94,7 +97,7 @@ def read_rows(out: Path) -> dict[str, dict]:
 
 
 def compare(out: Path, rows: dict[str, dict]) -> None:
-    """How far weights and running statistics are from those of the one process."""
+    """Compare weights and running statistics with those of the single process."""
     one = torch.load(out / "check 1.pth", weights_only=True)
     for name in [name for name in rows if name.startswith("check") and name != "check 1"]:
         other = torch.load(out / f"{name}.pth", weights_only=True)
@@ -104,12 +107,12 @@ def compare(out: Path, rows: dict[str, dict]) -> None:
               f"{'the same' if far < 1e-9 else 'NOT THE SAME'}")  # fmt: skip
 
 
-def show(rows: dict[str, dict], asked: argparse.Namespace) -> None:
+def show(rows: dict[str, dict], args: argparse.Namespace) -> None:
     for name, row in rows.items():
         if "seconds" not in row:
             continue
-        pairs = asked.batch * row["ranks"] / row["seconds"]
-        line = f"{name:16} {1000 * row['seconds']:8.1f} ms a step, {pairs:6.2f} pairs/s, {row['peak_gib']:6.2f} GiB"
+        pairs = args.batch * row["ranks"] / row["seconds"]
+        line = f"{name:16} {1000 * row['seconds']:8.1f} ms per step, {pairs:6.2f} pairs/s, {row['peak_gib']:6.2f} GiB"
         alone = rows.get(f"{row['precision']} 1")
         if alone and row["ranks"] > 1:
             row["efficiency"] = alone["seconds"] / row["seconds"]
@@ -120,32 +123,32 @@ def show(rows: dict[str, dict], asked: argparse.Namespace) -> None:
 # ---- in each process
 
 
-def work(asked: argparse.Namespace, _: StatusLog, ranks: Ranks) -> Outcome:
+def work(args: argparse.Namespace, _: StatusLog, ranks: Ranks) -> Outcome:
     quieten()
     strategies = ("",) if ranks.world == 1 else ("ddp", "fsdp")
     with joined(ranks):
         for name in strategies if GPU else ():
-            check(asked, ranks, name)
+            check(args, ranks, name)
         for precision in PRECISIONS:
             for name in strategies:
-                row = measure(asked, ranks, precision, name)
-                note(asked, ranks, {"name": f"{precision} {ranks.world} {name}".strip(), "precision": precision} | row)
+                row = measure(args, ranks, precision, name)
+                note(args, ranks, {"name": f"{precision} {ranks.world} {name}".strip(), "precision": precision} | row)
     return Outcome("")
 
 
-def note(asked: argparse.Namespace, ranks: Ranks, row: dict) -> None:
+def note(args: argparse.Namespace, ranks: Ranks, row: dict) -> None:
     if ranks.rank == 0:
-        with (asked.out / f"{ranks.world}.jsonl").open("a") as file:
+        with (args.out / f"{ranks.world}.jsonl").open("a") as file:
             file.write(json.dumps(row | {"ranks": ranks.world}) + "\n")
         print(json.dumps(row), flush=True)
 
 
-def check(asked: argparse.Namespace, ranks: Ranks, name: str) -> None:
-    """A few steps in float64 on two images each, one a process or both in this one; rank 0 writes the weights."""
+def check(args: argparse.Namespace, ranks: Ranks, name: str) -> None:
+    """A few steps in float64 on two images, one per process or both in this one; rank 0 writes the weights."""
     torch.manual_seed(0)
     net = create_model(preset="tiny", train_iters=2).double()
     for layer in net.modules():
-        if isinstance(layer, torch.nn.Dropout):  # it is drawn anew on every rank
+        if isinstance(layer, torch.nn.Dropout):  # every rank would draw its own mask
             layer.eval()
     batches = []
     for step in range(STEPS):
@@ -153,13 +156,13 @@ def check(asked: argparse.Namespace, ranks: Ranks, name: str) -> None:
         images[1]["valid"] &= images[1]["disparity"] > 4  # the two have different numbers of valid pixels
         batches.append(double(default_collate(images if ranks.world == 1 else [images[ranks.rank % 2]])))
     sgd = {"optimizer": "SGD", "lr": 1e-2, "warmup_steps": 0}
-    settings = {"optim": sgd, "results_dir": str(asked.out), "num_epochs": 1} | named(name)
+    settings = {"optim": sgd, "results_dir": str(args.out), "num_epochs": 1} | named(name)
     fit(net, ExperimentSpec.model_validate({"train": settings}), ranks, batches, [])
     weights = {key: whole(value).cpu() for key, value in net.state_dict().items()}
     title = f"check {ranks.world} {name}".strip()
     if ranks.rank == 0:
-        torch.save(weights, asked.out / f"{title}.pth")
-    note(asked, ranks, {"name": title})
+        torch.save(weights, args.out / f"{title}.pth")
+    note(args, ranks, {"name": title})
 
 
 def named(strategy_name: str) -> dict[str, str]:
@@ -171,23 +174,23 @@ def double(batch: dict) -> dict:
             for key, value in batch.items()}  # fmt: skip
 
 
-def measure(asked: argparse.Namespace, ranks: Ranks, precision: str, name: str) -> dict:
-    """Steps of the network that was asked for."""
-    model = MODEL | network(asked) | {"train_iters": asked.iters}
-    settings = {"precision": precision, "results_dir": str(asked.out), "num_epochs": 1, "optim": COLD} | named(name)
+def measure(args: argparse.Namespace, ranks: Ranks, precision: str, name: str) -> dict:
+    """Time steps of the chosen network."""
+    model = MODEL | network(args) | {"train_iters": args.iters}
+    settings = {"precision": precision, "results_dir": str(args.out), "num_epochs": 1, "optim": COLD} | named(name)
     spec = ExperimentSpec.model_validate({"model": model, "train": settings})
     torch.manual_seed(0)
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    batch = default_collate([sample(*asked.size, asked.batch * ranks.rank + n) for n in range(asked.batch)])
-    fit(from_spec(spec), spec, ranks, [batch] * (WARM + asked.runs + 1), [clock := Clock()])
+    batch = default_collate([sample(*args.size, args.batch * ranks.rank + n) for n in range(args.batch)])
+    fit(from_spec(spec), spec, ranks, [batch] * (WARM + args.runs + 1), [clock := Clock()])
     return {"seconds": statistics.median(np.diff(clock.starts)[WARM:]), "peak_gib": peak_gib()}
 
 
 def fit(net, spec, ranks: Ranks, batches: list, callbacks: list) -> None:
-    """As `train` sets it up; no logger, no checkpoints."""
+    """Train with the setup of `train`, without loggers and checkpoints."""
     tune(net, spec.train, ranks)
     trainer = trainer_of(spec.train, ranks, callbacks)
     trainer.fit(StereoModule(net, spec), DataLoader(batches, batch_size=None))

@@ -1,4 +1,4 @@
-"""Start-up time of commands, and of the actions behind them, against a bare interpreter and against `import torch`.
+"""Start-up times of commands and their actions, compared with a bare interpreter and with `import torch`.
 
 python benchmarks/speed_startup.py [--runs 7]
 """
@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def median_seconds(arguments: list[str], runs: int) -> float:
-    """Median wall time of so many warm starts of this interpreter."""
+    """Median wall time of `runs` warm starts of this interpreter."""
     times = []
     for _ in range(runs + 1):
         start = time.perf_counter()
@@ -34,11 +34,11 @@ def median_seconds(arguments: list[str], runs: int) -> float:
 
 
 def main() -> None:
-    """Print a line a command: median seconds and the ratio to `import torch`."""
+    """Print one line per command: median seconds and the ratio to `import torch`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7, help="starts timed, after one that is not")
-    asked = parser.parse_args()
-    medians = {name: median_seconds(arguments, asked.runs) for name, arguments in COMMANDS.items()}
+    parser.add_argument("--runs", type=int, default=7, help="timed starts, after an untimed one")
+    args = parser.parse_args()
+    medians = {name: median_seconds(arguments, args.runs) for name, arguments in COMMANDS.items()}
     reference = medians["python -c 'import torch'"]
     for name, seconds in medians.items():
         print(f"{name:28s} {seconds * 1000:7.0f} ms   {seconds / reference:5.2f} x import torch")

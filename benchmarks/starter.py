@@ -1,13 +1,13 @@
-"""Train the small network on the stream of synthetic scenes, in rounds that fit into minutes of a GPU.
+"""Train the small network on the stream of synthetic scenes, in rounds of a few GPU minutes.
 
 python benchmarks/starter.py OUT [--network small] [--weights FILE] [--minutes 6] [--pairs LIST[:DATASET[:SCALE]] ...]
-    --network fast_narrow trains a FastFoundationStereo instead: the figures of both say which is the better starter.
-    A round begins at random or, with --weights, where an earlier one ended; give it another --start, so that it does
-    not see that one's scenes. The learning rate rises in the first hundred steps and falls along a cosine until the
-    time is up. OUT gets weights.pth (half precision), curve.csv (seconds, step, pairs, rate, loss, and EPE on held-out
-    scenes where measured) and, after training, zero_shot.json: figures on pairs that had no part in anything before.
+    --network fast_narrow trains a FastFoundationStereo instead, to compare both as starter.
+    A round starts from random weights or, with --weights, from those of an earlier round; set another --start, so that
+    it uses new scenes. The learning rate rises in the first hundred steps and then falls along a cosine until the time
+    is up. It writes to OUT: weights.pth (half precision), curve.csv (seconds, step, pairs, rate, loss, and EPE on
+    held-out scenes where measured) and, after training, zero_shot.json: figures on pairs that were never trained on.
 
-A step (forward, loss, backward, clipping, AdamW) is one CUDA graph; scenes are drawn on a second stream meanwhile.
+A step (forward, loss, backward, clipping, AdamW) is one CUDA graph; a second stream draws scenes at the same time.
 """
 
 from __future__ import annotations
@@ -34,48 +34,48 @@ from stereo_core.training.losses import stereo_loss
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 WARM_UP = 100  # steps
-EAGER_STEPS = 3  # before the graph is captured, at a rate of zero: AdamW makes its state
+EAGER_STEPS = 3  # before the graph is captured, at a rate of zero: AdamW creates its state
 HELD_OUT_SEED = 987654321
 BEGIN = time.monotonic()
 
 
 def main() -> None:
-    asked = arguments()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
-    model = made(asked)
+    model = made(args)
     reset_broken_statistics(model)
     model = channels_last(model.to(DEVICE)).train()
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
-    measure_stream(asked)
-    train(asked, model)
-    write_weights(model, asked)
-    say(f"weights: {(asked.out / 'weights.pth').stat().st_size / 2**20:.1f} MiB")
-    if asked.pairs:
-        report(asked)
+    measure_stream(args)
+    train(args, model)
+    write_weights(model, args)
+    say(f"weights: {(args.out / 'weights.pth').stat().st_size / 2**20:.1f} MiB")
+    if args.pairs:
+        report(args)
 
 
-def made(asked: argparse.Namespace) -> nn.Module:
-    """The network that the round begins with."""
-    say(f"{asked.network}: {networks.gflop(asked.network):.0f} GFLOP at 480x640, 8 iterations")
-    torch.manual_seed(asked.seed)
-    if asked.weights:
-        vit = {"train_vit": True} if asked.network == "small" else {}
-        return load_model(asked.weights, **vit)
-    return create_model(**networks.NETWORKS[asked.network])
+def made(args: argparse.Namespace) -> nn.Module:
+    """The network at the start of the round."""
+    say(f"{args.network}: {networks.gflop(args.network):.0f} GFLOP at 480x640, 8 iterations")
+    torch.manual_seed(args.seed)
+    if args.weights:
+        vit = {"train_vit": True} if args.network == "small" else {}
+        return load_model(args.weights, **vit)
+    return create_model(**networks.NETWORKS[args.network])
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--network", choices=("small", "fast", "fast_narrow"), default="small")
-    parser.add_argument("--weights", help="weights.pth of the round before, or starter")
-    parser.add_argument("--minutes", type=float, default=6.0, help="of training, without the figures at the end")
+    parser.add_argument("--weights", help="weights.pth of the previous round, or starter")
+    parser.add_argument("--minutes", type=float, default=6.0, help="minutes of training, without the final evaluation")
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 640), help="height and width, px")
     parser.add_argument(
-        "--disparity", type=float, nargs=2, default=(6.0, 190.0), help="of a scene's nearest surface, px"
+        "--disparity", type=float, nargs=2, default=(6.0, 190.0), help="range of a scene's largest disparity, px"
     )
     parser.add_argument("--iters", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
@@ -85,12 +85,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_weights(model: nn.Module, asked: argparse.Namespace) -> None:
-    save_checkpoint(copy.deepcopy(model).half(), asked.out / "weights.pth")
+def write_weights(model: nn.Module, args: argparse.Namespace) -> None:
+    save_checkpoint(copy.deepcopy(model).half(), args.out / "weights.pth")
 
 
 def reset_broken_statistics(model: nn.Module) -> None:
-    """Begin anew where an average is not finite: a hundred steps bring it back."""
+    """Reset running averages that are not finite: a hundred steps restore them."""
     for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
         if not torch.cat([norm.running_mean, norm.running_var]).isfinite().all():
             norm.reset_running_stats()
@@ -100,20 +100,20 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - BEGIN:6.1f} s] {text}", flush=True)
 
 
-def stream(asked: argparse.Namespace, seed: int) -> Stream:
-    return Stream(*asked.size, tuple(asked.disparity), seed, appearance=1.0)
+def stream(args: argparse.Namespace, seed: int) -> Stream:
+    return Stream(*args.size, tuple(args.disparity), seed, appearance=1.0)
 
 
-def measure_stream(asked: argparse.Namespace) -> None:
-    """Pairs a second that can be drawn when nothing else runs."""
-    batches = stream(asked, asked.seed).batches(asked.batch, DEVICE, asked.start)
+def measure_stream(args: argparse.Namespace) -> None:
+    """Print how many pairs per second can be drawn if nothing else runs."""
+    batches = stream(args, args.seed).batches(args.batch, DEVICE, args.start)
     next(batches)
     begin, count = time.perf_counter(), 10 if GPU else 1
     for _ in range(count):
         next(batches)
     if GPU:
         torch.cuda.synchronize()
-    say(f"scenes: {count * asked.batch / (time.perf_counter() - begin):.0f} pairs a second")
+    say(f"scenes: {count * args.batch / (time.perf_counter() - begin):.0f} pairs per second")
 
 
 @dataclass
@@ -122,8 +122,8 @@ class Step:
 
     Attributes:
         rate: the learning rate, a tensor so that the graph sees its changes.
-        loss: of the last step.
-        skipped: steps that were left out, since a gradient was not finite.
+        loss: loss of the last step.
+        skipped: number of steps skipped because of a non-finite gradient.
     """
 
     model: nn.Module
@@ -161,16 +161,18 @@ class Step:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         torch._foreach_mul_(grads, (1 / (norm + 1e-6)).clamp(max=1))
-        # As with a GradScaler the optimizer leaves out a step whose gradients are not finite.
+        # As with a GradScaler, the optimizer skips a step with non-finite gradients.
         self.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
-        for now, then in zip(self.statistics, before, strict=True):  # one such batch would spoil the averages for good
+        for now, then in zip(
+            self.statistics, before, strict=True
+        ):  # one such batch would permanently spoil the averages
             now.copy_(torch.where(now.isfinite() & norm.isfinite(), now, then))
         self.skipped += self.optimizer.found_inf
         self.loss.copy_(loss.detach())
 
     def capture(self, batch: dict[str, Tensor]) -> None:
-        """A few steps at a rate of zero, then the graph."""
+        """Run a few steps at a rate of zero, then capture the graph."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -183,34 +185,34 @@ class Step:
             self.run()
 
 
-def train(asked: argparse.Namespace, model: nn.Module) -> None:
-    """Steps until the time is up; the curve goes to a file line by line."""
-    step = Step(model, asked.batch, tuple(asked.size), asked.iters)
-    batches = stream(asked, asked.seed).batches(asked.batch, DEVICE, asked.start)
-    held_out = list(stream_of_held_out(asked))
+def train(args: argparse.Namespace, model: nn.Module) -> None:
+    """Train until the time is up; append the curve to a file line by line."""
+    step = Step(model, args.batch, tuple(args.size), args.iters)
+    batches = stream(args, args.seed).batches(args.batch, DEVICE, args.start)
+    held_out = list(stream_of_held_out(args))
     if GPU:
         step.capture(next(batches))
-    begin, limit, number = time.monotonic(), 60 * asked.minutes, 0
+    begin, limit, number = time.monotonic(), 60 * args.minutes, 0
     checks = [limit / 8, limit / 4, limit / 2, 3 * limit / 4]
     before = None
-    with open(asked.out / "curve.csv", "w", newline="") as file:
+    with open(args.out / "curve.csv", "w", newline="") as file:
         curve = csv.writer(file)
         curve.writerow(["seconds", "step", "pairs", "rate", "loss", "epe"])
         while (spent := time.monotonic() - begin) < limit:
-            step.rate.fill_(asked.rate * min(1, (number + 1) / WARM_UP) * (1 + math.cos(math.pi * spent / limit)) / 2)
+            step.rate.fill_(args.rate * min(1, (number + 1) / WARM_UP) * (1 + math.cos(math.pi * spent / limit)) / 2)
             step(next(batches))
             number += 1
             before = paced(before)
             due = bool(checks) and spent > checks[0]
             if due:
                 checks.pop(0)
-                write_weights(model, asked)  # a round that is cut short is not lost
+                write_weights(model, args)  # so that an interrupted round is not lost
             if due or number % 20 == 0:
                 epe = held_out_epe(model, held_out) if due else ""
                 row = [
                     round(spent, 1),
                     number,
-                    number * asked.batch,
+                    number * args.batch,
                     f"{step.rate.item():.2e}",
                     f"{step.loss.item():.3f}",
                     epe,
@@ -220,15 +222,15 @@ def train(asked: argparse.Namespace, model: nn.Module) -> None:
                 if due or number % 200 == 0:
                     say(", ".join(str(value) for value in row))
         epe = held_out_epe(model, held_out)
-        curve.writerow([round(spent, 1), number, number * asked.batch, "", f"{step.loss.item():.3f}", epe])
-    say(f"{number} steps, {number * asked.batch} pairs, {spent / number:.4f} s a step, held-out EPE {epe} px")
-    say(f"{int(step.skipped)} steps left out, since a gradient was not finite")
+        curve.writerow([round(spent, 1), number, number * args.batch, "", f"{step.loss.item():.3f}", epe])
+    say(f"{number} steps, {number * args.batch} pairs, {spent / number:.4f} s per step, held-out EPE {epe} px")
+    say(f"{int(step.skipped)} steps skipped because of a non-finite gradient")
     if GPU:
         say(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 def paced(before: torch.cuda.Event | None) -> torch.cuda.Event | None:
-    """Wait for the step before the last, or the queue of steps would outgrow the clock."""
+    """Wait for the step before the last; otherwise queued steps would exceed the time limit."""
     if not GPU:
         return None
     event = torch.cuda.Event()
@@ -238,10 +240,10 @@ def paced(before: torch.cuda.Event | None) -> torch.cuda.Event | None:
     return event
 
 
-def stream_of_held_out(asked: argparse.Namespace):
+def stream_of_held_out(args: argparse.Namespace):
     """Batches of four scenes of another seed."""
-    batches = stream(asked, HELD_OUT_SEED).batches(4, DEVICE)
-    for _ in range(math.ceil(asked.held_out / 4)):
+    batches = stream(args, HELD_OUT_SEED).batches(4, DEVICE)
+    for _ in range(math.ceil(args.held_out / 4)):
         yield next(batches)
 
 
@@ -257,11 +259,11 @@ def held_out_epe(model: nn.Module, batches: list[dict[str, Tensor]]) -> float:
     return round(torch.cat(errors).mean().item(), 3)
 
 
-def report(asked: argparse.Namespace) -> None:
-    """Figures of what was written, by the file's own values."""
-    model = load_model(asked.out / "weights.pth").eval()
-    rows = figures({name: read_set(name) for name in asked.pairs}, {"StereoSGBM": sgbm, "weights": network(model)})
-    (asked.out / "zero_shot.json").write_text(json.dumps(rows, indent=2))
+def report(args: argparse.Namespace) -> None:
+    """Evaluate the written weights file."""
+    model = load_model(args.out / "weights.pth").eval()
+    rows = figures({name: read_set(name) for name in args.pairs}, {"StereoSGBM": sgbm, "weights": network(model)})
+    (args.out / "zero_shot.json").write_text(json.dumps(rows, indent=2))
     show(rows)
 
 

@@ -1,10 +1,10 @@
-"""How well checkpoints, and StereoSGBM beside them, do on pairs that nothing was trained on.
+"""Evaluate checkpoints and StereoSGBM on pairs that were never trained on.
 
 python benchmarks/zero_shot.py LIST[:DATASET[:SCALE]] ... [--checkpoint FILE ...] [--iters N]
-    LIST is an annotation file (`left right disparity [mask]` a line); DATASET and SCALE are data_sources'
-    dataset_name and disparity_scale, as Middlebury:4 for the 8-bit files of 2003. A row is the mean over the images of
-    a list: EPE in px, BP-1, BP-2 and D1 in percent over all pixels with ground truth, and seconds an image. StereoSGBM
-    gets the largest disparity of the ground truth as its search range and has its gaps filled.
+    LIST is an annotation file (lines `left right disparity [mask]`); DATASET and SCALE are the data source's
+    dataset_name and disparity_scale, for example Middlebury:4 for the 8-bit files of 2003. A row is the mean over the
+    images of a list: EPE in px, BP-1, BP-2 and D1 in percent over all pixels with ground truth, and seconds per image.
+    StereoSGBM uses the largest disparity of the ground truth as its search range; its gaps are filled.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ COLUMNS = ("epe", "bp1", "bp2", "d1", "seconds")
 
 
 def main() -> None:
-    asked = arguments()
-    sets = {name: read_set(name) for name in asked.lists}
+    args = arguments()
+    sets = {name: read_set(name) for name in args.lists}
     matchers: dict[str, Matcher] = {"StereoSGBM": sgbm}
-    for checkpoint in asked.checkpoint:
-        matchers[Path(checkpoint).name] = network(load_model(checkpoint).eval(), asked.iters)
+    for checkpoint in args.checkpoint:
+        matchers[Path(checkpoint).name] = network(load_model(checkpoint).eval(), args.iters)
     show(figures(sets, matchers))
 
 
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lists", nargs="+")
     parser.add_argument("--checkpoint", nargs="*", default=[])
-    parser.add_argument("--iters", type=int, help="of the network; default: as stored in the checkpoint")
+    parser.add_argument("--iters", type=int, help="iterations of the network; default: the checkpoint's")
     return parser.parse_args()
 
 
@@ -63,7 +63,7 @@ def sgbm(sample: dict) -> np.ndarray:
 
 
 def network(model: torch.nn.Module, iters: int | None = None) -> Matcher:
-    """A model in eval mode, on the GPU where there is one."""
+    """A model in eval mode, on a GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
 
@@ -76,7 +76,7 @@ def network(model: torch.nn.Module, iters: int | None = None) -> Matcher:
 
 
 def figures(sets: dict[str, StereoDataset], matchers: dict[str, Matcher]) -> list[dict]:
-    """A row for each set and matcher: COLUMNS, shares in 0..1."""
+    """One row per set and matcher: COLUMNS, shares in 0..1."""
     rows = []
     for name, pairs in sets.items():
         for matcher, match in matchers.items():
@@ -87,7 +87,7 @@ def figures(sets: dict[str, StereoDataset], matchers: dict[str, Matcher]) -> lis
 
 
 def measure(sample: dict, match: Matcher) -> dict[str, float]:
-    match(sample)  # the first of a size chooses its kernels and allocates
+    match(sample)  # the first call of a size chooses kernels and allocates
     begin = time.perf_counter()
     disparity = match(sample)
     seconds = time.perf_counter() - begin

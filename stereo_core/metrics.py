@@ -5,7 +5,8 @@ Over the valid pixels of one image (mask, 0 < gt < max_disparity), with error = 
     bp1 bp2 bp3  share of pixels with an error above 1, 2, 3 px (bad-pixel rate), 0..1
     d1           share of pixels with an error above 3 px and above 5 % of the ground truth (KITTI's D1), 0..1
     rmse         root of the mean squared error, px
-Over a data set each comes twice: the mean over images (`epe`, as TAO and the Middlebury tables report it) and the mean
+Over a data set each metric has two versions: the mean over images (`epe`, as TAO and the Middlebury tables report it)
+    and the mean
 over all valid pixels (`epe_pixel`; `rmse_pixel` is the root of that mean).
 """
 
@@ -30,13 +31,13 @@ def disparity_metrics(
 
     Args:
         prediction_HW, gt_HW: disparity in px, any real type, on one device.
-        valid_HW: bool, pixels that count; those outside 0 < gt < max_disparity are left out as well.
+        valid_HW: bool, valid pixels; pixels outside 0 < gt < max_disparity are excluded as well.
         max_disparity: px, exclusive.
 
     Returns:
-        epe, bp1, bp2, bp3, d1, rmse and `pixels`, the number of pixels that counted. Without one the metrics are NaN.
-        Where the prediction is not finite at a pixel that counts, they are NaN with `pixels` above 0: a broken
-        prediction must not hide behind the comparisons, which are all false for NaN.
+        epe, bp1, bp2, bp3, d1, rmse and `pixels`, the number of valid pixels. Without valid pixels the metrics are NaN.
+        If the prediction is not finite at a valid pixel, they are NaN with `pixels` above 0: comparisons with NaN are
+        all false and would hide a broken prediction.
     """
     prediction, gt = torch.as_tensor(prediction_HW).double(), torch.as_tensor(gt_HW).double()
     counts = torch.as_tensor(valid_HW).bool() & (gt > 0) & (gt < max_disparity)
@@ -58,7 +59,7 @@ def disparity_metrics(
 class StereoMetrics:
     """Metrics over a data set, from the rows that `disparity_metrics` returns.
 
-    It keeps float64 sums, so batches may cut the data set as they like; several ranks gather their rows first. Images
+    It keeps float64 sums, so the result does not depend on the batches; several ranks gather their rows first. Images
     without a valid pixel are left out of the means and counted in `empty`.
     """
 
@@ -79,7 +80,7 @@ class StereoMetrics:
             self.counts = self.counts + self.counts.new_tensor([1, pixels, 0])
 
     def compute(self) -> dict[str, float]:
-        """`epe`, ..., `epe_pixel`, ..., and the counts `images`, `pixels`, `empty`. NaN where nothing was valid."""
+        """`epe`, ..., `epe_pixel`, ..., and the counts `images`, `pixels`, `empty`. NaN if nothing was valid."""
         images, pixels, empty = self.counts.tolist()
         macro = self.image_sums / images
         micro = self.pixel_sums / pixels

@@ -1,4 +1,4 @@
-"""Reading and writing in threads beside the work between them: in order, and with few items in memory."""
+"""Read and write in threads while the caller computes: in order, and with few items in memory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from stereo_core.cores import usable_cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST_THREADS = 8  # each holds an image and what is made of it
-WAITING = 2  # items that are ready before a thread, or their user, asks for them
+MOST_THREADS = 8  # each holds an image and its results
+WAITING = 2  # items prepared in advance for a thread or the caller
 _END: Any = object()
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items in their order, taken in a thread, up to WAITING of them before they are asked for.
+    """The items in order, read in a thread up to WAITING items in advance.
 
-    The first is taken in the caller's thread, where a loader can start its processes and watch over them. An error
-    comes in the place of the item that was not to be had.
+    The first item is read in the caller's thread, where a loader can start its processes and monitor them. If an item
+    cannot be read, its error is raised in its place.
     """
     iterator, pool = iter(items), ThreadPoolExecutor(1, "ahead")
     taken: deque[Future[Any]] = deque()
@@ -39,12 +39,12 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 def mapped(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
     """`function(item)` of every item, in the items' order, computed in threads.
 
-    Items are taken in the caller's thread. At most threads + WAITING of them are in hand, at work or done and not asked
-    for, whichever side is the slower one. Whatever was taken is finished, also where `items` ends in an error: the
-    results before it come first, as they do before the error of a function.
+    Items are read in the caller's thread. At most threads + WAITING of them are in progress or finished but not yet
+    consumed. If `items` or a function raises an error, the items read before it are finished, and their results come
+    first.
 
     Args:
-        threads: how many; None: as many as there are cores, MOST_THREADS at most.
+        threads: number of threads; None: the number of cores, at most MOST_THREADS.
     """
     threads = threads or min(usable_cores(), MOST_THREADS)
     in_hand: deque[Future[Result]] = deque()
@@ -52,7 +52,7 @@ def mapped(function: Callable[[Item], Result], items: Iterable[Item], threads: i
     with ThreadPoolExecutor(threads, "mapped") as pool:
         for item in _until_an_error(items, failed):
             in_hand.append(pool.submit(function, item))
-            del item  # the thread alone holds it, and only as long as it works on it
+            del item  # only the thread holds it, and only while it works on it
             while in_hand and (len(in_hand) >= threads + WAITING or in_hand[0].done()):
                 yield in_hand.popleft().result()
         while in_hand:

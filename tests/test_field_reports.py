@@ -26,7 +26,9 @@ def test_a_pfm_whose_header_denies_its_byte_order_is_no_ground_truth(tmp_path, w
     disparity[:3] = 0  # occluded
     body = disparity[::-1].astype("<f4" if meant == b"-1" else ">f4").tobytes()
     (tmp_path / "d.pfm").write_bytes(b"Pf\n30 20\n" + written + b"\n" + body)
-    with pytest.raises(DataError, match=r"d\.pfm: its bytes stand in the order that its header denies; turn the sign"):
+    with pytest.raises(
+        DataError, match=r"d\.pfm: the bytes are in the opposite order of what the header says; change the sign"
+    ):
         read_disparity(tmp_path / "d.pfm")
     (tmp_path / "d.pfm").write_bytes(b"Pf\n30 20\n" + meant + b"\n" + body)
     assert np.array_equal(read_disparity(tmp_path / "d.pfm")[0], disparity)
@@ -51,7 +53,7 @@ def test_a_pointer_of_git_lfs_says_so(tmp_path):
 def test_a_list_of_windows_says_what_to_write(tmp_path):
     """gengshan-y/high-res-stereo#34: paths with backslashes find nothing."""
     (tmp_path / "list.txt").write_bytes(b"left\\000.png right\\000.png\r\n")
-    with pytest.raises(DataError, match=r"list\.txt:1: no such left file: .*\n.*\nwrite / in place of \\ in the paths"):
+    with pytest.raises(DataError, match=r"list\.txt:1: no such left file: .*\n.*\nwrite / instead of \\ in the paths"):
         check_files(read_annotations(tmp_path / "list.txt"))
 
 

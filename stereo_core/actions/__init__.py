@@ -1,2 +1,2 @@
-"""One file a verb, as its row in `stereo_core.verbs` says. Each has `run(spec, status) -> Outcome` and imports heavy
-libraries only inside its own file."""
+"""One file per verb, named in its row of `stereo_core.verbs`. Each has `run(spec, status) -> Outcome`, and only these
+files import heavy libraries."""

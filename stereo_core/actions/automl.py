@@ -1,4 +1,4 @@
-"""automl: a search for hyperparameters, each trial a training of its own."""
+"""automl: a search for hyperparameters; each trial is a training run."""
 
 from __future__ import annotations
 
@@ -28,56 +28,58 @@ from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
-# What may differ when a search goes on: where it runs, and what each trial has of its own.
+# Keys that may change when a search is resumed: where it runs, and what each trial sets itself.
 _FREE = ("results_dir", "num_gpus", "gpu_ids", "resume_training_checkpoint_path", "monitor", "num_epochs")
 
 
 def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
-    """Train with one set of values after the other, and keep the best.
+    """Train with different sets of values, and keep the best.
 
-    The first trial is the baseline, the spec as it is, so that the result is never worse. Trials stand in
-    `trials/NNN/`, Optuna's journal in `journal.log`: the same command goes on with a search that was stopped or killed.
+    The first trial is the baseline, the unchanged spec, so that the result is never worse. Trials are in `trials/NNN/`,
+    Optuna's journal is `journal.log`: the same command resumes a search that was stopped or killed.
     `best_spec.yaml` is the user's spec with the best values (and the user's own `train.num_epochs`),
-    `dn_model_best.pth` a link to the best checkpoint, `trials.csv` and `report.html` show all trials.
+    `dn_model_best.pth` links to the best checkpoint, and `trials.csv` and `report.html` show all trials.
 
     With `automl_policy: off` this is `depth_net train`, in the folder of the search.
 
     Raises:
-        SpecError: Optuna is missing, the folder holds another search or one is running in it, there are more nodes, or
-            a searched key of the schedule would act after a trial's last step.
+        SpecError: Optuna is missing, the folder holds another search or a running one, there are several nodes, or a
+            searched key of the schedule would only have an effect after a trial's last step.
         UserError: a trial's input is wrong.
-        RuntimeError: no trial came to its end.
+        RuntimeError: no trial finished.
     """
     folder = results_dir(spec, "automl")
     if spec.automl.automl_policy == "off":
-        return _plain_training(spec, status, folder)
+        return _train_once(spec, status, folder)
     ranks = resolve(spec.train, "train", torch.cuda.device_count())
     if ranks.nodes > 1 or ranks.local is not None:
-        raise SpecError(f"automl: a search runs as one process on one node, and the environment asks for {_who(ranks)}")
+        raise SpecError(f"automl: a search runs as one process on one node, but the environment requests {_who(ranks)}")
     check_schedule(spec)
     with alone(folder) as lock:
         study = SearchStudy(folder, spec.automl, search_space(spec), _what_counts(spec))
         places = slots(spec.automl, ranks.devices if ranks.gpu else (), dict(os.environ))
-        LOG.info("%d trials at a time, %s; the log of each is trials/NNN/log.txt", len(places), _where(ranks))
+        LOG.info(
+            "running %d trials at a time, %s; each writes its log to trials/NNN/log.txt", len(places), _where(ranks)
+        )
         with SearchBar(study) as bar:
 
-            def tell(line: str) -> None:
+            def report_line(line: str) -> None:
                 status.running(line)
                 bar.say(line)
 
-            Search(spec, study, folder, places, lock, tell).run()
+            Search(spec, study, folder, places, lock, report_line).run()
         return _outcome(spec, study, folder)
 
 
-def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Outcome:
-    from stereo_core.actions.train import run as train  # with Lightning, which a search itself does without
+def _train_once(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Outcome:
+    from stereo_core.actions.train import run as train  # needs Lightning, which a search itself does not
 
-    line = "automl_policy is off: plain training, no search"
+    line = "automl_policy is off: training without a search"
     LOG.info(line)
     status.running(line)
-    plain = spec.model_copy(deep=True)
-    plain.train.results_dir = str(folder)
-    outcome = train(plain, status)
+    training = spec.model_copy(deep=True)
+    training.train.results_dir = str(folder)
+    outcome = train(training, status)
     if "checkpoint" in outcome.artifacts:
         outcome.artifacts["best_spec"] = results.write_spec(spec, folder, {})
         outcome.metadata["best_spec"] = {}
@@ -85,15 +87,16 @@ def _plain_training(spec: ExperimentSpec, status: StatusLog, folder: Path) -> Ou
 
 
 def check_schedule(spec: ExperimentSpec) -> None:
-    """SpecError where a searched key of the schedule acts in no trial; a warning where a warm-up takes all of it."""
+    """SpecError if a searched key of the schedule has no effect in any trial; a warning if a warm-up takes a whole
+    trial."""
     split = spec.dataset.train_dataset
     pairs = sum(len(list_pairs(source)) for source in split.data_sources)
     steps = spec.automl.automl_max_epochs * math.ceil(pairs // split.batch_size / spec.train.accumulate)
-    idle = [f"automl.automl_hyperparameters: {path} changes nothing: {why}" for path, why in never_reached(spec, steps)]
+    idle = [f"automl.automl_hyperparameters: {path} has no effect: {why}" for path, why in never_reached(spec, steps)]
     if idle:
         raise SpecError("\n".join(idle))
     if doubt := warm_up_without_end(spec.train.optim, steps):
-        LOG.warning("in each trial, which takes automl.automl_max_epochs: %s", doubt)
+        LOG.warning("in each trial, whose length is automl.automl_max_epochs: %s", doubt)
 
 
 def _who(ranks: Ranks) -> str:
@@ -105,7 +108,7 @@ def _where(ranks: Ranks) -> str:
 
 
 def _what_counts(spec: ExperimentSpec) -> dict[str, Any]:
-    """The part of the spec that the values of trials depend on."""
+    """The part of the spec that determines the results of trials."""
     tree = train_tree(spec, {})
     kept = {name: value for name, value in tree.get("train", {}).items() if name not in _FREE}
     return {"dataset": tree.get("dataset", {}), "model": tree.get("model", {}), "train": kept}
@@ -115,10 +118,10 @@ def _outcome(spec: ExperimentSpec, study: SearchStudy, folder: Path) -> Outcome:
     best, metric = study.best(), spec.automl.metric
     results.write_csv(study, folder)
     if best is None:
-        results.write_page(study, folder, "No trial came to its end.")
+        results.write_page(study, folder, "No trial finished.")
         reasons = {trial.user_attrs.get("reason", "") for trial in study.trials()}
         tried = counted(len(study.trials()), "trial")
-        raise RuntimeError(f"none of {tried} came to its end: {'; '.join(sorted(reasons))}")
+        raise RuntimeError(f"none of {tried} finished: {'; '.join(sorted(reasons))}")
     checkpoint, metrics = best_of(trial_folder(folder, best.number), metric)
     best_spec = results.write_spec(spec, folder, dict(best.params))
     results.link_checkpoint(folder, checkpoint)
@@ -126,7 +129,7 @@ def _outcome(spec: ExperimentSpec, study: SearchStudy, folder: Path) -> Outcome:
         results.remove_checkpoints(folder, study.trials(), checkpoint)
     baseline = study.trials()[0].value
     message = f"{counted(len(study.trials()), 'trial')}: the best is trial {best.number} with {metric} {best.value:.4f}"
-    message += f", the spec as it is has {baseline:.4f}" if baseline is not None else "; the spec as it is failed"
+    message += f"; the unchanged spec has {baseline:.4f}" if baseline is not None else "; the unchanged spec failed"
     page = results.write_page(study, folder, message)
     results.print_table(study, sys.stdout)
     states = [trial.state.name for trial in study.trials()]

@@ -1,16 +1,18 @@
 """convert: a folder of stereo pairs -> annotation lists.
 
-A left image is a file whose path below data_root holds every entry of `image_dir_pattern` and ends in
-`image_extension` (in any case; at most one character: any suffix). Its right image, disparity and mask are found by
-replacing, in that path, `image_dir_pattern[i]` by `right_dir_pattern[i]` (`depth_...`, `nocc_...`) for every i that
-both lists have, and, for disparity and mask, the suffix by `depth_extension` (`nocc_extension`); where that is empty
-it is the image's, or that of the only file of the name.
+A left image is a file whose path below data_root contains every entry of `image_dir_pattern` and ends in
+`image_extension` (case-insensitive; at most one character: any suffix). To find its right image, disparity and mask,
+`image_dir_pattern[i]` is replaced in that path by `right_dir_pattern[i]` (`depth_...`, `nocc_...`) for every i that
+both lists have, and, for disparity and mask, the suffix by `depth_extension` (`nocc_extension`). If the extension is
+empty, the image's suffix is used, or that of the only file with this name.
 
-Every folder is listed once and derived files are looked up in the listings. A sample whose derived file is missing is
+Every folder is listed once, and derived files are looked up in the listings. A sample with a missing derived file is
 left out and listed in `missing.txt`; with `strict` it is an error.
 
-Split: `split_ratio` 0 or 1 gives test.txt; otherwise train.txt gets int(samples * ratio) of them, chosen by `seed`, and
-val.txt the rest; with `split_by_scene` whole scenes (first folders below data_root) go to one side. Lists are sorted.
+Split: with `split_ratio` 0 or 1 all samples go to test.txt; otherwise train.txt gets int(samples * ratio) samples
+    chosen
+by `seed`, and val.txt the rest. With `split_by_scene` whole scenes (first folders below data_root) go to one list.
+Lists are sorted.
 """
 
 from __future__ import annotations
@@ -37,22 +39,22 @@ from stereo_core.values import counted
 logger = logging.getLogger(__name__)
 
 CHUNK = 4096
-"""Samples whose derived paths are held at once."""
+"""Number of samples whose derived paths are in memory at once."""
 
 
 def run(spec: Any, status: Any) -> Outcome:
     """Write {train,val} or {test}.txt (and missing.txt) to the results folder.
 
     Raises:
-        SpecError: patterns that can not pair anything.
-        DataError: no sample found, an unreadable folder, or with `strict` a missing file.
+        SpecError: patterns that cannot match any pair.
+        DataError: no sample is found, a folder is unreadable, or with `strict` a file is missing.
     """
     folder, root = results_dir(spec, "convert"), os.path.abspath(spec.data_root).rstrip("/")
     rules = _rules(spec)
     files = shards.packed(root or "/")
     if files and not spec.relative_paths:
-        mend = "set relative_paths=true, and this data_root where the lists are used"
-        raise SpecError(f"data_root: {root} is packed: {mend}")
+        mend = "set relative_paths=true, and set the same data_root where the lists are used"
+        raise SpecError(f"data_root: {root} is a packed folder: {mend}")
     tree, lefts = _lefts(spec, root, files)
     extensions = ("?", spec.depth_extension, spec.nocc_extension)
     samples, respelled, missing = _check(tree, lefts, rules, [not extension for extension in extensions])
@@ -63,9 +65,9 @@ def run(spec: Any, status: Any) -> Outcome:
     for name, part in parts.items():
         write_annotations(folder / f"{name}.txt", _rows(part, rules, respelled, prefix))
         if not part:
-            logger.warning("%s.txt is empty: split_ratio %s of %d samples", name, spec.split_ratio, len(samples))
+            logger.warning("%s.txt is empty with split_ratio %s and %d samples", name, spec.split_ratio, len(samples))
     shares = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
-    message = f"{counted(len(samples), 'sample')} ({shares}), {len(missing)} left out because a file is missing"
+    message = f"{counted(len(samples), 'sample')} ({shares}), {len(missing)} left out because of a missing file"
     return Outcome(message, artifacts={"annotations": folder})
 
 
@@ -76,8 +78,8 @@ def _listed(tree: Tree, root: str) -> str:
 def _lefts(spec: Any, root: str, files: Collection[str]) -> tuple[Tree, list[str]]:
     """The listings below data_root, and the left images there, sorted.
 
-    Where no path holds all entries of image_dir_pattern, those that data_root itself holds are left out, if nothing is
-    to take their place: TAO's examples have such.
+    If no path contains all entries of image_dir_pattern, those that data_root itself contains are ignored, unless they
+    are to be replaced: TAO's examples have such entries.
     """
     above = [entry for entry in _unreplaced(spec) if entry in f"{root}/"]
     for left_out in ([], above) if above else ([],):
@@ -86,18 +88,19 @@ def _lefts(spec: Any, root: str, files: Collection[str]) -> tuple[Tree, list[str
             lefts = sorted(tree.find(patterns, _suffix(spec.image_extension)))
         if lefts:
             if left_out:
-                logger.info("image_dir_pattern: %s is in data_root itself, and left out", ", ".join(left_out))
+                logger.info("image_dir_pattern: ignoring %s, which is part of data_root itself", ", ".join(left_out))
             if tree.left_out:
-                logger.info("left out, since they are no data (._*, __MACOSX, Thumbs.db, ...): %d", tree.left_out)
+                logger.info("ignoring files that are no data (._*, __MACOSX, Thumbs.db, ...): %d", tree.left_out)
             return tree, lefts
     raise DataError(
-        f"data_root {root}: none of {counted(tree.files, 'file')} has image_dir_pattern {list(spec.image_dir_pattern)}"
-        f" in its path below data_root and ends in image_extension '{spec.image_extension}'"
+        f"data_root {root}: no left image found; none of {counted(tree.files, 'file')} has image_dir_pattern"
+        f" {list(spec.image_dir_pattern)} in its path below data_root and ends in image_extension"
+        f" '{spec.image_extension}'; correct these keys"
     )
 
 
 def _unreplaced(spec: Any) -> list[str]:
-    """The entries of image_dir_pattern that are the same in every other list."""
+    """The entries of image_dir_pattern that are equal in every other list."""
     others = (spec.right_dir_pattern, spec.depth_dir_pattern, spec.nocc_dir_pattern)
     targets = [targets for targets in others if targets]
     return [
@@ -113,9 +116,9 @@ def _suffix(extension: str) -> str:
 
 
 def _rules(spec: Any) -> list[Rule]:
-    """How the right image, the disparity and the mask follow from the left path; as many as the spec asks for."""
+    """The rules that derive right image, disparity and mask from the left path, as far as the spec sets them."""
     if not spec.right_dir_pattern:
-        raise SpecError("right_dir_pattern: empty; a stereo list needs the right image")
+        raise SpecError("right_dir_pattern is empty; set it, because a stereo list needs right images")
     if spec.nocc_dir_pattern and not spec.depth_dir_pattern:
         raise SpecError("nocc_dir_pattern: a mask needs a disparity; set depth_dir_pattern too")
     sources, suffix = spec.image_dir_pattern, _suffix(spec.image_extension)
@@ -131,7 +134,7 @@ def _rules(spec: Any) -> list[Rule]:
         pairs = dict(zip(sources, targets, strict=False))
         same_suffix = not extension or _suffix(extension) == suffix
         if same_suffix and all(source == target for source, target in pairs.items()):
-            raise SpecError(f"{key}: {list(targets)} replaces nothing of image_dir_pattern {list(sources)}")
+            raise SpecError(f"{key}: {list(targets)} replaces no entry of image_dir_pattern {list(sources)}")
         rules.append(replacing(pairs, suffix, extension))
     return rules
 
@@ -142,10 +145,10 @@ def _check(
     """Look up every derived file in the listings.
 
     Args:
-        any_suffix: a column each, whether the only file of the name will do whatever its suffix.
+        any_suffix: for each column, whether the only file with that name is accepted with any suffix.
 
     Returns:
-        the left paths of whole samples; (left, column) -> path where the tree has another suffix;
+        the left paths of complete samples; (left, column) -> path if the tree has another suffix;
         left -> missing path of the others.
     """
     samples: list[str] = []
@@ -155,7 +158,7 @@ def _check(
         task = progress.add_task("looking up the files of each pair", total=len(lefts))
         for chunk in _chunks(lefts):
             for column, rule in enumerate(rules):
-                for left, path in _astray(tree, chunk, rule(chunk)):
+                for left, path in _without_exact_match(tree, chunk, rule(chunk)):
                     spelling = tree.respelling(path, any_suffix[column])
                     if spelling is None:
                         missing.setdefault(left, path)
@@ -166,8 +169,8 @@ def _check(
     return samples, respelled, missing
 
 
-def _astray(tree: Tree, lefts: list[str], paths: list[str]) -> Iterator[tuple[str, str]]:
-    """The pairs of left and derived path of which the tree has no file of just that name."""
+def _without_exact_match(tree: Tree, lefts: list[str], paths: list[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of left and derived path for which the tree has no file with exactly that name."""
     folder, names = "/", tree.names("/")
     for left, path in zip(lefts, paths, strict=True):
         if path.startswith(folder) and path[len(folder) :] in names:
@@ -188,7 +191,7 @@ def _report_missing(spec: Any, folder: Path, root: str, missing: dict[str, str],
     if not missing:
         return
     examples = "\n".join(f"  {path[1:]} (for {left[1:]})" for left, path in islice(missing.items(), 5))
-    text = f"data_root {root}: {counted(len(missing), 'left image')} without a derived file, among them\n{examples}"
+    text = f"data_root {root}: {counted(len(missing), 'left image')} without a derived file, for example\n{examples}"
     if spec.strict or not any_sample:
         mend = (
             f"check right_dir_pattern {list(spec.right_dir_pattern)}, depth_dir_pattern {list(spec.depth_dir_pattern)},"
@@ -197,7 +200,7 @@ def _report_missing(spec: Any, folder: Path, root: str, missing: dict[str, str],
         )
         raise DataError(f"{text}\n{mend}" + (" or set strict=false to leave them out" if any_sample else ""))
     write_annotations(folder / "missing.txt", ((root + path, root + left) for left, path in missing.items()))
-    logger.warning("%s\nthey are left out; all of them are in %s", text, folder / "missing.txt")
+    logger.warning("%s\nthey are left out; %s lists all of them", text, folder / "missing.txt")
 
 
 def _rows(
@@ -219,14 +222,14 @@ def _rows(
 def split(samples: list[str], ratio: float, seed: int, by_scene: bool) -> dict[str, list[str]]:
     """Divide sorted samples into {"test": ...} (ratio 0 or 1) or {"train": ..., "val": ...}; each part is sorted.
 
-    By scene, int(scenes * ratio) scenes, but at least one on either side, go to train.
+    By scene, int(scenes * ratio) scenes go to train, but at least one to each list.
 
     Raises:
         SpecError: the ratio is outside 0..1.
-        DataError: by scene, and there is only one.
+        DataError: by scene, but there is only one.
     """
     if not 0 <= ratio <= 1:
-        raise SpecError(f"split_ratio: {ratio} is outside 0..1")
+        raise SpecError(f"split_ratio: {ratio} is not in 0..1")
     if ratio in (0, 1):
         return {"test": samples}
     chooser = random.Random(seed)

@@ -1,4 +1,4 @@
-"""evaluate: a checkpoint or an engine against ground truth."""
+"""evaluate: compare the disparity of a checkpoint or an engine with ground truth."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ COLUMNS = ("path", *METRICS, "pixels", "valid")
 
 
 def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
-    """Write metrics.csv (a line an image), results.json, the first panels and, for the pages, the first and the worst
-    pairs (views.json); return the metrics over all images.
+    """Write metrics.csv (one line per image), results.json, the first panels and, for the pages, the first and the
+    worst pairs (views.json); return the metrics over all images.
 
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
-    a valid pixel, which count nowhere), `model_bytes`, latency and throughput, for engines GPU memory (of the first
-    process), `warnings` (sentences), and `settings`: `max_disparity` is the network's, `dataset_max_disparity` bounds
-    the ground truth that counts.
+    a valid pixel, which are ignored), `model_bytes`, latency and throughput, for engines GPU memory (of the first
+    process), `warnings` (sentences), and `settings`: `max_disparity` is the network's, `dataset_max_disparity` limits
+    the ground truth.
 
     Several devices or nodes (see `stereo_core.training.distribution`) share the batches; the first process writes the
-    same lines and figures that one alone would.
+    same lines and figures as a single process.
 
     Raises:
-        SpecError: settings that do not fit this machine or its environment.
+        SpecError: settings that this machine or its environment do not support.
         DataError: an image has no ground truth, or none of them has a valid pixel.
         FloatingPointError: a prediction is not finite.
     """
@@ -76,7 +76,7 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
             rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
             chosen = Chosen.of(gathered(chosen.found))
     if ranks.rank > 0:
-        return Outcome("Evaluate finished successfully; the first process has the figures")
+        return Outcome("Evaluate finished successfully; the first process reports the figures")
     names = [name_of("test", *one) for one in enumerate(spec.dataset.test_dataset.data_sources)]
     totals = _totals(rows, folder / "metrics.csv", names)
     _check(totals)
@@ -98,9 +98,9 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
 
 
 def _totals(rows: Iterator[dict[str, Any]], path: Path, names: list[str]) -> dict[str, Any]:
-    """The metrics of all rows, which are written to a table on the way.
+    """The metrics of all rows; also writes the rows to a table.
 
-    `beyond` counts pixels (see `_evaluated`), `sources` the (images, images that count nowhere) of each data source.
+    `beyond` counts pixels (see `_evaluated`), `sources` the (images, ignored images) of each data source.
     """
     metrics, beyond, sources = StereoMetrics(), 0, {name: [0, 0] for name in names}
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -123,12 +123,12 @@ def _evaluated(
     reach: int | None,
     chosen: Chosen,
 ) -> Iterator[dict[str, Any]]:
-    """A row of metrics.csv, and the sample's `index` and `source`, for every image; the first also leave a panel.
+    """For every image, a row of metrics.csv with the sample's `index` and `source`; also writes the first panels.
 
     Args:
-        max_disparity: px, exclusive: ground truth that counts.
-        reach: px, the network's max_disparity, None where nobody knows; `beyond` counts the pixels from there on.
-        chosen: gets the pairs that the pages show.
+        max_disparity: px, exclusive: limit of the ground truth.
+        reach: px, the network's max_disparity, None if unknown; `beyond` counts the pixels at or above it.
+        chosen: collects the pairs for the pages.
     """
     row = partial(_row, max_disparity=max_disparity, reach=reach, chosen=chosen)
     return mapped(row, _with_panel(pairs, folder / "panels"))
@@ -137,12 +137,12 @@ def _evaluated(
 def _with_panel(
     pairs: Iterator[tuple[dict[str, Any], np.ndarray]], folder: Path
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Path | None]]:
-    """Each pair, and the file of its panel; None of most."""
+    """Each pair and the file of its panel; None for all but the first."""
     names = UniqueNames()
     for sample, prediction_HW in pairs:
         if not sample["has_gt"]:
             raise DataError(
-                f"{sample['path']}: has no ground truth in its annotation line, so there is nothing to evaluate against"
+                f"{sample['path']}: the annotation line has no ground truth; add a disparity file to evaluate"
             )
         shown = sample["index"] < PANELS
         yield sample, prediction_HW, folder / f"{names(sample['rel'].replace('/', '_'))}.png" if shown else None
@@ -172,7 +172,7 @@ def _left(sample: dict[str, Any]) -> np.ndarray:
 def _view(
     sample: dict[str, Any], prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict[str, Any], max_disparity: float
 ) -> View:
-    facts = "no ground truth that counts"
+    facts = "no valid ground truth"
     if row["pixels"]:
         facts = f"epe {row['epe']:.3f} px, bad pixels above 2 px {row['bp2']:.1%}, d1 {row['d1']:.1%}"
     return view(sample["rel"], _left(sample), prediction_HW, scale_end(max_disparity), path=str(sample["path"]),
@@ -182,22 +182,23 @@ def _view(
 def _check(totals: dict[str, Any]) -> None:
     if not totals["images"]:
         raise DataError(
-            f"none of the images ({totals['empty']}) has a valid ground-truth pixel (mask, 0 < disparity < "
+            f"none of the images ({totals['empty']}) has valid ground truth (visible in the mask, 0 < disparity < "
             "dataset.max_disparity); check dataset_name, disparity_format and dataset.max_disparity"
         )
 
 
 def _doubts(totals: dict[str, Any], reach: int | None) -> Iterator[str]:
-    """What makes the figures say less than they seem to."""
+    """Warnings about figures that may mislead."""
     for name, (images, empty) in totals["sources"].items():
         if empty:
             yield (
-                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground-truth pixel "
-                "(mask, 0 < disparity < dataset.max_disparity) and count nowhere; see metrics.csv"
+                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground truth (visible in the mask, "
+                "0 < disparity < dataset.max_disparity) and are ignored; see metrics.csv"
             )
     if totals["beyond"]:
         yield (
-            f"{totals['beyond'] / totals['pixels']:.2%} of the pixels that count have a ground truth at or above the "
-            f"network's max_disparity, {reach} px, which it can hardly find; set model.max_disparity where the weights "
-            "were trained for more, else lower dataset.max_disparity"
+            f"{totals['beyond'] / totals['pixels']:.2%} of the valid pixels have ground truth at or above the "
+            "network's "
+            f"max_disparity of {reach} px, which the network can hardly predict; if the weights were trained for a "
+            "larger range set model.max_disparity, otherwise lower dataset.max_disparity"
         )

@@ -1,7 +1,7 @@
-"""export: a checkpoint becomes one ONNX file, checked against PyTorch before it gets its name.
+"""export: convert a checkpoint to one ONNX file, which is checked against PyTorch before it gets its final name.
 
-An ONNX file that is there already (of TAO, of NGC, or ours) is taken over as it is, so that what comes after, and a
-pipeline, need not ask which of the two it was given.
+If the input is already an ONNX file (from TAO, NGC or ours), it is copied unchanged, so that later steps and pipelines
+need not distinguish the two cases.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from stereo_core.values import counted
 LOG = logging.getLogger(__name__)
 
 _AXES = {0: "batch_size", 2: "height", 3: "width"}
-MOST_BYTES = 2**31 - 2**20  # a protobuf message, and so an ONNX file in one piece, ends at 2 GiB
+MOST_BYTES = 2**31 - 2**20  # a protobuf message, and so a single ONNX file, is limited to 2 GiB
 
 
 class ExportGraph(torch.nn.Module):
-    """The network as the ONNX file holds it: normalised images (B, 3, H, W) -> disparity (B, 1, H, W) px."""
+    """The network as exported: normalised images (B, 3, H, W) -> disparity (B, 1, H, W) px."""
 
     def __init__(self, model: StereoNetwork):
         super().__init__()
@@ -51,24 +51,28 @@ def run(spec: Any, status: Any) -> Outcome:
     """Write `export.onnx_file`.
 
     Raises:
-        UserError: a file that is no checkpoint, a network too large for one file. (Sizes and opset were checked when
-            the spec was loaded.)
-        RuntimeError: ONNX Runtime's disparity is not PyTorch's (`export.check`); no file is left then.
+        UserError: the file is no checkpoint, or the network is too large for one file. (Loading the spec has already
+            checked sizes and opset.)
+        RuntimeError: ONNX Runtime's disparity differs from PyTorch's (`export.check`); no file is written.
     """
     section = spec.export
     kind = file_kind(section.checkpoint)
     if kind in ("engine", "tensorrt", "pt2"):
-        raise ModelError(f"{section.checkpoint}: an engine, not a checkpoint; set export.checkpoint to a checkpoint")
+        raise ModelError(
+            f"{section.checkpoint}: this is an engine, not a checkpoint; set export.checkpoint to a checkpoint"
+        )
     out = Path(section.onnx_file)
     if out.exists() and out.samefile(section.checkpoint):
-        raise SpecError(f"export.onnx_file: {out} is the checkpoint itself; give the ONNX file another name")
+        raise SpecError(
+            f"export.onnx_file: {out} is also the name of the checkpoint; choose another name for the ONNX file"
+        )
     if kind == "onnx":
-        return _take_over(Path(section.checkpoint), out, section.check, status)
+        return _copy_onnx(Path(section.checkpoint), out, section.check, status)
     device = _device(section)
     status.running(f"Loading checkpoint: {section.checkpoint}")
     model = from_spec(spec, section.checkpoint).eval().to(device)
     _check_weights(model)
-    # The file is float32 for every batch; lower precision is the engine's business.
+    # The file is float32 for every batch; the engine build lowers the precision.
     model.config = replace(model.config, mixed_precision=False, valid_iters=section.valid_iters)
     model.open_size(section.dynamic_hw)
     graph = ExportGraph(model).eval()
@@ -85,28 +89,28 @@ def run(spec: Any, status: Any) -> Outcome:
 def _outcome(out: Path, info: dict[str, Any], nodes: int, kpi: dict[str, Any], checked: str) -> Outcome:
     size = out.stat().st_size
     return Outcome(
-        message=f"ONNX file {out} written: {counted(nodes, 'node')}, {size / 1e6:.1f} MB, {checked}.",
+        message=f"Wrote ONNX file {out}: {counted(nodes, 'node')}, {size / 1e6:.1f} MB, {checked}.",
         kpi=kpi | {"onnx_nodes": nodes, "onnx_bytes": size},
         artifacts={"onnx": out},
         metadata={"onnx": {key: value for key, value in info.items() if key != "kind" and value is not None}},
     )
 
 
-def _take_over(path: Path, out: Path, check: bool, status: Any) -> Outcome:
-    """Copy a stereo ONNX file, weights beside it included; with `check` it runs once, on a synthetic pair."""
+def _copy_onnx(path: Path, out: Path, check: bool, status: Any) -> Outcome:
+    """Copy a stereo ONNX file, including external weights; with `check` it runs once on a synthetic pair."""
     import onnx
 
     info = read_onnx(path)
-    LOG.info("%s is an ONNX file already: it is taken over as it is, with the size, opset and iterations it has", path)
-    status.running(f"Taking over {path}")
+    LOG.info("%s is already an ONNX file: it is copied unchanged and keeps its size, opset and iterations", path)
+    status.running(f"Copying {path}")
     model = onnx.load(path)
     with atomic_path(out) as temporary:
         onnx.save(model, temporary)
         if check:
             pair = synthetic_pair(info["input_height"] or 320, info["input_width"] or 736, info["min_batch"])
             if not np.isfinite(reference_disparity(temporary, *pair)).all():
-                raise RuntimeError(f"{path}: its disparity of a synthetic pair is not finite; no file was written")
-    return _outcome(out, info, len(model.graph.node), {}, "taken over" + (", runs" if check else ", not checked"))
+                raise RuntimeError(f"{path}: the disparity of a synthetic pair is not finite; no file was written")
+    return _outcome(out, info, len(model.graph.node), {}, "copied" + (", runs" if check else ", not checked"))
 
 
 def _device(section: Any) -> torch.device:
@@ -119,7 +123,7 @@ def _check_weights(model: StereoNetwork) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size > MOST_BYTES:
         raise ModelError(
-            f"encoder {model.config.encoder}: {size / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB); "
+            f"encoder {model.config.encoder}: {size / 2**30:.1f} GiB of weights do not fit in one ONNX file (2 GiB); "
             "export vitl or a smaller encoder"
         )
 
@@ -147,10 +151,10 @@ def _info(config: Any, section: Any) -> dict[str, Any]:
 
 
 def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) -> None:
-    """Trace with batch N, or 1 where the batch stays open; PyTorch's own notes about tracing are not the user's.
+    """Trace with batch N, or 1 if the batch is dynamic; PyTorch's tracing warnings are suppressed.
 
-    The TorchScript exporter is the better of PyTorch's two here: it writes every opset from 16 to 20 as asked for, the
-    other 18 for 16 and 17, takes ten times as long and makes a file a sixth larger, with a sixth fewer nodes.
+    PyTorch has two exporters; the TorchScript one is better here: it writes every requested opset from 16 to 20. The
+    other writes 18 for 16 and 17, takes ten times as long and makes a file a sixth larger, with a sixth fewer nodes.
     """
     shape = (max(1, section.batch_size), 3, section.input_height, section.input_width)
     generator = torch.Generator().manual_seed(0)
@@ -168,14 +172,14 @@ def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) ->
             input_names=[LEFT, RIGHT],
             output_names=[DISPARITY],
             dynamic_axes=dict.fromkeys((LEFT, RIGHT, DISPARITY), axes),
-            # On a GPU the exporter would fold its own constants, which lie in the CPU's memory, with weights there.
+            # On a GPU the exporter would fold its own constants, which are in CPU memory, with weights on the GPU.
             do_constant_folding=device.type == "cpu",
             verbose=section.verbose,
         )
 
 
 def _finish(path: Path, info: dict[str, Any], config: Any) -> tuple[dict[str, Any], int]:
-    """Simplify the graph, write down the output's shape, which the exporter loses, and the metadata.
+    """Simplify the graph; add the output's shape, which the exporter loses, and the metadata.
 
     Returns:
         `info` with the precision, and the number of nodes.
@@ -197,8 +201,8 @@ def _finish(path: Path, info: dict[str, Any], config: Any) -> tuple[dict[str, An
 
 
 def merge_equal_nodes(graph: Any) -> None:
-    """Drop Identity nodes, and nodes that compute what an earlier one computes: the unrolled iterations repeat the
-    arithmetic of shapes and the constants. Works in place on a graph without subgraphs and random numbers."""
+    """Remove Identity nodes, and nodes that repeat an earlier one: the unrolled iterations repeat shape arithmetic and
+    constants. Works in place on a graph without subgraphs and random numbers."""
     outputs = {value.name for value in graph.output}
     first: dict[tuple[Any, ...], Any] = {}
     instead: dict[str, str] = {}
@@ -223,8 +227,8 @@ def merge_equal_nodes(graph: Any) -> None:
 def _compare(
     graph: ExportGraph, onnx: Path, spec: Any, precision: str, device: torch.device, status: Any
 ) -> dict[str, float]:
-    """Run the file and the network on one batch, with an open batch on two pairs, which the trace has not seen; with
-    open height and width at a second size too. The largest differences count."""
+    """Run the file and the network on one batch: two pairs if the batch is dynamic, and also at a second size if height
+    and width are dynamic, because tracing used neither. Return the largest differences."""
     section = spec.export
     sizes = [(section.input_height, section.input_width)]
     if section.dynamic_hw:
@@ -232,7 +236,7 @@ def _compare(
     found = []
     for height, width in sizes:
         left, right, source = _pair(spec, height, width, section.batch_size if section.batch_size > 0 else 2)
-        status.running(f"Checking the ONNX file against PyTorch at {width} x {height} px on {source}")
+        status.running(f"Comparing the ONNX file with PyTorch at {width}x{height} px on {source}")
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             expected = graph(*(torch.from_numpy(x).to(device) for x in (left, right)))[:, 0].float().cpu().numpy()
         found.append(difference(reference_disparity(onnx, left, right), expected, precision))
@@ -240,12 +244,13 @@ def _compare(
 
 
 def _other(side: int) -> int:
-    """Another multiple of 32, of which the ViT sees another size: half of it, or twice where that is too small."""
+    """Another multiple of 32 that gives the ViT another input size: half, or twice if half is too small."""
     return -(-side // 64) * 32 if side >= 128 else 2 * side
 
 
 def _pair(spec: Any, height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Different normalised pairs (B, 3, H, W), the first a real one where the spec names data; and where it is from."""
+    """Different normalised pairs (B, 3, H, W), the first a real one if the spec names data; and a text on its
+    origin."""
     left, right = synthetic_pair(height, width, batch)
     for split in ("infer", "test"):
         if not getattr(spec.dataset, f"{split}_dataset").data_sources:

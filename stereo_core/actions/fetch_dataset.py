@@ -1,5 +1,5 @@
-"""fetch_dataset: a data set in object storage as a folder: its files, those files in a few tar shards, or a note from
-which steps read it lazily."""
+"""fetch_dataset: provide a data set from object storage as a folder: its files, the files packed in a few tar shards,
+or a note through which steps read the objects lazily."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stereo_core.values import counted, from_json
 
 
 def run(spec: Any, status: Any) -> Outcome:
-    """Fetch every object below `uri`, pack it, or note what is there.
+    """Fetch every object below `uri`, pack the files, or write a note that refers to them.
 
     Raises:
         DataError, StorageError: as storage.fetch_tree.
@@ -29,11 +29,11 @@ def run(spec: Any, status: Any) -> Outcome:
     if spec.mode == "pack":
         sizes = _sizes(uri, folder)
         made = shards.pack(sizes, lambda name: _contents(f"{uri}/{name}"), folder, spec.shard_mib * 2**20)
-        message = f"{counted(len(sizes), 'file')} of {uri} in {counted(len(made), 'shard')} in {folder}"
+        message = f"{counted(len(sizes), 'file')} of {uri} packed in {counted(len(made), 'shard')} in {folder}"
         return Outcome(message, artifacts={"images": folder})
     if spec.mode == "copy":
         found = storage.fetch_tree(uri, folder)
-        return Outcome(f"{counted(len(found), 'file')} of {uri} in {folder}", artifacts={"images": folder})
+        return Outcome(f"{counted(len(found), 'file')} of {uri} fetched to {folder}", artifacts={"images": folder})
     note = describe(uri)
     with atomic_path(folder / REFERENCE) as temporary:
         temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
@@ -41,22 +41,22 @@ def run(spec: Any, status: Any) -> Outcome:
 
 
 def _sizes(uri: str, folder: Path) -> dict[str, int]:
-    """The files below a folder or prefix, and their sizes in bytes.
+    """The files below a folder or prefix, with their sizes in bytes.
 
     Raises:
-        DataError: there are none, or they are packed already.
-        SpecError: the shards would lie among them.
+        DataError: there are none, or they are already packed.
+        SpecError: the shards would be written among them.
     """
     if is_uri(uri):
         sizes = {name: entry.size for name, entry in storage.tree(uri).items()}
     elif folder.resolve().is_relative_to(Path(uri).resolve()):
-        raise SpecError(f"results_dir: {folder} lies in {uri}, which is to be packed; choose a folder outside of it")
+        raise SpecError(f"results_dir: {folder} is inside {uri}, which is to be packed; choose a folder outside it")
     else:
         sizes = {name[1:]: os.path.getsize(uri + name) for name in Tree(uri).find((), "")}
     if not sizes:
-        raise DataError(f"{uri}: no file below this folder")
+        raise DataError(f"{uri}: there is no file below this folder; check uri")
     if shards.packed(uri):
-        raise DataError(f"{uri}: holds shards, it is packed already")
+        raise DataError(f"{uri}: the folder already contains shards, so it is already packed")
     return sizes
 
 
@@ -65,14 +65,14 @@ def _contents(path: str) -> bytes:
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """What a note says of a prefix, or of a folder, whose files' times stand for their contents.
+    """The note about a prefix or a folder; modification times of a folder's files identify their contents.
 
     Raises:
-        DataError: nothing is there; or as storage.children.
+        DataError: there is no file; or as storage.children.
     """
     found = storage.tree(uri) if is_uri(uri) else _files(Path(uri))
     if not found:
-        raise DataError(f"{uri}: no file below this folder")
+        raise DataError(f"{uri}: there is no file below this folder; check uri")
     listing = "".join(f"{name}\0{entry.etag}\n" for name, entry in sorted(found.items()))
     digest = hashlib.sha256(listing.encode()).hexdigest()
     return {"uri": uri, "files": len(found), "bytes": sum(e.size for e in found.values()), "sha256": digest}
@@ -84,10 +84,10 @@ def _files(folder: Path) -> dict[str, storage.Entry]:
 
 
 def referred(folder: Path) -> str:
-    """The URI that a folder's note refers to; of a folder without a note its own path.
+    """The URI that a folder's note refers to; for a folder without a note, its own path.
 
     Raises:
-        DataError: the note can not be read, or the objects are no longer those that it was written for.
+        DataError: the note cannot be read, or the objects have changed since it was written.
     """
     file = folder / REFERENCE
     if not file.is_file():
@@ -97,7 +97,7 @@ def referred(folder: Path) -> str:
         uri = str(note["uri"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{file}: no note of fetch_dataset ({reason}); run fetch_dataset again") from None
+        raise DataError(f"{file}: this is not a note of fetch_dataset ({reason}); run fetch_dataset again") from None
     if describe(uri) != note:
         raise DataError(f"{uri}: objects were added, removed or changed since fetch_dataset; run it again")
     return uri

@@ -1,4 +1,4 @@
-"""final_status: what became of a pipeline's steps, for its exit handler. It writes and logs; it sends nothing."""
+"""final_status: report the result of a pipeline's steps, as its exit handler. It writes and logs; it sends nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stereo_core.spec import results_dir
 from stereo_core.values import from_json
 
 LOG = logging.getLogger(__name__)
-GOOD = ("SUCCEEDED", "UNKNOWN")  # states without a reason
+GOOD = ("SUCCEEDED", "UNKNOWN")  # states that need no reason
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -24,23 +24,23 @@ def run(spec: Any, status: Any) -> Outcome:
         with atomic_path(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     state, error = status.get("state", "UNKNOWN"), status.get("error") or {}
-    told = f"{spec.title}: {state}"
+    message = f"{spec.title}: {state}"
     if state not in GOOD and error.get("message"):
-        told += f": {'; '.join(error['message'].splitlines())}"
-    (LOG.info if state == "SUCCEEDED" else LOG.error)("%s", told)
-    return Outcome(told, artifacts={"summary": folder / "summary.md"})
+        message += f": {'; '.join(error['message'].splitlines())}"
+    (LOG.info if state == "SUCCEEDED" else LOG.error)("%s", message)
+    return Outcome(message, artifacts={"summary": folder / "summary.md"})
 
 
 def by_steps(status: dict[str, Any]) -> dict[str, Any]:
-    """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, error) with the steps that failed in its message.
+    """KFP's PipelineTaskFinalStatus (state, pipelineJobResourceName, error) with the failed steps in its message.
 
-    Its pipelineTaskName is left out: it names the block that the handler belongs to (exit-handler-1), not a step.
+    Its pipelineTaskName is left out: it names the handler's block (exit-handler-1), not a step.
     """
     status, error = {key: value for key, value in status.items() if key != "pipelineTaskName"}, status.get("error")
     if not error:
         return status
-    told = readable(error.get("message") or "", status.get("pipelineJobResourceName", ""))
-    return status | {"error": error | {"message": told.strip()}}
+    message = readable(error.get("message") or "", status.get("pipelineJobResourceName", ""))
+    return status | {"error": error | {"message": message.strip()}}
 
 
 def summary(title: str, status: dict[str, Any]) -> str:
@@ -50,41 +50,42 @@ def summary(title: str, status: dict[str, Any]) -> str:
     lines = [f"# {title}: {state}", ""]
     lines += [f"- run: {status['pipelineJobResourceName']}"] if status.get("pipelineJobResourceName") else []
     if state not in GOOD:
-        lines += ["", "```", error.get("message") or NOT_TOLD, "```"]
+        lines += ["", "```", error.get("message") or NO_REASON, "```"]
     return "\n".join(lines) + "\n"
 
 
-# Kubeflow leaves `error` empty, and gives an exit handler nothing else to find the step by.
-NOT_TOLD = "which step failed, and why, the engine does not tell its exit handlers; the page of the run does"
+# Kubeflow leaves `error` empty and gives an exit handler no other way to find the failed step.
+NO_REASON = "the pipeline engine does not report to exit handlers which step failed and why; see the page of the run"
 _OF_A_PARENT = re.compile(r"no more retries left|child '", re.IGNORECASE)
 _HINTS = {
-    r"configmaps .*is forbidden": "Argo's controller may not write its cache, or a long template beside the pod:"
+    r"configmaps .*is forbidden": "Argo's controller may not write its cache, or a long template's ConfigMap; run"
     " kubectl apply -k manifests/controller, or, for the cache, `stereo-pipelines argo --no-cache`",
     r"ConfigMap .*Too long": "Argo's cache is full: `stereo-pipelines argo-cache rm`",
 }
 
 
 def readable(message: str, run: str = "") -> str:
-    """A line a failed step where the message is Argo's list of failed nodes, JSON in quotes; any other as it is.
+    """One line per failed step if the message is Argo's list of failed nodes (quoted JSON); any other message
+    unchanged.
 
     Args:
-        message: The engine's.
-        run: Its name for the run, which is a node too.
+        message: The engine's message.
+        run: The engine's name of the run, which is also a node.
     """
     try:
         failures = from_json(from_json(message))
         nodes = [(one["displayName"], one.get("message") or "") for one in failures]
     except (ValueError, TypeError, KeyError, AttributeError):
         return message
-    told = {_step(name): "" for name, _ in nodes if name != run}
+    reasons = {_step(name): "" for name, _ in nodes if name != run}
     for name, why in sorted(nodes):  # train, train(0), train(1)
         if why and name != run and not _OF_A_PARENT.match(why):
-            told[_step(name)] = why
-    return "\n".join(f"{name}: {why or 'failed'}{_hint(why)}" for name, why in told.items())
+            reasons[_step(name)] = why
+    return "\n".join(f"{name}: {why or 'failed'}{_hint(why)}" for name, why in reasons.items())
 
 
 def _step(node: str) -> str:
-    """Whose attempt a node is."""
+    """The step that a node is an attempt of."""
     return re.sub(r"\(\d+\)$", "", node)
 
 

@@ -1,4 +1,4 @@
-"""gen_trt_engine: an ONNX file becomes an engine of the chosen backend, checked against the ONNX file."""
+"""gen_trt_engine: build an engine from an ONNX file with the chosen backend, and compare it with the ONNX file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stereo_core.spec import results_dir
 LOG = logging.getLogger(__name__)
 
 NO_LIMIT = 1024  # workspace_size: TAO's default, meant as MB
-# Settings that a backend, or a precision, has no use for, by what they are without being set.
+# Settings that a backend or a precision ignores, with their default values.
 _UNSET = {
     "tensorrt.workspace_size": (4, NO_LIMIT),
     "tensorrt.layers_precision": ([],),
@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = {
     ),
     "inductor": ("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
     "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities", "checkpoint"),
-    "tensorrt_rtx": ("timing_cache", "checkpoint"),  # it measures nothing when it builds
+    "tensorrt_rtx": ("timing_cache", "checkpoint"),  # its build does not time layers
     "tensorrt": ("checkpoint",),
 }
 
@@ -40,8 +40,8 @@ def run(spec: Any, status: Any) -> Outcome:
     """Build `gen_trt_engine.trt_engine` (exactly that file; empty: in the results folder) and its side-car.
 
     Raises:
-        UserError: no usable ONNX file, an absent backend, a precision it does not build, a profile that falls.
-        RuntimeError: the build failed, or the engine's disparity is not the ONNX file's (`gen_trt_engine.verify`).
+        UserError: an unusable ONNX file, a missing backend, an unsupported precision or an invalid profile.
+        RuntimeError: the build failed, or the engine's disparity differs from the ONNX file's (`verify`).
     """
     section = spec.gen_trt_engine
     settings = _settings(section)
@@ -60,7 +60,7 @@ def run(spec: Any, status: Any) -> Outcome:
     else:
         checked = f"not verified: {build.not_verified}"
     return Outcome(
-        message=f"Engine {engine} built with {backend}, {settings.precision}, {checked}.",
+        message=f"Built engine {engine} with {backend}, {settings.precision}, {checked}.",
         kpi=kpi,
         artifacts={"engine": engine},
         metadata={"engine": {key: value for key, value in build.info.items() if key not in ("kind", "sha256")}},
@@ -89,16 +89,16 @@ def _settings(section: Any) -> BuildSettings:
 
 
 def _warn(section: Any, backend: str) -> None:
-    """Name what is set in vain: keys that this backend has no use for, pins where the graph's own types hold."""
+    """Warn about keys without effect: those that the backend ignores, and pins if the graph's own types apply."""
     vain = _WITHOUT_EFFECT[backend]
     for key in vain:
         if _value(section, key) not in _UNSET[key]:
             LOG.warning("gen_trt_engine.%s has no effect with the %s backend", key, backend)
     precision = section.tensorrt.data_type
     if section.tensorrt.layers_precision and precision not in ("fp16", "bf16"):
-        LOG.warning("gen_trt_engine.tensorrt.layers_precision has no effect in %s; only in fp16 and bf16", precision)
+        LOG.warning("gen_trt_engine.tensorrt.layers_precision has no effect in %s, only in fp16 and bf16", precision)
     if "tensorrt.workspace_size" not in vain and section.tensorrt.workspace_size == NO_LIMIT:
-        LOG.warning("gen_trt_engine.tensorrt.workspace_size: %d is taken as no limit; it counts GiB", NO_LIMIT)
+        LOG.warning("gen_trt_engine.tensorrt.workspace_size: %d means no limit here, because the unit is GiB", NO_LIMIT)
 
 
 def _value(section: Any, key: str) -> Any:

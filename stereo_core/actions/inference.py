@@ -1,4 +1,4 @@
-"""inference: disparity maps, and what follows from them, for pairs with or without ground truth."""
+"""inference: disparity maps, depth and point clouds for pairs with or without ground truth."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
-LONGEST_NAME = 200  # characters; file systems take 255 bytes
+LONGEST_NAME = 200  # characters; file systems allow 255 bytes
 
 
 @dataclass
-class Lost:
-    """Values that a file format can not hold, over a run: pixels, images with any, all pixels with a value."""
+class OutOfRange:
+    """Counts of values that a file format cannot hold: such pixels, images with any, and all pixels with a value."""
 
     pixels: int = 0
     images: int = 0
@@ -56,7 +56,7 @@ class Lost:
         self.known += positive.size
         self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
 
-    def __iadd__(self, other: Lost) -> Lost:
+    def __iadd__(self, other: OutOfRange) -> OutOfRange:
         self.pixels += other.pixels
         self.images += other.images
         self.known += other.known
@@ -66,17 +66,17 @@ class Lost:
 
 @kept()
 def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
-    """Write the files that `inference.save_*` ask for, named by the left image's `rel` (INTERFACES "Files").
+    """Write the files that `inference.save_*` enable, named by the left image's `rel` (INTERFACES "Files").
 
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
-    in turbo with its scale, see `scale_end`. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
-    without what is farther than `cloud_max_depth` or hidden from the right camera.
+    in turbo with a colour scale, see `scale_end`. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
+    without points beyond `cloud_max_depth` or hidden from the right camera.
     views.json: the first pairs, for the pages.
     results.json: `images`, latency and throughput, for engines GPU memory, `warnings` (sentences), and `settings`.
 
     Raises:
-        SpecError: depth or point clouds are asked for and nothing gives the camera.
-        DataError: a pair can not be read, or its calibration can not be right.
+        SpecError: depth or point clouds are requested without a camera calibration.
+        DataError: a pair cannot be read, or its calibration is impossible.
         FloatingPointError: a prediction is not finite.
     """
     settings = spec.inference
@@ -91,14 +91,14 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
-    count, lost, chosen = 0, {"disparity_png16": Lost(), "depth": Lost()}, Chosen()
+    count, clipped, chosen = 0, {"disparity_png16": OutOfRange(), "depth": OutOfRange()}, Chosen()
     pairs = _named(predictions(predictor, loader, len(loader)), cameras)
     for of_pair in mapped(partial(_write, settings, folder, scale_end(spec.dataset.max_disparity), chosen), pairs):
         count += 1
         for kind, values in of_pair.items():
-            lost[kind] += values
+            clipped[kind] += values
     write_views(folder / FILE, chosen.views)
-    warn_of(lost)
+    warn_about(clipped)
     figures = predictor.figures()
     notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
     write_results(folder, figures | notes)
@@ -110,7 +110,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
 
 
 def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras | None) -> Iterator[tuple[Any, ...]]:
-    """The further arguments of `write_files` for each pair; of the left image its sample."""
+    """The sample and the other arguments of `write_files` for each pair."""
     rels, flat_names = UniqueNames(), UniqueNames()
     for sample, disparity_HW in pairs:
         flat_name = flat_names(sample["rel"].replace("/", "_")[-LONGEST_NAME:])
@@ -118,30 +118,32 @@ def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras 
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
 
 
-def _write(settings: Inference, folder: Path, end: float, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, Lost]:
-    """Write the files of one pair, whose colours end at `end` px, and offer it to the pages; what the files' formats
-    could not hold."""
+def _write(
+    settings: Inference, folder: Path, end: float, chosen: Chosen, named: tuple[Any, ...]
+) -> dict[str, OutOfRange]:
+    """Write the files of one pair, with colours up to `end` px, and offer it to the pages; return counts of values that
+    the formats cannot hold."""
     rel, flat_name, sample, disparity_HW, camera = named
     left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-    lost = {"disparity_png16": Lost(), "depth": Lost()}
-    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, lost, end)
+    clipped = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
+    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, clipped, end)
     make = partial(view, sample["rel"], left_HW3, disparity_HW, end, path=str(sample["path"]), camera=camera,
                    most_pixels=FEWER_PIXELS)  # fmt: skip
     chosen.offer(sample["index"], math.nan, make)
-    return lost
+    return clipped
 
 
 class Cameras:
     """The camera of each image, from `inference.calibration`, else from `dataset.baseline` and `dataset.focal_x`.
 
-    What is doubtful about one becomes a warning, once.
+    Each doubt about a camera is logged once as a warning.
 
     Args:
-        samples: the pairs; with calibration=auto the files beside their left images are read at once.
+        samples: the pairs; with calibration=auto the files beside their left images are read immediately.
 
     Raises:
-        SpecError: nothing gives a camera; the schema's defaults of baseline and focal_x belong to none of the user's.
-        DataError: a calibration can not be used, or with auto an image has none beside it.
+        SpecError: no camera is given; the schema's defaults of baseline and focal_x do not count.
+        DataError: a calibration cannot be used, or with auto an image has none beside it.
     """
 
     def __init__(self, spec: ExperimentSpec, samples: Sequence[Sample]) -> None:
@@ -157,7 +159,7 @@ class Cameras:
             self._camera_of = lambda path: camera
 
     def of(self, path: str, size: tuple[int, int]) -> SizedCalibration:
-        """The camera of a left image of size (height, width); DataError where it can not be that of such images."""
+        """The camera of a left image of size (height, width); DataError if it cannot belong to such an image."""
         try:
             camera = self._camera_of(path).of_size(*size)
         except DataError as error:
@@ -180,27 +182,28 @@ def _camera_of_all(spec: ExperimentSpec) -> Calibration:
         source = "dataset.baseline, dataset.focal_x"
         return Calibration(spec.dataset.focal_x, spec.dataset.baseline, source=source)
     raise SpecError(
-        "inference.save_depth, inference.save_point_cloud: need a camera; set inference.calibration to a calib.txt or "
-        "K.txt, or to auto for the one beside each image, or set both dataset.baseline (metres) and dataset.focal_x "
-        "(px) to your camera's; the defaults count as unset"
+        "inference.save_depth and inference.save_point_cloud need a camera; set inference.calibration to a calib.txt "
+        "or "
+        "K.txt, or to auto for the file beside each image, or set both dataset.baseline (metres) and dataset.focal_x "
+        "(px) to your camera's values (their defaults are not used)"
     )
 
 
-def warn_of(lost: dict[str, Lost]) -> None:
-    """A warning for each kind of file that could not hold all values."""
-    disparity, depth = lost["disparity_png16"], lost["depth"]
+def warn_about(clipped: dict[str, OutOfRange]) -> None:
+    """Log a warning for each kind of file that cannot hold all values."""
+    disparity, depth = clipped["disparity_png16"], clipped["depth"]
     if disparity.pixels:
         LOG.warning(
-            "disparity_png16: %d of %d pixels, in %d of the images, are above 255.996 px, the most that the format "
-            "holds, and are stored as that; inference.save_raw_pfm=true writes files that hold them",
+            "disparity_png16: %d of %d pixels in %d of the images exceed 255.996 px, the largest value of the format, "
+            "and are clipped to it; set inference.save_raw_pfm=true for files without this limit",
             *(disparity.pixels, disparity.known, disparity.images),
         )
     if depth.pixels:
         LOG.warning(
-            "depth: %d of %d pixels, in %d of the images, do not fit 16-bit millimetres (0.001 to 65.535 m) and are "
-            "stored as 0, unknown%s",
+            "depth: %d of %d pixels in %d of the images do not fit in 16-bit millimetres (0.001 to 65.535 m) and are "
+            "stored as 0 (unknown)%s",
             *(depth.pixels, depth.known, depth.images),
-            f"; the nearest of all is at {depth.nearest:.4g} m: are focal length and baseline right?"
+            f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
             if depth.pixels == depth.known
             else "",
         )
@@ -214,13 +217,13 @@ def write_files(
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     camera: SizedCalibration | None,
-    lost: dict[str, Lost],
+    clipped: dict[str, OutOfRange],
     scale_px: float,
 ) -> None:
-    """The files of one pair; `lost` counts what their formats can not hold, colours end at `scale_px`."""
+    """Write the files of one pair, with colours up to `scale_px`; `clipped` counts values out of range."""
     if settings.save_png16:
         too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
-        lost["disparity_png16"].add(too_large, disparity_HW)
+        clipped["disparity_png16"].add(too_large, disparity_HW)
     if settings.save_raw_pfm:
         write_pfm(folder / "disparity_pfm" / f"{rel}.pfm", disparity_HW)
     if settings.save_color:
@@ -230,7 +233,7 @@ def write_files(
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
     if settings.save_depth:
-        lost["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
+        clipped["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
     if settings.save_point_cloud:
         far = camera.farthest if settings.cloud_max_depth is None else settings.cloud_max_depth
         shown_HW = (depth_HW <= far) & seen_by_both(disparity_HW)

@@ -1,4 +1,4 @@
-"""info: what data sets hold: pairs, image sizes, ground truth, masks, disparities; each source's and in total."""
+"""info: statistics of data sets: pairs, image sizes, ground truth, masks, disparities; per source and in total."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table as ConsoleTable
 
 from stereo_core.actions.report import default_names
 from stereo_core.data.annotations import check_files, read_annotations
-from stereo_core.data.statistics import Statistics, looks
+from stereo_core.data.statistics import Statistics, statistics_of_pairs
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.progress import bars
 from stereo_core.report.histogram import plot_disparities
@@ -28,26 +28,26 @@ from stereo_core.values import counted
 
 WIDTH = 140  # columns of the tables in a file or a pipe
 CAPTION = (
-    "How often each disparity occurs among the valid pixels of each annotation file and of all; the largest 0.1 % are "
-    "left out."
+    "Frequency of disparities among the valid pixels, per annotation file and in total; the largest 0.1 % are not "
+    "shown."
 )
 
 
 def run(spec: InfoSpec, status: StatusLog) -> Outcome:
-    """Write info.json, report.html and, where there is ground truth, disparities.png; print the tables.
+    """Write info.json, report.html and, if there is ground truth, disparities.png; print the tables.
 
     info.json: `sources`, in the order of `data_sources`, each with its `name`, and `total`; see `figures`.
 
     Raises:
-        DataError: a list has no pair, or a file can not be used; names the list and the line.
+        DataError: a list has no pair, or a file cannot be used; the message names the list and the line.
     """
     sources = _read(spec)
     total = Statistics()
     for one in sources.values():
         total += one
     folder = results_dir(spec, "info")
-    told = {"sources": [{"name": name} | figures(one) for name, one in sources.items()], "total": figures(total)}
-    _write(folder / "info.json", json.dumps(told, indent=4) + "\n")
+    known = {"sources": [{"name": name} | figures(one) for name, one in sources.items()], "total": figures(total)}
+    _write(folder / "info.json", json.dumps(known, indent=4) + "\n")
     galleries = []
     if total.valid:
         plot_disparities(sources, total, folder / "disparities.png")
@@ -70,8 +70,8 @@ def _read(spec: InfoSpec) -> dict[str, Statistics]:
     with bars() as progress:
         task = progress.add_task("reading", total=sum(map(len, lists)))
         for samples, source, statistics in zip(lists, spec.data_sources, found.values(), strict=True):
-            for look in looks(samples, source):
-                statistics.add(look)
+            for one in statistics_of_pairs(samples, source):
+                statistics.add(one)
                 progress.advance(task)
     return found
 
@@ -79,7 +79,7 @@ def _read(spec: InfoSpec) -> dict[str, Statistics]:
 def figures(statistics: Statistics) -> dict[str, Any]:
     """`pairs`, `ground_truth` and `masks` (pairs with such a file), `sizes` ("WIDTHxHEIGHT" in px -> pairs), `pixels`
     (of pairs with ground truth), `valid_pixels`, `valid` (their share, 0..1, None without ground truth), `disparity`
-    (`min`, `median`, `p95`, `max` of the valid pixels in px, None where there is none)."""
+    (`min`, `median`, `p95`, `max` of the valid pixels in px, None if there is none)."""
     valid, pixels = statistics.valid, statistics.pixels
     return {
         "pairs": statistics.pairs,
@@ -110,7 +110,7 @@ def _kpi(total: Statistics) -> dict[str, float]:
 
 
 def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
-    """The figures, a row a source and one of all, and the sizes, a row each."""
+    """The figures, with a row per source and one for the total; and the image sizes, with a row each."""
     every = [(name, figures(one)) for name, one in [*sources.items(), ("total", total)]]
     columns: tuple[str, ...] = ("source", "pairs", "with ground truth", "with mask", "valid share")
     columns += ("min (px)", "median (px)", "95 % (px)", "max (px)")

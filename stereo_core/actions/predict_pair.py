@@ -1,4 +1,4 @@
-"""predict: disparity, depth and a page to look at for one pair, or for two folders of them. Needs no spec."""
+"""predict: disparity, depth and a page for one pair, or for two folders of pairs. Needs no spec."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions.inference import Lost, warn_of, write_files
+from stereo_core.actions.inference import OutOfRange, warn_about, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
@@ -29,7 +29,7 @@ from stereo_core.report.views import View
 from stereo_core.spec.predict import Inference
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-NO_CAMERA = "Disparity only: depth and a point cloud need --calibration FILE, or --baseline METRES and --focal PX."
+NO_CAMERA = "Disparity only: for depth and a point cloud give --calibration FILE, or --baseline METRES and --focal PX."
 
 
 @dataclass(frozen=True)
@@ -44,36 +44,41 @@ class Pair:
         """Both images, uint8 RGB (H, W, 3).
 
         Raises:
-            DataError: a file can not be used, or their sizes differ.
+            DataError: a file cannot be used, or their sizes differ.
         """
         left, right = read_image(self.left), read_image(self.right)
         if left.shape != right.shape:
             sizes = " and ".join(f"{x.shape[1]} x {x.shape[0]}" for x in (left, right))
-            raise DataError(f"{self.left}, {self.right}: {sizes} px; a rectified pair has one size")
+            raise DataError(
+                f"{self.left}, {self.right}: the sizes are {sizes} px; both images of a rectified pair must have the "
+                "same size"
+            )
         return left, right
 
     def check(self, camera: Calibration | None) -> None:
-        """DataError where the images can not be used, or can not be the camera's."""
+        """Raise DataError if the images cannot be used or do not fit the camera."""
         left, _ = self.read()
         _of(camera, left)
 
 
 def find_pairs(left: Path, right: Path) -> list[Pair]:
-    """The pair of two files, or the pairs of two folders: images of equal names below them, sorted.
+    """The pair of two files, or the pairs of two folders: images with equal names below them, sorted.
 
     Raises:
         DataError: one is a file and the other a folder, a folder has no images, or their names differ.
     """
     if left.is_dir() != right.is_dir():
-        raise DataError(f"{left}, {right}: one is a folder; give two images or two folders")
+        raise DataError(f"{left}, {right}: only one is a folder; give two images or two folders")
     if not left.is_dir():
         return [Pair(left.stem, left, right)]
     here, there = (_images(folder) for folder in (left, right))
     if not here and not there:
-        raise DataError(f"{left}, {right}: no images ({' '.join(SUFFIXES)}) in these folders")
+        raise DataError(f"{left}, {right}: there are no images ({' '.join(SUFFIXES)}) in these folders")
     if odd := sorted(set(here) ^ set(there)):
         has, lacks = (left, right) if odd[0] in here else (right, left)
-        raise DataError(f"{has / odd[0]}: has no partner {lacks / odd[0]}; both folders need the same names")
+        raise DataError(
+            f"{has / odd[0]}: there is no matching {lacks / odd[0]}; both folders must contain the same names"
+        )
     names = UniqueNames()
     return [Pair(names(Path(name).with_suffix("").as_posix()), left / name, right / name) for name in here]
 
@@ -94,20 +99,20 @@ def predict_pairs(
     iters: int | None = None,
     scale: float = 1.0,
 ) -> Iterator[str]:
-    """Write inference's files for each pair (INTERFACES "Files"; colour with its scale) and `output`/index.html.
+    """Write inference's files for each pair (INTERFACES "Files"; colours with a scale) and `output`/index.html.
 
     Args:
         left, right: two images, or two folders with equal names below them.
         model: "starter", a checkpoint (also FOLDER@best) or an engine.
         calibration: calib.txt or K.txt; or baseline (m) and focal (px). Without either no depth is written.
-        iters: of a checkpoint's network; None: as stored.
-        scale: of the images given to the network; disparity comes back in px of the files.
+        iters: iterations of a checkpoint's network; None: the stored value.
+        scale: scale factor of the images for the network; the disparity is in px of the files.
 
     Yields:
-        What is to be printed: a line a pair, what is doubtful, and where to look.
+        Lines to print: one per pair, warnings, and where to look.
 
     Raises:
-        UserError: before any work: files, sizes, calibration, model.
+        UserError: files, sizes, calibration or model are wrong; raised before any work.
     """
     pairs = find_pairs(left, right)
     camera = _camera(calibration, baseline, focal)
@@ -122,11 +127,11 @@ def predict_pairs(
 
 def _camera(calibration: Path | None, baseline: float | None, focal: float | None) -> Calibration | None:
     if (baseline is None) != (focal is None):
-        raise SpecError("--baseline and --focal: give both, or --calibration")
+        raise SpecError("give both --baseline and --focal, or --calibration")
     if calibration is None:
         return None if focal is None or baseline is None else Calibration(focal, baseline, source="--focal, --baseline")
     if focal is not None:
-        raise SpecError("--calibration says what --baseline and --focal say: give one of them")
+        raise SpecError("give either --calibration, or --baseline and --focal, not both")
     return read_calibration(calibration)
 
 
@@ -136,7 +141,7 @@ def _of(camera: Calibration | None, left_HW3: np.ndarray) -> SizedCalibration | 
 
 @dataclass
 class _Prediction:
-    """How every pair is predicted and where its files go."""
+    """Settings for predicting pairs and writing their files."""
 
     predictor: Predictor
     settings: Inference
@@ -146,12 +151,12 @@ class _Prediction:
     views: list[View] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     names: UniqueNames = field(default_factory=UniqueNames)
-    lost: dict[str, Lost] = field(default_factory=lambda: defaultdict(Lost))
+    clipped: dict[str, OutOfRange] = field(default_factory=lambda: defaultdict(OutOfRange))
 
     def of(self, pairs: list[Pair]) -> Iterator[str]:
         for pair in pairs:
             yield from self._one(pair)
-        warn_of(self.lost)
+        warn_about(self.clipped)
         if self.camera is None:
             yield NO_CAMERA
         yield f"Look at {self._page(len(pairs))}"
@@ -164,7 +169,7 @@ class _Prediction:
         disparity_HW = self._disparity(left_HW3, right_HW3)
         facts = f"{_facts(disparity_HW, camera)}, {time.perf_counter() - began:.1f} s"
         if not np.isfinite(disparity_HW).all():
-            raise FloatingPointError(f"{pair.left}: the predicted disparity is not finite everywhere")
+            raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
         found = [*doubts(left_HW3, right_HW3), *(camera.doubts() if camera else ())]
         files = self._write(pair.name, left_HW3, disparity_HW, camera)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
@@ -172,7 +177,7 @@ class _Prediction:
                        path=str(pair.left), facts=facts, warnings=found, files=files)  # fmt: skip
             self.views.append(one)
         yield f"{pair.left}: {facts}; {self.output / files['colour']}"
-        yield from (f"Doubtful: {text}" for text in found)
+        yield from (f"Warning: {text}" for text in found)
 
     def _disparity(self, left_HW3: np.ndarray, right_HW3: np.ndarray) -> np.ndarray:
         predict, (height, width) = self.predictor.predict, left_HW3.shape[:2]
@@ -184,10 +189,10 @@ class _Prediction:
     def _write(
         self, name: str, left_HW3: np.ndarray, disparity_HW: np.ndarray, camera: SizedCalibration | None
     ) -> dict[str, str]:
-        """Write the files of a pair; returns text of a link -> path below `output`."""
+        """Write the files of a pair; return link text -> path below `output`."""
         flat = self.names(name.replace("/", "_"))
         end = disparity_range(disparity_HW)
-        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.lost, end)
+        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.clipped, end)
         files = {
             "colour": f"predicted_depth/{flat}.png",
             "disparity (PFM)": f"disparity_pfm/{name}.pfm",
@@ -200,7 +205,7 @@ class _Prediction:
     def _page(self, pairs: int) -> Path:
         groups = shown({"": self.views})
         fewer = len(groups) < pairs
-        notes = [f"The first {len(groups)} of {pairs} pairs; the files of all lie beside this page."] * fewer
+        notes = [f"The first {len(groups)} of {pairs} pairs; the files of all pairs are beside this page."] * fewer
         notes += [NO_CAMERA] * (self.camera is None)
         file = self.output / "index.html"
         with atomic_path(file) as temporary:
@@ -211,7 +216,7 @@ class _Prediction:
 
 
 def _facts(disparity_HW: np.ndarray, camera: Calibration | None) -> str:
-    """Size and ranges of a pair in one line."""
+    """Size and value ranges of a pair in one line."""
     height, width = disparity_HW.shape
     text = f"{width} x {height} px, disparity {disparity_HW.min():.1f} to {disparity_HW.max():.1f} px"
     if camera is None:

@@ -1,8 +1,8 @@
-"""publish_model: a model file, what lies beside it, its figures and a model card, put where others take it from.
+"""publish_model: publish a model file, its companion files, its figures and a model card for others.
 
-<uri>/<version>/ holds the files; the version is a digest of them, so that nothing there is ever overwritten.
-<uri>/published.json names the version. It is written last, in one piece: whoever reads it finds a whole model, the one
-before or this one, also while a publication goes on or when it was cut off.
+<uri>/<version>/ contains the files; the version is a digest of them, so that nothing is ever overwritten.
+<uri>/published.json names the version. It is written last and atomically: readers always find a complete model, either
+the previous one or this one, even during an ongoing or interrupted publication.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def run(spec: Any, status: Any) -> Outcome:
     """Publish `model_path` with the figures of `metrics_path` at `uri`.
 
     Raises:
-        SpecError: another model is published there already and `existing` is `refuse`; or no metrics to compare with.
-        ModelError: no model file.
+        SpecError: another model is already published there and `existing` is `refuse`; or there are no metrics to
+            compare with.
+        ModelError: there is no model file.
         RefusedResult: with `existing` `compare`, the new model's epe is higher by more than `max_epe_increase`.
-        StorageError: the storage failed; there lies what was there before.
+        StorageError: the storage failed; the previous model is still published.
     """
     model, uri = Path(spec.model_path), spec.uri.rstrip("/")
     about = describe(model)
@@ -43,26 +44,26 @@ def run(spec: Any, status: Any) -> Outcome:
     folder = results_dir(spec, "publish_model") / "published"
     digests = _gather(model, about["sha256"], figures, folder)
     version = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
-    if before.get("version") == version:  # another attempt, say
+    if before.get("version") == version:  # for example another attempt of this step
         before = {}
     if before:
         _allow(spec, figures, before)
     _write(folder / CARD, model_card(spec.title or model.stem, model.name, about, figures, before.get("metrics", {})))
     digests[CARD] = sha256_of(folder / CARD)
     for name, digest in digests.items():
-        _put(folder / name, f"{uri}/{version}/{name}", digest)
+        _copy(folder / name, f"{uri}/{version}/{name}", digest)
     note = {"version": version, "file": model.name, "kind": about["kind"], "sha256": digests, "metrics": figures}
     _write(folder / NOTE, json.dumps(note | {"producer": f"stereo-pipelines {__version__}"}, indent=2) + "\n")
-    _put(folder / NOTE, f"{uri}/{NOTE}", sha256_of(folder / NOTE))
+    _copy(folder / NOTE, f"{uri}/{NOTE}", sha256_of(folder / NOTE))
     metadata = {"card": {"published": f"{uri}/{version}", "version": version, "model_sha256": about["sha256"]}}
     return Outcome(f"{model.name} is published at {uri}/{version}", figures, {"card": folder / CARD}, metadata)
 
 
 def published(uri: str) -> dict[str, Any]:
-    """The note of what is published at a place; empty where nothing is.
+    """The note on the model published at a place; empty if there is none.
 
     Raises:
-        DataError: the note can not be read.
+        DataError: the note cannot be read.
         StorageError: as storage.read.
     """
     if storage.is_uri(uri):
@@ -77,14 +78,17 @@ def published(uri: str) -> dict[str, Any]:
         note = from_json(text)
         return {"version": note["version"], "metrics": note["metrics"]}
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{uri}/{NOTE}: no note of publish_model; choose another uri, or remove the file") from None
+        raise DataError(
+            f"{uri}/{NOTE}: the file was not written by publish_model; choose another uri, or remove the file"
+        ) from None
 
 
 def _allow(spec: Any, figures: dict[str, Any], before: dict[str, Any]) -> None:
-    """Whether what is published may give way to another model."""
+    """Raise unless the published model may be replaced by this one."""
     if spec.existing == "refuse":
         raise SpecError(
-            f"uri: version {before['version']} is published at {spec.uri}; set existing=replace or existing=compare,"
+            f"uri: version {before['version']} is already published at {spec.uri}; set existing=replace or "
+            "existing=compare,"
             " or choose another uri"
         )
     if spec.existing == "replace":
@@ -93,16 +97,16 @@ def _allow(spec: Any, figures: dict[str, Any], before: dict[str, Any]) -> None:
         whose = f"version {before['version']}, published at {spec.uri}," if "epe" in figures else "metrics_path"
         raise SpecError(f"existing=compare needs the epe of both models, but {whose} has none; set existing=replace")
     increase = figures["epe"] - before["metrics"]["epe"]
-    if not increase <= spec.max_epe_increase:  # so that NaN is refused too
+    if not increase <= spec.max_epe_increase:  # written this way so that NaN is refused too
         raise RefusedResult(
-            f"epe {figures['epe']:.4f} px is {increase:.4f} px above that of the model published at {spec.uri}"
-            f" (version {before['version']}, {before['metrics']['epe']:.4f} px); {spec.max_epe_increase} px are allowed"
-            " (max_epe_increase). Nothing was published"
+            f"nothing was published: epe {figures['epe']:.4f} px is {increase:.4f} px above that of the model published"
+            f" at {spec.uri} (version {before['version']}, {before['metrics']['epe']:.4f} px);"
+            f" max_epe_increase allows {spec.max_epe_increase} px"
         )
 
 
 def model_card(title: str, name: str, about: dict[str, Any], figures: dict[str, Any], before: dict[str, Any]) -> str:
-    """What a reader wants to know of a model, as Markdown: what it is, its figures, and those of the one before."""
+    """The model card as Markdown: a description of the model, its figures, and those of the previous model."""
     known = {key: value for key, value in about.items() if isinstance(value, str | int | float)} | {"file": name}
     parts = [f"# {title}", _table(("", "value"), list(known.items()))]
     if figures:
@@ -110,7 +114,7 @@ def model_card(title: str, name: str, about: dict[str, Any], figures: dict[str, 
         parts += ["## Figures", "epe and rmse in px, bp1, bp2, bp3 and d1 as shares in 0..1."]
         parts += [_table(tuple(table.columns), table.rows) for table in comparison(names, columns)]
     parts += [
-        "The published FoundationStereo weights have licences of their own, which hold for what is trained from them."
+        "The published FoundationStereo weights have their own licences, which also apply to models trained from them."
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -125,7 +129,7 @@ def _cell(value: Any) -> str:
 
 
 def _gather(model: Path, model_sha256: str, figures: dict[str, Any], folder: Path) -> dict[str, str]:
-    """The model, what lies beside it under its name, and its figures, in one folder; returns each file's sha256."""
+    """Copy the model, its companion files and its figures to one folder; return each file's sha256."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in [model, *model.parent.glob(f"{glob.escape(model.name)}.*")]:
@@ -134,7 +138,7 @@ def _gather(model: Path, model_sha256: str, figures: dict[str, Any], folder: Pat
         _write(folder / FIGURES, json.dumps(figures, indent=2) + "\n")
     digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     if digests[model.name] != model_sha256:
-        raise ModelError(f"model_path: {model} changed while it was copied; publish it again")
+        raise ModelError(f"model_path: {model} changed while it was being copied; publish it again")
     return digests
 
 
@@ -143,12 +147,12 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _put(file: Path, uri: str, digest: str) -> None:
-    """Copy a file to a place, whole or not at all, and make sure that it is there."""
+def _copy(file: Path, uri: str, digest: str) -> None:
+    """Copy a file to a place atomically, and check the copy."""
     if storage.is_uri(uri):
-        storage.upload(file, uri)  # compares what was stored
+        storage.upload(file, uri)  # verifies the stored object
         return
     with atomic_path(uri) as temporary:
         shutil.copyfile(file, temporary)
         if sha256_of(temporary) != digest:
-            raise OSError(f"{uri}: what was written is not {file}; is the disk sound?")
+            raise OSError(f"{uri}: the copy differs from {file}; check the disk")

@@ -1,4 +1,4 @@
-"""quantize: a checkpoint or an ONNX file in int8 or float8, with its size and accuracy before and after."""
+"""quantize: convert a checkpoint or an ONNX file to int8 or float8; report size and accuracy before and after."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ LOG = logging.getLogger(__name__)
 
 METRICS = ("epe", "d1")
 ANY_SIZE = (32, None, 2**15)
-"""Smallest, traced and largest side in px; ONNX Runtime sets nothing aside for sizes that do not come."""
+"""Smallest, traced and largest side in px; ONNX Runtime reserves no memory for unused sizes."""
 COLUMNS = ("layer", "type", "weights", "weights_format", "activations_format")
 
 
 def run(spec: Any, status: StatusLog) -> Outcome:
-    """Write the quantised file and layers.csv (a line a layer) to the results folder.
+    """Write the quantised file and layers.csv (one line per layer) to the results folder.
 
-    With `dataset.val_dataset.data_sources` the model is evaluated before and after, each into its own folder as
-    `evaluate` writes it. An ONNX file is evaluated with ONNX Runtime.
+    With `dataset.val_dataset.data_sources` the model is evaluated before and after, each with its own folder of
+    `evaluate` results. An ONNX file is evaluated with ONNX Runtime.
 
     Raises:
-        UserError: a library that is missing, a file of the wrong kind, rules or calibration data that can not be used.
-        RefusedResult: the error grew by more than `quantize.max_epe_increase`; no quantised file is left then.
+        UserError: a missing library, a file of the wrong kind, or unusable rules or calibration pairs.
+        RefusedResult: the error grew by more than `quantize.max_epe_increase`; no quantised file is written.
     """
     section, folder = spec.quantize, results_dir(spec, "quantize")
     backend, source = BACKENDS[section.backend], Path(section.model_path)
@@ -55,7 +55,9 @@ def run(spec: Any, status: StatusLog) -> Outcome:
     _check_kind(source, backend, section.backend)
     out = folder / backend.file
     if out.exists() and out.samefile(source):
-        raise SpecError(f"quantize.model_path: {source} is the file to be written; give another quantize.results_dir")
+        raise SpecError(
+            f"quantize.model_path: {source} would be overwritten by the result; choose another quantize.results_dir"
+        )
     out.unlink(missing_ok=True)  # an older result must not look like this run's
     with atomic_path(out) as temporary:
         status.running(f"Quantising {source} with {section.backend}")
@@ -68,7 +70,7 @@ def run(spec: Any, status: StatusLog) -> Outcome:
         _check_loss(accuracy, section.max_epe_increase, folder)
     loss = f"; epe {accuracy['epe_before']:.4f} px before, {accuracy['epe']:.4f} px after" if accuracy else ""
     return Outcome(
-        f"Quantised model {out} written: {summary.text}; {bytes_before / 1e6:.1f} MB before, "
+        f"Wrote quantised model {out}: {summary.text}; {bytes_before / 1e6:.1f} MB before, "
         f"{sizes['bytes_after'] / 1e6:.1f} MB after{loss}.",
         kpi=accuracy | sizes | summary.kpi,
         artifacts={"quantized": out},
@@ -85,27 +87,29 @@ def _check_kind(source: Path, backend: Backend, name: str) -> None:
         "checkpoint": "name the checkpoint it was exported from, or choose quantize.backend modelopt.onnx",
     }[backend.takes]
     words = {"onnx": "an ONNX file", "checkpoint": "a checkpoint"}
-    found = words.get(kind, f"of kind {kind}")
-    raise ModelError(f"{source}: {found}, and {name} quantises {words[backend.takes]}; {mend}")
+    found = words.get(kind, f"a file of kind {kind}")
+    raise ModelError(f"{source}: this is {found}, but {name} quantises {words[backend.takes]}; {mend}")
 
 
 def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: StatusLog) -> tuple[Summary, int]:
-    """Write the quantised file; returns what was done, and the bytes of the float weights (or ONNX file)."""
+    """Write the quantised file; return a summary, and the bytes of the float weights (or ONNX file)."""
     quantize = importlib.import_module(f"stereo_core.quantization.{backend.module}").quantize
     if backend.takes == "onnx":
         info = read_onnx(source)
         if info["precision"] != "fp32":
-            raise ModelError(f"{source}: is quantised already ({info['precision']}); name the float32 ONNX file")
+            raise ModelError(
+                f"{source}: the file is already quantised ({info['precision']}); name the float32 ONNX file"
+            )
         if None in (info["input_height"], info["input_width"]):
             raise ModelError(
-                f"{source}: height and width are open, and it does not say at which it was traced; export the "
-                "checkpoint with `depth_net export`, or give an ONNX file of one size"
+                f"{source}: height and width are dynamic, but the file does not store the traced size; export the "
+                "checkpoint with `depth_net export`, or use an ONNX file of one size"
             )
         pairs = list(_normalised_pairs(spec, (info["input_height"], info["input_width"]), status))
         return quantize(source, out, spec.quantize, pairs), source.stat().st_size
     model = from_spec(spec, source).eval()
     if hasattr(model, "quantization"):
-        raise ModelError(f"{source}: is quantised already; name the checkpoint that it was made from")
+        raise ModelError(f"{source}: the checkpoint is already quantised; name the one that it was made from")
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     device = _device(spec.quantize)
     images = _image_pairs(spec, device, status) if backend.static else ()
@@ -114,7 +118,7 @@ def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: Sta
 
 def _device(section: Any) -> torch.device:
     if section.device == "cuda" and not torch.cuda.is_available() and "device" not in section.model_fields_set:
-        LOG.info("quantize.device is not set and there is no GPU here: quantising on the CPU")
+        LOG.info("quantize.device is not set and this machine has no GPU: quantising on the CPU")
         return torch.device("cpu")
     device = torch.device(section.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -124,14 +128,14 @@ def _device(section: Any) -> torch.device:
 
 
 def _image_pairs(spec: Any, device: torch.device, status: StatusLog) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Whole calibration pairs, (1, 3, H, W) RGB 0..255: evaluation takes images whole too."""
+    """Calibration pairs, (1, 3, H, W) RGB 0..255, not cropped: evaluation uses whole images too."""
     for images in _pairs(spec, status):
         left, right = (torch.from_numpy(x.transpose(2, 0, 1).astype(np.float32))[None].to(device) for x in images)
         yield left, right
 
 
 def _normalised_pairs(spec: Any, size: tuple[int, int], status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Calibration pairs as an engine of this size gets them: padded, normalised, (1, 3, H, W)."""
+    """Calibration pairs prepared as for an engine of this size: padded, normalised, (1, 3, H, W)."""
     for images in _pairs(spec, status):
         place = fit(images[0].shape[:2], size, "pad")
         left, right = (normalise(place.place(image[None].astype(np.float32))) for image in images)
@@ -145,7 +149,9 @@ def _pairs(spec: Any, status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarra
         for sample in progress.track(samples, description="calibrating"):
             left, right = read_views(sample.left, sample.right)
             if left.shape != right.shape:
-                raise DataError(f"{sample.where}: {sample.left} and {sample.right} differ in size: no rectified pair")
+                raise DataError(
+                    f"{sample.where}: {sample.left} and {sample.right} differ in size, so they are no rectified pair"
+                )
             yield left, right
 
 
@@ -157,9 +163,9 @@ def _write_layers(path: Path, summary: Summary) -> None:
 
 
 def _accuracy(spec: Any, source: Path, result: Path, folder: Path, status: StatusLog) -> dict[str, float]:
-    """epe_before, d1_before, epe, d1 and epe_increase on the validation data; empty where there is none."""
+    """epe_before, d1_before, epe, d1 and epe_increase on the validation data; empty if there is none."""
     if not spec.dataset.val_dataset.data_sources:
-        LOG.warning("dataset.val_dataset.data_sources: none, so the loss of accuracy is not measured")
+        LOG.warning("dataset.val_dataset.data_sources is empty, so the loss of accuracy is not measured")
         return {}
     before, after = (_evaluated(spec, *model, folder, status) for model in ((source, "before"), (result, "after")))
     kpi = {f"{name}_before": before[name] for name in METRICS} | {name: after[name] for name in METRICS}
@@ -167,7 +173,7 @@ def _accuracy(spec: Any, source: Path, result: Path, folder: Path, status: Statu
 
 
 def _evaluated(spec: Any, model: Path, when: str, folder: Path, status: StatusLog) -> dict[str, float]:
-    """The metrics of `evaluate` itself, on the validation data, into the folder `when`."""
+    """The metrics of `evaluate` on the validation data, with results in the folder `when`."""
     status.running(f"Measuring the accuracy {when} quantisation")
     spec = spec.model_copy(deep=True)
     spec.dataset.test_dataset = spec.dataset.val_dataset
@@ -186,7 +192,7 @@ def _evaluated(spec: Any, model: Path, when: str, folder: Path, status: StatusLo
 
 
 def _settings(info: dict[str, Any]) -> BuildSettings:
-    """How to build the engine that measures an ONNX file: with every size that the file leaves open."""
+    """Build settings of the engine that evaluates an ONNX file, with the full range of dynamic sizes."""
     heights, widths = ((None, None, None) if info[f"max_{side}"] else ANY_SIZE for side in ("height", "width"))
     return BuildSettings("onnxruntime", info["precision"], heights=heights, widths=widths, verify=False)
 
@@ -195,7 +201,7 @@ def _check_loss(accuracy: dict[str, float], most: float | None, folder: Path) ->
     if most is not None and not accuracy["epe_increase"] <= most:  # also true for NaN
         raise RefusedResult(
             f"quantisation raised epe from {accuracy['epe_before']:.4f} to {accuracy['epe']:.4f} px, by more than "
-            f"quantize.max_epe_increase {most} px; no quantised file was written. What was measured stays in {folder}: "
+            f"quantize.max_epe_increase {most} px; no quantised file was written. The measurements are in {folder}: "
             "before, after and layers.csv. Leave more layers in float (quantize.layers, quantize.skip_names), or "
             "calibrate on more pairs"
         )

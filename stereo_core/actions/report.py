@@ -1,4 +1,4 @@
-"""report: the results of several evaluations side by side: accuracy, latency, size."""
+"""report: compare the results of several evaluations: accuracy, latency, size."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from stereo_core.values import counted, from_json
 
 LOG = logging.getLogger(__name__)
 
-# Rows in this order where any of the results has them; other figures follow in the order of the first that has them.
+# Order of the rows, if any result has them; other figures follow in the order of their first occurrence.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
 
 
 def run(spec: Any, status: Any) -> Outcome:
-    """Write report.html in the results folder: a row a figure, a column an evaluation, the first one the reference.
+    """Write report.html to the results folder: one row per figure, one column per evaluation; the first is the
+    reference.
 
     Raises:
-        SpecError: no results, or another number of names than of results.
-        DataError: a file is missing, or no JSON object with figures.
+        SpecError: no results, or the numbers of names and results differ.
+        DataError: a file is missing, or is no JSON object with figures.
     """
     names, columns = list(spec.names), [read_figures(Path(path)) for path in spec.results]
     if not columns:
-        raise SpecError("results: name the results.json of one evaluation or more, or their folders")
+        raise SpecError("results is empty; name the results.json files of one or more evaluations, or their folders")
     folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in spec.results]
     if not names:
         names = default_names(folders)
     if len(names) != len(columns):
-        raise SpecError(f"names: {len(names)} names for {len(columns)} results; give one each, or none")
+        raise SpecError(f"names: there are {len(names)} names for {len(columns)} results; give one for each, or none")
     names = list(map(UniqueNames(), names))
     note = other_images(names, columns, folders)
     if note:
@@ -53,13 +54,13 @@ def run(spec: Any, status: Any) -> Outcome:
 
 
 def _page(title: str, tables: list[Table], runs: dict[str, Path], warnings: list[str]) -> str:
-    """The evaluations' figures, pairs and images side by side, as far as their folders are at hand."""
+    """A page with figures, pairs and images of the evaluations side by side, as far as their folders are available."""
     groups = shown({name: views_of(folder).get("", []) for name, folder in runs.items()})
     return page(title, tables, warnings=warnings, groups=groups, more=images_table(runs, groups))
 
 
 def default_names(folders: list[Path]) -> list[str]:
-    """The folders' names; where two are the same, the parts of the paths in which they differ."""
+    """The folders' names; if two are equal, the parts of the paths that differ."""
     names = [folder.name for folder in folders]
     if len(set(names)) == len(names) or len(set(folders)) == 1:
         return names
@@ -72,8 +73,8 @@ def default_names(folders: list[Path]) -> list[str]:
 
 
 def other_images(names: list[str], columns: list[dict[str, float]], folders: list[Path]) -> str:
-    """What is to be said where evaluations are of other images than the first; empty where they are not, as far as
-    their figures (`images`) and metrics.csv tell."""
+    """A warning if an evaluation used other images than the first one, judged by the figure `images` and metrics.csv;
+    else an empty string."""
     counts, paths = [column.get("images") for column in columns], [_images_of(folder) for folder in folders]
     others = [
         name
@@ -83,11 +84,11 @@ def other_images(names: list[str], columns: list[dict[str, float]], folders: lis
     ]
     if not others:
         return ""
-    return f"{', '.join(others)}: evaluated on other images than {names[0]}, so their figures can not be compared."
+    return f"{', '.join(others)}: evaluated on other images than {names[0]}, so the figures are not comparable."
 
 
 def _images_of(folder: Path) -> set[str] | None:
-    """The images in metrics.csv; None where there is no such file."""
+    """The images in metrics.csv; None if there is no such file."""
     if not (folder / "metrics.csv").is_file():
         return None
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
@@ -98,35 +99,37 @@ def read_figures(path: Path) -> dict[str, float]:
     """The numbers of a results.json (or of the folder that holds one): metric -> value.
 
     Raises:
-        DataError: the file is missing, or no JSON object with figures.
+        DataError: the file is missing, or is no JSON object with figures.
     """
     file, values = _read(path)
     numbers = values.items()
     figures = {key: value for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool)}
     if not figures:
-        raise DataError(f"{file}: holds no figures; give the results.json of evaluate or trt_evaluate")
+        raise DataError(f"{file}: the file contains no figures; name a results.json of evaluate or trt_evaluate")
     return figures
 
 
 def read_warnings(path: Path) -> list[str]:
-    """What an evaluation warned of. Raises as `read_figures`."""
+    """The warnings of an evaluation. Raises as `read_figures`."""
     return [str(text) for text in _read(path)[1].get("warnings") or []]
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
-    """A results.json, or the one in a folder: its path and content; empty where that is no JSON object."""
+    """Path and content of a results.json, or of the one in a folder; empty if it is no JSON object."""
     file = path / "results.json" if path.is_dir() else path
     try:
         values = from_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file; evaluate and trt_evaluate write results.json") from None
+        raise DataError(
+            f"{file}: there is no such file; name a results.json of evaluate or trt_evaluate, or its folder"
+        ) from None
     except ValueError as error:
-        raise DataError(f"{file}: no JSON file: {error}") from None
+        raise DataError(f"{file}: the file is no valid JSON: {error}") from None
     return file, values if isinstance(values, dict) else {}
 
 
 def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]:
-    """The figures side by side, and the difference of each column to the first."""
+    """The figures side by side, and the difference of each column from the first."""
     known = list(dict.fromkeys([*FIRST, *(key for column in columns for key in column)]))
     rows = [key for key in known if any(key in column for column in columns)]
     figures: list[tuple[str | float, ...]] = [
@@ -138,12 +141,13 @@ def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]
         changes: list[tuple[str | float, ...]] = [
             (_label(key, columns), *(column[key] - columns[0][key] for column in columns[1:])) for key in shared
         ]
-        tables.append(Table(f"Difference to {names[0]}", ("figure", *names[1:]), changes))
+        tables.append(Table(f"Difference from {names[0]}", ("figure", *names[1:]), changes))
     return tables
 
 
 def _label(key: str, columns: list[dict[str, float]]) -> str:
-    """A latency is that of a batch; the key says of which, unless all batches are of one image."""
+    """The label of a figure. Latencies are per batch, so the label names the batch, unless all batches have one
+    image."""
     batches = sorted({column["latency_batch"] for column in columns if "latency_batch" in column})
     if key not in LATENCIES or batches in ([], [1]):
         return key

@@ -1,4 +1,4 @@
-"""synthesize: a small data set of exact synthetic stereo scenes, laid out as FSD is.
+"""synthesize: write a small data set of exact synthetic stereo scenes, in the folder layout of FSD.
 
 <results_dir>/scene_0000/dataset/data/{left,right}/rgb/0000.png, left/disparity/0000.png (RGB-coded, radix 255),
 left/nocc/0000.png (255 = visible to both cameras) and K.txt. `convert` lists it with image_dir_pattern [left/rgb],
@@ -22,7 +22,7 @@ from stereo_core.spec import results_dir
 from stereo_core.values import counted
 
 BASELINE = 0.1  # m
-SMALLEST_SHARE = 0.1  # of max_disparity, that a rich scene's nearest surface has at least
+SMALLEST_SHARE = 0.1  # share of max_disparity; minimum of a rich scene's largest disparity
 
 
 def run(spec: Any, status: Any) -> Outcome:

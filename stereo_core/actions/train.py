@@ -1,4 +1,4 @@
-"""train: from scratch, from a checkpoint's weights, or on from where a run stopped."""
+"""train: from scratch, from a checkpoint's weights, or resuming a stopped run."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ from stereo_core.values import counted
 LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
-HOW_TO_GO_ON = "train.resume_training_checkpoint_path=auto goes on from it, where its folder outlives the run"
+HOW_TO_RESUME = "train.resume_training_checkpoint_path=auto resumes from it, if the results folder is still there"
 
 
 def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Train and leave checkpoints (see `Checkpoints`), links to the newest and the best, and a TensorBoard log.
 
-    Where there is validation data it is also evaluated before the first step of a new run; the result stands in the KPI
-    as `initial_epe` and so on, of a run that was stopped too. The checkpoint handed on is the best by `train.monitor`,
-    or the last where nothing is validated; the message says which, and `epe` and so on are its own.
+    With validation data, the weights are also evaluated before the first step of a new run; the KPI reports the result
+    as `initial_epe` and so on, also after a resume. The resulting checkpoint is the best one by `train.monitor`, or the
+    last one without validation; the message names it, and `epe` and so on are its metrics.
 
-    With `train.resume_training_checkpoint_path` a run goes on as if it had never stopped; `auto` takes the newest whole
-    checkpoint of the results folder, begins a new run where there is none, and does nothing to a run that is over. A
-    checkpoint whose validation did not come to its end is validated first. A run that goes on with none of the folder's
-    checkpoints is refused where there are some.
+    With `train.resume_training_checkpoint_path` a run continues as if it had never stopped. `auto` resumes the newest
+    intact checkpoint of the results folder, starts a new run if there is none, and does nothing if the run has
+    finished. A checkpoint whose validation was interrupted is validated first. A run that ignores existing checkpoints
+    of the folder is refused.
 
     On several devices or nodes (see `stereo_core.training.distribution`) every process does the same on its part of the
     data; only the first writes files.
 
     Raises:
-        SpecError: settings that do not fit each other, this machine or its environment.
-        NonFiniteLossError: the loss, its gradient or the validation became NaN or infinite.
-        Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
+        SpecError: settings that contradict each other, or that this machine or its environment do not support.
+        NonFiniteLossError: the loss, its gradient or the validation is NaN or infinite.
+        Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C was received; the step was finished and a checkpoint written.
     """
     if spec.train.precision == "fp16" and not torch.cuda.is_available():
-        raise SpecError("train.precision: fp16 needs a GPU, and there is none here; choose bf16 or fp32")
+        raise SpecError("train.precision: fp16 needs a GPU, but this machine has none; choose bf16 or fp32")
     ranks = resolve(spec.train, "train", torch.cuda.device_count())
     if ranks.world > 1 and spec.train.distributed_strategy == "fsdp":
         check_fsdp(spec.train)
@@ -96,7 +96,7 @@ def _train_joined(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outc
         settings.seed = _drawn_seed(resume)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     data = StereoDataModule(spec)
-    data.setup()  # bad lists are told before the network is built and validated
+    data.setup()  # report bad lists before the network is built and validated
     network = _network(spec, resume, ranks)
     checkpoints = Checkpoints(folder, settings)
     measurements = Measurements()
@@ -111,12 +111,12 @@ def _train_joined(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outc
 
 
 def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> torch.nn.Module:
-    """The network that the run starts or goes on with, set up to be trained; ModelError where it is quantised."""
+    """The network that the run starts from or resumes, set up for training; ModelError if it is quantised."""
     start = resume or spec.train.pretrained_model_path or None
     network = from_spec(spec, start)
     if rounds(network):
         raise ModelError(
-            f"{start}: quantised, and training would lose that; train from the checkpoint that it was made from"
+            f"{start}: a quantised checkpoint cannot be trained; train from the checkpoint that it was made from"
         )
     tune(network, spec.train, ranks)
     if beyond := beyond_the_cost_volume(spec, network):
@@ -128,7 +128,7 @@ def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> torch.n
 def _validate_first(
     trainer: pl.Trainer, module: StereoModule, data: StereoDataModule, checkpoints: Checkpoints, resume: Path | None
 ) -> None:
-    """Validate a new run's weights, or make up for the validation that a stopped run did not come to."""
+    """Validate a new run's weights, or repeat the validation that a stopped run did not finish."""
     if not resume:
         trainer.validate(module, datamodule=data, verbose=False)
         first = validation_kpi(validation_metrics(trainer))
@@ -137,14 +137,14 @@ def _validate_first(
         module.validated = due
         trainer.validate(module, datamodule=data, ckpt_path=resume, verbose=False)
         module.validated = None
-        at_home = resume.resolve().parent == checkpoints.folder.resolve()  # another run's folder stays as it is
+        at_home = resume.resolve().parent == checkpoints.folder.resolve()  # do not change another run's folder
         if trainer.is_global_zero and at_home:
             add_metrics(resume, validation_metrics(trainer))
 
 
 def _outcome(trainer: pl.Trainer, module: StereoModule, checkpoints: Checkpoints) -> Outcome:
     done = f"{counted(trainer.current_epoch, 'epoch')}, {counted(trainer.global_step, 'step')}"
-    counts = module.kpi()  # of all ranks
+    counts = module.kpi()  # over all ranks
     if not trainer.is_global_zero:
         return Outcome(f"Train finished successfully: {done}")
     return Outcome(
@@ -156,28 +156,31 @@ def _outcome(trainer: pl.Trainer, module: StereoModule, checkpoints: Checkpoints
 
 
 def _to_resume(spec: ExperimentSpec, folder: Path, status: StatusLog) -> Path | None:
-    """The checkpoint to go on from, said in status.json and the log; None for a new run.
+    """The checkpoint to resume from, reported in status.json and the log; None for a new run.
 
     Raises:
-        SpecError: the checkpoint has more epochs than are wanted, or the one that was named has all of them.
-        ModelError: it is damaged or none of a training run.
+        SpecError: the checkpoint has more epochs than train.num_epochs, or the named one has all of them.
+        ModelError: it is damaged or has no training state.
     """
     settings = spec.train
-    said = settings.resume_training_checkpoint_path
-    path = newest_whole(folder) if said == AUTO else Path(said) if said else None
+    resume_path = settings.resume_training_checkpoint_path
+    path = newest_whole(folder) if resume_path == AUTO else Path(resume_path) if resume_path else None
     if path is None:
-        if said:
-            status.running(f"No checkpoint in {folder}: a new run.")
-            LOG.info("train.resume_training_checkpoint_path: auto, but %s holds no checkpoint: a new run", folder)
+        if resume_path:
+            status.running(f"No checkpoint in {folder}: starting a new run.")
+            LOG.info(
+                "train.resume_training_checkpoint_path is auto, but %s contains no checkpoint: starting a new run",
+                folder,
+            )
         return None
     check_digest(path)
     progress = read_progress(path)
-    if progress.epochs + (said != AUTO) > settings.num_epochs:  # auto may find its run finished
+    if progress.epochs + (resume_path != AUTO) > settings.num_epochs:  # with auto the run may have finished
         raise SpecError(
-            f"train.num_epochs: {settings.num_epochs}, but the checkpoint to resume has {progress.epochs} already "
+            f"train.num_epochs is {settings.num_epochs}, but the checkpoint to resume already has {progress.epochs} "
             f"({path}); raise num_epochs"
         )
-    rest = "; train_loss of that epoch will cover the rest of it" if progress.batches else ""
+    rest = "; train_loss of that epoch will cover only its remaining batches" if progress.batches else ""
     done = f"{counted(progress.epochs, 'epoch')} and {counted(progress.batches, 'batch', 'batches')} are done{rest}"
     status.running(f"Resuming training from checkpoint: {path} ({done})")
     LOG.info("resuming from %s: %s", path, done)
@@ -185,34 +188,36 @@ def _to_resume(spec: ExperimentSpec, folder: Path, status: StatusLog) -> Path | 
 
 
 def _drawn_seed(resume: Path | None) -> int:
-    """A seed by chance where the spec wants none: the same for all processes, and for a run that goes on."""
+    """A random seed if the spec sets none: the same for all processes, and for a resumed run."""
     drawn = read_seed(resume) if resume else secrets.randbits(32)
     return int(gathered([drawn])[0])
 
 
 def _check_nodes(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> None:
-    """Refuse to begin where nodes would train different things.
+    """Raise if the nodes would train differently.
 
     Raises:
-        SpecError: their specs differ, or they do not see the same checkpoints.
+        SpecError: the specs differ, or the nodes do not see the same checkpoints.
     """
     mine = {f"{group}.{name}": value for group in ("train", "dataset", "model")
             for name, value in getattr(spec, group).model_dump().items()}  # fmt: skip
-    own = {"train.num_gpus", "train.gpu_ids"}  # of each node
+    own = {"train.num_gpus", "train.gpu_ids"}  # may differ between nodes
     others = gathered([mine])
     changed = [name for name in mine if name not in own and any(other[name] != mine[name] for other in others)]
     if changed:
-        raise SpecError(f"{', '.join(changed)}: differ between the {ranks.nodes} nodes; give all of them one spec")
+        raise SpecError(
+            f"{', '.join(changed)}: the values differ between the {ranks.nodes} nodes; use the same spec on all nodes"
+        )
     found = sorted(set(gathered([str(resume)])))
     if len(found) > 1:
         raise SpecError(
-            f"train.results_dir: the nodes find different checkpoints to resume ({', '.join(found)}); put it on "
+            f"train.results_dir: the nodes find different checkpoints to resume ({', '.join(found)}); move it to "
             "storage that all nodes share"
         )
 
 
 def _due_validation(path: Path, interval: int) -> Progress | None:
-    """The progress of a checkpoint at the end of an epoch whose validation never came to its end; None of others."""
+    """The progress of a checkpoint at the end of an epoch whose validation was interrupted; else None."""
     progress = read_progress(path)
     due = not progress.batches and progress.epochs % interval == 0 and "metrics" not in read_sidecar(path)
     return progress if due else None
@@ -220,21 +225,21 @@ def _due_validation(path: Path, interval: int) -> Progress | None:
 
 @contextlib.contextmanager
 def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
-    """Give Ctrl-C and SIGTERM back under their own names, and say what a dead loader process means."""
+    """Re-raise Ctrl-C and SIGTERM as their own exceptions, and explain a dead loader process."""
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         yield
     except Stopped as error:
-        done = f"the step was finished and a checkpoint written; {HOW_TO_GO_ON}"
-        if checkpoints.stop_asked == signal.SIGINT:
+        done = f"the step was finished and a checkpoint written; {HOW_TO_RESUME}"
+        if checkpoints.stop_signal == signal.SIGINT:
             raise KeyboardInterrupt(f"Ctrl-C; {done}") from error
         raise Terminated(f"SIGTERM; {done}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise RuntimeError(
-            f"{error}; the system ended a process that reads samples, most often for want of memory or shared memory "
-            "(/dev/shm): lower dataset.train_dataset.workers or give the run more; checkpoints are intact"
+            f"{error}; the system killed a loader process, usually because memory or shared memory (/dev/shm) ran out: "
+            "lower dataset.train_dataset.workers or provide more memory; checkpoints are intact"
         ) from error
     except SystemExit as error:
         if trainer.interrupted:
@@ -246,6 +251,6 @@ def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[No
 
 
 def _millions(network: torch.nn.Module) -> tuple[float, float]:
-    """Millions of parameters: all, and those that are trained."""
+    """Millions of parameters: all of them, and the trained ones."""
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
     return sum(n for n, _ in sizes) / 1e6, sum(n for n, trained in sizes if trained) / 1e6

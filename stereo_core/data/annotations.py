@@ -1,8 +1,8 @@
 """Annotation lists: a text file with one stereo sample a line.
 
-Columns, separated by blanks: `left right [disparity [mask]]`. A path that holds a blank, begins with `#` or `"` or is
-otherwise doubtful stands in double quotes, a quote inside it doubled (`"it""s here/im0.png"`). Blank lines and lines
-that begin with `#` say nothing. Without quotes the columns are exactly what `line.split()` gives.
+Columns are separated by blanks: `left right [disparity [mask]]`. A path that contains a blank, or begins with `#` or
+`"`, is written in double quotes; a quote inside it is doubled (`"it""s here/im0.png"`). Blank lines and lines that
+begin with `#` are ignored. Without quotes the columns are exactly what `line.split()` gives.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Sample:
 def read_annotations(data_file: str | Path, data_root: str | Path = "") -> list[Sample]:
     """Read a list of samples with 2, 3 or 4 columns.
 
-    A relative path in it is below `data_root`, or below the list's own folder when `data_root` is empty. Paths and
-    `data_root` may be URIs of objects. Where that folder is packed (see `shards`) paths below it lead into its shards.
+    Relative paths are resolved against `data_root`, or against the list's own folder when `data_root` is empty. Paths
+    and `data_root` may be object URIs. If that folder is packed (see `shards`), paths below it point into its shards.
 
     Raises:
         DataError: the file is missing, is not UTF-8 text, has no sample, or a line has a wrong number of columns; the
@@ -63,17 +63,15 @@ def read_annotations(data_file: str | Path, data_root: str | Path = "") -> list[
                 if line.strip() and not line.lstrip().startswith("#")
             ]
     except OSError as error:
-        raise DataError(f"{data_file}: can not read the annotation list: {error.strerror}") from error
+        raise DataError(f"{data_file}: cannot read the annotation list: {error.strerror}") from error
     if not samples:
-        raise DataError(
-            f"{data_file}: the annotation list has no sample; expected lines 'left right [disparity [mask]]'"
-        )
+        raise DataError(f"{data_file}: the annotation list is empty; expected lines 'left right [disparity [mask]]'")
     files = shards.packed(root)
     return [_in_shards(sample, root, files) for sample in samples] if files else samples
 
 
 def _in_shards(sample: Sample, root: str, files: dict[str, str]) -> Sample:
-    """The sample with those of its paths that name packed files leading into their shards."""
+    """Replace the paths of packed files by their paths in the shards."""
     paths = {name: path for name in COLUMNS if (path := getattr(sample, name)) is not None}
     below = os.path.join(root, "")
     into = {name: files.get(posixpath.normpath(path.removeprefix(below)), path) for name, path in paths.items()}
@@ -85,14 +83,14 @@ def _parse(line: str, root: str, file: str, number: int) -> Sample:
         raise DataError(f"{file}: {LFS_POINTER}")
     fields = split_line(line)
     if fields is None:
-        raise DataError(f"{file}:{number}: unbalanced quotes; a quote inside a quoted path is doubled")
+        raise DataError(f"{file}:{number}: unbalanced quotes; double each quote inside a quoted path")
     if not 2 <= len(fields) <= len(COLUMNS):
         raise DataError(
-            f"{file}:{number}: {len(fields)} columns; expected 'left right [disparity [mask]]'"
-            " (paths with blanks stand in double quotes)"
+            f"{file}:{number}: the line has {len(fields)} columns; expected 'left right [disparity [mask]]'"
+            " (put paths that contain blanks in double quotes)"
         )
     if "\0" in line:
-        raise DataError(f"{file}:{number}: a zero byte; this is not an annotation list")
+        raise DataError(f"{file}:{number}: contains a zero byte, so this is not an annotation list")
     paths = [field if storage.is_uri(field) else os.path.join(root, field) for field in fields]
     left, right, *rest = paths
     disparity, mask, *_ = (*rest, None, None)
@@ -108,23 +106,23 @@ def split_line(line: str) -> list[str] | None:
         match = _FIELD.match(rest)
         if match is None:
             return None
-        quoted, plain = match.groups()
-        fields.append(plain if quoted is None else quoted.replace('""', '"'))
+        quoted, bare = match.groups()
+        fields.append(bare if quoted is None else quoted.replace('""', '"'))
         rest = rest[match.end() :].lstrip()
     return fields
 
 
 def quote(path: str) -> str:
-    """A path as it stands in an annotation list."""
+    """A path as it is written in an annotation list."""
     if "\n" in path or "\r" in path:
-        raise DataError(f"{path!r}: a line break in a file name can not stand in an annotation list; rename the file")
+        raise DataError(f"{path!r}: an annotation list cannot hold a file name with a line break; rename the file")
     if not _DOUBTFUL.search(path):
         return path
     return '"' + path.replace('"', '""') + '"'
 
 
 def write_annotations(path: str | Path, rows: Iterable[Sequence[str]]) -> None:
-    """Write one line a row (2 to 4 paths), replacing the file as a whole."""
+    """Write one line per row (2 to 4 paths); the file is replaced atomically."""
     rows = iter(rows)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
         while batch := list(islice(rows, 4096)):
@@ -133,15 +131,15 @@ def write_annotations(path: str | Path, rows: Iterable[Sequence[str]]) -> None:
 
 def _lines(rows: Sequence[Sequence[str]]) -> str:
     text = "\n".join(map(" ".join, rows))
-    plain = '"' not in text and "#" not in text and text.split() == list(chain.from_iterable(rows))
-    return (text if plain else "\n".join(" ".join(map(quote, row)) for row in rows)) + "\n"
+    unquoted = '"' not in text and "#" not in text and text.split() == list(chain.from_iterable(rows))
+    return (text if unquoted else "\n".join(" ".join(map(quote, row)) for row in rows)) + "\n"
 
 
 def check_files(samples: Sequence[Sample]) -> None:
-    """Make sure that every file of every sample exists. Each folder is listed once: cheap on a network file system.
+    """Check that every file of every sample exists. Each folder is listed only once: cheap on a network file system.
 
     Raises:
-        DataError: names the first missing files with their lines, and how many there are.
+        DataError: files are missing; the message names the first ones with their lines, and the count.
     """
     listings: dict[str, Collection[str]] = {}
     missing = []
@@ -153,7 +151,7 @@ def check_files(samples: Sequence[Sample]) -> None:
     if missing:
         more = f"\n... and {len(missing) - 5} more" if len(missing) > 5 else ""
         of_windows = all("\\" in line for line in missing)
-        mend = "write / in place of \\ in the paths" if of_windows else "mend the lines"
+        mend = "write / instead of \\ in the paths" if of_windows else "correct the lines"
         raise DataError("\n".join(missing[:5]) + more + f"\n{mend}, or set data_root of the data source")
 
 
@@ -161,7 +159,7 @@ def _exists(path: str, listings: dict[str, Collection[str]]) -> bool:
     folder, name = shards.parts(path) or os.path.split(path)
     if folder not in listings:
         listings[folder] = _listing(folder)
-    # a name that is not listed may still open, on a file system that ignores case
+    # on a file system that ignores case, a name that is not listed may still open
     return name in listings[folder] or os.path.exists(path)
 
 

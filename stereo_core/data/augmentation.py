@@ -1,15 +1,15 @@
-"""What happens to a training pair between its files and the network. In this order, each with its own probability:
+"""Augmentation of training pairs. The steps run in this order, each with its own probability:
 
 1. flips (with `do_flip`): horizontal with a swap of the views, vertical;
 2. shift of the right view along its rows, which changes all disparities by the same amount;
-3. scale and stretch, pixels and disparities alike, with the crop: only the window that becomes the crop is resampled;
+3. scale, stretch and crop, for images and disparities alike: only the window that becomes the crop is resampled;
 4. vertical jitter: the right view moves by up to 2 rows, breaking the rectification as real cameras do;
 5. colour jitter and gamma, equal or different for the two views;
-6. eraser: rectangles of the right view lose their content, as if something stood before that camera;
-7. padding to a multiple of 32, which is invalid ground truth.
+6. eraser: rectangles of the right view are filled, as if something stood in front of that camera;
+7. padding to a multiple of 32; padded pixels have no ground truth.
 
-Everything up to the colours keeps left(x) = right(x - disparity), the vertical jitter apart. Colours and eraser look at
-the crop, not at the whole picture. One generator decides everything, so equal generators give equal pairs.
+Apart from the vertical jitter, steps 1 to 4 keep left(x) = right(x - disparity). Colour jitter and eraser work on the
+crop, not on the whole image. All randomness comes from one generator, so equal generators give equal pairs.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import cv2
 import numpy as np
 
 MULTIPLE = 32  # the network's training sizes
-MAX_SHIFT = 10  # px of the file: small against common disparities, so that few of them end at or below 0
+MAX_SHIFT = 10  # px of the file: small compared with common disparities, so few become 0 or negative
 MAX_JITTER = 2.0  # rows of the crop
-TRIALS = 100  # places tried for a crop with enough ground truth
+TRIALS = 100  # positions tried for a crop with enough ground truth
 ERASED_SIDES = (50, 99)  # px, both included
 SMOOTH = 1.0  # px: disparities of neighbours that differ by more belong to two surfaces
-CACHED_ROWS = 64  # of a map, worked on at a time: they fit into the processor's cache, which is 2.5 times faster
+CACHED_ROWS = 64  # rows processed at a time: they fit into the processor's cache, which is 2.5 times faster
 
-_GREY = np.array([0.299, 0.587, 0.114])  # what R, G and B add to the brightness
+_GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G and B in the brightness
 _LEVELS = np.arange(256.0)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A stereo pair: left, right uint8 (H, W, 3), RGB; disparity float32 (H, W), px of the left view, 0: not known."""
+    """A stereo pair: left, right uint8 (H, W, 3), RGB; disparity float32 (H, W), px of the left view, 0: unknown."""
 
     left: np.ndarray
     right: np.ndarray
@@ -51,8 +51,8 @@ def augment(pair: Pair, settings: Any, max_disparity: float, rng: np.random.Gene
 
     Args:
         settings: `dataset.train_dataset.augmentation` of a spec.
-        max_disparity: px of the crop, exclusive; larger ones do not count for `crop_min_valid_disp_ratio`.
-        rng: decides everything.
+        max_disparity: px of the crop, exclusive; larger disparities do not count for `crop_min_valid_disp_ratio`.
+        rng: the source of all randomness.
     """
     crop = tuple(settings.crop_size)
     if settings.do_flip and rng.random() < settings.h_flip_prob:
@@ -79,7 +79,7 @@ def augment(pair: Pair, settings: Any, max_disparity: float, rng: np.random.Gene
 
 
 def flip_horizontally(pair: Pair) -> Pair:
-    """Mirror the pair and swap its views: only so does the new left view see everything further to the right.
+    """Mirror the pair and swap its views: without the swap all disparities would become negative.
 
     The ground truth becomes that of the former right view, see `seen_from_right`.
     """
@@ -91,7 +91,7 @@ def flip_vertically(pair: Pair) -> Pair:
 
 
 def shift(pair: Pair, by: int) -> Pair:
-    """Add `by` px to all disparities by moving the right view; those that end at or below 0 become unknown."""
+    """Add `by` px to all disparities by moving the right view; disparities at or below 0 become unknown."""
     disparity = np.where(pair.valid, np.maximum(pair.disparity + np.float32(by), 0), np.float32(0))
     return Pair(pair.left, moved(pair.right, 0, by), disparity)
 
@@ -106,9 +106,9 @@ def moved(image: np.ndarray, down: int, along: int) -> np.ndarray:
 def seen_from_right(disparity: np.ndarray) -> np.ndarray:
     """The disparity map (H, W) of the right view, made from that of the left one; 0 where nothing is known.
 
-    A left pixel x is seen at x - d. Between neighbours of one surface the values are interpolated to whole pixels;
-    a pixel without such a neighbour (sparse ground truth) goes to the nearest one. Where several surfaces meet the
-    nearest to the cameras counts. What only the right camera sees stays unknown, and so does what lies beside it.
+    A left pixel x appears at x - d. Between neighbours of one surface the values are interpolated to whole pixels; a
+    pixel without such a neighbour (sparse ground truth) goes to the nearest pixel. Where surfaces overlap, the one
+    nearest to the cameras wins. Pixels that only the right camera sees stay unknown, and so do those beside them.
     """
     blocks = [disparity[top : top + CACHED_ROWS] for top in range(0, len(disparity), CACHED_ROWS)]
     return np.concatenate([_rows_seen_from_right(block) for block in blocks])
@@ -124,7 +124,8 @@ def _rows_seen_from_right(disparity: np.ndarray) -> np.ndarray:
     alone = known & ~joined
     alone[:, 1:] &= ~joined[:, :-1]
 
-    begin = np.arange(width, dtype=np.float32) - disparity  # where a pixel is seen, and `reach` further its neighbour
+    # where a pixel appears; its neighbour appears `reach` further on
+    begin = np.arange(width, dtype=np.float32) - disparity
     reach = np.where(joined, 1 - step, np.float32(1))
     slope = np.where(joined, step / reach, np.float32(0))
     first = np.where(alone, np.rint(begin), np.ceil(begin))
@@ -134,7 +135,8 @@ def _rows_seen_from_right(disparity: np.ndarray) -> np.ndarray:
         counts = np.flatnonzero(((joined & (offset <= reach)) | (alone & (seen is first))) & (seen >= 0))
         values = (disparity + slope * offset).ravel()[counts]
         places = counts - counts % width + seen.ravel()[counts].astype(np.int64)
-        # of the pixels of a row seen at one place the last is the nearest to the cameras, and what is set last stays
+        # of several pixels of a row that map to one place, the last is the nearest to the cameras and overwrites the
+        # others
         nearer = values > warped[places]
         warped[places[nearer]] = values[nearer]
     return warped.reshape(disparity.shape)
@@ -146,10 +148,10 @@ def _rows_seen_from_right(disparity: np.ndarray) -> np.ndarray:
 def window_size(
     image: tuple[int, int], crop: tuple[int, int], settings: Any, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Height and width, px of the image, of the window that becomes the crop: this decides scale and stretch.
+    """Height and width (px of the image) of the window that becomes the crop: they decide scale and stretch.
 
-    Without scaling it is the crop itself, which may be larger than the image. With scaling a smaller image is enlarged
-    further, with the same stretch, to what the crop needs.
+    Without scaling, the window has the size of the crop, which may exceed the image. With scaling, an image that is
+    too small is enlarged further, with the same stretch, until it holds the crop.
     """
     if rng.random() >= settings.spatial_aug_prob:
         return crop
@@ -166,11 +168,11 @@ def window_size(
 def window_place(
     counts: np.ndarray, size: tuple[int, int], min_share: float, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Top and left of the window: the first of the tried places where enough of it counts, else the best of them.
+    """Top and left of the window: the first tried position with enough ground truth, else the best one tried.
 
     Args:
-        counts: bool (H, W): the ground truth that counts.
-        size: height and width of the window, px; 0 is the only place along a side where the image is smaller.
+        counts: bool (H, W): True where the ground truth counts.
+        size: height and width of the window, px; along a side where the image is smaller, the position is 0.
         min_share: 0..1, of the window's pixels.
     """
     height, width = counts.shape
@@ -188,13 +190,13 @@ def window_place(
 
 
 def cut(pair: Pair, top: int, start: int, size: tuple[int, int]) -> Pair:
-    """A window of the pair; what lies beyond its lower and right border is padding, see `pad`."""
+    """A window of the pair; beyond the pair's lower and right border it is padded, see `pad`."""
     window = slice(top, top + size[0]), slice(start, start + size[1])
     return pad(Pair(pair.left[window], pair.right[window], pair.disparity[window]), size)
 
 
 def pad(pair: Pair, size: tuple[int, int]) -> Pair:
-    """Padding below and on the right: the last row and column repeated, without ground truth: it trains nothing."""
+    """Pad below and on the right by repeating the last row and column; padded pixels have no ground truth."""
     below, beside = size[0] - pair.disparity.shape[0], size[1] - pair.disparity.shape[1]
     if not below and not beside:
         return pair
@@ -214,7 +216,8 @@ def resize(pair: Pair, size: tuple[int, int]) -> Pair:
 
 
 def _resized(disparity: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Interpolated within a surface, else the nearest value: nothing between two surfaces, or one and the unknown."""
+    """Interpolate within a surface, else take the nearest value: never mix two surfaces, or known and unknown
+    pixels."""
     around = np.ones((3, 3), np.uint8)
     lowest, highest = cv2.erode(disparity, around), cv2.dilate(disparity, around)
     surface = ((lowest > 0) & (highest - lowest <= SMOOTH)).astype(np.uint8)
@@ -228,7 +231,7 @@ def _resized(disparity: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def jitter_colours(pair: Pair, settings: Any, rng: np.random.Generator) -> Pair:
-    """Change the colours of both views: each for itself with `color_aug_prob`, otherwise of both in the same way."""
+    """Change the colours: of each view separately with probability `color_aug_prob`, otherwise of both alike."""
     if rng.random() < settings.color_aug_prob:
         return replace(pair, left=recoloured(pair.left, settings, rng), right=recoloured(pair.right, settings, rng))
     left, right = np.split(recoloured(np.concatenate([pair.left, pair.right]), settings, rng), 2)
@@ -238,7 +241,7 @@ def jitter_colours(pair: Pair, settings: Any, rng: np.random.Generator) -> Pair:
 def recoloured(image: np.ndarray, settings: Any, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, saturation and hue in random order, then gamma.
 
-    The factors are drawn as by torchvision's ColorJitter: brightness and contrast from 1 - strength (0 at least) to
+    The factors are drawn as in torchvision's ColorJitter: brightness and contrast from max(0, 1 - strength) to
     1 + strength, saturation and hue (in turns) from their ranges.
     """
     brightness, contrast = (
@@ -259,18 +262,18 @@ def recoloured(image: np.ndarray, settings: Any, rng: np.random.Generator) -> np
 
 
 def change_brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """All levels times the factor."""
+    """Multiply all levels by the factor."""
     return _mapped(image, _LEVELS * factor)
 
 
 def change_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """The distance of all levels from the mean brightness times the factor."""
+    """Multiply the distance of all levels from the mean brightness by the factor."""
     mean = float(_GREY @ cv2.mean(image)[:3])
     return _mapped(image, mean + factor * (_LEVELS - mean))
 
 
 def change_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """The distance of every pixel from its own grey times the factor."""
+    """Multiply the distance of every pixel from its own grey by the factor."""
     return cv2.transform(image, factor * np.eye(3) + (1 - factor) * np.tile(_GREY, (3, 1)))
 
 

@@ -1,4 +1,4 @@
-"""Calibration files -> focal lengths, baseline and the rest that turns disparity into depth."""
+"""Camera calibration files -> focal lengths, baseline and everything else that turns disparity into depth."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stereo_core.data import shards
 from stereo_core.data.images import read_bytes
 from stereo_core.errors import DataError
 
-NAMES = ("calib.txt", "K.txt")  # what a calibration beside an image is called, the first that is there
+NAMES = ("calib.txt", "K.txt")  # file names looked for beside an image; the first one found is used
 
-_BASELINES = (0.001, 10.0)  # m; a file in the wrong unit is out of this by a factor of 1000
-_SQUARE = 0.05  # share by which fx and fy of square pixels may differ
-_MIDDLE = (0.3, 0.7)  # share of the image in which principal points lie, but for those of crops
-_VIEWS = (5.0, 150.0)  # degrees that a rectified image sees from left to right
+_BASELINES = (0.001, 10.0)  # m; a baseline in the wrong unit is off by a factor of 1000
+_SQUARE = 0.05  # relative difference of fx and fy that square pixels may have
+_MIDDLE = (0.3, 0.7)  # share of the image where principal points normally lie, except for crops
+_VIEWS = (5.0, 150.0)  # degrees; plausible horizontal field of view of a rectified image
 _COMMENT = re.compile(r"(#|//|%).*")
 _K = "[fx 0 cx; 0 fy cy; 0 0 1]"
 
@@ -34,10 +34,10 @@ class Calibration:
         focal: px, horizontal (fx).
         baseline: m.
         doffs: px; x of the right principal point minus that of the left one.
-        cx, cy: px; the left principal point; None: the middle of the image.
-        focal_y: px, vertical (fy); None: as focal.
-        width, height: px of the images it is for; None: not said.
-        source: the file, or what else it comes from, for messages.
+        cx, cy: px; the left principal point; None: the centre of the image.
+        focal_y: px, vertical (fy); None: the same as focal.
+        width, height: px; image size that it belongs to; None: not given.
+        source: the file (or key) that it comes from, for messages.
     """
 
     focal: float
@@ -58,28 +58,29 @@ class Calibration:
         lowest, highest = _BASELINES
         if not lowest <= self.baseline <= highest:
             raise DataError(
-                f"{self.source}: a baseline of {self.baseline:g} m; stereo cameras have {lowest:g} to {highest:g} m:"
-                " a calib.txt gives it in millimetres, a K.txt and dataset.baseline in metres"
+                f"{self.source}: the baseline is {self.baseline:g} m; stereo cameras have {lowest:g} to {highest:g} m."
+                " Write it in millimetres in a calib.txt, in metres in a K.txt and dataset.baseline"
             )
 
     def of_size(self, height: int, width: int) -> SizedCalibration:
-        """The same for images of height x width px, with every attribute filled in.
+        """The calibration checked for images of height x width px, with every attribute filled in.
 
         Raises:
-            DataError: it is for images of another size, or its principal point lies outside of these.
+            DataError: it belongs to images of another size, or its principal point lies outside the images.
         """
-        said = (self.width or width, self.height or height)
-        if said != (width, height):
+        stated = (self.width or width, self.height or height)
+        if stated != (width, height):
             raise DataError(
-                f"{self.source}: is for images of {said[0]}x{said[1]} px, but they have {width}x{height} px; multiply"
-                f" focal lengths, principal points and doffs by {width / said[0]:.4g}, and set width and height"
+                f"{self.source}: the file is for {stated[0]}x{stated[1]} px, but the images have {width}x{height} px; "
+                "multiply"
+                f" focal lengths, principal points and doffs by {width / stated[0]:.4g}, and set width and height"
             )
         cx = (width - 1) / 2 if self.cx is None else self.cx
         cy = (height - 1) / 2 if self.cy is None else self.cy
         if not (0 <= cx <= width and 0 <= cy <= height):
             raise DataError(
-                f"{self.source}: the principal point ({cx:g}, {cy:g}) lies outside of the images, {width}x{height} px:"
-                " it belongs to images of another size; scale focal lengths and principal point"
+                f"{self.source}: the principal point ({cx:g}, {cy:g}) lies outside the images ({width}x{height} px);"
+                " the file belongs to images of another size: scale the focal lengths and the principal point"
             )
         focal_y = self.focal if self.focal_y is None else self.focal_y
         return SizedCalibration(
@@ -88,7 +89,8 @@ class Calibration:
 
     @property
     def farthest(self) -> float:
-        """m; the depth at one px of disparity (with doffs): beyond it an error of a px is more than that."""
+        """m; the depth at one px of disparity (with doffs): beyond it, a disparity error of 1 px exceeds the
+        disparity."""
         return self.focal * self.baseline
 
 
@@ -103,29 +105,30 @@ class SizedCalibration(Calibration):
     height: int = 0
 
     def doubts(self) -> Iterator[str]:
-        """What is possible but hardly ever right, a sentence each; to be asked of what `of_size` returns."""
+        """Warnings about unlikely values, a sentence each; call it on the result of `of_size`."""
         if abs(self.focal_y / self.focal - 1) > _SQUARE:
-            yield f"{self.source}: fx {self.focal:g} and fy {self.focal_y:g} px differ; pixels are nearly always square"
+            fx_fy = f"fx {self.focal:g} px and fy {self.focal_y:g} px"
+            yield f"{self.source}: {fx_fy} differ; pixels are nearly always square"
         if not all(_MIDDLE[0] <= at <= _MIDDLE[1] for at in (self.cx / self.width, self.cy / self.height)):
             yield (
-                f"{self.source}: the principal point ({self.cx:g}, {self.cy:g}) is far from the middle of the images,"
-                f" {self.width}x{self.height} px; is it that of images of this size?"
+                f"{self.source}: the principal point ({self.cx:g}, {self.cy:g}) is far from the image centre"
+                f" ({self.width}x{self.height} px); does the file belong to images of this size?"
             )
         degrees = math.degrees(2 * math.atan(self.width / 2 / self.focal))
         if not _VIEWS[0] <= degrees <= _VIEWS[1]:
             yield (
-                f"{self.source}: a focal length of {self.focal:g} px makes images {self.width} px wide see"
-                f" {degrees:.1f} degrees; is it in px of images of this size?"
+                f"{self.source}: a focal length of {self.focal:g} px means a horizontal field of view of"
+                f" {degrees:.1f} degrees for images {self.width} px wide; is it in px of images of this size?"
             )
 
 
 def read_calibration(path: str | Path) -> Calibration:
     """Read a Middlebury or ETH3D calib.txt (baseline in mm), or a K.txt (nine numbers of K by rows, baseline in m).
 
-    Commas and brackets count as blanks; what follows `#`, `//` or `%` is a comment.
+    Commas and brackets count as blanks; text after `#`, `//` or `%` is a comment.
 
     Raises:
-        DataError: the file is missing, is neither, contradicts itself, or holds a length that can not be right.
+        DataError: the file is missing, has neither format, contradicts itself, or holds an impossible length.
     """
     data = read_bytes(path)
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace")
@@ -134,14 +137,14 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def calibration_beside(image: str) -> Calibration:
-    """The calib.txt, else the K.txt, in the folder of an image: loose, in object storage, or packed.
+    """Read the calib.txt, else the K.txt, from the folder of an image: on disk, in object storage, or in a shard.
 
     Raises:
-        DataError: there is neither; else as `read_calibration`.
+        DataError: there is neither; and as `read_calibration`.
     """
     found = _packed_beside(*packed) if (packed := shards.parts(image)) else _beside(image)
     if not found:
-        raise DataError(f"{image}: no {' or '.join(NAMES)} beside it, where inference.calibration=auto looks")
+        raise DataError(f"{image}: inference.calibration=auto found no {' or '.join(NAMES)} in the image's folder")
     return read_calibration(found[0])
 
 
@@ -159,7 +162,7 @@ def _packed_beside(shard: str, image: str) -> list[str]:
     return [files[path] for name in NAMES if (path := posixpath.join(posixpath.dirname(image), name)) in files]
 
 
-_packed = lru_cache(maxsize=4)(shards.packed)  # asked for each folder of images
+_packed = lru_cache(maxsize=4)(shards.packed)  # called for each folder of images
 
 
 def _middlebury(path: str | Path, lines: list[str]) -> Calibration:
@@ -167,8 +170,8 @@ def _middlebury(path: str | Path, lines: list[str]) -> Calibration:
     missing = [key for key in ("cam0", "baseline") if key not in values]
     if missing or ("doffs" not in values and "cam1" not in values):
         raise DataError(
-            f"{path}: not a calib.txt, which has cam0={_K}, baseline (mm), and doffs or cam1:"
-            f" no {' and no '.join(missing or ['doffs'])}"
+            f"{path}: not a calib.txt: {' and '.join(missing or ['doffs'])} missing;"
+            f" expected cam0={_K}, baseline (mm), and doffs or cam1"
         )
     focal, cx, focal_y, cy = _matrix(f"{path}: cam0", values["cam0"])
     if "cam1" in values:
@@ -182,13 +185,16 @@ def _middlebury(path: str | Path, lines: list[str]) -> Calibration:
 
 
 def _checked_doffs(path: str | Path, left: tuple[float, float], right: tuple[float, ...], doffs: float | None) -> float:
-    """doffs, from the cameras where the file has none; DataError where the cameras say otherwise."""
+    """doffs, computed from the cameras if the file has none; DataError if the cameras contradict it."""
     (focal, cx), (right_focal, right_cx, *_) = left, right
     if abs(right_focal - focal) > 0.01 * abs(focal):
-        raise DataError(f"{path}: fx is {focal:g} px in cam0 and {right_focal:g} px in cam1: not a rectified pair")
+        raise DataError(
+            f"{path}: fx is {focal:g} px in cam0 and {right_focal:g} px in cam1, so the pair is not rectified"
+        )
     if doffs is not None and abs(right_cx - cx - doffs) > 1:
         raise DataError(
-            f"{path}: doffs is {doffs:g} px, but cx of cam1 minus cx of cam0 is {right_cx - cx:g} px; they are the same"
+            f"{path}: doffs is {doffs:g} px, but cx of cam1 minus cx of cam0 is {right_cx - cx:g} px; they must be "
+            "equal"
         )
     return right_cx - cx if doffs is None else doffs
 
@@ -196,23 +202,23 @@ def _checked_doffs(path: str | Path, left: tuple[float, float], right: tuple[flo
 def _intrinsics(path: str | Path, lines: list[str]) -> Calibration:
     words = _words(" ".join(lines))
     if len(words) != 10:
-        first = f"; it begins with '{lines[0][:60]}'" if lines else ""
+        first = f", the first line is '{lines[0][:60]}'" if lines else ""
         raise DataError(
-            f"{path}: not a K.txt, which has the 9 numbers of K = {_K} in row order, then the baseline in metres:"
-            f" {len(words)} values{first}"
+            f"{path}: not a K.txt: it has {len(words)} values{first};"
+            f" expected the 9 numbers of K = {_K} in row order, then the baseline in metres"
         )
     focal, cx, focal_y, cy = _matrix(f"{path}: K", " ".join(words[:9]))
     return Calibration(focal, _number(path, "baseline", words[9]), 0.0, cx, cy, focal_y, source=str(path))
 
 
 def _matrix(where: str, text: str) -> tuple[float, float, float, float]:
-    """(fx, cx, fy, cy) of the text of a camera matrix."""
+    """Parse the text of a camera matrix to (fx, cx, fy, cy)."""
     words = _words(text)
     if len(words) != 9:
-        raise DataError(f"{where}: {len(words)} numbers, not the 9 of {_K}: '{text}'")
+        raise DataError(f"{where}: '{text}' has {len(words)} numbers; expected the 9 of {_K}")
     numbers = [_number(where, "a value", word) for word in words]
     if [numbers[3], *numbers[6:]] != [0, 0, 0, 1]:
-        raise DataError(f"{where}: is not {_K} in row order: '{text}'")
+        raise DataError(f"{where}: '{text}' is not {_K} in row order")
     return numbers[0], numbers[2], numbers[4], numbers[5]
 
 

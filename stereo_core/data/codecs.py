@@ -1,6 +1,6 @@
 """Disparity files -> (disparity in px, validity), and back.
 
-A stored value becomes px by dividing by the format's scale; `disparity_scale` of a data source replaces it:
+Disparity in px = stored value / scale. Each format has a default scale; a data source's `disparity_scale` overrides it:
 
 | format | stored | scale |
 |---|---|---|
@@ -8,10 +8,10 @@ A stored value becomes px by dividing by the format's scale; `disparity_scale` o
 | png_rgb | 8-bit RGB: R * 255 * 255 + G * 255 + B (radix 255; FSD, Isaac) | 1000 |
 | png_u16_256 | 16-bit grey (KITTI) | 256 |
 | png_u16_32 | 16-bit grey (CREStereo) | 32 |
-| png_u8 | 8-bit grey, or grey in a palette or of fewer bits (Middlebury 2003: 4) | none: disparity_scale must say |
-| tiff, npy, npz | float | 1; integers: disparity_scale must say |
+| png_u8 | 8-bit grey, or grey in a palette or of fewer bits (Middlebury 2003: 4) | none: disparity_scale is required |
+| tiff, npy, npz | float | 1; integers: disparity_scale is required |
 
-A pixel is valid where its value is finite and above 0; 0, negative values, infinity and NaN mark what was not measured.
+A pixel is valid if its value is finite and above 0; 0, negative values, infinity and NaN mark unmeasured pixels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_disparity(
 
     Args:
         path: the file.
-        format: one of FORMATS; `auto` goes by the suffix and, for PNG, by the data set's name and the file's layout.
+        format: one of FORMATS; `auto` decides by the suffix and, for PNG, by the data set's name and the file's layout.
         scale: the stored value of 1 px (disparity = stored / scale); None takes the format's own.
         dataset_name: `data_sources[*].dataset_name`, in any case.
 
@@ -54,7 +54,7 @@ def read_disparity(
         valid: bool (H, W).
 
     Raises:
-        DataError: the file is missing, damaged, of another format, holds nothing but NaN, or can be read in two ways.
+        DataError: the file is missing, damaged, of another format, all NaN, or ambiguous.
     """
     data = read_bytes(path)
     if scale is not None and not scale > 0:
@@ -65,13 +65,13 @@ def read_disparity(
     stored = _READERS[format](path, data, format, scale)
     if wanted == "auto" and format == "png_rgb" and stored.any() and (stored % (255 * 255 + 255 + 1) == 0).all():
         raise DataError(
-            f"{path}: R, G and B are equal everywhere; this may be {_readings((8, 'rgb'))}:"
-            " set data_sources[*].disparity_format (png_u8 with disparity_scale, or png_rgb)"
+            f"{path}: the format is ambiguous because R, G and B are equal everywhere; it may be"
+            f" {_readings((8, 'rgb'))}: set data_sources[*].disparity_format (png_u8 with disparity_scale, or png_rgb)"
         )
     if scale is not None and scale < 1 and stored.dtype.kind in "iu":
         raise DataError(
-            f"{path}: disparity_scale {scale} would multiply whole numbers; it is the stored value of 1 px"
-            f" (disparity = stored / scale): {1 / scale:g}?"
+            f"{path}: disparity_scale {scale} is below 1, but the file holds whole numbers; the scale is the stored"
+            f" value of 1 px (disparity = stored / scale). Did you mean {1 / scale:g}?"
         )
     return _finish(path, stored, scale or _SCALES.get(format, 1.0))
 
@@ -80,9 +80,9 @@ def _finish(path: str | Path, stored: np.ndarray, scale: float) -> tuple[np.ndar
     if stored.ndim == 3 and 1 in (stored.shape[0], stored.shape[2]):
         stored = stored.squeeze(2 if stored.shape[2] == 1 else 0)
     if stored.ndim != 2 or stored.size == 0:
-        raise DataError(f"{path}: an array of shape {stored.shape}; a disparity map is (H, W)")
+        raise DataError(f"{path}: the array has shape {stored.shape}; expected a disparity map (H, W)")
     if np.isnan(stored).all():
-        raise DataError(f"{path}: the disparity is NaN everywhere")
+        raise DataError(f"{path}: the disparity is NaN everywhere; check how the file was written")
     with np.errstate(over="ignore", invalid="ignore"):
         disparity = (stored / scale).astype(np.float32)
     valid = np.isfinite(disparity) & (disparity > 0)
@@ -98,7 +98,7 @@ def _guess(path: str | Path, data: bytes, scale: float | None, dataset_name: str
         return _BY_SUFFIX[suffix]
     if suffix != ".png":
         raise DataError(
-            f"{path}: no disparity format has the suffix '{suffix}'; expected .pfm .png .tif .tiff .npy .npz"
+            f"{path}: '{suffix}' is not a suffix of a disparity file; expected .pfm .png .tif .tiff .npy .npz"
         )
     layout = _png_layout(path, data)
     if scale is not None and layout == (8, "palette"):
@@ -110,13 +110,14 @@ def _guess(path: str | Path, data: bytes, scale: float | None, dataset_name: str
         return "png_u8" if layout[0] == 8 else "png_u16_256"
     if named:
         raise DataError(
-            f"{path}: {_describe(layout)}, but {dataset_name} disparity is {_describe(_LAYOUTS[named])} ({named});"
-            f" it may be {_readings(layout)}: set data_sources[*].disparity_format"
+            f"{path}: this is a {_describe(layout)}, but {dataset_name} stores disparity as "
+            f"{_describe(_LAYOUTS[named])}"
+            f" ({named}); the file may be {_readings(layout)}: set data_sources[*].disparity_format"
         )
     if layout == (8, "rgb"):
         return "png_rgb"
     raise DataError(
-        f"{path}: {_describe(layout)}, which can be read in two ways: {_readings(layout)};"
+        f"{path}: this {_describe(layout)} can be read in two ways: {_readings(layout)};"
         " set data_sources[*].disparity_format or disparity_scale"
     )
 
@@ -130,17 +131,17 @@ def _readings(layout: tuple[int, str]) -> str:
         (16, "grey"): "png_u16_256 (KITTI, value / 256) or png_u16_32 (CREStereo, value / 32)",
         (8, "grey"): "png_u8 with its disparity_scale (Middlebury 2003: value / 4) or a 16-bit map saved as 8 bit",
         (8, "rgb"): "png_rgb (FSD, RGB-coded thousandths) or a grey map saved as RGB",
-        (8, "palette"): "png_u8 with its disparity_scale (Middlebury v2) or a picture in colours",
-    }.get(layout, "a picture of a disparity map or a map saved by a wrong tool")
+        (8, "palette"): "png_u8 with its disparity_scale (Middlebury v2) or a colour image",
+    }.get(layout, "an image of a disparity map or a map saved by the wrong tool")
 
 
 def _png_layout(path: str | Path, data: bytes) -> tuple[int, str]:
-    """(bits a channel, colour) of a PNG, from its header alone; fewer than 8 bits are decoded to 8, so they count as 8.
+    """(bits per channel, colour) of a PNG, from its header alone; fewer than 8 bits are decoded to 8 and count as 8.
 
-    Whoever saves 8-bit grey in fewer bits keeps the values: 15 of 4 bits stands for 255.
+    Tools that save 8-bit grey in fewer bits keep its values: 15 in 4 bits stands for 255.
     """
     if not data.startswith(PNG_SIGNATURE) or len(data) < 26:
-        raise DataError(f"{path}: not a PNG file, or a truncated one")
+        raise DataError(f"{path}: the file is no PNG or is truncated; copy it again")
     return max(data[24], 8), _PNG_COLOURS.get(data[25], "unknown")
 
 
@@ -150,27 +151,30 @@ def _png_layout(path: str | Path, data: bytes) -> tuple[int, str]:
 def _read_pfm(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
     header = _PFM_HEADER.match(data)
     if header is None:
-        raise DataError(f"{path}: not a PFM file: its header is not 'Pf', width and height, scale")
+        raise DataError(f"{path}: not a PFM file: the header must be 'Pf', width and height, scale")
     kind, width, height, order = header.groups()
     if kind == b"PF":
-        raise DataError(f"{path}: a colour PFM ('PF'); a disparity map has one channel ('Pf')")
+        raise DataError(f"{path}: this is a colour PFM ('PF'); expected one channel ('Pf')")
     body, size = data[header.end() :], 4 * int(width) * int(height)
     if len(body) < size:
         raise DataError(
-            f"{path}: truncated PFM: {len(body)} of {size} bytes for {int(width)}x{int(height)}; copy it again"
+            f"{path}: the PFM is truncated: {len(body)} of {size} bytes for {int(width)}x{int(height)} px; copy it "
+            "again"
         )
-    # the sign is the byte order; the magnitude is a display hint that Middlebury fills in and nobody multiplies by
+    # the sign is the byte order; the magnitude is a display hint of Middlebury, not a factor
     rows = np.frombuffer(body, "<f4" if order.startswith(b"-") else ">f4", count=size // 4)
     if _is_swapped(rows):
         raise DataError(
-            f"{path}: its bytes stand in the order that its header denies; turn the sign of {order.decode()}, the "
-            "header's third number"
+            f"{path}: the bytes are in the opposite order of what the header says; change the sign of "
+            f"{order.decode()}, "
+            "the header's last number"
         )
     return rows.reshape(int(height), int(width))[::-1].astype(np.float32)
 
 
 def _is_swapped(values: np.ndarray) -> bool:
-    """Whether floats make sense only with their bytes in the other order: then half of them are far from any px."""
+    """Whether the floats make sense only with their bytes swapped: otherwise half of them are no possible
+    disparities."""
 
     def share(values: np.ndarray) -> float:
         sizes = np.abs(values[np.isfinite(values) & (values != 0)].astype(np.float64))
@@ -182,13 +186,15 @@ def _is_swapped(values: np.ndarray) -> bool:
 def _read_png(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
     layout, wanted = _png_layout(path, data), _LAYOUTS[format]
     if layout != wanted and not (format == "png_u8" and layout in ((8, "rgb"), (8, "palette"))):
-        raise DataError(f"{path}: a {_describe(layout)}, but disparity_format {format} is a {_describe(wanted)}")
+        raise DataError(
+            f"{path}: this is a {_describe(layout)}, but disparity_format {format} is a {_describe(wanted)}"
+        )
     if format == "png_u8" and scale is None:
-        raise DataError(f"{path}: 8-bit grey carries its scale nowhere: set data_sources[*].disparity_scale")
+        raise DataError(f"{path}: an 8-bit grey PNG does not store its scale: set data_sources[*].disparity_scale")
     stored = decode(path, data)
     if format != "png_rgb":
         if (stored != stored[..., :1]).any():
-            raise DataError(f"{path}: a coloured PNG, but disparity_format {format} is grey")
+            raise DataError(f"{path}: this PNG is coloured, but disparity_format {format} is grey")
         return stored[..., 0]
     return stored.astype(np.float64) @ (255.0 * 255.0, 255.0, 1.0)
 
@@ -200,7 +206,7 @@ def _read_tiff(path: str | Path, data: bytes, format: str, scale: float | None) 
 def _read_numpy(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
     stored = _loaded(path, data)
     if stored.dtype.kind not in "fiu":
-        raise DataError(f"{path}: an array of {stored.dtype}; a disparity map holds numbers")
+        raise DataError(f"{path}: the array holds {stored.dtype}; expected numbers")
     return _scaled(path, stored, scale)
 
 
@@ -211,18 +217,18 @@ def _loaded(path: str | Path, data: bytes) -> np.ndarray:
             return loaded
         names = [name for name in ("disparity", "disp") if name in loaded.files] or loaded.files
         stored = loaded[names[0]] if len(names) == 1 else None
-    except Exception as error:  # of the parsers of Python, zip and deflate: there is no list of theirs
+    except Exception as error:  # parsers of Python, zip and deflate raise many kinds; no list exists
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: not a NumPy file, a truncated one, or one with pickled objects: {reason}") from error
+        raise DataError(f"{path}: not a NumPy file, truncated, or with pickled objects: {reason}") from error
     if not isinstance(stored, np.ndarray):
-        raise DataError(f"{path}: holds {', '.join(loaded.files)}; name the disparity map 'disparity'")
+        raise DataError(f"{path}: contains the arrays {', '.join(loaded.files)}; name the disparity map 'disparity'")
     return stored
 
 
 def _scaled(path: str | Path, stored: np.ndarray, scale: float | None) -> np.ndarray:
     if stored.dtype.kind != "f" and scale is None:
         raise DataError(
-            f"{path}: {stored.dtype} values, which may be px or px times a scale (16, 256, ...):"
+            f"{path}: the {stored.dtype} values may be px or px times a scale (16, 256, ...):"
             " set data_sources[*].disparity_scale (1 for px)"
         )
     return stored
@@ -252,11 +258,11 @@ def write_disparity_png16(
 ) -> int:
     """Write px (H, W) as a 16-bit PNG of round(px * scale): 256 as KITTI, 32 as CREStereo.
 
-    0 marks invalid pixels: not in `valid`, not finite, or not above 0. Valid ones saturate at 1 and 65535, that is at
-    65535 / scale px (255.996 px for KITTI).
+    0 marks invalid pixels: not in `valid`, not finite, or not above 0. Valid values are clipped to 1 and 65535, that is
+    to 65535 / scale px (255.996 px for KITTI).
 
     Returns:
-        how many pixels have a disparity above that.
+        the number of pixels above that limit.
     """
     valid = _valid(disparity, valid)
     stored = np.rint(np.where(valid, disparity, 0).astype(np.float64) * scale)
@@ -265,9 +271,9 @@ def write_disparity_png16(
 
 
 def write_disparity_rgb(path: str | Path, disparity: np.ndarray, valid: np.ndarray | None = None) -> None:
-    """Write px (H, W) as FSD does: thousandths in the digits R, G, B of radix 255; 0 marks invalid pixels.
+    """Write px (H, W) as FSD does: thousandths, with R, G, B as digits of radix 255; 0 marks invalid pixels.
 
-    Valid pixels saturate at 0.001 and 16646.399 px; the rounding error is at most 0.0005 px.
+    Valid pixels are clipped to 0.001 and 16646.399 px; the rounding error is at most 0.0005 px.
     """
     valid = _valid(disparity, valid)
     largest = 255**3 + 254 * 255 + 254  # the digits 255, 254, 254

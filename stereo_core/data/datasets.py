@@ -27,8 +27,8 @@ from stereo_core.errors import DataError
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "infer")
-LOOKS = 5  # pairs of a source that are looked at before it is read
-REPLACEMENTS = 10  # pairs tried for an unreadable one: with a tenth of them unreadable all fail once in 10**10 times
+LOOKS = 5  # pairs of a source that are inspected before it is used
+REPLACEMENTS = 10  # pairs tried instead of an unreadable one; if a tenth is unreadable, all fail once in 10**10
 
 
 class StereoDataset(Dataset[Any]):
@@ -37,12 +37,12 @@ class StereoDataset(Dataset[Any]):
     An item is a dict of
         left, right: float32 tensor (3, H, W), RGB, 0..255;
         disparity: float32 tensor (1, H, W), px, 0 where not valid;
-        valid: bool tensor (1, H, W): measured, finite, above 0 and, where a mask is given, visible to both cameras
+        valid: bool tensor (1, H, W): measured, finite, above 0 and, if a mask is given, visible to both cameras
             (dataset.max_disparity is not applied here);
         has_gt: whether the line names a disparity file;
-        path: the left image; rel: its unique short name without suffix, for outputs; index: its place in the list;
-        source: the place of its data source in the spec;
-        skipped: 1 where this pair stands in for an unreadable one, else 0; unreadable: what was wrong with that one.
+        path: the left image; rel: its unique short name without suffix, for outputs; index: its position in the list;
+        source: the position of its data source in the spec;
+        skipped: 1 if this pair replaces an unreadable one, else 0; unreadable: why that one could not be read.
 
     Args:
         samples: the list.
@@ -50,9 +50,9 @@ class StereoDataset(Dataset[Any]):
             image_bits), or the `Scenes` that draw it.
         rels: the short name of each sample.
         augment: `augment(pair, rng=generator)` changes a pair at random; None keeps pairs as they are.
-        seed: of that generator; what comes out depends on (seed, epoch, index) alone, whatever the number of workers
+        seed: of that generator; the result depends only on (seed, epoch, index), not on the number of workers
             or ranks.
-        skip_unreadable: give another pair, drawn by the same rule, for one that can not be read.
+        skip_unreadable: replace a pair that cannot be read by another one, drawn by the same rule.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class StereoDataset(Dataset[Any]):
     ) -> None:
         self.samples, self.sources, self.rels = samples, sources, rels
         self.augment, self.seed, self.skip_unreadable = augment, seed, skip_unreadable
-        self.least_bits = [BITS[0]] * len(samples)  # of each sample, where its source's image_bits is auto
-        self.places = [0] * len(samples)  # of each sample's source in the spec
+        self.least_bits = [BITS[0]] * len(samples)  # of each sample whose source has image_bits auto
+        self.places = [0] * len(samples)  # position of each sample's source in the spec
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,8 +76,8 @@ class StereoDataset(Dataset[Any]):
         """Item `index`, or `(index, epoch)` for another augmentation in every epoch.
 
         Raises:
-            DataError: a file of the sample can not be used; the message begins with the list's file and line. With
-                skip_unreadable: so many others can not be used either that none was found in its place.
+            DataError: a file of the sample cannot be used; the message begins with the list's file and line. With
+                skip_unreadable: the pairs tried as its replacement cannot be used either.
         """
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         rng = np.random.default_rng((max(self.seed, 0), epoch, index))
@@ -100,7 +100,7 @@ class StereoDataset(Dataset[Any]):
         }
 
     def _read_or_replace(self, index: int, epoch: int, rng: np.random.Generator) -> tuple[int, Pair, str]:
-        """The pair, its index, and what was wrong with the one asked for where this is another."""
+        """The pair, its index, and the error of the requested pair if this one replaces it."""
         try:
             return index, self._read(index, epoch), ""
         except DataError as error:
@@ -112,7 +112,7 @@ class StereoDataset(Dataset[Any]):
                 return other, self._read(other, epoch), str(first)
             except DataError:
                 continue
-        raise DataError(f"{first}; {REPLACEMENTS} other pairs, drawn at random, can not be used either") from first
+        raise DataError(f"{first}; {REPLACEMENTS} other pairs, drawn at random, cannot be used either") from first
 
     def _read(self, index: int, epoch: int) -> Pair:
         sample, source = self.samples[index], self.sources[index]
@@ -125,13 +125,13 @@ class StereoDataset(Dataset[Any]):
 
 
 def read_pair(sample: Sample, source: Any, least_bits: int = BITS[0]) -> Pair:
-    """Read one sample; pixels that its mask hides have no disparity, and without a disparity file none has.
+    """Read one sample; pixels hidden by its mask have no disparity. Without a disparity file no pixel has one.
 
     Args:
         least_bits: as `read_views`.
 
     Raises:
-        DataError: a file can not be used, or the sizes differ.
+        DataError: a file cannot be used, or the sizes differ.
     """
     left, right = read_views(sample.left, sample.right, source.image_bits, least_bits)
     _same_size(sample.left, left, sample.right, right)
@@ -155,7 +155,7 @@ def _same_size(left_path: str, left: np.ndarray, path: str, array: np.ndarray) -
     if array.shape[:2] != left.shape[:2]:
         raise DataError(
             f"{path} is {array.shape[1]}x{array.shape[0]} px, but the left image {left_path} is"
-            f" {left.shape[1]}x{left.shape[0]} px; the line pairs files that do not belong together"
+            f" {left.shape[1]}x{left.shape[0]} px; the line combines files that do not belong together"
         )
 
 
@@ -166,9 +166,9 @@ def _image_tensor(image: np.ndarray) -> torch.Tensor:
 def build_dataset(spec: Any, split: str) -> StereoDataset:
     """The data set of `dataset.<split>_dataset` (train, val, test or infer) over all its data sources.
 
-    Augmented crops for train, and another pair for an unreadable one where `dataset.on_error` says skip; whole images
-    at native resolution otherwise, and an unreadable one is an error. A source named Synthetic draws its pairs, each
-    split others.
+    train gets augmented crops; with `dataset.on_error: skip` an unreadable pair is replaced by another. The other
+    splits get whole images at native resolution, and an unreadable one is an error. A source named Synthetic draws its
+    pairs; each split gets different ones.
 
     Raises:
         DataError: no data source, an unusable list, a missing file, or (train and val) a line without ground truth or a
@@ -178,7 +178,7 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
     lists, samples, sources, roots = [], [], [], []
     for place, source in enumerate(section.data_sources or []):
         listed = list_pairs(source, place)
-        if split == "infer":  # reads what it uses: ground truth that is missing or broken is no reason to stop
+        if split == "infer":  # needs no ground truth: a missing or broken disparity file is no reason to stop
             listed = [replace(sample, disparity=None, mask=None) for sample in listed]
         lists.append((source, listed))
         samples += listed
@@ -186,7 +186,9 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
         sources += [Scenes(source, seed) if source.drawn else source] * len(listed)
         roots += [str(source.data_root or "")] * len(listed)
     if not samples:
-        raise DataError(f"dataset.{split}_dataset.data_sources: no data source; give data_file and dataset_name")
+        raise DataError(
+            f"dataset.{split}_dataset.data_sources: the list is empty; add a source with data_file and dataset_name"
+        )
     if split in ("train", "val"):
         _need_ground_truth(samples, split)
     check_files([sample for sample, source in zip(samples, sources, strict=True) if not isinstance(source, Scenes)])
@@ -209,11 +211,11 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
 
 
 def image_bits(samples: Sequence[Sample], source: Any) -> tuple[int, str]:
-    """How many bits the values in 16-bit images of a source have, by some of its pairs, and what the user should know.
+    """How many bits the values in a source's 16-bit images use, judged by some of its pairs, and a warning about it.
 
     Returns:
-        bits: BITS[0] where the images have 8 bits or `image_bits` says it.
-        doubt: a sentence where auto takes fewer than 16; else "".
+        bits: BITS[0] if the images have 8 bits or `image_bits` is set.
+        doubt: a sentence if auto chooses fewer than 16; else "".
     """
     if source.drawn or source.image_bits != AUTO:
         return BITS[0], ""
@@ -222,13 +224,13 @@ def image_bits(samples: Sequence[Sample], source: Any) -> tuple[int, str]:
         for path in (sample.left, sample.right):
             largest, where = max((largest, where), (_largest_deep(path), path))
         if not largest:
-            break  # images of 8 bits are not worth another look
+            break  # 8-bit images need no further checks
     bits = bits_for(largest)
     if not largest or bits == BITS[-1]:
         return bits, ""
     return bits, (
-        f"the largest value of its 16-bit images is {largest} ({where}): they are read as {bits}-bit values; "
-        f"set image_bits={bits} where that is right, else to what the camera writes"
+        f"the largest value in its 16-bit images is {largest} ({where}), so they are read as {bits}-bit values; "
+        f"if that is right set image_bits={bits}, otherwise set it to the camera's bit depth"
     )
 
 
@@ -236,11 +238,11 @@ def _largest_deep(path: str) -> int:
     try:
         return largest_deep(decode(path))
     except DataError:
-        return 0  # whoever reads it for its content says what is wrong
+        return 0  # the later full read reports what is wrong
 
 
 def list_pairs(source: Any, place: int = 0) -> list[Sample]:
-    """The pairs of a data source: the lines of its list, or an epoch of its scenes."""
+    """The pairs of a data source: the lines of its list, or one epoch of its scenes."""
     if source.drawn:
         return scene_samples(source, place)
     return read_annotations(source.data_file, source.data_root or "")
@@ -250,22 +252,22 @@ def _need_ground_truth(samples: Sequence[Sample], split: str) -> None:
     for sample in samples:
         if sample.disparity is None:
             raise DataError(
-                f"{sample.where}: 2 columns, but dataset.{split}_dataset needs ground truth:"
-                " 'left right disparity [mask]'"
+                f"{sample.where}: the line has 2 columns, but dataset.{split}_dataset needs ground truth:"
+                " write 'left right disparity [mask]'"
             )
 
 
 def name_of(split: str, place: int, source: Any) -> str:
-    """A data source for a message: its key, and its list."""
+    """How messages name a data source: by its key and its list."""
     file = f" ({source.data_file})" if source.data_file else ""
     return f"dataset.{split}_dataset.data_sources[{place}]{file}"
 
 
 def _need_pixels(samples: Sequence[Sample], source: Any, name: str, max_disparity: float) -> None:
-    """DataError where no pair of a source has a pixel of ground truth that counts, before any work.
+    """Raise DataError before any work if no pair of a source has a pixel of ground truth that counts.
 
-    It reads up to the first pair that has one, which most often is the first. Files that can not be read are told, or
-    passed over, by whoever reads them for their content.
+    It reads pairs until one has such a pixel, usually the first. It ignores files that cannot be read: the later full
+    read reports or skips them.
     """
     seen = 0
     for sample in () if source.drawn else samples:
@@ -280,18 +282,19 @@ def _need_pixels(samples: Sequence[Sample], source: Any, name: str, max_disparit
             seen += 1
     if seen:
         raise DataError(
-            f"{name}: of its pairs, {seen}, none has a pixel of ground truth that counts (mask, 0 < disparity < "
+            f"{name}: none of its pairs ({seen}) has a valid pixel of ground truth (visible in the mask, 0 < "
+            "disparity < "
             "dataset.max_disparity); check dataset_name, disparity_format, disparity_scale, the masks and "
-            "dataset.max_disparity, or take the source out"
+            "dataset.max_disparity, or remove the source"
         )
 
 
 def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:
     """A name for the outputs of each sample: its left path without suffix and shard, with / between folders.
 
-    Below its data_root, else below the folder of its list, else from the root on: whatever other pairs there are. Only
-    images that share such a name have a longer one: from the root on, and with the suffix (`a_png`, `a_jpg`) where
-    nothing else tells them apart.
+    The name is relative to data_root, else to the folder of its list, else absolute: it does not depend on the other
+    pairs. Only images that share such a name get a longer one: the absolute path, with the suffix (`a_png`, `a_jpg`)
+    if nothing else distinguishes them.
     """
     paths = [_from_root(shards.loose(sample.left)) for sample in samples]
     names = [_below(path, root, sample.file) for path, root, sample in zip(paths, roots, samples, strict=True)]
@@ -302,7 +305,7 @@ def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]
 
 
 def _from_root(path: str) -> str:
-    """A path from the root on; of a URI from the bucket on."""
+    """The absolute path without the leading slash; of a URI, from the bucket on."""
     _, scheme, rest = path.partition("://")
     return f"/{rest}" if scheme else os.path.abspath(path)
 
@@ -320,18 +323,19 @@ def _stem(name: str, keep_suffix: bool = False) -> str:
 
 
 def _shared(names: Iterable[str], paths: Sequence[str]) -> set[str]:
-    """The names that different files have (one file listed twice has one)."""
+    """The names that several different files share (a file listed twice counts once)."""
     counts = Counter(name for name, _ in set(zip(names, paths, strict=True)))
     return {name for name, count in counts.items() if count > 1}
 
 
 def collate(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A batch of images of any sizes: the list itself."""
+    """A batch of images of any size: the list itself."""
     return items
 
 
 def group_by_size(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Stack the items of equal size: one dict a size, with tensors (B, ...) and lists `path`, `rel`; order is kept."""
+    """Stack the items of equal size: one dict per size, with tensors (B, ...) and lists `path`, `rel`; order is
+    kept."""
     groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for item in items:
         groups.setdefault(tuple(item["left"].shape), []).append(item)

@@ -1,4 +1,4 @@
-"""Disparity -> depth -> point cloud, and their files. NumPy only."""
+"""Disparity -> depth -> point cloud, and their files. Needs only NumPy."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def depth_from_disparity(disparity_HW: np.ndarray, focal: float, baseline: float
 
 
 def seen_by_both(disparity_HW: np.ndarray) -> np.ndarray:
-    """Which pixels of the left image the right one sees too: inside of it, and behind no nearer surface.
+    """Which pixels of the left image are visible in the right one: inside it, and not behind a nearer surface.
 
     Args:
-        disparity_HW: px; values that are not finite or not above 0 are unknown, and seen by neither.
+        disparity_HW: px; values that are not finite or not above 0 are unknown and count as not visible.
 
     Returns:
         bool (H, W).
@@ -55,10 +55,10 @@ def seen_by_both(disparity_HW: np.ndarray) -> np.ndarray:
 
 
 def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> int:
-    """16-bit PNG in millimetres, 0 = unknown, or less than half a millimetre, or beyond 65.535 m.
+    """Write a 16-bit PNG in millimetres; 0 = unknown, below half a millimetre, or beyond 65.535 m.
 
     Returns:
-        how many pixels have a depth that the file can not hold.
+        the number of pixels whose depth the file cannot hold.
     """
     millimetres = np.rint(depth_HW.astype(np.float64) * 1000)
     millimetres[millimetres > 65535] = 0
@@ -67,12 +67,12 @@ def write_depth_png(path: str | Path, depth_HW: np.ndarray) -> int:
 
 
 def write_point_cloud(path: str | Path, depth_HW: np.ndarray, colour_HW3: np.ndarray, camera: SizedCalibration) -> None:
-    """Binary little-endian PLY of the pixels with a depth, in the left camera's frame: x right, y down, z ahead, m.
+    """Write a binary PLY of the pixels with a depth, in the left camera's frame: x right, y down, z forward, metres.
 
     Args:
         depth_HW: metres, 0 = no point.
         colour_HW3: uint8 RGB.
-        camera: as `Calibration.of_size` gives it for (H, W); (0, 0) is the centre of the top left pixel.
+        camera: as `Calibration.of_size` returns it for (H, W); (0, 0) is the centre of the top left pixel.
     """
     rows, columns = np.nonzero(depth_HW > 0)
     z = depth_HW[rows, columns].astype(np.float64)

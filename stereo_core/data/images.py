@@ -1,7 +1,7 @@
 """Image files -> RGB arrays, and PNG files back.
 
-Files are read whole and checked for truncation first: OpenCV (before 5) returns a partly grey picture for half a PNG
-or JPEG without a word.
+Files are read whole and checked for truncation first: for a truncated PNG or JPEG, OpenCV before 5 silently returns a
+partly grey image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stereo_core.data import shards
 from stereo_core.errors import DataError
 from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer
 
-BITS = (8, 10, 12, 14, 16)  # that cameras write into 16-bit files
+BITS = (8, 10, 12, 14, 16)  # bit depths that cameras write into 16-bit files
 AUTO: Final = "auto"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -28,15 +28,15 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def read_image(path: str | Path, bits: int = 16) -> NDArray[np.uint8]:
     """Read a PNG, JPEG, TIFF, BMP or WebP file, whatever its suffix.
 
-    8-bit files keep their values; those of 16-bit files are scaled so that the largest of `bits` bits becomes 255, and
-    rounded. Grey is repeated to three channels, alpha is dropped. EXIF rotation is not applied: it would break the
+    8-bit files keep their values; values of 16-bit files are scaled so that the largest `bits`-bit value becomes 255,
+    and rounded. Grey is repeated to three channels, alpha is dropped. EXIF rotation is not applied: it would break the
     epipolar geometry.
 
     Returns:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        DataError: the file is missing, truncated, of another kind, has neither 8 nor 16 bit, or values above `bits`.
+        DataError: the file is missing, truncated, no image, has neither 8 nor 16 bit, or has values above `bits`.
     """
     return _rgb(path, decode(path), bits)
 
@@ -47,7 +47,7 @@ def read_views(
     """Read both images of a pair as `read_image` does, with one scale.
 
     Args:
-        bits: of the values in 16-bit files; auto: as few of BITS as hold the values of both, and no fewer than `least`.
+        bits: of the values in 16-bit files; auto: the smallest of BITS that holds the values of both, at least `least`.
     """
     images = decode(left), decode(right)
     known = bits if isinstance(bits, int) else max(least, bits_for(*map(largest_deep, images)))
@@ -60,7 +60,7 @@ def largest_deep(image: np.ndarray) -> int:
 
 
 def bits_for(*largest: int) -> int:
-    """The fewest of BITS that hold the values."""
+    """The smallest of BITS that holds the values."""
     return next(bits for bits in BITS if max(largest) < 1 << bits)
 
 
@@ -69,33 +69,35 @@ def _rgb(path: str | Path, image: np.ndarray, bits: int) -> np.ndarray:
         highest = (1 << bits) - 1
         if largest_deep(image) > highest:
             raise DataError(
-                f"{path}: its largest value is {image.max()}, more than {bits} bits hold; set"
+                f"{path}: the largest value is {image.max()}, which does not fit in {bits} bits; set"
                 f" data_sources[*].image_bits to {bits_for(largest_deep(image))}"
             )
         image = ((image.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise DataError(f"{path}: an image of {image.dtype}; expected 8 or 16 bit a channel")
+        raise DataError(f"{path}: the image holds {image.dtype} values; expected 8 or 16 bits per channel")
     return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Read an occlusion mask: 255 (65535 at 16 bit) marks what both cameras see; anything else is left out.
+    """Read an occlusion mask: 255 (65535 at 16 bit) marks pixels that both cameras see; all others are excluded.
 
     Returns:
         bool (H, W).
 
     Raises:
-        DataError: as `read_image`; also a mask of zeros and ones, which would otherwise mark nothing as visible.
+        DataError: as `read_image`; also for a mask of zeros and ones, which would mark nothing as visible.
     """
     mask = read_image(path)[..., 0]
     if mask.max() == 1:
-        raise DataError(f"{path}: a mask of zeros and ones; visible pixels must be 255 (multiply the mask by 255)")
+        raise DataError(
+            f"{path}: the mask holds zeros and ones, but visible pixels must be 255; multiply the mask by 255"
+        )
     visible: NDArray[np.bool_] = mask == 255
     return visible
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 or uint16, grey (H, W) or RGB (H, W, 3), as PNG; the file is replaced as a whole."""
+    """Write uint8 or uint16, grey (H, W) or RGB (H, W, 3), as PNG; the file is replaced atomically."""
     if image.ndim == 3:
         image = image[..., ::-1]
     encoded = cv2.imencode(".png", np.ascontiguousarray(image))[1]
@@ -104,8 +106,8 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The whole file, loose or in a shard, or the object that a URI names; DataError when it is missing, a folder or
-    unreadable."""
+    """The contents of a file (on disk or in a shard) or of the object at a URI; DataError if it is missing, a folder
+    or unreadable."""
     if packed := shards.parts(path):
         return shards.read(*packed)
     if storage.is_uri(path):
@@ -113,7 +115,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: can not read the file: {error.strerror}") from error
+        raise DataError(f"{path}: cannot read the file: {error.strerror}") from error
     if is_lfs_pointer(data):
         raise DataError(f"{path}: {LFS_POINTER}")
     return data
@@ -126,7 +128,7 @@ def decode(path: str | Path, data: bytes | None = None) -> np.ndarray:
         (H, W, 1) grey or (H, W, 3) RGB, uint8, uint16 or float (TIFF). Alpha is dropped.
 
     Raises:
-        DataError: the file is missing, truncated or of another kind.
+        DataError: the file is missing, truncated or no image.
     """
     data = read_bytes(path) if data is None else data
     _check_whole(path, data)
@@ -135,13 +137,13 @@ def decode(path: str | Path, data: bytes | None = None) -> np.ndarray:
     except cv2.error as error:
         raise DataError(f"{path}: damaged image: {error.err}") from error
     if image is None:
-        raise DataError(f"{path}: a truncated or damaged image; copy it again")
+        raise DataError(f"{path}: the image is truncated or damaged; copy it again")
     image = image.reshape(*image.shape[:2], -1)
     return np.ascontiguousarray(image[..., 2::-1]) if image.shape[2] >= 3 else image[..., :1]
 
 
 def _check_whole(path: str | Path, data: bytes) -> None:
-    """Raise DataError unless the bytes are a whole file of a format that we read."""
+    """Raise DataError unless the bytes are a complete file of a supported format."""
     if data.startswith(PNG_SIGNATURE):
         whole = _png_is_whole(data)
     elif data.startswith(b"\xff\xd8\xff"):
@@ -150,13 +152,13 @@ def _check_whole(path: str | Path, data: bytes) -> None:
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")
     elif data.startswith((b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        whole = True  # OpenCV itself refuses half a BMP or TIFF
+        whole = True  # OpenCV itself refuses a truncated BMP or TIFF
     else:
         raise DataError(
             f"{path}: not a PNG, JPEG, TIFF, BMP or WebP image" + ("; the file is empty" if not data else "")
         )
     if not whole:
-        raise DataError(f"{path}: a truncated or damaged image ({len(data)} bytes); copy it again")
+        raise DataError(f"{path}: the image is truncated or damaged ({len(data)} bytes); copy it again")
 
 
 def _png_is_whole(data: bytes) -> bool:

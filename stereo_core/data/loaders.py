@@ -1,4 +1,4 @@
-"""The spec's data sets as loaders."""
+"""Data loaders for the data sets of a spec."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from stereo_core.data.datasets import StereoDataset, build_dataset, collate
 from stereo_core.errors import DataError
 from stereo_core.values import counted
 
-GRACE_SECONDS = 25  # that a loader process goes on for after a SIGTERM, if it is not ended before
-MAX_SKIPPED = 0.1  # share of an epoch: with more missing it is a lost folder, and not the data set that was asked for
+GRACE_SECONDS = 25  # how long a loader process survives a SIGTERM, unless it is ended before
+MAX_SKIPPED = 0.1  # share of an epoch; if more is missing, a whole folder is lost
 
 _SPLIT_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("infer",)}
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 class StereoLoaders:
     """Loaders over `dataset.{train,val,test,infer}_dataset` of a spec.
 
-    Training batches are dicts of stacked tensors (see `StereoDataset`), shuffled by `train.seed`, the last incomplete
-    batch dropped. All other batches are lists of items, because image sizes differ; every sample comes exactly once,
-    on any number of ranks, and in the same batch.
+    Training batches are dicts of stacked tensors (see `StereoDataset`), shuffled by `train.seed`; an incomplete last
+    batch is dropped. All other batches are lists of items, because image sizes differ; every sample occurs exactly
+    once, in the same batch on any number of ranks.
     """
 
     def __init__(self, spec: Any) -> None:
-        super().__init__()  # Lightning's, in StereoDataModule
+        super().__init__()  # Lightning's constructor, in StereoDataModule
         self.spec = spec
         self.datasets: dict[str, StereoDataset] = {}
 
@@ -57,13 +57,15 @@ class StereoLoaders:
         samples, processes, batch_size = len(self.datasets[split]), _ranks()[0], self._section(split).batch_size
         if split == "train" and samples < batch_size * processes:
             raise DataError(
-                f"dataset.train_dataset: {counted(samples, 'sample')}, but a batch takes {batch_size * processes}"
-                f" (batch_size {batch_size} on {processes} devices); lower batch_size or add samples"
+                f"dataset.train_dataset: it has {counted(samples, 'sample')}, but one step needs "
+                f"{batch_size * processes}"
+                f" (batch_size {batch_size} on {counted(processes, 'device')}); lower batch_size or add samples"
             )
         if split == "val" and math.ceil(samples / batch_size) < processes:
             raise DataError(
-                f"dataset.val_dataset: {counted(samples, 'sample')} in batches of {batch_size} for {processes} "
-                "processes; each needs a batch: lower batch_size or add samples"
+                f"dataset.val_dataset: {counted(samples, 'sample')} in batches of {batch_size} are too few for "
+                f"{processes} "
+                "processes, which need a batch each; lower batch_size or add samples"
             )
 
     def has(self, split: str) -> bool:
@@ -77,7 +79,7 @@ class StereoLoaders:
         return self._loader("train", sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Whole images in order; no loader when the spec names no validation data."""
+        """Whole images in order; an empty list if the spec names no validation data."""
         return self._ordered("val") if "val" in self.datasets else []
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -99,7 +101,7 @@ class StereoLoaders:
         section, dataset = self._section(split), self.datasets[split]
         workers = min(section.workers, usable_cores(), len(dataset))
         if workers < section.workers:
-            logger.info("dataset.%s_dataset.workers: %d of %d used", split, workers, section.workers)
+            logger.info("dataset.%s_dataset.workers: using %d of %d", split, workers, section.workers)
         return StereoLoader(
             dataset,
             batch_size=section.batch_size,
@@ -108,19 +110,19 @@ class StereoLoaders:
             pin_memory=section.pin_memory and torch.cuda.is_available(),
             worker_init_fn=start_worker,
             persistent_workers=workers > 0 and split in ("train", "val"),
-            # Python 3.14 would start them by a server, which outlives a training that was killed, and they with it.
+            # Python 3.14 would start them from a server process; both would outlive a training that was killed.
             multiprocessing_context="fork" if workers else None,
             **options,
         )
 
 
 class StereoLoader(DataLoader[Any]):
-    """A DataLoader whose workers' data errors read as they were raised, without the worker's traceback.
+    """A DataLoader that reports its workers' data errors as they were raised, without the worker's traceback.
 
-    Training pairs that could not be read (`dataset.on_error: skip`) are named once each and counted in every epoch.
+    Unreadable training pairs (`dataset.on_error: skip`) are logged once each and counted in every epoch.
 
     Attributes:
-        waited: seconds, in all, that batches were waited for.
+        waited: total seconds spent waiting for batches.
     """
 
     sampler: EpochSampler | OrderedSampler
@@ -131,7 +133,8 @@ class StereoLoader(DataLoader[Any]):
         self._named: set[str] = set()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch names a class of its own, no iterator
-        """Yield batches; DataError with its plain message, also when over MAX_SKIPPED of the epoch is unreadable."""
+        """Yield batches; DataError with the worker's message, also if more than MAX_SKIPPED of the epoch is
+        unreadable."""
         skipped = 0
         try:
             for batch in self._timed(super().__iter__()):
@@ -156,22 +159,23 @@ class StereoLoader(DataLoader[Any]):
 
     def _name(self, unreadable: list[str]) -> None:
         for message in sorted({*unreadable} - {"", *self._named}):
-            logger.warning("skipped, another pair takes its place: %s", message)
+            logger.warning("skipped a pair and used another one instead: %s", message)
             self._named.add(message)
 
     def _check(self, skipped: int) -> None:
         if skipped > MAX_SKIPPED * len(self.sampler):
             raise DataError(
-                f"dataset.on_error: skip, but {skipped} of this epoch's {len(self.sampler)} pairs can not be used, more"
-                f" than {MAX_SKIPPED:.0%}; they are named above, mend them or take them out of the list"
+                f"dataset.on_error is skip, but {skipped} of this epoch's {len(self.sampler)} pairs cannot be used, "
+                "which"
+                f" is more than {MAX_SKIPPED:.0%}; repair the pairs named above or remove them from the list"
             )
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles anew every epoch and yields (index, epoch), so that a sample depends on nothing else but the seed.
+    """Reshuffles every epoch and yields (index, epoch), so that a sample depends only on these and the seed.
 
     Attributes:
-        start: samples of this rank's part that the next walk leaves out, because a resumed run has had them.
+        start: samples of this rank that the next iteration skips, because a resumed run has already used them.
     """
 
     start = 0
@@ -183,10 +187,10 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class OrderedSampler(DistributedSampler[Any]):
-    """Every sample exactly once over all ranks, in the batches of one process, of which rank r has r, r + ranks, ...
+    """Every sample exactly once over all ranks, in the batches of one process; rank r gets batches r, r + ranks, ...
 
-    Images that are computed together with others may come out different in their last bits, so the batches have to be
-    the same for the figures to be. DistributedSampler itself repeats samples, which would bend metrics.
+    The last bits of a result may depend on the other images in its batch, so reproducible metrics need the same batches
+    on any number of ranks. DistributedSampler itself repeats samples, which would distort metrics.
 
     Args:
         batch_size: the loader's.
@@ -199,7 +203,7 @@ class OrderedSampler(DistributedSampler[Any]):
 
     @property
     def batches_on_every_rank(self) -> int:
-        """How many batches even the rank with the fewest has."""
+        """The number of batches of the rank with the fewest."""
         return math.ceil(self.count / self.batch_size) // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
@@ -221,7 +225,7 @@ def _ranks() -> tuple[int, int]:
 
 def start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    # Terminals, timeout(1) and Slurm signal all processes at once, and a training ends its step first.
+    # Terminals, timeout(1) and Slurm signal all processes at once, but the training still finishes its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
 

@@ -1,4 +1,4 @@
-"""Stereo pairs in memory as a caller gives them, checked: what engines and networks take alike."""
+"""Checks of stereo pairs that a caller passes in memory, shared by engines and networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def is_torch(images: Any) -> bool:
-    """Whether these are torch's; does not import it."""
+    """Whether these are torch tensors; does not import torch."""
     return "torch" in sys.modules and isinstance(images, sys.modules["torch"].Tensor)
 
 
@@ -17,11 +17,11 @@ def checked_arrays(left: Any, right: Any) -> tuple[np.ndarray, np.ndarray]:
     """NumPy (H, W, 3) or (B, H, W, 3) RGB, (H, W) or (B, H, W, 1) grey -> both as (B, H, W, 3).
 
     Raises:
-        ValueError: shapes or types are others, or left and right differ in size.
+        ValueError: a shape or type is unsupported, or left and right differ in size.
     """
     left_BHWC, right_BHWC = _checked(left), _checked(right)
     if left_BHWC.shape != right_BHWC.shape:
-        raise ValueError(f"left is {left_BHWC.shape}, right is {right_BHWC.shape}: a rectified pair has one size")
+        raise ValueError(f"left is {left_BHWC.shape}, right is {right_BHWC.shape}; both must have the same size")
     return left_BHWC, right_BHWC
 
 
@@ -35,23 +35,23 @@ def _checked(images: Any) -> np.ndarray:
         or images.shape[-1] not in (1, 3)
         or not images.size
     ):
-        raise ValueError(f"images are (H, W, 3), (H, W) or (B, H, W, 3) arrays, not {shape}")
+        raise ValueError(f"images must be (H, W, 3), (H, W) or (B, H, W, 3) arrays, not {shape}")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images are uint8 or float in 0..255, not {images.dtype}")
+        raise ValueError(f"images must be uint8 or float in 0..255, not {images.dtype}")
     images = images if images.ndim == 4 else images[None]
     return images if images.shape[-1] == 3 else np.repeat(images, 3, axis=-1)
 
 
 def checked_tensors(left: Any, right: Any) -> tuple[Any, Any]:
-    """torch (B, 3, H, W) RGB or (B, 1, H, W) grey -> both as (B, 3, H, W), where they lie.
+    """torch (B, 3, H, W) RGB or (B, 1, H, W) grey -> both as (B, 3, H, W), on their device.
 
     Raises:
-        ValueError: shapes or types are others, or left and right differ in size.
+        ValueError: a shape or type is unsupported, or left and right differ in size.
     """
     shape = tuple(left.shape)
     if left.ndim != 4 or shape != tuple(right.shape) or shape[1] not in (1, 3) or not len(left):
         shapes = f"{shape} and {tuple(right.shape)}"
-        raise ValueError(f"torch images are (B, 3, H, W), left and right alike, not {shapes}")
+        raise ValueError(f"torch images must be (B, 3, H, W), with left and right of the same size, not {shapes}")
     if any(str(x.dtype) != "torch.uint8" and not x.is_floating_point() for x in (left, right)):
-        raise ValueError(f"images are uint8 or float in 0..255, not {left.dtype} and {right.dtype}")
+        raise ValueError(f"images must be uint8 or float in 0..255, not {left.dtype} and {right.dtype}")
     return tuple(x.detach().expand(-1, 3, -1, -1) for x in (left, right))

@@ -1,4 +1,4 @@
-"""Whether a pair looks rectified and in order, by matching some of its patches: a doubt for the user, no verdict."""
+"""Warn if a pair looks unrectified or swapped, by matching some of its patches. The check is a hint, not a proof."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import numpy as np
 WIDTH = 640  # px that larger pairs are reduced to
 PATCHES = 400
 HALF = 7  # px; a patch is 15 x 15
-ROWS = 12  # px that a match may lie above or below
-SHARE = 0.25  # of the width, that a match may lie to either side
+ROWS = 12  # px; vertical search range
+SHARE = 0.25  # of the width; horizontal search range to either side
 ALIKE = 0.9  # normalised correlation from which a match counts
-FEWEST = 20  # matches below which nothing is said
-BESIDE = 1.0  # px to the wrong side from which a match speaks for swapped views
-ABOVE = 1.0  # px of the given size, beyond which rows do not fit
+FEWEST = 20  # matches needed for a warning
+BESIDE = 1.0  # px to the wrong side from which a match indicates swapped views
+ABOVE = 1.0  # px of the given size; a larger row offset means the pair is not rectified
 
 
 def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray) -> list[str]:
-    """What speaks against a rectified pair whose views are in order; empty where nothing does.
+    """Warnings that a pair may not be rectified or its views may be swapped; empty if it looks right.
 
-    What lies at column x in the left image lies at x - disparity in the right one, in the same row. Matches that lie
-    further right instead speak for swapped views, matches in other rows for views that are not rectified.
+    A point at column x of the left image appears at x - disparity of the right one, in the same row. Matches further to
+    the right indicate swapped views; matches in other rows indicate views that are not rectified.
 
     Args:
         left_HW3, right_HW3: uint8 RGB, of one size.
     """
     if np.array_equal(left_HW3, right_HW3):
-        return ["both views are the same image; one that holds both side by side has to be cut into its halves"]
+        return ["both views are the same image; if it shows both views side by side, cut it into halves"]
     scale = min(1.0, WIDTH / left_HW3.shape[1])
     left_HW, right_HW = (_grey(image, scale) for image in (left_HW3, right_HW3))
     moves_N2 = _moves(left_HW, right_HW)
@@ -42,8 +42,9 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray) -> list[str]:
     rows = moves_N2[:, 1] / scale
     if np.median(np.abs(rows)) > ABOVE:
         found.append(
-            f"patches of the left image lie {_rows(rows)} in the right image, by the median of {len(rows)}: rectify "
-            "the pair, equal rows must show the same points"
+            f"patches of the left image lie {_rows(rows)} in the right image (median of {len(rows)}); rectify the "
+            "pair, "
+            "so that equal rows show the same points"
         )
     return found
 
@@ -61,7 +62,7 @@ def _grey(image_HW3: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:
-    """(N, 2): px to the right and px down by which patches of the left image lie elsewhere in the right one."""
+    """(N, 2): px by which patches of the left image lie further right and further down in the right one."""
     height, width = left_HW.shape
     corners = cv2.goodFeaturesToTrack(left_HW, PATCHES, 0.01, 8)
     reach = int(SHARE * width)
@@ -74,7 +75,7 @@ def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:
 
 
 def _move(left_HW: np.ndarray, right_HW: np.ndarray, x: int, y: int, reach: int) -> tuple[float, float] | None:
-    """Where one patch went; None where it has no good match, or one that may go on beyond what was searched."""
+    """The offset of one patch; None if it has no good match, or the best match is at the edge of the search range."""
     patch = left_HW[y - HALF : y + HALF + 1, x - HALF : x + HALF + 1]
     first = max(0, x - HALF - reach)
     strip = right_HW[y - HALF - ROWS : y + HALF + ROWS + 1, first : x + HALF + reach + 1]
@@ -86,6 +87,6 @@ def _move(left_HW: np.ndarray, right_HW: np.ndarray, x: int, y: int, reach: int)
 
 
 def _peak(before: float, at: float, after: float) -> float:
-    """Of a parabola through three values at -1, 0 and 1."""
+    """The position of the peak of a parabola through three values at -1, 0 and 1."""
     bend = before - 2 * at + after
     return 0.5 * (before - after) / bend if bend < 0 else 0.0

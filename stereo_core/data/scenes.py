@@ -1,4 +1,4 @@
-"""The data source `Synthetic`: scenes drawn when they are asked for, in the place of files."""
+"""The data source `Synthetic`: scenes drawn on demand instead of files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ APPEARANCE = 1.0  # the two cameras differ, as real ones do
 
 
 def scene_samples(source: Any, place: int = 0) -> list[Sample]:
-    """An epoch's scenes as lines of a list that is nowhere written; `place` is the source's among the others."""
+    """An epoch's scenes as samples, without a list file; `place` is the position of the source in the spec."""
     names = (f"synthetic_{place}/{number:06d}" for number in range(source.pairs_per_epoch))
     return [Sample(name, name, name, None, source.dataset_name, number) for number, name in enumerate(names)]
 
 
 class Scenes:
-    """An endless sequence of scenes, `pairs_per_epoch` of them an epoch.
+    """An endless sequence of scenes, `pairs_per_epoch` in each epoch.
 
     Args:
-        source: a data source; its style, height, width and scene_disparity say what is drawn.
-        seed: numbers that are equal for equal sequences alone: of the run, of the split, of the place in the list.
+        source: a data source; its style, height, width and scene_disparity define what is drawn.
+        seed: the numbers that identify a sequence: the run's seed, the split, the position in the list.
     """
 
     def __init__(self, source: Any, seed: tuple[int, ...]) -> None:
@@ -34,6 +34,6 @@ class Scenes:
         self._scene = scene_maker(source.style, source.height, source.width, disparity, own, APPEARANCE)
 
     def pair(self, number: int, epoch: int) -> Pair:
-        """Scene `number` of an epoch; no epoch has one of another's."""
+        """Scene `number` of an epoch; epochs share no scenes."""
         scene = self._scene(epoch * self.pairs_per_epoch + number)
         return Pair(scene["left"], scene["right"], scene["disparity"])

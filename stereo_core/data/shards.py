@@ -1,12 +1,12 @@
-"""Tar shards: a data set of many small files in few large ones, read in place.
+"""Tar shards: a data set of many small files packed into few large ones and read without unpacking.
 
-`fetch_dataset mode=pack` makes a packed folder of `shard-00000-of-00012.tar` and so on, uncompressed, and beside each
-its index `<shard>.index`: a line that says how many files it has, then a line a file: `offset size crc32 name`, the
-name as it was below the folder that was packed. A packed folder, or a prefix of objects that holds the same, stands
-where the loose one stood: as data_root of unchanged annotation lists. A file in it has the path
+`fetch_dataset mode=pack` writes a packed folder of uncompressed shards `shard-00000-of-00012.tar` and so on, each with
+an index `<shard>.index`: one line with the number of files, then one line per file: `offset size crc32 name`, the
+name relative to the folder that was packed. A packed folder, or an object prefix with the same content, replaces the
+original folder as data_root; annotation lists stay unchanged. A file in it has the path
 `<folder>/<shard>/<name>`.
 
-A shard is opened anew for each read, so that any number of threads and processes may read.
+A shard is opened for each read, so any number of threads and processes may read at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MEMBER = re.compile(r"((?:.*/)?shard-\d{5}-of-\d{5}\.tar)/(.+)", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _HEADER = "# shard of {} files: offset size crc32 name"
 _AGAIN = "copy the shard and its index again, or pack again"
-_BATCH = 64  # files that are read side by side while packing
+_BATCH = 64  # files read concurrently while packing
 
 Place = tuple[int, int, int]
 """Offset in the shard and size in bytes, and CRC-32 of the contents."""
@@ -43,13 +43,13 @@ Place = tuple[int, int, int]
 
 
 def parts(path: str | Path) -> tuple[str, str] | None:
-    """The shard and the name in it of a path that leads into a shard; None for any other."""
+    """Split a path into its shard and the name in it; None if the path does not point into a shard."""
     match = _MEMBER.fullmatch(os.fspath(path))
     return (match[1], match[2]) if match else None
 
 
 def loose(path: str) -> str:
-    """The path without its shard: where the file would be, were it not packed."""
+    """The path without its shard: where the file was before packing."""
     found = parts(path)
     return posixpath.join(posixpath.dirname(found[0]), found[1]) if found else path
 
@@ -58,17 +58,17 @@ def read(shard: str, name: str) -> bytes:
     """The contents of a file in a shard.
 
     Raises:
-        DataError: no such shard or file, a truncated shard, or contents that are not those that were packed.
+        DataError: no such shard or file, a truncated shard, or contents that differ from the packed ones.
         StorageError: as storage.fetch.
     """
     if name not in listed(shard):
-        raise DataError(f"{shard}/{name}: the shard holds no such file")
+        raise DataError(f"{shard}/{name}: the shard contains no such file")
     offset, size, crc = _index(shard)[name]
     data = _bytes_of(shard, offset, size)
     if len(data) < size:
         raise DataError(f"{shard}/{name}: the shard is truncated, {len(data)} of the file's {size} bytes; {_AGAIN}")
     if zlib.crc32(data) != crc:
-        raise DataError(f"{shard}/{name}: damaged in the shard: its checksum is not the index's; {_AGAIN}")
+        raise DataError(f"{shard}/{name}: the file is damaged: its checksum differs from the index; {_AGAIN}")
     return data
 
 
@@ -78,15 +78,15 @@ def is_shard(path: str) -> bool:
 
 
 def listed(shard: str) -> Collection[str]:
-    """The files in a shard; DataError where its index is missing or can not be used."""
+    """The files in a shard; DataError if its index is missing or cannot be used."""
     return _index(shard).keys()
 
 
 def fault(shard: str, name: str) -> str:
-    """What is wrong with a file in a shard, as far as can be told without reading it."""
+    """What is wrong with a file in a shard, as far as the index shows without reading the file."""
     try:
         if name not in listed(shard):
-            return "the shard holds no such file"
+            return "the shard contains no such file"
         offset, size, _ = _index(shard)[name]
         there = storage.look(shard).size if storage.is_uri(shard) else os.path.getsize(shard)
     except (DataError, OSError) as error:
@@ -95,10 +95,10 @@ def fault(shard: str, name: str) -> str:
 
 
 def packed(root: str) -> dict[str, str]:
-    """Name below `root` -> path into a shard, of a packed folder or a folder in one; empty where nothing is packed.
+    """Name below `root` -> path into a shard, for a packed folder or a folder in one; empty if nothing is packed.
 
     Raises:
-        DataError: a shard is missing, shards of two packings, or an index that can not be used.
+        DataError: a shard is missing, there are shards of two packings, or an index cannot be used.
         StorageError: as storage.children.
     """
     home, below = _home(root)
@@ -112,7 +112,7 @@ def packed(root: str) -> dict[str, str]:
 
 
 def _home(root: str) -> tuple[str, str]:
-    """`root`, or the nearest folder above it that is there, and the rest of `root` with a slash at its end."""
+    """`root` or its nearest existing parent folder, and the rest of `root` with a trailing slash."""
     home, below = root.rstrip("/") or root or ".", ""
     while not _is_there(home):
         below = f"{os.path.basename(home)}/{below}"
@@ -136,10 +136,10 @@ def _shards(home: str) -> list[str]:
     found = sorted(match.groups() for name in names if (match := _INDEX.fullmatch(name)))
     totals = {int(total) for _, total in found}
     if len(totals) > 1:
-        raise DataError(f"{home}: holds shards of two packings ({sorted(totals)} shards); remove those of one")
+        raise DataError(f"{home}: contains shards of two packings ({sorted(totals)} shards); remove one of them")
     missing = set(range(max(totals, default=0))) - {int(number) for number, _ in found}
     if missing:
-        raise DataError(f"{home}: {len(missing)} of its {max(totals)} shards are missing, the first is number "
+        raise DataError(f"{home}: {len(missing)} of {max(totals)} shards are missing, the first one is number "
                         f"{min(missing)}; copy it again, or pack again")  # fmt: skip
     return [os.path.join(home, f"shard-{number}-of-{total}.tar") for number, total in found]
 
@@ -149,7 +149,7 @@ def _bytes_of(shard: str, offset: int, size: int) -> bytes:
     while True:
         try:
             with (storage.fetch(shard) if storage.is_uri(shard) else Path(shard)).open("rb") as file:
-                there = os.fstat(file.fileno()).st_size  # an index may say anything
+                there = os.fstat(file.fileno()).st_size  # the index may be wrong
                 file.seek(min(offset, there))
                 return file.read(min(size, there))
         except storage.StorageError:
@@ -157,18 +157,18 @@ def _bytes_of(shard: str, offset: int, size: int) -> bytes:
         except OSError as error:
             evicted = storage.is_uri(shard) and isinstance(error, FileNotFoundError)  # by another process just now
             if not evicted:
-                raise DataError(f"{shard}: can not read the shard: {error.strerror}") from error
+                raise DataError(f"{shard}: cannot read the shard: {error.strerror}") from error
 
 
 def _index(shard: str) -> dict[str, Place]:
-    """The index of a shard, read once for as long as it does not change."""
+    """The index of a shard; it is read again only if it changed."""
     path = shard + INDEX
     if storage.is_uri(path):
         return _parsed(path, storage.look(path))
     try:
         status = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path}: can not read the index: {error.strerror}") from error
+        raise DataError(f"{path}: cannot read the index: {error.strerror}") from error
     return _parsed(path, (status.st_ino, status.st_mtime_ns, status.st_size))
 
 
@@ -181,10 +181,10 @@ def _parsed(path: str, version: object) -> dict[str, Place]:
         offset, size, crc, name = (line.split(" ", 3) + [""] * 4)[:4]
         leads_out = posixpath.normpath(f"/{name}") != f"/{name}"
         if not name or leads_out or not all(map(_NUMBER.fullmatch, (offset, size, crc))):
-            raise DataError(f"{path}:{number}: not a line of an index, 'offset size crc32 name'; {_AGAIN}")
+            raise DataError(f"{path}:{number}: expected 'offset size crc32 name'; {_AGAIN}")
         entries[name] = (int(offset), int(size), int(crc))
     if header != _HEADER.format(len(entries)):
-        raise DataError(f"{path}: a truncated index, or none; {_AGAIN}")
+        raise DataError(f"{path}: the index is truncated, or the file is no index; {_AGAIN}")
     return entries
 
 
@@ -192,18 +192,19 @@ def _parsed(path: str, version: object) -> dict[str, Place]:
 
 
 def pack(sizes: dict[str, int], contents: Callable[[str], bytes], folder: Path, limit: int) -> list[Path]:
-    """Pack files, in the order of their names, into shards; returns the shards. Earlier shards in the folder go.
+    """Pack files, in the order of their names, into shards; earlier shards in the folder are deleted. Returns the
+    shards.
 
-    Equal files give equal shards, byte by byte. Until the last shard is whole the folder is refused as incomplete.
+    Equal files give byte-identical shards. Readers reject the folder as incomplete until the last shard is written.
 
     Args:
         sizes: name -> bytes, names relative with `/`.
         contents: the contents of a name; called from several threads.
-        limit: bytes that a shard should not exceed, unless a single file does.
+        limit: maximum bytes of a shard, unless a single file is larger.
 
     Raises:
-        DataError: a name with a line break.
-        OSError: the folder can not be written.
+        DataError: a name contains a line break.
+        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("shard-*-of-*.tar*"), reverse=True):  # an index before its shard
@@ -227,7 +228,7 @@ def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
     filled = 0
     for name in sorted(sizes):
         if "\n" in name or "\r" in name:
-            raise DataError(f"{name!r}: a line break in a file name can not stand in an index; rename the file")
+            raise DataError(f"{name!r}: an index cannot hold a file name with a line break; rename the file")
         if names and filled + sizes[name] > limit:
             yield names
             names, filled = [], 0

@@ -1,4 +1,4 @@
-"""Statistics of stereo pairs, added up one by one: memory does not grow with their number."""
+"""Statistics of stereo pairs, accumulated pair by pair: memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from stereo_core.data.datasets import read_pair
 from stereo_core.errors import DataError
 from stereo_core.overlap import mapped
 
-THREADS = 8  # pairs read side by side
-_SHIFT = 12  # bits of a float32 that a bin leaves out: bins are 1/2048 of their disparity wide at most
+THREADS = 8  # pairs read concurrently
+_SHIFT = 12  # low bits of a float32 that a bin ignores: a bin is at most 1/2048 of its disparity wide
 _BINS = 0x7F800000 >> _SHIFT  # up to infinity
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one pair holds.
+class PairStatistics:
+    """The statistics of one pair.
 
     Attributes:
         size: width and height in px.
-        ground_truth, mask: whether its line names a file of it.
-        bins, counts: bins of its valid disparities, int64 (N,), and how many are in each.
-        range: its smallest and its largest valid disparity in px; infinity and 0 where there is none.
+        ground_truth, mask: whether its line names such a file.
+        bins, counts: bins of its valid disparities, int64 (N,), and the number of pixels in each.
+        range: its smallest and largest valid disparity in px; infinity and 0 if there is none.
     """
 
     size: tuple[int, int]
@@ -42,16 +42,16 @@ class Look:
 
 @dataclass
 class Statistics:
-    """What several pairs hold.
+    """The statistics of several pairs.
 
     Disparities are counted in bins whose edges are floats of 12 significant bits, from the smallest to the largest
     float: quantiles are at most 0.05 % too small, and exact for whole numbers below 4096 and quarters below 1024.
 
     Attributes:
-        pairs, ground_truth, masks: how many there are, and how many have a file of it.
+        pairs, ground_truth, masks: number of pairs, and of those with such a file.
         sizes: (width, height) in px -> pairs.
         pixels: of the pairs with ground truth.
-        smallest, largest: valid disparity in px; infinity and 0 where there is none.
+        smallest, largest: valid disparity in px; infinity and 0 if there is none.
     """
 
     pairs: int = 0
@@ -63,16 +63,16 @@ class Statistics:
     largest: float = 0.0
     _counts: np.ndarray = field(default_factory=lambda: np.zeros(_BINS, np.int64))
 
-    def add(self, look: Look) -> None:
+    def add(self, one: PairStatistics) -> None:
         """Count one more pair."""
-        width, height = look.size
+        width, height = one.size
         self.pairs += 1
-        self.ground_truth += look.ground_truth
-        self.masks += look.mask
-        self.sizes[look.size] += 1
-        self.pixels += width * height * look.ground_truth
-        self._counts[look.bins] += look.counts
-        self._widen(*look.range)
+        self.ground_truth += one.ground_truth
+        self.masks += one.mask
+        self.sizes[one.size] += 1
+        self.pixels += width * height * one.ground_truth
+        self._counts[one.bins] += one.counts
+        self._widen(*one.range)
 
     def __iadd__(self, other: Statistics) -> Statistics:
         self.pairs += other.pairs
@@ -93,28 +93,28 @@ class Statistics:
         return int(self._counts.sum())
 
     def quantile(self, share: float) -> float:
-        """The smallest disparity in px that `share` (above 0, at most 1) of the valid pixels do not exceed."""
+        """The disparity in px that `share` (above 0, at most 1) of the valid pixels do not exceed."""
         reached = np.cumsum(self._counts)
         found = np.searchsorted(reached, math.ceil(share * reached[-1]))
         return max(float(_edges(found)), self.smallest)
 
     def histogram(self, edges: np.ndarray) -> np.ndarray:
-        """Valid pixels between neighbours of `edges`, px; the last bin holds its upper edge too."""
+        """The number of valid pixels between neighbours of `edges` (px); the last bin includes its upper edge."""
         bins = np.flatnonzero(self._counts)
         return np.histogram(_edges(bins), edges, weights=self._counts[bins])[0]
 
 
-def looks(samples: Sequence[Sample], source: Any) -> Iterator[Look]:
-    """What each sample of a data source holds, in order.
+def statistics_of_pairs(samples: Sequence[Sample], source: Any) -> Iterator[PairStatistics]:
+    """The statistics of each sample of a data source, in order.
 
     Raises:
-        DataError: a pair can not be read; the message begins with the list's file and line.
+        DataError: a pair cannot be read; the message begins with the list's file and line.
     """
-    return mapped(partial(look, source=source), samples, THREADS)
+    return mapped(partial(pair_statistics, source=source), samples, THREADS)
 
 
-def look(sample: Sample, source: Any) -> Look:
-    """Read one sample. Raises as `looks`."""
+def pair_statistics(sample: Sample, source: Any) -> PairStatistics:
+    """Read one sample. Raises as `statistics_of_pairs`."""
     try:
         pair = read_pair(sample, source)
     except DataError as error:
@@ -125,7 +125,7 @@ def look(sample: Sample, source: Any) -> Look:
     first = bins.min(initial=_BINS)
     counts = np.bincount(bins - first)
     filled = np.flatnonzero(counts)
-    return Look(
+    return PairStatistics(
         size=(width, height),
         ground_truth=sample.disparity is not None,
         mask=sample.mask is not None,

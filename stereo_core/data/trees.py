@@ -1,6 +1,6 @@
-"""The files below a folder, and the paths that follow from others by their patterns.
+"""The files below a folder, and rules that derive paths from other paths.
 
-Paths begin with `/`, which stands for the folder itself.
+Paths begin with `/`, which means the folder itself.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from stereo_core.errors import DataError
 
 Rule = Callable[[list[str]], list[str]]
-"""Paths -> the paths that follow from them."""
+"""Paths -> the paths derived from them."""
 
 
 NO_DATA = frozenset(("__MACOSX", ".ipynb_checkpoints", ".DS_Store", "Thumbs.db", "desktop.ini"))
-"""What file managers, archivers and notebooks leave behind, beside names that begin with `._`."""
+"""Files and folders that file managers, archivers and notebooks leave behind; also names that begin with `._`."""
 
 
 def is_data(name: str) -> bool:
-    """Whether a file or a folder of this name can hold a user's data: `._0001.png` is macOS's note on 0001.png."""
+    """Whether a file or folder of this name can hold a user's data: `._0001.png` only holds macOS metadata of
+    0001.png."""
     return not name.startswith("._") and name not in NO_DATA
 
 
 class Tree:
-    """The files below a root, or those given as below it. Each folder is read once; its names are kept as one string,
-    the cheapest way.
+    """The files below a root, or the given packed ones. Each folder is read once; its names are kept as one string,
+    which needs the least memory.
 
-    What is no data (`is_data`) is left out and counted in `left_out`.
-    Folders are written from the root on, with a `/` at either end; the root itself is `/`.
+    Files that hold no data (`is_data`) are left out and counted in `left_out`.
+    Folders are paths below the root, with a `/` at either end; the root itself is `/`.
     """
 
     def __init__(self, root: str, packed: Iterable[str] = ()) -> None:
@@ -40,7 +41,7 @@ class Tree:
         self.stems = functools.lru_cache(maxsize=2)(self._stems)
 
     def find(self, patterns: Sequence[str], suffix: str) -> list[str]:
-        """Walk the tree, of any depth: the paths that hold all patterns and end in `suffix` (given in lower case)."""
+        """Walk the tree: the paths that contain all patterns and end in `suffix` (in lower case)."""
         found = []
         for folder, names in self._walk():
             listing = self._listings[folder] = "/".join(names)
@@ -50,8 +51,8 @@ class Tree:
         return found
 
     def respelling(self, path: str, any_suffix: bool = False) -> str | None:
-        """The path with its suffix in the case in which the tree has such a file, or with the suffix of the only file
-        of that stem, or None."""
+        """The path with its suffix in the case that the tree uses, or (any_suffix) with the suffix of the only file of
+        that stem, else None."""
         folder, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
         stem, suffix = os.path.splitext(name)
         names = [stem + suffix.lower(), stem + suffix.upper()]
@@ -72,7 +73,7 @@ class Tree:
         listing = self._listings.get(folder)
         if listing is not None:
             return frozenset(listing.split("/"))
-        try:  # a replacement may lead out of the tree that was walked, as '../' does
+        try:  # a replacement such as '../' may point outside the tree
             return frozenset(os.listdir(self.root + folder))
         except OSError:
             return frozenset()
@@ -101,20 +102,20 @@ class Tree:
                             self.left_out += 1
                         elif not entry.is_dir():
                             names.append(entry.name)
-                        elif not (entry.is_symlink() and _leads_back(entry.path)):
+                        elif not (entry.is_symlink() and _is_cycle(entry.path)):
                             pending.append(f"{folder}{entry.name}/")
             except OSError as error:
-                raise DataError(f"data_root: can not list the folder {self.root}{folder}: {error.strerror}") from error
+                raise DataError(f"data_root: cannot list the folder {self.root}{folder}: {error.strerror}") from error
             yield folder, names
 
 
-def _leads_back(link: str) -> bool:
-    """Whether a symbolic link leads to a folder that holds it: following it would never end."""
+def _is_cycle(link: str) -> bool:
+    """Whether a symbolic link points to a folder that contains it: following it would never end."""
     return (os.path.realpath(os.path.dirname(link)) + os.sep).startswith(os.path.realpath(link) + os.sep)
 
 
 def _holding(folder: str, names: list[str], listing: str, patterns: Sequence[str]) -> list[str]:
-    """The names whose path, folder + name, holds every pattern; only what the folder can not tell is looked at."""
+    """The names whose path (folder + name) contains every pattern; patterns in the folder are not searched again."""
     for pattern in patterns:
         if pattern in folder:
             continue
@@ -129,16 +130,16 @@ def _holding(folder: str, names: list[str], listing: str, patterns: Sequence[str
 
 
 def replacing(pairs: dict[str, str], suffix: str = "", extension: str = "") -> Rule:
-    """Replace the patterns, then the suffix by the extension (where a pattern has not replaced that already).
+    """Replace the patterns, then the suffix by the extension (unless a pattern has already replaced it).
 
-    It works on the text of many paths at once, a zero byte after each: some ten times faster than path by path.
+    It works on many paths at once, each followed by a zero byte: about ten times faster than path by path.
     """
 
     def rule(lefts: list[str]) -> list[str]:
         text = _replace_all("\0".join(lefts) + "\0", pairs)
         if extension and suffix:
-            plain = text.count(f"{suffix}\0") == len(lefts)
-            spellings = {suffix} if plain else {left[-len(suffix) :] for left in lefts}
+            same_case = text.count(f"{suffix}\0") == len(lefts)
+            spellings = {suffix} if same_case else {left[-len(suffix) :] for left in lefts}
             text = _replace_all(text, {f"{spelling}\0": f"{dotted(extension)}\0" for spelling in spellings})
         paths = text[:-1].split("\0")
         if extension and not suffix:
@@ -149,7 +150,7 @@ def replacing(pairs: dict[str, str], suffix: str = "", extension: str = "") -> R
 
 
 def _replace_all(text: str, pairs: dict[str, str]) -> str:
-    """Replace all pairs at once, so that none replaces what another has written; the longest pattern goes first."""
+    """Replace all pairs at once, so that none replaces another's result; the longest pattern comes first."""
     pairs = {source: target for source, target in pairs.items() if source}
     if len(pairs) == 1:
         return text.replace(*next(iter(pairs.items())))

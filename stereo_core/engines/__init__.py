@@ -1,6 +1,6 @@
-"""Engines: an exported network that gives disparity without its Python code, built and run by one of several backends.
+"""Engines: an exported network that computes disparity without its Python code; several backends build and run them.
 
-A backend is a `base.Backend`; a module of this folder gives it by `backend(name)`.
+A backend is a `base.Backend`; each backend module of this folder has a function `backend(name)`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stereo_core.files import atomic_path, locked, sha256_of
 
 LOG = logging.getLogger(__name__)
 
-# Backend -> its module, in the order in which `auto` takes the first that can build here.
+# Backend -> its module; `auto` chooses the first that can build here.
 BACKENDS = {
     "tensorrt": "stereo_core.engines.tensorrt",
     "tensorrt_rtx": "stereo_core.engines.tensorrt",
@@ -31,12 +31,12 @@ BACKENDS = {
 
 @dataclass(frozen=True)
 class Build:
-    """What was built.
+    """The result of a build.
 
     Attributes:
         info: the side-car.
-        difference: to the ONNX file, in px (`verify.difference`); None where the engine was not verified.
-        not_verified: why it was not, else None.
+        difference: difference from the ONNX file in px (`verify.difference`); None if the engine was not verified.
+        not_verified: the reason if it was not verified, else None.
     """
 
     info: dict[str, Any]
@@ -45,20 +45,20 @@ class Build:
 
 
 def choose_backend(settings: BuildSettings) -> str:
-    """The backend that builds with these settings; how `auto` came to it is logged.
+    """The backend for these settings; the reasons of `auto` are logged.
 
     Raises:
-        SpecError: the backend asked for can not build here; there is no silent fall-back.
+        SpecError: the requested backend cannot build here; there is no silent fall-back.
     """
-    asked = settings.backend
-    if asked == "auto":
+    requested = settings.backend
+    if requested == "auto":
         return _first_possible(settings)
-    if asked not in BACKENDS:
-        raise SpecError(f"gen_trt_engine.backend: {asked} is not one of {', '.join(BACKENDS)}")
-    why = _backend(asked).why_not_here(settings)
+    if requested not in BACKENDS:
+        raise SpecError(f"gen_trt_engine.backend: {requested} is not one of {', '.join(BACKENDS)}")
+    why = _backend(requested).why_not_here(settings)
     if why:
-        raise SpecError(f"gen_trt_engine.backend: {asked} can not build here: {why}")
-    return asked
+        raise SpecError(f"gen_trt_engine.backend: {requested} cannot build here: {why}")
+    return requested
 
 
 def _first_possible(settings: BuildSettings) -> str:
@@ -72,28 +72,31 @@ def _first_possible(settings: BuildSettings) -> str:
         raise SpecError(f"gen_trt_engine.backend: no engine can be built here: {'; '.join(reasons)}")
     because = f" ({'; '.join(reasons)})" if reasons else ""
     if _backend(name).suffix.endswith(".onnx"):
-        LOG.warning("gen_trt_engine.backend: auto takes %s, whose engine is an ONNX file%s", name, because)
+        LOG.warning("gen_trt_engine.backend: auto chooses %s, whose engine is an ONNX file%s", name, because)
     else:
-        LOG.info("gen_trt_engine.backend: auto takes %s%s", name, because)
+        LOG.info("gen_trt_engine.backend: auto chooses %s%s", name, because)
     return name
 
 
 def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> Build:
-    """Build the engine `out` and its side-car `out`.json from an ONNX file of `depth_net export` or TAO.
+    """Build the engine `out` and its side-car `out`.json from an ONNX file written by `depth_net export` or TAO.
 
-    Where the engine can run here, it is opened, and with `verify` run against the ONNX file, before it gets its name. A
-    second build of the same file waits for the first. Whenever a build ends, `out` is missing or has its own side-car.
+    An engine that can run here is opened, and with `verify` compared with the ONNX file, before it gets its final name.
+    A second build of the same file waits for the first. Whenever a build stops, `out` is missing or matches its
+    side-car.
 
     Raises:
-        ModelError: `onnx` is not a stereo ONNX file, or the backend refuses its operators.
-        SpecError: the backend is not available, or does not build the precision of such a file, or a profile is not
-            1 <= min <= opt <= max, has a height or width that is no multiple of 32, or is not what is static in `onnx`.
-        RuntimeError: the build failed, the engine can not be opened, or its disparity is not the ONNX file's.
+        ModelError: `onnx` is not a stereo ONNX file, or the backend does not support its operators.
+        SpecError: the backend is not available or cannot build this precision; or a profile is not
+            1 <= min <= opt <= max, has a height or width that is no multiple of 32, or contradicts a static size.
+        RuntimeError: the build failed, the engine cannot be opened, or its disparity differs from the ONNX file's.
     """
     onnx, out = Path(onnx), Path(out)
     graph = read_onnx(onnx)
     if out.exists() and out.samefile(onnx):
-        raise SpecError(f"gen_trt_engine.trt_engine: {out} is the ONNX file itself; give the engine another name")
+        raise SpecError(
+            f"gen_trt_engine.trt_engine: {out} is also the name of the ONNX file; choose another name for the engine"
+        )
     name = choose_backend(settings)
     backend = _backend(name)
     _check_precision(name, settings.precision, graph["precision"])
@@ -102,12 +105,12 @@ def build_engine(onnx: str | Path, out: str | Path, settings: BuildSettings) -> 
         | _profile(graph, settings, backend.reach)
         | {"kind": "engine", "backend": name, "precision": settings.precision}
     )
-    LOG.info("the engine takes %s%s", profile_text(info), _other_ranges(graph))
+    LOG.info("the engine accepts %s%s", profile_text(info), _other_ranges(graph))
     with locked(out), atomic_path(out) as temporary:
         info |= backend.build(onnx, temporary, info, settings)
         info |= {"onnx_sha256": sha256_of(onnx), "sha256": sha256_of(temporary)}
-        difference, not_verified = _tried(backend, temporary, info, onnx, settings)
-        # An engine of before must not stand beside the new side-car.
+        difference, not_verified = _verified(backend, temporary, info, onnx, settings)
+        # An earlier engine must not stay beside the new side-car.
         out.unlink(missing_ok=True)
         write_sidecar(out, info)
     return Build(info, difference, not_verified)
@@ -117,18 +120,20 @@ def load_engine(path: str | Path, device: Any = None) -> Engine:
     """Load an engine for `infer`.
 
     Args:
-        device: "cpu", "cuda", "cuda:N" or a torch.device; None takes a GPU where the backend has one.
+        device: "cpu", "cuda", "cuda:N" or a torch.device; None: a GPU if the backend has one.
 
     Raises:
-        ModelError: not an engine (says what the file is), truncated or changed, or of a backend that is not here.
-        UserError: the device asked for is not available.
+        ModelError: not an engine (the message names the kind of file), truncated or changed, or of a backend that is
+            not available.
+        UserError: the requested device is not available.
     """
     path = Path(path)
     info = read_engine(path)
     if info["backend"] not in BACKENDS:
         raise ModelError(
-            f"{path}: an engine of {info['backend']} {info['backend_version']} for {info['target']}, a backend that is "
-            f"not available here (available: {', '.join(BACKENDS)}); build the engine again from its ONNX file"
+            f"{path}: the engine needs the backend {info['backend']} {info['backend_version']} for {info['target']}, "
+            "which "
+            f"is not available here (available: {', '.join(BACKENDS)}); build the engine again from its ONNX file"
         )
     engine = _backend(info["backend"]).load(path, info, device)
     LOG.info("%s runs on %s", path, engine.runtime)
@@ -136,7 +141,7 @@ def load_engine(path: str | Path, device: Any = None) -> Engine:
 
 
 def suffix_of(backend: str) -> str:
-    """The file name's end that a backend's engines get where the user gives no name: `<name>.ort.onnx`."""
+    """The default file suffix of a backend's engines, as in `<name>.ort.onnx`."""
     return _backend(backend).suffix
 
 
@@ -161,22 +166,22 @@ def _check_precision(name: str, precision: str, file_precision: str) -> None:
         raise SpecError(f"{key}: {why}")
     if precision in _QUANTISED and file_precision != precision:
         raise SpecError(
-            f"{key}: {precision} needs an ONNX file that quantises to {precision} (QuantizeLinear), and this one is "
-            f"{file_precision}; `depth_net quantize` with the backend modelopt.onnx makes one"
+            f"{key}: {precision} needs an ONNX file quantised to {precision} (QuantizeLinear), but this one is "
+            f"{file_precision}; create one by `depth_net quantize` with the backend modelopt.onnx"
         )
     if file_precision in _QUANTISED and precision != file_precision:
-        raise SpecError(f"{key}: the ONNX file quantises to {file_precision}; set {file_precision}, not {precision}")
+        raise SpecError(f"{key}: the ONNX file is quantised to {file_precision}; set {file_precision}, not {precision}")
 
 
 def _other_ranges(graph: dict[str, Any]) -> str:
-    """Which keys give other ranges, where the ONNX file leaves any open."""
+    """The keys that set other ranges, for sizes that the ONNX file leaves dynamic."""
     keys = ["tensorrt.{min,opt,max}_batch_size"] if graph["max_batch"] is None else []
     keys += [f"{{min,opt,max}}_{side}" for side in ("height", "width") if graph[f"max_{side}"] is None]
-    return f"; gen_trt_engine.{', gen_trt_engine.'.join(keys)} set other ranges" if keys else ""
+    return f"; to change this, set gen_trt_engine.{', gen_trt_engine.'.join(keys)}" if keys else ""
 
 
 def _profile(graph: dict[str, Any], settings: BuildSettings, reach: int) -> dict[str, Any]:
-    """The smallest, tuned and largest batch, height and width: the ONNX file's own where they are static."""
+    """The minimum, optimum and maximum of batch, height and width; static sizes come from the ONNX file."""
     found: dict[str, Any] = {}
     for side, wanted in (("height", settings.heights), ("width", settings.widths)):
         smallest, best, largest = _size_range(graph, side, wanted, reach)
@@ -184,10 +189,10 @@ def _profile(graph: dict[str, Any], settings: BuildSettings, reach: int) -> dict
     keys = "gen_trt_engine.tensorrt: min_batch_size, opt_batch_size, max_batch_size"
     static, batches = graph["max_batch"], (settings.min_batch, settings.opt_batch, settings.max_batch)
     if static is not None:
-        if set(batches) - {1, static}:  # 1: TAO's default, which its templates write out
+        if set(batches) - {1, static}:  # 1: TAO's default, which its templates contain
             raise SpecError(
-                f"{keys} are {_listed(batches)}, and the ONNX file has a batch of {static} only; leave them out, or "
-                "export a file of any batch (export.batch_size=-1)"
+                f"{keys} are {_listed(batches)}, but the ONNX file has a static batch of {static}; leave them out, or "
+                "export a file with dynamic batch (export.batch_size=-1)"
             )
         return found
     _check_range(keys, batches)
@@ -202,15 +207,16 @@ def _size_range(graph: dict[str, Any], side: str, wanted: tuple[int | None, ...]
         given = [size for size in wanted if size is not None]
         if given and not min(given) <= static <= max(given):
             raise SpecError(
-                f"{keys} are {_listed(wanted)}, and the ONNX file has a {side} of {static} px only; leave them out, or "
-                "export a file of any size (export.dynamic_hw=true)"
+                f"{keys} are {_listed(wanted)}, but the ONNX file has a static {side} of {static} px; leave them out, "
+                "or "
+                "export a file with dynamic size (export.dynamic_hw=true)"
             )
         return static, static, static
     best = wanted[1] or traced
     if best is None:
-        raise SpecError(f"gen_trt_engine.opt_{side}: is needed, the ONNX file's {side} is open")
-    said = any(size is not None for size in wanted)
-    sizes = (wanted[0] or best, best, wanted[2] or best) if said or not reach else (SMALLEST, best, reach * best)
+        raise SpecError(f"gen_trt_engine.opt_{side} is required because the ONNX file's {side} is dynamic")
+    is_set = any(size is not None for size in wanted)
+    sizes = (wanted[0] or best, best, wanted[2] or best) if is_set or not reach else (SMALLEST, best, reach * best)
     _check_range(keys, sizes)
     _check_reach(keys, sizes, reach)
     if any(size % 32 for size in sizes):
@@ -220,38 +226,40 @@ def _size_range(graph: dict[str, Any], side: str, wanted: tuple[int | None, ...]
 
 def _check_range(keys: str, values: tuple[int, int, int]) -> None:
     if not 1 <= values[0] <= values[1] <= values[2]:
-        raise SpecError(f"{keys} are {_listed(values)}; they must not fall, and be at least 1")
+        raise SpecError(f"{keys} are {_listed(values)}; they must be at least 1 and in ascending order")
 
 
 def _check_reach(keys: str, values: tuple[int, int, int], reach: int) -> None:
     if not reach and values[0] != values[2]:
-        raise SpecError(f"{keys} are {_listed(values)}; an engine of this backend has one shape: set them alike")
+        raise SpecError(
+            f"{keys} are {_listed(values)}; an engine of this backend has one shape: set all three to the same value"
+        )
 
 
 def _listed(values: tuple[int | None, ...]) -> str:
     return ", ".join("null" if value is None else str(value) for value in values)
 
 
-def _tried(
+def _verified(
     backend: Backend, engine: Path, info: dict[str, Any], onnx: Path, settings: BuildSettings
 ) -> tuple[dict[str, float] | None, str | None]:
-    """Open the engine, and with `verify` run it.
+    """Open the engine and, with `verify`, compare it.
 
     Returns:
-        (the difference to the ONNX file in px, None), or (None, why the engine was not verified).
+        (the difference from the ONNX file in px, None), or (None, why the engine was not verified).
     """
     from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
 
     device = f"cuda:{settings.gpu_id}" if settings.gpu_id else None
     why = backend.why_not_runnable(info, device)
     if why and settings.verify:
-        LOG.warning("the engine is not verified: %s", why)
+        LOG.warning("the engine was not verified: %s", why)
         return None, why
     opened = None if why else backend.load(engine, info, device)
     if opened is None or not settings.verify:
         return None, "gen_trt_engine.verify is false"
-    LOG.info("the engine is compared with %s on %s", onnx, opened.runtime)
-    batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images where it can be: they must not mix
+    LOG.info("comparing the engine with %s on %s", onnx, opened.runtime)
+    batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images if possible, to detect that they mix
     left_B3HW, right_B3HW = synthetic_pair(info["input_height"], info["input_width"], batch)
     disparity_BHW = opened.run(left_B3HW, right_B3HW)
     return difference(disparity_BHW, reference_disparity(onnx, left_B3HW, right_B3HW), info["precision"]), None

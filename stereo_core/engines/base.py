@@ -1,4 +1,4 @@
-"""The part of an engine that is the same for every backend: images in, disparity in their own pixels out."""
+"""The part of an engine that all backends share: from images to disparity in px of these images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stereo_core.values import size_text
 
 LOG = logging.getLogger(__name__)
 
-SMALLEST = 32  # px, that an open height or width begins at by default: the network's step
+SMALLEST = 32  # px; default minimum of a dynamic height or width: the network's multiple
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class BuildSettings:
         backend: auto, or a name of `stereo_core.engines.BACKENDS`.
         precision: fp32, fp16, bf16, int8 or fp8.
         min_batch, opt_batch, max_batch: the profile of a dynamic batch.
-        heights, widths: (min, opt, max) px, the profile of an open height and width. None as opt: what the file was
-            traced at; None as min or max: opt; all None: from SMALLEST to the backend's reach.
+        heights, widths: (min, opt, max) px, the profile of a dynamic height and width. opt None: the traced size; min
+            or max None: opt; all None: from SMALLEST to the backend's reach.
         workspace_gib: scratch memory in GiB; None: no limit.
-        layers_precision: `<layer>:<precision>` pins; a layer is an ONNX node's name or an fnmatch pattern.
-        timing_cache: file to read and update, or None.
+        layers_precision: `<layer>:<precision>`; a layer is an ONNX node's name or an fnmatch pattern.
+        timing_cache: timing cache to read and update, or None.
         compute_capabilities: GPU generations to build for, as "8.6"; empty: the GPU of this machine.
         gpu_id: the GPU to build on.
-        verify: compare the engine with its ONNX file where it can run here.
-        checkpoint: the weights that the ONNX file was made of, for a backend that compiles them; or "".
+        verify: compare the engine with its ONNX file if it can run here.
+        checkpoint: the weights behind the ONNX file, for a backend that compiles them; or "".
     """
 
     backend: str = "auto"
@@ -62,13 +62,13 @@ class BuildSettings:
 
 
 class Backend(Protocol):
-    """What builds and runs engines. A module of this folder gives them by `backend(name)`.
+    """Builds and runs engines. The backend modules of this folder return one from `backend(name)`.
 
     Attributes:
-        precisions: what it can build, of fp32, fp16, bf16, int8, fp8.
-        suffix: the end of an engine's file name where the user gives none.
-        reach: how many times the height and width that an open file was traced at an engine takes by default; 0:
-            its engines have one batch, height and width.
+        precisions: those it can build, out of fp32, fp16, bf16, int8, fp8.
+        suffix: the default file suffix of an engine.
+        reach: default maximum height and width of a dynamic file, as a multiple of the traced size; 0: its engines
+            have one batch, height and width.
     """
 
     precisions: tuple[str, ...]
@@ -76,19 +76,19 @@ class Backend(Protocol):
     reach: int
 
     def why_not_here(self, settings: BuildSettings) -> str | None:
-        """None where such engines can be built here, else the reason, for the user (library not installed, ...)."""
+        """None if such engines can be built here, else the reason, for the user (library not installed, ...)."""
 
     def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
-        """Write the engine `out`; returns the side-car keys that the backend knows: backend_version and target.
+        """Write the engine `out`; return the backend's side-car keys: backend_version and target.
 
-        `info` is the side-car so far: what the ONNX file says, and the profiles.
+        `info` is the side-car so far: the ONNX file's metadata and the profiles.
         """
 
     def why_not_runnable(self, info: dict[str, Any], device: Any = None) -> str | None:
-        """None where an engine of this side-car can run on `device` (see `load`), else the reason, for the user."""
+        """None if an engine with this side-car can run on `device` (see `load`), else the reason, for the user."""
 
     def load(self, path: Path, info: dict[str, Any], device: Any) -> Engine:
-        """Open an engine. `device` is "cpu", "cuda", "cuda:N", a torch.device, or None for the best there is."""
+        """Open an engine. `device` is "cpu", "cuda", "cuda:N", a torch.device, or None for the best one available."""
 
 
 class Engine(abc.ABC):
@@ -96,12 +96,12 @@ class Engine(abc.ABC):
 
     Attributes:
         info: the engine's side-car (INTERFACES "Files").
-        device: where it runs and `run_torch` wants its images: "cpu" or "cuda:N".
-        provider: what runs it there, where a backend has a choice, else None.
-        runtime: what runs it, in words: library, version, device.
-        latencies_ms: one entry a call of the runtime, in milliseconds; image preparation does not count, nor does the
-            first call of every shape, in which runtimes choose their kernels. An engine of one height and width makes
-            that call twice, so that there is a time however few the images; one of many would make most calls twice.
+        device: where it runs and where `run_torch` expects its images: "cpu" or "cuda:N".
+        provider: the execution provider, if the backend has several, else None.
+        runtime: a text with library, version and device.
+        latencies_ms: one entry per call of the runtime, in milliseconds, without image preparation. The first call of
+            every shape does not count, because runtimes then choose their kernels. An engine of one height and width
+            repeats that call, so that there is always a time; with many sizes this would double most calls.
     """
 
     device = "cpu"
@@ -121,8 +121,8 @@ class Engine(abc.ABC):
         """Normalised float32 images of the engine's own size and batch -> disparity float32 (B, H, W) in px."""
 
     def run_torch(self, left_B3HW: Any, right_B3HW: Any) -> Any:
-        """`run` for tensors on `device`, disparity there too. Backends that take a GPU's memory as it lies do better
-        than this way through the host."""
+        """`run` for tensors on `device`; the disparity is there too. This version copies through the host; backends
+        that use GPU memory directly override it."""
         import torch
 
         return torch.from_numpy(self.run(left_B3HW.cpu().numpy(), right_B3HW.cpu().numpy())).to(self.device)
@@ -133,16 +133,16 @@ class Engine(abc.ABC):
         Args:
             left, right: RGB in 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3), grey (H, W) or (B, H, W, 1); or
                 torch (B, 3, H, W), grey (B, 1, H, W). Tensors are prepared on the engine's own device.
-            resize: how images come to the engine's size: "pad" (default; larger ones are first scaled down with their
-                aspect ratio kept), "stretch" or "none". With open height and width the engine's size is the next
-                multiple of 32 within its range.
+            resize: how images are brought to the engine's size: "pad" (default; larger images are first scaled down
+                with their aspect ratio kept), "stretch" or "none". If height and width are dynamic, the engine's size
+                is the next multiple of 32 within its range.
 
         Returns:
-            float32 disparity in px of the images given: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
+            float32 disparity in px of the input images: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
 
         Raises:
-            ValueError: shapes or types are others, or left and right differ.
-            UserError: `resize` is "none" and the images are not of the engine's size.
+            ValueError: a shape or type is unsupported, or left and right differ.
+            UserError: `resize` is "none" and the images do not have the engine's size.
         """
         if is_torch(left):
             from stereo_core.engines import fit_torch
@@ -156,7 +156,7 @@ class Engine(abc.ABC):
         return disparity_BHW if left.ndim == 4 else disparity_BHW[0]
 
     def frame(self, size: tuple[int, int], resize: str = "pad") -> tuple[int, int]:
-        """(height, width) in px at which the engine runs images of a size: multiples of 32 in its range."""
+        """The engine's (height, width) in px for images of a size: multiples of 32 in its range."""
         most = (self.info["max_height"], self.info["max_width"])
         if resize != "stretch":
             size = fit(size, most, "pad").scaled
@@ -165,8 +165,8 @@ class Engine(abc.ABC):
 
     @contextlib.contextmanager
     def as_one_call(self, images: int) -> Iterator[None]:
-        """Calls within count as one on a batch of so many images, those of the tiles of a batch; as none where one of
-        them was not timed."""
+        """Count all calls in this context as one call with `images` images (for the tiles of a batch); they do not
+        count if one of them was not timed."""
         first, untimed = len(self.latencies_ms), self._untimed
         before, largest = self._images_run, self._largest_batch
         yield
@@ -176,12 +176,12 @@ class Engine(abc.ABC):
         self._largest_batch = max(largest, images) if timed else largest
 
     def latency(self) -> dict[str, Any]:
-        """Median and 95th percentile in ms of the calls timed so far, the most images that one had, and images a
-        second; None before the first (see `latencies_ms`). A call's time is that of its whole batch."""
+        """Median and 95th percentile in ms of the calls timed so far (see `latencies_ms`), the largest batch, and
+        images per second; None before the first. A call's time is that of its whole batch."""
         return latency_of(self.latencies_ms, self._images_run, self._largest_batch)
 
     def _infer(self, left: Any, right: Any, size: tuple[int, int], resize: str, library: Any, run: Any) -> Any:
-        """`library` is the module fit or fit_torch, which do the same to arrays and to tensors."""
+        """`library` is the module fit (for arrays) or fit_torch (for tensors)."""
         size = (size[0], size[1])
         place = fit(size, self.frame(size, resize), resize)
         self._note(place)
@@ -193,7 +193,8 @@ class Engine(abc.ABC):
         return library.join(parts)
 
     def _run_batch(self, left_B3HW: Any, right_B3HW: Any, library: Any, run: Any) -> Any:
-        """Run at most max_batch images; a batch below min_batch is filled up with its last image, dropped again."""
+        """Run at most max_batch images; a batch below min_batch is filled up with copies of its last image, whose
+        results are dropped."""
         count = len(left_B3HW)
         missing = max(0, self.info["min_batch"] - count)
         images = [library.join([x, *[x[-1:]] * missing]) if missing else x for x in (left_B3HW, right_B3HW)]
@@ -215,7 +216,7 @@ class Engine(abc.ABC):
         return new
 
     def _note(self, place: Fit) -> None:
-        """One line in the log for every size of images that is not the engine's."""
+        """Log one line for every image size that differs from the engine's."""
         if place.image == place.frame or place.image in self._noted:
             return
         self._noted.add(place.image)
@@ -226,7 +227,7 @@ class Engine(abc.ABC):
 
 
 def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict[str, Any]:
-    """The figures of `Engine.latency`, from the time of each call, and the images of all and of the largest."""
+    """The figures of `Engine.latency`, from the time of each call, the number of images and the largest batch."""
     return {
         "latency_median_ms": statistics.median(calls_ms) if calls_ms else None,
         "latency_p95_ms": float(np.percentile(calls_ms, 95)) if calls_ms else None,

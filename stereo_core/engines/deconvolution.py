@@ -1,4 +1,4 @@
-"""Transposed convolutions of volumes, written so that ONNX Runtime can compute them in little memory."""
+"""Rewrite transposed 3-D convolutions so that ONNX Runtime needs less memory for them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ PARTS = 4
 
 
 def split_deconvolutions(model: ModelProto, parts: int = PARTS) -> None:
-    """Replace each 3-D ConvTranspose by `parts` of it, each making a share of the output channels, and their Concat.
+    """Replace each 3-D ConvTranspose by `parts` nodes, each for a share of the output channels, and a Concat.
 
-    ONNX Runtime's CPU kernel spreads its input to kernel size times output channels: 1.4 GB for the last one of the
-    published network at 320 x 736, more than everything else together. The sums stay the same.
+    ONNX Runtime's CPU kernel expands its input by kernel size times output channels: 1.4 GB for the last one of the
+    published network at 320 x 736, more than everything else together. The results stay the same.
 
     Args:
-        model: changed in place. A ConvTranspose with groups, or whose weight is computed (QDQ), is left as it is.
+        model: changed in place. A ConvTranspose with groups, or with a computed weight (QDQ), is not changed.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}

@@ -1,4 +1,4 @@
-"""What a model file is, and what it says about itself: engines by their side-car, ONNX files by their metadata."""
+"""The kind of a model file, and its metadata: of engines in a side-car, of ONNX files in the file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SIDECAR_KEYS = (
     "sha256",
     "target",
 )
-# What an ONNX file can say before a backend has seen it; written to its metadata_props with this prefix.
+# Metadata of an ONNX file, independent of a backend; stored in its metadata_props with this prefix.
 ONNX_KEYS = tuple(
     key for key in SIDECAR_KEYS if key not in ("backend", "backend_version", "onnx_sha256", "sha256", "target")
 )
@@ -57,11 +57,11 @@ _FLOAT8 = {17, 18, 19, 20}  # onnx.TensorProto's FLOAT8 types
 
 
 def file_kind(path: str | Path) -> str:
-    """Say what a file is by its side-car and its first bytes.
+    """Detect the kind of a file by its side-car and its first bytes.
 
     Returns:
-        "engine" (its side-car says so), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" or "pt2" (a
-        TensorRT plan or a compiled PyTorch package without our side-car) or "unknown".
+        "engine" (according to its side-car), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" or "pt2"
+        (a TensorRT plan or a compiled PyTorch package without our side-car) or "unknown".
 
     Raises:
         ModelError: there is no such file, or it is a Git LFS pointer.
@@ -98,7 +98,7 @@ def sidecar_path(engine: str | Path) -> Path:
 
 
 def read_sidecar(engine: str | Path) -> dict[str, Any] | None:
-    """The side-car of an engine file; None where there is none that says `"kind": "engine"`."""
+    """The side-car of an engine file; None if there is none with `"kind": "engine"`."""
     try:
         info = from_json(sidecar_path(engine).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -113,11 +113,11 @@ def write_sidecar(engine: str | Path, info: dict[str, Any]) -> Path:
 
 
 def read_engine(path: str | Path) -> dict[str, Any]:
-    """The side-car of an engine that is whole.
+    """The side-car of an engine; the engine file is checked against it.
 
     Raises:
-        ModelError: the file is missing, is not an engine (says what it is and how to make one of it), is not the file
-            that the side-car was written for, or the side-car lacks keys or holds what can not be right.
+        ModelError: the file is missing, is not an engine (the message names its kind and how to build an engine), does
+            not match its side-car, or the side-car has missing or impossible values.
     """
     kind = file_kind(path)
     if kind != "engine":
@@ -125,21 +125,23 @@ def read_engine(path: str | Path) -> dict[str, Any]:
     info = _with_sizes(read_sidecar(path) or {})
     missing = [key for key in SIDECAR_KEYS if key not in info]
     if missing:
-        raise ModelError(f"{sidecar_path(path)}: lacks {', '.join(missing)}; build the engine again")
+        raise ModelError(f"{sidecar_path(path)}: the side-car lacks {', '.join(missing)}; build the engine again")
     wrong = [key for key in _SIZES if not (info[key] is None or (type(info[key]) is int and info[key] > 0))]
     wrong += [key for key in _TEXTS if not (info[key] is None or isinstance(info[key], str))]
     if wrong:
-        raise ModelError(f"{sidecar_path(path)}: {', '.join(wrong)} can not be right; build the engine again")
+        raise ModelError(
+            f"{sidecar_path(path)}: the side-car has an impossible {', '.join(wrong)}; build the engine again"
+        )
     if sha256_of(path) != info["sha256"]:
         raise ModelError(
-            f"{path}: truncated or changed since it was built (its SHA-256 differs from the one in "
+            f"{path}: the engine is truncated or was changed after its build (its SHA-256 differs from "
             f"{sidecar_path(path).name}); copy both files again, or build the engine again"
         )
     return info
 
 
 def _with_sizes(info: dict[str, Any]) -> dict[str, Any]:
-    """Side-cars written before engines had ranges of sizes: one height and one width."""
+    """Complete old side-cars, which have one height and one width instead of ranges."""
     ends = [(f"{end}_{side}", f"input_{side}") for side in ("height", "width") for end in ("min", "max")]
     return {key: info[size] for key, size in ends if size in info} | info
 
@@ -148,37 +150,38 @@ _BUILD = (
     "build an engine with `depth_net gen_trt_engine gen_trt_engine.onnx_file=ONNX gen_trt_engine.trt_engine=ENGINE`"
 )
 _NOT_AN_ENGINE = {
-    "onnx": f"an ONNX file (or an engine without its side-car {{sidecar}}), not an engine; {_BUILD}",
-    "checkpoint": "a checkpoint, not an engine; name it as `checkpoint` instead of `trt_engine`, or export it with "
+    "onnx": f"this is an ONNX file, not an engine (or an engine without its side-car {{sidecar}}); {_BUILD}",
+    "checkpoint": "this is a checkpoint, not an engine; name it in `checkpoint` instead of `trt_engine`, or export it "
+    "with "
     f"`depth_net export`, then {_BUILD}",
-    "tensorrt": f"a TensorRT engine without its side-car {{sidecar}}: shapes and normalisation are unknown; {_BUILD}",
-    "pt2": "a compiled PyTorch package without its side-car {sidecar}: it holds native code, which runs only where the "
-    f"side-car's SHA-256 says that it is the one built; copy both files, or {_BUILD}",
-    "unknown": f"not an engine: no side-car {{sidecar}}, and no ONNX file or checkpoint, or a truncated one; {_BUILD}",
+    "tensorrt": f"the TensorRT engine has no side-car {{sidecar}}, so shapes and normalisation are unknown; {_BUILD}",
+    "pt2": "the compiled PyTorch package has no side-car {sidecar}; its native code runs only if the side-car's "
+    f"SHA-256 matches; copy both files, or {_BUILD}",
+    "unknown": f"this is no engine (no side-car {{sidecar}}), ONNX file or checkpoint, or it is truncated; {_BUILD}",
 }
 
 
 def read_onnx(path: str | Path) -> dict[str, Any]:
-    """What a stereo ONNX file says of itself: ONNX_KEYS, None where it does not say (files of other makers).
+    """The metadata of a stereo ONNX file: ONNX_KEYS; None for keys that the file lacks (files of other tools).
 
     `min_batch`, `opt_batch`, `max_batch` are the static batch; with a dynamic batch they are 1, 1 and None.
-    `min_height`, `max_height`, `input_height` are the static height; an open one has None, None and the height that it
-    was traced at. The same for the width. `precision` is int8 or fp8 where the graph quantises, else fp32.
+    `min_height`, `max_height`, `input_height` are the static height; a dynamic one has None, None and the traced
+    height. The same for the width. `precision` is int8 or fp8 if the graph is quantised, else fp32.
 
     Raises:
-        ModelError: the file is missing or no ONNX file; or the graph has other inputs and outputs than `left_image`,
-            `right_image` (float32, B x 3 x H x W, H and W open or multiples of 32) and `disparity` (B x 1 x H x W, or
-            B x H x W as some makers write it).
+        ModelError: the file is missing or no ONNX file; or its inputs and outputs are not `left_image`, `right_image`
+            (float32, B x 3 x H x W, H and W dynamic or multiples of 32) and `disparity` (B x 1 x H x W, or B x H x W
+            from some tools).
     """
     kind = file_kind(path)
     if kind != "onnx":
         raise ModelError(f"{path}: {_NOT_ONNX[kind]}")
     model = cast("onnx.ModelProto", _parse_onnx(Path(path)))  # which file_kind could
     batch, height, width = _graph_shape(model.graph, path)
-    said = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
-    info: dict[str, Any] = {key: said.get(key) for key in ONNX_KEYS}
-    info |= {key: _whole(path, key, said[key]) for key in _INTEGERS if key in said}
-    # The graph itself is what runs: its own shapes hold whatever the metadata say.
+    stored = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+    info: dict[str, Any] = {key: stored.get(key) for key in ONNX_KEYS}
+    info |= {key: _whole(path, key, stored[key]) for key in _INTEGERS if key in stored}
+    # The graph is what runs: its shapes override the metadata.
     return info | {
         "kind": "onnx",
         "precision": precision_of(model.graph),
@@ -197,22 +200,22 @@ def read_onnx(path: str | Path) -> dict[str, Any]:
 
 def _whole(path: str | Path, key: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise ModelError(f"{path}: its metadata {PREFIX}{key} is '{text}', no number; export it again")
+        raise ModelError(f"{path}: the metadata {PREFIX}{key} is '{text}', not a number; export the file again")
     return int(text)
 
 
-_EXPORT = "`depth_net export` writes an ONNX file"
+_EXPORT = "create an ONNX file by `depth_net export`"
 _NOT_ONNX = {
-    "engine": "an engine, not an ONNX file; evaluate and inference take it as `trt_engine`, and " + _EXPORT,
-    "checkpoint": f"a checkpoint, not an ONNX file; {_EXPORT} from it",
-    "tensorrt": f"a TensorRT engine, not an ONNX file; {_EXPORT}",
-    "pt2": f"a compiled PyTorch package, not an ONNX file; {_EXPORT}",
-    "unknown": f"not an ONNX file, or a truncated one (encrypted .etlt files are not supported); {_EXPORT}",
+    "engine": "this is an engine, not an ONNX file; evaluate and inference accept it as `trt_engine`; or " + _EXPORT,
+    "checkpoint": f"this is a checkpoint, not an ONNX file; {_EXPORT} from it",
+    "tensorrt": f"this is a TensorRT engine, not an ONNX file; {_EXPORT}",
+    "pt2": f"this is a compiled PyTorch package, not an ONNX file; {_EXPORT}",
+    "unknown": f"this is no ONNX file, or it is truncated (encrypted .etlt files are not supported); {_EXPORT}",
 }
 
 
 def profile_text(info: dict[str, Any]) -> str:
-    """The batches, heights and widths that a file takes: "batch 1, height 32 to 128 px, best 64, width 96 px"."""
+    """The batches, heights and widths that a file accepts: "batch 1, height 32 to 128 px, best 64, width 96 px"."""
     return ", ".join(f"{side} {text}" for side, text in profile_texts(info).items())
 
 
@@ -237,14 +240,14 @@ Images = TypeVar("Images", np.ndarray, "torch.Tensor")
 
 
 def without_channel(disparity: Images) -> Images:
-    """Disparity (B, 1, H, W), or (B, H, W) as some makers' graphs give it -> (B, H, W)."""
+    """Disparity (B, 1, H, W), or (B, H, W) from some tools' graphs -> (B, H, W)."""
     return disparity.reshape(-1, *disparity.shape[-2:])
 
 
 def add_metadata(proto: onnx.ModelProto, info: dict[str, Any], **more: str) -> None:
     """Write ONNX_KEYS of `info` (where not None) and `more` to the metadata_props of an `onnx.ModelProto`."""
-    said = {key: info[key] for key in ONNX_KEYS if info.get(key) is not None} | more
-    for key, value in said.items():
+    stored = {key: info[key] for key in ONNX_KEYS if info.get(key) is not None} | more
+    for key, value in stored.items():
         proto.metadata_props.add(key=PREFIX + key, value=str(value))
 
 
@@ -258,12 +261,12 @@ def _parse_onnx(path: Path) -> onnx.ModelProto | None:
         return None
     named = (*model.graph.input, *model.graph.output)
     texts = [value.name for value in named] + [text for p in model.metadata_props for text in (p.key, p.value)]
-    whole = all(isinstance(text, str) for text in texts)  # protobuf gives what is no UTF-8 as bytes
+    whole = all(isinstance(text, str) for text in texts)  # protobuf returns invalid UTF-8 as bytes
     return model if whole and model.graph.node else None
 
 
 def precision_of(graph: onnx.GraphProto) -> str:
-    """fp8 or int8 where an `onnx.GraphProto` quantises, by the types of its zero points and weights; else fp32."""
+    """fp8 or int8 if an `onnx.GraphProto` is quantised, by the types of its zero points and weights; else fp32."""
     quantisers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if not quantisers:
         return "fp32"
@@ -278,23 +281,23 @@ def precision_of(graph: onnx.GraphProto) -> str:
 
 
 def _graph_shape(graph: onnx.GraphProto, path: str | Path) -> tuple[int | None, int | None, int | None]:
-    """Batch, height and width of a graph that keeps our contract, None where open."""
+    """Batch, height and width of a graph with the expected interface, None where dynamic."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: _dims(value) for value in graph.input if value.name not in weights}
     outputs = [value.name for value in graph.output]
     if set(inputs) != {LEFT, RIGHT} or outputs != [DISPARITY]:
         raise ModelError(
-            f"{path}: inputs {', '.join(inputs) or 'none'} and outputs {', '.join(outputs)}, where a stereo network "
-            f"has {LEFT}, {RIGHT} and {DISPARITY}; {_EXPORT} of that form"
+            f"{path}: the graph has inputs {', '.join(inputs) or 'none'} and outputs {', '.join(outputs)}; expected "
+            f"{LEFT}, {RIGHT} and {DISPARITY}; {_EXPORT}"
         )
     for name, dims in inputs.items():
         if len(dims) != 4 or dims[1] not in (3, None) or dims != inputs[LEFT]:
-            raise ModelError(f"{path}: input {name} is {_text(dims)}, not B x 3 x H x W, both images alike")
+            raise ModelError(f"{path}: input {name} is {_text(dims)}; expected B x 3 x H x W, equal for both images")
     if any(value.type.tensor_type.elem_type != 1 for value in graph.input if value.name in inputs):
-        raise ModelError(f"{path}: inputs are not float32")
+        raise ModelError(f"{path}: the inputs are not float32")
     batch, _, height, width = inputs[LEFT]
     if (height or 32) % 32 or (width or 32) % 32:
-        raise ModelError(f"{path}: width and height are {_text((width, height))}, not multiples of 32")
+        raise ModelError(f"{path}: width and height are {_text((width, height))}; they must be multiples of 32")
     return batch, height, width
 
 

@@ -1,4 +1,4 @@
-"""Images of any size laid into an engine's frame, and the disparity taken out again; fit_torch does it to tensors."""
+"""Fit NumPy images of any size into an engine's frame, and take the disparity out again; fit_torch is for tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from stereo_core.errors import UserError
 from stereo_core.values import size_text
 
-# ImageNet statistics of RGB in 0..1, as every published ONNX file of this network expects.
+# ImageNet statistics of RGB in 0..1; every published ONNX file of this network expects them.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -19,7 +19,7 @@ RESIZE = ("pad", "stretch", "none")
 
 @dataclass(frozen=True)
 class Fit:
-    """Where images of one size lie in the frame: scaled to `scaled`, then `top` rows and `left` columns in. All px.
+    """The position of images in the frame: scaled to `scaled`, then offset by `top` rows and `left` columns. All px.
 
     Attributes:
         image: (height, width) of the images.
@@ -33,7 +33,7 @@ class Fit:
 
     @property
     def offset(self) -> tuple[int, int]:
-        """(top, left) padding; the odd pixel goes below and to the right, as in the network's own padding."""
+        """(top, left) padding; an odd pixel goes to the bottom and right, as in the network's own padding."""
         return (self.frame[0] - self.scaled[0]) // 2, (self.frame[1] - self.scaled[1]) // 2
 
     def place(self, images_BHWC: np.ndarray) -> np.ndarray:
@@ -47,25 +47,25 @@ class Fit:
         """Disparity (B, H, W) of the frame -> (B, H, W) of the images, in px of the images."""
         (top, left), (height, width) = self.offset, self.scaled
         inside = disparity_BHW[:, top : top + height, left : left + width]
-        # A disparity is a horizontal distance: it grows with the width, whatever happens to the height.
+        # A disparity is a horizontal distance: it scales with the width only.
         return np.stack([_resize(one, self.image) for one in inside]) * np.float32(self.image[1] / width)
 
 
 def fit(image: tuple[int, int], frame: tuple[int, int], resize: str) -> Fit:
-    """Choose how images of size `image` (height, width) go into `frame`.
+    """Choose how images of size `image` (height, width) fit into `frame`.
 
     Args:
         resize: "pad": keep every pixel and pad; images larger than the frame are first scaled down with their aspect
-            ratio kept. "stretch": scale height and width to the frame's, as TAO does. "none": the sizes must agree.
+            ratio kept. "stretch": scale height and width to the frame's, as TAO does. "none": the sizes must be equal.
 
     Raises:
-        UserError: `resize` is "none" and the sizes differ, or it is an unknown word.
+        UserError: `resize` is "none" and the sizes differ, or `resize` is unknown.
     """
     if resize == "stretch":
         return Fit(image, frame, frame)
     if resize == "none" and image != frame:
         raise UserError(
-            f"evaluate.resize=none, but images of {size_text(image)} px do not fit the engine's "
+            f"evaluate.resize is none, but the images are {size_text(image)} px and the engine needs "
             f"{size_text(frame)}; set it to pad or stretch"
         )
     if resize not in RESIZE:
@@ -90,17 +90,17 @@ def take_back(place: Fit, disparity_BHW: np.ndarray) -> np.ndarray:
 
 
 def join(parts: list[np.ndarray]) -> np.ndarray:
-    """One batch of several."""
+    """Concatenate several batches."""
     return np.concatenate(parts)
 
 
 def shrinks(image: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a resize averages, so that nothing aliases; else it interpolates linearly."""
+    """Whether a resize averages to avoid aliasing; else it interpolates linearly."""
     return size[0] <= image[0] and size[1] <= image[1]
 
 
 def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) or (H, W, C) float32 to `size`, pixel centres kept."""
+    """Resize (H, W) or (H, W, C) float32 to `size`, with aligned pixel centres."""
     if array.shape[:2] == size:
         return array
     method = cv2.INTER_AREA if shrinks(array.shape[:2], size) else cv2.INTER_LINEAR

@@ -1,4 +1,4 @@
-"""What fit does to NumPy images, done to tensors on the device where they are; the values agree."""
+"""The same as `fit`, for tensors on their device; the values are equal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def take_back(place: Fit, disparity_BHW: Tensor) -> Tensor:
 
 
 def join(parts: list[Tensor]) -> Tensor:
-    """One batch of several."""
+    """Concatenate several batches."""
     return torch.cat(parts)
 
 
@@ -41,7 +41,7 @@ def _resize(images_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _averages(length: int, parts: int, like: Tensor) -> Tensor:
-    """(parts, length): the share of every pixel in each of `parts` equal stretches of a line (INTER_AREA)."""
+    """(parts, length): the weight of every pixel in each of `parts` equal sections of a line (INTER_AREA)."""
     ends = torch.arange(parts + 1, device=like.device, dtype=torch.float64) * (length / parts)
     pixels = torch.arange(length, device=like.device, dtype=torch.float64)
     overlap = torch.minimum(ends[1:, None], pixels + 1) - torch.maximum(ends[:-1, None], pixels)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the engine is a plain ONNX file that runs on any device."""
+"""ONNX Runtime: the engine is an ONNX file that runs on any device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG = logging.getLogger(__name__)
 
 
 def backend(name: str) -> OnnxRuntime:
-    """The one backend of this file."""
+    """The only backend of this file."""
     return OnnxRuntime()
 
 
@@ -46,8 +46,8 @@ class OnnxRuntime:
         model = onnx_library.load(onnx)
         if info["precision"] == "fp16":
             model = _in_fp16(model, settings.layers_precision)
-            # As it is: a CPU session, which optimises files, would write float32 into it all over, because ONNX Runtime
-            # has few fp16 kernels for CPUs; the basic optimisations are made when the engine is loaded.
+            # Not optimised here: that needs a CPU session, which would insert casts to float32 everywhere because ONNX
+            # Runtime has few fp16 kernels for CPUs. The basic optimisations run when the engine is loaded.
             onnx_library.save(model, out)
         else:
             split_deconvolutions(model)
@@ -62,8 +62,8 @@ class OnnxRuntime:
 
 
 def _in_fp16(model: ModelProto, pins: Sequence[str]) -> ModelProto:
-    """Lowered, but for deconvolutions, which the user may pin to fp16 all the same: in fp16
-    those of volumes took 327 of 437 ms on an H100; with them in float32 the whole network takes 117."""
+    """Convert to fp16 except deconvolutions, unless the user sets them to fp16: in fp16 those of volumes took 327 of
+    437 ms on an H100; with them in float32 the whole network takes 117."""
     from stereo_core.engines.precision import lower_precision
 
     deconvolutions = [f"{node.name}:fp32" for node in model.graph.node if node.op_type == "ConvTranspose"]
@@ -71,9 +71,9 @@ def _in_fp16(model: ModelProto, pins: Sequence[str]) -> ModelProto:
 
 
 def _write_optimised(model: bytes, out: Path, verbose: bool) -> None:
-    """Basic optimisations only: they keep to standard operators, so the engine runs on every provider; the fusions of
-    one device are made when the engine is loaded. Not MatMul and Add to Gemm: the second time, on loading, the fusion
-    gives its tensors the names that they have already, and ONNX Runtime refuses its own file."""
+    """Apply only basic optimisations: they use standard operators, so the engine runs on every provider; fusions for
+    one device run when the engine is loaded. Without the fusion of MatMul and Add to Gemm: at loading, it would create
+    tensor names that already exist, and ONNX Runtime would reject its own file."""
     options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
@@ -82,18 +82,18 @@ def _write_optimised(model: bytes, out: Path, verbose: bool) -> None:
 
 
 class OnnxRuntimeEngine(Engine):
-    """Inputs and output lie in memory of the provider's device, allocated once a shape.
+    """Inputs and output are in memory of the provider's device, allocated once per shape.
 
     Args:
-        graph: on a GPU, replay an engine of one shape as a CUDA graph, where the provider takes all of its nodes.
+        graph: on a GPU, replay an engine of one shape as a CUDA graph, if the provider supports all its nodes.
     """
 
     def __init__(self, path: Path, info: dict[str, Any], device: Any = None, graph: bool = False):
         super().__init__(info)
         self._path, self._asked = path, device
         self._graph = graph and self._one_size and info["min_batch"] == info["max_batch"]
-        # The exhaustive search makes float32 engines faster (327 against 374 ms on an H100) and fp16 engines slower
-        # (507 against 452 ms, with fp16 deconvolutions); for images of many sizes it takes too long.
+        # The exhaustive search makes float32 engines faster (327 vs 374 ms on an H100) and fp16 engines slower (507 vs
+        # 452 ms, with fp16 deconvolutions); for images of many sizes it takes too long.
         exhaustive = info["min_height"] == info["max_height"] and info["precision"] != "fp16"
         self._search = "EXHAUSTIVE" if exhaustive else "HEURISTIC"
         self._session = open_session(path, device, search=self._search, graph=self._graph)
@@ -101,10 +101,10 @@ class OnnxRuntimeEngine(Engine):
         self._on_gpu = self.provider == "CUDAExecutionProvider"
         self._gpu_id = int(self._session.get_provider_options()[self.provider]["device_id"]) if self._on_gpu else 0
         self.device = f"cuda:{self._gpu_id}" if self._on_gpu else "cpu"
-        # Some makers write the disparity as B x H x W.
+        # Some tools write the disparity as B x H x W.
         self._has_channel = len(self._session.get_outputs()[0].shape) == 4
         self._values: dict[tuple[int, ...], dict[str, ort.OrtValue]] = {}
-        self._tensors: dict[str, Any] = {}  # a graph's own memory
+        self._tensors: dict[str, Any] = {}  # fixed memory of the CUDA graph
         self.runtime = f"ONNX Runtime {ort.__version__}, {self.provider}"
 
     def run(self, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
@@ -118,11 +118,11 @@ class OnnxRuntimeEngine(Engine):
             binding.bind_ortvalue_output(DISPARITY, values[DISPARITY])
 
         self._run_bound(bind, "1")
-        # A copy: numpy() may be a view of memory that the next run writes to.
+        # Copy: numpy() may be a view of memory that the next run overwrites.
         return without_channel(values[DISPARITY].numpy().copy())
 
     def run_torch(self, left_B3HW: Any, right_B3HW: Any) -> Any:
-        """The tensors' own memory is bound, on a GPU as on a CPU; but a graph has its own."""
+        """Bind the tensors' own memory, on GPU and CPU; a CUDA graph uses its fixed memory instead."""
         import torch
 
         shapes = self._shapes(left_B3HW.shape)
@@ -143,25 +143,25 @@ class OnnxRuntimeEngine(Engine):
                 take(name, *place, np.float32, shapes[name], tensor.data_ptr())
 
         if self._on_gpu:
-            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime has a stream of its own
-        self._run_bound(bind, "2")  # waits for it
+            torch.cuda.current_stream(self.device).synchronize()  # ONNX Runtime uses its own stream
+        self._run_bound(bind, "2")  # waits for the end of the run
         disparity = tensors[DISPARITY].clone() if self._graph else tensors[DISPARITY]
         return disparity[:, 0] if self._has_channel else disparity
 
     def _run_bound(self, bind: Callable[[ort.IOBinding], None], memory: str) -> None:
-        """Run once. Where a convolution that cuDNN chose does not fit into the GPU's memory (one asked for 129 GiB)
-        the session is opened anew with its slower choice of little memory, for this run and those that follow.
+        """Run once. If a convolution that cuDNN chose does not fit into the GPU's memory (one requested 129 GiB),
+        reopen the session with slower convolutions that need little memory, for this and all later runs.
 
-        `memory` says which of its places are bound: there is a graph for each.
+        `memory` identifies the bound memory: there is one CUDA graph for each.
         """
         try:
             self._run_once(bind, memory)
         except RuntimeError as error:
             if not self._on_gpu or self._search == "DEFAULT" or "Failed to allocate memory" not in str(error):
                 raise
-            LOG.warning("%s: cuDNN chose a convolution that does not fit into the GPU's memory at this size; from "
-                        "here on it chooses slower ones that need little", self._path)  # fmt: skip
-            self._session, self._search = None, "DEFAULT"  # gives its memory back first
+            LOG.warning("%s: cuDNN chose a convolution that does not fit into the GPU's memory at this size; from now "
+                        "on, slower convolutions that need less memory are used", self._path)  # fmt: skip
+            self._session, self._search = None, "DEFAULT"  # release its memory first
             self._session = open_session(self._path, self._asked, search=self._search, graph=self._graph)
             self._run_once(bind, memory)
 
@@ -187,8 +187,8 @@ class OnnxRuntimeEngine(Engine):
         return self._values[key]
 
 
-# It takes a Relu away before a quantiser whose zero point is the smallest value of its type, because rounding does the
-# same, and takes that of float8, 0, for one too: 0.5 px of error.
+# This optimiser removes a Relu before a quantiser whose zero point is the smallest value of its type, because clipping
+# does the same. It wrongly does so for float8, whose zero point is 0: 0.5 px of error.
 _WRONG = ["ReluQuantRewrite"]
 
 
@@ -198,35 +198,37 @@ def open_session(
     """Open an ONNX file on one device.
 
     Args:
-        device: "cpu", "cuda", "cuda:N" or a torch.device; None takes a GPU where there is one.
-        optimise: False runs the graph node by node as it stands in the file, the reference for checks.
-        search: how the CUDA provider has cuDNN choose convolutions: EXHAUSTIVE, HEURISTIC or DEFAULT.
+        device: "cpu", "cuda", "cuda:N" or a torch.device; None: a GPU if there is one.
+        optimise: False runs the graph node by node without changes, as the reference for checks.
+        search: how cuDNN chooses convolutions in the CUDA provider: EXHAUSTIVE, HEURISTIC or DEFAULT.
         graph: the CUDA provider records a CUDA graph for each set of bound memory and replays it.
 
     Raises:
-        UserError: a GPU was asked for and ONNX Runtime has none to offer.
+        UserError: a GPU was requested, but ONNX Runtime cannot use one.
     """
     options = session_options()
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    asked = None if device is None else str(device)
-    providers = _providers(asked, search, graph)
+    requested = None if device is None else str(device)
+    providers = _providers(requested, search, graph)
     if providers == ["CPUExecutionProvider"]:
-        # Planning the whole pool ahead takes 2.1 GiB instead of 1.7 for vits at 320 x 736, more than PyTorch.
+        # Memory patterns need 2.1 GiB instead of 1.7 for vits at 320 x 736, more than PyTorch.
         options.enable_mem_pattern = False
     session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=_WRONG)
-    if asked and asked != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise UserError(f"device {asked}: ONNX Runtime {ort.__version__} could not start its CUDA provider here")
+    if requested and requested != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise UserError(
+            f"device {requested}: ONNX Runtime {ort.__version__} could not start its CUDA provider; use cpu"
+        )
     provider = session.get_providers()[0]
-    if asked is None and provider != "CUDAExecutionProvider" and len(providers) > 1:
-        LOG.warning("ONNX Runtime %s could not start its CUDA provider: %s runs on the CPU", ort.__version__, path)
+    if requested is None and provider != "CUDAExecutionProvider" and len(providers) > 1:
+        LOG.warning("ONNX Runtime %s could not start its CUDA provider, so %s runs on the CPU", ort.__version__, path)
     session.disable_fallback()
     return session
 
 
 def session_options() -> ort.SessionOptions:
-    """ONNX Runtime reads no OMP_* variables and counts the machine's cores, not those given to this process. So that
-    one setting serves all libraries, OMP_NUM_THREADS and OMP_WAIT_POLICY hold here too."""
+    """Apply OMP_NUM_THREADS and OMP_WAIT_POLICY to ONNX Runtime, so that one setting works for all libraries: ONNX
+    Runtime ignores OMP_* variables and uses all cores of the machine, not only those of this process."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads()
@@ -242,31 +244,31 @@ def _providers(device: str | None, search: str, graph: bool) -> list[Any]:
     offered = ort.get_available_providers()
     if name != "cpu" and "CUDAExecutionProvider" in offered:
         if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's and NVIDIA's wheels
-        # It writes a line for each convolution whose first algorithm does not fit; what fails for good is raised.
+            ort.preload_dlls()  # loads CUDA and cuDNN from PyTorch's and NVIDIA's wheels
+        # It logs a line for each convolution whose first algorithm does not fit; real failures are raised.
         ort.set_default_logger_severity(4)
         cuda = {
             "device_id": index or "0",
-            "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
+            "arena_extend_strategy": "kSameAsRequested",  # instead of the next power of two
             "cudnn_conv_algo_search": search,
-            "use_tf32": "0",  # float32 is float32
+            "use_tf32": "0",  # compute float32 exactly
             "enable_cuda_graph": str(int(graph)),
         }
         return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
     if name == "cuda":
         raise UserError(
             f"device {device}: this ONNX Runtime ({ort.__version__}) has no CUDA provider, only {', '.join(offered)}; "
-            "install onnxruntime-gpu, or run on the CPU"
+            "install onnxruntime-gpu, or use the device cpu"
         )
     if name != "cpu" and _torch_has_gpu():
         LOG.warning(
-            "ONNX Runtime %s has no CUDA provider and runs on the CPU, though there is a GPU here; install "
-            "onnxruntime-gpu, or ask for the device cpu",
+            "ONNX Runtime %s has no CUDA provider and runs on the CPU, although this machine has a GPU; install "
+            "onnxruntime-gpu, or set the device to cpu",
             ort.__version__,
         )
     return ["CPUExecutionProvider"]
 
 
 def _torch_has_gpu() -> bool:
-    """Whether PyTorch, where it is loaded, sees a GPU; it is not loaded for that."""
+    """Whether PyTorch sees a GPU; False if PyTorch is not imported, and it is not imported for this."""
     return "torch" in sys.modules and sys.modules["torch"].cuda.is_available()

@@ -1,6 +1,6 @@
-"""OpenVINO: the engine is the ONNX file, which it compiles for the CPU that it is opened on.
+"""OpenVINO: the engine is the ONNX file, which OpenVINO compiles for the CPU when it opens the file.
 
-What it exports of a compiled network serves one version and one kind of CPU, and takes as long to open (3.3 s instead
+A compiled network that OpenVINO exports fits only one version and one kind of CPU, and opens no faster (3.3 s instead
 of 2.8 s, vits at 320 x 736).
 """
 
@@ -18,13 +18,13 @@ from stereo_core.engines.base import BuildSettings, Engine
 from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, without_channel
 from stereo_core.errors import ModelError, SpecError, UserError
 
-# int8 files say themselves what is int8. No fp16: it takes 1.6 times as long as float32 where the CPU has it.
+# int8 files define which layers are int8. No fp16: it takes 1.6 times as long as float32 on CPUs that support it.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _INSTALL = "OpenVINO is not installed: pip install 'stereo-pipelines[openvino]'"
 
 
 def backend(name: str) -> OpenVino:
-    """The one backend of this file."""
+    """The only backend of this file."""
     return OpenVino()
 
 
@@ -39,22 +39,22 @@ class OpenVino:
         if not _installed():
             return _INSTALL
         if settings.backend == "auto" and _onnxruntime_has_gpu():
-            return "it runs on the CPU, and ONNX Runtime has a GPU here"
+            return "it runs on the CPU, but ONNX Runtime can use a GPU here"
         return None
 
     def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """See Backend.build.
 
         Raises:
-            ModelError: OpenVINO can not read the file or has no kernel for one of its operators.
-            SpecError: the CPU has no bfloat16.
+            ModelError: OpenVINO cannot read the file or has no kernel for one of its operators.
+            SpecError: the CPU does not support bfloat16.
         """
         import onnx as onnx_library
 
         version = _library().__version__
         if info["precision"] == "bf16" and not _has_bf16():
-            raise SpecError("gen_trt_engine.tensorrt.data_type: this CPU has no bf16 arithmetic; build fp32")
-        onnx_library.save(onnx_library.load(onnx), out)  # weights that lay beside it go into it
+            raise SpecError("gen_trt_engine.tensorrt.data_type: this CPU does not support bf16; set fp32")
+        onnx_library.save(onnx_library.load(onnx), out)  # external weights are included in the file
         _compiled(out, info, onnx)
         return {"backend_version": version, "target": "any CPU"}
 
@@ -65,19 +65,19 @@ class OpenVino:
         """See Backend.load.
 
         Raises:
-            ModelError: OpenVINO is not installed, or refuses the file.
-            UserError: a GPU was asked for.
+            ModelError: OpenVINO is not installed, or rejects the file.
+            UserError: a GPU was requested.
         """
         if not _installed():
             raise ModelError(f"{path}: {_INSTALL}")
         if device is not None and str(device) != "cpu":
-            raise UserError(f"device {device}: {path} is an engine of OpenVINO, which runs on the CPU here; leave the "
+            raise UserError(f"device {device}: {path} is an OpenVINO engine, which runs only on the CPU; leave the "
                             "device out, or build the engine with another backend")  # fmt: skip
         return OpenVinoEngine(path, info)
 
 
 class OpenVinoEngine(Engine):
-    """Height, width and batch outside of the side-car's ranges are not compiled for."""
+    """An engine compiled for the height, width and batch ranges of its side-car."""
 
     def __init__(self, path: Path, info: dict[str, Any]):
         super().__init__(info)
@@ -91,18 +91,18 @@ class OpenVinoEngine(Engine):
 
 
 def _compiled(path: Path, info: dict[str, Any], name: Path) -> Any:
-    """The network for the side-car's sizes; `name` is what messages call the file."""
+    """The network compiled for the side-car's sizes; `name` is the file's name in messages."""
     settings = {
-        "INFERENCE_PRECISION_HINT": HINTS[info["precision"]],  # its own choice is bf16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": HINTS[info["precision"]],  # by default it uses bf16 on CPUs that support it
         "INFERENCE_NUM_THREADS": threads(),
-        "ENABLE_CPU_PINNING": False,  # other processes may be given the same cores
+        "ENABLE_CPU_PINNING": False,  # other processes may use the same cores
     }
     try:
         model = _core().read_model(path)
         model.reshape({LEFT: _shape(info), RIGHT: _shape(info)})
         return _core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise ModelError(f"{name}: OpenVINO refuses it: {error}") from error
+        raise ModelError(f"{name}: OpenVINO cannot compile the file: {error}") from error
 
 
 @functools.cache

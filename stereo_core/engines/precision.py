@@ -1,13 +1,13 @@
-"""Lower precision written into the graph itself: an fp32 ONNX file becomes an fp16 or bf16 one.
+"""Write a lower precision into the graph itself: an fp32 ONNX file becomes an fp16 or bf16 one.
 
-TensorRT's strongly typed networks and ONNX Runtime compute in the types that the graph says. This file says them, with
-the semantics of PyTorch's autocast, so that an fp16 engine computes what the fp16 checkpoint computes:
+TensorRT's strongly typed networks and ONNX Runtime compute in the types of the graph. This module sets them with the
+semantics of PyTorch's autocast, so that an fp16 engine computes the same as the fp16 checkpoint:
 
 - products with weights (convolutions, linear layers) run in the low type;
-- what loses its meaning in it stays float32: norms, softmax (but attention's), sums, powers, logarithms, positions that
-  are looked up or rounded;
-- everything else runs in the widest type of its inputs. Constants, and what follows from shapes alone, follow the
-  others; a constant that fp16 can not hold (an epsilon of 1e-12, a mask of -1e9) keeps its node in float32.
+- operations that need the precision stay float32: norms, softmax (except attention's), sums, powers, logarithms,
+  positions that are looked up or rounded;
+- everything else runs in the widest type of its inputs. Constants and values that depend only on shapes adapt to the
+  others; a constant that fp16 cannot represent (an epsilon of 1e-12, a mask of -1e9) keeps its node in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TYPES = {"fp32": FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT1
 _NUMPY: dict[int, Any] = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 
 _PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
-_NOT_IN_BF16 = frozenset(("ConvTranspose",))  # TensorRT has no such deconvolution
+_NOT_IN_BF16 = frozenset(("ConvTranspose",))  # TensorRT has no bf16 deconvolution
 _FLOAT32 = frozenset(
     (
         *("InstanceNormalization", "LayerNormalization", "GroupNormalization", "BatchNormalization"),
@@ -39,18 +39,18 @@ _FLOAT32 = frozenset(
         *("Floor", "Ceil", "Round", "Range", "GridSample", "QuantizeLinear", "DequantizeLinear"),
     )
 )
-# Operators with inputs that ONNX wants in float32 whatever the type of the others: positions of those inputs.
+# Operators with inputs that ONNX requires in float32: positions of these inputs.
 _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 
 @dataclass(frozen=True)
 class _Value:
-    """Where a float value of the original graph is found in the new one.
+    """A float value of the original graph and its counterpart in the new one.
 
     Attributes:
-        name: its name there.
+        name: its name in the new graph.
         type: TensorProto element type.
-        constant: it follows from weights and shapes alone, and has no say in the type of a node.
+        constant: it depends only on weights and shapes, and does not influence the type of a node.
     """
 
     name: str
@@ -62,12 +62,12 @@ def lower_precision(model: onnx.ModelProto, precision: str, pins: Sequence[str] 
     """A copy of a float32 network that computes in `precision`. Its inputs and outputs stay float32.
 
     Args:
-        precision: "fp16" or "bf16" ("fp32" where pins alone are to have an effect).
-        pins: `<layer>:<precision>`, a layer being a node's name or an fnmatch pattern; the last that fits a node
-            counts. The pattern `*` replaces `precision` for all nodes that no other pin fits.
+        precision: "fp16" or "bf16" ("fp32" to apply only the pins).
+        pins: `<layer>:<precision>`; a layer is a node's name or an fnmatch pattern; the last match wins. The pattern
+            `*` replaces `precision` for all nodes that no other pin matches.
 
     Raises:
-        SpecError: a pin has no precision of TYPES, or fits no node that computes in floating point.
+        SpecError: a pin has no precision of TYPES, or matches no floating-point node.
         ModelError: the graph has branches or loops, or operators of unknown types.
     """
     graph = _Lowering(model, precision, [_parse_pin(pin) for pin in pins])
@@ -78,14 +78,14 @@ def _parse_pin(pin: str) -> tuple[str, int]:
     layer, _, precision = pin.rpartition(":")
     if not layer or precision.lower() not in TYPES:
         raise SpecError(
-            f"gen_trt_engine.tensorrt.layers_precision: {pin!r} is not <layer>:<precision> with a precision of "
+            f"gen_trt_engine.tensorrt.layers_precision: {pin!r} is not <layer>:<precision>; precisions are "
             f"{', '.join(TYPES)}"
         )
     return layer, TYPES[precision.lower()]
 
 
 class _Lowering:
-    """One walk over the nodes in their order; `values` knows every float value made so far."""
+    """One pass over the nodes in order; `values` holds every float value computed so far."""
 
     def __init__(self, model: onnx.ModelProto, precision: str, pins: list[tuple[str, int]]):
         self.model = model
@@ -106,15 +106,15 @@ class _Lowering:
     def run(self) -> onnx.ModelProto:
         for node in self.model.graph.node:
             if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-                raise ModelError(f"node {node.name} ({node.op_type}) has a graph of its own; only fp32 can be built")
+                raise ModelError(f"node {node.name} ({node.op_type}) contains a subgraph; build fp32 instead")
             self._take(node)
         self._refuse_unused_pins()
         for output in self.model.graph.output:
-            self._put_out(output.name)
+            self._add_output(output.name)
         return self._assembled()
 
     def _take(self, node: onnx.NodeProto) -> None:
-        """Add one node to the new graph, in the type that is right for it."""
+        """Add one node to the new graph, in its type."""
         tensor = _constant_tensor(node)
         if tensor is not None:
             self.tensors[node.output[0]] = tensor
@@ -135,14 +135,14 @@ class _Lowering:
             for place, name in enumerate(node.input)
         ]
         self.nodes.append(copy)
-        # A Cast to float32 was written by whoever exported the network: it is meant.
+        # A Cast to float32 is an explicit part of the exported network: keep it.
         made = FLOAT if node.op_type in ("Cast", "ConstantOfShape") else kind
         for name in node.output:
             if self.types.get(name) == FLOAT:
                 self.values[name] = _Value(name, made, name in self.constants)
 
     def _mark(self, node: onnx.NodeProto) -> None:
-        """Note what follows from weights and shapes alone."""
+        """Record which values depend only on weights and shapes."""
         if node.op_type in ("Shape", "Size") or all(not name or name in self.constants for name in node.input):
             self.constants.update(node.output)
 
@@ -171,7 +171,7 @@ class _Lowering:
         if rounds or (node.op_type in _FLOAT32 and node.op_type != "Softmax"):
             return FLOAT
         if node.op_type in _PRODUCTS and any(value.constant for value in floats):
-            # A product with a softmax's weights is the sum over disparity, written as a product.
+            # A product with softmax weights is the sum over disparity, written as a product.
             return FLOAT if any(name in self.softmaxes for name in node.input) else self.low
         kinds = {value.type for value in floats if not value.constant}
         if not kinds or FLOAT in kinds:
@@ -179,14 +179,14 @@ class _Lowering:
         return kinds.pop() if len(kinds) == 1 else FLOAT
 
     def _is_attention(self, softmax: onnx.NodeProto) -> bool:
-        """Its result goes only into products with other activations."""
+        """Whether its result is used only in products with other activations."""
         users = self.consumers.get(softmax.output[0], [])
         return bool(users) and all(
             user.op_type == "MatMul" and not any(name in self.tensors for name in user.input) for user in users
         )
 
     def _unrepresentable(self, node: onnx.NodeProto, kind: int) -> bool:
-        """Whether a single number among the inputs becomes 0 or infinite in `kind`."""
+        """Whether a scalar among the inputs becomes 0 or infinite in `kind`."""
         tensors = [self.tensors[name] for name in node.input if name in self.tensors and name in self.values]
         numbers = [numpy_helper.to_array(t) for t in tensors if np.prod(t.dims, dtype=int) == 1]
         return any(_lost(number, kind) for number in numbers)
@@ -200,12 +200,12 @@ class _Lowering:
         unused = [layer for layer, _ in self.pins if layer not in self.pins_used]
         if unused:
             raise SpecError(
-                f"gen_trt_engine.tensorrt.layers_precision: no layer of the ONNX file that computes in floating point "
-                f"is called {', '.join(unused)}; names are those of its nodes"
+                "gen_trt_engine.tensorrt.layers_precision: no floating-point layer of the ONNX file matches "
+                f"{', '.join(unused)}; use the names of its nodes"
             )
 
     def _in_type(self, name: str, kind: int) -> str:
-        """The name under which a float value is found in type `kind`; casts and copies are made once."""
+        """The name of a float value in type `kind`; casts and copies are created once."""
         value = self.values[name]
         if value.type == kind:
             return value.name
@@ -222,8 +222,8 @@ class _Lowering:
             self.nodes.append(helper.make_node("Cast", [value.name], [new], f"{new}_cast", to=kind))
         return new
 
-    def _put_out(self, name: str) -> None:
-        """A graph output in float32, under its own name."""
+    def _add_output(self, name: str) -> None:
+        """Add a graph output in float32 under its original name."""
         value = self.values.get(name)
         if value is None or (value.name == name and value.type == FLOAT):
             return
@@ -257,11 +257,11 @@ class _Lowering:
 
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every value of the graph, by ONNX's own inference."""
+    """Element type of every value of the graph, by ONNX's type inference."""
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the types of the ONNX graph do not fit each other: {error}") from None
+        raise ModelError(f"the types of the ONNX graph are inconsistent: {error}") from None
     known = {x.name: x.type.tensor_type.elem_type for x in (*graph.input, *graph.output, *graph.value_info)}
     known |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
@@ -286,7 +286,7 @@ def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def _rounded(array: np.ndarray, kind: int) -> np.ndarray:
-    """float32 to a low type; finite numbers stay finite."""
+    """Round float32 to a low type; finite numbers stay finite."""
     limits = ml_dtypes.finfo(_NUMPY[kind])  # type: ignore[no-untyped-call] # in its stubs
     finite = np.clip(array, float(limits.min), float(limits.max))
     return np.where(np.isfinite(array), finite, array).astype(_NUMPY[kind])

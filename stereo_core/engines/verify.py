@@ -1,4 +1,4 @@
-"""The proof that a file gives the disparity it was made from: pairs to try, the reference run, the difference."""
+"""Verify that an exported file computes the right disparity: test pairs, the reference run, the difference."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from stereo_core.data.synthetic.planes import make_scene
 from stereo_core.engines.base import normalise
 
-# Mean absolute difference in px from the ONNX file that an engine was made of. fp32: arithmetic in another order; fp16
-# and bf16: 11 and 8 bits of each factor; int8 and fp8: the file quantises in the same places, so only values on the
-# border of two steps differ. The mean, because the recurrent refinement can send single pixels (occlusions, repeated
-# texture) to another, equally good match. NaN, the common fault of fp16 engines, is above every bound.
+# Tolerances of the mean absolute difference in px between an engine and its ONNX file. fp32: another order of
+# operations; fp16 and bf16: 11 and 8 bits of precision; int8 and fp8: the file quantises in the same places, so only
+# values between two steps differ. It is the mean because the recurrent refinement can move single pixels (occlusions,
+# repeated texture) to another, equally good match. NaN, the common fault of fp16 engines, exceeds every tolerance.
 TOLERANCE_PX = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.5, "int8": 0.5, "fp8": 0.5}
 
 
 def synthetic_pair(height: int, width: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """`batch` different synthetic pairs as normalised float32 (B, 3, H, W), from fixed seeds."""
+    """`batch` different synthetic pairs from fixed seeds, as normalised float32 (B, 3, H, W)."""
     scenes = [make_scene(height, width, max(4, width // 8), seed) for seed in range(batch)]
     left, right = (np.stack([scene[side] for scene in scenes]).astype(np.float32) for side in ("left", "right"))
     return normalise(left), normalise(right)
 
 
 def reference_disparity(onnx: Path, left_B3HW: np.ndarray, right_B3HW: np.ndarray) -> np.ndarray:
-    """Disparity (B, H, W) px of an ONNX file run as it stands, node by node, on the CPU by ONNX Runtime."""
+    """Disparity (B, H, W) in px of an ONNX file, run node by node without optimisation by ONNX Runtime on the CPU."""
     from stereo_core.engines.files import DISPARITY, LEFT, RIGHT, without_channel
     from stereo_core.engines.onnxruntime import open_session
 
@@ -37,16 +37,17 @@ def difference(disparity: np.ndarray, reference: np.ndarray, precision: str = "f
 
     Raises:
         ValueError: the shapes differ.
-        RuntimeError: a value is not finite, or the mean is above TOLERANCE_PX: the file must not be used.
+        RuntimeError: a value is not finite, or the mean exceeds TOLERANCE_PX: the file must not be used.
     """
     if disparity.shape != reference.shape:
-        raise ValueError(f"disparities of shapes {disparity.shape} and {reference.shape} can not be compared")
+        raise ValueError(f"disparities with shapes {disparity.shape} and {reference.shape} cannot be compared")
     error = np.abs(disparity.astype(np.float64) - reference)
     mean, largest = float(error.mean()), float(error.max())
     if not mean <= TOLERANCE_PX[precision]:  # also true for NaN
         raise RuntimeError(
-            f"the disparity differs from its reference by {mean:.4g} px on average ({largest:.4g} px at most), above "
-            f"the {TOLERANCE_PX[precision]} px that {precision} may cost; no file was written"
+            f"the disparity differs from its reference by {mean:.4g} px on average ({largest:.4g} px at most), more "
+            "than "
+            f"the {TOLERANCE_PX[precision]} px allowed for {precision}; no file was written"
         )
     return {
         "mean_abs_difference_px": mean,

@@ -1,4 +1,4 @@
-"""Networks that turn a rectified stereo pair into a disparity, and their checkpoints."""
+"""Networks that estimate disparity from a rectified stereo pair, and their checkpoints."""
 
 from __future__ import annotations
 
@@ -25,45 +25,46 @@ __all__ = ["channels_last", "create_model", "from_spec", "load_model", "save_che
 
 
 def create_model(name: str = "FoundationStereo", **settings: Any) -> StereoNetwork:
-    """A network with random weights: FoundationStereo or FastFoundationStereo, in any case.
+    """A network with random weights. `name` is FoundationStereo or FastFoundationStereo, in upper or lower case.
 
-    Settings (None takes the preset's or the published value) of both: encoder, max_disparity (px, a multiple of 32),
-    corr_levels, corr_radius, train_iters, valid_iters, low_memory, mixed_precision. FoundationStereo's: variant
-    (nvlabs, tao), disparity_attention (disparity, heads, tao), preset (tiny, small), train_vit, n_gru_layers.
-    FastFoundationStereo's: topology (bp2, unpruned), widths (a mapping of TAO's keys such as gru_hidden;
-    the published values for the rest), gwc_feature_normalize, hidden_dims. `model.config` holds them all.
+    Settings of both networks: encoder, max_disparity (px, a multiple of 32), corr_levels, corr_radius, train_iters,
+    valid_iters, low_memory, mixed_precision. Only FoundationStereo: variant (nvlabs, tao), disparity_attention
+    (disparity, heads, tao), preset (tiny, small), train_vit, n_gru_layers. Only FastFoundationStereo: topology
+    (bp2, unpruned), widths (a mapping of TAO's keys such as gru_hidden; missing keys take the published values),
+    gwc_feature_normalize, hidden_dims. None means the preset's or the published value. `model.config` holds all.
 
     Raises:
-        ModelError: an unknown name, or a value the network can not be built with.
+        ModelError: an unknown name, or a value that no network can be built with.
     """
     if name.lower() == "fastfoundationstereo":
         return FastFoundationStereo(fast.make_config(**settings))
     if name.lower() != "foundationstereo":
-        raise ModelError(f"model {name!r} is not available; there are FoundationStereo and FastFoundationStereo")
+        raise ModelError(f"model {name!r} is not available; choose FoundationStereo or FastFoundationStereo")
     return FoundationStereo(make_config(**settings))
 
 
 def from_spec(spec: ExperimentSpec, checkpoint: str | Path | None = None) -> StereoNetwork:
-    """The network that a spec's `model` section asks for.
+    """The network that a spec's `model` section defines.
 
-    With a checkpoint its weights are loaded, and it decides whatever the spec leaves unsaid; the backbone files are not
-    read then. Without one the network starts from scratch: random weights, and the backbone files named there.
+    With a checkpoint, its weights are loaded, and it supplies every setting that the spec does not set; the backbone
+    files are not read. Without one, the network starts from random weights and the backbone files that the spec names.
 
     Raises:
         SpecError: the frozen ViT would keep random weights, and `allow_random_backbone` is not set.
-        ModelError: a checkpoint or backbone file that can not be used.
+        ModelError: a checkpoint or backbone file cannot be used.
     """
     section = spec.model
     if checkpoint:
-        return load_model(checkpoint, **_said(section), **_said_fast(section))
+        return load_model(checkpoint, **_user_settings(section), **_fast_settings(section))
     if section.model_type == "FastFoundationStereo":
         return _fast_from_scratch(section)
     backbone = section.stereo_backbone
     pretrained = backbone.depth_anything_v2_pretrained_path
     if not (pretrained or backbone.train_vit or backbone.allow_random_backbone):
         raise SpecError(
-            "model.stereo_backbone.depth_anything_v2_pretrained_path is empty: the frozen ViT would keep random "
-            "weights; name a Depth Anything V2 file, set model.stereo_backbone.train_vit=true (as preset small), or "
+            "model.stereo_backbone.depth_anything_v2_pretrained_path is empty, so the frozen ViT would keep random "
+            "weights; name a Depth Anything V2 file, set model.stereo_backbone.train_vit=true (as preset small does), "
+            "or "
             "model.stereo_backbone.allow_random_backbone=true"
         )
     model = create_model(**_settings(section))
@@ -75,8 +76,8 @@ def from_spec(spec: ExperimentSpec, checkpoint: str | Path | None = None) -> Ste
 
 
 def channels_last(model: nn.Module, dims: tuple[int, ...] = (2, 3)) -> nn.Module:
-    """Lay the weights of the convolutions in so many dimensions out with the channels innermost, and so what they
-    compute: the layout of cuDNN's tensor core kernels. Values, names and shapes stay."""
+    """Store the weights of convolutions with `dims` dimensions channels-last, the layout of cuDNN's tensor core
+    kernels; their outputs then are channels-last too. Values, names and shapes do not change."""
     layouts = {2: torch.channels_last, 3: torch.channels_last_3d}
     for parameter in model.parameters():
         if parameter.dim() - 2 in set(dims) & set(layouts):
@@ -89,8 +90,8 @@ def _settings(section: Model) -> dict[str, Any]:
     return {name: None if value == "auto" else value for name, value in values.items()}
 
 
-def _said(section: Model) -> dict[str, Any]:
-    """Settings that the user wrote; what only repeats the preset's value does not count."""
+def _user_settings(section: Model) -> dict[str, Any]:
+    """Settings that the user wrote, except those that only repeat the preset's value."""
     preset = PRESET_SETTINGS[section.preset] if section.preset else {}
     return {
         name: value
@@ -99,8 +100,8 @@ def _said(section: Model) -> dict[str, Any]:
     }
 
 
-def _said_fast(section: Model) -> dict[str, Any]:
-    """What FoundationStereo does not have, and the network's name, where the user wrote it."""
+def _fast_settings(section: Model) -> dict[str, Any]:
+    """The settings that FoundationStereo does not have, and the network's name if the user wrote it."""
     written = section.model_fields_set
     return {
         "model_type": section.model_type if "model_type" in written else None,
@@ -110,20 +111,20 @@ def _said_fast(section: Model) -> dict[str, Any]:
 
 
 def _fast_from_scratch(section: Model) -> StereoNetwork:
-    """What a spec leaves unsaid takes the published value; widths take TAO's."""
-    shared = {key: value for key, value in _said(section).items() if key in fast.SETTINGS}
+    """Settings that the spec does not set take the published value; widths take TAO's."""
+    shared = {key: value for key, value in _user_settings(section).items() if key in fast.SETTINGS}
     hidden_dims = section.hidden_dims[: section.n_gru_layers]
     widths = fast.complete_widths({key: getattr(section, key) for key in fast.WIDTH_KEYS}, hidden_dims[0])
     normalised = section.gwc_feature_normalize
     settings = {"hidden_dims": hidden_dims, "widths": widths, "gwc_feature_normalize": normalised}
     model = create_model("FastFoundationStereo", **shared | settings)
     if "max_disparity" not in shared:
-        LOG.info("model.max_disparity: %d px, that of the published weights", model.config.max_disparity)
+        LOG.info("model.max_disparity: using %d px, the value of the published weights", model.config.max_disparity)
     if section.stereo_backbone.edgenext_pretrained_path:
         load_edgenext(model, section.stereo_backbone.edgenext_pretrained_path)
     return model
 
 
 def _owner(section: Model, name: str) -> Section:
-    """Where a setting stands in the spec."""
+    """The section of the spec that holds a setting."""
     return section.stereo_backbone if name == "train_vit" else section

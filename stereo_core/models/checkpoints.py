@@ -1,6 +1,6 @@
 """Checkpoints of both networks: other people's files -> our state dict, and back.
 
-Our keys are NVlabs' names, whatever the variant; `names.py` has TAO's.
+Our keys are NVlabs' names for both variants; `names.py` translates TAO's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 LAYOUTS = ("nvlabs", "tao")
 DINO = "feature.dino.depth_anything."
 POSITIONS = "pretrained.pos_embed"
-# Settings in NVlabs' cfg.yaml beside the file and in its pickled module -> ours, where the weights can not tell.
+# Settings that the weights do not show: names in NVlabs' cfg.yaml and pickled module -> ours.
 NVLABS = {
     "max_disp": "max_disparity",
     "train_iters": "train_iters",
@@ -47,50 +47,50 @@ NVLABS = {
 
 @dataclass
 class Checkpoint:
-    """A checkpoint under our names."""
+    """A checkpoint with our names of weights and settings."""
 
     file: WeightFile
     network: str  # FoundationStereo or FastFoundationStereo
     state: dict[str, Tensor]
     names: str  # names in the file: nvlabs or tao
     found: dict[str, Any]  # settings that the weights' keys and shapes fix
-    said: dict[str, Any]  # settings written beside the weights
+    stored: dict[str, Any]  # settings stored beside the weights
 
     @property
     def settings(self) -> dict[str, Any]:
-        return self.said | self.found
+        return self.stored | self.found
 
 
 def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
     """The network of a checkpoint, in float32, with its weights.
 
-    Encoder, variant and lookup sizes, and FastFoundationStereo's topology and widths, come from the keys and shapes;
-    preset, max_disparity, attention and iterations from the settings our trainer writes into the file or from
-    `cfg.yaml` beside it, else the published values. A
-    log line says which max_disparity it is and why, a warning where nobody said.
+    Encoder, variant and lookup sizes, and FastFoundationStereo's topology and widths, come from the keys and shapes.
+    Preset, max_disparity, attention and iterations come from the settings that our trainer stores in the file, or from
+    `cfg.yaml` beside it, else they take the published values. A log line reports max_disparity and where it comes
+    from; it is a warning if the value is only assumed.
 
     Args:
-        path: what `read_weights` takes: a file of any layout, "starter", a training's folder with a choice.
-        overrides: settings as in `create_model`; they win, unless the weights contradict them. `model_type`: the
-            network that is expected.
+        path: as for `read_weights`: a file of any layout, "starter", or a training folder with a choice.
+        overrides: settings as in `create_model`; they win, but must not contradict the weights. `model_type`: the
+            expected network.
 
     Raises:
-        ModelError: no usable checkpoint, one of another network, or settings that its weights do not fit.
+        ModelError: the checkpoint cannot be used, has another network, or contradicts the settings.
     """
     checkpoint = read_checkpoint(path)
     given = {key: value for key, value in overrides.items() if value is not None}
-    asked = given.pop("model_type", checkpoint.network)
-    if asked.lower() != checkpoint.network.lower():
-        raise ModelError(_contradiction(path, "model_type", asked, checkpoint.network))
+    requested = given.pop("model_type", checkpoint.network)
+    if requested.lower() != checkpoint.network.lower():
+        raise ModelError(_contradiction(path, "model_type", requested, checkpoint.network))
     with torch.device("meta"):
         model = _make_network(checkpoint, given)
     quantization = read_quantization(checkpoint.file.extra, path)
     state = checkpoint.state if quantization is None else dequantized(checkpoint.state, quantization, path)
-    _load(model, state, path, "the file is of another network or incomplete")
+    _load(model, state, path, "the file is incomplete or belongs to another network")
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
     if checkpoint.network == "FoundationStereo":
-        level = logging.INFO if "max_disparity" in given | checkpoint.said else logging.WARNING
+        level = logging.INFO if "max_disparity" in given | checkpoint.stored else logging.WARNING
         LOG.log(level, "%s: max_disparity %d px, %s", path, *_range(checkpoint, given))
     return model
 
@@ -98,44 +98,48 @@ def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
 def _make_network(checkpoint: Checkpoint, given: dict[str, Any]) -> nn.Module:
     path, found = checkpoint.file.path, checkpoint.found
     if checkpoint.network == "FastFoundationStereo":
-        return FastFoundationStereo(fast.config_of(found, checkpoint.said, given, path))
+        return FastFoundationStereo(fast.config_of(found, checkpoint.stored, given, path))
     given = {key: value for key, value in given.items() if key not in fast.SPEC_KEYS}
     for key, value in found.items():
         if key in given and given[key] != value:
             raise ModelError(_contradiction(path, key, given[key], value))
-    return FoundationStereo(make_config(**checkpoint.said | given | found))
+    return FoundationStereo(make_config(**checkpoint.stored | given | found))
 
 
 def save_checkpoint(
     model: nn.Module, path: str | Path, layout: str = "nvlabs", *, epoch: int = 0, global_step: int = 0
 ) -> None:
-    """Write the weights, whole or not at all.
+    """Write the weights; the file is replaced atomically.
 
-    Layout nvlabs: {"model": ...}, NVlabs' names. Layout tao: a Lightning dict, TAO's names behind "model.". Both carry
-    the settings. The layout is that of the file; a network of one variant does not become the other's.
+    Layout nvlabs: {"model": ...} with NVlabs' names. Layout tao: a Lightning dict with TAO's names, prefixed "model.".
+    Both store the settings. Only the file's layout changes, not the network's variant.
     """
     settings = settings_of(model.config)
     _write(path, model.state_dict(), layout, settings, epoch, global_step)
 
 
 def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
-    """Write a checkpoint in another layout, every tensor bit for bit; see `save_checkpoint` for the layouts.
+    """Write a checkpoint in another layout with bit-identical tensors; see `save_checkpoint` for the layouts.
 
     Epoch, step and settings are kept; optimizer states are not.
 
     Raises:
-        ModelError: the source is no checkpoint of ours, the target is the source, `to` is unknown, or there is no such
-            layout for this network.
+        ModelError: the source is no checkpoint of these networks, the target is the source, `to` is unknown, or this
+            network has no such layout.
     """
     source = weights_file(source)
     if Path(target).exists() and Path(target).samefile(source):
-        raise ModelError(f"{target}: is the checkpoint to be converted; writing it would lose its training state")
+        raise ModelError(
+            f"{target}: source and target are the same file; choose another target, or the training state would be lost"
+        )
     checkpoint = read_checkpoint(source)
     if read_quantization(checkpoint.file.extra, source):
-        raise ModelError(f"{source}: a quantised checkpoint has one layout; convert the one it was made from")
+        raise ModelError(
+            f"{source}: a quantised checkpoint cannot be converted; convert the checkpoint it was made from"
+        )
     variant = checkpoint.found.get("variant", to)
     if variant != to:
-        LOG.warning("%s: a network of variant %s; the %s layout does not make it run in %s's code",
+        LOG.warning("%s: the network has variant %s; changing the layout to %s does not make it run in %s's code",
                     source, variant, to, "TAO" if to == "tao" else "NVlabs")  # fmt: skip
     extra = checkpoint.file.extra
     epoch, step = (int(extra.get(key, 0)) for key in ("epoch", "global_step"))
@@ -143,10 +147,10 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a weight file holds, without building a network.
+    """Describe a weight file without building a network.
 
     `network` is FoundationStereo, FastFoundationStereo, DepthAnythingV2 or EdgeNeXt. `disparity_attention` and
-    `max_disparity` are what `load_model` would choose, `max_disparity_from` who says so.
+    `max_disparity` are what `load_model` would choose; `max_disparity_from` names the source of the value.
 
     Raises:
         ModelError: no usable weight file.
@@ -173,10 +177,10 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of any layout, its tensors as they are in the file.
+    """Read a checkpoint of any layout; its tensors stay as they are in the file.
 
     Raises:
-        ModelError: no usable file, or of neither network.
+        ModelError: the file cannot be used, or holds neither network.
     """
     return _recognise(read_weights(path))
 
@@ -189,14 +193,14 @@ def _recognise(file: WeightFile) -> Checkpoint:
     state = {from_tao(key): value for key, value in file.state.items()} if tao else dict(file.state)
     names = "tao" if tao else "nvlabs"
     if network == "FastFoundationStereo":
-        found, said = fast.fixed_by_weights(state, file.path), _said(file, fast.SETTINGS)
-        return Checkpoint(file, network, fast.complete(state), names, found, said)
+        found, stored = fast.fixed_by_weights(state, file.path), _stored_settings(file, fast.SETTINGS)
+        return Checkpoint(file, network, fast.complete(state), names, found, stored)
     _complete_aliases(state)
-    found, said = _fixed_by_weights(state, file.path), _said(file, SETTINGS)
+    found, stored = _fixed_by_weights(state, file.path), _stored_settings(file, SETTINGS)
     if found["encoder"] == "vitt":
-        stored = said.pop("preset", None)
-        (found if stored else said)["preset"] = stored or _likely_preset(said, file.path)
-    return Checkpoint(file, network, state, names, found, said)
+        preset = stored.pop("preset", None)
+        (found if preset else stored)["preset"] = preset or _likely_preset(stored, file.path)
+    return Checkpoint(file, network, state, names, found, stored)
 
 
 def _complete_aliases(state: dict[str, Tensor]) -> None:
@@ -210,9 +214,9 @@ def _complete_aliases(state: dict[str, Tensor]) -> None:
 # Recognition
 
 PARTS = {
-    "DepthAnythingV2": "only the ViT branch (Depth Anything V2); it belongs in "
+    "DepthAnythingV2": "the file holds only the ViT branch (Depth Anything V2); name it in "
     "model.stereo_backbone.depth_anything_v2_pretrained_path",
-    "EdgeNeXt": "only an EdgeNeXt; it belongs in model.stereo_backbone.edgenext_pretrained_path",
+    "EdgeNeXt": "the file holds only an EdgeNeXt; name it in model.stereo_backbone.edgenext_pretrained_path",
 }
 
 
@@ -236,7 +240,7 @@ def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, A
         "variant": "nvlabs" if "corr_stem.1.bn.weight" in state else "tao",
         "n_gru_layers": sum(f"update_block.gru{scale}.conv0.0.weight" in state for scale in ("04", "08", "16")),
     }
-    if encoder != "vitt":  # the presets are told apart by what is stored beside the weights
+    if encoder != "vitt":  # only the stored settings distinguish the presets
         found["preset"] = None
     lookup, patch = (state.get(key) for key in ("update_block.encoder.convc1.weight", "cost_agg.conv_patch.1.weight"))
     if lookup is not None and patch is not None:
@@ -244,11 +248,11 @@ def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, A
     return found
 
 
-def _likely_preset(said: dict[str, Any], path: str | Path) -> str:
-    """Of the presets, whose shapes are the same, the one of the stored max_disparity, else tiny."""
+def _likely_preset(stored: dict[str, Any], path: str | Path) -> str:
+    """The presets share all shapes: choose the one with the stored max_disparity, else tiny."""
     ranges = {PRESET_SETTINGS[name]["max_disparity"]: name for name in PRESETS}
-    preset = ranges.get(said.get("max_disparity"), "tiny")
-    LOG.info("%s: its shapes are those of presets %s; %s is taken unless model.preset says otherwise",
+    preset = ranges.get(stored.get("max_disparity"), "tiny")
+    LOG.info("%s: the shapes fit the presets %s; using %s (set model.preset to choose another)",
              path, " and ".join(PRESETS), preset)  # fmt: skip
     return preset
 
@@ -266,15 +270,18 @@ def _encoder(dim: int, path: str | Path) -> str:
     for name, widths in VIT.items():
         if widths.dim == dim:
             return name
-    raise ModelError(f"{path}: its ViT is {dim} wide; known are {', '.join(f'{n} {w.dim}' for n, w in VIT.items())}")
+    raise ModelError(
+        f"{path}: the ViT has width {dim}; known widths are {', '.join(f'{n} {w.dim}' for n, w in VIT.items())}"
+    )
 
 
 def _usual_attention(variant: str) -> str:
     return make_config(variant=variant).disparity_attention
 
 
-def _said(file: WeightFile, names: tuple[str, ...]) -> dict[str, Any]:
-    """Settings `names` written into the file by our trainer or held by a module, else those of cfg.yaml beside it."""
+def _stored_settings(file: WeightFile, names: tuple[str, ...]) -> dict[str, Any]:
+    """The settings `names` that our trainer or a pickled module stored in the file, else those of cfg.yaml beside
+    it."""
     hyper = file.extra.get("hyper_parameters")
     if isinstance(hyper, dict) and isinstance(hyper.get("model"), dict):
         return {key: hyper["model"][key] for key in names if key in hyper["model"]}
@@ -288,35 +295,38 @@ def _cfg_yaml(path: Path) -> dict[str, Any]:
     try:
         config = parse(path.read_text(encoding="utf-8"), str(path))
     except (SpecError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: the checkpoint's settings can not be read: {error}") from error
+        raise ModelError(f"{path}: the checkpoint's settings cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: the checkpoint's settings are not a mapping")
     return config
 
 
-_UNSAID = "the file does not say which range its weights were trained for; if it is another, set model.max_disparity"
+_ASSUMED = "the file does not store the value that its weights were trained for; if it differs, set model.max_disparity"
 
 
 def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
-    """The network's max_disparity in px, and who says so. No shape tells it, and a wrong one runs, and errs."""
+    """The network's max_disparity in px, and where it comes from.
+
+    No shape depends on it: with a wrong value the network runs, but its disparities are wrong.
+    """
     if "max_disparity" in given:
-        return given["max_disparity"], "as model.max_disparity says"
-    if "max_disparity" in checkpoint.said:
-        return checkpoint.said["max_disparity"], "as stored with the weights"
-    preset = (checkpoint.said | given | checkpoint.found).get("preset")
+        return given["max_disparity"], "from model.max_disparity"
+    if "max_disparity" in checkpoint.stored:
+        return checkpoint.stored["max_disparity"], "stored with the weights"
+    preset = (checkpoint.stored | given | checkpoint.found).get("preset")
     usual = f"the {preset} preset's value" if preset else "the published value"
-    return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_UNSAID}"
+    return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_ASSUMED}"
 
 
 def _contradiction(path: str | Path, key: str, given: Any, found: Any) -> str:
     if key == "encoder":
-        widths = f"{VIT[found].dim} wide" + ("" if given not in VIT else f", {given} is {VIT[given].dim}")
-        return f"{path}: holds encoder {found} ({widths}); set model.encoder={found}"
-    return f"{path}: holds a network of {key} {found}, not {given}; set model.{key}={found} or leave it out"
+        widths = f"width {VIT[found].dim}" + ("" if given not in VIT else f"; {given} has {VIT[given].dim}")
+        return f"{path}: the file holds encoder {found} ({widths}); set model.encoder={found}"
+    return f"{path}: the file holds a network with {key} {found}, not {given}; set model.{key}={found} or leave it out"
 
 
 def _parameters(state: dict[str, Tensor]) -> int:
-    """Numbers that are trained or frozen: no statistics, and no weight twice."""
+    """The number of parameters, trained or frozen, without statistics and aliases."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     aliases = {key for key in state if key.replace(".downsample.1.", ".norm3.") != key
                and key.replace(".downsample.1.", ".norm3.") in state}  # fmt: skip
@@ -327,7 +337,7 @@ def _parameters(state: dict[str, Tensor]) -> int:
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], path: str | Path, mend: str) -> None:
-    """Take over every tensor; ModelError where one is missing, too many or of another shape."""
+    """Load every tensor; ModelError if one is missing, unexpected or of another shape."""
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -345,9 +355,9 @@ def _write(
     path: str | Path, state: dict[str, Tensor], layout: str, settings: dict[str, Any], epoch: int, step: int
 ) -> None:
     if layout not in LAYOUTS:
-        raise ModelError(f"checkpoint layout {layout!r} is unknown; there are {', '.join(LAYOUTS)}")
+        raise ModelError(f"checkpoint layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
     if layout == "tao" and "cnet.conv04.0.weight" in state:
-        raise ModelError(f"{path}: TAO has no un-pruned FastFoundationStereo; write it in layout nvlabs")
+        raise ModelError(f"{path}: TAO does not support the un-pruned FastFoundationStereo; use layout nvlabs")
     common = {"epoch": epoch, "global_step": step, "hyper_parameters": {"model": settings}}
     state = {key: value.detach().cpu() for key, value in state.items()}
     if layout == "nvlabs":
@@ -364,30 +374,30 @@ def _write(
 
 
 def load_depth_anything(model: nn.Module, path: str | Path) -> None:
-    """Depth Anything V2 weights (keys pretrained.*, depth_head.*) into the frozen branch.
+    """Load Depth Anything V2 weights (keys pretrained.*, depth_head.*) into the ViT branch.
 
     Raises:
-        ModelError: not such a file, or of another ViT; the message says which encoder fits.
+        ModelError: not such a file, or one of another ViT; the message names the encoder that fits.
     """
     file = read_weights(path)
     if _network(file) != "DepthAnythingV2":
-        raise ModelError(f"{path}: not a Depth Anything V2 file (keys pretrained.* and depth_head.*)")
+        raise ModelError(f"{path}: not a Depth Anything V2 file; expected keys pretrained.* and depth_head.*")
     fits = _encoder(file.state[POSITIONS].shape[-1], path)
     if fits != model.config.encoder:
         raise ModelError(_contradiction(path, "encoder", model.config.encoder, fits))
-    _load(model.feature.dino.depth_anything, file.state, path, "the file is of another network or incomplete")
+    _load(model.feature.dino.depth_anything, file.state, path, "the file is incomplete or belongs to another network")
 
 
 def load_edgenext(model: nn.Module, path: str | Path) -> None:
-    """EdgeNeXt-small weights, in timm's or the authors' names; a classifier's norm and head are left out.
+    """Load EdgeNeXt-small weights with timm's or the authors' names; the classifier's norm and head are ignored.
 
     Raises:
-        ModelError: not such a file, or of another size.
+        ModelError: not such a file, or one of another size.
     """
     file = read_weights(path)
     if _network(file) != "EdgeNeXt":
-        raise ModelError(f"{path}: not an EdgeNeXt file (keys stem.*, stages.*)")
+        raise ModelError(f"{path}: not an EdgeNeXt file; expected keys stem.* and stages.*")
     state = {edgenext_from_authors(key): t for key, t in file.state.items() if not key.startswith(("norm.", "head."))}
     backbone = nn.Module()
     backbone.stem, backbone.stages = model.feature.stem, model.feature.stages
-    _load(backbone, state, path, "EdgeNeXt-small is needed (widths 48, 96, 160, 304)")
+    _load(backbone, state, path, "use an EdgeNeXt-small file (widths 48, 96, 160, 304)")

@@ -1,4 +1,4 @@
-"""Triton, where kernels can be made with it: it and TorchInductor need a C compiler at run time."""
+"""Triton, if it can compile kernels here: Triton and TorchInductor need a C compiler at run time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ COMPILER = next((name for name in (os.environ.get("CC"), "cc", "gcc", "clang") i
 try:
     import triton
     import triton.language as tl
-except ImportError:  # a CPU build of PyTorch comes without
+except ImportError:  # CPU builds of PyTorch have no Triton
     triton = tl = None
 
 if COMPILER is None:
-    triton = None  # the kernels' plain twins are taken
+    triton = None  # the PyTorch versions of the kernels are used
 
 __all__ = ["COMPILER", "tl", "triton"]

@@ -1,4 +1,4 @@
-"""Weight files of any origin, read without running code from them."""
+"""Read weight files of any origin without running code from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = "hyper_parameters"  # beside the weights; in a safetensors file as JS
 PREFIXES = ("model.", "module.", "_orig_mod.")
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt", ".rtx")
 ENCRYPTED_SUFFIXES = (".tlt", ".etlt")
-# Plain numbers that trainers leave beside the weights (best metric and the like).
+# Numbers that trainers store beside the weights (best metric and the like).
 _scalar = np.float64(0).__reduce__()[0]
 HARMLESS = [np.dtype, *(type(np.dtype(name)) for name in ("float64", "float32", "int64"))]
 HARMLESS += [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -36,12 +36,12 @@ HARMLESS += [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "
 
 @dataclass
 class WeightFile:
-    """The tensors of a file under their bare names, and what stood around them."""
+    """The tensors of a file with prefix-free names, and what else the file contains."""
 
     path: Path
     state: dict[str, Tensor]
-    layout: str  # nvlabs, lightning, plain, module, safetensors
-    prefix: str = ""  # what stood before every name, e.g. "module."
+    layout: str  # nvlabs, lightning, bare, module, safetensors
+    prefix: str = ""  # the removed prefix of all names, e.g. "module."
     # epoch, global_step, hyper_parameters ...; settings of a module
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -49,16 +49,16 @@ class WeightFile:
 def read_weights(path: str | Path) -> WeightFile:
     """Read a PyTorch or safetensors file.
 
-    Layouts: {"model": ...} (NVlabs), {"state_dict": ...} (Lightning, TAO), the bare state dict, safetensors; each with
-    or without the prefixes of Lightning, DataParallel and torch.compile; and NVlabs' whole pickled module. Where our
-    trainer averaged the weights (`train.ema_decay`) these are the averages.
+    Layouts: {"model": ...} (NVlabs), {"state_dict": ...} (Lightning, TAO), a bare state dict, safetensors; each with
+    or without the prefixes of Lightning, DataParallel and torch.compile; and NVlabs' whole pickled module. If our
+    trainer averaged the weights (`train.ema_decay`), the averages are returned.
 
     Args:
-        path: a file, "starter", or a training's folder with a choice (`results/train@best`).
+        path: a file, "starter", or a training folder with a choice (`results/train@best`).
 
     Raises:
-        ModelError: no such file; an engine, an ONNX graph, an encrypted file or anything else that is no checkpoint; a
-            truncated or damaged file; a file that holds pickled objects rather than weights.
+        ModelError: the file is missing, truncated or damaged; it is an engine, an ONNX graph, encrypted or anything
+            else but a checkpoint; it contains pickled objects instead of weights.
     """
     path = weights_file(path)
     check_digest(path)
@@ -74,7 +74,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that a path, the text "starter" or a choice names; ModelError where the choice can not be made."""
+    """The file that a path, the text "starter" or a choice names; ModelError if the choice matches no file."""
     try:
         return chosen(path)
     except NoChoice as error:
@@ -82,13 +82,13 @@ def weights_file(path: str | Path) -> Path:
 
 
 def sidecar_of(path: Path) -> Path:
-    """Where our trainer notes a checkpoint's digest and metrics: `<file>.json` beside the file itself."""
+    """The side-car of a checkpoint, with its digest and metrics: `<file>.json` beside the file."""
     path = path.resolve()  # dn_model_best.pth and dn_model_latest.pth are links
     return path.with_name(f"{path.name}.json")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """What our trainer noted about a checkpoint; empty where it noted nothing."""
+    """The side-car of a checkpoint; empty if it has none."""
     try:
         noted = from_json(sidecar_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -97,19 +97,21 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def check_digest(path: Path) -> None:
-    """ModelError where a checkpoint is not the file that our trainer wrote; others have no digest to compare with."""
+    """Raise ModelError if a checkpoint differs from what our trainer wrote; files without a side-car are not
+    checked."""
     noted = read_sidecar(path).get("sha256")
     if noted and path.is_file() and _digest(path.resolve(), *_identity(path)) != noted:
         raise ModelError(
-            f"{path}: damaged, its SHA-256 is not the one in {sidecar_of(path).name}; copy it again or take another "
-            "checkpoint (if you replaced the file yourself, remove that note)"
+            f"{path}: the file is damaged: its SHA-256 differs from {sidecar_of(path).name}; copy it again or use "
+            "another "
+            f"checkpoint (if you replaced the file yourself, delete {sidecar_of(path).name})"
         )
 
 
 @functools.lru_cache(maxsize=4)
 def _digest(path: Path, *identity: int) -> str:
-    """SHA-256 of a file, read once as long as it stays the same: a training that goes on checks its checkpoint, of
-    gigabytes, wherever it opens it."""
+    """SHA-256 of a file, cached until the file changes: a resumed training opens its checkpoint, of gigabytes, several
+    times and checks it each time."""
     return sha256_of(path)
 
 
@@ -119,18 +121,18 @@ def _identity(path: Path) -> tuple[int, int, int]:
 
 
 def _kind(path: Path) -> str:
-    """ "torch" or "safetensors", by the first bytes; anything else is refused with what it looks like."""
+    """ "torch" or "safetensors", by the first bytes; ModelError names what any other file looks like."""
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     if path.is_dir():
-        raise ModelError(f"{path}: a folder; name the checkpoint file in it")
+        raise ModelError(f"{path}: this is a folder; name the checkpoint file in it")
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)
     suffix = path.suffix.lower()
     if suffix in ENCRYPTED_SUFFIXES:
         raise ModelError(
-            f"{path}: an encrypted TAO file; export it unencrypted (.pth) with the container that wrote it"
+            f"{path}: the TAO file is encrypted; export it unencrypted (.pth) with the container that wrote it"
         )
     if not head:
         raise ModelError(f"{path}: the file is empty")
@@ -144,10 +146,12 @@ def _kind(path: Path) -> str:
         return "safetensors"
     if suffix in ENGINE_SUFFIXES or head[:4] in (b"ftrt", b"ptrt"):
         raise ModelError(
-            f"{path}: an engine, not a checkpoint; it belongs in evaluate.trt_engine or inference.trt_engine"
+            f"{path}: this is an engine, not a checkpoint; name it in evaluate.trt_engine or inference.trt_engine"
         )
     if suffix == ".onnx" or head[:1] == b"\x08":
-        raise ModelError(f"{path}: an ONNX file, not a checkpoint; name the checkpoint that it was exported from")
+        raise ModelError(
+            f"{path}: this is an ONNX file, not a checkpoint; name the checkpoint that it was exported from"
+        )
     raise ModelError(f"{path}: not a checkpoint (neither a PyTorch nor a safetensors file)")
 
 
@@ -157,8 +161,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            said = (file.metadata() or {}).get(SETTINGS)
-        return {"model": state} | ({SETTINGS: from_json(said)} if said else {})
+            settings = (file.metadata() or {}).get(SETTINGS)
+        return {"model": state} | ({SETTINGS: from_json(settings)} if settings else {})
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
@@ -172,24 +176,26 @@ def _read_torch(path: Path) -> dict[str, Any]:
         if "truncated" in str(error):
             raise ModelError(f"{path}: the file is truncated or damaged; copy it again") from error
         raise ModelError(
-            f"{path}: holds pickled Python objects, and loading them would run code from the file. Where it was "
-            "written, save the weights alone: torch.save({'state_dict': model.state_dict()}, path)"
+            f"{path}: the file contains pickled Python objects; loading them would run code from the file. In the code "
+            "that wrote it, save only the weights: torch.save({'state_dict': model.state_dict()}, path)"
         ) from error
-    except Exception as error:  # PyTorch has no list of what its reader raises
+    except Exception as error:  # PyTorch does not document which errors its reader raises
         if "TorchScript" in str(error):
-            raise ModelError(f"{path}: a TorchScript program, not a checkpoint") from error
+            raise ModelError(
+                f"{path}: this is a TorchScript program, not a checkpoint; name a file of weights"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: the file is truncated or damaged ({reason}); copy it again") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+        raise ModelError(f"{path}: the file contains a {type(content).__name__}, not a dict of weights")
     return content
 
 
 def _check_room(path: Path) -> None:
-    """Refuse a zip file that PyTorch would inflate, however much that is."""
+    """Reject a compressed zip file: PyTorch would inflate it without a limit."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            return  # of PyTorch before 1.6
+            return  # a file of PyTorch before 1.6
     try:
         with zipfile.ZipFile(path) as file:
             check_entries(file, path.stat().st_size)
@@ -201,20 +207,20 @@ def _check_room(path: Path) -> None:
 
 def _open_envelope(path: Path, content: dict[str, Any]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     if content.get("state_dict_encrypted"):
-        raise ModelError(f"{path}: its weights are encrypted; export them unencrypted with the container that wrote it")
+        raise ModelError(f"{path}: the weights are encrypted; export them unencrypted with the container that wrote it")
     layouts = {"state_dict": "lightning", "model": "nvlabs"}
     key = next((key for key in layouts if isinstance(content.get(key), dict)), None)
     state = content if key is None else content[key]
-    layout = layouts.get(key, "plain")
+    layout = layouts.get(key, "bare")
     extra = {} if key is None else {name: value for name, value in content.items() if name != key}
-    if layout == "lightning":  # beside the network a module may hold its loss, an average of the weights ...
+    if layout == "lightning":  # a Lightning module may also contain its loss, averaged weights ...
         state = {name: value for name, value in state.items() if name.startswith("model.")} or state
     if averages := extra.pop(AVERAGES, None):
-        LOG.info("%s: the averaged weights (train.ema_decay) are taken", path)
+        LOG.info("%s: using the averaged weights (train.ema_decay)", path)
         state = state | averages
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
-        raise ModelError(f"{path}: holds no weights; its top-level keys are {first_names(content)}")
+        raise ModelError(f"{path}: the file contains no weights; its top-level keys are {first_names(content)}")
     return layout, state, extra
 
 

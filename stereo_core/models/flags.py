@@ -1,4 +1,4 @@
-"""PyTorch's switches, which hold for the whole process."""
+"""PyTorch's process-wide switches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils import deterministic
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Let whoever called the process's PyTorch find its switches as they were: those of cuDNN, TF32, deterministic
-    kernels and the number of threads."""
+    """Restore PyTorch's process-wide switches afterwards: cuDNN, TF32, deterministic kernels and the number of
+    threads."""
     chosen = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
     products, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     filled = deterministic.fill_uninitialized_memory
@@ -23,7 +23,7 @@ def kept() -> Iterator[None]:
     finally:
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = chosen
         torch.set_float32_matmul_precision(products)
-        if _deterministic() != mode:  # the call alone imports torch's compiler
+        if _deterministic() != mode:  # calling it imports torch's compiler, so only if needed
             torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
         deterministic.fill_uninitialized_memory = filled
         if torch.get_num_threads() != threads:

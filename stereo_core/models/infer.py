@@ -1,4 +1,4 @@
-"""A network asked for the disparity of pairs as they come: NumPy or torch, as `Engine.infer` takes them."""
+"""Run a network on pairs from NumPy or torch, with the same inputs as `Engine.infer`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def infer(predict: Predict, device: Any, left: Any, right: Any) -> Any:
     """Estimate the disparity of rectified pairs of any size and number.
 
     Args:
-        predict: see Predict; gets float32 on `device`.
+        predict: see Predict; its inputs are float32 on `device`.
         left, right: 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3), grey (H, W) or (B, H, W, 1); or torch
             (B, 3, H, W), grey (B, 1, H, W).
 
     Returns:
-        float32 disparity in px of the images given: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
+        float32 disparity in px of the input images: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
 
     Raises:
-        ValueError: shapes or types are others, or left and right differ.
+        ValueError: a shape or type is unsupported, or left and right differ.
     """
     if is_torch(left):
         return _run(predict, device, *checked_tensors(left, right)).to(left.device)
@@ -39,16 +39,16 @@ def infer(predict: Predict, device: Any, left: Any, right: Any) -> Any:
 def _run(predict: Predict, device: Any, left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
     with torch.inference_mode():
         disparity_BHW = predict(*(x.to(device, torch.float32) for x in (left_B3HW, right_B3HW)))
-    return disparity_BHW.float().clone()  # a tensor of inference mode could not be worked with further
+    return disparity_BHW.float().clone()  # a copy, because inference-mode tensors cannot be used in autograd
 
 
 class Infers:
-    """`infer` for a network whose eval mode gives (B, 1, H, W)."""
+    """`infer` for a network that returns (B, 1, H, W) in eval mode."""
 
     def infer(self, left: Any, right: Any) -> Any:
         """Estimate the disparity of rectified pairs; see `stereo_core.models.infer.infer` for shapes and types.
 
-        Runs in eval mode where the weights lie and in their type; the network's mode stays as it was.
+        Runs in eval mode with the weights' device and type, then restores the network's mode.
         """
         weight, training = next(self.parameters()), self.training
         self.eval()

@@ -1,4 +1,4 @@
-"""Bytes that the operations of a network hold: counted as they run, or foretold on tensors without contents."""
+"""Memory of a network's operations: counted while they run, or predicted with tensors without data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def pass_bytes(network: nn.Module, size: tuple[int, int], batch: int) -> int:
-    """The most bytes that one pass without gradients holds beside the weights, its images included.
+    """Peak bytes of one pass without gradients, including its images but not the weights.
 
-    A pass of one iteration on tensors that have shapes and no contents: later iterations hold no more than the first.
-    Not counted: what libraries take beside tensors, such as cuDNN's scratch memory.
+    It runs one iteration on tensors without data; later iterations need no more than the first. Memory that libraries
+    allocate outside tensors, such as cuDNN's workspace, is not counted.
 
     Args:
-        network: in eval mode, on the device that is meant; it stays as it is.
-        size: height and width in px of the images.
+        network: in eval mode, on the device in question; it is not changed.
+        size: height and width of the images in px.
         batch: pairs.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -33,10 +33,10 @@ def pass_bytes(network: nn.Module, size: tuple[int, int], batch: int) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, as long as they live.
+    """Counts the bytes of all live tensors that operations create.
 
     Attributes:
-        peak: the most that lived at once.
+        peak: the maximum of live bytes.
     """
 
     def __init__(self) -> None:

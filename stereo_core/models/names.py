@@ -1,10 +1,10 @@
-"""Names of weights: ours are NVlabs', TAO's stand in this file only."""
+"""Names of weights: ours are NVlabs'; TAO's occur only in this file."""
 
 from __future__ import annotations
 
 import re
 
-# timm's and the authors' name of the same EdgeNeXt layer
+# timm's and the authors' names of the same EdgeNeXt layers
 EDGENEXT = {"conv_dw": "dwconv", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
 
 

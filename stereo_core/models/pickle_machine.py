@@ -1,8 +1,8 @@
-"""A machine that reads a pickle of `torch.save` without running anything from it.
+"""Reads a pickle of `torch.save` without running code from it.
 
-Such a pickle is a program for Python's unpickler, which imports and calls what it names. This machine knows the opcodes
-that `torch.save` writes, imports nothing, calls nothing but its own methods, and makes an inert `Record` of every
-object. Time and memory are bounded by the size of the file, whatever it says.
+A pickle is a program for Python's unpickler, which imports and calls whatever the pickle names. This machine knows only
+the opcodes that `torch.save` writes. It imports nothing, calls only its own methods, and turns every object into an
+inert `Record`. Time and memory are bounded by the size of the file.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The published network has 0.25 MiB of pickle and 722 tensors.
+# The published network's pickle has 0.25 MiB and 722 tensors.
 MAX_PICKLE = 2 << 20
 MAX_OBJECTS = 20_000
 MAX_DIMS = 8
 
-# Classes of these become records. The published file was written by several versions of the network's code.
+# Classes of these modules become records. Several versions of the network's code wrote the published file.
 ROOTS = ("core.", "foundation_stereo_ori.", "Utils.", "depth_anything.", "dinov2.", "dpt.", "timm.", "omegaconf.")
 ROOTS += ("torch.nn.modules.", "typing.")
 STORAGES = {
@@ -34,7 +34,7 @@ STORAGES = {
     "torch.CharStorage": torch.int8,
 }
 DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
-TYPES = ("__builtin__.dict", "__builtin__.list", "__builtin__.long")  # named only, in OmegaConf's bookkeeping
+TYPES = ("__builtin__.dict", "__builtin__.list", "__builtin__.long")  # only named, in OmegaConf's metadata
 CALLS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "collections.OrderedDict",
          "collections.defaultdict", "__builtin__.set")  # fmt: skip
 NAMES = {*STORAGES, *DTYPES, *TYPES, *CALLS}
@@ -42,11 +42,11 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 class Refused(Exception):
-    """Why a file is not read."""
+    """The reason why a file is rejected."""
 
 
 class Name(str):
-    """A class or function that the pickle names. Nobody looks it up."""
+    """A class or function that the pickle names. It is never imported."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where a tensor's numbers lie, as the pickle says it."""
+    """Where a tensor's numbers are, according to the pickle."""
 
     kind: str
     key: str
@@ -69,22 +69,22 @@ class Storage:
 def pickle_of(file: zipfile.ZipFile) -> str:
     found = [name for name in file.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(found) != 1:
-        raise Refused(f"the zip file has {len(found)} of NAME/data.pkl; one is needed")
+        raise Refused(f"the zip file has {len(found)} entries NAME/data.pkl instead of one")
     return found[0]
 
 
 def check_entries(file: zipfile.ZipFile, size: int) -> None:
-    """Refuse a zip file of `size` bytes whose contents would take more than that."""
+    """Reject a zip file of `size` bytes whose contents would need more than that."""
     entries = file.infolist()
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise Refused(f"{shown(entry.filename)} is compressed or encrypted, which torch.save never does")
     if sum(entry.file_size for entry in entries) > size:
-        raise Refused(f"its entries claim more than the {size} bytes of the file")
+        raise Refused(f"the sizes of its entries add up to more than the file's {size} bytes")
 
 
 class Archive:
-    """The zip file around the pickle. No entry is larger than the file says that it is on disk."""
+    """The zip file around the pickle. No entry is larger than the file itself."""
 
     def __init__(self, file: zipfile.ZipFile, size: int):
         check_entries(file, size)
@@ -98,7 +98,7 @@ class Archive:
     def pickle(self) -> bytes:
         size = self._sizes[f"{self._root}data.pkl"]
         if size > MAX_PICKLE:
-            raise Refused(f"its data.pkl has {size} bytes, that of a stereo network has at most {MAX_PICKLE}")
+            raise Refused(f"its data.pkl has {size} bytes; a stereo network's has at most {MAX_PICKLE}")
         return self._file.read(f"{self._root}data.pkl")
 
     def numbers(self, storage: Storage) -> Tensor:
@@ -107,7 +107,7 @@ class Archive:
             self._storages[storage.key] = storage, self._read(storage)
         known, numbers = self._storages[storage.key]
         if known != storage:
-            raise Refused(f"storage {shown(storage.key)} is described in two ways")
+            raise Refused(f"storage {shown(storage.key)} has two different descriptions")
         return numbers
 
     def _read(self, storage: Storage) -> Tensor:
@@ -119,12 +119,12 @@ class Archive:
 
 
 class Machine:
-    """Runs the opcodes of one pickle. Every step costs no more than the bytes that the pickle spends on it."""
+    """Runs the opcodes of one pickle. The cost of a step is bounded by its bytes in the pickle."""
 
     def __init__(self, archive: Archive):
         self._archive = archive
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # stacks under the open marks
+        self._below: list[list[Any]] = []  # stacks below the open marks
         self._memo: dict[int, object] = {}
         self._tensors = 0
 
@@ -201,15 +201,15 @@ class Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if not isinstance(target := self._stack[-1], list):
-            raise Refused(f"items for {kind_of(target)}, which is no list")
+            raise Refused(f"items added to {kind_of(target)}, which is no list")
         target.extend(items)
 
     def _update(self, items: list[Any]) -> None:
         if not isinstance(target := self._stack[-1], dict):
-            raise Refused(f"items for {kind_of(target)}, which is no dict")
+            raise Refused(f"items added to {kind_of(target)}, which is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str):  # hashing a nest of tuples may take for ever
-                raise Refused(f"a dict with {kind_of(key)} as a key")
+            if not isinstance(key, str):  # hashing nested tuples may take very long
+                raise Refused(f"a dict with {kind_of(key)} as key")
             target[key] = value
 
     def _call(self, name: object, arguments: object) -> object:
@@ -240,7 +240,7 @@ class Machine:
 
 
 def _fits(room: int, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> bool:
-    """Whether all elements of a view lie in a storage of `room` numbers, which has one for each of them."""
+    """Whether a view lies inside a storage of `room` numbers and has no more elements than it."""
     if not len(size) == len(stride) <= MAX_DIMS:
         return False
     if not all(type(n) is int and 0 <= n <= room for n in (offset, *size, *stride)):
@@ -260,7 +260,7 @@ def _storage(identity: object) -> Storage:
     match identity:
         case ("storage", Name() as kind, str(key), str(), int(numel)) if kind in STORAGES:
             return Storage(str(kind), key, numel)
-    raise Refused("a reference to something outside of the pickle that is no storage of numbers")
+    raise Refused("a reference out of the pickle to something other than a storage of numbers")
 
 
 def _new(name: object, arguments: object) -> Record:
@@ -275,7 +275,7 @@ def _build(target: object, state: object) -> None:
     if not isinstance(target, Record):
         raise Refused(f"attributes for {kind_of(target)}")
     if type(state) is not dict or target.state:
-        raise Refused(f"attributes of {shown(target.kind)} that are no plain dict, or set twice")
+        raise Refused(f"attributes of {shown(target.kind)} that are no dict, or are set twice")
     target.state = state
 
 
@@ -286,6 +286,6 @@ def kind_of(value: object) -> str:
 
 
 def shown(name: str) -> str:
-    """A name out of the file for a message: short, and without what would command a terminal."""
+    """A name from the file for a message: shortened, and without terminal control characters."""
     short = name if len(name) <= 100 else f"{name[:100]}..."
     return short if short.isprintable() else ascii(short)

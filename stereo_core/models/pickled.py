@@ -1,4 +1,4 @@
-"""NVlabs' pickled module (`torch.save(model)`): its weights and settings, read without running anything from it."""
+"""Read weights and settings of NVlabs' pickled module (`torch.save(model)`) without running code from it."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ from stereo_core.models.pickle_machine import (
     shown,
 )
 
-MAX_NAME = 500  # of a weight; the published network's have up to 70 characters
-MAX_DEPTH = 20  # of settings
+MAX_NAME = 500  # characters of a weight's name; the published network's have up to 70
+MAX_DEPTH = 20  # nesting depth of settings
 
 
 def read_module(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a whole module that `torch.save` wrote as a zip file, without running code from it.
+    """Read a module that `torch.save` wrote as a zip file, without running code from it.
 
     Returns:
         The module's state dict, on the CPU, under the names and in the order of `module.state_dict()`; and its
-        settings: the plain attributes of the module itself, with those of its `args` over them.
+        settings: the scalar attributes of the module, overridden by those of its `args`.
 
     Raises:
-        ModelError: no such file; one that is truncated, damaged or no zip file; or one whose pickle holds anything but
-            tensors, settings and objects of the network's, timm's, OmegaConf's and torch.nn's classes. The message says
-            what it names.
+        ModelError: the file is missing, truncated, damaged or no zip file; or its pickle contains anything but tensors,
+            settings and objects of the network's, timm's, OmegaConf's and torch.nn's classes. The message names what
+            was found.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as file:
             root = Machine(Archive(file, path.stat().st_size)).run()
             if not isinstance(root, Record):
-                raise Refused(f"the whole is no module but {kind_of(root)}")
+                raise Refused(f"the top-level object is {kind_of(root)}, not a module")
             return _state_dict(root), _settings(root)
     except Refused as error:
         raise ModelError(
-            f"{path}: a pickled module that is not read, since loading it could run code from the file: {error}. Where "
-            "you trust the file, save the weights alone: torch.save({'state_dict': model.state_dict()}, path)"
+            f"{path}: the pickled module is rejected because loading it could run code from the file: {error}. If you "
+            "trust the file, load it and save only the weights: torch.save({'state_dict': model.state_dict()}, path)"
         ) from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"{path}: truncated or damaged, or no zip file as torch.save writes it ({error}); copy it again"
+            f"{path}: the file is truncated, damaged or no zip file of torch.save ({error}); copy it again"
         ) from error
     except OSError as error:
-        raise ModelError(f"{path}: can not be read ({error.strerror or error})") from error
+        raise ModelError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
 
 def is_module(path: Path) -> bool:
@@ -81,7 +81,7 @@ def _state_dict(root: Record) -> dict[str, Tensor]:
         prefix, module = todo.pop()
         parts = [_part(prefix, module, name) for name in ("_parameters", "_buffers", "_modules")]
         met += 1 + sum(map(len, parts))
-        if met > MAX_OBJECTS:  # a module may hold itself
+        if met > MAX_OBJECTS:  # a module may contain itself
             raise Refused(f"more than {MAX_OBJECTS} modules and tensors")
         parameters, buffers, children = parts
         passing = _not_saved(prefix, module)
@@ -100,7 +100,9 @@ def _state_dict(root: Record) -> dict[str, Tensor]:
 def _part(prefix: str, module: Record, name: str) -> dict[str, Any]:
     part = module.state.get(name)
     if not isinstance(part, dict):
-        raise Refused(f"{prefix[:-1] or 'the whole'} is {kind_of(module)} without {name}, no module")
+        raise Refused(
+            f"{prefix[:-1] or 'the top-level object'} is {kind_of(module)} without {name}, so it is no module"
+        )
     return part
 
 
@@ -113,35 +115,35 @@ def _not_saved(prefix: str, module: Record) -> list[str]:
 
 def _check_entry(prefix: str, name: str, value: object, wanted: type) -> None:
     if not name or "." in name or len(prefix) + len(name) > MAX_NAME:
-        raise Refused(f"{shown(prefix + name[:MAX_NAME])} is no name of a part of a module")
+        raise Refused(f"{shown(prefix + name[:MAX_NAME])} is not a name of a module's part")
     if value is not None and not isinstance(value, wanted):
-        raise Refused(f"{shown(prefix + name)} is {kind_of(value)}, no {'module' if wanted is Record else 'tensor'}")
+        raise Refused(f"{shown(prefix + name)} is {kind_of(value)}, not a {'module' if wanted is Record else 'tensor'}")
 
 
 def _settings(root: Record) -> dict[str, Any]:
     own = {name: value for name, value in root.state.items()
            if type(value) in (bool, int, float, str) and name != "training" and not name.startswith("_")}  # fmt: skip
-    arguments = _plain(root.state.get("args", {}), iter(range(MAX_OBJECTS)))
+    arguments = _unwrapped(root.state.get("args", {}), iter(range(MAX_OBJECTS)))
     if not isinstance(arguments, dict):
         raise Refused(f"args is {kind_of(arguments)}, not a mapping of settings")
     return own | arguments
 
 
-def _plain(value: object, room: Iterator[int], depth: int = 0) -> object:
-    """A setting without OmegaConf's nodes around it."""
+def _unwrapped(value: object, room: Iterator[int], depth: int = 0) -> object:
+    """A setting unwrapped from OmegaConf's nodes."""
     if depth > MAX_DEPTH or next(room, None) is None:
-        raise Refused("settings that are nested too deeply or too many")
+        raise Refused("settings that are too many or nested too deeply")
     match value:
         case Record(state={"_content": content}):
-            return _plain(content, room, depth + 1)
+            return _unwrapped(content, room, depth + 1)
         case Record(state={"_val": content}):
-            return _plain(content, room, depth + 1)
+            return _unwrapped(content, room, depth + 1)
         case Name():
             return str(value)
         case None | bool() | int() | float() | str():
             return value
         case list() | tuple():
-            return [_plain(item, room, depth + 1) for item in value]
+            return [_unwrapped(item, room, depth + 1) for item in value]
         case dict():
-            return {key: _plain(item, room, depth + 1) for key, item in value.items()}
+            return {key: _unwrapped(item, room, depth + 1) for key, item in value.items()}
     raise Refused(f"{kind_of(value)} among the settings")

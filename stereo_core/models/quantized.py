@@ -1,8 +1,8 @@
-"""Quantised checkpoints: weights as int8 or float8 numbers with their scales, and how they become a network again.
+"""Quantised checkpoints: weights as int8 or float8 numbers with scales, and how to restore a network from them.
 
-In the file a quantised weight stands under its usual name as int8 or float8_e4m3fn numbers; beside the weights
+In the file a quantised weight keeps its name and is stored as int8 or float8_e4m3fn numbers. Beside the weights,
 `quantization` holds `backend`, `weight_scales` (layer -> scale, broadcast against the weight) and `activation_scales`
-(layer -> scale; only with static quantisation). Nothing in it needs the library that chose the scales.
+(layer -> scale; only with static quantisation). Reading it does not need the library that chose the scales.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stereo_core.models.foundation_stereo.layers import at_least_float32
 
 DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 LARGEST = {"int8": 127.0, "fp8": 448.0}
-"""The number that a tensor's largest absolute value becomes."""
+"""The number that represents a tensor's largest absolute value."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class QuantizedLayer:
     Attributes:
         numbers: int8 or float8_e4m3fn, of the weight's shape.
         weight_scale: float32, broadcast against the weight.
-        activation_scale: float32 scalar: inputs are rounded to multiples of it; None leaves them as they are.
+        activation_scale: float32 scalar: inputs are rounded to multiples of it; None: inputs are not rounded.
     """
 
     numbers: Tensor
@@ -42,7 +42,7 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What a quantised checkpoint says beside its weights; see the head of this file."""
+    """The entry `quantization` of a quantised checkpoint; see the top of this file."""
 
     backend: str
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Quantization:
 
 
 def save_quantized(model: nn.Module, path: str | Path, backend: str, layers: dict[str, QuantizedLayer]) -> None:
-    """Write the float network `model` with `layers` (by name) in low precision, whole or not at all."""
+    """Write the float network `model` with `layers` (by name) in low precision; the file is replaced atomically."""
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     state |= {f"{name}.weight": layer.numbers.cpu() for name, layer in layers.items()}
     scales = {name: layer.weight_scale.float().cpu() for name, layer in layers.items()}
@@ -63,7 +63,7 @@ def save_quantized(model: nn.Module, path: str | Path, backend: str, layers: dic
 
 
 def read_quantization(extra: dict[str, Any], path: str | Path) -> Quantization | None:
-    """What stands beside the weights of a checkpoint, or None where it is an ordinary one.
+    """The entry `quantization` of a checkpoint, or None if it is not quantised.
 
     Raises:
         ModelError: the entry is damaged.
@@ -73,26 +73,30 @@ def read_quantization(extra: dict[str, Any], path: str | Path) -> Quantization |
     try:
         return Quantization(**extra["quantization"])
     except TypeError as error:
-        raise ModelError(f"{path}: its entry `quantization` is not one of depth_net quantize ({error})") from error
+        raise ModelError(
+            f"{path}: the entry `quantization` was not written by depth_net quantize ({error}); quantise again"
+        ) from error
 
 
 def dequantized(state: dict[str, Tensor], quantization: Quantization, path: str | Path) -> dict[str, Tensor]:
     """The state dict with every weight in float32.
 
     Raises:
-        ModelError: a scale without its weight, or a low-precision weight without its scale.
+        ModelError: a scale has no weight, or a low-precision weight has no scale.
     """
     low = formats_of(state).keys()
     if odd := low ^ set(quantization.weight_scales):
-        raise ModelError(f"{path}: quantised weights and their scales do not agree, {sorted(odd)[0]} among them")
+        raise ModelError(
+            f"{path}: quantised weights and scales do not match, for example {sorted(odd)[0]}; quantise again"
+        )
     floats = {f"{n}.weight": state[f"{n}.weight"].float() * scale for n, scale in quantization.weight_scales.items()}
     return state | floats
 
 
 def round_activations(model: nn.Module, quantization: Quantization, formats: dict[str, str]) -> None:
-    """Make the statically quantised layers round their inputs and weights, in eager mode and in an exported graph.
+    """Let the statically quantised layers round their inputs and weights, in eager mode and in exported graphs.
 
-    `model.quantization` becomes the backend's name.
+    `model.quantization` is set to the backend's name.
 
     Args:
         formats: layer -> int8 or fp8.
@@ -118,7 +122,7 @@ def rounds(model: nn.Module) -> bool:
 
 
 def scale_of(amax: Tensor, kind: str) -> Tensor:
-    """The scale that maps the absolute value `amax` to the largest number; zeros keep a scale that can divide."""
+    """The scale that maps the absolute value `amax` to the largest number; never zero, so that it can divide."""
     amax = amax.float()
     return torch.where(amax > 0, amax, torch.ones_like(amax)) / LARGEST[kind]
 
@@ -154,7 +158,7 @@ class Rounding(nn.Module):
 
 
 class _RoundFloat8(torch.autograd.Function):
-    """float8_e4m3fn; torch has no operator for it that the exporter knows."""
+    """Rounding to float8_e4m3fn; torch has no exportable operator for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, axis: int | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Post-training quantisation: which layers (`rules`), and one adapter for each library that does it.
+"""Post-training quantisation: the choice of layers (`rules`), and one adapter per library.
 
-An adapter is a module with `quantize(...)`, which writes a file and returns the layers as it quantised them.
+An adapter is a module with `quantize(...)`, which writes a file and returns a summary of the quantised layers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Backend:
         module: the adapter, below this package.
         needs: the Python modules it imports.
         extra: the extra of this distribution that installs them.
-        takes: the kind of file it quantises: checkpoint or onnx.
-        file: the name of the result.
-        static: whether activations are quantised, which takes calibration data.
+        takes: the kind of its input file: checkpoint or onnx.
+        file: the file name of the result.
+        static: whether activations are quantised, which needs calibration pairs.
     """
 
     module: str
@@ -58,19 +58,19 @@ BACKENDS = {
 
 
 _NOISY = {
-    "torchao.": logging.ERROR,  # kernels for GPUs that are not here, Triton
-    "torch.": logging.ERROR,  # how torchao registers its types
-    "modelopt.": logging.CRITICAL,  # as an error, that there is no GPU
-    "root.": logging.WARNING,  # ONNX Runtime's quantiser, of each copy of a bias
+    "torchao.": logging.ERROR,  # about missing Triton and kernels for other GPUs
+    "torch.": logging.ERROR,  # about torchao's type registration
+    "modelopt.": logging.CRITICAL,  # reports a missing GPU as an error
+    "root.": logging.WARNING,  # ONNX Runtime's quantiser logs each copy of a bias
 }
-"""Loggers -> the level from which on they are of use; what fails for good is raised."""
+"""Loggers -> the lowest useful level; real failures are raised as exceptions."""
 
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Keep silent what the libraries say of parts that are not here and are not needed.
+    """Suppress the libraries' messages about missing parts that are not needed.
 
-    Filters of handlers, because the libraries set the levels of their loggers anew.
+    It filters in handlers, because the libraries reset the levels of their loggers.
     """
 
     def is_heard(record: logging.LogRecord) -> bool:
@@ -89,10 +89,10 @@ def without_noise() -> Iterator[None]:
 
 
 def check_installed(name: str) -> None:
-    """SpecError, naming the extra, where a library of the backend is missing."""
+    """Raise SpecError, naming the extra, if a library of the backend is missing."""
     missing = [module for module in BACKENDS[name].needs if importlib.util.find_spec(module) is None]
     if missing:
         raise SpecError(
             f"quantize.backend: {name} needs {', '.join(missing)}, which is not installed; "
-            f"pip install 'stereo-pipelines[{BACKENDS[name].extra}]'"
+            f"run pip install 'stereo-pipelines[{BACKENDS[name].extra}]'"
         )

@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt on an ONNX file: int8 or float8 as QuantizeLinear and DequantizeLinear nodes."""
+"""Quantise an ONNX file with NVIDIA ModelOpt: int8 or float8 as QuantizeLinear and DequantizeLinear nodes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from stereo_core.quantization.rules import Formats, Layer, Summary, choose, is_s
 LOG = logging.getLogger(__name__)
 
 OPERATORS = {"int8": ("Conv", "ConvTranspose", "Gemm", "MatMul"), "fp8": ("Conv", "Gemm", "MatMul")}
-# What may be said to the library beyond the spec: nothing that loads code or reaches the network.
+# Extra arguments that the user may pass to the library: none that loads code or uses the network.
 ARGUMENTS = ("calibrate_per_node", "disable_mha_qdq", "op_types_to_exclude", "opset", "simplify")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "trt": "TensorrtExecutionProvider"}
 Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
-    """Write the quantised ONNX file to `out`, its metadata those of `model`.
+    """Write the quantised ONNX file to `out`, with the metadata of `model`.
 
     Args:
         pairs: normalised left and right images (1, 3, H, W) of the file's size, float32.
 
     Raises:
-        SpecError: rules or arguments that can not be.
+        SpecError: invalid rules or arguments.
     """
     _check_arguments(section.backend_kwargs)
     proto = onnx.load(model)
@@ -58,7 +58,8 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
             op_types_to_quantize=list(OPERATORS[kind]),
             nodes_to_quantize=[f"^{re.escape(name)}$" for name in chosen],
             high_precision_dtype="fp32",
-            enable_shared_constants_duplication=False,  # the iterations share their weights: a copy each is 2.5 times
+            # the iterations share weights: with copies the file is 2.5 times as large
+            enable_shared_constants_duplication=False,
             output_path=str(out),
             log_level="CRITICAL",
             **section.backend_kwargs,
@@ -69,19 +70,21 @@ def quantize(model: Path, out: Path, section: Any, pairs: Pairs) -> Summary:
 
 
 def _chosen(layers: list[Layer], section: Any) -> tuple[dict[str, Formats], str]:
-    """The nodes to be quantised, and the one format that they all get: int8 or fp8."""
+    """The nodes to quantise, and their common format: int8 or fp8."""
     chosen = choose(layers, section.layers, section.skip_names, static=True)
     chosen = {name: Formats(formats.weights, formats.weights) for name, formats in chosen.items()}
     kind = one_format(chosen, section.backend)
     chosen = {layer.name: chosen[layer.name] for layer in layers
               if layer.name in chosen and layer.type in OPERATORS[kind]}  # fmt: skip
     if not chosen:
-        raise SpecError(f"quantize.layers: no node is left that can be {kind}; that are {', '.join(OPERATORS[kind])}")
+        raise SpecError(
+            f"quantize.layers: no selected node can be {kind}; operators that can are {', '.join(OPERATORS[kind])}"
+        )
     return chosen, kind
 
 
 def layers_of(graph: onnx.GraphProto) -> list[Layer]:
-    """Nodes with a weight, in the order of the graph. A weight that several nodes use counts once."""
+    """Nodes with a weight, in the order of the graph. A weight shared by several nodes counts once."""
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
     same = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
     found = []
@@ -98,7 +101,7 @@ def layers_of(graph: onnx.GraphProto) -> list[Layer]:
 
 
 def _batches(pairs: Pairs, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """All left and all right images, filled up with the last pair to a multiple of the batch."""
+    """All left and all right images, filled up to a multiple of the batch with copies of the last pair."""
     lefts, rights = (list(images) for images in zip(*pairs, strict=True))
     for images in (lefts, rights):
         images += [images[-1]] * (-len(images) % batch)
@@ -106,16 +109,16 @@ def _batches(pairs: Pairs, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _provider(section: Any) -> str:
-    """ModelOpt's word for the execution provider of quantize.device.
+    """ModelOpt's name of the execution provider for quantize.device.
 
     Raises:
-        SpecError: ONNX Runtime does not have it here.
+        SpecError: ONNX Runtime does not have this provider.
     """
     import onnxruntime
 
     device, available = section.device, onnxruntime.get_available_providers()
     if "device" not in section.model_fields_set and PROVIDERS[device] not in available:
-        LOG.warning("quantize.device is not set and this ONNX Runtime has no CUDA provider: calibrating on the CPU")
+        LOG.warning("quantize.device is not set and ONNX Runtime has no CUDA provider here; calibrating on the CPU")
         return "cpu"
     name, _, index = device.partition(":")
     provider = PROVIDERS[name]
@@ -128,11 +131,13 @@ def _provider(section: Any) -> str:
 def _check_arguments(given: dict[str, Any]) -> None:
     for name in given:
         if name not in ARGUMENTS:
-            raise SpecError(f"quantize.backend_kwargs.{name}: can not be set; there are {', '.join(ARGUMENTS)}")
+            raise SpecError(
+                f"quantize.backend_kwargs.{name}: this argument cannot be set; choose one of {', '.join(ARGUMENTS)}"
+            )
 
 
 def _finish(result: onnx.ModelProto, source: onnx.ModelProto, out: Path, info: dict[str, Any]) -> None:
-    """Give the file the metadata that the library drops."""
+    """Restore the metadata that the library drops."""
     del result.metadata_props[:]
     add_metadata(result, info)
     known = {entry.key for entry in result.metadata_props}
@@ -142,9 +147,12 @@ def _finish(result: onnx.ModelProto, source: onnx.ModelProto, out: Path, info: d
 
 
 def _done(graph: onnx.GraphProto, chosen: dict[str, Formats]) -> dict[str, Formats]:
-    """Those of the chosen nodes that the library did quantise: both inputs come from DequantizeLinear."""
+    """The chosen nodes that the library really quantised: both inputs come from DequantizeLinear."""
     made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     done = {node.name for node in graph.node if node.name in chosen and made.issuperset(node.input[:2])}
     if len(done) < len(chosen):
-        LOG.info("ModelOpt left %d of the chosen nodes in float, where int8 or fp8 is no gain", len(chosen) - len(done))
+        LOG.info(
+            "ModelOpt left %d of the chosen nodes in float because int8 or fp8 brings no gain there",
+            len(chosen) - len(done),
+        )
     return {name: formats for name, formats in chosen.items() if name in done}

@@ -1,6 +1,6 @@
-"""NVIDIA ModelOpt on a PyTorch network: int8 or float8 weights and activations.
+"""Quantise a PyTorch network with NVIDIA ModelOpt: int8 or float8 weights and activations.
 
-ModelOpt finds the ranges of the activations; a weight's range is its largest value in each output channel.
+ModelOpt determines the ranges of activations; a weight's range is its largest absolute value per output channel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stereo_core.quantization.torch_layers import TRANSPOSED, layers_of
 
 BITS = {"int8": 8, "fp8": (4, 3)}
 ENTROPY_STRIDE = 32
-"""Every how many of the histogram's 2048 bins a range is tried; trying each takes minutes a layer."""
+"""Stride over the histogram's 2048 bins when searching a range; trying each bin takes minutes per layer."""
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -33,13 +33,13 @@ def quantize(model: nn.Module, out: Path, section: Any, pairs: Pairs) -> Summary
         pairs: left and right images (1, 3, H, W), RGB 0..255, on the model's device.
 
     Raises:
-        SpecError: rules that do not go together, or an algorithm that can not be used with fp8.
+        SpecError: contradictory rules, or an algorithm that fp8 does not support.
     """
     layers = layers_of(model)
     chosen = choose(layers, section.layers, section.skip_names, static=True)
     kind = one_format(chosen, section.backend)
     if kind == "fp8" and section.algorithm == "entropy":
-        raise SpecError("quantize.algorithm: entropy is for int8; with fp8 use max")
+        raise SpecError("quantize.algorithm: entropy supports only int8; set max for fp8")
     ranges = _activation_ranges(model, chosen, kind, section.algorithm == "entropy", pairs)
     chosen = {name: f if name in ranges else replace(f, activations=None) for name, f in chosen.items()}
     quantised = {name: _quantized(model.get_submodule(name), kind, ranges.get(name)) for name in chosen}
@@ -50,14 +50,14 @@ def quantize(model: nn.Module, out: Path, section: Any, pairs: Pairs) -> Summary
 def _activation_ranges(
     model: nn.Module, chosen: dict[str, Formats], kind: str, entropy: bool, pairs: Pairs
 ) -> dict[str, Tensor]:
-    """Layer -> the largest absolute value of its input that is kept apart, a scalar; layers never called are left out.
+    """Layer -> the range of its input (largest absolute value, a scalar); layers that are never called are left out.
 
-    ModelOpt's calibrators watch the inputs of a float network, as its own `mtq.calibrate` lets them.
+    ModelOpt's calibrators observe the inputs of the float network, as in ModelOpt's `mtq.calibrate`.
     """
     with without_noise():
         from modelopt.torch.quantization.calib import HistogramCalibrator, MaxCalibrator
 
-    # NumPy's histogram counts in integers; torch's, in float32, loses count in large networks.
+    # NumPy's histogram counts in integers; torch's counts in float32, which is inexact for large networks.
     watch = partial(HistogramCalibrator, torch_hist=False) if entropy else MaxCalibrator
     calibrators = {name: watch(BITS[kind], None, False) for name, formats in chosen.items() if formats.activations}
     hooks = [model.get_submodule(name).register_forward_pre_hook(_collector(c)) for name, c in calibrators.items()]

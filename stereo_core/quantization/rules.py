@@ -1,4 +1,4 @@
-"""Which layers are quantised, and how: the rules of `quantize.layers` and `quantize.skip_names`."""
+"""Choose which layers are quantised, and how, by the rules `quantize.layers` and `quantize.skip_names`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from stereo_core.values import counted
 LOG = logging.getLogger(__name__)
 
 FORMATS = {"int8": "int8", "fp8_e4m3fn": "fp8", "fp8_e5m2": "fp8"}
-# Parts that stay in float by default: their errors add up over the iterations (update block) or stand in the disparity
-# itself (classifier, upsampling); they hold few of the weights, or cost more accuracy than they save.
+# Parts that stay in float by default: their errors accumulate over the iterations (update block) or directly affect the
+# disparity (classifier, upsampling); they hold few of the weights, or cost more accuracy than they save.
 SENSITIVE = ("update_block", "classifier", "spx_gru", "spx_2_gru", "stem_2", "sam", "cam", "corr_feature_att")
 
 
@@ -25,11 +25,11 @@ class Layer:
     """A layer that a backend can quantise.
 
     Attributes:
-        name: its qualified name; of an ONNX file the node's name.
-        type: its class; of an ONNX file the node's operator.
-        weights: how many numbers its weight has.
-        part: the part of the network it belongs to, for the summary.
-        default: whether it is quantised where the rules name no layer.
+        name: its qualified name, or the ONNX node's name.
+        type: its class, or the ONNX node's operator.
+        weights: number of elements of its weight.
+        part: its part of the network, for the summary.
+        default: whether it is quantised if the rules name no layer.
     """
 
     name: str
@@ -50,16 +50,16 @@ class Formats:
 def choose(layers: Iterable[Layer], rules: list[Any], skip_names: list[str], static: bool) -> dict[str, Formats]:
     """Layer name -> its formats, for the layers that are quantised.
 
-    A rule fits a layer by its name, else by its type (`fnmatch`, case-sensitive); without a module_name it fits the
-    default layers. Later rules override earlier ones, and a rule changes only what it names: weights, activations or
-    both. `native` takes the quantisation away. skip_names come last. No rules: the default layers in int8.
+    A rule matches a layer by name, else by type (`fnmatch`, case-sensitive); without a module_name it matches the
+    default layers. Later rules override earlier ones. A rule changes only what it sets: weights, activations or both.
+    `native` removes the quantisation. skip_names apply last. Without rules: the default layers in int8.
 
     Args:
         rules: entries of quantize.layers.
-        static: False leaves all activations in float.
+        static: whether activations may be quantised.
 
     Raises:
-        SpecError: nothing is left to quantise, or a layer would get formats that do not go together.
+        SpecError: no layer is left to quantise, or a layer gets an invalid combination of formats.
     """
     layers = list(layers)
     chosen: dict[str, Formats] = {}
@@ -67,16 +67,16 @@ def choose(layers: Iterable[Layer], rules: list[Any], skip_names: list[str], sta
         chosen = {layer.name: Formats("int8", "int8") for layer in layers if layer.default}
     for index, rule in enumerate(rules):
         if "fp8_e5m2" in (rule.weights.dtype, rule.activations.dtype):
-            LOG.warning("quantize.layers[%d]: fp8_e5m2 is not possible here and becomes fp8_e4m3fn", index)
+            LOG.warning("quantize.layers[%d]: fp8_e5m2 is not supported; using fp8_e4m3fn instead", index)
         fitting = [layer.name for layer in layers if _fits(rule.module_name, layer)]
         if not fitting:
-            LOG.warning("quantize.layers[%d]: no layer that can be quantised fits %r", index, rule.module_name)
+            LOG.warning("quantize.layers[%d]: %r matches no layer that can be quantised", index, rule.module_name)
         for name in fitting:
             chosen[name] = _changed(chosen.get(name, Formats()), rule)
     for pattern in skip_names:
         skipped = [layer.name for layer in layers if _named(pattern, layer)]
         if not skipped:
-            LOG.warning("quantize.skip_names: no layer that can be quantised fits %r", pattern)
+            LOG.warning("quantize.skip_names: %r matches no layer that can be quantised", pattern)
         for name in skipped:
             chosen.pop(name, None)
     if not static:
@@ -103,36 +103,40 @@ def _changed(formats: Formats, rule: Any) -> Formats:
 
 def _check(chosen: dict[str, Formats]) -> None:
     if not chosen:
-        raise SpecError("quantize.layers: no layer is left to quantise; give a rule with weights.dtype that fits some")
+        raise SpecError(
+            "quantize.layers: no layer is left to quantise; add a rule with weights.dtype that matches a layer"
+        )
     for name, formats in chosen.items():
         if formats.activations and not formats.weights:
-            raise SpecError(f"quantize.layers: {name} would have quantised activations and float weights; set "
+            raise SpecError(f"quantize.layers: {name} has quantised activations but float weights; set "
                             "weights.dtype too")  # fmt: skip
         if formats.activations not in (None, formats.weights):
-            raise SpecError(f"quantize.layers: {name} would have {formats.weights} weights and {formats.activations} "
-                            "activations; give both one format")  # fmt: skip
+            raise SpecError(f"quantize.layers: {name} has {formats.weights} weights but {formats.activations} "
+                            "activations; set both to the same format")  # fmt: skip
 
 
 def one_format(chosen: dict[str, Formats], backend: str) -> str:
     """int8 or fp8.
 
     Raises:
-        SpecError: the layers have both, and no engine takes such a file.
+        SpecError: the layers have both; engines do not support that.
     """
     found = sorted({formats.weights for formats in chosen.values() if formats.weights})
     if len(found) > 1:
-        raise SpecError(f"quantize.layers: {' and '.join(found)} in one network; {backend} takes one format")
+        raise SpecError(
+            f"quantize.layers: the rules use {' and '.join(found)}, but {backend} supports one format per network"
+        )
     return found[0]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was quantised.
+    """A summary of the quantisation.
 
     Attributes:
-        text: one line for people.
+        text: one line for the log.
         kpi: quantized_layers, quantizable_layers and quantized_weight_share (of the weights that could be quantised).
-        rows: a row a layer: name, type, weights (their number), weights' format, activations' format.
+        rows: one row per layer: name, type, number of weights, weights' format, activations' format.
     """
 
     text: str
@@ -141,7 +145,7 @@ class Summary:
 
 
 def summarise(layers: Iterable[Layer], chosen: dict[str, Formats]) -> Summary:
-    """Say what was quantised and what stays in float."""
+    """Summarise what was quantised and what stays in float."""
     layers = list(layers)
     rows = []
     for layer in layers:
@@ -167,5 +171,5 @@ def _counted(counts: Counter[str]) -> str:
 
 
 def is_sensitive(words: Iterable[str]) -> bool:
-    """Whether a layer, given the parts of its name, belongs to SENSITIVE."""
+    """Whether a layer, given the parts of its name, is in SENSITIVE."""
     return not set(SENSITIVE).isdisjoint(words)

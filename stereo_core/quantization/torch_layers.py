@@ -1,4 +1,4 @@
-"""The layers of a network that PyTorch's quantisation libraries know."""
+"""The layers of a network that PyTorch's quantisation libraries support."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from stereo_core.quantization.rules import Layer, is_sensitive
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
-# In the checkpoints, not used by the network: never calibrated.
+# Checkpoints contain these layers, but the network does not use them, so they are never calibrated.
 UNUSED = ("context_zqr_convs", "stem_4")
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """Linear layers and convolutions, in the order of the network, without those that it does not use."""
+    """Linear layers and convolutions that the network uses, in its order."""
     found = []
     for name, module in model.named_modules():
         words = name.split(".")

@@ -1,4 +1,4 @@
-"""torchao: weights alone, in int8 or float8; the network computes in float."""
+"""Quantise only weights with torchao, in int8 or float8; the network computes in float."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def quantize(model: nn.Module, out: Path, section: Any, pairs: Any = None) -> Su
 
 
 def _all_default(layer: Layer) -> Layer:
-    """Rounding weights alone costs so little accuracy that no part needs to be spared."""
+    """Quantise all layers by default: rounding only weights costs little accuracy."""
     return Layer(layer.name, layer.type, layer.weights, layer.part, default=True)
 
 
 def _quantized(model: nn.Module, name: str, formats: Formats) -> QuantizedLayer:
-    """A weight as torchao quantises it. A convolution is given to it as the matrix that it is: a row an output channel
-    (of a transposed convolution: an input channel)."""
+    """A weight quantised by torchao. A convolution is passed as a matrix with one row per output channel (of a
+    transposed convolution: per input channel)."""
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     weight = cast(Tensor, model.get_submodule(name).weight).detach()

@@ -1,4 +1,4 @@
-"""The curves of training runs as a picture, from what the runs leave in their folders."""
+"""Plot the curves of training runs from the files in their folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stereo_core.files import atomic_path
 from stereo_core.run.status import read_line
 
 Curves = dict[str, dict[int, float]]
-"""Tag -> optimizer step -> value, steps in order."""
+"""Tag -> optimizer step -> value, with steps in order."""
 
 PANELS = (
     ("training loss (px)", ("train_loss_step", "train_loss_epoch", "train_loss")),
@@ -20,11 +20,11 @@ PANELS = (
     ("val/epe (px)", ("val/epe",)),
     ("share of bad pixels", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
     ("learning rate", ("lr",)),
-    ("seconds a step", ("step_time", "step_time_epoch")),
+    ("seconds per step", ("step_time", "step_time_epoch")),
 )
-"""Title -> the tags that it shows; a panel without data is left out."""
+"""Panel title -> its tags; a panel without data is left out."""
 
-BY_STEP = ("train_loss_step", "step_time", "lr")  # many points: a line without marks
+BY_STEP = ("train_loss_step", "step_time", "lr")  # many points: drawn as a line without markers
 MAX_LABELS = 16  # runs in a legend
 
 
@@ -33,25 +33,26 @@ def plot(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
 
     Args:
         folder: results of a training, or a folder above several.
-        out: the picture; `<folder>/curves.png` where it is None.
+        out: the picture; None: `<folder>/curves.png`.
 
     Returns:
         The picture, and the names of the runs in it.
 
     Raises:
-        DataError: there is no such folder, or nothing to draw in it; or the picture's suffix is no format.
+        DataError: there is no such folder, it contains nothing to draw, or the picture's suffix is not .png.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name the results folder of a training, or one above it")
+        raise DataError(f"{folder}: there is no such folder; name the results folder of a training, or a parent of it")
     out = Path(out) if out else folder / "curves.png"
     if out.suffix.lower() != ".png":
-        raise DataError(f"{out}: pictures are PNG files; name it {out.with_suffix('.png').name}")
+        raise DataError(f"{out}: only PNG files can be written; name it {out.with_suffix('.png').name}")
     runs = dict(read_runs(folder))
     if not runs:
         raise DataError(
-            f"{folder}: nothing to draw: there are neither figures in lightning_logs nor epochs in status.json, here "
-            "and below; name the results folder of a training that has ended an epoch or a validation"
+            f"{folder}: nothing to draw: neither this folder nor its subfolders have figures in lightning_logs or "
+            "epochs "
+            "in status.json; name the results folder of a training that has finished an epoch or a validation"
         )
     _draw(runs, out)
     return out, list(runs)
@@ -68,12 +69,12 @@ def read_runs(folder: Path) -> Iterator[tuple[str, Curves]]:
 
 
 def read_curves(run: Path) -> Curves:
-    """The curves of one run: of its TensorBoard files, or where there are none of status.json."""
+    """The curves of one run: from its TensorBoard files, or if there are none from status.json."""
     return _from_events(run / "lightning_logs") or _from_status(run / "status.json")
 
 
 def _natural(path: Path) -> list[Any]:
-    """Sorts trial 10 after trial 9."""
+    """A sort key that puts trial 10 after trial 9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
@@ -81,8 +82,8 @@ def _natural(path: Path) -> list[Any]:
 
 
 def _from_events(folder: Path) -> Curves:
-    """All event files of a run. A resumed run begins a new file, at a step where the one before may have been already:
-    the later file counts from there on."""
+    """The curves of all event files of a run. A resumed run starts a new file, perhaps at a step that the previous file
+    already has: from there on the later file is used."""
     curves: Curves = {}
     for path in sorted(folder.rglob("events.out.tfevents.*"), key=_started):
         new = _read_events(path)
@@ -95,7 +96,7 @@ def _from_events(folder: Path) -> Curves:
 
 
 def _started(path: Path) -> tuple[int, int]:
-    """When an event file was begun: seconds and number in its name, `events.out.tfevents.SECONDS.HOST.PID.NUMBER`."""
+    """When an event file was started: seconds and number in its name, `events.out.tfevents.SECONDS.HOST.PID.NUMBER`."""
     numbers = re.findall(r"\d+", path.name)
     return (int(numbers[0]), int(numbers[-1])) if numbers else (0, 0)
 
@@ -104,7 +105,7 @@ def _read_events(path: Path) -> Curves:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(path), size_guidance={"scalars": 0}, purge_orphaned_data=False)
-    events.Reload()  # a file that is being written ends with its last whole record
+    events.Reload()  # reads up to the last complete record of a file that is still being written
     tags = [tag for tag in events.Tags()["scalars"] if tag != "epoch"]
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
 
@@ -113,30 +114,30 @@ def _read_events(path: Path) -> Curves:
 
 
 def _from_status(path: Path) -> Curves:
-    """What status.json says at the end of every epoch. Where a later run begins, or goes on, before the end of an
-    earlier one, it counts from there on."""
+    """The curves of the epochs in status.json. If a later run starts or resumes before the end of an earlier one, the
+    later run is used from there on."""
     curves: Curves = {}
     step, validation = 0, {}
     for line in _lines(path):
         message, kpi = str(line.get("message", "")), line["kpi"]
         if message == "Eval metrics generated before training.":
             if not curves:
-                _put(curves, 0, kpi)
+                _add(curves, 0, kpi)
         elif message.startswith("Eval metrics generated"):
-            validation = kpi  # its step stands in the line that follows
+            validation = kpi  # the next line has its step
         elif "epoch" in line and isinstance(line.get("step"), int):
             step = line["step"]
             curves = {tag: {s: v for s, v in points.items() if s < step} for tag, points in curves.items()}
             seconds = line.get("step_time")
-            _put(curves, step, validation | ({"step_time": seconds} if isinstance(seconds, int | float) else {}))
+            _add(curves, step, validation | ({"step_time": seconds} if isinstance(seconds, int | float) else {}))
             validation = {}
         elif message.startswith("Train metrics generated"):
-            _put(curves, step, kpi)
+            _add(curves, step, kpi)
     return curves
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of status.json; what is no such line, as the last one while it is being written, is passed over."""
+    """The objects of status.json; incomplete lines, such as the last one during writing, are skipped."""
     if not path.is_file():
         return
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -144,7 +145,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _put(curves: Curves, step: int, values: dict[str, float]) -> None:
+def _add(curves: Curves, step: int, values: dict[str, float]) -> None:
     for tag, value in values.items():
         curves.setdefault(tag, {})[step] = value
 
@@ -153,8 +154,8 @@ def _put(curves: Curves, step: int, values: dict[str, float]) -> None:
 
 
 def _draw(runs: dict[str, Curves], out: Path) -> None:
-    """One run: a panel a line of PANELS, a colour a tag. Several: a colour a run, and of each panel's tags one."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot's
+    """One run: a panel per entry of PANELS, a colour per tag. Several runs: a colour per run, and one tag per panel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display and no pyplot state
     from matplotlib.figure import Figure
 
     there = {tag for curves in runs.values() for tag in curves}

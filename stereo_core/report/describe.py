@@ -1,4 +1,4 @@
-"""`depth_net describe FILE`: what an engine, an ONNX file or a checkpoint is."""
+"""`depth_net describe FILE`: describe an engine, an ONNX file or a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stereo_core.spec.choice import NoChoice, chosen
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Say what a model file is: `file`, `kind`, `bytes`, `sha256` and what it tells of itself.
+    """Describe a model file: `file`, `kind`, `bytes`, `sha256` and its metadata.
 
-    Engines give their side-car, ONNX files ONNX_KEYS with opset and node count, checkpoints their layout, encoder and
+    Engines return their side-car, ONNX files ONNX_KEYS with opset and node count, checkpoints their layout, encoder and
     variant. Only a checkpoint needs PyTorch.
 
     Raises:
-        ModelError: the file is missing, damaged or none of these, or the choice (`folder@best`) can not be made.
+        ModelError: the file is missing, damaged or none of these, or the choice (`folder@best`) matches no file.
     """
     try:
         path = chosen(path)
@@ -26,7 +26,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         raise ModelError(str(error)) from None
     kind = file_kind(path)
     if kind not in _DESCRIBE:
-        raise ModelError(f"{path}: neither an engine with its side-car, nor an ONNX file, nor a checkpoint")
+        raise ModelError(f"{path}: the file is neither an engine with its side-car, nor an ONNX file, nor a checkpoint")
     known = {"file": str(path), "kind": kind, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     return known | _DESCRIBE[kind](path)
 
@@ -49,7 +49,7 @@ _DESCRIBE = {"engine": read_engine, "onnx": _describe_onnx, "checkpoint": _descr
 
 
 def as_text(known: dict[str, Any]) -> str:
-    """What `describe` returns, a line a fact; ranges as "32 to 128 px, best 64"."""
+    """The result of `describe` as text, one line per entry; ranges as "32 to 128 px, best 64"."""
     facts = {key: value for key, value in known.items() if value is not None}
     if "max_batch" in known:
         facts = {key: value for key, value in facts.items() if key not in _RANGE_KEYS}

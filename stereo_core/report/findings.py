@@ -1,4 +1,4 @@
-"""What a check found, and a table of it."""
+"""The findings of checks, and a table of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """`text` says what is so, `mend` what to do about it."""
+    """`text` describes the finding, `mend` what to do about it."""
 
     level: Literal["ok", "warning", "problem"]
     text: str
@@ -33,16 +33,16 @@ def problem(text: str, mend: str = "") -> Finding:
 
 
 def print_findings(findings: list[tuple[str, Finding]], console: Console) -> None:
-    """A table of (check, finding), in their order."""
-    table = Table("check", "finding", "level", "mend", show_lines=True)
+    """Print a table of (check, finding), in the given order."""
+    table = Table("check", "finding", "level", "what to do", show_lines=True)
     name_before = None
     for name, finding in findings:
         level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
-        table.add_row(name if name != name_before else "", _plain(finding.text), level, _plain(finding.mend))
+        table.add_row(name if name != name_before else "", _unstyled(finding.text), level, _unstyled(finding.mend))
         name_before = name
     console.print(table)
 
 
-def _plain(text: str) -> str:
-    """Text whose brackets, as in data_sources[0], are no markup."""
+def _unstyled(text: str) -> str:
+    """Escape brackets, as in data_sources[0], so that they are not read as markup."""
     return text.replace("[", r"\[")

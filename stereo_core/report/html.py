@@ -1,6 +1,6 @@
-"""Outcomes -> one self-contained HTML page: tables, pairs to look at, pictures; nothing loaded from elsewhere.
+"""Outcomes -> one self-contained HTML page with tables, pairs and pictures; it loads nothing from elsewhere.
 
-The page's Content-Security-Policy keeps it from asking any host for anything.
+The page's Content-Security-Policy prevents requests to any host.
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ from stereo_core.run.status import lines_of, warnings_in
 if TYPE_CHECKING:
     from stereo_core.run.outcome import Outcome
 
-MOST_BYTES = 7_500_000  # of pairs in a page; INTERFACES allows a page 8 MB
-MOST_ROWS = 500  # of a table of images
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # lines that the colour-blind tell apart
+MOST_BYTES = 7_500_000  # for the pairs of a page; INTERFACES allows 8 MB per page
+MOST_ROWS = 500  # rows of the table of images
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # colours that colour-blind readers can distinguish
 
 _PAGE = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -38,7 +45,7 @@ _PAGE = Environment(
 
 
 class Link(NamedTuple):
-    """A cell that leads to a place of the page or to a file beside it."""
+    """A cell that links to a position of the page or to a file beside it."""
 
     text: str
     href: str
@@ -58,7 +65,7 @@ Gallery = tuple[str, str, Sequence[Path]]
 
 
 def figure(value: float) -> str:
-    """Four figures, and all before the point: seconds and bytes are not read as 1.235e+04."""
+    """Four significant digits, and all digits before the decimal point: never 1.235e+04."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -74,14 +81,14 @@ def page(
     more: Sequence[Table] = (),
     folded: Mapping[str, str | Mapping[str, Any]] | None = None,
 ) -> str:
-    """HTML text of a page; what it shows is in it.
+    """HTML text of a page that contains all its data.
 
     Args:
         note, drawing: below the title; the drawing is an SVG element.
-        warnings: sentences on top.
-        groups: pairs to look at, below the tables; `fitting` says how many.
+        warnings: sentences at the top.
+        groups: pairs shown below the tables; `fitting` limits their number.
         more: tables below the pairs.
-        folded: title -> text, or keys and values, to be unfolded.
+        folded: title -> text, or keys and values, in a section that the reader can unfold.
     """
     embedded = [
         (name, caption, [(p.stem, _base64(p.read_bytes())) for p in files]) for name, caption, files in galleries
@@ -105,27 +112,27 @@ def page(
 
 
 def has_cloud(groups: Iterable[Group]) -> bool:
-    """Whether a page of these shows point clouds, and so holds Plotly."""
+    """Whether a page of these groups shows point clouds, and so contains Plotly."""
     return any(view.camera for group in groups for view in group.views.values())
 
 
-PLOTLY_BYTES = 2_000_000  # of Plotly in a page
+PLOTLY_BYTES = 2_000_000  # size of Plotly in a page
 
 
 def shown(runs: Mapping[str, Sequence[View]]) -> list[Group]:
-    """The pairs of runs, side by side, as many as a page holds."""
+    """The pairs of runs, side by side, as many as fit in a page."""
     groups = side_by_side(runs)
     return fitting(groups, MOST_BYTES - has_cloud(groups) * PLOTLY_BYTES)
 
 
 def _plotly() -> str:
-    """Plotly, packed; the page unpacks it when somebody wants to turn a point cloud."""
+    """Plotly, compressed; the page decompresses it when a reader opens a point cloud."""
     library = resources.files("plotly") / "package_data" / "plotly.min.js"
     return _base64(gzip.compress(library.read_bytes(), mtime=0))
 
 
 def _constants() -> dict[str, Any]:
-    """What colours and values mean, for the page's script."""
+    """The constants for colours and values in the page's script."""
     import numpy as np
 
     from stereo_core.report.pictures import ERROR_SCALE_PX, colour_disparity
@@ -145,9 +152,10 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
 
 
 def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Table]:
-    """A row an image that every metrics.csv has, the worst first, with links to the pairs; none without such a file.
+    """One row per image that all metrics.csv contain, the worst first, with links to the pairs; no table without such
+    files.
 
-    One run shows all its figures, several each their epe.
+    A single run shows all its figures; several runs show only their epe.
 
     Args:
         runs: name -> results folder of an evaluation.
@@ -178,7 +186,7 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
 
 
 def _rows(path: Path) -> dict[str, dict[str, float]]:
-    """metrics.csv: path of an image -> its figures; empty where there is none."""
+    """metrics.csv: path of an image -> its figures; empty if there is no such file."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -186,13 +194,13 @@ def _rows(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _common(paths: Sequence[str]) -> str:
-    """The folder that all paths begin with, with its last slash."""
-    shared, slash, _ = os.path.commonprefix(paths).rpartition("/")  # noqa: RUF071 commonpath would bend s3://
+    """The common parent folder of all paths, with a trailing slash."""
+    shared, slash, _ = os.path.commonprefix(paths).rpartition("/")  # noqa: RUF071 commonpath would damage s3://
     return shared + slash
 
 
 def views_of(results_dir: Path) -> dict[str, list[View]]:
-    """The pairs that an action left in its results folder, by the name of their run."""
+    """The pairs that an action wrote to its results folder, by the name of their run."""
     files = {"": FILE, "last validation": VALIDATION, "before": f"before/{FILE}", "after": f"after/{FILE}"}
     found = {run: read_views(results_dir / file) for run, file in files.items()}
     return {run: views for run, views in found.items() if views}
@@ -202,7 +210,7 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     """The page of one action: its warnings, metrics, curves, pairs, images and settings, from its results folder."""
     galleries = []
     if verb == "train":
-        with contextlib.suppress(DataError):  # no epoch and no validation came to its end
+        with contextlib.suppress(DataError):  # no epoch and no validation has finished
             galleries = [("Curves", "", [plot(results_dir)[0]])]
     groups = shown(views_of(results_dir))
     return page(
@@ -218,7 +226,7 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
 
 
 def folded_of(results_dir: Path) -> dict[str, str | Mapping[str, Any]]:
-    """What to unfold on an action's page: its settings, its spec and its record."""
+    """The foldable sections of an action's page: its settings, its spec and its status lines."""
     folded: dict[str, str | Mapping[str, Any]] = {}
     with contextlib.suppress(OSError, ValueError):
         results = json.loads((results_dir / "results.json").read_text(encoding="utf-8"))

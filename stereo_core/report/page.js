@@ -1,7 +1,7 @@
 "use strict";
 const UNKNOWN = [128, 128, 128], TICKS = 5, CLOUD_POINTS = 60000;
 
-// -- tables: a click on a column's head sorts by it -------------------------------------------------------------------
+// -- tables: a click on a column's header sorts by it -----------------------------------------------------------------
 
 for (const table of document.querySelectorAll("table.sorts")) {
   const heads = [...table.querySelectorAll("th")];
@@ -13,7 +13,7 @@ for (const table of document.querySelectorAll("table.sorts")) {
         const text = row.cells[column].textContent.trim(), number = Number(text);
         return text !== "" && Number.isFinite(number) ? number : text;
       };
-      const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "")  // what is missing stands last
+      const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "")  // missing values come last
         : (down ? -1 : 1) * (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(b));
       const rows = [...table.tBodies[0].rows].sort((a, b) => order(key(a), key(b)));
       table.tBodies[0].append(...rows);
@@ -139,7 +139,7 @@ async function start(group) {
 
 for (const group of document.querySelectorAll(".group")) start(group);
 
-// -- the point cloud: Plotly lies in the page, packed, and is unpacked when it is asked for -----------------------------------
+// -- the point cloud: the page contains Plotly compressed, and decompresses it on demand -------------------------------------
 
 async function plotly() {
   if (!window.Plotly) {

@@ -1,4 +1,4 @@
-"""Disparities and errors as 8-bit RGB pictures. NumPy and OpenCV only."""
+"""Disparities and errors as 8-bit RGB pictures. Needs only NumPy and OpenCV."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-ERROR_SCALE_PX = 8.0  # error maps end here, everywhere
-SCALE_PX = 128.0  # the most that the colours of disparities reach
-UNKNOWN = (128, 128, 128)  # grey: a colour that turbo has for no value
+ERROR_SCALE_PX = 8.0  # upper end of all error maps
+SCALE_PX = 128.0  # upper limit of the disparity colour scale
+UNKNOWN = (128, 128, 128)  # grey, which is no colour of turbo
 SMALL = 320  # px; narrower pictures are shown twice as large
-STRIP = 22  # px; height of a line of text
+STRIP = 22  # px; height of a text line
 TICKS = 5
 
 
 def colour_disparity(disparity_HW: np.ndarray, maximum: float) -> np.ndarray:
     """Disparity in px -> uint8 RGB (H, W, 3) in OpenCV's turbo: dark blue at 0, dark red at `maximum` and above.
 
-    Pixels that are not finite or not above 0 are grey. Give one `maximum` to pictures that are to be compared.
+    Pixels that are not finite or not above 0 are grey. Use the same `maximum` for pictures that are compared.
     """
     known = np.isfinite(disparity_HW) & (disparity_HW > 0)
     return _turbo(np.where(known, disparity_HW, 0), known, maximum)
@@ -33,15 +33,16 @@ def error_map(
 
 
 def scale_end(max_disparity: float) -> float:
-    """px at the end of the colours of disparities, the same in train, evaluate and inference with one
-    `dataset.max_disparity`: that, at most SCALE_PX, since few images have more and the rest would all be blue."""
+    """The end of the disparity colour scale in px, equal in train, evaluate and inference: `dataset.max_disparity`, but
+    at most SCALE_PX, because few images have more and the rest would all be blue."""
     return float(min(max_disparity, SCALE_PX))
 
 
 def panel(
     left_HW3: np.ndarray, prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray, maximum: float
 ) -> np.ndarray:
-    """Left image, ground truth, prediction and error with titles and scales: uint8 RGB, in a row, wide ones as 2 x 2.
+    """Left image, ground truth, prediction and error with titles and scales: uint8 RGB, in a row, or 2 x 2 for wide
+    images.
 
     Ground truth and prediction share one colour scale, from 0 to `maximum` px.
     """
@@ -59,9 +60,11 @@ def panel(
 
 
 def labelled(picture_HW3: np.ndarray, title: str, maximum: float | None = None) -> np.ndarray:
-    """A picture between its title and its scale from 0 to `maximum` px: uint8 RGB, two strips of STRIP px higher.
+    """A picture with a title above and a scale from 0 to `maximum` px below: uint8 RGB, higher by two strips of STRIP
+    px.
 
-    Small ones come twice as large. Without a scale the lower strip is empty, so that pictures in a row have one height.
+    Small pictures are doubled in size. Without a scale the lower strip is empty, so pictures in a row have equal
+    height.
     """
     if picture_HW3.shape[1] < SMALL:
         picture_HW3 = picture_HW3.repeat(2, axis=0).repeat(2, axis=1)
@@ -74,7 +77,7 @@ def labelled(picture_HW3: np.ndarray, title: str, maximum: float | None = None) 
 
 
 def _draw_scale(strip_HW3: np.ndarray, maximum: float) -> None:
-    """Turbo along the upper third of a strip, and px below it."""
+    """Draw turbo along the upper third of a strip, with px values below it."""
     width = strip_HW3.shape[1]
     levels_1W = np.linspace(1e-3, maximum, width, dtype=np.float32)[None]
     strip_HW3[: STRIP // 3] = colour_disparity(levels_1W, maximum)
@@ -101,8 +104,8 @@ def sample_panel(
 ) -> np.ndarray:
     """Left image | right image | disparity | valid pixels (white) side by side, uint8 RGB (H, 4W, 3).
 
-    Yellow lines run through both images, at the same rows: what one touches on the left, it touches on the right,
-    further left by the disparity. Where it does not, the pair is not rectified (or `yjitter_prob` moved the right one).
+    Yellow lines run through both images at the same rows: a line crosses the same points in both images, in the right
+    one further left by the disparity. If not, the pair is not rectified (or `yjitter_prob` has moved the right image).
     """
     both_H2W3 = np.hstack([left_HW3, right_HW3])
     both_H2W3[_lines(len(left_HW3))] = (255, 255, 0)
@@ -111,12 +114,12 @@ def sample_panel(
 
 
 def _lines(height: int) -> list[int]:
-    """Seven rows that part a picture in eight."""
+    """Seven rows that divide a picture into eight parts."""
     return [height * part // 8 for part in range(1, 8)]
 
 
 def disparity_range(disparity_HW: np.ndarray) -> float:
-    """The largest finite disparity of a map in px, at least 1: a colour scale where no ground truth gives one."""
+    """The largest finite disparity of a map in px, at least 1: the end of a colour scale without ground truth."""
     return float(max(1.0, np.max(disparity_HW, where=np.isfinite(disparity_HW), initial=0.0)))
 
 

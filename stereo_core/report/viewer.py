@@ -1,4 +1,4 @@
-"""A pair and its disparity -> a view: reduced pictures, and values that a page colours and shows under the pointer."""
+"""A pair and its disparity -> a view: reduced pictures, and values that a page colours and shows at the pointer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from stereo_core.data.calibration import SizedCalibration
 from stereo_core.report.views import CURVE_PX, View
 
-MOST_PIXELS = 1024 * 768  # of a picture of predict's page; the files on disk have them all
-FEWER_PIXELS = 640 * 480  # where a page has many
-STEPS = 32  # of a px in the values, 16 bit: up to 2047 px
+MOST_PIXELS = 1024 * 768  # pixels of a picture on predict's page; the files on disk are not reduced
+FEWER_PIXELS = 640 * 480  # for pages with many pictures
+STEPS = 32  # steps per px in the 16-bit values: up to 2047 px
 CURVE_POINTS = 33
-FIRST, WORST = 4, 4  # pairs of a run that it shows
+FIRST, WORST = 4, 4  # number of first and of worst pairs shown per run
 
 
 def view(
@@ -34,15 +34,15 @@ def view(
     warnings: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
 ) -> View:
-    """Make a pair's view; the pictures of large pairs are reduced, the values keep their px.
+    """Make a pair's view; pictures of large pairs are reduced, but disparity values stay in px of the full size.
 
     Args:
         left_HW3: uint8 RGB.
         disparity_HW: px.
         maximum: px at the end of the colour scale.
-        camera: as `Calibration.of_size` gives it for (H, W).
-        truth_HW: ground truth in px, not finite or 0 where there is none.
-        most_pixels: of its pictures.
+        camera: as `Calibration.of_size` returns it for (H, W).
+        truth_HW: ground truth in px, not finite or 0 where unknown.
+        most_pixels: maximum pixels of a picture.
     """
     height, width = disparity_HW.shape
     share = min(1.0, (most_pixels / (height * width)) ** 0.5)
@@ -69,9 +69,9 @@ def view(
 
 
 class Chosen:
-    """The views of a run: of the first pairs of its data, the same in every run over it, and of those with most errors.
+    """The views of a run: of the first pairs of its data, which are the same in every run, and of the worst pairs.
 
-    Pairs may come in any order and from several threads.
+    Pairs may arrive in any order and from several threads.
     """
 
     def __init__(self) -> None:
@@ -80,11 +80,11 @@ class Chosen:
         self._lock = threading.Lock()
 
     def offer(self, index: int, epe: float, make: Callable[[], View]) -> None:
-        """Make the view of a pair, and keep it, where it is one of these as far as is known by now.
+        """Make and keep the view of a pair if, so far, it is one of the first or the worst.
 
         Args:
-            index: of the pair in the data; no two have one, so that views are never compared.
-            epe: px; NaN, as of a pair without ground truth, is none of the worst.
+            index: of the pair in the data; unique, so that views are never compared.
+            epe: px; a pair with NaN (no ground truth) is never one of the worst.
         """
         with self._lock:
             wanted = index < FIRST or epe > (self._worst[0][0] if len(self._worst) == WORST else -1)
@@ -102,12 +102,12 @@ class Chosen:
 
     @property
     def found(self) -> list[tuple[float, int, View]]:
-        """(epe, index, view) of each."""
+        """(epe, index, view) of each kept pair."""
         return sorted(self._first + self._worst, key=lambda item: item[1])
 
     @classmethod
     def of(cls, found: Iterable[tuple[float, int, View]]) -> Chosen:
-        """Of what several found, each in its part of the data."""
+        """Combine the results of several parts of the data."""
         one = cls()
         for item in found:
             one._keep(item)
@@ -143,7 +143,7 @@ def _numbers(camera: SizedCalibration) -> dict[str, float]:
 
 def _values(disparity_HW: np.ndarray, size: tuple[int, int]) -> str:
     """PNG with the high and low byte of disparity * STEPS in red and green; 0 is unknown."""
-    near = cv2.resize(disparity_HW, size, interpolation=cv2.INTER_NEAREST)  # no value that is not there
+    near = cv2.resize(disparity_HW, size, interpolation=cv2.INTER_NEAREST)  # nearest: creates no new values
     stored = np.clip(np.rint(np.nan_to_num(near, posinf=0) * STEPS), 0, 65535).astype(np.uint16)
     return _encoded(".png", np.stack([stored >> 8, stored & 255, np.zeros_like(stored)], axis=-1).astype(np.uint8))
 

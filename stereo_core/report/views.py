@@ -1,6 +1,7 @@
-"""What actions leave for the pages: pairs with their disparity, in one JSON file a run, and pairs of runs side by side.
+"""Files of actions for the pages: pairs with their disparity in one JSON file per run; and grouping pairs of several
+runs.
 
-Reads and groups without NumPy, so that a pipeline's page needs none; `stereo_core.report.viewer` makes views.
+Reading and grouping need no NumPy, so a pipeline's page needs none; `stereo_core.report.viewer` makes views.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 from stereo_core.files import atomic_path
 
 FILE = "views.json"
-VALIDATION = "validation.json"  # of a training's last validation
-CURVE_PX = 8.0  # the error curve's end
+VALIDATION = "validation.json"  # views of a training's last validation
+CURVE_PX = 8.0  # end of the error curve
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,18 @@ class View:
     """One pair, ready for a page.
 
     Attributes:
-        name: of the pair, the same in every run over it; `path` is its left image.
-        left, values, truth: base64 of a JPEG, and of PNGs whose red and green hold disparity * STEPS, 0 where it is
-            unknown; truth is None where none was read.
+        name: of the pair, equal in every run; `path` is its left image.
+        left, values, truth: base64 of a JPEG, and of PNGs with disparity * STEPS in red and green, 0 where unknown;
+            truth is None without ground truth.
         width, height: px of these pictures.
         full_width: px of the pair.
         maximum: px at the end of the colour scale.
         camera: fx, fy, cx, cy, doffs in px of the pair and baseline in m; None: no depth.
         epe: px, the mean error.
-        curve: shares of the pixels with an error up to 0 ... CURVE_PX px, evenly spaced.
-        facts: a line about it.
+        curve: shares of pixels with an error up to 0 ... CURVE_PX px, evenly spaced.
+        facts: one line of figures.
         warnings: doubts about the pair.
-        files: text of a link -> path, relative to the page.
+        files: link text -> path relative to the page.
     """
 
     name: str
@@ -79,7 +80,7 @@ def write_views(path: Path, views: Sequence[View]) -> None:
 
 
 def read_views(path: Path) -> list[View]:
-    """The views that a run left; none where there is no such file, or one of another release."""
+    """The views of a run; none if there is no such file, or another release wrote it."""
     try:
         return [View(**item) for item in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
@@ -87,9 +88,9 @@ def read_views(path: Path) -> list[View]:
 
 
 def side_by_side(runs: Mapping[str, Sequence[View]]) -> list[Group]:
-    """A group a pair, the worst first: of pairs that all runs with views show, else of all that one shows.
+    """One group per pair, the worst first: pairs that all runs with views have; if there are none, those of any run.
 
-    A run without ground truth (inference) is left out where another shows the pair with it.
+    A run without ground truth (inference) is left out if another run has the pair with ground truth.
     """
     groups: dict[str, dict[str, View]] = {}
     for run, views in runs.items():
@@ -105,7 +106,7 @@ def _with_truth(views: dict[str, View]) -> dict[str, View]:
 
 
 def fitting(groups: Sequence[Group], most_bytes: int) -> list[Group]:
-    """The first groups that together are no larger; the first one in any case."""
+    """The first groups that fit in `most_bytes` together, but at least one."""
     kept: list[Group] = []
     total = 0
     for group in groups:

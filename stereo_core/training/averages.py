@@ -11,11 +11,11 @@ from stereo_core.models.files import AVERAGES
 
 
 class Averages:
-    """Trained weights and running statistics, averaged: `decay * average + (1 - decay) * value` after every step.
+    """Exponential averages of trained weights and running statistics: `decay * average + (1 - decay) * value` per step.
 
     Args:
         model: the network.
-        decay: `train.ema_decay`; with None there are no averages.
+        decay: `train.ema_decay`; None: no averages.
 
     Attributes:
         values: the averages by the network's names; empty without a decay and before `start`.
@@ -24,10 +24,10 @@ class Averages:
     def __init__(self, model: nn.Module, decay: float | None) -> None:
         self.model, self.decay = model, decay
         self.values: dict[str, Tensor] = {}
-        self.live: list[Tensor] = []  # the network's own, in the same order
+        self.live: list[Tensor] = []  # the network's own tensors, in the same order
 
     def start(self, device: torch.device) -> None:
-        """Begin with the network's own values, where a resumed run has not brought its averages."""
+        """Start from the network's values, unless a resumed run has loaded its averages."""
         if self.decay is not None and not self.values:
             self.values = {name: value.detach().clone() for name, value in self._averaged()}
         self.values = {name: value.to(device) for name, value in self.values.items()}
@@ -35,7 +35,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the network's values after a step."""
+        """Update the averages with the network's values after a step."""
         if self.live:
             torch._foreach_lerp_(list(self.values.values()), self.live, 1 - self.decay)
 

@@ -1,4 +1,4 @@
-"""What a training run says while it goes: the lines of status.json, and one in the log for each epoch."""
+"""Status of a running training: the lines of status.json, and one log line per epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 class StatusLines(pl.Callback):
     """TAO's line sequence: loop started, then for each epoch eval metrics, progress, train metrics.
 
-    The progress line, and the log, also say how fast the epoch went (see Measurements).
+    The progress line and the log also report the epoch's speed (see Measurements).
     """
 
     def __init__(self, status: StatusLog, measurements: Measurements) -> None:
@@ -37,7 +37,7 @@ class StatusLines(pl.Callback):
         before = trainer.state.fn == TrainerFn.VALIDATING and not module.validated
         when = " before training" if before else ""
         self.status.running(f"Eval metrics generated{when}.", kpi=validation_kpi(validation_metrics(trainer)))
-        if module.validated:  # the epoch's own line, which the stopped run did not come to
+        if module.validated:  # the line of the epoch that the stopped run did not write
             epoch, step, last = module.validated.epochs - 1, module.validated.steps, module.settings.num_epochs - 1
             self.status.running("Training loop in progress", epoch=epoch, step=step, max_epoch=last)
 
@@ -72,16 +72,16 @@ class StatusLines(pl.Callback):
 
 
 def train_kpi(trainer: pl.Trainer) -> dict[str, float]:
-    """`train_loss`, the mean over the last epoch; empty where a resumed run found the epoch's batches all done."""
+    """`train_loss`, the mean over the last epoch; empty if a resumed run had no batches of the epoch left."""
     loss = trainer.callback_metrics.get("train_loss_epoch")
     return {} if loss is None else {"train_loss": float(loss)}
 
 
 def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
-    """The last validation as it is logged: `val_loss`, `val/loss`, `val/epe`, ...; empty where there was none."""
+    """The logged metrics of the last validation: `val_loss`, `val/loss`, `val/epe`, ...; empty if there was none."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
 
 
 def validation_kpi(logged: dict[str, float]) -> dict[str, float]:
-    """A validation by plain names: `val_loss`, `epe`, `bp1`, ..."""
+    """The validation metrics with short names: `val_loss`, `epe`, `bp1`, ..."""
     return {name.removeprefix("val/"): value for name, value in logged.items() if name != "val/loss"}

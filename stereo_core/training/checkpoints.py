@@ -1,4 +1,4 @@
-"""Checkpoint files of a training run: written whole or not at all, read without unpickling code."""
+"""Checkpoint files of a training run: written atomically, read without unpickling code."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ LOG = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files through a temporary name, with their SHA-256 in `<file>.json`, and `weights_only` on
-    the way back."""
+    """Writes Lightning's checkpoint files by a temporary name, with their SHA-256 in `<file>.json`; reads them with
+    `weights_only`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         path = Path(path)
@@ -41,13 +41,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_path(path) as temporary:
                 torch.save(checkpoint, temporary)
                 note = {"kind": "checkpoint", "sha256": sha256_of(temporary)}
-                sidecar_of(path).unlink(missing_ok=True)  # of a file of this name that is about to be replaced
+                sidecar_of(path).unlink(missing_ok=True)  # of the file that is about to be replaced
             write_sidecar(path, note | {key: checkpoint[key] for key in ("epoch", "global_step")})
         except (OSError, RuntimeError) as error:
             free = shutil.disk_usage(path.parent).free / 2**20
             raise OSError(
-                f"{path}: the checkpoint could not be written ({free:.0f} MiB are free there): {error}; "
-                "checkpoints written before it are intact"
+                f"{path}: cannot write the checkpoint ({free:.0f} MiB are free there): {error}; "
+                "earlier checkpoints are intact"
             ) from error
 
     def load_checkpoint(
@@ -57,26 +57,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         if not isinstance(checkpoint, dict) or not {"loops", "optimizer_states"} <= checkpoint.keys():
             raise ModelError(
-                f"{path}: holds weights but no state of a training run, so there is nothing to resume; "
-                "give it as train.pretrained_model_path"
+                f"{path}: the file has weights but no training state, so a run cannot be resumed from it; "
+                "name it in train.pretrained_model_path instead"
             )
         return checkpoint
 
 
 def write_sidecar(path: Path, note: dict[str, Any]) -> None:
-    """Note something about a checkpoint: kind, sha256, epoch, global_step, metrics."""
+    """Write a checkpoint's side-car: kind, sha256, epoch, global_step, metrics."""
     with atomic_path(sidecar_of(path)) as temporary:
         temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
 def add_metrics(path: Path, metrics: dict[str, float]) -> None:
-    """Note the metrics of a checkpoint's validation beside its digest."""
+    """Add the validation metrics to a checkpoint's side-car."""
     write_sidecar(path, read_sidecar(path) | {"metrics": json_ready(metrics)})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run had come: whole epochs, batches of the next one, and optimizer steps in all."""
+    """The progress of a run: complete epochs, batches of the next one, and optimizer steps in total."""
 
     epochs: int
     batches: int
@@ -84,17 +84,17 @@ class Progress:
 
 
 def read_progress(path: str | Path) -> Progress:
-    """The progress of a checkpoint, its weights left on the disk; ModelError where it is none of a training run."""
+    """The progress of a checkpoint, without loading its weights; ModelError if it has no training state."""
     return progress_of(AtomicCheckpointIO().load_checkpoint(path, mmap=True))
 
 
 def read_seed(path: Path) -> int:
-    """The seed of the run that a checkpoint is of."""
+    """The seed of the run that wrote a checkpoint."""
     return AtomicCheckpointIO().load_checkpoint(path, mmap=True).get("rng", {}).get("seed", 0)
 
 
 def progress_of(checkpoint: dict[str, Any]) -> Progress:
-    """The progress in a loaded checkpoint; an epoch whose batches are all done counts as whole."""
+    """The progress in a loaded checkpoint; an epoch with no batches left counts as complete."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if batches["is_last_batch"]:
         return Progress(checkpoint["epoch"] + 1, 0, checkpoint["global_step"])
@@ -102,10 +102,10 @@ def progress_of(checkpoint: dict[str, Any]) -> Progress:
 
 
 def settle_counters(checkpoint: dict[str, Any]) -> None:
-    """Set Lightning's counters in a loaded checkpoint to what they are after a batch in a run that never stopped.
+    """Set Lightning's counters in a loaded checkpoint to their values after a batch of an uninterrupted run.
 
-    From their differences Lightning guesses the hook in which a checkpoint was written, to begin in the right place;
-    in the checkpoints of a resumed run they differ otherwise, and it would lose count.
+    Lightning infers from their differences in which hook a checkpoint was written, to resume at the right place. In
+    checkpoints of a resumed run the differences are others, and Lightning would miscount.
     """
     loops, epoch = checkpoint["loops"]["fit_loop"], checkpoint["epoch"]
     for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
@@ -115,13 +115,13 @@ def settle_counters(checkpoint: dict[str, Any]) -> None:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: `dn_model_latest.pth`, else the ones before it; None where there is none.
+    """The newest intact checkpoint: `dn_model_latest.pth`, else an earlier one; None if there are no checkpoints.
 
-    A damaged one is passed over with an error in the log. Later steps than the link's do not count: the run went back
-    to an earlier one.
+    A damaged one is skipped with an error in the log. Steps after the link's are ignored: the run went back to an
+    earlier step.
 
     Raises:
-        ModelError: there are checkpoints, and every one is damaged.
+        ModelError: all checkpoints are damaged.
     """
     candidates = checkpoints_of(folder)[::-1]
     for path in candidates:
@@ -129,33 +129,34 @@ def newest_whole(folder: Path) -> Path | None:
             check_digest(path)
             AtomicCheckpointIO().load_checkpoint(path, mmap=True)
             return path
-        except Exception as error:  # whatever torch makes of a damaged file
-            LOG.error("%s can not be resumed, the checkpoint before it is tried: %s", path, error)
+        except Exception as error:  # torch raises many kinds for damaged files
+            LOG.error("cannot resume from %s, trying the checkpoint before it: %s", path, error)
     if candidates:
         raise ModelError(
-            f"{folder}: none of its checkpoints ({len(candidates)}) is whole, see the log; remove them to train anew"
+            f"{folder}: all checkpoints ({len(candidates)}) are damaged, see the log; remove them to train from scratch"
         )
     return None
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C came, the step was finished and its checkpoint written."""
+    """SIGTERM or Ctrl-C was received; the step was finished and its checkpoint written."""
 
 
 class Checkpoints(pl.callbacks.Checkpoint):
     """Writes `model_epoch_EEE_step_SSSSS.pth` (0-based epoch) and keeps the newest ones and the best one.
 
-    `dn_model_latest.pth` points at the newest, `dn_model_best.pth` at the one with the lowest value of a metric; a
-    validation that is better than all before it leaves a checkpoint, whatever the interval. Every checkpoint stands
-    between two optimizer steps: at an epoch's end it is the state after the last step, before the validation, whenever
-    it is written. While it trains, SIGTERM and the first Ctrl-C let the step end, which may be several batches long,
-    write a checkpoint and raise Stopped; within a validation they do so after the batch.
+    `dn_model_latest.pth` links to the newest, `dn_model_best.pth` to the one with the lowest value of a metric. A
+    validation better than all before it also writes a checkpoint, regardless of the interval. Every checkpoint holds a
+    state between two optimizer steps; at an epoch's end, the state after the last step and before the validation. In
+    training, SIGTERM and the first Ctrl-C finish the step (which may take several batches), write a checkpoint and
+    raise Stopped; in a validation they do so after the batch.
 
-    Any other error than lost weights or a failed write, such as a corrupt image or a loader process that died, leaves a
-    checkpoint of the last whole step; not with several processes, which would wait for the one that is gone.
+    After any other error, such as a corrupt image or a dead loader process, a checkpoint of the last complete step is
+    written, except if the weights are lost, the write failed, or there are several processes, which would wait for the
+    failed one.
 
     Args:
-        folder: where they go.
+        folder: where the checkpoints are written.
         settings: the spec's `train`: checkpoint_interval, checkpoint_interval_unit (the end of training always counts),
             keep_checkpoints (0: all), monitor (the lower the better).
     """
@@ -164,17 +165,19 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.folder = folder
         self.interval, self.unit = settings.checkpoint_interval, settings.checkpoint_interval_unit
         self.keep, self.monitor = settings.keep_checkpoints, settings.monitor
-        self.names: list[str] = []  # of this run, oldest first
-        self.initial: dict[str, float] = {}  # of the validation before its first step
-        self.step: int | None = None  # the optimizer step seen last; None before training
+        self.names: list[str] = []  # checkpoints of this run, oldest first
+        self.initial: dict[str, float] = {}  # metrics of the validation before the first step
+        self.step: int | None = None  # the last optimizer step; None before training
         self.epoch = 0  # of that step
-        self.loops: dict[str, Any] | None = None  # Lightning's after it; None before this process's first step
-        self.buffers = Snapshot(())  # the network's after it
-        self.within_update = False  # the weights are of no step
-        self.saved_step = 0  # of the newest checkpoint, be it that its write failed, or where the run started
-        self.metrics: dict[str, float] = {}  # of the last validation
+        self.loops: dict[str, Any] | None = (
+            None  # Lightning's loop state after it; None before this process's first step
+        )
+        self.buffers = Snapshot(())  # the network's buffers after it
+        self.within_update = False  # True while the weights are being updated
+        self.saved_step = 0  # step of the newest checkpoint (even if its write failed), or of the run's start
+        self.metrics: dict[str, float] = {}  # metrics of the last validation
         self.validated_step = -1
-        self.stop_asked = 0  # by which signal
+        self.stop_signal = 0  # number of the received signal, 0 if none
 
     @property
     def latest(self) -> Path | None:
@@ -182,23 +185,26 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint with the lowest value of the metric; None where none was validated."""
+        """The checkpoint with the lowest value of the metric; None if none was validated."""
         values = {name: self._value(read_sidecar(self.folder / name).get("metrics", {})) for name in self.names}
         best = min(self.names, key=values.get, default=None)
         return self.folder / best if best and math.isfinite(values[best]) else None
 
     @property
     def validation(self) -> dict[str, float]:
-        """The validation of the best checkpoint, which is handed on; where there is none, the last one."""
+        """The validation metrics of the best checkpoint; if there is none, of the last validation."""
         metrics = read_sidecar(self.best)["metrics"] if self.best else self.metrics
-        return {name: value for name, value in metrics.items() if value is not None}  # what is not finite is None there
+        return {name: value for name, value in metrics.items() if value is not None}  # None means not finite
 
     def words(self) -> str:
-        """Which checkpoint is handed on, and why."""
+        """A text that names the resulting checkpoint and why it was chosen."""
         best = self.best
         if best:
-            return f"the best by {self.monitor} is {best.name}, {self._value(read_sidecar(best)['metrics']):.4f}"
-        return f"the last is {self.latest.name}, nothing was validated" if self.latest else "no checkpoint was written"
+            value = self._value(read_sidecar(best)["metrics"])
+            return f"the best checkpoint by {self.monitor} is {best.name}, with {value:.4f}"
+        return (
+            f"the last checkpoint is {self.latest.name} (no validation)" if self.latest else "no checkpoint was written"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"names": self.names, "initial": self.initial}
@@ -210,16 +216,16 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.step = self.saved_step = trainer.global_step
         self.buffers = Snapshot(module.model.buffers())
         if threading.current_thread() is threading.main_thread():
-            # Instead of Lightning's handler, which ends between two batches of a step; Lightning sets back the first.
-            signal.signal(signal.SIGTERM, self._ask_to_stop)
-            signal.signal(signal.SIGINT, self._ask_to_stop)
+            # Replaces Lightning's handler, which stops between two batches of a step; Lightning restores the original.
+            signal.signal(signal.SIGTERM, self._request_stop)
+            signal.signal(signal.SIGINT, self._request_stop)
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        for leftover in self.folder.glob(".model_epoch_*"):  # of a process that was killed while writing
+        for leftover in self.folder.glob(".model_epoch_*"):  # left by a process that was killed while writing
             leftover.unlink(missing_ok=True)
         at_home = trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == self.folder.resolve()
         self.names = [name for name in self.names if at_home and (self.folder / name).is_file()]
-        (self.folder / BEST).unlink(missing_ok=True)  # may be of a later step than this run goes back to
+        (self.folder / BEST).unlink(missing_ok=True)  # may be of a later step than the resumed one
         self._tidy()
 
     def on_before_optimizer_step(self, *_: Any) -> None:
@@ -231,20 +237,22 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._look(trainer, module)
         if self.unit == "step" and trainer.global_step % self.interval == 0:
             self.save(trainer)
-        self._stop_if_asked(trainer)
+        self._stop_if_requested(trainer)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_index: int, *_: Any
     ) -> None:
         on_every_rank = trainer.val_dataloaders.sampler.batches_on_every_rank
         if trainer.state.fn == TrainerFn.FITTING and batch_index < on_every_rank:
-            self._stop_if_asked(trainer)
+            self._stop_if_requested(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self.metrics, self.validated_step = validation_metrics(trainer), trainer.global_step
-        if trainer.strategy.broadcast(trainer.is_global_zero and self._is_best()):  # the first rank knows the files
+        if trainer.strategy.broadcast(
+            trainer.is_global_zero and self._is_best()
+        ):  # only the first rank knows the files
             self.save(trainer)
         if self.saved_step == trainer.global_step and self.latest and trainer.is_global_zero:
             add_metrics(self.latest, self.metrics)
@@ -254,7 +262,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         done = trainer.current_epoch + 1
         if (self.unit == "epoch" and done % self.interval == 0) or done == trainer.max_epochs:
             self.save(trainer)
-        self._stop_if_asked(trainer)
+        self._stop_if_requested(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.loops is not None:
@@ -266,28 +274,29 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return
         try:
             self._save_last_step(trainer, module)
-        except Exception as error:  # the one that ended the run is to be told
-            LOG.error("the last step could not be saved: %s", error)
+        except Exception as error:  # do not hide the error that ended the run
+            LOG.error("could not save the last step: %s", error)
 
     def _save_last_step(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save the state after the last step, wherever in the next one, or in a callback, an error came."""
-        if trainer.global_step != self.step:  # another callback failed, and ours had not come to its turn
+        """Save the state after the last step, wherever in the next step or in a callback an error occurred."""
+        if trainer.global_step != self.step:  # another callback failed before this one ran
             self._look(trainer, module)
         elif self.loops is None or self.within_update:
             return
-        self.buffers.give_back()
+        self.buffers.restore()
         if self.save(trainer):
-            LOG.warning("the last step was saved: %s", self.latest)
+            LOG.warning("saved the last step before the error: %s", self.latest)
 
     def _look(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Keep what of the state after a step will be gone when the next batch has begun."""
+        """Keep the part of the state after a step that the next batch overwrites."""
         self.step, self.epoch, self.within_update = trainer.global_step, trainer.current_epoch, False
         self.loops = copy.deepcopy(trainer.fit_loop.state_dict())
         if trainer.world_size == 1:  # see on_exception
             self.buffers.take()
 
     def save(self, trainer: pl.Trainer) -> bool:
-        """Write the state after the last step; nothing, and False, where it was before, or on a dry run."""
+        """Write the state after the last step. Return False without writing if it was already written, or on a dry
+        run."""
         if trainer.global_step == self.saved_step or trainer.fast_dev_run:
             return False
         self.saved_step = trainer.global_step
@@ -300,17 +309,17 @@ class Checkpoints(pl.callbacks.Checkpoint):
             self._tidy()
         return True
 
-    def _ask_to_stop(self, number: int, _: object) -> None:
-        self.stop_asked = number
+    def _request_stop(self, number: int, _: object) -> None:
+        self.stop_signal = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            LOG.warning("Ctrl-C: finishing the step and writing a checkpoint; once more ends at once")
+            LOG.warning("Ctrl-C: finishing the step and writing a checkpoint; press it again to stop at once")
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        """On all ranks together: one of them has had the signal, and all of them save."""
-        if trainer.strategy.reduce_boolean_decision(bool(self.stop_asked), all=False):
+    def _stop_if_requested(self, trainer: pl.Trainer) -> None:
+        """Stop all ranks together: if one has received the signal, all of them save."""
+        if trainer.strategy.reduce_boolean_decision(bool(self.stop_signal), all=False):
             self.save(trainer)
-            raise Stopped(self.stop_asked)
+            raise Stopped(self.stop_signal)
 
     def _is_best(self) -> bool:
         """Whether the last validation is better than all before it."""
@@ -322,7 +331,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         return math.inf if value is None or math.isnan(value) else value
 
     def _tidy(self) -> None:
-        """Point the links at the newest and the best checkpoint, then remove what is neither new nor best."""
+        """Link the newest and the best checkpoint, then remove those that are neither recent nor best."""
         best = self.best
         for link, target in ((LATEST, self.latest), (BEST, best)):
             if target:

@@ -18,33 +18,33 @@ def stereo_loss(
     max_disparity: float,
     gamma: float = 0.9,
 ) -> Tensor:
-    """Smooth L1 of the start disparity plus weighted L1 of every iteration (after RAFT-Stereo, Lipson et al. 2021).
+    """Smooth L1 of the initial disparity plus weighted L1 of every iteration (after RAFT-Stereo, Lipson et al. 2021).
 
         loss = smooth_l1(init, gt / 4) + sum_i g ** (n - 1 - i) * mean |disparity_i - gt|,   g = gamma ** (15 / (n - 1))
 
-    Means run over the valid pixels: `valid` and |gt| < max_disparity and gt finite. For the first term gt and mask are
-    taken at every fourth pixel. With a single iteration (n = 1) its weight is 1. Where no pixel is valid a term is 0,
-    with zero gradients, so that one empty crop does not end a training run.
+    Means are over the valid pixels: `valid` and |gt| < max_disparity and gt finite. The first term uses gt and mask at
+    every fourth pixel. With a single iteration (n = 1) its weight is 1. Without valid pixels a term is 0 with zero
+    gradients, so that one empty crop does not end a training run.
 
-    Among several ranks a pixel weighs the same wherever it is: the mean of the ranks' losses, and so that of their
-    gradients, is the one of all their images in a single batch.
+    A pixel has the same weight on every rank: the mean of the ranks' losses, and of their gradients, equals that of all
+    their images in a single batch.
 
     Args:
-        init_B1hw: start disparity in quarter-resolution px, h = H / 4, w = W / 4.
+        init_B1hw: initial disparity in quarter-resolution px, h = H / 4, w = W / 4.
         disparities: n disparities (B, 1, H, W) in px, first iteration first.
-        gt_B1HW: ground truth in px; may hold anything, also NaN, where it is not valid.
+        gt_B1HW: ground truth in px; any value, even NaN, where it is not valid.
         valid_B1HW: bool.
-        max_disparity: px; pixels at or above it do not count.
+        max_disparity: px, exclusive; pixels at or above it are ignored.
         gamma: weight of an iteration relative to the next, for 16 iterations.
 
     Returns:
         Scalar in px, float32 or wider.
 
     Raises:
-        ValueError: no disparities, or shapes that do not fit.
+        ValueError: no disparities, or shapes that do not match.
     """
     if not disparities:
-        raise ValueError("no disparities: the loss needs at least one iteration")
+        raise ValueError("the list of disparities is empty; the loss needs at least one iteration")
     if gt_B1HW.shape != disparities[0].shape or valid_B1HW.shape != gt_B1HW.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (disparities[0], gt_B1HW, valid_B1HW))
         raise ValueError(f"disparity, ground truth and mask must have one shape (B, 1, H, W); they have {shapes}")
@@ -64,5 +64,5 @@ def stereo_loss(
 
 
 def masked_mean(values: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:
-    """Sum over the mask by a number of pixels. Values outside of it, NaN too, have no part in it."""
+    """Sum over the mask, divided by a number of pixels. Values outside the mask, even NaN, are ignored."""
     return torch.where(mask, values, 0).sum() / pixels

@@ -1,4 +1,4 @@
-"""How fast a training run goes and what it takes, measured in one place for all who show it."""
+"""Speed and memory of a training run, measured in one place for all outputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ RECENT = 20  # batches
 
 
 class Work(NamedTuple):
-    """What some batches took and brought."""
+    """Time and amount of work of some batches."""
 
     seconds: float = 0.0
-    waited: float = 0.0  # seconds, for the loader
+    waited: float = 0.0  # seconds spent waiting for the loader
     pairs: int = 0
-    steps: int = 0  # of the optimizer
+    steps: int = 0  # optimizer steps
 
 
 def total(works: Iterable[Work]) -> Work:
@@ -29,17 +29,17 @@ def total(works: Iterable[Work]) -> Work:
 
 
 class Measurements(pl.Callback):
-    """Four figures of the batches just done and of the epoch, without a word to the GPU.
+    """Four figures of the recent batches and of the epoch, measured without synchronising with the GPU.
 
-    step_time: seconds an optimizer step, from one batch's end to the next one's. Pictures and checkpoints made after a
-        batch count, validation does not.
+    step_time: seconds per optimizer step, from one batch's end to the next one's. It includes pictures and checkpoints
+        made after a batch, but not validation.
     pairs_per_second: of all ranks.
-    data_wait: share (0..1) of the time that was spent waiting for this rank's loader.
-    memory_gib: the largest so far: what this rank's tensors took on its GPU, else resident in this process.
+    data_wait: share (0..1) of the time spent waiting for this rank's loader.
+    memory_gib: peak memory so far, in GiB: of this rank's tensors on its GPU; on a CPU, resident in this process.
 
     The loggers get the figures of the last RECENT batches every `train.log_every_n_steps` steps, and at an epoch's end
-    those of the whole epoch by the same names with `_epoch`, and the learning rate. Stand it before all other callbacks
-    that use it.
+    those of the whole epoch, with the suffix `_epoch`, and the learning rate. It must come before all callbacks that
+    use it.
     """
 
     def __init__(self) -> None:
@@ -47,16 +47,16 @@ class Measurements(pl.Callback):
         self.epoch = Work()
 
     def figures(self) -> dict[str, float]:
-        """Of the last RECENT batches; empty before the first."""
+        """The figures of the last RECENT batches; empty before the first."""
         return _figures(total(self.recent))
 
     def epoch_figures(self) -> dict[str, float]:
-        """Of the epoch, or of what a resumed run did of it; empty where that was nothing."""
+        """The figures of the epoch, or of a resumed run's part of it; empty if that had no batches."""
         return _figures(self.epoch)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.step = trainer.global_step
-        self.on_train_epoch_start(trainer, module)  # resuming within an epoch, Lightning does not call it
+        self.on_train_epoch_start(trainer, module)  # Lightning does not call it when it resumes within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.epoch = Work()
@@ -76,7 +76,7 @@ class Measurements(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         figures = {f"{name}_epoch": value for name, value in self.epoch_figures().items()}
-        lr = trainer.callback_metrics.get("lr")  # it is logged every log_every_n_steps steps, which may be never
+        lr = trainer.callback_metrics.get("lr")  # logged every log_every_n_steps steps, perhaps never
         _log(trainer, figures | ({} if lr is None else {"lr": float(lr)}))
 
     def _look(self, trainer: pl.Trainer) -> None:
@@ -84,9 +84,9 @@ class Measurements(pl.Callback):
 
 
 def words(figures: dict[str, float]) -> str:
-    """The figures for a reader."""
+    """The figures as a text."""
     return (
-        f"{figures['step_time']:.3g} s a step, {figures['pairs_per_second']:.3g} pairs a second, "
+        f"{figures['step_time']:.3g} s per step, {figures['pairs_per_second']:.3g} pairs per second, "
         f"{figures['data_wait']:.0%} of the time waiting for data, {figures['memory_gib']:.2f} GiB"
     )
 
@@ -103,13 +103,13 @@ def _figures(work: Work) -> dict[str, float]:
 
 
 def _memory() -> int:
-    """Bytes: the most that tensors ever took on the GPU, else the largest resident size of this process."""
+    """Peak bytes of tensors on the GPU; without a GPU, the peak resident size of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _log(trainer: pl.Trainer, figures: dict[str, float]) -> None:
-    """To every logger; those of other ranks than the first do nothing."""
+    """Send figures to every logger; only those of the first rank write them."""
     for logger in trainer.loggers:
         logger.log_metrics(figures, step=trainer.global_step)

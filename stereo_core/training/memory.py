@@ -1,4 +1,4 @@
-"""What a training step takes: memory while it runs, and bytes of the checkpoint that it leaves."""
+"""Memory of a training step, and size of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on one device at the moment when a training step holds most.
+    """Bytes on one device at the peak of a training step.
 
     Attributes:
         weights: parameters and buffers.
-        gradients: of all that is trained; twice with several ranks, where they are collected for sending.
+        gradients: of all trained weights; doubled with several ranks, which copy them into send buffers.
         optimizer: its state.
-        averages: of the weights (`train.ema_decay`).
-        activations: the batch, what the backward pass needs and what is at work at that moment.
+        averages: averaged weights (`train.ema_decay`).
+        activations: the batch, tensors saved for the backward pass, and temporary tensors at the peak.
     """
 
     weights: int
@@ -43,18 +43,18 @@ class StepMemory:
 def step_memory(
     network: nn.Module, train: Train, size: tuple[int, int], batch: int, *, device: str = "cpu", ranks: int = 1
 ) -> StepMemory:
-    """Run one training step, forward and backward, on tensors that have shapes and no contents, and count the bytes.
+    """Run one training step, forward and backward, on tensors without data, and count the bytes.
 
-    The step is the real one at its full size: all operations of the network, their intermediate results and what they
-    keep for the backward pass. Not counted: what libraries take beside tensors (a CUDA context, cuDNN's scratch
-    memory), gaps between tensors in the allocator, and validation, whose images may be larger.
+    It counts all operations of the step at full size, their intermediate results and the tensors saved for the backward
+    pass. It does not count memory that libraries allocate outside tensors (the CUDA context, cuDNN's workspace), gaps
+    in the allocator, and validation, whose images may be larger.
 
     Args:
-        network: the network to train; it stays as it is.
+        network: the network to train; it is not changed.
         train: the spec's `train`.
         size: height and width in px of a training crop, multiples of 32.
         batch: pairs on one device.
-        device: "cpu" or "cuda": which of them the operations are chosen for; cuda needs a GPU.
+        device: "cpu" or "cuda": the device whose operations are counted; cuda needs a GPU.
         ranks: processes of the run.
     """
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
@@ -65,13 +65,13 @@ def step_memory(
 
 
 def checkpoint_bytes(network: nn.Module, train: Train) -> int:
-    """Size of a checkpoint: weights, the optimizer's state and averages; its other contents are kilobytes."""
+    """Size of a checkpoint in bytes: weights, optimizer state and averages; the rest is only kilobytes."""
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     return _unique_bytes(network) + _optimizer(trained, train) + _averages(network, trained, train)
 
 
 def _optimizer(trained: int, train: Train) -> int:
-    """AdamW keeps two moments a weight, SGD its momentum."""
+    """AdamW keeps two moments per weight, SGD its momentum."""
     return trained * (2 if train.optim.optimizer == "AdamW" else 1)
 
 
@@ -88,7 +88,7 @@ def _unique_bytes(network: nn.Module) -> int:
 def _activations(
     network: nn.Module, train: Train, size: tuple[int, int], batch: int, device: str, gradients: int
 ) -> int:
-    """The most bytes that live beside the weights, gradients included."""
+    """Peak bytes besides the weights, including gradients."""
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
         network = copy.deepcopy(network)
@@ -99,7 +99,7 @@ def _activations(
         images = [torch.empty(batch, 3, *size) for _ in range(2)]
         gt, valid = torch.empty(batch, 1, *size), torch.empty(batch, 1, *size, dtype=torch.bool)
         live = LiveBytes()
-        live.now = gradients  # the last step's, which live until this step's backward pass begins
+        live.now = gradients  # gradients of the last step live until this step's backward pass
         for tensor in (*images, gt, valid):
             live.add(tensor)
         for tensor in (*network.parameters(), *network.buffers()):
@@ -114,7 +114,7 @@ def _activations(
 
 
 def _move(network: nn.Module, device: str) -> None:
-    """`network.to(device)`, which torch refuses for tensors without contents."""
+    """`network.to(device)`, which torch does not allow for tensors without data."""
     for module in network.modules():
         for name, value in module._parameters.items():
             if value is not None:

@@ -1,4 +1,4 @@
-"""The training and validation step: what happens to one batch, and in which order."""
+"""The training and validation step of one batch."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.averages import Averages
 from stereo_core.training.checkpoints import Progress
-from stereo_core.training.distribution import gathered, summed, taken_from_first
+from stereo_core.training.distribution import copy_from_first, gathered, summed
 from stereo_core.training.doubts import warm_up_without_end
 from stereo_core.training.losses import stereo_loss
 from stereo_core.training.nonfinite import NonFiniteGuard, Step
 from stereo_core.training.optimizers import apply_rates, optimizer_of, rates_of, set_one_cycle_momentum
 from stereo_core.training.resumption import Resumption
 from stereo_core.training.schedules import lr_factor
-from stereo_core.training.teaching import Teaching
+from stereo_core.training.teaching import GroundTruthCounts
 from stereo_core.training.validation import Validation
 
 LOG = logging.getLogger(__name__)
 
 
 class StereoDataModule(StereoLoaders, pl.LightningDataModule):
-    """The loaders, as Lightning wants them."""
+    """The loaders as a Lightning data module."""
 
 
 class StereoModule(pl.LightningModule):
     """A stereo network in training.
 
-    Logged: `train_loss` (step and epoch), `lr`; after a validation `val_loss`, `val/loss` (the same: mean over images
-    of the smooth-L1 loss of the final disparity over valid pixels, px), `val/epe`, `val/bp1`, ... and their `_pixel`
-    twins (see `stereo_core.metrics`).
+    It logs `train_loss` (step and epoch), `lr`; after a validation `val_loss`, `val/loss` (the same value: mean over
+    images of the smooth-L1 loss of the final disparity over valid pixels, px), `val/epe`, `val/bp1`, ... and their
+    `_pixel` variants (see `stereo_core.metrics`).
 
-    A run stopped after any optimizer step and resumed goes the same way as one that was not: samples depend on (seed,
-    epoch, index), their order on (seed, epoch), dropout on (seed, epoch, batch, rank), and a checkpoint holds the rest.
+    A run that is stopped after any optimizer step and resumed gives the same result as an uninterrupted one: samples
+    depend on (seed, epoch, index), their order on (seed, epoch), dropout on (seed, epoch, batch, rank), and a
+    checkpoint holds the rest.
 
     Args:
         model: a network of `stereo_core.models`.
-        spec: the experiment; `train` and `dataset.max_disparity` (px, exclusive) count.
+        spec: the experiment; `train` and `dataset.max_disparity` (px, exclusive) are used.
     """
 
     def __init__(self, model: nn.Module, spec: ExperimentSpec) -> None:
@@ -63,14 +64,14 @@ class StereoModule(pl.LightningModule):
         self.averages = Averages(model, self.settings.ema_decay)
         self.resumption = Resumption(self.settings)
         self.validation = Validation(self.max_disparity)
-        self.validated: Progress | None = None  # of a checkpoint whose validation a resumed run makes up for
+        self.validated: Progress | None = None  # of a checkpoint whose validation the resumed run repeats
         self.sources = spec.dataset.train_dataset.data_sources
-        self.whole_epoch = False  # `teaching` counts; not where another process began the epoch
+        self.whole_epoch = False  # whether `teaching` saw all of the epoch; False if an earlier process began it
         self.told_of_sources: set[str] = set()
-        self.replaced = torch.zeros((), dtype=torch.int64)  # samples (dataset.on_error: skip)
+        self.replaced = torch.zeros((), dtype=torch.int64)  # number of replaced samples (dataset.on_error: skip)
 
     def kpi(self) -> dict[str, int]:
-        """What there is to count, over all ranks; empty where there is nothing."""
+        """Counts over all ranks for the KPI; empty if they are zero."""
         counts = {"skipped_steps": self.guard.skipped, "skipped_samples": self._replaced_everywhere()}
         return {name: count for name, count in counts.items() if count}
 
@@ -80,7 +81,7 @@ class StereoModule(pl.LightningModule):
     # Training
 
     def on_train_start(self) -> None:
-        """Begin, or go on with what Lightning does not take over; see Resumption.begin."""
+        """Start, or resume the state that Lightning does not restore; see Resumption.begin."""
         self.teaching = self._teaching()
         apply_rates(self.rates, self.optimizers(), self.lr_schedulers())
         self.resumption.begin(self.trainer)
@@ -91,11 +92,11 @@ class StereoModule(pl.LightningModule):
         self.guard.skipped_in_epoch = 0
         self.teaching, self.whole_epoch = self._teaching(), True
 
-    def _teaching(self) -> Teaching:
-        return Teaching(self.sources, self.max_disparity, self.device)
+    def _teaching(self) -> GroundTruthCounts:
+        return GroundTruthCounts(self.sources, self.max_disparity, self.device)
 
     def on_train_epoch_end(self) -> None:
-        """See Teaching.check."""
+        """See GroundTruthCounts.check."""
         self.guard.settle()
         if self.whole_epoch:
             self.teaching.check(self.current_epoch, self.told_of_sources, self.trainer.is_global_zero)
@@ -109,22 +110,22 @@ class StereoModule(pl.LightningModule):
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
         init, disparities = self.model(batch["left"], batch["right"])
         loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
-        self.guard.settle()  # here, and not before, the device has something to do while the host reads
+        self.guard.settle()  # read here: now the device is busy while the host waits
         lr, teaching = self.optimizers().param_groups[0]["lr"], self.teaching.add(batch)
         self.step_in_hand = Step(self.global_step, self.current_epoch, batch, batch_index, loss.detach(), lr, teaching)
-        self.prediction_B1HW = disparities[-1].detach()  # for pictures
+        self.prediction_B1HW = disparities[-1].detach()  # for the panels
         if "skipped" in batch:
             self.replaced = self.replaced.to(self.device) + batch["skipped"].sum()
         return loss
 
     def on_after_backward(self) -> None:
-        """Look at loss and gradients; see NonFiniteGuard.look."""
+        """Check loss and gradients; see NonFiniteGuard.check."""
         step = self.step_in_hand
-        # A number, or a value for a progress bar, would wait for the GPU in every step.
+        # Logging a number, or a progress bar value, would synchronise with the GPU in every step.
         self.log("lr", torch.tensor(step.lr), on_step=True, on_epoch=False)
-        loss = self.guard.look(step)
+        loss = self.guard.check(step)
         if loss is not None:
-            # The mean over an epoch is one over the samples that taught something; a tensor, again so as not to wait.
+            # The epoch's mean counts only samples with ground truth; a tensor, again to avoid a synchronisation.
             teaching = summed(step.teaching)
             self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=teaching)
 
@@ -135,14 +136,14 @@ class StereoModule(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip; Lightning itself does not for an optimizer of one kernel, whatever the precision."""
+        """Clip the gradients; Lightning does not do so for a fused optimizer, whatever the precision."""
         self.guard.drop(optimizer)
         if gradient_clip_val:
             clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
             clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
-        """One step; no average is made of one that was spoilt or that fp16's scaler left out.
+        """One step; the averages ignore a step that was spoilt or that fp16's scaler skipped.
 
         Raises:
             NonFiniteLossError: see NonFiniteGuard.check_scale and count.
@@ -156,16 +157,17 @@ class StereoModule(pl.LightningModule):
         self.guard.spoilt = False
 
     def _scale(self) -> float:
-        """What fp16 multiplies the loss by; halved after each step whose gradients overflow."""
+        """The loss scale of fp16; it is halved after each step whose gradients overflow."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler.get_scale() if scaler else 1.0
 
     # Validation
 
     def on_validation_start(self) -> None:
-        """Without SyncBatchNorm each rank has running statistics of its own; the checkpoint has the first's."""
+        """Copy the first rank's running statistics, which the checkpoint holds: without SyncBatchNorm the ranks
+        differ."""
         self.guard.settle()
-        taken_from_first([*self.model.buffers(), *self.averages.values.values()])
+        copy_from_first([*self.model.buffers(), *self.averages.values.values()])
         if isinstance(self.model, FSDPModule):
             self.model.unshard()
 
@@ -174,7 +176,7 @@ class StereoModule(pl.LightningModule):
             self.model.reshard()
 
     def validation_step(self, samples: list[dict[str, Any]], batch_index: int) -> dict[int, Tensor]:
-        """Add the samples, each of its own size, to the validation metrics, seen with the averaged weights if any.
+        """Add the samples, each of its own size, to the validation metrics; uses the averaged weights if there are any.
 
         Returns:
             The disparity (H, W) of each sample in px, by its `index`.
@@ -182,20 +184,21 @@ class StereoModule(pl.LightningModule):
         predictions: dict[int, Tensor] = {}
         for batch in group_by_size(samples):
             pair, averages = (batch["left"], batch["right"]), self.averages.values
-            with torch.compiler.set_stance("force_eager"):  # compiled parts would be compiled anew for every size
-                # Ties are for one weight in two modules; in a module of two names they would leave the averages behind.
+            with torch.compiler.set_stance("force_eager"):  # compiled parts would be recompiled for every size
+                # tie_weights is for one weight in two modules; for a module with two names it would ignore the
+                # averages.
                 prediction_BHW = functional_call(self.model, averages, pair, tie_weights=False)[:, 0].float()
             predictions.update(zip(batch["index"].tolist(), prediction_BHW, strict=True))
             self.validation.add(batch, prediction_BHW)
         return predictions
 
     def on_validation_epoch_end(self) -> None:
-        """Log what all rows say; see Validation.figures for what it raises."""
+        """Log the metrics of all rows; see Validation.figures for its errors."""
         mean, metrics = self.validation.figures(aloud=self.trainer.is_global_zero)
         loss = torch.tensor(mean, dtype=torch.float64)
         self.log_dict({"val_loss": loss, "val/loss": loss})
         steps = self.validated.steps if self.validated else self.trainer.global_step
-        self.log("step", float(steps))  # where Lightning puts the figures; its own count is another at an epoch's end
+        self.log("step", float(steps))  # the step for Lightning's loggers; its own count differs at an epoch's end
         self.log_dict(metrics)
 
     # Optimizer and checkpoints
@@ -212,10 +215,10 @@ class StereoModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.guard.settle()  # no weights of a lost run are kept
-        # What load_model can not tell from the weights alone.
+        self.guard.settle()  # do not save the weights of a lost run
+        # Settings that load_model cannot derive from the weights.
         checkpoint["hyper_parameters"] = {"model": asdict(self.model.config)}
-        # All generators are seeded anew for every batch from this seed and the batch's place in the run.
+        # All generators are reseeded for every batch from this seed and the batch's position in the run.
         checkpoint["rng"] = {"seed": self.settings.seed}
         checkpoint["skipped"] = [self.guard.skipped, self.guard.skipped_in_a_row, self._replaced_everywhere()]
         checkpoint["skipped_in_epoch"] = self.guard.skipped_in_epoch
@@ -223,7 +226,7 @@ class StereoModule(pl.LightningModule):
         self.averages.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what Lightning does not; see Resumption.load."""
+        """Restore what Lightning does not; see Resumption.load."""
         self.resumption.load(checkpoint, self)
         self.guard.skipped, self.guard.skipped_in_a_row, replaced = checkpoint.get("skipped", (0, 0, 0))
         self.guard.skipped_in_epoch = checkpoint.get("skipped_in_epoch", 0)
@@ -232,5 +235,5 @@ class StereoModule(pl.LightningModule):
 
 
 def _seed_of(place: tuple[int, ...]) -> int:
-    """A seed (32 bits) that follows from a tuple of numbers."""
+    """A seed (32 bits) derived from a tuple of numbers."""
     return int(np.random.SeedSequence(place).generate_state(1)[0])

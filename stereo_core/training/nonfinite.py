@@ -1,4 +1,4 @@
-"""Training steps whose loss or gradient is NaN or infinite: what is done about them, and what is left of them."""
+"""Handling and reports of training steps whose loss or gradient is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from stereo_core.values import counted, json_ready
 
 LOG = logging.getLogger(__name__)
 
-# A bad image spoils one step an epoch. Ten in a row mean that the weights themselves are lost or the rate is too high.
+# A bad image spoils one step per epoch. Ten in a row mean that the weights are lost or the rate is too high.
 MAX_SKIPPED_IN_A_ROW = 10
 MAX_SKIPPED = 0.1  # share of an epoch's steps
-FEW_SKIPPED = 3  # steps of an epoch that are no reason to stop, be it ever so short
+FEW_SKIPPED = 3  # skipped steps that are tolerated in any epoch, however short
 MAX_WRITTEN = 10
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss, its gradient or a validation became NaN or infinite: the run is lost from here on and stops."""
+    """The loss, its gradient or a validation is NaN or infinite: the run is lost and stops."""
 
 
 class Step(NamedTuple):
-    """A step: its place in the run, a batch, the batch's place in the epoch, its loss, the rate of the step, and how
-    many of the samples have ground truth that counts."""
+    """A step: its number in the run, a batch, the batch's position in the epoch, its loss, its learning rate, and the
+    number of samples with valid ground truth."""
 
-    number: int  # optimizer steps before it
+    number: int  # number of optimizer steps before it
     epoch: int
     batch: dict[str, Any]
     batch_index: int
@@ -47,11 +47,11 @@ class Step(NamedTuple):
     teaching: Tensor
 
 
-class OnItsWay:
-    """A tensor that a device sends to the host in its turn: who asks waits for that, and for nothing begun since."""
+class PendingCopy:
+    """An asynchronous copy of a tensor to the host: `get` waits for this copy only, not for later work."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor.to("cpu", non_blocking=True)  # into locked memory, or it would wait
+        self._tensor = tensor.to("cpu", non_blocking=True)  # into pinned memory, otherwise it would wait
         self._sent = torch.cuda.Event() if tensor.is_cuda else None
         if self._sent:
             self._sent.record()
@@ -62,128 +62,128 @@ class OnItsWay:
         return self._tensor
 
 
-class Seen(NamedTuple):
-    """What a look at a step has found; nobody has waited for it.
+class CheckResult(NamedTuple):
+    """The result of checking a step, still pending on the device.
 
     Attributes:
         loss: of all ranks.
-        total: of all ranks; finite where loss and gradients are.
-        norms: of this rank's gradients, by their names; empty where they were not looked at.
+        total: of all ranks; finite if loss and gradients are.
+        norms: of this rank's gradients, by name; empty if they were not checked.
     """
 
     step: Step
     loss: Tensor
-    total: OnItsWay
+    total: PendingCopy
     norms: dict[str, Tensor]
 
 
 class NonFiniteGuard:
-    """Ends a run, or leaves out a step, whose loss or gradient is not finite, on all ranks alike.
+    """Stops a run or skips a step, on all ranks alike, if the loss or a gradient is not finite.
 
-    To leave a step out, its gradients have to be known before the weights change: the host waits for the device there.
-    A run that ends has no use for its weights, and does not wait: it reads of a step when the next one's forward pass
-    is on its way (`settle`), or before anybody makes use of the weights.
+    To skip a step, the host must wait for its gradients before the weights change. A run that will stop does not need
+    its weights, so it does not wait: it reads the result while the next step's forward pass is running (`settle`), or
+    before the weights are used.
 
-    No Lightning callback: those hear nothing of what comes right after the optimizer's step.
+    It is not a Lightning callback, because there is no hook right after the optimizer's step.
 
     Args:
-        module: the module in training, its network in `model`.
+        module: the module in training; `module.model` is the network.
         settings: the spec's `train`: nonfinite, precision, accumulate.
-        reports: the folder of what is left of such steps.
+        reports: the folder for reports on such steps.
     """
 
     def __init__(self, module: pl.LightningModule, settings: Train, reports: Path) -> None:
         self.module, self.settings, self.reports = module, settings, reports
         self.skipped = self.skipped_in_epoch = self.skipped_in_a_row = 0  # optimizer steps
-        self.spoilt = False  # the step in hand has had a loss or a gradient that is not finite
-        self.written = 0  # steps, with their inputs
+        self.spoilt = False  # the current step has had a non-finite loss or gradient
+        self.written = 0  # number of reported steps
         self.trained: dict[str, Tensor] = {}
-        self.seen: Seen | None = None  # of the last step, where it was not read yet
-        self.statistics = Snapshot(())  # the network's buffers before the batch in hand
+        self.pending: CheckResult | None = None  # result of the last step, if not read yet
+        self.statistics = Snapshot(())  # the network's buffers before the current batch
 
     def start(self) -> None:
-        """Before the first batch, when everything is where it stays."""
+        """Call before the first batch, when all tensors are on their final device."""
         self.trained = {name: p for name, p in self.module.model.named_parameters() if p.requires_grad}
         if self.settings.nonfinite == "skip":
             self.statistics = Snapshot(self.module.model.buffers())
 
     def remember(self) -> None:
-        """Before a batch: batch normalisation takes in what it brings, be it finite or not."""
+        """Call before a batch: save the buffers, because batch normalisation also takes in non-finite values."""
         self.statistics.take()
 
-    def look(self, step: Step) -> Tensor | None:
-        """After the backward pass: the mean loss of all ranks; None where the step is left out.
+    def check(self, step: Step) -> Tensor | None:
+        """Call after the backward pass. Return the mean loss of all ranks; None if the step is skipped.
 
-        It looks at the loss alone with fp16, where scaled gradients may overflow (see `check_scale`), and in a step
-        that an earlier batch has spoilt, whose gradients the sum still holds.
+        It checks only the loss with fp16, where scaled gradients may overflow (see `check_scale`), and in a step that
+        an earlier batch has spoilt, because the accumulated gradients still contain that batch.
 
-        All ranks see what happened on one of them, and go the same way.
+        All ranks get the same result and act alike.
         """
         loss = total = step.loss
         norms = self._norms() if self.settings.precision != "fp16" and not self.spoilt else {}
         if norms:
             total = loss + whole(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
         loss_of_all, total = summed(torch.stack([loss, total])) / number_of_ranks()
-        seen = Seen(step, loss_of_all, OnItsWay(total), norms)
+        result = CheckResult(step, loss_of_all, PendingCopy(total), norms)
         if self.settings.nonfinite == "fail":
-            self.seen = seen
+            self.pending = result
             return loss_of_all
-        if torch.isfinite(seen.total.get()):
+        if torch.isfinite(result.total.get()):
             return loss_of_all
         self.spoilt = True
-        for message in self._messages(seen):
-            LOG.warning("step skipped: %s", message)
-        self.statistics.give_back()
+        for message in self._messages(result):
+            LOG.warning("skipped a step: %s", message)
+        self.statistics.restore()
         return None
 
     def settle(self) -> None:
-        """Read what the last look found, unless that was done before.
+        """Read the result of the last check, unless it was read before.
 
         Raises:
             NonFiniteLossError: loss or gradients are NaN or infinite, and `train.nonfinite` is fail.
         """
-        seen, self.seen = self.seen, None
-        if seen is not None and not torch.isfinite(seen.total.get()):
-            raise NonFiniteLossError("; ".join(self._messages(seen)))
+        result, self.pending = self.pending, None
+        if result is not None and not torch.isfinite(result.total.get()):
+            raise NonFiniteLossError("; ".join(self._messages(result)))
 
     def _norms(self) -> dict[str, Tensor]:
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         return dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
 
-    def _messages(self, seen: Seen) -> list[str]:
-        """Of all ranks on which it happened."""
-        own = torch.isfinite(seen.loss) or not torch.isfinite(seen.step.loss)
-        return gathered([self._report(seen.step, seen.norms)] if own else [])
+    def _messages(self, result: CheckResult) -> list[str]:
+        """The messages of all affected ranks."""
+        own = torch.isfinite(result.loss) or not torch.isfinite(result.step.loss)
+        return gathered([self._report(result.step, result.norms)] if own else [])
 
     def drop(self, optimizer: Optimizer) -> None:
-        """Before the step: without gradients an optimizer leaves weights and state alone."""
+        """Call before the step: drop the gradients, so that the optimizer changes neither weights nor state."""
         if self.spoilt:
             optimizer.zero_grad(set_to_none=True)
 
     def check_scale(self, scale: float, before: float, step: Step) -> bool:
-        """After the step: whether fp16's scaler left it out, which by design happens to the first ones.
+        """Call after the step. Return whether fp16's scaler skipped it, which is normal for the first steps.
 
         Args:
-            scale, before: what the loss is multiplied by; it is halved after a step whose gradients overflow.
+            scale, before: the loss scale after and before the step; it is halved after a step whose gradients overflow.
 
         Raises:
-            NonFiniteLossError: no scale makes the gradients finite.
+            NonFiniteLossError: even the smallest scale gives non-finite gradients.
         """
         if scale < min(before, 1):
             raise NonFiniteLossError(
-                f"however fp16 scales it, {self._report(step, self._norms())}; or set train.precision to bf16 or fp32, "
-                "and resume from an earlier checkpoint"
+                f"with every fp16 loss scale, {self._report(step, self._norms())}; or set train.precision to bf16 or "
+                "fp32, and resume from an earlier checkpoint"
             )
         return scale < before
 
     def count(self, batches: int) -> None:
-        """After the step: count it if it was left out.
+        """Call after the step: count it if it was skipped.
 
         Args:
-            batches: of an epoch.
+            batches: number of batches in an epoch.
 
         Raises:
-            NonFiniteLossError: too many steps in a row or of the epoch were.
+            NonFiniteLossError: too many steps in a row or in the epoch were skipped.
         """
         self.skipped += self.spoilt
         self.skipped_in_epoch += self.spoilt
@@ -196,14 +196,14 @@ class NonFiniteGuard:
             many = f"{self.skipped_in_epoch} of this epoch's {counted(steps, 'step')}, more than {MAX_SKIPPED:.0%},"
         if many:
             raise NonFiniteLossError(
-                f"{many} had a loss or gradient that is not finite, the last one step {self.module.global_step}; see "
+                f"{many} had a non-finite loss or gradient; the last one is step {self.module.global_step}, see "
                 f"{self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
             )
 
     def _report(self, step: Step, norms: dict[str, Tensor]) -> str:
-        """Write down a step that is not finite; says what happened, and where it is written.
+        """Write a report on a non-finite step; return a text about what happened and where the report is.
 
-        Of the steps that are skipped only the first: a batch may be 100 MB, and they tell what there is to tell.
+        Only the first skipped steps are written, because a batch may have 100 MB and more would add nothing.
         """
         what = "the gradient is not finite" if torch.isfinite(step.loss) else f"the loss is {step.loss.item()}"
         see = ""
@@ -211,8 +211,8 @@ class NonFiniteGuard:
             see = f"see {self._write(step, norms)}; "
             self.written += 1
         return (
-            f"{what} at step {step.number} of epoch {step.epoch}, for the images "
-            f"{', '.join(step.batch['path'])}; {see}lower train.optim.lr, or look at these images and their ground "
+            f"{what} at step {step.number} of epoch {step.epoch} for the images "
+            f"{', '.join(step.batch['path'])}; {see}lower train.optim.lr, or check these images and their ground "
             "truth"
         )
 
@@ -226,11 +226,11 @@ class NonFiniteGuard:
 def write_step(
     folder: Path, name: str, batch: dict[str, Any], facts: dict[str, Any], gradients: Iterable[tuple[str, Tensor]]
 ) -> Path:
-    """Write the step's inputs as `<name>.pth` (read by `torch.load(..., weights_only=True)`) and what is known of it as
-    `<name>.json`: the facts, each input's range and share of finite values, the gradients that are not finite.
+    """Write the step's inputs as `<name>.pth` (read by `torch.load(..., weights_only=True)`) and a report as
+    `<name>.json`: the facts, each input's range and share of finite values, and the non-finite gradients.
 
     Args:
-        gradients: by name, or their norms.
+        gradients: the gradients or their norms, by name.
 
     Returns:
         The path of the .json.
@@ -251,7 +251,7 @@ def write_step(
 
 
 def statistics(values: Tensor) -> dict[str, Any]:
-    """Shape, share of finite values (0..1), and least, mean and largest of those."""
+    """Shape, share of finite values (0..1), and their minimum, mean and maximum."""
     finite = values[torch.isfinite(values)].double()
     found = {"shape": list(values.shape), "finite": finite.numel() / max(1, values.numel())}
     if finite.numel():

@@ -1,4 +1,4 @@
-"""The optimizer of a training: its groups, their rates, and what of them holds when a run goes on."""
+"""The optimizer of a training: its groups, their learning rates, and how a resumed run sets them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from stereo_core.training.schedules import one_cycle_momentum
 
 LOG = logging.getLogger(__name__)
 
-BACKBONE = "model.feature."  # EdgeNeXt, what ties it to the ViT, and the ViT where it is trained
+BACKBONE = "model.feature."  # EdgeNeXt, the layers that join it with the ViT, and the ViT if it is trained
 
 Rates = list[dict[str, Any]]
-"""What the spec wants of each group: lr, weight_decay and, unless the schedule sets it, the momentum."""
+"""The spec's values for each group: lr, weight_decay and, unless the schedule sets it, the momentum."""
 
 
 def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings: Train) -> Optimizer:
-    """The optimizer of the spec's `train`, with two groups: the network, and the backbone with a rate of its own.
+    """The optimizer of the spec's `train`, with two groups: the network, and the backbone with its own rate.
 
-    On GPUs AdamW's step is one kernel for many weights, but with fp16, where it would hide from the clipping what the
-    gradients were scaled by.
+    On GPUs AdamW is fused (one kernel for many weights), except with fp16, where a fused step would unscale the
+    gradients only after the clipping.
     """
     optim = settings.optim
     trained = [(name, p) for name, p in parameters if p.requires_grad]
@@ -45,24 +45,24 @@ def optimizer_of(parameters: Iterable[tuple[str, nn.Parameter]], settings: Train
 
 
 def rates_of(optimizer: Optimizer, optim: Optim) -> Rates:
-    """What a new optimizer has, before any schedule or checkpoint changes it."""
+    """The values of a new optimizer, before any schedule or checkpoint changes them."""
     names = ("lr", "weight_decay", *(("momentum", "betas") if optim.lr_scheduler != "OneCycleLR" else ()))
     return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
 
 
 def _with_own_kernels(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved state, which may be of another device or precision, without its say in how this run computes."""
+    """A saved state with this run's choice of kernels, because it may come from another device or precision."""
     own = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
     return saved | {"param_groups": [group | o for group, o in zip(saved["param_groups"], own, strict=True)]}
 
 
 def apply_rates(rates: Rates, optimizer: Optimizer, scheduler: LambdaLR) -> None:
-    """Let the spec's rates hold where a resumed run's optimizer has brought those that it was stopped with."""
+    """Apply the spec's rates to a resumed run, whose optimizer has loaded those of the checkpoint."""
     for number, (group, wanted) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
         for name, value in wanted.items():
             was = group["initial_lr" if name == "lr" else name]
             if was != value:
-                LOG.warning("%s of the %s is %s and was %s: the new value holds from here",
+                LOG.warning("%s of the %s is now %s (was %s): the new value applies from the resumed step",
                             name, ("network", "backbone")[number], value, was)  # fmt: skip
         factor = scheduler.lr_lambdas[number](scheduler.last_epoch)
         group.update(wanted | {"initial_lr": wanted["lr"], "lr": wanted["lr"] * factor})
@@ -70,12 +70,12 @@ def apply_rates(rates: Rates, optimizer: Optimizer, scheduler: LambdaLR) -> None
 
 
 def set_one_cycle_momentum(optimizer: Optimizer, step: int, total_steps: int) -> None:
-    """Of SGD its momentum, of AdamW the first beta."""
+    """Set the momentum of SGD, or the first beta of AdamW."""
     momentum = one_cycle_momentum(step, total_steps)
     for group in optimizer.param_groups:
         group.update({"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum})
 
 
 def name_of_saved(state: dict[str, Any]) -> str:
-    """The optimizer that a saved state is of, as `train.optim.optimizer` names it."""
+    """The optimizer of a saved state, named as in `train.optim.optimizer`."""
     return "AdamW" if "betas" in state["param_groups"][0] else "SGD"

@@ -1,5 +1,5 @@
-"""What a training run shows: disparity panels in its loggers, those of its last validation as a file too, and augmented
-samples as files before it starts."""
+"""Pictures of a training run: disparity panels in the loggers, panels of the last validation also as a file, and files
+of augmented samples before the start."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from stereo_core.spec.experiment import ExperimentSpec
 
 LOG = logging.getLogger(__name__)
 
-SAMPLES = 8  # of the training data, as files
-VALIDATED = 4  # images of a validation
-WIDTH = 320  # px of one picture of a panel in the loggers
+SAMPLES = 8  # training samples that are written as files
+VALIDATED = 4  # images shown per validation
+WIDTH = 320  # px; width of one picture of a panel in the loggers
 
 
 class Pictures(pl.Callback):
     """Panels in the loggers (`train/images`, `val/images`; W&B's are TAO's `train/vis`, `val/vis`): left image,
     ground truth, prediction, error.
 
-    In every panel disparities are coloured from 0 to `scale_end` px, errors from 0 to 8 px, so that panels of different
-    steps can be compared. Training shows the batch's first pair and the step's own prediction; a
-    validation shows its first images, the same ones each time. Only the first rank draws.
+    In every panel disparities are coloured from 0 to `scale_end` px and errors from 0 to 8 px, so that panels of
+    different steps can be compared. Training shows the batch's first pair and the step's own prediction; a validation
+    always shows the same first images. Only the first rank draws.
 
     Args:
-        spec: the experiment; train.vis_step_interval, train.dataloader_visualize and dataset.max_disparity count.
+        spec: the experiment; train.vis_step_interval, train.dataloader_visualize and dataset.max_disparity are used.
         folder: the run's results; augmented samples go to `dataloader` in it, the last validation to `validation.png`
             and, for the page, to `validation.json`.
     """
@@ -103,7 +103,7 @@ class Pictures(pl.Callback):
                     truth_HW=self._truth(sample), most_pixels=FEWER_PIXELS)  # fmt: skip
 
     def _truth(self, sample: dict[str, Tensor]) -> np.ndarray:
-        """Ground truth in px, 0 where none counts."""
+        """Ground truth in px, 0 where it is not valid."""
         gt_HW = sample["disparity"][0].cpu().numpy()
         return np.where(sample["valid"][0].cpu().numpy() & (gt_HW > 0) & (gt_HW < self.maximum), gt_HW, 0)
 
@@ -117,15 +117,15 @@ class Pictures(pl.Callback):
 
 
 def write_samples(dataset: Any, folder: Path, maximum: float) -> None:
-    """Write samples from all over a data set, augmented as in the first epoch, as `sample_panel` shows them.
+    """Write samples spread over a data set, augmented as in the first epoch, drawn by `sample_panel`.
 
     Args:
         dataset: a StereoDataset.
-        folder: where `<index>_<name>.png` go.
-        maximum: px, the end of the colour scale.
+        folder: where the files `<index>_<name>.png` are written.
+        maximum: px at the end of the colour scale.
 
     Raises:
-        DataError: a pair can not be read.
+        DataError: a pair cannot be read.
     """
     indices = range(0, len(dataset), math.ceil(len(dataset) / SAMPLES))
     for index in indices:
@@ -133,7 +133,7 @@ def write_samples(dataset: Any, folder: Path, maximum: float) -> None:
         disparity_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
         picture = sample_panel(_image(sample["left"]), _image(sample["right"]), disparity_HW, valid_HW, maximum)
         write_png(folder / f"{index:06d}_{Path(sample['rel']).name}.png", picture)
-    LOG.info("%d augmented training samples are shown in %s", len(indices), folder)
+    LOG.info("wrote %d augmented training samples to %s", len(indices), folder)
 
 
 def _image(image_3HW: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a training run is: a bar on a terminal, log lines elsewhere."""
+"""Progress of a training run: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.text import Text
 from stereo_core.progress import SECONDS, heartbeat, since
 from stereo_core.training.measurements import Measurements
 
-SECONDS_BETWEEN = 0.5  # looks at the loss, which lets a GPU's step come to its end, with a bar
+SECONDS_BETWEEN = 0.5  # between reads of the loss for the bar, each of which waits for the GPU
 
 
 class _WithFigures(Progress):
-    """A bar with a line of figures below it."""
+    """A progress bar with a line of figures below."""
 
     figures = ""
 
@@ -31,14 +31,14 @@ class _WithFigures(Progress):
 
 
 class ProgressBar(pl.Callback):
-    """Epoch, step, loss, `val/epe` of the last validation, and the figures of Measurements, below a bar on a terminal.
+    """On a terminal, a bar with epoch, step, loss, `val/epe` of the last validation, and the figures of Measurements.
 
-    Only the first rank shows it. Log lines appear above it. Where `console` is no terminal the log says the same, every
-    SECONDS of stereo_core.progress.
+    Only the first rank shows it. Log lines appear above it. If `console` is no terminal, the log reports the same every
+    stereo_core.progress.SECONDS.
 
     Args:
-        measurements: the run's.
-        console: rich's; by default stderr.
+        measurements: the run's measurements.
+        console: a rich console; by default on stderr.
     """
 
     def __init__(self, measurements: Measurements, console: Console | None = None) -> None:
@@ -53,7 +53,7 @@ class ProgressBar(pl.Callback):
         self.handlers: list[logging.StreamHandler[Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, module)  # resuming within an epoch, Lightning does not call it
+        self.on_train_epoch_start(trainer, module)  # Lightning does not call it when it resumes within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._begin(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
@@ -89,14 +89,14 @@ class ProgressBar(pl.Callback):
         if not trainer.is_global_zero:
             return
         if not self.what:
-            self.beat.enter_context(heartbeat(self._tell))
+            self.beat.enter_context(heartbeat(self._text))
         self.what, self.done, self.total, self.begun = what, 0, total, time.monotonic()
         if self.progress is not None:
             self.progress.reset(self.task, description=what, total=total)
         elif self.console.is_terminal:
             self._start(what, total)
 
-    def _tell(self) -> str:
+    def _text(self) -> str:
         if self.progress is not None:
             return ""
         where = f"{self.what}: {self.done} of {self.total} batches in {since(self.begun)}"
@@ -107,7 +107,7 @@ class ProgressBar(pl.Callback):
         self.progress = _WithFigures(*columns, console=self.console, redirect_stdout=False)
         self.task = self.progress.add_task(what, total=total)
         self.handlers = list(_handlers_of(sys.stderr))
-        self.progress.start()  # from here on sys.stderr writes above the bar
+        self.progress.start()  # from now on sys.stderr writes above the bar
         for handler in self.handlers:
             handler.setStream(sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Where a resumed run goes on: what a checkpoint must agree in, and from which batch of which epoch."""
+"""Resume a run: check that the checkpoint fits, and find the batch and epoch to continue from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Resumption:
-    """The place of a resumed run in its epoch.
+    """The position of a resumed run in its epoch.
 
     Args:
         settings: the spec's `train`.
@@ -25,43 +25,43 @@ class Resumption:
 
     def __init__(self, settings: Train) -> None:
         self.settings = settings
-        self.batches_done = 0  # of the epoch that the run stands in
-        self.epoch_of: dict[str, int] = {}  # how that epoch was cut into batches
+        self.batches_done = 0  # batches of the current epoch that are done
+        self.epoch_of: dict[str, int] = {}  # how that epoch was split into batches
 
     def save(self, checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
         checkpoint["epoch_of"] = self._epoch_of(trainer)
 
     def load(self, checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
-        """Take over what Lightning does not.
+        """Restore what Lightning does not.
 
         Raises:
-            ModelError: its weights have other names, so that the optimizer's state, by number, may be of other weights;
-                or it is of another optimizer.
+            ModelError: the weights have other names, so that the optimizer's numbered state may belong to other
+                weights; or the optimizer differs.
         """
         path = module.trainer.ckpt_path
         if checkpoint["state_dict"].keys() != module.state_dict().keys():
             raise ModelError(
-                f"{path}: a training run of other software (its weights have other names), and its optimizer state "
-                "does not fit; start from its weights with train.pretrained_model_path instead"
+                f"{path}: other software wrote this training state (its weights have other names), so it cannot be "
+                "resumed; start from its weights with train.pretrained_model_path instead"
             )
         was = name_of_saved(checkpoint["optimizer_states"][0])
         if was != self.settings.optim.optimizer:
             raise ModelError(
-                f"{path}: was trained by {was}, and train.optim.optimizer is {self.settings.optim.optimizer}; "
+                f"{path}: the run used {was}, but train.optim.optimizer is {self.settings.optim.optimizer}; "
                 "set it back, or start from its weights with train.pretrained_model_path"
             )
         settle_counters(checkpoint)
         self.batches_done, self.epoch_of = progress_of(checkpoint).batches, checkpoint.get("epoch_of", {})
         seed = checkpoint.get("rng", {}).get("seed")
         if seed not in (None, self.settings.seed):
-            LOG.warning("train.seed is %s and was %s: samples and dropout go another way from here",
+            LOG.warning("train.seed is now %s (was %s): samples and dropout differ from the resumed step on",
                         self.settings.seed, seed)  # fmt: skip
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """Let the loader begin where the run stopped.
+        """Let the loader continue where the run stopped.
 
         Raises:
-            ModelError: the run stopped within an epoch that was cut into other batches.
+            ModelError: the run stopped within an epoch that was split into other batches.
         """
         if not self.batches_done:
             return
@@ -69,14 +69,15 @@ class Resumption:
         changed = [f"{name} {was}, now {now[name]}" for name, was in self.epoch_of.items() if was != now[name]]
         if changed:
             raise ModelError(
-                f"{trainer.ckpt_path}: was written within an epoch ({'; '.join(changed)}), and what is left of it "
-                "would be other samples; set them back, or resume from an epoch's end"
+                f"{trainer.ckpt_path}: the checkpoint was written within an epoch, whose remaining samples would "
+                "change "
+                f"({'; '.join(changed)}); set the old values, or resume from the end of an epoch"
             )
         loader = trainer.train_dataloader
         loader.sampler.start = self.batches_done * loader.batch_size
 
     def _epoch_of(self, trainer: pl.Trainer) -> dict[str, int]:
-        """What says which samples are in which batch and step of an epoch."""
+        """The values that determine which samples are in which batch and step of an epoch."""
         loader = trainer.train_dataloader
         return {"processes": number_of_ranks(), "samples": len(loader.dataset), "batch_size": loader.batch_size,
                 "accumulate": self.settings.accumulate}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as factors of the base rate, one value an optimizer step."""
+"""Learning-rate schedules as factors of the base rate, one value per optimizer step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Factor = Callable[[int], float]
 def lr_factor(optim: Optim, total_steps: int) -> Factor:
     """The factor on `train.optim.lr` at each optimizer step (0-based): linear warm-up, then the named schedule.
 
-    OneCycleLR warms up by itself; `train.optim.warmup_steps` does not count there.
+    OneCycleLR has its own warm-up and ignores `train.optim.warmup_steps`.
 
     Args:
         optim: the spec's `train.optim`.
@@ -49,17 +49,18 @@ def _cosine(optim: Optim, total_steps: int) -> Factor:
 
 
 def _one_cycle(optim: Optim, total_steps: int) -> Factor:
-    """torch's OneCycleLR with its defaults: from 1/25 up to 1, down to 1/250000; see one_cycle_momentum."""
+    """torch's OneCycleLR with its defaults: from 1/25 up to 1, then down to 1/250000; see one_cycle_momentum."""
     return lambda step: _cycle(step, total_steps, 1 / 25, 1, 1 / 25e4)
 
 
 def one_cycle_momentum(step: int, total_steps: int) -> float:
-    """The momentum (of AdamW: beta1) that torch's OneCycleLR sets: the other way, from 0.95 down to 0.85 and back."""
+    """The momentum (of AdamW: beta1) that torch's OneCycleLR sets: opposite to the rate, from 0.95 down to 0.85 and
+    back."""
     return _cycle(step, max(1, total_steps), 0.95, 0.85, 0.95)
 
 
 def _cycle(step: int, total_steps: int, start: float, middle: float, end: float) -> float:
-    """From `start` to `middle` over the first 30 % of the steps, over the rest to `end`."""
+    """From `start` to `middle` over the first 30 % of the steps, then to `end` over the rest."""
     peak, last = 0.3 * total_steps - 1, total_steps - 1
     if step <= peak:
         return _half_cosine(start, middle, step / peak)

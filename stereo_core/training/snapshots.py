@@ -1,4 +1,4 @@
-"""Copies of many small tensors, such as a network's running statistics, made anew in every step."""
+"""Copies of many small tensors, such as a network's running statistics, updated in every step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class Snapshot:
-    """The values of some tensors at a moment, on their devices; one kernel a type, where one a tensor takes longer than
-    all that they copy.
+    """A copy of some tensors on their devices, made with one kernel per type: one per tensor would take longer than the
+    copying itself.
 
     Args:
-        tensors: they change in place, and stay the same objects.
+        tensors: they must stay the same objects and change only in place.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -26,14 +26,14 @@ class Snapshot:
 
     @torch.no_grad()
     def take(self) -> None:
-        """Keep the values that the tensors have now."""
+        """Save the current values of the tensors."""
         if not self._taken:
             self._taken = [[tensor.clone() for tensor in tensors] for tensors in self._live]
         for taken, tensors in zip(self._taken, self._live, strict=True):
             torch._foreach_copy_(taken, tensors)
 
     @torch.no_grad()
-    def give_back(self) -> None:
-        """Give the tensors the values that were kept last."""
+    def restore(self) -> None:
+        """Restore the values that were saved last."""
         for taken, tensors in zip(self._taken, self._live, strict=True):
             torch._foreach_copy_(tensors, taken)

@@ -1,4 +1,4 @@
-"""pytorch-lightning's strategies for several processes, and what the network needs among them."""
+"""pytorch-lightning's strategies for several processes, and the network's synchronisation among them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from stereo_core.training.distribution import Ranks, taken_from_first
+from stereo_core.training.distribution import Ranks, copy_from_first
 
 
 class GivenRanks(LightningEnvironment):
-    """The processes are there already; Lightning starts none and reads no variables."""
+    """The processes already exist; Lightning starts none and reads no environment variables."""
 
     def __init__(self, ranks: Ranks) -> None:
         super().__init__()
@@ -46,17 +46,17 @@ class GivenRanks(LightningEnvironment):
         return self.ranks.node
 
     def teardown(self) -> None:
-        """Nothing of the environment was touched."""
+        """Nothing to do: the environment was not changed."""
 
 
 def strategy(name: str, ranks: Ranks) -> Strategy | str:
-    """How the processes share the work.
+    """The strategy by which the processes share the work.
 
-    Buffers stay each rank's own within an epoch (see `StereoModule.on_validation_start`): ranks may have different
-    numbers of images to validate, and a broadcast with every forward pass would wait for the missing ones.
+    Each rank keeps its own buffers within an epoch (see `StereoModule.on_validation_start`): ranks may have different
+    numbers of validation images, and a broadcast in every forward pass would wait for the missing ones.
 
     Args:
-        name: ddp, every process has the whole network and optimizer; or fsdp, see ShardedStrategy.
+        name: ddp (every process has the whole network and optimizer), or fsdp (see ShardedStrategy).
     """
     if ranks.world == 1:
         return "auto"
@@ -64,12 +64,12 @@ def strategy(name: str, ranks: Ranks) -> Strategy | str:
 
 
 class ShardedStrategy(DDPStrategy):
-    """Weights, gradients and optimizer state in parts, one a rank, put together for a forward and backward pass
-    (`fully_shard`). Checkpoints are whole, as those of ddp, so that either goes on from the other's.
+    """Weights, gradients and optimizer state are sharded over the ranks and gathered for a forward and backward pass
+    (`fully_shard`). Checkpoints are unsharded, like those of ddp, so that either can resume the other's.
 
-    The network is one group: it takes little memory beside its activations, so that parts of parts would only add
-    messages. Together from `on_validation_start` to `on_validation_end`, it sends none in a validation, where ranks may
-    have different numbers of images.
+    The network is one group: it needs little memory compared with its activations, so smaller groups would only add
+    communication. From `on_validation_start` to `on_validation_end` it stays gathered and communicates nothing, because
+    ranks may have different numbers of validation images.
     """
 
     @property
@@ -77,7 +77,7 @@ class ShardedStrategy(DDPStrategy):
         return self.lightning_module.model
 
     def configure_ddp(self) -> None:
-        taken_from_first([*self.network.parameters(), *self.network.buffers()])
+        copy_from_first([*self.network.parameters(), *self.network.buffers()])
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         fully_shard(self.network, mesh=mesh, reshard_after_forward=False)
 
@@ -101,28 +101,28 @@ class ShardedStrategy(DDPStrategy):
             optimizer.load_state_dict(saved | {"state": parts})
 
     def teardown(self) -> None:
-        """The parts stay on their devices; the base class would move them."""
+        """Leave the shards on their devices; the base class would move them."""
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
         self.accelerator.teardown()
 
 
 def whole(value: Any) -> Any:
-    """A tensor of which each rank has a part, on every rank; anything else as it is."""
+    """The full tensor of a sharded one, on every rank; any other value unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _part(value: Any, weight: DTensor) -> Any:
-    """This rank's part of what an optimizer keeps of a weight; counters stay as they are."""
+    """This rank's shard of an optimizer's state of a weight; counters are unchanged."""
     if not isinstance(value, torch.Tensor) or value.shape != weight.shape:
         return value
     return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Let batch normalisation in training count over the images of all ranks; needs GPUs.
+    """Let batch normalisation in training use the images of all ranks; needs GPUs.
 
-    One new module for each old one: a norm may stand under two names, and torch's own conversion would make two of it.
+    Each module gets exactly one replacement: a norm may have two names, and torch's own conversion would create two.
     """
     new: dict[nn.Module, nn.Module] = {}
     for parent in list(network.modules()):

@@ -1,4 +1,4 @@
-"""How much ground truth the crops of an epoch hold, by data source: without any they teach nothing, and are told."""
+"""Count the valid ground truth in an epoch's crops per data source, and warn about sources with empty crops."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stereo_core.training.validation import WRONG_CODING
 LOG = logging.getLogger(__name__)
 
 
-class Teaching:
+class GroundTruthCounts:
     """Counts of one epoch, over all ranks.
 
     Args:
-        sources: the data sources that `source` of a sample counts.
+        sources: the data sources; a sample's `source` is the index.
         max_disparity: px, exclusive.
     """
 
@@ -31,32 +31,32 @@ class Teaching:
         self.crops, self.empty = torch.zeros(2, len(sources), dtype=torch.int64, device=device)
 
     def add(self, batch: dict[str, Any]) -> Tensor:
-        """Count a batch; returns how many of its samples have a pixel that counts."""
+        """Count a batch; return how many of its samples have a valid pixel."""
         counts_B1HW = batch["valid"] & (batch["disparity"].abs() < self.max_disparity)
         teaches_B = counts_B1HW.flatten(1).any(1)
         self.crops.index_add_(0, batch["source"], torch.ones_like(batch["source"]))
         self.empty.index_add_(0, batch["source"], (~teaches_B).long())
         return teaches_B.sum()
 
-    def check(self, epoch: int, told: set[str], aloud: bool) -> None:
-        """Warn of sources with crops that teach nothing, each once a run.
+    def check(self, epoch: int, warned: set[str], aloud: bool) -> None:
+        """Warn about sources with crops without valid ground truth, each once per run.
 
         Args:
-            told: sources that were warned of before; grows.
-            aloud: whether this rank speaks for all.
+            warned: sources with an earlier warning; new ones are added.
+            aloud: whether this rank logs for all.
 
         Raises:
-            DataError: not one crop of the epoch has taught anything.
+            DataError: no crop of the epoch has valid ground truth.
         """
         crops, empty = summed(torch.stack([self.crops, self.empty])).tolist()
         if sum(crops) == sum(empty):
             raise DataError(
-                f"dataset.train_dataset: not one pixel of epoch {epoch} has ground truth that counts (mask, 0 < "
+                f"dataset.train_dataset: no pixel of epoch {epoch} has valid ground truth (visible in the mask, 0 < "
                 f"disparity < dataset.max_disparity), so nothing was learnt; {WRONG_CODING}"
             )
         for name, count, without in zip(self.names, crops, empty, strict=True):
-            if without and aloud and name not in told:
-                told.add(name)
-                LOG.warning("%s: %d of its %d crops in epoch %d have no pixel of ground truth that counts (mask, 0 < "
-                            "disparity < dataset.max_disparity); they teach nothing, and train_loss leaves them out",
+            if without and aloud and name not in warned:
+                warned.add(name)
+                LOG.warning("%s: %d of its %d crops in epoch %d have no valid ground truth (visible in the mask, 0 < "
+                            "disparity < dataset.max_disparity); they do not train the network or count in train_loss",
                             name, without, count, epoch)  # fmt: skip

@@ -1,7 +1,7 @@
-"""Where the figures of a training run go: TensorBoard files, and where they were asked for W&B and MLflow.
+"""Loggers of a training run: TensorBoard files and, if enabled, W&B and MLflow.
 
-Nothing leaves this machine unless W&B or MLflow is on, and then figures and disparity panels (W&B alone) do: neither
-code (wandb.save_code asks for it) nor the command, git state, packages, console lines or statistics of the machine.
+Nothing leaves this machine unless W&B or MLflow is enabled. Then only figures and (to W&B) disparity panels are sent:
+no code (unless wandb.save_code is set), command line, git state, packages, console lines or machine statistics.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _INSTALL = "pip install 'stereo-pipelines[tracking]'"
 
 
 def trackers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
-    """The run's loggers, TensorBoard's first; none on a dry run. W&B and MLflow are the first rank's alone.
+    """The run's loggers, TensorBoard's first; none on a dry run. Only the first rank uses W&B and MLflow.
 
     Args:
-        spec: the experiment; `wandb` and `train.is_dry_run` count.
+        spec: the experiment; `wandb` and `train.is_dry_run` are used.
         folder: the run's results.
     """
     if spec.train.is_dry_run:
@@ -42,19 +42,19 @@ def trackers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
 
 
 def _wandb(settings: Wandb, folder: Path) -> WandbLogger | None:
-    """W&B, or None with a line that says why; silent where the spec turns it off."""
+    """The W&B logger, or None with a log line that gives the reason; without one if the spec disables W&B."""
     if not settings.enable:
         return None
     missing = _missing_for_wandb()
     if missing:
         LOG.info("W&B is off: %s", missing)
         return None
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it at import
     import wandb
 
     if settings.reinit:
-        wandb.finish()  # a run in progress in this process would go on otherwise
-    LOG.info("W&B: figures and disparity panels go to project %r, run %r", settings.project, settings.name)
+        wandb.finish()  # otherwise an active run of this process would continue
+    LOG.info("W&B: sending figures and disparity panels to project %r, run %r", settings.project, settings.name)
     return WandbLogger(
         project=settings.project,
         name=settings.name,
@@ -80,7 +80,7 @@ def _wandb(settings: Wandb, folder: Path) -> WandbLogger | None:
 
 
 def _missing_for_wandb() -> str:
-    """What W&B lacks to be used; empty where it has all."""
+    """Why W&B cannot be used; empty if it can."""
     if importlib.util.find_spec("wandb") is None:
         return f"it is not installed ({_INSTALL})"
     mode = os.environ.get("WANDB_MODE")
@@ -88,7 +88,7 @@ def _missing_for_wandb() -> str:
         return "WANDB_MODE is disabled"
     if mode == "offline" or os.environ.get("WANDB_API_KEY") or _netrc_knows(os.environ.get("WANDB_BASE_URL")):
         return ""
-    return "no WANDB_API_KEY in the environment, no entry in netrc, and WANDB_MODE is not offline"
+    return "there is no WANDB_API_KEY in the environment and no entry in netrc, and WANDB_MODE is not offline"
 
 
 def _netrc_knows(url: str | None) -> bool:
@@ -100,16 +100,16 @@ def _netrc_knows(url: str | None) -> bool:
 
 
 def _mlflow() -> MLFlowLogger | None:
-    """MLflow where MLFLOW_TRACKING_URI is set, with MLflow's own variables for experiment, run name and run id."""
+    """The MLflow logger if MLFLOW_TRACKING_URI is set; MLflow's variables set experiment, run name and run id."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return None
     if importlib.util.find_spec("mlflow") is None:
         LOG.warning("MLFLOW_TRACKING_URI is set, but MLflow is not installed (%s)", _INSTALL)
         return None
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # mlflow reads it at import
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "stereo-pipelines")
-    LOG.info("MLflow: figures go to experiment %r", experiment)  # the URI may hold a password
+    LOG.info("MLflow: sending figures to experiment %r", experiment)  # not the URI: it may contain a password
     return MLFlowLogger(
         experiment,
         run_name=os.environ.get("MLFLOW_RUN_NAME"),

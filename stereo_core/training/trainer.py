@@ -1,4 +1,4 @@
-"""How a Lightning Trainer, PyTorch's kernels and a network are set up as the spec's `train` says."""
+"""Set up a Lightning Trainer, PyTorch's kernels and a network according to the spec's `train`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def trainer_of(
     loggers: Sequence[Logger] = (),
     folder: Path | None = None,
 ) -> pl.Trainer:
-    """A trainer for one of the processes `ranks`; without a callback that writes checkpoints there are none.
+    """A trainer for one of the processes `ranks`; checkpoints are written only if a callback does so.
 
     Args:
         settings: the spec's `train`.
-        folder: where Lightning writes what has no other place.
+        folder: default folder for Lightning's files.
     """
     by_value = settings.clip_grad_value is not None
     return pl.Trainer(
@@ -58,32 +58,34 @@ def trainer_of(
         callbacks=callbacks,
         enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO(), *([GivenRanks(ranks)] if ranks.world > 1 else [])],
-        enable_progress_bar=False,  # ProgressBar is ours
+        enable_progress_bar=False,  # replaced by our ProgressBar
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        inference_mode=False,  # its tensors could not be trained with afterwards
+        inference_mode=False,  # inference-mode tensors could not be used in training afterwards
         use_distributed_sampler=False,
     )
 
 
 def choose_kernels(settings: Train, gpu: bool) -> None:
-    """cuDNN's switches, and with `train.deterministic` PyTorch's own GPU kernels: without it some sums are made in any
-    order, and equal seeds give weights that differ in their last bits. An operation without such a kernel warns."""
+    """Set cuDNN's switches and, with `train.deterministic`, deterministic GPU kernels. Without it the order of some
+    sums varies, and equal seeds give weights that differ in their last bits. An operation without such a kernel
+    warns."""
     torch.backends.cudnn.benchmark = settings.cudnn.benchmark and not settings.deterministic
     torch.backends.cudnn.deterministic = settings.cudnn.deterministic or settings.deterministic
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS for determinism
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a slow debugging aid
     torch.use_deterministic_algorithms(settings.deterministic and gpu, warn_only=True)
 
 
 def tune(network: torch.nn.Module, settings: Train, ranks: Ranks) -> None:
-    """Set how the network computes, not what: memory against time, layout, compiled parts, statistics over all ranks.
+    """Set how the network computes, not what: recomputation, memory layout, compiled parts, synchronised batch norm.
 
-    Compiled are parts of many small operations, the GRU once and not once an iteration; the filter of the cost volume
-    gets slower by it (benchmarks/RESULTS.md). Validation runs eagerly: its images have many sizes (see StereoModule).
+    Compiled parts are those with many small operations; the GRU is compiled once, not once per iteration. Compiling
+    makes the filter of the cost volume slower (benchmarks/RESULTS.md). Validation runs eagerly because its images have
+    many sizes (see StereoModule).
     """
     network.recompute = settings.activation_checkpoint
-    sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # takes contiguous weights only
+    sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # fsdp accepts only contiguous weights
     if ranks.gpu and not sharded:
         channels_last(network)
     parts, why = compiled_parts(settings)
@@ -95,18 +97,22 @@ def tune(network: torch.nn.Module, settings: Train, ranks: Ranks) -> None:
 
 
 def compiled_parts(settings: Train) -> tuple[tuple[str, ...], str]:
-    """What `train.compile` compiles, and why (benchmarks/RESULTS.md has the figures)."""
+    """The parts that `train.compile` compiles, and a reason for the log (figures: benchmarks/RESULTS.md)."""
     if settings.compile == "off":
         return (), "nothing is compiled"
     if settings.compile == "on":
-        return COMPILED, f"{', '.join(COMPILED)} are compiled in the first step, which takes minutes"
+        return COMPILED, f"compiling {', '.join(COMPILED)} in the first step, which takes minutes"
     if settings.activation_checkpoint:
-        return (), "nothing is compiled; on makes steps that recompute up to 1.19 times as fast, after minutes"
-    return (), "nothing is compiled: cuDNN's kernels and PyTorch's are as fast, and ready at once"
+        return (
+            (),
+            "nothing is compiled; with on, steps that recompute are up to 1.19 times as fast, after minutes of "
+            "compiling",
+        )
+    return (), "nothing is compiled: the kernels of cuDNN and PyTorch are as fast, and need no compiling"
 
 
 def quieten() -> None:
-    """Leave out what Lightning says of things that are meant so here."""
+    """Suppress Lightning's warnings about things that are intended here."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -115,19 +121,19 @@ def quieten() -> None:
         r".*does not have many workers",
         r"Checkpoint directory .* exists",
         r".*isinstance\(treespec, LeafSpec\)",
-        "You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler begins there
-        r".*sync_dist=True.* when logging on epoch level",  # what is logged is the same on all ranks
-        "`broadcast_buffers` is deprecated",  # what takes its place is younger than the oldest torch that we take
-        "Grad strides do not match bucket view strides",  # of convolutions with one channel a group
+        "You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler continues there
+        r".*sync_dist=True.* when logging on epoch level",  # logged values are equal on all ranks
+        "`broadcast_buffers` is deprecated",  # the oldest supported torch lacks its replacement
+        "Grad strides do not match bucket view strides",  # of convolutions with one channel per group
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def check_fsdp(settings: Train) -> None:
-    """SpecError where the spec's `train` asks for what weights in parts can not do."""
+    """Raise SpecError for settings of the spec's `train` that do not work with sharded weights."""
     if settings.ema_decay is not None:
         raise SpecError(
-            "train.ema_decay: fsdp has the weights in parts and can not average them; use ddp, or leave it out"
+            "train.ema_decay: fsdp shards the weights and cannot average them; use ddp, or leave ema_decay out"
         )
     if settings.precision == "fp16":
-        raise SpecError("train.precision: fp16 scales gradients, which fsdp has in parts; choose bf16 or fp32, or ddp")
+        raise SpecError("train.precision: fp16's gradient scaling does not work with fsdp; choose bf16 or fp32, or ddp")

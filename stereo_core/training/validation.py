@@ -1,4 +1,4 @@
-"""A validation: one row an image, and what all rows together say."""
+"""A validation: one row per image, and the metrics over all rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRONG_CODING = "check dataset_name, disparity_format, the masks and dataset.max_
 
 
 class Validation:
-    """The rows of the validation in hand.
+    """The rows of the current validation.
 
     Args:
         max_disparity: px, exclusive.
@@ -28,11 +28,11 @@ class Validation:
 
     def __init__(self, max_disparity: float) -> None:
         self.max_disparity = max_disparity
-        self.rows: list[dict[str, Any]] = []  # of this rank
+        self.rows: list[dict[str, Any]] = []  # rows of this rank
         self.told_of_empty = False
 
     def add(self, batch: dict[str, Any], prediction_BHW: Tensor) -> None:
-        """A row for each of a batch's samples: the metrics and the smooth-L1 loss, px, over its valid pixels."""
+        """Add a row for each sample of a batch: the metrics and the smooth-L1 loss (px) over its valid pixels."""
         images = zip(batch["index"].tolist(), batch["path"], prediction_BHW, batch["disparity"], batch["valid"],
                      strict=True)  # fmt: skip
         for index, path, prediction, gt, valid in images:
@@ -42,16 +42,16 @@ class Validation:
             self.rows.append(row | {"index": index, "path": path, "loss": loss.item()})
 
     def figures(self, aloud: bool) -> tuple[float, dict[str, float]]:
-        """The mean loss over the images, and `val/epe`, `val/bp1`, ..., of the rows of all ranks, which are then gone.
+        """The mean loss over the images, and `val/epe`, `val/bp1`, ..., of the rows of all ranks; the rows are removed.
 
-        In the data set's order, so that every sum is the same on any number of ranks.
+        The rows are summed in the data set's order, so that the result is the same on any number of ranks.
 
         Args:
-            aloud: whether this rank tells of images without ground truth, which it does once.
+            aloud: whether this rank warns (once) about images without ground truth.
 
         Raises:
-            NonFiniteLossError: the network's disparity is NaN or infinite, at whatever loss it trains.
-            DataError: no image has ground truth that counts.
+            NonFiniteLossError: the network's disparity is NaN or infinite.
+            DataError: no image has valid ground truth.
         """
         rows = sorted(gathered(self.rows), key=lambda row: row["index"])
         self.rows.clear()
@@ -67,12 +67,12 @@ class Validation:
     def _check_ground_truth(self, empty: list[str], images: int, aloud: bool) -> None:
         if len(empty) == images:
             raise DataError(
-                f"dataset.val_dataset: none of the images ({images}) has a valid ground-truth pixel (mask, 0 < "
+                f"dataset.val_dataset: none of the images ({images}) has valid ground truth (visible in the mask, 0 < "
                 f"disparity < dataset.max_disparity); {WRONG_CODING}"
             )
         if empty and aloud and not self.told_of_empty:
-            LOG.warning("%d of %d validation images have no valid ground-truth pixel and count nowhere, the first one "
-                        "%s", len(empty), images, empty[0])  # fmt: skip
+            LOG.warning("%d of %d validation images have no valid ground truth and are ignored; the first one is %s",
+                        len(empty), images, empty[0])  # fmt: skip
             self.told_of_empty = True
 
 
@@ -80,7 +80,8 @@ def _check_finite(rows: list[dict[str, Any]]) -> None:
     lost = [row["path"] for row in rows if row["pixels"] and not math.isfinite(row["epe"])]
     if lost:
         raise NonFiniteLossError(
-            f"the disparity of {len(lost)} of {len(rows)} validation images is not finite, the first one {lost[0]}: "
-            "the weights or the running statistics are lost; lower train.optim.lr and resume from an earlier "
+            f"the disparity of {len(lost)} of {len(rows)} validation images is not finite (the first one is "
+            f"{lost[0]}), "
+            "so the weights or the running statistics are lost; lower train.optim.lr and resume from an earlier "
             "checkpoint, or start from other weights"
         )

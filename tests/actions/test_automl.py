@@ -200,7 +200,7 @@ def test_a_search_whose_trials_all_fail_exits_1(tree, tmp_path):
         os.kill(pid_of(trial), signal.SIGKILL)
     assert ended(search) == 1
     last = lines(tmp_path / "automl")[-1]
-    assert last["status"] == "FAILURE" and "none of 2 trials came to its end: killed by SIGKILL" in last["message"]
+    assert last["status"] == "FAILURE" and "none of 2 trials finished: killed by SIGKILL" in last["message"]
     assert not (tmp_path / "automl" / "best_spec.yaml").exists()
 
 
@@ -210,7 +210,7 @@ def test_policy_off_is_plain_training(tree, tmp_path, caplog):
     made = {}
     with caplog.at_level("INFO"):
         assert perform("automl", spec_from_dict("automl", tree), on_outcome=lambda o: made.update(o.artifacts)) == 0
-    assert "automl_policy is off: plain training, no search" in caplog.text
+    assert "automl_policy is off: training without a search" in caplog.text
     folder = tmp_path / "automl"
     assert made["checkpoint"].parent == folder and not (folder / "trials").exists()
     assert made["best_spec"] == folder / "best_spec.yaml"
@@ -224,7 +224,7 @@ def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tm
     tree["train"] = {"accumulate": 2}
     assert perform("automl", spec_from_dict("automl", tree)) == 2
     message = lines(tmp_path / "automl")[-1]["message"]
-    assert "train.optim.lr_decay changes nothing: the rate decays at step 1000, but a trial has 6 steps" in message
+    assert "train.optim.lr_decay has no effect: the rate decays at step 1000, but a trial has 6 steps" in message
     assert not (tmp_path / "automl" / "trials").exists()
 
 
@@ -233,4 +233,4 @@ def test_a_warm_up_that_takes_a_whole_trial_draws_a_warning(tree, caplog, warm_u
     """Six pairs in batches of two for the search's three epochs, whatever train.num_epochs is."""
     tree["train"] = {"num_epochs": 100, "optim": {"warmup_steps": warm_up}}
     check_schedule(spec_from_dict("automl", tree))
-    assert ("train.optim.warmup_steps: 9 steps of warm-up, and the run has 9 in all" in caplog.text) == told
+    assert ("train.optim.warmup_steps: the warm-up takes 9 steps, but the run has only 9" in caplog.text) == told

@@ -67,7 +67,7 @@ def test_tao_s_middlebury_example_runs(tmp_path, results, caplog):
     assert lines(results / "test.txt") == [
         [f"{root}/{scene}/{name}" for name in names] for scene in ("Adirondack", "ArtL")
     ]
-    assert "2014b/, MiddEval3/ is in data_root itself" in caplog.text
+    assert "ignoring 2014b/, MiddEval3/, which is part of data_root itself" in caplog.text
 
 
 def test_an_entry_that_selects_below_data_root_does_so_though_it_is_above_too(tmp_path, results):
@@ -263,8 +263,8 @@ def test_no_sample_at_all_names_what_was_tried(root, results, keys, words):
     ("keys", "words"),
     [
         ({"right_dir_pattern": []}, "right_dir_pattern"),
-        ({"right_dir_pattern": ["left/rgb"]}, "replaces nothing"),
-        ({"image_dir_pattern": []}, "replaces nothing"),
+        ({"right_dir_pattern": ["left/rgb"]}, "replaces no entry"),
+        ({"image_dir_pattern": []}, "replaces no entry"),
         ({"depth_dir_pattern": [], "nocc_dir_pattern": ["m"]}, "depth_dir_pattern"),
     ],
 )

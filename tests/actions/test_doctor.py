@@ -12,7 +12,7 @@ import pytest
 
 from stereo_core.actions.doctor import weights
 from stereo_core.actions.doctor.case import GIB, Case, Gpu, Machine
-from stereo_core.actions.doctor.data import files, find_faults, look, pairs, samples
+from stereo_core.actions.doctor.data import figures_of, files, find_faults, pairs, samples
 from stereo_core.actions.doctor.machine import cores, devices, disk, kept_checkpoints, links, memory, shared_memory
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.codecs import write_pfm
@@ -57,7 +57,7 @@ def test_twelve_bit_images_are_named_with_what_they_are_taken_for(case, tmp_path
     deep = case(data_file=tmp_path / "list.txt")
     list(files(deep))
     [found] = [finding for finding in samples(deep) if "16-bit" in finding.text]
-    assert found.level == "warning" and "largest value of its 16-bit images is 4012" in found.text
+    assert found.level == "warning" and "largest value in its 16-bit images is 4012" in found.text
     assert "image_bits=12" in found.mend
 
 
@@ -66,7 +66,11 @@ def test_twelve_bit_images_are_named_with_what_they_are_taken_for(case, tmp_path
     [
         ((), "ok", "symbolic links"),
         (("symlink",), "ok", "hard links"),
-        (("symlink", "link"), "warning", "has no links: dn_model_latest.pth and dn_model_best.pth will be copies"),
+        (
+            ("symlink", "link"),
+            "warning",
+            "does not support links: dn_model_latest.pth and dn_model_best.pth will be copies",
+        ),
     ],
 )
 def test_links_are_tried_in_the_results_folder(case, tmp_path, monkeypatch, missing, level, said):
@@ -98,7 +102,7 @@ def test_a_spec_that_is_fine_exits_0_and_the_training_s_own_folder_is_left_alone
     found = {(one["check"], one["level"]) for one in lines[-2]["findings"]}
     assert {("weights", "ok"), ("files", "ok"), ("samples", "ok"), ("disk", "ok"), ("memory", "ok")} <= found
     assert lines[-1]["status"] == "SUCCESS" and lines[-1]["kpi"]["problems"] == 0
-    assert "4 pairs, all files are there" in capsys.readouterr().out
+    assert "4 pairs, all files exist" in capsys.readouterr().out
 
 
 def test_a_missing_file_and_a_missing_backbone_are_found_in_one_go_and_exit_2(scenes, split, tmp_path):
@@ -114,7 +118,7 @@ def test_a_missing_file_and_a_missing_backbone_are_found_in_one_go_and_exit_2(sc
     )
     text = " ".join(found["text"] for found in checks["findings"])
     assert "scene0/nothing.pfm: No such file or directory" in text and "allow_random_backbone=true" in text
-    assert last["status"] == "FAILURE" and "2 problem(s), see the table: weights, files" in last["message"]
+    assert last["status"] == "FAILURE" and "2 problem(s) found, see the table: weights, files" in last["message"]
 
 
 def test_files_that_can_not_be_read(tmp_path):
@@ -134,7 +138,8 @@ def test_lists_of_the_scenes_are_fine(case):
     one = case()
     assert levels(files(one)) == ["ok", "ok"] and levels(samples(one)) == ["ok", "ok"]
     assert one.largest == {"train": (64, 96), "val": (64, 96)}
-    assert [finding.text for finding in pairs(one)] == ["4 training pairs, batches of 2: 2 steps an epoch, 20 in all"]
+    [enough] = pairs(one)
+    assert enough.text == "4 training pairs, batches of 2: 2 steps per epoch, 20 in total"
 
 
 def test_too_few_pairs_for_a_batch(case):
@@ -149,7 +154,7 @@ def test_a_warm_up_that_takes_the_whole_run(case, epochs, found):
     list(files(one))
     findings = list(pairs(one))
     assert levels(findings) == found
-    assert len(found) == 1 or "5 steps of warm-up, and the run has 4 in all" in findings[1].text
+    assert len(found) == 1 or "the warm-up takes 5 steps, but the run has only 4" in findings[1].text
 
 
 def changed_list(scenes, folder, change):
@@ -204,14 +209,14 @@ def test_views_of_real_pairs_are_told_apart(shared, left, right, disparity, name
     folder, swap = (left.parents[1], left.parent.name) if name == "Kitti" else (left.parent, left.name)
     images = read_image(left), read_image(str(left).replace(swap, right))
     gt, _ = read_disparity(folder / disparity, dataset_name=name)
-    right_way, swapped = (look(Pair(*views, gt), 416).differences for views in (images, images[::-1]))
+    right_way, swapped = (figures_of(Pair(*views, gt), 416).differences for views in (images, images[::-1]))
     assert right_way[0] < 0.5 * min(right_way[1:]) and swapped[1] < 0.5 * swapped[0]
 
 
 def test_ground_truth_above_the_limit_is_counted():
     image = np.zeros((2, 8, 3), np.uint8)
     disparity = np.array([[0, 0, 0, 0, 2, 2, 6, 1]] * 2, np.float32)
-    seen = look(Pair(image, image, disparity), 6)
+    seen = figures_of(Pair(image, image, disparity), 6)
     assert (seen.valid, seen.above, seen.range) == (0.5, 0.25, (1, 2, 6))
 
 
@@ -221,9 +226,9 @@ def test_weights_are_loaded_as_the_training_will(case, tmp_path, tiny_checkpoint
     assert levels(weights(one)) == ["problem", "ok"]  # another run's checkpoints are there
     assert one.network.config.preset == "tiny"
     damaged = case(train={"resume_training_checkpoint_path": "auto"})
-    with pytest.raises(ModelError, match=r"none of its checkpoints \(1\) is whole"):
+    with pytest.raises(ModelError, match=r"all checkpoints \(1\) are damaged"):
         list(weights(damaged))
-    with pytest.raises(ModelError, match="no state of a training run"):
+    with pytest.raises(ModelError, match="no training state"):
         list(weights(case(train={"resume_training_checkpoint_path": str(tiny_checkpoint)})))
     assert levels(weights(case(train={"pretrained_model_path": str(tiny_checkpoint)}))) == ["problem", "ok"]
 

@@ -208,9 +208,9 @@ def test_results_say_which_range_the_network_has_and_what_lies_beyond(scenes, sp
         gt = 2 * read_pfm(scenes / f"scene{number}" / "gt.pfm")
         ok = (cv2.imread(str(scenes / f"scene{number}" / "mask.png"), cv2.IMREAD_GRAYSCALE) == 255) & (gt > 0)
         beyond, pixels = beyond + (ok & (gt >= 32)).sum(), pixels + ok.sum()
-    assert beyond and f"{beyond / pixels:.2%} of the pixels that count" in results["warnings"][0]
+    assert beyond and f"{beyond / pixels:.2%} of the valid pixels have ground truth" in results["warnings"][0]
     assert results["warnings"][0] in caplog.text
-    assert "plain.pth: max_disparity 32 px, as model.max_disparity says" in caplog.text
+    assert "plain.pth: max_disparity 32 px, from model.max_disparity" in caplog.text
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def test_bad_lines(names, says, workers, scenes, split, run_evaluate, status_lin
 
 def test_no_valid_pixel_anywhere(scenes, split, run_evaluate, status_lines, tmp_path):
     assert run_evaluate(tmp_path, split(scenes / "list.txt"), max_disparity=1)[0] == 2
-    assert "none of the images (4) has a valid ground-truth pixel" in status_lines(tmp_path)[-1]["message"]
+    assert "none of the images (4) has valid ground truth" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_evaluate, tmp_path, caplog):
@@ -362,7 +362,7 @@ def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_eva
     assert table[0]["pixels"] == "0" and table[0]["epe"] == "nan"
     assert outcome.kpi["epe"] == pytest.approx(np.mean([float(row["epe"]) for row in table[1:]]))
     assert json.loads((tmp_path / "out" / "results.json").read_text())["empty"] == 1
-    assert "data_sources[0] (" in caplog.text and "1 of its 3 images have no valid ground-truth pixel" in caplog.text
+    assert "data_sources[0] (" in caplog.text and "1 of its 3 images have no valid ground truth" in caplog.text
 
 
 def test_a_broken_network_fails_and_names_the_image(scenes, split, run_evaluate, status_lines, tmp_path):

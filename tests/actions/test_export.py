@@ -153,8 +153,8 @@ def test_a_file_for_any_size_says_so_and_is_checked_at_two(any_size):
     for value, channels in ((graph.input[0], 3), (graph.input[1], 3), (graph.output[0], 1)):
         shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         assert shape == ["batch_size", channels, "height", "width"]
-    checks = [line for line in status.lines if line.startswith("Checking")]
-    assert len(checks) == 2 and "at 96 x 64 px " in checks[0] and "at 192 x 128 px " in checks[1]
+    checks = [line for line in status.lines if line.startswith("Comparing")]
+    assert len(checks) == 2 and "at 96x64 px " in checks[0] and "at 192x128 px " in checks[1]
     assert 0 <= outcome.kpi["check_max_abs_difference_px"] < 1e-3
 
 
@@ -307,7 +307,7 @@ def test_an_onnx_file_that_exists_is_taken_over_with_the_settings_it_has(exporte
     runs = [onnxruntime.InferenceSession(path) for path in (exported[0], out)]
     before, after = (run.run(None, dict(zip(("left_image", "right_image"), pair, strict=True)))[0] for run in runs)
     assert np.array_equal(before, after)
-    assert outcome.metadata["onnx"]["input_height"] == HEIGHT and "taken over, runs" in outcome.message
+    assert outcome.metadata["onnx"]["input_height"] == HEIGHT and "copied, runs" in outcome.message
 
 
 def test_a_foreign_onnx_file_is_refused(exported, tmp_path):
@@ -321,6 +321,6 @@ def test_a_foreign_onnx_file_is_refused(exported, tmp_path):
 
 def test_the_checkpoint_is_not_overwritten_by_its_onnx_file(checkpoint):
     before = checkpoint.read_bytes()
-    with pytest.raises(SpecError, match=r"export.onnx_file: .*tiny.pth is the checkpoint itself"):
+    with pytest.raises(SpecError, match=r"export.onnx_file: .*tiny.pth is also the name of the checkpoint"):
         export.run(spec_of(checkpoint, checkpoint), Status())
     assert checkpoint.read_bytes() == before

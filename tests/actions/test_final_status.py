@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from stereo_core.actions.final_status import NOT_TOLD, run, summary
+from stereo_core.actions.final_status import NO_REASON, run, summary
 from stereo_core.spec.convert import FinalStatusSpec
 
 FAILED = {"state": "FAILED", "pipelineJobResourceName": "demo-x7", "pipelineTaskName": "exit-handler-1"}
@@ -54,7 +54,7 @@ def test_a_step_that_the_cache_could_not_keep_has_the_mend_beside_it(message, hi
 def test_an_engine_that_tells_nothing_is_said_to():
     """Kubeflow's error is empty, and the name it gives is that of the block."""
     text = summary("train", FAILED | {"error": {}})
-    assert NOT_TOLD in text and "exit-handler-1" not in text
+    assert NO_REASON in text and "exit-handler-1" not in text
 
 
 def test_the_local_engines_own_words():

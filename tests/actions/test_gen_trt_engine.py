@@ -111,7 +111,7 @@ def test_without_a_name_the_engine_is_called_after_the_onnx_file(onnx, tmp_path)
 
 @pytest.mark.parametrize(("asked", "why"), [("tensorrt", "is not installed"), ("tensorrt_rtx", "compute_capabilities")])
 def test_a_backend_that_can_not_build_here_is_refused(onnx, tmp_path, asked, why):
-    with pytest.raises(SpecError, match=f"gen_trt_engine.backend: {asked} can not build here: .*{why}"):
+    with pytest.raises(SpecError, match=f"gen_trt_engine.backend: {asked} cannot build here: .*{why}"):
         build(onnx, tmp_path, backend=asked)
     assert not (tmp_path / "out").exists()
 
@@ -131,7 +131,7 @@ def test_a_setting_that_the_build_has_no_use_for_draws_a_warning(onnx, tmp_path,
     lines = [record.getMessage() for record in caplog.records]
     for key in ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"):
         assert f"gen_trt_engine.{key} has no effect with the onnxruntime backend" in lines
-    assert "gen_trt_engine.tensorrt.layers_precision has no effect in fp32; only in fp16 and bf16" in lines
+    assert "gen_trt_engine.tensorrt.layers_precision has no effect in fp32, only in fp16 and bf16" in lines
     assert "opt_height" not in caplog.text  # it is the file's
 
 
@@ -141,9 +141,9 @@ def test_how_auto_came_to_its_choice_is_said_once_and_files_by_their_names(onnx,
         build(onnx, tmp_path, backend="auto")
     warning, *more = [record for record in caplog.records if "not tensorrt" in record.getMessage()]
     assert not more and warning.levelname == "WARNING"
-    text = "gen_trt_engine.backend: auto takes onnxruntime, whose engine is an ONNX file (not tensorrt: "
+    text = "gen_trt_engine.backend: auto chooses onnxruntime, whose engine is an ONNX file (not tensorrt: "
     assert warning.getMessage().startswith(text) and "; not tensorrt_rtx: " in warning.getMessage()
-    assert f"the engine is compared with {onnx} on ONNX Runtime" in caplog.text
+    assert f"comparing the engine with {onnx} on ONNX Runtime" in caplog.text
     assert "/.net.engine." not in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -189,8 +189,8 @@ def test_an_engine_that_can_not_be_opened_is_no_engine(onnx, tmp_path, monkeypat
 
 def test_an_engine_or_a_checkpoint_is_no_onnx_file(onnx, tmp_path):
     outcome, _ = build(onnx, tmp_path, verify=False)
-    with pytest.raises(ModelError, match=r"net.engine: an engine, not an ONNX file"):
+    with pytest.raises(ModelError, match=r"net.engine: this is an engine, not an ONNX file"):
         build(outcome.artifacts["engine"], tmp_path / "second")
-    with pytest.raises(ModelError, match=r"tiny.pth: a checkpoint, not an ONNX file"):
+    with pytest.raises(ModelError, match=r"tiny.pth: this is a checkpoint, not an ONNX file"):
         build(onnx.with_suffix(".pth"), tmp_path / "second")
     assert not (tmp_path / "second" / "out").exists()

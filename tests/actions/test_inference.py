@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions.inference import Lost, warn_of
+from stereo_core.actions.inference import OutOfRange, warn_about
 from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
@@ -240,7 +240,7 @@ def test_images_larger_than_the_engine_draw_one_warning(scenes, infer, small_eng
     keys = {"checkpoint": "", "trt_engine": str(small_engine)}
     assert infer(tmp_path, scenes / "list.txt", **keys) == 0
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "scaled down" in r.getMessage()]
-    assert len(warnings) == 1 and "images of 96 x 64 are larger than the engine, at most 64 x 32" in warnings[0]
+    assert len(warnings) == 1 and "images of 96x64 px exceed the engine's maximum of 64x32 px" in warnings[0]
     assert "inference.tile" in warnings[0] and "export.dynamic_hw" in warnings[0]
     assert warnings[0] in warnings_in(tmp_path)
     assert warnings[0] in json.loads((tmp_path / "results.json").read_text())["warnings"]
@@ -285,21 +285,21 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
     count, images = sum(map(np.sum, beyond)), sum(map(np.any, beyond))
     known = sum((values > 0).sum() for values in maps)
     assert 0 < count < known
-    said = f"depth: {count} of {known} pixels, in {images} of the images, do not fit 16-bit millimetres"
-    assert caplog.text.count(said) == caplog.text.count("do not fit") == 1 and "are focal length" not in caplog.text
+    said = f"depth: {count} of {known} pixels in {images} of the images do not fit in 16-bit millimetres"
+    assert caplog.text.count(said) == caplog.text.count("do not fit") == 1 and "check focal length" not in caplog.text
     caplog.clear()
     assert infer(tmp_path / "none", scenes / "list.txt", {"baseline": 9.0, "focal_x": 2000.0}, **keys) == 0
-    assert f"depth: {known} of {known} pixels" in caplog.text and "baseline right?" in caplog.text
+    assert f"depth: {known} of {known} pixels" in caplog.text and "check focal length and baseline" in caplog.text
 
 
 def test_disparities_beyond_the_png_are_counted(caplog):
-    lost = {"disparity_png16": Lost(), "depth": Lost()}
+    lost = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
     lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
-    warn_of(lost)
+    warn_about(lost)
     assert caplog.text == ""
     lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
-    warn_of(lost)
-    assert "disparity_png16: 2 of 4 pixels, in 1 of the images, are above 255.996 px" in caplog.text
+    warn_about(lost)
+    assert "disparity_png16: 2 of 4 pixels in 1 of the images exceed 255.996 px" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_doubtful_calibration_draws_one_warning(infer, scenes, tmp_path, caplo
     (tmp_path / "K.txt").write_text("100 0 47.5 0 200 31.5 0 0 1\n0.1\n")
     keys = {"calibration": str(tmp_path / "K.txt"), "save_point_cloud": True, "save_raw_pfm": True}
     assert infer(tmp_path / "out", scenes / "list.txt", **keys) == 0
-    assert caplog.text.count("fx 100 and fy 200 px differ") == 1
+    assert caplog.text.count("fx 100 px and fy 200 px differ") == 1
     disparity, _ = read_disparity(tmp_path / "out" / "disparity_pfm" / "scene0" / "left.pfm")
     rows, _ = np.nonzero(seen_by_both(disparity) & (disparity >= 1))
     points = cloud(tmp_path / "out" / "cloud" / "scene0" / "left.ply")
@@ -345,7 +345,7 @@ def test_auto_takes_the_calibration_beside_each_image(infer, scenes, tmp_path, s
         camera = f"cam0=[{90 + number} 0 47.5; 0 90 31.5; 0 0 1]\ndoffs={number}\nbaseline=100\n"
         (tmp_path / "data" / f"scene{number}" / "calib.txt").write_text(camera)
     assert infer(tmp_path / "out", tmp_path / "data" / "list.txt", **keys) == 2
-    assert "scene3/left.png: no calib.txt or K.txt beside it" in status_lines(tmp_path / "out")[-1]["message"]
+    assert "found no calib.txt or K.txt in the image's folder" in status_lines(tmp_path / "out")[-1]["message"]
     assert files(tmp_path / "out") == set()
     (tmp_path / "data" / "scene3" / "K.txt").write_text("93 0 39.5 0 93 23.5 0 0 1\n0.1\n")
     assert infer(tmp_path / "out", tmp_path / "data" / "list.txt", **keys) == 0

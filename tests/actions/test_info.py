@@ -14,7 +14,7 @@ import pytest
 
 from stereo_core.data.codecs import read_disparity, write_pfm
 from stereo_core.data.images import read_mask, write_png
-from stereo_core.data.statistics import Statistics, looks
+from stereo_core.data.statistics import Statistics, statistics_of_pairs
 from stereo_core.errors import SpecError
 from stereo_core.report.histogram import bin_edges
 from stereo_core.run.perform import perform
@@ -101,7 +101,7 @@ def test_the_histogram_loses_no_pixel(scenes):
     from stereo_core.spec.dataset import DataSource
 
     statistics = Statistics()
-    for look in looks(read_annotations(scenes / "list.txt"), DataSource()):
+    for look in statistics_of_pairs(read_annotations(scenes / "list.txt"), DataSource()):
         statistics.add(look)
     edges = bin_edges(statistics.largest)
     assert statistics.histogram(edges).sum() == statistics.valid
@@ -197,7 +197,7 @@ def test_a_list_that_is_not_there_is_refused_with_its_key(tmp_path):
 def test_a_list_without_pairs_is_refused(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("# nothing yet\n")
     assert info(tmp_path / "out", {"data_file": str(tmp_path / "empty.txt")})[0] == 2
-    assert "empty.txt: the annotation list has no sample" in capsys.readouterr().err
+    assert "empty.txt: the annotation list is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"\x89PNG", "PNG"), (None, "no such right file")])

@@ -84,7 +84,7 @@ def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 1
     last = status_lines(tmp_path)[-1]
-    assert last["status"] == "FAILURE" and "could not be written" in last["message"] and "are intact" in last["message"]
+    assert last["status"] == "FAILURE" and "cannot write the" in last["message"] and "are intact" in last["message"]
     assert checkpoints(tmp_path) == [first.name] and first.read_bytes() == before
     assert os.readlink(tmp_path / "dn_model_latest.pth") == first.name
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -116,7 +116,7 @@ def test_swapped_views_are_doubted(predict, tmp_path):
     left = cv2.GaussianBlur(left, (5, 5), 0)
     write_png(tmp_path / "a.png", left)
     write_png(tmp_path / "b.png", np.roll(left, -9, axis=1))
-    assert "Doubtful" not in predict(tmp_path / "a.png", tmp_path / "b.png")[1]
+    assert "Warning" not in predict(tmp_path / "a.png", tmp_path / "b.png")[1]
     code, text, out = predict(tmp_path / "b.png", tmp_path / "a.png")
     assert code == 0 and "are the views swapped?" in text
     assert "are the views swapped?" in (out / "index.html").read_text()
@@ -132,7 +132,7 @@ def test_what_is_refused_before_any_work(predict, pair, scenes, tmp_path):
         ((left, tmp_path / "absent.png"), "absent.png: can not read"),
         ((left, scenes / "scene3" / "right.png"), "96 x 64 and 80 x 48 px"),
         ((left, scenes), "one is a folder"),
-        ((tmp_path / "l", tmp_path / "r"), "l/b.png: has no partner"),
+        ((tmp_path / "l", tmp_path / "r"), "l/b.png: there is no matching"),
         ((tmp_path / "empty", tmp_path / "empty"), "no images"),
         ((left, right, "--baseline", 0.1), "give both"),
         ((left, right, "--baseline", 0.1, "--focal", 9, "--calibration", left), "one of them"),

@@ -89,14 +89,14 @@ def test_a_worse_model_fails_and_the_last_good_stays(publish, tmp_path, capfd, m
 
 def test_cut_off_before_the_note_the_one_before_counts(publish, tmp_path, monkeypatch):
     assert publish(epe=1.5) == 0
-    first, put = note(tmp_path / "place"), publish_model._put
+    first, put = note(tmp_path / "place"), publish_model._copy
 
     def break_off(file, uri, digest):
         if uri.endswith("README.md"):
             raise OSError("the disk is full")
         put(file, uri, digest)
 
-    monkeypatch.setattr(publish_model, "_put", break_off)
+    monkeypatch.setattr(publish_model, "_copy", break_off)
     assert publish(epe=1.0, existing="replace") == 1
     assert note(tmp_path / "place") == first
     monkeypatch.undo()

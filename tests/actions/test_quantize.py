@@ -221,7 +221,7 @@ def test_modelopt_onnx(spec, tiny_checkpoint, tmp_path):
     build_engine(out, engine, BuildSettings(backend="onnxruntime", precision="int8", verify=False))
     checked.evaluate.resize = "pad"
     assert evaluated(checked, trt_engine=engine)["epe"] == pytest.approx(outcome.kpi["epe"], abs=1e-6)
-    with pytest.raises(ModelError, match=r"is quantised already \(int8\)"):
+    with pytest.raises(ModelError, match=r"is already quantised \(int8\)"):
         run(spec(backend="modelopt.onnx", model_path=str(out), results_dir=str(tmp_path / "again")))
 
 
@@ -264,13 +264,13 @@ def test_calibration_images_without_partners(spec, tmp_path, scenes):
 def test_the_wrong_kind_of_file_names_the_way(spec, tmp_path, tiny_checkpoint):
     pytest.importorskip("modelopt")
     with pytest.raises(
-        ModelError, match=r"tiny.pth: a checkpoint, and modelopt.onnx quantises an ONNX file; export it"
+        ModelError, match=r"tiny.pth: this is a checkpoint, but modelopt.onnx quantises an ONNX file; export it"
     ):
         run(spec(backend="modelopt.onnx"))
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     value = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:])), tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match=r"m.onnx: an ONNX file, and torchao quantises a checkpoint"):
+    with pytest.raises(ModelError, match=r"m.onnx: this is an ONNX file, but torchao quantises a checkpoint"):
         run(spec(model_path=str(tmp_path / "m.onnx")))
 
 
@@ -281,7 +281,7 @@ def test_an_open_onnx_file_of_another_maker_needs_a_size(spec, tmp_path):
     images = [value(name, 1, [1, channels, "h", "w"]) for name, channels in zip(names, (3, 3, 1), strict=True)]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Sub", names[:2], names[2:])], "g", images[:2], images[2:])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "open.onnx")
-    with pytest.raises(ModelError, match=r"open.onnx: height and width are open, .* at which it was traced; export"):
+    with pytest.raises(ModelError, match=r"open.onnx: height and width are dynamic, .* traced size; export"):
         run(spec(backend="modelopt.onnx", mode="static_ptq", model_path=str(tmp_path / "open.onnx")))
 
 
@@ -321,7 +321,7 @@ def test_a_device_that_is_set_is_not_another(spec, tiny_checkpoint, caplog):
     unset = spec_from_dict("quantize", {"results_dir": "r", "quantize": {"model_path": str(tiny_checkpoint)}}).quantize
     with caplog.at_level(logging.INFO):
         assert quantize._device(unset) == torch.device("cpu")
-    assert "quantize.device is not set and there is no GPU here" in caplog.text
+    assert "quantize.device is not set and this machine has no GPU" in caplog.text
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_a_metrics_file_serves_like_a_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such file"), ("[]", "no figures"), ('{"epe": "low"}', "no figures"), ("{", "no JSON")],
+    [(None, "no such file"), ("[]", "no figures"), ('{"epe": "low"}', "no figures"), ("{", "no valid JSON")],
 )
 def test_bad_results_are_refused_by_name(tmp_path, content, said):
     path = tmp_path / "results.json"

@@ -76,14 +76,14 @@ def test_new_rates_hold_from_where_a_run_goes_on(finished, train, tmp_path, capl
     assert [group["lr"] for group in groups] == pytest.approx([2e-5, 1e-5])  # after the fourth step
     assert [group["betas"] for group in groups] == [(0.9, 0.999)] * 2
     assert saved["lr_schedulers"][0]["base_lrs"] == [2e-4, 1e-4]
-    said = [record.message for record in caplog.records if "the new value holds" in record.message]
-    assert said[0] == "lr of the network is 0.0002 and was 0.001: the new value holds from here" and len(said) == 6
+    said = [record.message for record in caplog.records if "the new value applies" in record.message]
+    assert said[0].startswith("lr of the network is now 0.0002 (was 0.001): the new value applies") and len(said) == 6
 
 
 def test_another_optimizer_does_not_go_on(finished, train, tmp_path, status_lines):
     first = str(finished[0] / "model_epoch_000_step_00002.pth")
     code, _ = train(tmp_path, num_epochs=2, optim={"optimizer": "SGD"}, resume_training_checkpoint_path=first)
-    assert code == 2 and "was trained by AdamW" in status_lines(tmp_path)[-1]["message"]
+    assert code == 2 and "the run used AdamW" in status_lines(tmp_path)[-1]["message"]
 
 
 @pytest.mark.parametrize(("size", "keys", "words"), [
@@ -114,24 +114,24 @@ def test_a_run_with_more_epochs_than_are_wanted_does_not_go_on(finished, train, 
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, symlinks=True)
     code, _ = train(tmp_path, num_epochs=1, resume_training_checkpoint_path="auto")
     assert code == 2
-    assert "train.num_epochs: 1, but the checkpoint to resume has 2 already" in capfd.readouterr().err
+    assert "train.num_epochs is 1, but the checkpoint to resume already has 2" in capfd.readouterr().err
 
 
 def test_weights_alone_can_not_be_resumed(train, tiny_checkpoint, tmp_path, status_lines):
     assert train(tmp_path, resume_training_checkpoint_path=str(tiny_checkpoint))[0] == 2
-    assert "no state of a training run" in status_lines(tmp_path)[-1]["message"]
+    assert "no training state" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_a_finished_run_can_not_be_resumed_by_its_name(finished, train, tmp_path, status_lines):
     latest = str(finished[0] / "dn_model_latest.pth")
     assert train(tmp_path, num_epochs=2, resume_training_checkpoint_path=latest)[0] == 2
-    assert "the checkpoint to resume has 2 already" in status_lines(tmp_path)[-1]["message"]
+    assert "the checkpoint to resume already has 2" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_a_step_checkpoint_at_the_end_of_the_run_can_not_be_resumed(every_two_steps, train, tmp_path, status_lines):
     latest = str(every_two_steps / "model_epoch_001_step_00008.pth")
     assert train(tmp_path, batch_size=1, num_epochs=2, resume_training_checkpoint_path=latest)[0] == 2
-    assert "the checkpoint to resume has 2 already" in status_lines(tmp_path)[-1]["message"]
+    assert "the checkpoint to resume already has 2" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_a_run_of_other_software_can_not_be_resumed(finished, train, tmp_path, status_lines):
@@ -198,7 +198,7 @@ def test_auto_does_nothing_to_a_run_that_is_over(here, train):
 
 def test_auto_begins_a_new_run_where_there_is_no_checkpoint(train, tmp_path, status_lines):
     assert train(tmp_path, num_epochs=1, resume_training_checkpoint_path="auto")[0] == 0
-    assert f"No checkpoint in {tmp_path}: a new run." in [line["message"] for line in status_lines(tmp_path)]
+    assert f"No checkpoint in {tmp_path}: starting a new run." in [line["message"] for line in status_lines(tmp_path)]
 
 
 def test_two_trainings_at_once_in_one_folder(train, tmp_path, monkeypatch, capfd):
@@ -247,7 +247,7 @@ def test_auto_falls_back_to_the_checkpoint_before_a_damaged_one(damaged, every_t
     """Loudly, and it ends where the undisturbed run did."""
     assert train(damaged, batch_size=1, **SHORT, resume_training_checkpoint_path="auto")[0] == 0
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    errors = [message for message in errors if "before it is tried" in message]
+    errors = [message for message in errors if "trying the checkpoint before it" in message]
     assert len(errors) == 1 and SECOND in errors[0]
     assert_same(load(damaged / "dn_model_latest.pth"), load(every_two_steps / "dn_model_latest.pth"))
 
@@ -256,4 +256,4 @@ def test_auto_ends_where_every_checkpoint_is_damaged(train, tmp_path, status_lin
     for name in (FIRST, SECOND):
         (tmp_path / name).write_bytes(b"PK\x03\x04")
     assert train(tmp_path, batch_size=1, **SHORT, resume_training_checkpoint_path="auto")[0] == 2
-    assert "none of its checkpoints (2) is whole" in status_lines(tmp_path)[-1]["message"]
+    assert "all checkpoints (2) are damaged" in status_lines(tmp_path)[-1]["message"]

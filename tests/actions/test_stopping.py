@@ -33,7 +33,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, sta
     assert time.monotonic() - sent[0] < 30  # what Kubernetes gives a pod
     assert signal.getsignal(number) == before
     last = status_lines(tmp_path)[-1]
-    assert last["status"] == "FAILURE" and "resume_training_checkpoint_path=auto goes on from it" in last["message"]
+    assert last["status"] == "FAILURE" and "resume_training_checkpoint_path=auto resumes from it" in last["message"]
     (name,) = checkpoints(tmp_path)
     saved = load(tmp_path / "dn_model_latest.pth")
     assert saved["global_step"] >= 2 and name.endswith(f"step_{saved['global_step']:05d}.pth")

@@ -236,7 +236,7 @@ def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, s
 @pytest.mark.parametrize(("warm_up", "told"), [(2, True), (1, False)])
 def test_a_warm_up_that_takes_the_whole_run_draws_a_warning(train, tmp_path, caplog, warm_up, told):
     assert train(tmp_path, num_epochs=1, optim={"warmup_steps": warm_up})[0] == 0
-    assert ("train.optim.warmup_steps: 2 steps of warm-up, and the run has 2 in all" in caplog.text) == told
+    assert ("train.optim.warmup_steps: the warm-up takes 2 steps, but the run has only 2" in caplog.text) == told
 
 
 def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, status_lines):
@@ -246,7 +246,7 @@ def test_validation_without_ground_truth_ends_the_run(scenes, split, tmp_path, s
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
     assert training_runs.start(dataset | {"max_disparity": 64}, {"results_dir": str(tmp_path)}) == 2
     said = status_lines(tmp_path)[-1]["message"]
-    assert "dataset.val_dataset.data_sources[0] (" in said and "of its pairs, 4, none has a pixel" in said
+    assert "dataset.val_dataset.data_sources[0] (" in said and "none of its pairs (4) has a valid pixel" in said
 
 
 def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp_path, caplog):
@@ -259,7 +259,7 @@ def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp
     dataset["val_dataset"] = split(tmp_path / "val.txt", 2, data_root=str(scenes))
     keys = {"results_dir": str(tmp_path), "num_epochs": 1, "is_dry_run": True}  # validates one batch, twice
     assert training_runs.start(dataset, keys) == 0
-    said = [record.getMessage() for record in caplog.records if "no valid ground-truth pixel" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "no valid ground truth" in record.getMessage()]
     assert len(said) == 1 and said[0].startswith("1 of 2 validation images") and "scene0/left.png" in said[0]
 
 
@@ -340,7 +340,7 @@ def test_fp16_needs_a_gpu(train, tmp_path, status_lines):
 def test_a_batch_larger_than_the_data_set_is_told_before_any_work(train, tmp_path, status_lines, caplog):
     caplog.set_level("INFO")
     assert train(tmp_path, batch_size=5)[0] == 2
-    assert "4 samples, but a batch takes 5" in status_lines(tmp_path)[-1]["message"]
+    assert "4 samples, but one step needs 5" in status_lines(tmp_path)[-1]["message"]
     assert "million parameters" not in caplog.text  # which is said of the network that was made
 
 

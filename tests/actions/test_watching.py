@@ -77,7 +77,7 @@ def test_the_same_figures_stand_in_status_json_and_in_the_log(watched, status_li
         assert [line[name] for line in progress] == pytest.approx(logged), name
     epe = events.Scalars("val/epe")[-1].value
     (line,) = [line for line in lines if line.startswith("epoch 2 of 2: train_loss ")]
-    assert f"val/epe {epe:.4f}, {progress[-1]['step_time']:.3g} s a step" in line and line.endswith(" GiB")
+    assert f"val/epe {epe:.4f}, {progress[-1]['step_time']:.3g} s per step" in line and line.endswith(" GiB")
 
 
 def test_panels_of_validation(watched, scenes):
@@ -130,7 +130,7 @@ def test_augmented_samples(watched):
     files = sorted((folder / "dataloader").iterdir())
     assert [file.name for file in files] == [f"{number:06d}_left.png" for number in range(4)]
     assert {read_image(file).shape for file in files} == {(32, 4 * 64, 3)}
-    assert f"4 augmented training samples are shown in {folder / 'dataloader'}" in lines
+    assert f"wrote 4 augmented training samples to {folder / 'dataloader'}" in lines
 
 
 def test_a_dry_run_does_one_of_everything_and_leaves_pictures_of_samples_alone(watch, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_a_bad_line_is_named(tmp_path, line, complaint):
 @pytest.mark.parametrize("text", ["", "\n \n", "# nothing\n"])
 def test_an_empty_list_is_an_error(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
-    with pytest.raises(DataError, match=r"a\.txt: .*no sample"):
+    with pytest.raises(DataError, match=r"a\.txt: the annotation list is empty"):
         read_annotations(tmp_path / "a.txt")
 
 

@@ -44,7 +44,7 @@ def test_twelve_bits_in_a_sixteen_bit_file_keep_their_grey_levels(tmp_path):
 def test_values_above_the_bits_that_are_set_are_an_error(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.array([[1024]], np.uint16))
     with pytest.raises(
-        DataError, match=r"a\.png: its largest value is 1024, more than 10 bits hold; .*image_bits to 12"
+        DataError, match=r"a\.png: the largest value is 1024, which does not fit in 10 bits; .*image_bits to 12"
     ):
         read_image(tmp_path / "a.png", bits=10)
 
@@ -114,7 +114,7 @@ def test_only_255_is_visible(tmp_path):
 
 def test_a_mask_of_ones_is_not_taken_for_all_hidden(tmp_path):
     cv2.imwrite(str(tmp_path / "m.png"), np.array([[0, 1]], np.uint8))
-    with pytest.raises(DataError, match=r"m\.png: a mask of zeros and ones; .*255"):
+    with pytest.raises(DataError, match=r"m\.png: the mask holds zeros and ones, but .*255"):
         read_mask(tmp_path / "m.png")
     cv2.imwrite(str(tmp_path / "m.png"), np.zeros((2, 2), np.uint8))
     assert not read_mask(tmp_path / "m.png").any()

@@ -57,7 +57,7 @@ def test_training_order_follows_the_seed_and_changes_with_the_epoch(pairs):
 
 
 def test_too_few_samples_for_a_batch(pairs):
-    with pytest.raises(DataError, match=r"train_dataset: 5 samples, but a batch takes 6 .*batch_size"):
+    with pytest.raises(DataError, match=r"train_dataset: it has 5 samples, but one step needs 6 .*batch_size"):
         module(pairs, batch_size=6)
 
 
@@ -130,7 +130,7 @@ def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError) as error:
         list(module(pairs, "test", workers=1).test_dataloader())
-    assert str(error.value).startswith(f"{pairs / 'list.txt'}:3: {path}: a truncated or damaged image")
+    assert str(error.value).startswith(f"{pairs / 'list.txt'}:3: {path}: the image is truncated or damaged")
     assert "Traceback" not in str(error.value)
 
 
@@ -175,12 +175,12 @@ def test_what_stands_in_follows_from_seed_epoch_and_index(tmp_path):
 
 
 def test_too_many_unreadable_pairs_end_the_run(tmp_path):
-    with pytest.raises(DataError, match=r"dataset\.on_error: skip, but 2 of this epoch's 10 pairs .* more than 10%"):
+    with pytest.raises(DataError, match=r"dataset\.on_error is skip, but 2 of this epoch's 10 pairs .* more than 10%"):
         epoch(damaged(tmp_path, 10, [3, 7]).train_dataloader())
 
 
 def test_a_lost_folder_ends_the_run(tmp_path):
-    with pytest.raises(DataError, match=r"list\.txt:\d+: .*; 10 other pairs, drawn at random, can not be used either"):
+    with pytest.raises(DataError, match=r"list\.txt:\d+: .*; 10 other pairs, drawn at random, cannot be used either"):
         damaged(tmp_path, 10, range(10)).datasets["train"][4]
 
 

@@ -167,7 +167,7 @@ def damaged(packed: Path, name: str, how: str) -> str:
     return path
 
 
-@pytest.mark.parametrize("how, told", [("truncate", "the shard is truncated, 10 of"), ("flip", "damaged in the shard")])
+@pytest.mark.parametrize("how, told", [("truncate", "the shard is truncated, 10 of"), ("flip", "the file is damaged")])
 def test_damage_names_the_file_and_can_be_skipped(loose, tmp_path, how, told):
     packed = pack(loose, tmp_path / "packed", 10**9)
     path = damaged(packed, "right/5 a.png", how)
@@ -187,13 +187,13 @@ def test_incomplete_and_mixed_packings_are_refused(loose, tmp_path):
     index = sorted(packed.glob("*.index"))[1]
     kept = index.read_text()
     index.unlink()
-    with pytest.raises(DataError, match=r"1 of its \d+ shards are missing, the first is number 1"):
+    with pytest.raises(DataError, match=r"1 of \d+ shards are missing, the first one is number 1"):
         read_annotations(tmp_path / "list.txt", packed)
     index.write_text(kept.rsplit("\n", 2)[0] + "\n")
-    with pytest.raises(DataError, match=f"{index.name}: a truncated index"):
+    with pytest.raises(DataError, match=f"{index.name}: the index is truncated"):
         read_annotations(tmp_path / "list.txt", packed)
     index.write_text(kept.replace("disparity/", "../disparity/"))
-    with pytest.raises(DataError, match=f"{index.name}:2: not a line of an index"):
+    with pytest.raises(DataError, match=f"{index.name}:2: expected 'offset size crc32 name'"):
         read_annotations(tmp_path / "list.txt", packed)
     index.write_text(kept)
     shutil.copy(index, packed / "shard-00000-of-00001.tar.index")
@@ -214,8 +214,8 @@ def test_fetch_dataset_packs_a_folder_and_convert_lists_it(loose, tmp_path, caps
     assert lists[packed] == lists[str(loose)] and lists[packed].count("\n") == 6
     spec = patterns | {"data_root": packed, "results_dir": str(tmp_path / "lists")}
     assert perform("convert", spec_from_dict("convert", spec)) == 2
-    assert "is packed: set relative_paths=true" in capsys.readouterr().err
-    for wrong, told in (({"uri": packed, "results_dir": f"{packed}2"}, "packed already"),
+    assert "is a packed folder: set relative_paths=true" in capsys.readouterr().err
+    for wrong, told in (({"uri": packed, "results_dir": f"{packed}2"}, "already packed"),
                         ({"results_dir": f"{loose}/inside"}, "lies in")):  # fmt: skip
         assert perform("fetch_dataset", spec_from_dict("fetch_dataset", fetch | wrong)) == 2
         assert told in capsys.readouterr().err
@@ -226,9 +226,9 @@ def test_fetch_dataset_packs_a_folder_and_convert_lists_it(loose, tmp_path, caps
     [
         ("0 9999999999999999 0 {}", "truncated, 1[0-9]* of the file's 9999999999999999 bytes"),
         ("9999999999999999999 4 0 {}", "truncated, 0 of"),
-        ("9" * 5000 + " 4 0 {}", "not a line of an index"),
-        ("512 4 1", "not a line of an index"),
-        ("\u0663 4 0 {}", "not a line of an index"),
+        ("9" * 5000 + " 4 0 {}", "expected 'offset size crc32 name'"),
+        ("512 4 1", "expected 'offset size crc32 name'"),
+        ("\u0663 4 0 {}", "expected 'offset size crc32 name'"),
     ],
 )
 def test_an_index_may_say_anything(tmp_path, line, told):

@@ -68,7 +68,7 @@ def test_a_program_computes_what_its_calls_say_and_survives_its_text():
 
 def test_auto_takes_it_only_with_a_checkpoint(tmp_path):
     assert choose_backend(BuildSettings()) != "inductor"
-    with pytest.raises(SpecError, match=r"inductor can not build here: .*gen_trt_engine.checkpoint"):
+    with pytest.raises(SpecError, match=r"inductor cannot build here: .*gen_trt_engine.checkpoint"):
         choose_backend(BuildSettings(backend="inductor"))
     with pytest.raises(SpecError, match=r"gen_trt_engine.checkpoint"):
         spec_from_dict("gen_trt_engine", {"gen_trt_engine": {"backend": "inductor", "onnx_file": __file__}})
@@ -129,14 +129,14 @@ def test_native_code_without_its_side_car_is_not_loaded(package, nothing_is_open
     for call in (load_engine, describe):
         with pytest.raises(ModelError, match=r"net.pt2"):
             call(package)
-    with pytest.raises(ModelError, match=r"net.pt2: a compiled PyTorch package without its side-car .*SHA-256"):
+    with pytest.raises(ModelError, match=r"net.pt2: the compiled PyTorch package has no side-car .*SHA-256"):
         load_engine(package)
 
 
 def test_native_code_that_is_not_the_one_built_is_not_loaded(package, nothing_is_opened):
     with zipfile.ZipFile(package, "a") as archive:
         archive.writestr("net/data/aotinductor/model/more.so", b"\x7fELF")
-    with pytest.raises(ModelError, match=r"net.pt2: truncated or changed since it was built .*SHA-256"):
+    with pytest.raises(ModelError, match=r"net.pt2: the engine is truncated or was changed after its build .*SHA-256"):
         load_engine(package)
 
 
@@ -232,6 +232,6 @@ class TestCompiled:
         folder, _ = made
         shutil.copy(folder / "tiny.onnx", tmp_path)
         save_checkpoint(create_model(preset="tiny", variant="tao"), tmp_path / "tiny.pth")
-        with pytest.raises(ModelError, match=r"tiny.pth: variant tao, but .*tiny.onnx has nvlabs"):
+        with pytest.raises(ModelError, match=r"tiny.pth: variant is tao, but .*tiny.onnx has nvlabs"):
             gen_trt_engine.run(spec_from_dict("gen_trt_engine", build_spec(tmp_path)), Status())
         assert not (tmp_path / "gen_trt_engine" / "tiny.pt2").exists()

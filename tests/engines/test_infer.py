@@ -85,7 +85,7 @@ def test_resize_none_insists_on_the_engine_size(colour_onnx):
     engine = engine_of(colour_onnx())
     same = images(64, 96, 3)
     np.testing.assert_allclose(engine.infer(same, same, resize="none"), expected(same, same), atol=2e-3)
-    with pytest.raises(UserError, match=r"evaluate\.resize=none.*96 x 50 px do not fit the engine's 96 x 64"):
+    with pytest.raises(UserError, match=r"evaluate\.resize is none.*96 x 50 px and the engine needs 96 x 64"):
         engine.infer(same[:50], same[:50], resize="none")
     with pytest.raises(UserError, match="squeeze"):
         engine.infer(same, same, resize="squeeze")
@@ -243,7 +243,7 @@ def test_grey_is_equal_channels(colour_onnx):
 @pytest.mark.parametrize(
     ("left", "right", "message"),
     [
-        (images(30, 40, 3), images(30, 41, 3), "one size"),
+        (images(30, 40, 3), images(30, 41, 3), "the same size"),
         (images(30, 40, 2), images(30, 40, 2), r"\(H, W, 3\)"),
         (images(3, 30, 40), images(3, 30, 40), r"\(H, W, 3\)"),
         (images(30, 40, 3).astype(np.int64), images(30, 40, 3).astype(np.int64), "int64"),
@@ -267,5 +267,5 @@ def test_sizes_that_the_onnx_file_lacks_end_the_step_at_once(colour_onnx, tmp_pa
     }
     assert launcher.main(["gen_trt_engine", json.dumps(given)]) == 2
     error = capsys.readouterr().err
-    assert "gen_trt_engine: min_height, opt_height, max_height" in error and "a height of 64 px only" in error
+    assert "gen_trt_engine: min_height, opt_height, max_height" in error and "a static height of 64 px" in error
     assert not (tmp_path / "engine").exists() and not list((tmp_path / "results").glob("model*"))

@@ -78,7 +78,7 @@ def test_a_relu_before_a_float8_quantiser_stays(tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_file_that_quantises_is_built_in_no_other_precision(tmp_path, precision):
     source = quantised_onnx(tmp_path / "q.onnx", 0.25, numpy_helper.from_array(np.int8(0), "zero"))
-    with pytest.raises(SpecError, match="quantises to int8"):
+    with pytest.raises(SpecError, match="is quantised to int8"):
         built(source, precision=precision)
 
 

@@ -38,7 +38,7 @@ def engine(tmp_path):
 def medians(engine, source):
     command = [sys.executable, str(EXAMPLE), str(source), "--model", str(engine)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = re.findall(r"^\d+: (\d+ x \d+), median (\S+) px, [\d.]+ frames a second", done.stdout, re.MULTILINE)
+    found = re.findall(r"^\d+: (\d+ x \d+), median (\S+) px, [\d.]+ frames per second", done.stdout, re.MULTILINE)
     return [(size, float(median)) for size, median in found]
 
 
@@ -58,8 +58,8 @@ def test_a_folder(engine, tmp_path):
 def test_a_folder_without_pairs(engine, tmp_path):
     command = [sys.executable, str(EXAMPLE), str(tmp_path), "--model", str(engine)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, f"{tmp_path}: has no images in left/; their right ones belong in "
-                                                 "right/, under the same names\n")  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, f"{tmp_path}: there are no images in left/; put the right ones in "
+                                                 "right/ under the same names\n")  # fmt: skip
 
 
 def test_a_side_by_side_video(engine, tmp_path):

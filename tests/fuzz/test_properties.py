@@ -19,7 +19,7 @@ from stereo_core.data.augmentation import Pair, cut, flip_horizontally, flip_ver
 from stereo_core.data.codecs import read_disparity, write_disparity_png16, write_disparity_rgb, write_pfm
 from stereo_core.data.depth import write_depth_png
 from stereo_core.data.images import decode, read_image, write_png
-from stereo_core.data.statistics import Look, Statistics
+from stereo_core.data.statistics import PairStatistics, Statistics
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.orchestration.record import Made, Record, TaskRun, read_record
 from stereo_core.run.perform import public
@@ -183,11 +183,13 @@ def test_each_metric_is_its_definition(seed, limit):
         assert all(math.isnan(row[name]) for name in METRICS)
 
 
-def look(rng: np.random.Generator) -> Look:
+def look(rng: np.random.Generator) -> PairStatistics:
     bins = np.unique(rng.integers(200_000, 250_000, 5))
     counts = rng.integers(1, 9, bins.size)
     size = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
-    return Look(size, bool(rng.integers(2)), bool(rng.integers(2)), bins, counts, tuple(sorted(rng.uniform(1, 50, 2))))
+    return PairStatistics(
+        size, bool(rng.integers(2)), bool(rng.integers(2)), bins, counts, tuple(sorted(rng.uniform(1, 50, 2)))
+    )
 
 
 @given(SEEDS, st.integers(0, 8), st.data())

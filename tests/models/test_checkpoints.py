@@ -60,7 +60,7 @@ def test_of_two_presets_of_the_same_shapes_the_file_says_which(tmp_path, tiny_st
     torch.save(tiny_state, path)
     with caplog.at_level("INFO"):
         assert load_model(path).config.preset == "tiny"
-    assert "presets tiny and small; tiny is taken" in caplog.text
+    assert "presets tiny and small; using tiny" in caplog.text
     config = load_model(path, preset="small").config
     assert (config.max_disparity, config.train_vit) == (192, True)
 
@@ -76,10 +76,10 @@ def test_of_two_presets_of_the_same_shapes_the_file_says_which(tmp_path, tiny_st
 @pytest.mark.parametrize(
     ("stored", "given", "found", "level", "why"),
     [
-        (None, None, 64, "WARNING", "the tiny preset's value: the file does not say"),
-        (None, 192, 192, "INFO", "as model.max_disparity says"),
-        (96, None, 96, "INFO", "as stored with the weights"),
-        (96, 192, 192, "INFO", "as model.max_disparity says"),
+        (None, None, 64, "WARNING", "the tiny preset's value: the file does not store"),
+        (None, 192, 192, "INFO", "from model.max_disparity"),
+        (96, None, 96, "INFO", "stored with the weights"),
+        (96, 192, 192, "INFO", "from model.max_disparity"),
     ],
 )
 def test_loading_says_which_max_disparity_it_takes_and_why(
@@ -176,7 +176,7 @@ def test_a_conversion_never_overwrites_its_source(tmp_path):
     (tmp_path / "latest.pth").symlink_to("a.pth")
     before = (tmp_path / "a.pth").read_bytes()
     for target in ("a.pth", "latest.pth"):
-        with pytest.raises(ModelError, match="is the checkpoint to be converted"):
+        with pytest.raises(ModelError, match="source and target are the same file"):
             convert_checkpoint(tmp_path / "a.pth", tmp_path / target, "tao")
     assert (tmp_path / "a.pth").read_bytes() == before and (tmp_path / "latest.pth").is_symlink()
 
@@ -271,7 +271,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     (tmp_path / "model.engine").write_bytes(b"ftrt" + bytes(99))
     assert "evaluate.trt_engine" in refusal(tmp_path / "model.engine")
     torch.save([1, 2], tmp_path / "list.pth")
-    assert "holds a list" in refusal(tmp_path / "list.pth")
+    assert "contains a list" in refusal(tmp_path / "list.pth")
     torch.save({"epoch": 1}, tmp_path / "bare.pth")
     assert "top-level keys are epoch" in refusal(tmp_path / "bare.pth")
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")

@@ -68,7 +68,7 @@ def test_other_widths_and_the_unpruned_network_come_from_the_shapes(tmp_path):
         loaded = load_model(tmp_path / f"{name}.pth")
         assert loaded.config == model.config
         assert same(loaded, model)
-    with pytest.raises(ModelError, match="TAO has no un-pruned FastFoundationStereo; write it in layout nvlabs"):
+    with pytest.raises(ModelError, match="TAO does not support the un-pruned FastFoundationStereo; use layout nvlabs"):
         convert_checkpoint(tmp_path / "unpruned.pth", tmp_path / "tao.pth", "tao")
 
 
@@ -80,8 +80,8 @@ def test_a_spec_that_contradicts_the_widths_is_refused(plain):
         spec = spec_from_dict("export", export(plain) | {"model": FAST["model"] | {key: value}})
         with pytest.raises(ModelError) as error:
             from_spec(spec, plain)
-        assert f"holds {key} {held}, not {value}; set model.{key}={held} or leave it out" in str(error.value)
-    with pytest.raises(ModelError, match="holds encoder vitl, not vits"):
+        assert f"has {key} {held}, not {value}; set model.{key}={held} or leave it out" in str(error.value)
+    with pytest.raises(ModelError, match="has encoder vitl, not vits"):
         load_model(plain, encoder="vits")
 
 
@@ -92,7 +92,7 @@ def export(path) -> dict:
 def test_max_disparity_that_does_not_fit(tmp_path, plain, bp2, caplog):
     caplog.set_level(logging.INFO)
     assert load_model(plain).config.max_disparity == 192
-    assert "stores no max_disparity; 192 px" in caplog.text
+    assert "stores no max_disparity; using 192 px" in caplog.text
     with pytest.raises(ModelError, match=r"not trained for a max_disparity of 416 px.* set\s+model.max_disparity=192"):
         load_model(plain, max_disparity=416)
     spec = spec_from_dict("export", export(plain))
@@ -107,7 +107,7 @@ def test_max_disparity_that_does_not_fit(tmp_path, plain, bp2, caplog):
 def test_the_file_and_model_type_must_agree(tmp_path, plain):
     save_checkpoint(create_model(preset="tiny"), tmp_path / "tiny.pth")
     with pytest.raises(
-        ModelError, match="holds a network of model_type FoundationStereo, not FastFoundationStereo; set"
+        ModelError, match="holds a network with model_type FoundationStereo, not FastFoundationStereo; set"
     ):
         from_spec(spec_from_dict("export", export(tmp_path / "tiny.pth") | FAST), tmp_path / "tiny.pth")
     spec = spec_from_dict("export", export(plain) | {"model": {"model_type": "foundationstereo"}})
@@ -118,7 +118,7 @@ def test_the_file_and_model_type_must_agree(tmp_path, plain):
 def test_a_searched_structure_that_is_not_known(tmp_path, bp2):
     state = {key: t for key, t in bp2.state_dict().items() if ".post32_to_16." not in key}
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(ModelError, match="a searched structure that is not known here; known are bp2"):
+    with pytest.raises(ModelError, match="an unknown pruned structure; supported are bp2"):
         load_model(tmp_path / "other.pth")
     state = {key: t for key, t in bp2.state_dict().items() if key != "update_block.mask.0.weight"}
     torch.save(state, tmp_path / "short.pth")
@@ -133,4 +133,4 @@ def test_from_scratch_takes_tao_s_widths_and_needs_no_vit(caplog):
     model = from_spec(spec_from_dict("train", FAST | {"dataset": dataset, "results_dir": "out"}))
     assert model.config.widths.spx_2_gru_widths == (32, 32, 32, 32)
     assert (model.config.max_disparity, model.config.valid_iters, model.config.hidden_dims) == (192, 8, (128,) * 3)
-    assert "model.max_disparity: 192 px" in caplog.text
+    assert "model.max_disparity: using 192 px" in caplog.text

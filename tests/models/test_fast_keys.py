@@ -52,15 +52,15 @@ def test_tao_defaults_make_the_network_that_the_facts_count():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"topology": "bp3"}, "topology 'bp3' is unknown; there are bp2, unpruned"),
+        ({"topology": "bp3"}, "topology 'bp3' is unknown; choose one of bp2, unpruned"),
         ({"encoder": "vitg"}, "encoder 'vitg' is unknown"),
         ({"max_disparity": 100}, "max_disparity 100 .* use 96 or 128"),
         ({"variant": "tao"}, "unknown model setting 'variant'"),
         ({"widths": {"gru": 3}}, "unknown width 'gru'"),
-        ({"widths": {"mask_widths": [32]}}, r"mask_widths \[32\]: 2 numbers are needed"),
-        ({"widths": {"gru_hidden": [60]}}, r"gru_hidden \[60\]: one number"),
-        ({"widths": {"gru_hidden": 64}}, r"cnet_conv04_widths\[0\] is 60 and gru_hidden 64: they must be the same"),
-        ({"widths": {"cam_mid_channels": 0}}, "cam_mid_channels 0 is out of range"),
+        ({"widths": {"mask_widths": [32]}}, r"mask_widths \[32\]: expected 2 numbers"),
+        ({"widths": {"gru_hidden": [60]}}, r"gru_hidden \[60\]: expected one number"),
+        ({"widths": {"gru_hidden": 64}}, r"cnet_conv04_widths\[0\] is 60 and gru_hidden is 64, but they must be equal"),
+        ({"widths": {"cam_mid_channels": 0}}, "cam_mid_channels 0 is out of the range"),
         ({"hidden_dims": []}, "hidden_dims is empty"),
     ],
 )

@@ -122,9 +122,9 @@ def test_attention_follows_the_variant_unless_said(variant):
     [
         ({"max_disparity": 100}, "max_disparity 100 .* use 96 or 128"),
         ({"encoder": "vitx"}, "encoder 'vitx' is unknown"),
-        ({"preset": "tiny", "encoder": "vits"}, "preset's encoder is 'vitt'"),
+        ({"preset": "tiny", "encoder": "vits"}, "whose encoder is 'vitt'"),
         ({"variant": "onnx"}, "variant 'onnx' is unknown"),
-        ({"n_gru_layers": 4}, "n_gru_layers 4 is out of range"),
+        ({"n_gru_layers": 4}, "n_gru_layers 4 is out of the range"),
         ({"hidden": 3}, "unknown model setting 'hidden'"),
     ],
 )

@@ -58,5 +58,5 @@ def test_other_images_are_refused(model, pair):
     for wrong in ((left, right[:-1]), (left[..., :2], right[..., :2]), (left.astype(int), right.astype(int)),
                   (left.tolist(), right.tolist()), (left[:0], right[:0]),
                   (torch.zeros(3, 40, 70), torch.zeros(3, 40, 70))):  # fmt: skip
-        with pytest.raises(ValueError, match=r"images are|one size"):
+        with pytest.raises(ValueError, match=r"images must be|same size"):
             model.infer(*wrong)

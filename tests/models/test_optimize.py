@@ -20,8 +20,8 @@ from stereo_core.models.optimize.channels import (
     fold_batch_norms,
     pad_channels,
 )
-from stereo_core.models.optimize.depthwise import DepthwiseConv, convolve_plain, convolve_triton
-from stereo_core.models.optimize.lookup import look_up, look_up_plain, lookup_order, make_tables
+from stereo_core.models.optimize.depthwise import DepthwiseConv, convolve_torch, convolve_triton
+from stereo_core.models.optimize.lookup import look_up, look_up_torch, lookup_order, make_tables
 
 GPU = torch.cuda.is_available()
 
@@ -128,7 +128,7 @@ def test_another_network_is_refused():
 @pytest.mark.parametrize("levels, radius", [(2, 4), (1, 3)])
 def test_lookup_finds_what_the_reference_finds(levels, radius):
     tables, disparity, reference = _lookup_case(levels, radius)
-    found = look_up_plain(disparity, tables)
+    found = look_up_torch(disparity, tables)
     expected = reference(disparity).permute(0, 2, 3, 1).flatten(0, 2)[:, lookup_order(28, levels, radius)]
     assert torch.allclose(found[:, : tables.width], expected, atol=1e-5)
     assert found.shape[1] % 8 == 0 and not found[:, tables.width :].any()
@@ -211,7 +211,7 @@ class TestOnTheGpu:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     def test_the_lookup_kernel_is_its_twin(self, levels, radius, dtype):
         tables, disparity, _ = _lookup_case(levels, radius, "cuda", dtype)
-        found, expected = look_up(disparity, tables), look_up_plain(disparity, tables)
+        found, expected = look_up(disparity, tables), look_up_torch(disparity, tables)
         assert torch.allclose(found.float(), expected.float(), atol=1e-5 if dtype == torch.float32 else 2e-3)
 
     @pytest.mark.parametrize("size, width", [((2, 128, 9, 37), 7), ((1, 304, 6, 20), 9)])
@@ -219,7 +219,7 @@ class TestOnTheGpu:
         torch.manual_seed(0)
         x = torch.randn(size, device="cuda")
         weight, bias = torch.randn(width, width, size[1], device="cuda"), torch.randn(size[1], device="cuda")
-        assert torch.allclose(convolve_triton(x, weight, bias), convolve_plain(x, weight, bias), atol=1e-3)
+        assert torch.allclose(convolve_triton(x, weight, bias), convolve_torch(x, weight, bias), atol=1e-3)
 
     @pytest.mark.parametrize(
         "network", [{"encoder": "vits"}, {"name": "FastFoundationStereo"}], ids=["with", "without"]

@@ -60,14 +60,14 @@ def test_what_has_no_effect_is_named(caplog):
     with caplog.at_level(logging.WARNING):
         choose(LAYERS, [rule("Linear", "fp8_e5m2"), rule("depth_anything.*", "native")], ["cnet"], static=True)
     text = caplog.text
-    assert "fp8_e5m2 is not possible here and becomes fp8_e4m3fn" in text
-    assert "quantize.layers[1]: no layer that can be quantised fits 'depth_anything.*'" in text
-    assert "quantize.skip_names: no layer that can be quantised fits 'cnet'" in text
+    assert "fp8_e5m2 is not supported; using fp8_e4m3fn instead" in text
+    assert "quantize.layers[1]: 'depth_anything.*' matches no layer that can be quantised" in text
+    assert "quantize.skip_names: 'cnet' matches no layer that can be quantised" in text
 
 
 def test_one_file_has_one_format():
     chosen = choose(LAYERS, [rule("Linear", "int8"), rule("Conv2d", "fp8_e4m3fn")], [], static=True)
-    with pytest.raises(SpecError, match=r"fp8 and int8 in one network; modelopt\.onnx takes one format"):
+    with pytest.raises(SpecError, match=r"the rules use fp8 and int8, but modelopt\.onnx supports one format"):
         one_format(chosen, "modelopt.onnx")
 
 

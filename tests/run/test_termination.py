@@ -60,8 +60,8 @@ def test_the_message_names_the_class_and_the_reason(message, tmp_path):
 @pytest.mark.parametrize(
     ("note", "spec", "words"),
     [
-        ("{", {}, ("data error: ", "reference.json: no note of fetch_dataset", "run fetch_dataset again")),
-        ('{"files": 3}', {}, ("data error: ", "reference.json: no note of fetch_dataset", "uri")),
+        ("{", {}, ("data error: ", "reference.json: this is not a note of fetch_dataset", "run fetch_dataset again")),
+        ('{"files": 3}', {}, ("data error: ", "reference.json: this is not a note of fetch_dataset", "uri")),
         ("", [1], ("user error: parameter spec: expected a mapping", "[1]")),
     ],
 )

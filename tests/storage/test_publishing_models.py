@@ -38,7 +38,7 @@ def test_the_last_good_model_in_a_bucket(store, tmp_path, capfd):
     assert publish(1.0) == 0
     first = note()
     assert storage.stored_digest(f"{uri}/{first['version']}/night.pth") == sha256_of(model)
-    assert publish(1.5) == 1 and "Nothing was published" in capfd.readouterr().err
+    assert publish(1.5) == 1 and "nothing was published" in capfd.readouterr().err
     assert note() == first
     assert publish(0.5) == 0 and note()["metrics"] == {"epe": 0.5}
     names = {name.split("/")[0] for name in storage.children(uri, recursive=True)}

@@ -92,20 +92,20 @@ def test_ranks_are_numbered_node_by_node():
     [
         ({}, {"num_gpus": 3, "gpu_ids": [0, 1]}, 4, r"train.num_gpus: 3, but train.gpu_ids names 2: \[0, 1\]"),
         ({}, {"gpu_ids": [1, 1]}, 4, r"train.gpu_ids: \[1, 1\] names a GPU twice"),
-        ({}, {"num_gpus": 3}, 2, "GPU 2 is asked for, and this machine has 2, from 0 to 1"),
+        ({}, {"num_gpus": 3}, 2, "GPU 2 is requested, but this machine has 2, from 0 to 1"),
         (TAO | {"NUM_GPU_PER_NODE": "3"}, {}, 2, "NUM_GPU_PER_NODE: '3' is not a number from 1 to 2"),
         (TAO | {"NODE_RANK": "2"}, {}, 1, "NODE_RANK: '2' is not a number from 0 to 1: WORLD_SIZE"),
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {}, 1, "NODE_RANK: is not set"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, {}, 1, "NODE_RANK is not set"),
         ({"NODE_RANK": "1"}, {}, 1, "NODE_RANK: '1' is not a number from 0 to 0: WORLD_SIZE"),
-        ({"WORLD_SIZE": "2", "NODE_RANK": "0"}, {}, 1, "MASTER_ADDR: is not set, but there are 2 nodes"),
-        ({"NODE_RANK": "0"}, {"num_nodes": 2}, 1, "MASTER_ADDR: is not set, but there are 2 nodes"),
+        ({"WORLD_SIZE": "2", "NODE_RANK": "0"}, {}, 1, "MASTER_ADDR is not set, but there are 2 nodes"),
+        ({"NODE_RANK": "0"}, {"num_nodes": 2}, 1, "MASTER_ADDR is not set, but there are 2 nodes"),
         (TAO | {"MASTER_PORT": "80"}, {}, 1, "MASTER_PORT: '80' is not a number from 1024 to 65535"),
         (TAO | {"WORLD_SIZE": "two"}, {}, 1, "WORLD_SIZE: 'two' is not a number from 1"),
-        (TAO | {"MASTER_ADDR": "no such host"}, {}, 1, "MASTER_ADDR: no such host can not be resolved"),
-        (PET | {"PET_NNODES": "1:2"}, {}, 4, "PET_NNODES: 1:2: a run has a fixed number of nodes"),
-        (PET | {"PET_NPROC_PER_NODE": "gpu"}, {}, 0, "PET_NPROC_PER_NODE: gpu, but this machine has no GPU"),
-        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {}, 1, "LOCAL_WORLD_SIZE: is not set"),
-        (TORCHRUN | {"WORLD_SIZE": "5"}, {}, 2, "WORLD_SIZE: 5 processes, but 2 on this node"),
+        (TAO | {"MASTER_ADDR": "no such host"}, {}, 1, "MASTER_ADDR: cannot resolve no such host"),
+        (PET | {"PET_NNODES": "1:2"}, {}, 4, "PET_NNODES: 1:2 is a range, but a run needs a fixed number of nodes"),
+        (PET | {"PET_NPROC_PER_NODE": "gpu"}, {}, 0, "PET_NPROC_PER_NODE is gpu, but this machine has no GPU"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {}, 1, "LOCAL_WORLD_SIZE is not set"),
+        (TORCHRUN | {"WORLD_SIZE": "5"}, {}, 2, "WORLD_SIZE is 5, which is no multiple of LOCAL_WORLD_SIZE 2"),
     ],
 )
 def test_a_misconfigured_node_does_not_run_alone(environment, keys, gpus, message, monkeypatch):
@@ -120,7 +120,7 @@ def test_node_0_needs_its_port():
         taken.bind(("", 0))
         taken.listen()
         environment = TAO | {"NODE_RANK": "0", "MASTER_PORT": str(taken.getsockname()[1])}
-        with pytest.raises(SpecError, match=r"MASTER_PORT: port \d+ of this node can not be used"):
+        with pytest.raises(SpecError, match=r"MASTER_PORT: cannot use port \d+ of this node"):
             resolve(Train(), "train", 0, environment)
     assert resolve(Train(), "train", 0, environment).node == 0
 
@@ -153,7 +153,7 @@ def closed_port():
 
 
 @pytest.mark.parametrize(
-    ("node", "words"), [(0, "1 of 2 processes came to 127.0.0.1:"), (1, "node 0 can not be reached at 127.0.0.1:")]
+    ("node", "words"), [(0, "only 1 of 2 processes joined at 127.0.0.1:"), (1, "could not reach node 0 at 127.0.0.1:")]
 )
 def test_a_node_does_not_wait_for_ever(closed_port, node, words):
     alone = Ranks(nodes=2, node=node, port=closed_port, local=0)
@@ -171,7 +171,7 @@ def test_another_program_at_node_0s_port_is_not_waited_for():
     with socket.create_server(("127.0.0.1", 0)) as other:
         threading.Thread(target=hang_up, args=(other,), daemon=True).start()
         alone = Ranks(nodes=2, node=1, port=other.getsockname()[1], local=0)
-        with pytest.raises(SpecError, match="does not answer as one of this run"), joined(alone, seconds=1):
+        with pytest.raises(SpecError, match="does not belong to this run"), joined(alone, seconds=1):
             raise AssertionError("it must not train alone")
 
 

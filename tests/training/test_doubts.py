@@ -20,7 +20,7 @@ def test_a_warm_up_without_end_is_one_in_which_the_rate_is_never_reached(steps):
 
 def test_its_words():
     said = warm_up_without_end(Optim(warmup_steps=20), 12)
-    assert said.startswith("train.optim.warmup_steps: 20 steps of warm-up, and the run has 12 in all")
+    assert said.startswith("train.optim.warmup_steps: the warm-up takes 20 steps, but the run has only 12")
     assert "lower it below 12, or train longer" in said
 
 

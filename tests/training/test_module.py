@@ -21,7 +21,7 @@ def out_of_range(seed: int) -> dict:
 
 
 def test_an_epoch_without_ground_truth_is_an_error(fit):
-    with pytest.raises(DataError, match="not one pixel of epoch 0"):
+    with pytest.raises(DataError, match="no pixel of epoch 0"):
         fit([out_of_range(seed) for seed in range(2)])
 
 
@@ -46,7 +46,7 @@ def test_a_source_whose_crops_teach_nothing_is_named_once(fit, caplog):
     for batch in batches[1:]:
         batch["source"] += 1
     fit(batches)
-    [said] = [record.getMessage() for record in caplog.records if "teach nothing" in record.getMessage()]
+    [said] = [record.getMessage() for record in caplog.records if "do not train the network" in record.getMessage()]
     assert said.startswith("dataset.train_dataset.data_sources[1] (") and "2 of its 2 crops in epoch 0" in said
 
 

@@ -19,7 +19,7 @@ def test_what_was_taken_last_is_given_back_whatever_its_type():
         snapshot.take()
     for tensor in tensors:
         tensor.zero_()
-    snapshot.give_back()
+    snapshot.restore()
     expected = [[3.0, 4.0], 5, [[3.0, 3.0], [3.0, 3.0]], 6.0]
     assert [tensor.tolist() for tensor in tensors] == expected
 
@@ -27,7 +27,7 @@ def test_what_was_taken_last_is_given_back_whatever_its_type():
 def test_of_nothing_there_is_nothing_to_take():
     snapshot = Snapshot(())
     snapshot.take()
-    snapshot.give_back()
+    snapshot.restore()
 
 
 class Waits(TorchDispatchMode):

@@ -46,10 +46,10 @@ def test_how_the_network_computes_is_what_the_spec_says():
 @pytest.mark.parametrize(
     ("keys", "parts", "said"),
     [
-        ({}, (), "auto: nothing is compiled: cuDNN"),
-        ({"activation_checkpoint": True}, (), "auto: nothing is compiled; on makes"),
+        ({}, (), "auto: nothing is compiled: the kernels of cuDNN"),
+        ({"activation_checkpoint": True}, (), "auto: nothing is compiled; with on"),
         ({"compile": "off"}, (), "off: nothing is compiled"),
-        ({"compile": "on"}, COMPILED, "on: feature, cnet, update_block are compiled"),
+        ({"compile": "on"}, COMPILED, "on: compiling feature, cnet, update_block"),
     ],
 )
 def test_the_log_says_what_is_compiled_and_why(keys, parts, said, caplog):

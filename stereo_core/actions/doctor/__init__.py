@@ -1,4 +1,4 @@
-"""doctor: looks at a training's spec, files and machine before a long run."""
+"""doctor: checks a training's spec, files and machine before a long run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ WIDTH = 140  # columns of the table in a file or a pipe
 
 
 def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
-    """Print what each of CHECKS finds, and write it as one line of status.json, under `findings`.
+    """Print the findings of all CHECKS, and write them as one line of status.json, under `findings`.
 
-    That the spec loads and its keys agree is checked before, by `load_spec`.
+    `load_spec` has already checked that the spec loads and that its keys are consistent.
 
     Raises:
-        SpecError: there is a problem that the training would end with.
+        SpecError: there is a problem that would stop the training.
     """
     case = Case(spec, this_machine())
     findings = [(name, finding) for name, check in CHECKS.items() for finding in _found(check, case)]
@@ -43,8 +43,8 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     status.running("Checks done.", kpi=kpi, findings=[{"check": name} | asdict(finding) for name, finding in findings])
     if counts["problem"]:
         names = dict.fromkeys(name for name, finding in findings if finding.level == "problem")
-        raise SpecError(f"{counts['problem']} problem(s), see the table: {', '.join(names)}")
-    return Outcome(f"No problem was found; {counts['warning']} warning(s)", kpi=kpi)
+        raise SpecError(f"{counts['problem']} problem(s) found, see the table: {', '.join(names)}")
+    return Outcome(f"No problem found; {counts['warning']} warning(s)", kpi=kpi)
 
 
 def _found(check: Callable[[Case], Iterator[Finding]], case: Case) -> Iterator[Finding]:
@@ -57,26 +57,26 @@ def _found(check: Callable[[Case], Iterator[Finding]], case: Case) -> Iterator[F
 def keys(case: Case) -> Iterator[Finding]:
     """Keys that the training does not read."""
     idle = [f"{path}: {why}" for path, why in effects.without_effect("train", case.spec)]
-    yield from (warning(f"no effect: {line}", "take it out of the spec") for line in idle)
+    yield from (warning(f"no effect: {line}", "remove it from the spec") for line in idle)
     if not idle:
-        yield ok("the spec loads, its keys agree, and all that are set have an effect")
+        yield ok("the spec loads, its keys are consistent, and all of them have an effect")
 
 
 def weights(case: Case) -> Iterator[Finding]:
-    """The file that the run starts or goes on from, loaded as the training loads it; backbone files likewise."""
+    """The checkpoint that the run starts from or resumes, and the backbone files, loaded as the training does."""
     train = case.spec.train
-    said = train.resume_training_checkpoint_path
+    resume_path = train.resume_training_checkpoint_path
     folder = results_dir(case.spec, "train")
-    resume = newest_whole(folder) if said == AUTO else said or None
+    resume = newest_whole(folder) if resume_path == AUTO else resume_path or None
     if resume:
         done = read_progress(resume).epochs
-        text = f"goes on from {resume}: {done} of {counted(train.num_epochs, 'epoch')} are done"
-        over = warning if said == AUTO else problem  # auto leaves a run that is over alone
+        text = f"the run resumes from {resume}: {done} of {counted(train.num_epochs, 'epoch')} are done"
+        over = warning if resume_path == AUTO else problem  # auto does nothing if the run has finished
         yield ok(text) if done < train.num_epochs else over(text, "raise train.num_epochs")
     elif next(folder.glob("model_epoch_*.pth"), None):
         yield problem(
-            f"a new run, but {folder} holds checkpoints of another one",
-            "train.resume_training_checkpoint_path=auto goes on with that; train.results_dir takes another folder",
+            f"this is a new run, but {folder} contains checkpoints of another one",
+            "set train.resume_training_checkpoint_path=auto to resume that one, or choose another train.results_dir",
         )
     case.network = from_spec(case.spec, resume or train.pretrained_model_path or None)
     millions = sum(p.numel() for p in case.network.parameters()) / 1e6
@@ -99,4 +99,4 @@ CHECKS: dict[str, Callable[[Case], Iterator[Finding]]] = {
     "disk": disk,
     "memory": memory,
 }
-"""In this order: later checks use what earlier ones leave in the Case."""
+"""The order matters: later checks use results of earlier ones in the Case."""

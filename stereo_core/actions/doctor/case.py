@@ -1,4 +1,4 @@
-"""What the checks of doctor look at: a spec, a machine, and what earlier checks found."""
+"""The input of doctor's checks: a spec, a machine, and results of earlier checks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes of memory, and of /dev/shm those that are free; None where there is no such folder."""
+    """Bytes of memory, and free bytes of /dev/shm; None if there is no such folder."""
 
     gpus: tuple[Gpu, ...]
     cores: int
@@ -39,7 +39,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The machine that this process may use: a container's limits count."""
+    """The machine as this process may use it, including a container's limits."""
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Machine(
         tuple(Gpu(gpu.name, gpu.total_memory, (gpu.major, gpu.minor)) for gpu in gpus),
@@ -50,7 +50,7 @@ def this_machine() -> Machine:
 
 
 def _container_limit() -> list[int]:
-    """Bytes, of cgroup version 2 or 1; empty where there is none."""
+    """The memory limit of cgroup version 2 or 1 in bytes; empty if there is none."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = Path(path).read_text().strip() if Path(path).is_file() else ""
         if text.isdigit():
@@ -60,13 +60,13 @@ def _container_limit() -> list[int]:
 
 @dataclass
 class Case:
-    """Attributes that checks fill in:
+    """Attributes that the checks set:
 
-    network: None where it can not be built.
+    network: None if it cannot be built.
     ranks: one process on the CPU until the devices are known.
-    pairs: of each split the (sample, its data source) that its lists name, those with a faulty file left out.
-    largest: of each split the largest height and width in px among the samples that were read.
-    copies: of checkpoints, where the file system of the results has no links.
+    pairs: (sample, data source) of each split, without samples that have a faulty file.
+    largest: the largest height and width in px among the samples read, for each split.
+    copies: number of checkpoint copies if the file system of the results has no links.
     kpi: figures for status.json.
     """
 

@@ -1,4 +1,4 @@
-"""doctor's checks of the data: every file is there, and a few samples of each list hold what a training needs."""
+"""doctor's checks of the data: every file exists, and a few samples of each list contain what a training needs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from stereo_core.spec.dataset import DataSource
 from stereo_core.training.doubts import warm_up_without_end
 from stereo_core.values import counted
 
-SAMPLES = 6  # of each list, spread over it
-THREADS = 16  # files asked for at once: a network file system answers slowly, but many
-NAMED = 3  # faulty files that are named
+SAMPLES = 6  # samples checked per list, spread over it
+THREADS = 16  # concurrent requests: network file systems have a high latency, but serve many at once
+NAMED = 3  # faulty files that are listed
 
 
 def files(case: Case) -> Iterator[Finding]:
-    """Every line has ground truth, and every file that a list names is there, is not empty and may be read."""
+    """Every line has ground truth, and every file of a list exists, is not empty and is readable."""
     for split in SPLITS:
         for index, source in enumerate(case.section(split).data_sources):
             where = f"dataset.{split}_dataset.data_sources[{index}]"
             if source.drawn:
                 case.pairs.setdefault(split, []).extend((sample, None) for sample in scene_samples(source))
-                yield ok(f"{where}: {counted(source.pairs_per_epoch, 'scene')} an epoch, drawn when they are needed")
+                yield ok(f"{where}: {counted(source.pairs_per_epoch, 'scene')} per epoch, drawn on demand")
                 continue
             try:
                 listed = read_annotations(source.data_file, source.data_root)
@@ -47,8 +47,8 @@ def files(case: Case) -> Iterator[Finding]:
             bare = [sample for sample in listed if sample.disparity is None]
             if bare:
                 yield problem(
-                    f"{where}: {len(bare)} of {len(listed)} lines without ground truth, the first is {bare[0].where}",
-                    "training needs 'left right disparity [mask]'",
+                    f"{where}: {len(bare)} of {len(listed)} lines have no ground truth; the first is {bare[0].where}",
+                    "write 'left right disparity [mask]', which training needs",
                 )
             faults = find_faults(sorted({path for sample in listed for path in _paths(sample)}))
             whole = [s for s in listed if s.disparity is not None and faults.keys().isdisjoint(_paths(s))]
@@ -56,11 +56,11 @@ def files(case: Case) -> Iterator[Finding]:
             if faults:
                 named = "; ".join(f"{path}: {what}" for path, what in list(faults.items())[:NAMED])
                 yield problem(
-                    f"{where}: {counted(len(faults), 'file')} of {source.data_file} can not be used: {named}",
-                    "mend the lines or the files, or set data_root of the data source",
+                    f"{where}: {counted(len(faults), 'file')} of {source.data_file} cannot be used: {named}",
+                    "correct the lines or the files, or set data_root of the data source",
                 )
             elif not bare:
-                yield ok(f"{where}: {counted(len(listed), 'pair')}, all files are there")
+                yield ok(f"{where}: {counted(len(listed), 'pair')}, all files exist")
 
 
 def _paths(sample: Sample) -> list[str]:
@@ -68,7 +68,7 @@ def _paths(sample: Sample) -> list[str]:
 
 
 def find_faults(paths: Sequence[str]) -> dict[str, str]:
-    """What is wrong with each file that can not be read, without reading any."""
+    """The fault of each file that cannot be read; no file is opened."""
     faults: dict[str, str] = {}
     parts = [paths[first : first + 1000] for first in range(0, len(paths), 1000)]
     with ThreadPoolExecutor(THREADS) as pool, bars() as progress:
@@ -98,29 +98,29 @@ def _fault(path: str) -> str:
 
 
 def pairs(case: Case) -> Iterator[Finding]:
-    """There are enough pairs for a batch on every device, and some to validate on."""
+    """There are enough pairs for a batch on every device, and pairs for validation."""
     count, batch, world = len(case.pairs.get("train", [])), case.section("train").batch_size, case.ranks.world
     devices = f" on {world} devices" if world > 1 else ""
     if count < batch * world:
         yield problem(
-            f"{counted(count, 'training pair')}, but batches of {batch}{devices} take {batch * world}",
+            f"{counted(count, 'training pair')}, but batches of {batch}{devices} need {batch * world}",
             "lower dataset.train_dataset.batch_size or add pairs",
         )
     else:
         total = case.steps * case.spec.train.num_epochs
         pairs, steps = counted(count, "training pair"), counted(case.steps, "step")
-        yield ok(f"{pairs}, batches of {batch}{devices}: {steps} an epoch, {total} in all")
+        yield ok(f"{pairs}, batches of {batch}{devices}: {steps} per epoch, {total} in total")
         if doubt := warm_up_without_end(case.spec.train.optim, total):
             yield warning(*doubt.split("; ", 1))
     if not case.section("val").data_sources:
         yield warning(
-            "nothing to validate on: the last checkpoint is handed on, whether it is the best or not",
+            "there is no validation data, so the result is the last checkpoint, not the best one",
             "set dataset.val_dataset.data_sources",
         )
 
 
 def samples(case: Case) -> Iterator[Finding]:
-    """Some samples of each list decode, with disparities that fit their images."""
+    """Some samples of each list can be decoded, and their disparities fit their images."""
     for split in SPLITS:
         for index, source in enumerate(case.section(split).data_sources):
             where = f"dataset.{split}_dataset.data_sources[{index}]"
@@ -132,26 +132,27 @@ def samples(case: Case) -> Iterator[Finding]:
 
 
 def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: DataSource) -> Iterator[Finding]:
-    looks = []
+    figures = []
     for sample in chosen:
         try:
-            looks.append(look(read_pair(sample, source), case.spec.dataset.max_disparity))
+            figures.append(figures_of(read_pair(sample, source), case.spec.dataset.max_disparity))
         except DataError as error:
             skipped = split == "train" and case.spec.dataset.on_error == "skip"
             yield (warning if skipped else problem)(f"{sample.where}: {error}")
-    if not looks:
+    if not figures:
         return
-    sizes = [one.size for one in looks]
+    sizes = [one.size for one in figures]
     largest = tuple(max(side) for side in zip(*sizes, case.largest.get(split, (0, 0)), strict=True))
     case.largest[split] = largest
-    faults = list(_doubts(where, looks, case))
+    faults = list(_doubts(where, figures, case))
     yield from faults
     if not faults:
         height, width = largest
-        low, middle, high = (round(float(f([one.range[i] for one in looks])), 1) for i, f in enumerate(_OVER_SAMPLES))
-        valid = np.mean([one.valid for one in looks])
+        low, middle, high = (round(float(f([one.range[i] for one in figures])), 1) for i, f in enumerate(_OVER_SAMPLES))
+        valid = np.mean([one.valid for one in figures])
         yield ok(
-            f"{where}: {counted(len(looks), 'sample')} decode, up to {width}x{height} px, disparity {low} to {high} px "
+            f"{where}: {counted(len(figures), 'sample')} decoded, up to {width}x{height} px, disparity {low} to {high} "
+            "px "
             f"(median {middle}), {valid:.0%} of the pixels valid"
         )
 
@@ -160,15 +161,15 @@ _OVER_SAMPLES: tuple[Callable[[Sequence[float]], Any], ...] = (min, np.median, m
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a sample looks like.
+class SampleFigures:
+    """Properties of a sample.
 
     Attributes:
         size: height and width in px.
-        valid: share of the pixels that have ground truth.
-        range: smallest, median and largest valid disparity in px; zeros where none is valid.
+        valid: share of the pixels with ground truth.
+        range: smallest, median and largest valid disparity in px; zeros if none is valid.
         above: share of the valid pixels at or above dataset.max_disparity.
-        differences: mean difference of brightness between a left pixel and the right one at x - d, at x + d, at x.
+        differences: mean brightness difference between a left pixel and the right one at x - d, at x + d and at x.
     """
 
     size: tuple[int, int]
@@ -178,19 +179,19 @@ class Look:
     differences: tuple[float, float, float]
 
 
-def look(pair: Pair, max_disparity: int) -> Look:
-    """See Look; pairs that hold no valid pixel have differences of 0."""
+def figures_of(pair: Pair, max_disparity: int) -> SampleFigures:
+    """See SampleFigures; pairs without a valid pixel have differences of 0."""
     disparity_HW, valid_HW = pair.disparity, pair.disparity > 0
     known = disparity_HW[valid_HW]
     if not known.size:
-        return Look(disparity_HW.shape, 0.0, (0.0, 0.0, 0.0), 0.0, (0.0, 0.0, 0.0))
+        return SampleFigures(disparity_HW.shape, 0.0, (0.0, 0.0, 0.0), 0.0, (0.0, 0.0, 0.0))
     spread = (float(known.min()), float(np.median(known)), float(known.max()))
     share, above = float(valid_HW.mean()), float((known >= max_disparity).mean())
-    return Look(disparity_HW.shape, share, spread, above, _differences(pair, valid_HW))
+    return SampleFigures(disparity_HW.shape, share, spread, above, _differences(pair, valid_HW))
 
 
 def _differences(pair: Pair, valid_HW: np.ndarray) -> tuple[float, float, float]:
-    """Over the pixels whose three partners all lie within the right image."""
+    """The mean over pixels whose three counterparts all lie inside the right image."""
     left, right = pair.left.mean(axis=2), pair.right.mean(axis=2)
     y, x = np.nonzero(valid_HW)
     step = np.rint(pair.disparity[y, x]).astype(int)
@@ -202,34 +203,34 @@ def _differences(pair: Pair, valid_HW: np.ndarray) -> tuple[float, float, float]
     return at, mirrored, straight
 
 
-def _doubts(where: str, looks: list[Look], case: Case) -> Iterator[Finding]:
-    """What makes a list suspicious, as most of its samples show it."""
+def _doubts(where: str, figures: list[SampleFigures], case: Case) -> Iterator[Finding]:
+    """Suspicious properties of a list that most of its samples show."""
     coding = "set disparity_format or disparity_scale of the data source"
     maximum = case.spec.dataset.max_disparity
-    if _most(one.valid < 0.001 for one in looks):
-        yield problem(f"{where}: the samples have hardly any valid pixel", f"look at disparities and masks; {coding}")
+    if _most(one.valid < 0.001 for one in figures):
+        yield problem(f"{where}: the samples have hardly any valid pixels", f"check disparities and masks; {coding}")
         return
-    if _most(one.range[1] > one.size[1] / 2 for one in looks):
+    if _most(one.range[1] > one.size[1] / 2 for one in figures):
         yield problem(f"{where}: median disparities are larger than half the image's width", coding)
-    if _most(one.range[2] < 1 for one in looks):
+    if _most(one.range[2] < 1 for one in figures):
         yield problem(f"{where}: all disparities are below 1 px", coding)
-    above = np.mean([one.above for one in looks])
+    above = np.mean([one.above for one in figures])
     if above > 0.02:
         yield (problem if above == 1 else warning)(
-            f"{where}: {above:.0%} of the valid pixels have {maximum} px or more and do not count",
+            f"{where}: {above:.0%} of the valid pixels have {maximum} px or more and are ignored",
             f"raise dataset.max_disparity (now {maximum}), or scale the images down",
         )
-    if _most(one.differences[1] < 0.8 * one.differences[0] for one in looks):
+    if _most(one.differences[1] < 0.8 * one.differences[0] for one in figures):
         yield problem(
-            f"{where}: left pixels look like right ones at x + d, not at x - d",
-            "swap left and right",
+            f"{where}: left pixels match right ones at x + d, not at x - d",
+            "swap the left and right columns",
         )
-    elif _most(one.differences[2] < 0.8 * one.differences[0] for one in looks):
-        yield problem(f"{where}: the images match better without their disparities than with them", coding)
+    elif _most(one.differences[2] < 0.8 * one.differences[0] for one in figures):
+        yield problem(f"{where}: the images match better at zero disparity than at the given one", coding)
     height, width = case.crop
-    if "train_dataset" in where and _most(one.size[0] < 0.7 * height or one.size[1] < 0.7 * width for one in looks):
+    if "train_dataset" in where and _most(one.size[0] < 0.7 * height or one.size[1] < 0.7 * width for one in figures):
         yield warning(
-            f"{where}: samples are much smaller than a crop of {width}x{height} px, and most of it is padding",
+            f"{where}: the samples are much smaller than the crop of {width}x{height} px, so most of it is padding",
             "lower dataset.train_dataset.augmentation.crop_size",
         )
 

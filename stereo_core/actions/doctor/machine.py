@@ -1,4 +1,4 @@
-"""doctor's checks of the machine: devices, processor, shared memory, links, disk, memory of a training step."""
+"""doctor's checks of the machine: devices, CPU cores, shared memory, links, disk, memory of a training step."""
 
 from __future__ import annotations
 
@@ -15,65 +15,69 @@ from stereo_core.training.distribution import resolve
 from stereo_core.training.memory import checkpoint_bytes, step_memory
 from stereo_core.values import counted
 
-PREFETCHED = 2  # batches that each loader process holds ready, torch's default
-PIXEL_BYTES = 29  # a pixel of a sample: two float32 RGB images, a float32 disparity, a mask
-NEARLY_ALL = 0.9  # of a memory: beyond lies what the estimate does not count
+PREFETCHED = 2  # batches that each loader process prefetches, torch's default
+PIXEL_BYTES = 29  # per pixel of a sample: two float32 RGB images, a float32 disparity, a mask
+NEARLY_ALL = 0.9  # share of the memory; the rest is for what the estimate does not count
 
 
 def devices(case: Case) -> Iterator[Finding]:
-    """The processes and GPUs that the run asks for are there, and can do its arithmetic."""
+    """The requested processes and GPUs exist and support the precision."""
     machine, precision = case.machine, case.spec.train.precision
     case.ranks = resolve(case.spec.train, "train", len(machine.gpus))
     if not machine.gpus:
         if precision == "fp16":
-            yield problem("no GPU is here, and fp16 needs one", "train.precision=bf16 or fp32")
+            yield problem("fp16 needs a GPU, but this machine has none", "set train.precision=bf16 or fp32")
         elif case.network.config.preset if case.network else case.spec.model.preset:
             yield ok(f"on the CPU, processes: {case.ranks.world}, {precision}")
         else:
-            yield warning("no GPU is here: a network of full size trains on the CPU, very slowly", "use a GPU")
+            yield warning("this machine has no GPU: a full-size network trains very slowly on the CPU", "use a GPU")
         return
     for index in case.ranks.devices:
         gpu = machine.gpus[index]
         name = f"GPU {index}: {gpu.name}, {gpu.memory / GIB:.1f} GiB"
         if precision == "bf16" and gpu.capability < (8, 0):
-            yield warning(f"{name}: has no arithmetic for bf16, which is slow there", "train.precision=fp16 or fp32")
+            yield warning(
+                f"{name}: bf16 is slow because this GPU does not support it", "set train.precision=fp16 or fp32"
+            )
         else:
             yield ok(f"{name}, {precision}")
 
 
 def cores(case: Case) -> Iterator[Finding]:
-    """Loader processes find cores to run on."""
+    """There are enough CPU cores for the loader processes."""
     workers, processes = case.section("train").workers, len(case.ranks.devices)
     wanted, there = (workers + 1) * processes, case.machine.cores
     if workers == 0:
-        yield warning("no loader processes: each step waits until its pairs are read", "dataset.train_dataset.workers")
+        yield warning(
+            "no loader processes: each step waits for its pairs to be read", "set dataset.train_dataset.workers"
+        )
     elif wanted > there:
         yield warning(
-            f"{processes} x {workers} loader processes and {processes} that train, on {counted(there, 'core')}: they "
-            "compete for them",
-            f"dataset.train_dataset.workers={max(1, there // processes - 1)}, or ask for {wanted} cores",
+            f"{processes} x {workers} loader processes and {processes} training processes share "
+            f"{counted(there, 'core')}, which is too few",
+            f"set dataset.train_dataset.workers={max(1, there // processes - 1)}, or request {wanted} cores",
         )
     else:
         yield ok(f"{processes} x {workers} loader processes on {counted(there, 'core')}")
 
 
 def shared_memory(case: Case) -> Iterator[Finding]:
-    """The batches that loader processes hold ready fit in /dev/shm."""
+    """The batches that loader processes prefetch fit in /dev/shm."""
     free = case.machine.shared_memory
     if free is None:
         return
     sizes = {"train": case.crop, "val": case.largest.get("val")}
     needed = max(_prefetched(case, split, size) for split in SPLITS if (size := sizes[split]))
-    text = f"loader processes hold up to {needed / GIB:.2f} GiB of batches, {free / GIB:.2f} GiB are free in /dev/shm"
+    text = f"loader processes need up to {needed / GIB:.2f} GiB for batches; {free / GIB:.2f} GiB are free in /dev/shm"
     if needed > free:
-        yield problem(text, "lower workers or batch_size, or give the container more (Kubernetes: an emptyDir of "
-                            "medium Memory at /dev/shm)")  # fmt: skip
+        yield problem(text, "lower workers or batch_size, or enlarge the container's shared memory (Kubernetes: an "
+                            "emptyDir with medium Memory at /dev/shm)")  # fmt: skip
     else:
         yield ok(text)
 
 
 def _prefetched(case: Case, split: str, size: tuple[int, int]) -> int:
-    """Bytes that all loader processes of this machine hold ready."""
+    """Bytes that all loader processes of this machine prefetch."""
     section = case.section(split)
     workers = min(section.workers, case.machine.cores, len(case.pairs.get(split, [])))
     return workers * PREFETCHED * section.batch_size * size[0] * size[1] * PIXEL_BYTES * len(case.ranks.devices)
@@ -88,14 +92,14 @@ def links(case: Case) -> Iterator[Finding]:
         return
     case.copies = 2
     yield warning(
-        f"the file system of {folder} has no links: {LATEST} and {BEST} will be copies, which take the time and the "
-        "room of two checkpoints",
-        "another results_dir",
+        f"the file system of {folder} does not support links: {LATEST} and {BEST} will be copies, which need the time "
+        "and disk space of two checkpoints",
+        "choose another results_dir",
     )
 
 
 def disk(case: Case) -> Iterator[Finding]:
-    """The checkpoints that are kept fit on the disk of the results."""
+    """The kept checkpoints fit on the disk of the results."""
     if case.network is None:
         yield warning("not estimated: the network could not be built")
         return
@@ -103,17 +107,17 @@ def disk(case: Case) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     one, count = checkpoint_bytes(case.network, case.spec.train), kept_checkpoints(case) + case.copies
     text = (
-        f"{counted(count, 'checkpoint')} of {one / GIB:.2f} GiB: {count * one / GIB:.1f} GiB in all, "
+        f"{counted(count, 'checkpoint')} of {one / GIB:.2f} GiB need {count * one / GIB:.1f} GiB; "
         f"{free / GIB:.1f} GiB are free in {folder}"
     )
     if count * one > free:
-        yield problem(text, "another results_dir, or lower train.keep_checkpoints (0 keeps all)")
+        yield problem(text, "choose another results_dir, or lower train.keep_checkpoints (0 keeps all)")
     else:
         yield ok(text)
 
 
 def kept_checkpoints(case: Case) -> int:
-    """The most that lie there at once: the newest, the best one, and the one that is being written."""
+    """The maximum number at once: the newest ones, the best one, and the one being written."""
     train = case.spec.train
     if train.keep_checkpoints:
         return train.keep_checkpoints + 2
@@ -122,7 +126,7 @@ def kept_checkpoints(case: Case) -> int:
 
 
 def memory(case: Case) -> Iterator[Finding]:
-    """One training step fits in the memory of the GPU, or of the machine."""
+    """One training step fits in the memory of the GPU or of the machine."""
     if case.network is None:
         yield warning("not estimated: the network could not be built")
         return
@@ -134,16 +138,16 @@ def memory(case: Case) -> Iterator[Finding]:
     height, width = case.crop
     parts = " + ".join(f"{name} {size / GIB:.2f}" for name, size in vars(step).items() if size)
     text = (
-        f"a step takes {step.total / GIB:.2f} GiB of {there / GIB:.1f} ({parts}) with batch {batch}, {width}x{height} "
+        f"a step needs {step.total / GIB:.2f} of {there / GIB:.1f} GiB ({parts}) with batch {batch}, {width}x{height} "
         f"px, {case.network.config.train_iters} iterations, {train.precision}"
     )
     mend = "lower dataset.train_dataset.batch_size or augmentation.crop_size" + (
-        "" if train.activation_checkpoint else ", or train.activation_checkpoint=true"
+        "" if train.activation_checkpoint else ", or set train.activation_checkpoint=true"
     )
     processes = 1 if gpus else len(case.ranks.devices)
     if step.total * processes > there:
         yield problem(text, mend)
     elif step.total * processes > NEARLY_ALL * there:
-        yield warning(f"{text}; libraries take some beside that", mend)
+        yield warning(f"{text}; libraries need some more", mend)
     else:
         yield ok(text)

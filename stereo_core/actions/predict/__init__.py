@@ -1,1 +1,1 @@
-"""What the verbs share that compute disparity."""
+"""The shared parts of the verbs that compute disparity."""

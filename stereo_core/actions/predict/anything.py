@@ -1,4 +1,4 @@
-"""Disparity from a model that is only named: a checkpoint, an engine, or the starter."""
+"""Disparity from a model given by name: a checkpoint, an engine, or the starter."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from stereo_core.spec.loading import checked
 
 
 def spec_of(model: str, iters: int | None = None, **inference: Any) -> ExperimentSpec:
-    """The spec of an inference with a model and what else its section is to say; data it names none.
+    """The spec of an inference with a model and further keys of its section, without data.
 
     Raises:
-        ModelError: no such file, or neither a checkpoint nor an engine.
-        SpecError: an engine is to run other iterations than it holds.
+        ModelError: the file is missing, or neither a checkpoint nor an engine.
+        SpecError: iterations are given for an engine, which has a fixed number.
     """
     file = _file(model)
     engine = file_kind(file) == "engine"
     if engine and iters:
-        raise SpecError(f"--iters: an engine has its iterations built in; leave it out, or name a checkpoint: {file}")
-    said = {"trt_engine" if engine else "checkpoint": str(file)} | inference
-    tree: dict[str, Any] = {"inference": said}
+        raise SpecError(
+            f"--iters: the engine {file} has a fixed number of iterations; leave --iters out, or name a checkpoint"
+        )
+    section = {"trt_engine" if engine else "checkpoint": str(file)} | inference
+    tree: dict[str, Any] = {"inference": section}
     if iters:
         tree["model"] = {"valid_iters": iters}
     return cast(ExperimentSpec, checked("inference", tree, "command line"))
@@ -41,9 +43,9 @@ def _file(model: str) -> Path:
 
 
 def predict(left: Any, right: Any, model: str | Path = "starter") -> Any:
-    """Estimate the disparity of rectified pairs, on a GPU where there is one.
+    """Estimate the disparity of rectified pairs, on a GPU if there is one.
 
-    The model of the last call stays loaded. With an engine PyTorch is not needed.
+    The model of the last call stays loaded. An engine does not need PyTorch.
 
     Args:
         left, right: 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3) RGB, (H, W) or (B, H, W, 1) grey; or torch
@@ -51,11 +53,11 @@ def predict(left: Any, right: Any, model: str | Path = "starter") -> Any:
         model: "starter", a checkpoint (also FOLDER@best) or an engine.
 
     Returns:
-        float32 disparity in px of the images given: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
+        float32 disparity in px of the input images: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
 
     Raises:
-        ValueError: shapes or types are others, or left and right differ.
-        ModelError: the model can not be used.
+        ValueError: a shape or type is unsupported, or left and right differ.
+        ModelError: the model cannot be used.
     """
     file = _file(str(model))
     changed = file.stat().st_mtime_ns if file.is_file() else 0

@@ -1,4 +1,4 @@
-"""A checkpoint on a GPU in half precision: the network as it is at first, a CUDA graph for sizes that come again."""
+"""Run a checkpoint on a GPU in half precision: directly at first, by a CUDA graph for sizes that occur again."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from stereo_core.storage import cache_folder
 LOG = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-GRAPHS = 4  # sizes that are kept ready; each holds the memory of a pass
-COMPILE_AFTER = 4000  # calls of one size: by then a graph has cost as much more as compiling does (two minutes, 25 ms)
+GRAPHS = 4  # sizes with a kept graph; each holds the memory of a pass
+COMPILE_AFTER = (
+    4000  # calls of one size after which compiling pays off (it takes two minutes, and saves 25 ms per call)
+)
 
 
 class FastPredict:
     """left, right (B, 3, H, W), RGB, 0..255, any sizes -> disparity (B, 1, H, W), px, float32.
 
-    The first call of a size runs the rewritten network as it is, the second records it as a CUDA graph, later ones
-    replay that. Sizes that are padded to the same count as one.
+    The first call of a size runs the rewritten network directly, the second records a CUDA graph, later ones replay the
+    graph. Sizes that are padded to the same size share a graph.
 
     Args:
         model: a FoundationStereo or a FastFoundationStereo on a GPU.
         dtype: float16 or bfloat16.
-        compile: "on" makes each size's kernels at its first call, "auto" those of a size that has come very often.
+        compile: "on" compiles each size at its first call, "auto" only sizes that occur very often.
     """
 
     def __init__(self, model: StereoNetwork, dtype: torch.dtype, compile: str):
         if compile != "off" and COMPILER is None:
-            LOG.info("compile: %s is off, for there is no C compiler on the PATH", compile)
+            LOG.info("compile: %s has no effect because there is no C compiler on the PATH", compile)
             compile = "off"
         _cache_in_our_folder()
         self.model, self.dtype, self.compile = model, dtype, compile
@@ -51,10 +53,12 @@ class FastPredict:
         padding = padding_to_multiple(*left_B3HW.shape[-2:])
         left, right = (pad(image, padding, mode="replicate") for image in (left_B3HW, right_B3HW))
         with torch.cuda.device_of(left):  # type: ignore[no-untyped-call] # Triton launches on the current device
-            return unpad(self._of(left.shape)(left, right), padding).clone()  # the next replay overwrites it
+            return unpad(
+                self._of(left.shape)(left, right), padding
+            ).clone()  # copy: the next replay overwrites the result
 
     def _of(self, shape: torch.Size) -> Predict:
-        """What predicts images of `shape` best now."""
+        """The best available function for images of `shape`."""
         size = (shape[0], *shape[-2:])
         self.seen[size] += 1
         often = self.compile == "auto" and self.seen[size] == COMPILE_AFTER
@@ -72,15 +76,20 @@ class FastPredict:
         batch, height, width = size
         what = f"{width} x {height} px, batch {batch}"
         if compile:
-            LOG.info("compiling for %s; where the cache does not hold it that takes about two minutes", what)
+            LOG.info("compiling for %s; this takes about two minutes unless it is cached", what)
         began = time.perf_counter()
         network = make_network(self.model, self.dtype) if compile else self.network
         try:
             predict = at_size(network, height, width, batch, self.model.config.valid_iters)
         except torch.OutOfMemoryError:
-            LOG.warning("no memory is left for a CUDA graph of %s: each call launches its kernels anew", what)
+            LOG.warning("not enough memory for a CUDA graph of %s: each call launches its kernels one by one", what)
             return self.eager
-        LOG.info("%s: %s in %.1f s", what, "compiled, and a CUDA graph" if compile else "a CUDA graph", _since(began))
+        LOG.info(
+            "%s: %s in %.1f s",
+            what,
+            "compiled and recorded as a CUDA graph" if compile else "recorded as a CUDA graph",
+            _since(began),
+        )
         return predict
 
 
@@ -89,6 +98,6 @@ def _since(began: float) -> float:
 
 
 def _cache_in_our_folder() -> None:
-    """Kernels that were made are found again by the next run."""
+    """Keep compiled kernels in our cache folder, so that the next run finds them."""
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ.setdefault(variable, str(cache_folder() / name))

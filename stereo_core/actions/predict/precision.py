@@ -1,4 +1,4 @@
-"""The type that a checkpoint's network computes in, and the fastest way to do so."""
+"""Choose the precision of a checkpoint's network, and the fastest way to run it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LOG = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
-TENSOR_CORES = (7, 0)  # compute capability from which a GPU has them
+TENSOR_CORES = (7, 0)  # compute capability of the first GPUs with tensor cores
 
 
 def resolved(precision: str, model: StereoNetwork, device: str, verb: str) -> str:
-    """fp32, tf32, fp16 or bf16.
+    """The precision to use: fp32, tf32, fp16 or bf16.
 
     Raises:
-        SpecError: a CPU is to compute in another type than float32.
+        SpecError: another type than float32 is set on a CPU.
     """
     if device == "cpu":
         if precision in ("tf32", *HALF):
-            raise SpecError(f"{verb}.precision: {precision} needs a GPU, and there is none here; set auto or fp32")
+            raise SpecError(f"{verb}.precision: {precision} needs a GPU, but this machine has none; set auto or fp32")
         return "fp32"
     if precision != "auto":
         return precision
@@ -42,22 +42,22 @@ def network_call(model: StereoNetwork, precision: str, compile: str, *, hierarch
         model: on its device.
         precision: see `resolved`.
         compile: auto, on or off.
-        hierarchical: in two passes; these stay eager.
+        hierarchical: predict in two passes, which always run eagerly.
     """
     tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32  # float32 is float32 as in engines
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32  # exact float32 as in engines
     eager = model.hierarchical if hierarchical else model
     if precision not in HALF:
         if compile == "on":
-            LOG.info("compile: on has an effect in half precision only; precision is %s", precision)
+            LOG.info("compile: on has no effect with precision %s, only with fp16 and bf16", precision)
         return eager
     if not hierarchical:
-        from stereo_core.actions.predict.fast import FastPredict  # torch's compiler need not be imported on a CPU
+        from stereo_core.actions.predict.fast import FastPredict  # imports torch's compiler, which a CPU does not need
 
         try:
             return _finite(FastPredict(model, HALF[precision], compile), eager, precision)
         except ModelError as error:
-            LOG.info("eager: %s", error)
+            LOG.info("running eagerly: %s", error)
     return _finite(_autocast(eager, HALF[precision]), eager, precision)
 
 
@@ -70,13 +70,13 @@ def _autocast(eager: Predict, dtype: torch.dtype) -> Predict:
 
 
 def _finite(half: Predict, eager: Predict, precision: str) -> Predict:
-    """What is not finite in half precision is computed again in float32."""
+    """Recompute a result that is not finite in half precision in float32."""
 
     def predict(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         disparity_B1HW = half(left_B3HW, right_B3HW)
         if disparity_B1HW.isfinite().all():
             return disparity_B1HW
-        LOG.warning("a disparity is not finite in %s and is computed again in fp32", precision)
+        LOG.warning("a disparity is not finite in %s; recomputing it in fp32", precision)
         return eager(left_B3HW, right_B3HW)
 
     return predict

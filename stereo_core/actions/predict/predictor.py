@@ -1,4 +1,4 @@
-"""What evaluate and inference share: one predict function for checkpoints and engines, and the walk over a data set."""
+"""Shared by evaluate and inference: one predict function for checkpoints and engines, and the loop over a data set."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from stereo_core.spec.fields import Section
 LOG = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""left, right (B, 3, H, W) RGB 0..255 -> disparity (B, H, W) in px of the images given."""
+"""left, right (B, 3, H, W) RGB 0..255 -> disparity (B, H, W) in px of the input images."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network ready to be asked.
+    """A loaded network.
 
     Attributes:
         predict: see Predict.
-        device: where its inputs have to be.
-        settings: what it is and how it runs, for reports.
-        figures: what the calls so far took: latency and throughput; for engines GPU memory too.
+        device: the device of its inputs.
+        settings: description of the network and how it runs, for reports.
+        figures: latency and throughput of the calls so far; for engines also GPU memory.
     """
 
     predict: Predict
@@ -54,15 +54,15 @@ class Predictor:
 
 
 def load_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
-    """Load what `<verb>.checkpoint` or `<verb>.trt_engine` names, whichever is set.
+    """Load the model of `<verb>.checkpoint` or `<verb>.trt_engine`, whichever is set.
 
     Args:
         verb: "evaluate" or "inference".
-        gpu: where to run, if there is one.
+        gpu: index of the GPU to use, if there is one.
 
     Raises:
-        SpecError: a key asks for what an engine can not do.
-        ModelError: the file can not be used.
+        SpecError: a key requires something that an engine does not support.
+        ModelError: the file cannot be used.
     """
     section = getattr(spec, verb)
     if section.trt_engine:
@@ -75,11 +75,13 @@ def _checkpoint_predictor(spec: ExperimentSpec, verb: str, device: str) -> Predi
     section = getattr(spec, verb)
     model = from_spec(spec, section.checkpoint).eval().to(device)
     if device != "cpu":
-        channels_last(model, dims=(3,))  # in two dimensions, too, float32 takes more memory and no less time
+        channels_last(model, dims=(3,))  # for 2-D convolutions in float32 it needs more memory and saves no time
     hierarchical = verb == "inference" and section.hierarchical
     precision = resolved(section.precision, model, device, verb)
-    LOG.info("precision: %s (%s was asked for)", precision, section.precision)
-    model.config = replace(model.config, mixed_precision=False)  # `precision` says it, and a second pass is in float32
+    LOG.info("precision: %s (requested: %s)", precision, section.precision)
+    model.config = replace(
+        model.config, mixed_precision=False
+    )  # `precision` controls it, and a recomputation is in float32
     call = network_call(model, precision, section.compile, hierarchical=hierarchical)
     predict: Predict = announced(lambda left, right: call(left, right)[:, 0], model, verb, half=precision in HALF)
     resize = section.resize if verb == "evaluate" else "none"
@@ -105,9 +107,9 @@ def _checkpoint_predictor(spec: ExperimentSpec, verb: str, device: str) -> Predi
 
 
 class _Timed:
-    """Predict, with the time that each call of a checkpoint's network takes, resizing and tiles included.
+    """A Predict that times each call of a checkpoint's network, including resizing and tiles.
 
-    The first call of every shape does not count, nor on a GPU the second, which may record a CUDA graph.
+    The first call of every shape is not counted; on a GPU neither is the second, which may record a CUDA graph.
     """
 
     def __init__(self, predict: Predict, device: str):
@@ -139,7 +141,7 @@ class _Timed:
 def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     section = getattr(spec, verb)
     if verb == "inference" and section.hierarchical:
-        raise SpecError("inference.hierarchical: an engine has one size; use a checkpoint, or set it to false")
+        raise SpecError("inference.hierarchical: engines do not support it; use a checkpoint, or set it to false")
     free = _free_gpu_bytes(gpu)
     engine = load_engine(section.trt_engine, engine_device(section, gpu))
     resize = section.resize if verb == "evaluate" else "pad"
@@ -147,7 +149,7 @@ def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     augmentation = (spec.dataset.test_dataset if verb == "evaluate" else spec.dataset.infer_dataset).augmentation
     if "crop_size" in augmentation.model_fields_set and tuple(augmentation.crop_size) != size:
         LOG.warning(
-            "crop_size ([height, width]) is %s, but the engine's own size %s holds",
+            "crop_size ([height, width]) is %s, but the engine's own size %s is used",
             *(list(augmentation.crop_size), list(size)),
         )
     infer: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
@@ -166,14 +168,14 @@ def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
 def _with_tiles(
     spec: ExperimentSpec, verb: str, predict: Predict, size: tuple[int, int], max_disparity: int | None
 ) -> tuple[Predict, dict[str, Any]]:
-    """(predict in tiles of `size` where `inference.tile` is set, the settings for the report)."""
+    """(predict, in tiles of `size` if `inference.tile` is set; the settings for the report)."""
     if verb != "inference" or not spec.inference.tile:
         return predict, {}
     rows, columns = spec.inference.tile_overlap
     if columns < (max_disparity or 0):
         LOG.warning(
-            "inference.tile_overlap: %d columns, but the network finds disparities up to %d px: where they are larger "
-            "than the overlap, the left part of a tile can not see its match",
+            "inference.tile_overlap is %d columns, but the network finds disparities up to %d px: where a disparity "
+            "exceeds the overlap, the left part of a tile does not contain its match",
             columns,
             max_disparity,
         )
@@ -181,7 +183,7 @@ def _with_tiles(
 
 
 def _timed_whole(predict: Predict, engine: Engine) -> Predict:
-    """Predict in tiles, with the engine's times those of whole images."""
+    """Predict in tiles, with times counted per whole image."""
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         with engine.as_one_call(len(left_B3HW)):
@@ -191,10 +193,10 @@ def _timed_whole(predict: Predict, engine: Engine) -> Predict:
 
 
 def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, verb: str) -> Predict:
-    """Predict, with one warning in a run when images are scaled down to an engine of `size`, its largest."""
-    mend = "build an engine of at least their size, or one with open height and width (export.dynamic_hw)"
+    """A Predict that warns once if images are scaled down to `size`, the engine's maximum."""
+    mend = "build an engine of at least their size, or one with dynamic height and width (export.dynamic_hw)"
     mend += ", or set inference.tile" if verb == "inference" else ""
-    warned = resize != "pad"  # who asks for stretch has been told
+    warned = resize != "pad"  # stretch is the user's explicit choice
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         nonlocal warned
@@ -202,8 +204,8 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
         if not warned and (height > size[0] or width > size[1]):
             warned = True
             LOG.warning(
-                "images of %d x %d are larger than the engine, at most %d x %d, and are scaled down for it: details "
-                "are lost, and epe and d1 can not be compared with those of the checkpoint or of another size; %s",
+                "images of %dx%d px exceed the engine's maximum of %dx%d px and are scaled down: details are lost, and "
+                "epe and d1 are not comparable with those of the checkpoint or of another size; %s",
                 *(width, height, *reversed(size), mend),
             )
         return predict(left_B3HW, right_B3HW)
@@ -212,21 +214,21 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
 
 
 def engine_device(section: Section, gpu: int) -> str | None:
-    """The device asked for; None where the spec says nothing, which takes a GPU if there is one that serves.
+    """The requested device; None if the spec sets none, which means a GPU if a usable one exists.
 
-    gpu_ids [0] that the user wrote counts where there is a GPU: an engine that can not use it is then an error.
+    If the user set gpu_ids to [0] and there is a GPU, an engine that cannot use it is an error.
     """
-    asked = gpu or ("gpu_ids" in section.model_fields_set and torch.cuda.is_available())
-    return f"cuda:{gpu}" if asked else None
+    is_requested = gpu or ("gpu_ids" in section.model_fields_set and torch.cuda.is_available())
+    return f"cuda:{gpu}" if is_requested else None
 
 
 def _free_gpu_bytes(gpu: int) -> int:
-    """Memory that is free on a GPU as its driver counts, so that every library's is in it; 0 where there is none."""
+    """Free memory of a GPU according to its driver, which includes all libraries' use; 0 without a GPU."""
     return torch.cuda.mem_get_info(gpu)[0] if gpu < torch.cuda.device_count() else 0
 
 
 def stretched(predict: Predict, size: tuple[int, int]) -> Predict:
-    """Predict at exactly `size` (height, width), the aspect ratio not kept; disparity comes back in the images' px."""
+    """Predict at exactly `size` (height, width), ignoring the aspect ratio; the disparity is in px of the images."""
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         height, width = left_B3HW.shape[-2:]
@@ -238,7 +240,7 @@ def stretched(predict: Predict, size: tuple[int, int]) -> Predict:
 
 
 def padded(predict: Predict, size: tuple[int, int]) -> Predict:
-    """Predict with images padded up to `size` (height, width) by replication; a side that is longer stays as it is."""
+    """Predict with images padded up to `size` (height, width) by replication; a longer side is not changed."""
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         height, width = left_B3HW.shape[-2:]
@@ -258,17 +260,17 @@ _RESIZES = {"stretch": stretched, "pad": padded}
 def predictions(
     predictor: Predictor, batches: Iterable[list[dict[str, Any]]], total: int
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """(sample, disparity) for every sample, in order; while a batch is computed the next ones are read (see `ahead`).
+    """(sample, disparity) for every sample, in order; the next batches are read during a computation (see `ahead`).
 
     Args:
         batches: lists of samples of any sizes (see `stereo_core.data.datasets`).
-        total: the number of batches, for the progress bar.
+        total: number of batches, for the progress bar.
 
     Yields:
         the sample and its disparity, float32 NumPy (H, W) in px.
 
     Raises:
-        FloatingPointError: a prediction is NaN or infinite somewhere; names the image.
+        FloatingPointError: a prediction is NaN or infinite somewhere; the message names the image.
     """
     stacked = ahead(_stacked(batches, predictor.device))
     with bars() as progress:
@@ -286,28 +288,30 @@ def _predicted(
     for sample in samples:
         disparity_HW = found.pop(sample["index"])
         if not np.isfinite(disparity_HW).all():
-            raise FloatingPointError(f"{sample['path']}: the predicted disparity is not finite everywhere")
+            raise FloatingPointError(
+                f"{sample['path']}: the predicted disparity contains NaN or infinity; check the model"
+            )
         yield sample, disparity_HW
 
 
 def _stacked(
     batches: Iterable[list[dict[str, Any]]], device: str
 ) -> Iterator[tuple[list[dict[str, Any]], list[tuple[Any, ...]]]]:
-    """Each batch, and of each size of image in it the samples' `index` and all left and right images; page-locked where
-    a GPU takes them."""
+    """Each batch with, per image size, the samples' `index` and all left and right images; in pinned memory for a
+    GPU."""
     for samples in batches:
         groups = []
         for batch in group_by_size(samples):
             left, right = batch["left"], batch["right"]
             if device != "cpu":
-                with torch.cuda.device(device):  # of this thread, which would make itself at home on the first one
+                with torch.cuda.device(device):  # this thread would otherwise use the first GPU
                     left, right = left.pin_memory(), right.pin_memory()
             groups.append((batch["index"].tolist(), left, right))
         yield samples, groups
 
 
 def known(figures: dict[str, Any]) -> dict[str, Any]:
-    """Figures without those that could not be measured, for status.json."""
+    """The figures that could be measured, for status.json."""
     return {name: value for name, value in figures.items() if value is not None}
 
 

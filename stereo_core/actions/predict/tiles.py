@@ -1,9 +1,9 @@
 """Images larger than the network's size, predicted in overlapping tiles.
 
-A pixel at column x of the left image is found at x - d in the right one. In a tile that begins at column s, a pixel
-with x - d < s has no partner: the tile guesses there. So where two tiles overlap, the left one decides nearly all of
-it, and the right one takes over at the end, as far from its own left edge as can be: a disparity of up to RIGHT_FROM of
-the overlap loses nothing. Rows have no such side; there the two fade into each other.
+A pixel at column x of the left image appears at x - d in the right one. In a tile that begins at column s, a pixel with
+x - d < s has no match, so the tile can only guess there. Where two tiles overlap, the left tile is therefore used for
+most of the overlap, and the right tile only at its end, far from the right tile's left edge: disparities up to
+RIGHT_FROM of the overlap are not affected. Vertically there is no such asymmetry; the tiles are blended evenly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from stereo_core.errors import SpecError
 from stereo_core.values import size_text
 
-RIGHT_FROM = 7 / 8  # of an overlap's columns, from where on the right tile counts
+RIGHT_FROM = 7 / 8  # share of an overlap's columns after which the right tile fades in
 BELOW_FROM = 0.0
 
 
@@ -27,11 +27,11 @@ def tiled(
     """Predict in tiles of `size` (height, width) px that overlap by at least `overlap` (rows, columns) px.
 
     Raises:
-        SpecError: a tile would be all overlap.
+        SpecError: the overlap is not smaller than the tile.
     """
     if overlap[0] >= size[0] or overlap[1] >= size[1]:
         raise SpecError(
-            f"inference.tile_overlap: {list(overlap)} ([height, width]) is no smaller than the tiles, "
+            f"inference.tile_overlap: {list(overlap)} ([height, width]) must be smaller than the tiles, "
             f"{size_text(size)} px"
         )
 
@@ -48,13 +48,13 @@ def tiled(
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin: as few as possible, evenly spaced, the last one at the end."""
+    """The starts of the tiles: as few as possible, evenly spaced, the last one aligned with the end."""
     gaps = max(0, ceil((length - tile) / (tile - overlap)))
     return [round(i * (length - tile) / gaps) for i in range(gaps + 1)] if gaps else [0]
 
 
 def _joined(parts: list[Tensor], starts: list[int], axis: int, begin: float) -> Tensor:
-    """Lay parts over each other; from `begin` (a share of each overlap) on, the later part fades in."""
+    """Blend overlapping parts; the later part fades in from `begin` (a share of each overlap)."""
     whole = parts[0]
     for part, start in zip(parts[1:], starts[1:], strict=True):
         overlap = whole.shape[axis] - start
@@ -66,7 +66,7 @@ def _joined(parts: list[Tensor], starts: list[int], axis: int, begin: float) -> 
 
 
 def _fade(length: int, begin: float) -> Tensor:
-    """0 up to `begin`, then smoothly towards 1 at the end; both slopes are flat."""
+    """0 up to `begin`, then smoothly to 1 at the end, with zero slope at both."""
     place = (torch.arange(length) + 0.5) / length
     x = ((place - begin) / (1 - begin)).clamp(0, 1)
     return x * x * (3 - 2 * x)

@@ -1,7 +1,7 @@
 """Synthetic stereo scenes with exact sub-pixel disparity and exact occlusion.
 
-`planes` draws a few slanted planes with NumPy; the rich scenes are `layout` (what stands where), `render` (both views,
-with torch), `appearance` (two cameras that differ) and `stream` (the sequence).
+`planes` draws a few slanted planes with NumPy. Rich scenes use `layout` (the surfaces), `render` (both views, with
+torch), `appearance` (differences between the cameras) and `stream` (the sequence).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def scene_maker(
         A function that gives the dict of `Stream.scene`; equal arguments and numbers give equal scenes.
     """
     if style == "rich":
-        from stereo_core.data.synthetic.stream import Stream  # needs torch, which plane scenes do without
+        from stereo_core.data.synthetic.stream import Stream  # needs torch; plane scenes do not
 
         return Stream(height, width, disparity, seed, appearance).scene
 

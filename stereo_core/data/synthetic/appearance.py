@@ -1,6 +1,6 @@
-"""What two cameras make of one scene: defocus, highlights, exposure, gamma, noise and an error of the rectification.
+"""Differences between two cameras: defocus, highlights, exposure, gamma, noise and a rectification error.
 
-The disparity is none of its business: after it the warped right image no longer equals the left one.
+The disparity stays the same, but the warped right image no longer equals the left one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SHARED = ("grey", "focus", "depth", "offset", "turn")
 
 
 def photograph(scenes: Rendered, rngs: Sequence[np.random.Generator], strength: float) -> tuple[Tensor, Tensor]:
-    """Both views as cameras of their own take them, float32 (B, 3, H, W), 0..255.
+    """Both views as two different cameras take them, float32 (B, 3, H, W), 0..255.
 
     Args:
         scenes: B of them.
-        rngs: one a scene, so that what becomes of a scene does not depend on its batch.
-        strength: 1 for cameras that differ as those of the usual data sets do, 0 for no change.
+        rngs: one per scene, so that the result does not depend on the batch.
+        strength: 1 for the differences found in the usual data sets, 0 for no change.
     """
     if not strength:
         return scenes.left_B3HW, scenes.right_B3HW
@@ -51,7 +51,8 @@ def photograph(scenes: Rendered, rngs: Sequence[np.random.Generator], strength: 
 
 
 def _draw(rng: np.random.Generator, strength: float) -> dict[str, np.ndarray]:
-    """One scene's numbers: what both cameras share, what each has, and the highlights (side, x, y, size, power)."""
+    """One scene's random numbers: shared by both cameras, of each camera, and the highlights (side, x, y, size,
+    power)."""
     common_gain, common_gamma = rng.normal(0, 0.2), rng.normal(0, 0.15)
     noise, soft, defocus = rng.exponential(2.0), rng.uniform(0, 0.8), rng.exponential(0.4)
     differ = strength * rng.choice([0.2, 1.0])
@@ -75,7 +76,7 @@ def _draw(rng: np.random.Generator, strength: float) -> dict[str, np.ndarray]:
 
 
 def _columns(names: Sequence[str], rows: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Each number of all scenes, (B, 1, 1, 1)."""
+    """Each number as a tensor over all scenes, (B, 1, 1, 1)."""
     table = torch.tensor(np.stack(rows), dtype=torch.float32).to(device, non_blocking=True)
     return dict(zip(names, table[:, :, None, None, None].unbind(1), strict=True))
 
@@ -88,7 +89,7 @@ def _axes(image_B3HW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _highlight(image_B3HW: Tensor, lights_BL4: Tensor) -> Tensor:
-    """Light that the cameras see in different places, as on a polished surface."""
+    """Highlights that the cameras see in different places, as on a polished surface."""
     x, y = _axes(image_B3HW)
     cx, cy, size, power = lights_BL4[..., None].unbind(2)
     across = torch.exp(-(((x - cx) / size) ** 2))
@@ -97,7 +98,7 @@ def _highlight(image_B3HW: Tensor, lights_BL4: Tensor) -> Tensor:
 
 
 def _blur(image_B3HW: Tensor, disparity_B1HW: Tensor, own: dict[str, Tensor], shared: dict[str, Tensor]) -> Tensor:
-    """The lens' softness everywhere, and more of it with the distance from the focused disparity."""
+    """Blur by the lens; it grows with the distance from the focused disparity."""
     nearest = disparity_B1HW.amax((2, 3), keepdim=True)
     out = (disparity_B1HW / nearest - shared["focus"]).abs() / shared["depth"]
     return torch.lerp(
@@ -116,7 +117,7 @@ def _gaussian(image_B3HW: Tensor, sigma_B111: Tensor) -> Tensor:
 
 
 def _shift_rows(image_B3HW: Tensor, shared: dict[str, Tensor]) -> Tensor:
-    """Move the image up or down by a part of a pixel, and less or more towards its sides."""
+    """Move the image up or down by a fraction of a pixel that varies along the rows."""
     x, _ = _axes(image_B3HW)
     shift = shared["offset"] + shared["turn"] * x
     above, below = (torch.roll(image_B3HW, step, dims=2) for step in (1, -1))

@@ -1,8 +1,9 @@
-"""What stands in a rich scene: the numbers of its surfaces, drawn with NumPy from one seed.
+"""The surfaces of a rich scene: their parameters, drawn with NumPy from one seed.
 
-A surface lies in disparity space: d(x, y) = d0 + b (x - x0) + c (y - y0), bent over its outline, x and y in px of the
-left image. Backgrounds fill the view: a back wall, and in rooms and on roads a floor, side walls and a ceiling in
-perspective. Objects stand before them, up to OBJECTS, of the outlines in turn. Where surfaces cross, the nearest shows.
+A surface is defined in disparity space: d(x, y) = d0 + b (x - x0) + c (y - y0), plus a bend over its outline; x and y
+are px of the left image. Backgrounds fill the view: a back wall; in rooms and on roads also a floor, side walls and a
+ceiling in perspective. Up to OBJECTS objects stand in front of them, with the outlines in turn. Where surfaces
+intersect, the nearest is visible.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from stereo_core.data.synthetic.textures import COUNT, SIZE
 BACKGROUNDS = ("back", "floor", "ceiling", "wall", "wall")
 OUTLINES = ("ellipse", "box", "pole", "blob", "fence", "ring", "leaves", "box", "pole")
 OBJECTS = 36
-KINDS = BACKGROUNDS + tuple(OUTLINES[i % len(OUTLINES)] for i in range(OBJECTS))  # of the surface in each place
+KINDS = BACKGROUNDS + tuple(OUTLINES[i % len(OUTLINES)] for i in range(OBJECTS))  # kind of the surface at each index
 
 SHAPE = (
-    *("ux", "uy", "u1", "vx", "vy", "v1"),  # own coordinates: u = ux x + uy y + u1, v alike; -1..1 over the outline
-    *("b", "c", "d1"),  # disparity, unbent: b x + c y + d1, px
-    *("bulge", "wave", "turns", "phase", "most"),  # what bends it, px; `most`: cut off above
-    *("form1", "form2", "form3"),  # what the outline makes of them
-    *("top", "bottom", "first", "last"),  # the rows and columns of the left image outside which it is not
+    *("ux", "uy", "u1", "vx", "vy", "v1"),  # own coordinates: u = ux x + uy y + u1, v likewise; -1..1 over the outline
+    *("b", "c", "d1"),  # disparity without the bend: b x + c y + d1, px
+    *("bulge", "wave", "turns", "phase", "most"),  # parameters of the bend, px; `most`: upper limit
+    *("form1", "form2", "form3"),  # their meaning depends on the outline
+    *("top", "bottom", "first", "last"),  # bounding rows and columns in the left image
 )
 PAINT = (
-    *("g0", "gx", "gy"),  # disparity over the right image, unbent
+    *("g0", "gx", "gy"),  # disparity over the right image, without the bend
     *("sx", "sy", "s1", "tx", "ty", "t1", "s0", "t0"),  # texture coordinates of a right pixel, texels
     *("base", "detail", "ratio", "share"),  # two textures, the finer one's scale and share
     *("red", "green", "blue", "light_r", "light_g", "light_b", "hue_r", "hue_g", "hue_b"),  # colour and contrasts
@@ -35,12 +36,12 @@ PAINT = (
 )
 
 
-_DRAWN = ("x0", "y0", "cos", "sin", "rx", "ry", "d0")  # centre, turn and radii, px, and disparity there
+_DRAWN = ("x0", "y0", "cos", "sin", "rx", "ry", "d0")  # centre (px), rotation, radii (px) and disparity at the centre
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The surfaces of one scene, each in the place of its kind.
+    """The surfaces of one scene, each at the index of its kind.
 
     Attributes:
         present: bool (len(KINDS),).
@@ -64,16 +65,16 @@ def draw_layout(height: int, width: int, nearest: float, rng: np.random.Generato
     _derive(values)
     _map_textures(values, height, width, rng)
     _draw_colours(values, height, width, rng)
-    values["d1"][~present] = -1e6  # behind everything, for a batch draws a surface that any of its scenes has
+    values["d1"][~present] = -1e6  # behind everything: a batch draws a surface if any of its scenes has it
     table = {names: np.stack([values[name] for name in names], axis=1).astype(np.float32) for names in (SHAPE, PAINT)}
     return Layout(present, table[SHAPE], table[PAINT])
 
 
 @dataclass(frozen=True)
 class _Stage:
-    far: float  # disparity of the back wall's middle, px
+    far: float  # disparity at the centre of the back wall, px
     horizon: float | None  # row where the floor vanishes; None without a floor
-    fall: float  # disparity that the floor gains a row
+    fall: float  # increase of the floor's disparity per row
 
 
 def _draw_backgrounds(
@@ -148,7 +149,7 @@ def _draw_objects(
     _set(values, objects, bulge=bulge, wave=wave, turns=turns, phase=rng.uniform(0, 6.3, OBJECTS))
     form1, form2, form3 = _draw_forms(kinds, d0, rng)
     _set(values, objects, form1=form1, form2=form2, form3=form3)
-    # A pole sways by form1 of its own radii, a blob reaches 1.5 radii.
+    # A pole sways by form1 times its radius; a blob reaches 1.5 radii.
     wide = np.where(pole, 1 + form1, np.where(kinds == "blob", 1.5, 1)) * rx
     high = np.where(kinds == "blob", 1.5, 1) * ry
     half_x = abs(np.cos(turn)) * wide + abs(np.sin(turn)) * high + 1
@@ -162,23 +163,24 @@ def _draw_forms(
     """The three numbers of each outline; see `render._covers`."""
     count = len(kinds)
     form = rng.uniform(0, 1, (3, count))
-    scales = {  # outline: (low, high) of each number
+    scales = {  # outline: (low, high) of each parameter
         "pole": ((0, 3), (0.5, 3), (0, 6.3)),  # sway, its turns, its phase
         "blob": ((0.1, 0.5), (2, 9), (0, 6.3)),  # depth of the lobes, their number, their phase
-        "fence": ((2, 16), (0.15, 0.6), (0, 1)),  # bars, their share, whether with rails
+        "fence": ((2, 16), (0.15, 0.6), (0, 1)),  # number of bars, their share, with or without rails
         "ring": ((0.3, 0.95), (0, 1), (0, 1)),  # inner radius
-        "leaves": ((20, 120), (-0.6, 0.8), (0, 200)),  # texels over a radius, threshold, place in the texture
+        "leaves": ((20, 120), (-0.6, 0.8), (0, 200)),  # texels per radius, threshold, position in the texture
     }
     for kind, ranges in scales.items():
         low, high = np.array(ranges).T
         chosen = kinds == kind
         form[:, chosen] = low[:, None] + (high - low)[:, None] * form[:, chosen]
-    form[1] = np.where(kinds == "blob", np.round(form[1]), form[1])  # a whole number of lobes closes the outline
+    # the outline closes only with a whole number of lobes
+    form[1] = np.where(kinds == "blob", np.round(form[1]), form[1])
     return form[0], form[1], form[2]
 
 
 def _derive(values: dict[str, np.ndarray]) -> None:
-    """The linear forms that `render` computes with."""
+    """Compute the linear forms that `render` uses."""
     x0, y0, rx, ry = (values[name] for name in ("x0", "y0", "rx", "ry"))
     ux, uy, vx, vy = values["cos"] / rx, values["sin"] / rx, -values["sin"] / ry, values["cos"] / ry
     _set(values, slice(None), ux=ux, uy=uy, u1=-(ux * x0 + uy * y0), vx=vx, vy=vy, v1=-(vx * x0 + vy * y0))
@@ -186,10 +188,10 @@ def _derive(values: dict[str, np.ndarray]) -> None:
 
 
 def _map_textures(values: dict[str, np.ndarray], height: int, width: int, rng: np.random.Generator) -> None:
-    """Texture coordinates in the plane of each surface as the right camera sees it, in true perspective.
+    """Compute texture coordinates on each surface as the right camera sees it, in true perspective.
 
-    With the focal length f and the centre (cx, cy) the surface's point at a pixel is (x - cx, y - cy, f) / d up to a
-    factor, and its plane's normal (b f, c f, d(cx, cy)). Two directions in the plane give s and t.
+    With focal length f and centre (cx, cy), the surface point at a pixel is (x - cx, y - cy, f) / d up to a factor,
+    and the plane's normal is (b f, c f, d(cx, cy)). Two directions in the plane give s and t.
     """
     cx, cy, focal = width / 2, height / 2, width * rng.uniform(0.7, 1.5)
     b, c, d0, constant = (values[name] for name in ("b", "c", "d0", "d1"))
@@ -202,7 +204,7 @@ def _map_textures(values: dict[str, np.ndarray], height: int, width: int, rng: n
     second = np.cross(normal, first)
     count = len(KINDS)
     angle = rng.uniform(-np.pi, np.pi, count) * rng.choice([0, 1], count)
-    # At the disparity where it is seen best a texel covers 1/scale px.
+    # At the disparity of best resolution a texel covers 1/scale px.
     reference = np.maximum(abs(d0), 0.3 * np.abs([b * cx, c * cy]).max(axis=0))
     scale = (_log_uniform(rng, 0.12, 1.3, count) * reference)[:, None] * (320 / height) ** 0.5
     across = scale * (np.cos(angle)[:, None] * first + np.sin(angle)[:, None] * second)
@@ -215,7 +217,7 @@ def _map_textures(values: dict[str, np.ndarray], height: int, width: int, rng: n
 
 
 def _draw_colours(values: dict[str, np.ndarray], height: int, width: int, rng: np.random.Generator) -> None:
-    """Colours from grey to loud, contrasts from almost none to strong, light that falls off, soft shadows."""
+    """Draw colours from grey to saturated, contrasts from weak to strong, light falloff and soft shadows."""
     count = len(KINDS)
     loud = rng.choice([0.1, 0.25, 0.6]) * rng.uniform(0, 1, (count, 1))
     colour = rng.uniform(5, 235, (count, 1)) * (1 + loud * rng.uniform(-1.5, 1.5, (count, 3)))

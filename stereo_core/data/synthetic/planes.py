@@ -2,8 +2,8 @@
 
 A scene is a background plane and a few shapes in front of it, each a slanted plane in disparity space,
 d(x, y) = d0 + b * x + c * y over the left image. A surface's texture is piecewise linear along x with knots at whole
-pixels of the *right* image: a left pixel (x, y) shows its surface's texture at x - d, which is just what linear
-interpolation of the right image gives there. So warping the right image reproduces the left one to half a grey level
+pixels of the *right* image: a left pixel (x, y) shows its surface's texture at x - d, which is exactly what linear
+interpolation of the right image gives. So warping the right image reproduces the left one to half a grey level
 (the rounding of the left image) wherever the pixel is visible.
 """
 
@@ -44,7 +44,7 @@ class _Surface:
         return inside
 
     def left_x(self, right_x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """x in the left image of the surface's point that the right camera sees at `right_x`."""
+        """x in the left image of the surface point that the right camera sees at `right_x`."""
         return (right_x + self.d0 + self.c * y) / (1 - self.b)
 
 
@@ -69,7 +69,8 @@ def make_scene(height: int, width: int, max_disparity: float, seed: int) -> dict
 
     front = _front(surfaces, [surface.covers(x, y) for surface in surfaces], [s.disparity(x, y) for s in surfaces])
     disparity = np.choose(front, [surface.disparity(x, y) for surface in surfaces])
-    disparity = np.rint(disparity * 1000) / 1000  # what an RGB-coded file holds: the files are as exact as the arrays
+    # the resolution of an RGB-coded file: the files are as exact as the arrays
+    disparity = np.rint(disparity * 1000) / 1000
     right_x = x - disparity
     column = np.floor(right_x).astype(int)
     share = (right_x - column)[..., None]

@@ -1,9 +1,9 @@
-"""Rich scenes as images, with torch: in batches, on a CPU or a GPU alike. Shapes: B scenes, S surfaces, M pixels.
+"""Render rich scenes with torch, in batches, on a CPU or a GPU. Shapes: B scenes, S surfaces, M pixels.
 
-First the surface in front at every pixel of either view, surface by surface. Then the right image, whose pixels show
-their surface's texture, in whole grey levels. A left pixel that both cameras see shows what linear interpolation of
-the right image gives at x - d; the others show their own surface's texture, interpolated alike. So warping the right
-image gives the left one to half a grey level wherever both see the pixel.
+First, find the front surface at every pixel of either view. Then draw the right image, whose pixels show their
+surface's texture in whole grey levels. A left pixel that both cameras see shows what linear interpolation of the right
+image gives at x - d; the others show their own surface's texture, interpolated in the same way. So warping the right
+image reproduces the left one to half a grey level wherever both cameras see the pixel.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Rendered(NamedTuple):
         left_B3HW, right_B3HW: float32, whole grey levels 0..255, RGB.
         disparity_BHW: float32, px of the left image, whole thousandths, known everywhere.
         right_disparity_BHW: float32, px, of the surface at each right pixel.
-        visible_BHW: bool: the right camera sees the left pixel's point: both right pixels beside it, inside the image,
-            show the same surface.
+        visible_BHW: bool: the right camera sees the left pixel's point: both neighbouring right pixels, inside the
+            image, show the same surface.
     """
 
     left_B3HW: Tensor
@@ -76,9 +76,9 @@ def _gather(image_B3HW: Tensor, column_BHW: Tensor) -> Tensor:
 
 
 def _windows(layouts: Sequence[Layout], height: int, width: int) -> dict[int, Window]:
-    """Of each surface that any scene has: rows and left columns (top, bottom, first, last), and its largest disparity.
+    """For each surface of any scene: rows and left columns (top, bottom, first, last), and its largest disparity.
 
-    A window is wide enough for all scenes of the batch; the right image's reaches further left by the disparity.
+    A window covers all scenes of the batch; in the right image it reaches further left by the disparity.
     """
     names = ("top", "bottom", "first", "last", "most")
     table = np.stack([layout.shape[:, [SHAPE.index(name) for name in names]] for layout in layouts])
@@ -101,7 +101,7 @@ def _seen(
     device: torch.device,
     right: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The surface in front at each pixel of a view, (B, H, W) int64, and its disparity, px."""
+    """The front surface at each pixel of a view, (B, H, W) int64, and its disparity, px."""
     height, width = size[1:]
     front = torch.zeros(size, dtype=torch.int64, device=device)
     nearest = torch.zeros(size, device=device)
@@ -124,7 +124,7 @@ def _seen(
 
 
 class _Surface:
-    """One surface's place in all scenes of a batch, its numbers shaped (B, 1, 1)."""
+    """One surface in all scenes of a batch; its parameters have shape (B, 1, 1)."""
 
     def __init__(self, kind: str, shape_BP: Tensor) -> None:
         self.kind = kind
@@ -133,7 +133,7 @@ class _Surface:
         self.bulges, self.waves = kind in ("ellipse", "blob", "ring"), kind in ("box", "back")
 
     def own(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates over the outline: within -1..1 along its radii."""
+        """Own coordinates: -1..1 over the outline."""
         p = self.p
         return p["ux"] * x + (p["uy"] * y + p["u1"]), p["vx"] * x + (p["vy"] * y + p["v1"])
 
@@ -146,7 +146,7 @@ class _Surface:
         p = self.p
         x = (right_x + p["c"] * y + p["d1"]) / (1 - p["b"])
         if not (self.bulges or self.waves):
-            return x.minimum(right_x + p["most"])  # where the disparity is cut off the surface is level
+            return x.minimum(right_x + p["most"])  # the surface is flat where its disparity is clipped
         for _ in range(_NEWTON_STEPS):
             own = self.own(x, y)
             error = x - self.disparity(x, y, own) - right_x
@@ -158,14 +158,14 @@ class _Surface:
         return p["bulge"] * (1 - u * u - v * v) if self.bulges else p["wave"] * torch.sin(p["turns"] * u + p["phase"])
 
     def _bend_slope(self, u: Tensor, v: Tensor) -> Tensor:
-        """The bend's change a pixel along x."""
+        """The derivative of the bend along x, per pixel."""
         p = self.p
         if self.bulges:
             return (-2 * p["bulge"] * p["ux"]) * u + (-2 * p["bulge"] * p["vx"]) * v
         return (p["wave"] * p["turns"] * p["ux"]) * torch.cos(p["turns"] * u + p["phase"])
 
     def covers(self, u: Tensor, v: Tensor) -> Tensor:
-        """Whether the surface is there, by its own coordinates."""
+        """Whether the surface covers a point, given in own coordinates."""
         if self.kind in BACKGROUNDS:
             return self.everywhere
         form1, form2, form3 = (self.p[name] for name in ("form1", "form2", "form3"))
@@ -184,7 +184,7 @@ class _Surface:
 
 
 def _holes(u: Tensor, v: Tensor) -> Tensor:
-    """The channel for holes of the first texture, at the nearest texel."""
+    """The hole channel of the first texture at the nearest texel."""
     row = ((v.floor().int() & (SIZE - 1)) * SIZE) + (u.floor().int() & (SIZE - 1))
     return texture_bank(u.device).texels[:, 3][row]
 
@@ -201,7 +201,7 @@ def _paint_right(paint_PM: Tensor, front_BHW: Tensor) -> Tensor:
 def _paint_hidden(
     left_B3HW: Tensor, hidden_BHW: Tensor, paint_PM: Tensor, front_BHW: Tensor, column: Tensor, share: Tensor
 ) -> None:
-    """Give the pixels that the right camera does not see their surface's colour, interpolated between its knots."""
+    """Paint the pixels hidden from the right camera with their surface's colour, interpolated between its knots."""
     b, y, x = hidden_BHW.nonzero(as_tuple=True)
     surface = _surface_rows(front_BHW)[b, y, x]
     knot, rows, part = column[b, y, x].float(), y.float(), share[b, y, x, None]
@@ -221,7 +221,7 @@ def _colour(paint_PM: Tensor, surface_M: Tensor, x_M: Tensor, y_M: Tensor) -> Te
     d = (p["g0"] + p["gx"] * x_M + p["gy"] * y_M).clamp_(min=0.02)
     u = (p["sx"] * x_M + p["sy"] * y_M + p["s1"]) / d
     v = (p["tx"] * x_M + p["ty"] * y_M + p["t1"]) / d
-    # How many texels a pixel's step covers says which level of the pyramid shows without aliasing.
+    # The number of texels per pixel selects the pyramid level without aliasing.
     wide = ((p["sx"] - u * p["gx"]) / d).square() + ((p["tx"] - v * p["gx"]) / d).square()
     high = ((p["sy"] - u * p["gy"]) / d).square() + ((p["ty"] - v * p["gy"]) / d).square()
     step = wide.maximum(high).clamp_(min=1e-12)
@@ -239,7 +239,7 @@ def _colour(paint_PM: Tensor, surface_M: Tensor, x_M: Tensor, y_M: Tensor) -> Te
 
 
 def _level(step_squared: Tensor) -> Tensor:
-    """The pyramid's level for steps of so many texels."""
+    """The pyramid level for a squared step in texels."""
     return (0.5 * torch.log2(step_squared)).round_().clamp_(0, LEVELS - 1).int()
 
 
@@ -253,7 +253,7 @@ def _nearest(texture: Tensor, u: Tensor, v: Tensor, step_squared: Tensor) -> Ten
 
 
 def _smooth(texture: Tensor, u: Tensor, v: Tensor, step_squared: Tensor) -> Tensor:
-    """Bilinear within a level."""
+    """Bilinear interpolation within a level."""
     bank = texture_bank(u.device)
     level = _level(step_squared)
     side, scale = SIZE >> level, torch.exp2(-level.float())

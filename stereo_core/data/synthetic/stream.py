@@ -1,4 +1,4 @@
-"""The endless, seeded sequence of rich scenes: scene by scene for files and loaders, in batches on a GPU."""
+"""The endless, seeded sequence of rich scenes: one by one for files and loaders, in batches on a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stereo_core.data.synthetic.render import render
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Threads part the pixels among them, and the last bits of sines and powers depend on the parts."""
+    """Use one thread: how threads split the pixels changes the last bits of sines and powers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -27,14 +27,14 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stream:
-    """A sequence of rich scenes; on a CPU number n is the same scene in any process and order.
+    """A sequence of rich scenes; on a CPU, number n is the same scene in any process and order.
 
     Attributes:
         height, width: px.
-        disparity: (low, high) px; the nearest surface of a scene lies between, spread evenly over the logarithm.
-        seed: of the sequence.
+        disparity: (low, high) px; range of the nearest surface of a scene, log-uniform.
+        seed: identifies the sequence.
         appearance: 0 for two equal cameras, where the warped right image is the left one to half a grey level; 1 for
-            cameras that differ in exposure, focus, noise and by an error of the rectification.
+            cameras that differ in exposure, focus and noise, with a rectification error.
     """
 
     height: int
@@ -79,9 +79,9 @@ class Stream:
         return float(np.exp(rng.uniform(*np.log(self.disparity))))
 
     def batches(self, size: int, device: torch.device, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches without end from number `start` on; on a GPU they are drawn beside what the caller has under way.
+        """Endless batches from number `start` on; a GPU draws them while the caller's work is running.
 
-        Going on at `start` plus the scenes had so far gives what would have come.
+        To continue a sequence, start at `start` plus the number of scenes drawn so far.
         """
         side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call] # torch
         while True:
@@ -89,7 +89,7 @@ class Stream:
             yield self._beside(numbers, device, side) if side else self.batch(numbers, device)
 
     def _beside(self, numbers: Sequence[int], device: torch.device, side: torch.cuda.Stream) -> dict[str, torch.Tensor]:
-        """A batch from another CUDA stream; the current one waits for it, not the caller."""
+        """A batch from another CUDA stream; the current stream waits for it, not the caller."""
         with torch.cuda.stream(side):
             batch = self.batch(numbers, device)
         current = torch.cuda.current_stream(device)

@@ -1,7 +1,7 @@
-"""A bank of tileable textures, from smooth to busy, with their mip pyramid: what the surfaces of rich scenes show.
+"""A bank of tileable textures, from smooth to busy, with mip pyramid, for the surfaces of rich scenes.
 
 Every texel has four channels: the texture's value (mean 0, standard deviation 1 at the finest level), an independent
-value for colour, one for soft shadows and one for holes (leaves). Made once from a fixed seed, with no photograph.
+value for colour, one for soft shadows and one for holes (leaves). Made from a fixed seed, without photographs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SEED = 20240601
 
 
 class Bank(NamedTuple):
-    """All texels in one table: level by level, in a level texture by texture, row by row."""
+    """All texels in one table, ordered by level, texture and row."""
 
     texels: Tensor  # (sum over levels of COUNT * (SIZE >> level)**2, CHANNELS) float32
     starts: Tensor  # (LEVELS,) int32, the first row of each level
@@ -48,7 +48,7 @@ def _all_levels() -> NDArray[np.float32]:
 
 
 def _texture(index: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(SIZE, SIZE, CHANNELS): the value by the kinds in turn, the other channels noise."""
+    """(SIZE, SIZE, CHANNELS): the value from the kinds in turn, the other channels noise."""
     value = _KINDS[index % len(_KINDS)](rng)
     colour = _noise(rng, rng.uniform(1.0, 2.5))
     if rng.random() < 0.5:
@@ -62,20 +62,20 @@ def _normal(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spectrum(rng: np.random.Generator, gain: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Noise of the given gain by frequency, tileable."""
+    """Tileable noise with the given gain per frequency."""
     white = np.fft.rfft2(rng.standard_normal((SIZE, SIZE)))
     return _normal(np.fft.irfft2(white * gain, s=(SIZE, SIZE)))
 
 
 def _frequency() -> NDArray[np.float64]:
-    """Cycles a tile of each coefficient of rfft2; the constant one counts as 1, so that it can divide."""
+    """Cycles per tile of each rfft2 coefficient; the constant one counts as 1 to avoid division by zero."""
     y, x = np.fft.fftfreq(SIZE) * SIZE, np.fft.rfftfreq(SIZE) * SIZE
     frequency: NDArray[np.float64] = np.maximum(np.hypot(y[:, None], x[None]), 1)
     return frequency
 
 
 def _noise(rng: np.random.Generator, power: float) -> NDArray[np.float64]:
-    """Amplitude falling as frequency**-power: photographs have about 1, clouds about 2; all octaves at once."""
+    """Noise whose amplitude falls as frequency**-power: about 1 in photographs, about 2 in clouds."""
     return _spectrum(rng, _frequency() ** -power)
 
 
@@ -111,7 +111,7 @@ def _spots(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _lines(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Stripes, planks or bricks with the wear of years."""
+    """Stripes, planks or bricks with signs of wear."""
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
     across = (y * rng.choice([4, 8, 16, 32])) % 1
     along = (x * rng.choice([2, 4, 8, 16]) + 0.5 * np.floor(y * 8 % 2)) % 1
@@ -132,7 +132,7 @@ def _brushed(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _marks(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Print, posters, shelves: rectangles of every size on top of one another."""
+    """Print, posters, shelves: overlapping rectangles of every size."""
     values = np.zeros((SIZE, SIZE))
     for size in np.geomspace(96, 3, 160):
         height, width = (int(max(1, size * rng.uniform(0.2, 1))) for _ in range(2))

@@ -1,8 +1,8 @@
 """AOTInductor: the network for inference of `models.optimize`, compiled ahead of time into one package (`.pt2`).
 
-The weights come from a checkpoint, for an ONNX file holds none that PyTorch could compile as well; the ONNX file says
-shape, iterations and range of disparities, and is what the engine is verified against. An engine has one batch, height
-and width. It holds native code, which runs when it is loaded.
+The weights come from a checkpoint, because PyTorch cannot compile those of an ONNX file equally well. The ONNX file
+defines shape, iterations and disparity range, and the engine is verified against it. An engine has one batch, height
+and width. It contains native code, which runs when it is loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 
 
 def backend(name: str) -> Inductor:
-    """The one backend of this folder."""
+    """The only backend of this folder."""
     return Inductor()
 
 
@@ -38,7 +38,9 @@ class Inductor:
 
     def why_not_here(self, settings: BuildSettings) -> str | None:
         if not settings.checkpoint:
-            return "it compiles a checkpoint; name that of the ONNX file as gen_trt_engine.checkpoint"
+            return (
+                "it needs a checkpoint; set gen_trt_engine.checkpoint to the one that the ONNX file was exported from"
+            )
         if not _has_torch():
             return _NO_TORCH
         return _why_no_compiler()
@@ -47,8 +49,8 @@ class Inductor:
         """See Backend.build.
 
         Raises:
-            ModelError: the checkpoint is of another network than the ONNX file, or of one that has no form for
-                inference; or the ONNX file does not say its iterations.
+            ModelError: the checkpoint does not match the ONNX file, its network cannot be optimised, or the ONNX file
+                does not store its iterations.
         """
         import torch
         from torch.export.pt2_archive._package import package_pt2
@@ -74,10 +76,10 @@ class Inductor:
         built = f"built by PyTorch {info['backend_version']} for {info['target']}"
         if info["backend_version"] != torch.__version__:
             return f"{built}; this machine has PyTorch {torch.__version__}"
-        asked = _gpu_id(device)
+        requested = _gpu_id(device)
         if info["target"].startswith("CPU"):
             return None if info["target"] == _cpu() else f"{built}; this machine has a {_cpu()}"
-        gpu = find_gpu(asked or 0)
+        gpu = find_gpu(requested or 0)
         if isinstance(gpu, str):
             return f"{built}; {gpu}"
         if gpu.capability not in capabilities_of(info["target"]):
@@ -89,14 +91,14 @@ class Inductor:
 
         Raises:
             ModelError: the engine was built by another version of PyTorch or for another processor.
-            UserError: `device` is not what it was built for.
+            UserError: `device` is not the one that it was built for.
         """
         place = "cpu" if info["target"].startswith("CPU") else f"cuda:{_gpu_id(device) or 0}"
         if device is not None and str(device).partition(":")[0] != place.partition(":")[0]:
-            raise UserError(f"device {device}: {path} was built for {info['target']}; build one there")
+            raise UserError(f"device {device}: {path} was built for {info['target']}; build an engine for this device")
         why = self.why_not_runnable(info, device)
         if why:
-            raise ModelError(f"{path}: {why}; build it again, here, from its checkpoint and ONNX file")
+            raise ModelError(f"{path}: {why}; build it again on this machine from its checkpoint and ONNX file")
         from stereo_core.engines.inductor.runtime import InductorEngine
 
         return InductorEngine(path, info, place)
@@ -118,23 +120,23 @@ def _why_no_compiler() -> str | None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        return "there is no C++ compiler; install g++"
+        return "no C++ compiler was found; install g++"
     if torch.cuda.is_available() and CUDA_HOME is None:
-        return "the headers of CUDA are not found; install its toolkit, or set CUDA_HOME"
+        return "the CUDA headers were not found; install the CUDA toolkit, or set CUDA_HOME"
     return None
 
 
 def _gpu_id(device: Any) -> int | None:
-    """The number of a GPU named cuda or cuda:N, else None."""
+    """The index of a GPU given as cuda or cuda:N, else None."""
     found = re.fullmatch(r"cuda(?::(\d+))?", str(device))
     return int(found[1] or 0) if found else None
 
 
 def _cpu() -> str:
-    """The processor that compiled code is for: the compiler uses all that it can do."""
+    """The CPU that compiled code is for: the compiler uses all its instructions."""
     import torch
 
-    said = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", said.read_text()) if said.is_file() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
     name = names[0] if names else platform.processor()
     return f"CPU {platform.machine()} {name}, {torch.backends.cpu.get_cpu_capability()}"

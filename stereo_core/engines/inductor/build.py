@@ -1,4 +1,4 @@
-"""A network for inference, compiled part by part: it runs once, and each part is compiled when it is first called."""
+"""Compile a network for inference: it runs once, and each part is compiled at its first call."""
 
 from __future__ import annotations
 
@@ -23,30 +23,32 @@ from stereo_core.models.optimize import FastNetwork, make_network
 LOG = logging.getLogger(__name__)
 
 Files = list[str]
-"""What AOTInductor wrote for a part."""
+"""The files that AOTInductor wrote for a part."""
 
 
 def network_of(checkpoint: str, onnx: Path, info: dict[str, Any]) -> FastNetwork:
-    """The network for inference, of the weights in `checkpoint`, as `info` of the ONNX file has it.
+    """The network for inference with the weights of `checkpoint` and the settings of the ONNX file's `info`.
 
     Raises:
-        ModelError: the file does not say its iterations, or the checkpoint is of another network; or there is no form
-            for inference.
+        ModelError: the ONNX file does not store its iterations, the checkpoint does not match it, or its network cannot
+            be optimised.
     """
     if info["valid_iters"] is None:
-        raise ModelError(f"{onnx}: does not say how many iterations it makes; export it from {checkpoint} again")
+        raise ModelError(f"{onnx}: the file does not store its number of iterations; export it again from {checkpoint}")
     model = load_model(checkpoint, max_disparity=info["max_disparity"])
     for key in ("encoder", "variant"):
         own = getattr(model.config, key)
         if info[key] not in (None, own):
-            raise ModelError(f"{checkpoint}: {key} {own}, but {onnx} has {info[key]}; name the checkpoint it is of")
+            raise ModelError(
+                f"{checkpoint}: {key} is {own}, but {onnx} has {info[key]}; name the checkpoint of that ONNX file"
+            )
     return make_network(model.eval(), DTYPES[info["precision"]], compile=False)
 
 
 def compiled(network: FastNetwork, batch: int, height: int, width: int, iters: int) -> tuple[Program, dict[str, Files]]:
-    """The calls that `network` makes for images of this shape, and its compiled parts by their names.
+    """The calls that `network` makes for images of this shape, and its compiled parts by name.
 
-    Each part is compiled for inputs that the compiled parts before it made, so that also strides are what they will be.
+    Each part is compiled with inputs from the compiled parts before it, so that strides are right too.
     """
     first = next(network.parameters())
     images = (torch.zeros((batch, 3, height, width), device=first.device, dtype=first.dtype) for _ in range(2))
@@ -63,7 +65,7 @@ def compiled(network: FastNetwork, batch: int, height: int, width: int, iters: i
 
 
 class _Recorder:
-    """Notes calls of a network's parts; values are known by the tensors themselves, which are kept for that."""
+    """Records calls of a network's parts. It identifies values by their tensors, and therefore keeps the tensors."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -76,7 +78,7 @@ class _Recorder:
 
     @contextmanager
     def beside(self, _: Any) -> Iterator[None]:
-        """The network's regions whose calls go into the second stream."""
+        """Marks the network's regions whose calls run in the second stream."""
         self._side = True
         yield
         self._side = False
@@ -85,7 +87,7 @@ class _Recorder:
         def call(*arguments: Any) -> Any:
             leaves, spec = pytree.tree_flatten(arguments)
             inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            if not self._kept:  # the first call of all reads the images
+            if not self._kept:  # the very first call gets the images
                 self._number(inputs)
             part, run = self._variant(name, function, leaves, spec)
             expected, out_spec = pytree.tree_flatten(function(*arguments))
@@ -98,11 +100,11 @@ class _Recorder:
         return call
 
     def rows(self, tensor: Tensor) -> tuple[int, int, int]:
-        """The number of the value that a tensor is a part of, and which rows: between its parts the network does
-        nothing else than divide a batch."""
+        """The number of the value that a tensor belongs to, and its rows: between parts, the network only splits
+        batches."""
         whole = tensor if id(tensor) in self._numbers else tensor._base
         if whole is None or whole.shape[1:] != tensor.shape[1:] or whole.stride() != tensor.stride():
-            raise AssertionError(f"between the parts of a network a tensor {tuple(tensor.shape)} was computed")
+            raise AssertionError(f"the network computed a tensor {tuple(tensor.shape)} outside its parts")
         first = (tensor.storage_offset() - whole.storage_offset()) // whole.stride(0)
         return self._numbers[id(whole)], first, first + tensor.shape[0]
 
@@ -113,7 +115,7 @@ class _Recorder:
         return numbers
 
     def _variant(self, name: str, function: Callable[..., Any], leaves: list[Any], spec: Any) -> tuple[str, Part]:
-        """The name and the compiled form of a part for inputs of these shapes, strides and constants."""
+        """The name of a part and its compiled version for these shapes, strides and constants."""
         inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         constants = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         key = (name, constants, str(spec), *((x.shape, x.stride(), x.dtype) for x in inputs))
@@ -129,7 +131,7 @@ _TENSOR = "a tensor"
 
 
 class _Flat(nn.Module):
-    """A part that takes and gives tensors alone; what else it is given is the same at every call."""
+    """A part whose inputs and outputs are only tensors; its other arguments are constant."""
 
     def __init__(self, network: nn.Module, function: Callable[..., Any], constants: tuple[Any, ...], spec: Any):
         super().__init__()
@@ -144,7 +146,7 @@ class _Flat(nn.Module):
 
 
 def compile_part(part: nn.Module, inputs: tuple[Tensor, ...]) -> Files:
-    """The files of AOTInductor for a module of tensors, with its weights."""
+    """The files of AOTInductor for a module with tensor inputs and outputs, including its weights."""
     exported = torch.export.export(part, inputs, strict=True)
     return torch._inductor.aot_compile(
         exported.module(check_guards=False), inputs, options={"aot_inductor.package": True}
@@ -152,7 +154,7 @@ def compile_part(part: nn.Module, inputs: tuple[Tensor, ...]) -> Files:
 
 
 def loaded(files: Files) -> Part:
-    """A part that has been compiled."""
+    """Load a compiled part."""
     from torch.export.pt2_archive._package import package_pt2
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,7 @@
-"""What an engine of several compiled parts does: a list of calls, each with the values that it reads and makes.
+"""The program of an engine with several compiled parts: a list of calls, each with its inputs and outputs.
 
-Values are numbered: 0 are the images, left and right ones as one batch; then come the outputs of each call. A call runs
-in one of two streams of a GPU. Which calls it waits for, and which values nobody needs after it, is decided once, when
-the engine is built.
+Values are numbered: 0 is the batch of left and right images; then follow the outputs of each call. A call runs in one
+of two streams of a GPU. The build decides which calls it waits for, and which values are no longer needed after it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ class Call:
     """One call of a part.
 
     Attributes:
-        part: its name.
-        inputs: (number, first, end): the rows of a value, along the batch, that it reads.
-        outputs: numbers of the values that it makes.
-        side: it runs in the second stream, beside the others.
-        waits: calls of the other stream, by their place in the list, that must be done before.
-        dropped: values whose memory may be taken again once this call has been given to its stream.
+        part: name of the part.
+        inputs: (number, first, end): rows of a value, along the batch, that it reads.
+        outputs: numbers of the values that it computes.
+        side: whether it runs in the second stream, in parallel with the others.
+        waits: indices of calls of the other stream that must finish first.
+        dropped: values whose memory may be reused once this call is queued.
     """
 
     part: str
@@ -40,7 +39,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """Calls in their order; the disparity is value `result`."""
+    """Calls in order; the disparity is value `result`."""
 
     calls: tuple[Call, ...]
     result: int
@@ -50,9 +49,9 @@ class Program:
 
     @classmethod
     def from_json(cls, text: str) -> Program:
-        said = json.loads(text)
-        calls = (Call(**{key: _frozen(value) for key, value in call.items()}) for call in said["calls"])
-        return cls(tuple(calls), said["result"])
+        fields = json.loads(text)
+        calls = (Call(**{key: _frozen(value) for key, value in call.items()}) for call in fields["calls"])
+        return cls(tuple(calls), fields["result"])
 
 
 def _frozen(value: Any) -> Any:
@@ -62,8 +61,8 @@ def _frozen(value: Any) -> Any:
 def scheduled(calls: Sequence[Call], result: int) -> Program:
     """The program of `calls`, whose `waits` and `dropped` are still empty.
 
-    A value's memory belongs to the stream that made it. Where the other stream reads it, it is dropped only after its
-    own stream has waited for that reading.
+    A value's memory belongs to the stream that computed it. If the other stream reads it, it is dropped only after its
+    own stream has waited for that read.
     """
     maker = {value: place for place, call in enumerate(calls) for value in call.outputs}
     last_read: dict[int, dict[bool, int]] = {}
@@ -94,7 +93,7 @@ def _read(call: Call) -> list[int]:
 
 
 def execute(program: Program, parts: dict[str, Part], images: Any, streams: Streams | None = None) -> Any:
-    """Run the calls one after the other, or on a GPU in `streams`; returns the disparity."""
+    """Run the calls in order, on a GPU in `streams`; return the disparity."""
     values = {0: images}
     awaited = {place for call in program.calls for place in call.waits}
     events: dict[int, Any] = {}
@@ -116,7 +115,7 @@ def execute(program: Program, parts: dict[str, Part], images: Any, streams: Stre
 
 
 class Streams:
-    """The current stream of a GPU, and a second one that begins after it; `join` before the results are used."""
+    """The current stream of a GPU and a second one that starts after it; call `join` before using the results."""
 
     def __init__(self) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""An engine of parts that AOTInductor compiled, run without the network's Python code."""
+"""Run an engine of parts compiled by AOTInductor, without the network's Python code."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stereo_core.engines.inductor.program import Part, Program, Streams, execute
 
 PROGRAM = "program.json"  # among the package's extra files
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WARM_UP = 2  # runs before a graph is recorded: cuDNN chooses its kernels, and the parts load theirs
+WARM_UP = 2  # runs before a CUDA graph is recorded: cuDNN chooses kernels, and the parts load theirs
 
 
 def load_parts(path: str | Path, gpu_id: int = -1) -> tuple[dict[str, Part], dict[str, str]]:
-    """The compiled parts of a package by name, and its extra files. It runs native code of the file."""
+    """Load the compiled parts of a package by name, and its extra files. This runs native code of the file."""
     from torch.export.pt2_archive._package import load_pt2
 
-    # Several threads are not at home here, and what serves them may not be recorded in a CUDA graph.
+    # Only one thread uses a part; the synchronisation for several cannot be recorded in a CUDA graph.
     with quiet():
         package = load_pt2(str(path), run_single_threaded=True, device_index=gpu_id)
     runners = {name: model.loader for name, model in package.aoti_runners.items()}
@@ -37,7 +37,7 @@ def _part(runner: Any) -> Part:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """PyTorch warns of packages that are not called .pt2; users name their engines."""
+    """Suppress PyTorch's warning about packages without the suffix .pt2: users choose the names of engines."""
     log = logging.getLogger("torch.export.pt2_archive._package")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -46,7 +46,7 @@ def quiet() -> Iterator[None]:
 
 
 class InductorEngine(Engine):
-    """On a GPU everything is one CUDA graph of two streams, recorded in the first run."""
+    """On a GPU, one CUDA graph with two streams, recorded in the first run."""
 
     def __init__(self, path: Path, info: dict[str, Any], device: str):
         super().__init__(info)
@@ -65,7 +65,7 @@ class InductorEngine(Engine):
 
     @torch.inference_mode()
     def run_torch(self, left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
-        """On a GPU the run is done when this returns."""
+        """On a GPU, the run has finished when this returns."""
         if self.device == "cpu":
             images = torch.cat([left_B3HW, right_B3HW]).to(self._dtype, memory_format=torch.channels_last)
             return execute(self._program, self._parts, images)[:, 0]
@@ -83,7 +83,7 @@ class InductorEngine(Engine):
         self._images[len(left_B3HW) :].copy_(right_B3HW)
 
     def _record(self, left_B3HW: Tensor, right_B3HW: Tensor) -> None:
-        """Make the program one CUDA graph, with images and output at fixed places."""
+        """Record the program as one CUDA graph, with images and output at fixed addresses."""
         batch, *size = left_B3HW.shape
         shape = (2 * batch, *size)
         self._images = torch.empty(shape, dtype=self._dtype, device=self.device, memory_format=torch.channels_last)
@@ -91,7 +91,7 @@ class InductorEngine(Engine):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            for _ in range(WARM_UP):  # in one stream: cuDNN times its kernels, and nothing may run beside them
+            for _ in range(WARM_UP):  # in one stream: cuDNN times its kernels, and nothing else may run meanwhile
                 execute(self._program, self._parts, self._images)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

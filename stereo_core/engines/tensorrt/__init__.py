@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT-RTX: one code path, the library is a parameter; LIBRARIES holds what differs.
+"""TensorRT and TensorRT-RTX: one code path with the library as a parameter; LIBRARIES holds the differences.
 
-Networks are strongly typed (the only kind of TensorRT 11 and TensorRT-RTX): the graph says which type each layer
-computes in. fp16 and bf16 are written into the graph first (`precision.lower_precision`); int8 and fp8 need a file that
-quantises itself. TF32 is off in every engine, so that float32 is float32.
+Networks are strongly typed (the only kind in TensorRT 11 and TensorRT-RTX): the graph defines the type of each layer.
+fp16 and bf16 are written into the graph first (`precision.lower_precision`); int8 and fp8 need a quantised file. TF32
+is off in every engine, so that float32 is computed exactly.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TensorRT:
     """See `stereo_core.engines.base.Backend`."""
 
     precisions = PRECISIONS
-    reach = 1  # the memory of the largest size is set aside, whatever comes
+    reach = 1  # TensorRT always reserves the memory for the largest size
 
     def __init__(self, library: Library):
         self.library = library
@@ -58,15 +58,16 @@ class TensorRT:
         gpu = find_gpu(settings.gpu_id)
         why = gpu if isinstance(gpu, str) else why_not_gpu(self.library, self._module(), gpu)
         if why and self.library.ahead_of_time:
-            why += "; set gen_trt_engine.compute_capabilities to the GPUs the engine is for, as [8.9]"
+            why += "; set gen_trt_engine.compute_capabilities to those of the target GPUs, for example [8.9]"
         return why
 
     def build(self, onnx: Path, out: Path, info: dict[str, Any], settings: BuildSettings) -> dict[str, Any]:
         """See Backend.build.
 
         Raises:
-            SpecError: GPUs the library does not build for, or which have no such precision; pins that fit no layer.
-            ModelError: the parser refuses nodes of the file, or reads other inputs than the side-car says, or a GPU has
+            SpecError: the library does not support a GPU, the GPU does not support the precision, or a pin matches no
+                layer.
+            ModelError: the parser rejects nodes of the file, the file's inputs differ from the side-car, or a GPU has
                 no matrix products of the graph's type.
             RuntimeError: the builder failed.
         """
@@ -101,12 +102,12 @@ class TensorRT:
         """See Backend.load.
 
         Raises:
-            ModelError: the engine was built by another version or for another GPU, or is not what its side-car says.
+            ModelError: the engine was built by another version or for another GPU, or differs from its side-car.
             UserError: `device` is not a GPU of this machine.
         """
         why = self.why_not_runnable(info, device)
         if why:
-            raise ModelError(f"{path}: {why}; build it again, here, from its ONNX file")
+            raise ModelError(f"{path}: {why}; build it again on this machine from its ONNX file")
         return TensorRTEngine(self._module(), path, info, gpu_id_of(device))
 
     def _installed(self) -> bool:
@@ -119,15 +120,15 @@ class TensorRT:
         return importlib.import_module(self.library.module)
 
     def _targets(self, trt: Any, settings: BuildSettings, gpu: Gpu | str) -> list[Capability]:
-        asked = [parse_capability(text) for text in settings.compute_capabilities]
-        if self.library.ahead_of_time and asked:
-            return targets_ahead(self.library, trt, asked)
+        requested = [parse_capability(text) for text in settings.compute_capabilities]
+        if self.library.ahead_of_time and requested:
+            return targets_ahead(self.library, trt, requested)
         why = self.why_not_here(settings)
         if why or isinstance(gpu, str):
             raise SpecError(f"gen_trt_engine.backend: {why or gpu}")
-        if asked and asked != [gpu.capability]:
+        if requested and requested != [gpu.capability]:
             raise SpecError(
-                f"gen_trt_engine.compute_capabilities: {self.library.title} builds for the GPU of this machine only, "
-                f"{gpu.text}; build on the GPU that the engine is for, or with the backend tensorrt_rtx"
+                f"gen_trt_engine.compute_capabilities: {self.library.title} builds only for the GPU of this machine, "
+                f"{gpu.text}; build on the target GPU, or with the backend tensorrt_rtx"
             )
         return [gpu.capability]

@@ -1,4 +1,4 @@
-"""From an ONNX file to the bytes of an engine."""
+"""Build the bytes of an engine from an ONNX file."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def serialized_engine(
     gpu: Gpu | str,
     stop: threading.Event,
 ) -> Any:
-    """The bytes of an engine for `targets`, built on `gpu` where the library needs one; see Backend.build.
+    """The bytes of an engine for `targets`, built on `gpu` if the library needs one; see Backend.build.
 
     Raises:
-        ModelError: the parser refuses the file, or it has other inputs and outputs than its side-car says, or a GPU has
-            no matrix products of the graph's type.
-        SpecError: pins that fit no layer.
+        ModelError: the parser rejects the file, its inputs and outputs differ from its side-car, or a GPU has no matrix
+            products of the graph's type.
+        SpecError: a pin matches no layer.
         RuntimeError: the builder failed, or `stop` was set.
     """
     log = logger(trt, settings.verbose)
     builder = trt.Builder(log)
-    # Accepted and without effect where every network is strongly typed.
+    # Accepted without effect by versions in which every network is strongly typed.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)  # what it read lives as long as it does
+    parser = trt.OnnxParser(network, log)  # the weights live only as long as the parser
     _parse(parser, onnx, info, settings)
     profile = profile_of(builder, network, info)
     refuse_difference(onnx, interface_of_network(trt, network, profile), interface_of_info(info))
@@ -55,7 +55,7 @@ def serialized_engine(
         config.progress_monitor = monitor
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise _build_error(library, log.said())
+        raise _build_error(library, log.take_errors())
     if fits and cache is not None:
         with atomic_path(cache) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
@@ -92,7 +92,7 @@ def _parse(parser: Any, onnx: Path, info: dict[str, Any], settings: BuildSetting
         lowered = lower_precision(onnx_library.load(onnx), info["precision"], settings.layers_precision)
         content = lowered.SerializeToString()
     if not parser.parse(content, str(onnx)) or parser.num_errors:
-        raise ModelError(f"{onnx}: TensorRT's parser refuses it: {_parser_errors(parser)}")
+        raise ModelError(f"{onnx}: TensorRT's parser rejects the file: {_parser_errors(parser)}")
 
 
 def _parser_errors(parser: Any) -> str:
@@ -101,7 +101,7 @@ def _parser_errors(parser: Any) -> str:
 
 
 def profile_of(builder: Any, network: Any, info: dict[str, Any]) -> Any:
-    """The side-car's shapes for the inputs that the network leaves open."""
+    """The optimisation profile: the side-car's shapes for the network's dynamic inputs."""
     profile = builder.create_optimization_profile()
     wanted = interface_of_info(info)
     for tensor in (network.get_input(index) for index in range(network.num_inputs)):
@@ -111,12 +111,12 @@ def profile_of(builder: Any, network: Any, info: dict[str, Any]) -> Any:
 
 
 def workspace_bytes(gib: int | None, device_memory: int | None) -> int | None:
-    """Scratch memory that the builder may use, in bytes; None: no limit. At most the GPU's memory, with a warning."""
+    """The builder's workspace limit in bytes; None: no limit. It is capped at the GPU's memory with a warning."""
     if gib is None:
         return None
     if device_memory is not None and gib * GIB > device_memory:
         LOG.warning(
-            "gen_trt_engine.tensorrt.workspace_size: %d GiB is more than the GPU has; its %.1f GiB are the limit",
+            "gen_trt_engine.tensorrt.workspace_size: %d GiB exceeds the GPU's memory; using %.1f GiB instead",
             gib,
             device_memory / GIB,
         )
@@ -125,28 +125,28 @@ def workspace_bytes(gib: int | None, device_memory: int | None) -> int | None:
 
 
 def attach_timing_cache(config: Any, path: Path) -> bool:
-    """Give the builder the measured times in `path`, or an empty cache where there is no such file.
+    """Give the builder the timing cache in `path`, or an empty one if there is no such file.
 
     Returns:
-        False, after a warning, where the file is of another GPU or version or damaged: it is neither used nor changed.
+        False, after a warning, if the file is damaged or from another GPU or version: it is neither used nor changed.
     """
     content = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(content)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return True
     LOG.warning(
-        "gen_trt_engine.timing_cache: %s is of another GPU or version, or damaged; it is ignored and left as it is",
+        "gen_trt_engine.timing_cache: %s is damaged or from another GPU or version; it is ignored and not changed",
         path,
     )
     return False
 
 
-def _build_error(library: Library, said: str) -> Exception:
+def _build_error(library: Library, errors: str) -> Exception:
     """The exception for the errors that the builder logged."""
-    if "FP32 GEMM is not supported" in said:
+    if "FP32 GEMM is not supported" in errors:
         return ModelError(
             f"{library.title} has no float32 matrix products for compute capability 7.5 (Turing); build them in fp16: "
-            "gen_trt_engine.tensorrt.data_type=fp16 'gen_trt_engine.tensorrt.layers_precision=[\"*MatMul*:fp16\"]'. It "
-            f"said: {said}"
+            "gen_trt_engine.tensorrt.data_type=fp16 'gen_trt_engine.tensorrt.layers_precision=[\"*MatMul*:fp16\"]'. "
+            f"Its message: {errors}"
         )
-    return RuntimeError(f"{library.title} could not build the engine: {said or 'it gives no reason'}")
+    return RuntimeError(f"{library.title} could not build the engine: {errors or 'no reason given'}")

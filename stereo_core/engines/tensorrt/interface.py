@@ -1,4 +1,4 @@
-"""Inputs and outputs of an engine, as its side-car, its network and the engine itself have them."""
+"""Inputs and outputs of an engine, according to its side-car, its network and the engine itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from stereo_core.engines.files import DISPARITY, LEFT, RIGHT
 from stereo_core.errors import ModelError
 
 Interface = dict[str, tuple[tuple[int, ...], ...]]
-"""Name of an input -> its shapes: smallest, the one tuned for, largest. Name of an output -> nothing."""
+"""Name of an input -> its minimum, optimum and maximum shapes. Name of an output -> empty."""
 
 
 def interface_of_info(info: dict[str, Any]) -> Interface:
-    """What a side-car says of an engine's inputs and outputs."""
+    """The inputs and outputs according to a side-car."""
     batches, heights, widths = (
         (info[f"min_{side}"], info[opt], info[f"max_{side}"])
         for side, opt in (("batch", "opt_batch"), ("height", "input_height"), ("width", "input_width"))
@@ -23,7 +23,7 @@ def interface_of_info(info: dict[str, Any]) -> Interface:
 
 
 def interface_of_network(trt: Any, network: Any, profile: Any) -> Interface:
-    """What was read from the ONNX file, and the profile it is built with."""
+    """The inputs and outputs of a parsed ONNX file, with the profile it is built with."""
     found: Interface = {}
     for tensor in (network.get_input(index) for index in range(network.num_inputs)):
         shape = tuple(tensor.shape)
@@ -37,7 +37,7 @@ def interface_of_network(trt: Any, network: Any, profile: Any) -> Interface:
 
 
 def interface_of_engine(trt: Any, engine: Any) -> Interface:
-    """What a deserialised engine takes and gives."""
+    """The inputs and outputs of a deserialised engine."""
     found: Interface = {}
     for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
@@ -48,9 +48,9 @@ def interface_of_engine(trt: Any, engine: Any) -> Interface:
 
 def _refuse_type(trt: Any, name: str, kind: Any) -> None:
     if kind != trt.DataType.FLOAT:
-        raise ModelError(f"{name} is {kind}, not float32: not an engine of this product")
+        raise ModelError(f"{name} is {kind}, not float32; the engine was not built by depth_net")
 
 
 def refuse_difference(path: Path, found: Interface, expected: Interface) -> None:
     if found != expected:
-        raise ModelError(f"{path}: its inputs and outputs are {found}, where {expected} was expected; build it again")
+        raise ModelError(f"{path}: inputs and outputs are {found}, expected {expected}; build the engine again")

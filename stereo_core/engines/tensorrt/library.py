@@ -1,24 +1,24 @@
-"""The two libraries, and what differs between them."""
+"""The two libraries and their differences."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-"""What both build."""
+"""The precisions that both build."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """What differs between the two libraries.
+    """The differences between the two libraries.
 
     Attributes:
         module: the Python module.
-        extra: the extra of this package that installs it.
-        title: its name in texts.
-        suffix: the end of its engines' file names.
-        ahead_of_time: it builds for compute capabilities, without a GPU; else for the GPU that it finds.
-        timing_cache: it measures layers on the GPU and can remember the times.
+        extra: this package's extra that installs it.
+        title: its name in messages.
+        suffix: file suffix of its engines.
+        ahead_of_time: it builds for compute capabilities without a GPU; otherwise for the GPU of this machine.
+        timing_cache: it times layers on the GPU and can store the times.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""What the libraries say while they work, and how a build is stopped."""
+"""Log messages and progress of the libraries, and how to stop a build."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 
 
 def logger(trt: Any, verbose: bool) -> Any:
-    """A TensorRT logger that writes to ours and remembers errors for the exceptions they lead to."""
+    """A TensorRT logger that writes to ours and collects errors for exceptions."""
 
     class Logger(trt.ILogger):  # type: ignore[misc] # of whichever TensorRT
         def __init__(self) -> None:
@@ -28,7 +28,7 @@ def logger(trt: Any, verbose: bool) -> Any:
             if level == logging.ERROR:
                 self.errors.append(message)
 
-        def said(self) -> str:
+        def take_errors(self) -> str:
             """The errors since the last call."""
             text = "; ".join(self.errors)
             self.errors.clear()
@@ -46,10 +46,10 @@ def logger(trt: Any, verbose: bool) -> Any:
 
 
 def in_a_thread(work: Callable[[], Any], stop: threading.Event) -> Any:
-    """Do `work` in a thread of its own; on Ctrl-C or SIGTERM set `stop`, wait for its end and go on with the exception.
+    """Do `work` in another thread; on Ctrl-C or SIGTERM, set `stop`, wait for the end and re-raise the exception.
 
-    Python runs signal handlers in the main thread alone. Were TensorRT working there, the exception would arise in one
-    of its calls back to our logger, and be lost.
+    Python runs signal handlers only in the main thread. If TensorRT ran there, the exception would be raised in one of
+    its callbacks to our logger, and be lost.
     """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -62,7 +62,7 @@ def in_a_thread(work: Callable[[], Any], stop: threading.Event) -> Any:
 
 @contextlib.contextmanager
 def progress(trt: Any, stop: threading.Event) -> Iterator[Any]:
-    """A progress monitor, which also ends the build once `stop` is set."""
+    """A progress monitor that also stops the build once `stop` is set."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # of whichever TensorRT
         def __init__(self) -> None:
@@ -70,7 +70,7 @@ def progress(trt: Any, stop: threading.Event) -> Iterator[Any]:
             self._tasks: dict[str, Any] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            # Phases of one name may overlap: they share a bar.
+            # Phases with the same name may overlap: they share a bar.
             if phase_name not in self._tasks:
                 self._tasks[phase_name] = bars.add_task(phase_name, total=num_steps)
 

@@ -1,4 +1,4 @@
-"""An engine that runs."""
+"""Run an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stereo_core.errors import ModelError
 
 
 class TensorRTEngine(Engine):
-    """An engine on one GPU, with its own CUDA stream. Runs raise RuntimeError where TensorRT reports a failure."""
+    """An engine on one GPU, with its own CUDA stream. Runs raise RuntimeError if TensorRT reports a failure."""
 
     def __init__(self, trt: Any, path: Path, info: dict[str, Any], gpu_id: int):
         import torch
@@ -27,11 +27,13 @@ class TensorRTEngine(Engine):
             self._runtime = trt.Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
-                raise ModelError(f"{path}: {trt.__name__} can not read it ({self._log.said()}); build it again")
+                raise ModelError(
+                    f"{path}: {trt.__name__} cannot read the engine ({self._log.take_errors()}); build it again"
+                )
             refuse_difference(path, interface_of_engine(trt, self._engine), interface_of_info(info))
             self._context = self._engine.create_execution_context()
             if self._context is None:
-                raise RuntimeError(f"{path}: no execution context: {self._log.said()}")
+                raise RuntimeError(f"{path}: TensorRT could not create an execution context: {self._log.take_errors()}")
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch
         self.runtime = f"{trt.__name__} {trt.__version__}, {torch.cuda.get_device_name(self.device)}"
 
@@ -43,23 +45,23 @@ class TensorRTEngine(Engine):
         return disparity
 
     def run_torch(self, left_B3HW: Any, right_B3HW: Any) -> Any:
-        """The tensors' own memory is given to TensorRT; the run is done when this returns."""
+        """Pass the tensors' own memory to TensorRT; the run has finished when this returns."""
         import torch
 
         with torch.cuda.device(self.device):
-            # All memory belongs to the caller's stream: what is freed there is not written to here any more.
+            # All memory belongs to the caller's stream: memory freed there is no longer written to here.
             images = {LEFT: left_B3HW.contiguous(), RIGHT: right_B3HW.contiguous()}
             for name, image in images.items():
                 shape = tuple(image.shape)
-                self._insist(self._context.set_input_shape(name, shape), f"{name} of {shape}")
+                self._check(self._context.set_input_shape(name, shape), f"{name} of {shape}")
             disparity = torch.empty(tuple(self._context.get_tensor_shape(DISPARITY)), device=self.device)
             for name, tensor in (images | {DISPARITY: disparity}).items():
-                self._insist(self._context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
+                self._check(self._context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
             self._stream.wait_stream(torch.cuda.current_stream())
-            self._insist(self._context.execute_async_v3(self._stream.cuda_stream), "the run")
+            self._check(self._context.execute_async_v3(self._stream.cuda_stream), "the run")
             self._stream.synchronize()
         return without_channel(disparity)
 
-    def _insist(self, done: bool, what: str) -> None:
+    def _check(self, done: bool, what: str) -> None:
         if not done:
-            raise RuntimeError(f"TensorRT refuses {what}: {self._log.said() or 'it gives no reason'}")
+            raise RuntimeError(f"TensorRT rejects {what}: {self._log.take_errors() or 'no reason given'}")

@@ -14,8 +14,8 @@ from stereo_core.errors import SpecError, UserError
 Capability = tuple[int, int]
 """A GPU generation: (8, 6) is 8.6."""
 
-OLDEST: Capability = (7, 5)  # that TensorRT takes; TensorRT-RTX says which ones it knows
-# The oldest GPUs that compute in a type; everything else runs on all that the libraries support.
+OLDEST: Capability = (7, 5)  # oldest for TensorRT; TensorRT-RTX lists the ones it supports
+# The oldest GPUs that support a type; other types run on all GPUs that the libraries support.
 LEAST_CAPABILITY: dict[str, Capability] = {"bf16": (8, 0), "fp8": (8, 9)}
 
 
@@ -33,15 +33,15 @@ class Gpu:
 
 
 def find_gpu(gpu_id: int) -> Gpu | str:
-    """The GPU of a number, or the reason why there is none, for the user. PyTorch is asked."""
+    """The GPU with an index, found by PyTorch; or the reason why there is none, for the user."""
     try:
         import torch
     except ImportError:
-        return "PyTorch, which finds and feeds the GPU, is not installed"
+        return "PyTorch is not installed, but is needed to use the GPU"
     if not torch.cuda.is_available():
-        return f"there is no GPU here that PyTorch {torch.__version__} can use"
+        return f"PyTorch {torch.__version__} finds no usable GPU on this machine"
     if gpu_id >= torch.cuda.device_count():
-        return f"GPU {gpu_id} is not here; GPUs 0 to {torch.cuda.device_count() - 1} are"
+        return f"there is no GPU {gpu_id}; this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
     found = torch.cuda.get_device_properties(gpu_id)
     return Gpu(found.name, (found.major, found.minor), found.total_memory)
 
@@ -52,7 +52,7 @@ def capabilities_of(target: str) -> list[Capability]:
 
 
 def known_capabilities(trt: Any) -> list[Capability]:
-    """What TensorRT-RTX builds for: SM86 is 8.6, SM120 is 12.0."""
+    """The compute capabilities that TensorRT-RTX supports: SM86 is 8.6, SM120 is 12.0."""
     names = [re.fullmatch(r"SM(\d+)(\d)", name) for name in trt.ComputeCapability.__members__]
     return sorted((int(found[1]), int(found[2])) for found in names if found)
 
@@ -69,30 +69,34 @@ def dotted(capability: Capability) -> str:
 
 
 def why_not_gpu(library: Library, trt: Any, gpu: Gpu) -> str | None:
-    """None where the library runs on a GPU, else the reason, for the user."""
+    """None if the library runs on a GPU, else the reason, for the user."""
     if not library.ahead_of_time:
         old = gpu.capability < OLDEST
-        return f"{library.title} needs compute capability {dotted(OLDEST)}, {gpu.text} is older" if old else None
+        return (
+            f"{library.title} needs compute capability {dotted(OLDEST)} or newer, but this GPU is {gpu.text}"
+            if old
+            else None
+        )
     known = known_capabilities(trt)
     if gpu.capability in known:
         return None
     return f"{library.title} does not run on {gpu.text}, only on {', '.join(map(dotted, known))}"
 
 
-def targets_ahead(library: Library, trt: Any, asked: Sequence[Capability]) -> list[Capability]:
-    """What an engine is built for without a GPU.
+def targets_ahead(library: Library, trt: Any, requested: Sequence[Capability]) -> list[Capability]:
+    """The targets of an engine that is built without a GPU.
 
     Raises:
-        SpecError: the library does not build for one of them.
+        SpecError: the library does not support one of them.
     """
     known = known_capabilities(trt)
-    unknown = [capability for capability in asked if capability not in known]
+    unknown = [capability for capability in requested if capability not in known]
     if unknown:
         raise SpecError(
             f"gen_trt_engine.compute_capabilities: {library.title} does not build for "
             f"{', '.join(map(dotted, unknown))}, only for {', '.join(map(dotted, known))}"
         )
-    return sorted(set(asked))
+    return sorted(set(requested))
 
 
 def target_text(library: Library, targets: Sequence[Capability], gpu: Gpu | str) -> str:
@@ -104,7 +108,7 @@ def target_text(library: Library, targets: Sequence[Capability], gpu: Gpu | str)
 
 
 def check_precision(library: Library, precision: str, targets: Sequence[Capability]) -> None:
-    """SpecError where a GPU does not compute in a type."""
+    """Raise SpecError if a GPU does not support a precision."""
     least = LEAST_CAPABILITY.get(precision, (0, 0))
     too_old = [target for target in targets if target < least]
     if too_old:
@@ -116,15 +120,15 @@ def check_precision(library: Library, precision: str, targets: Sequence[Capabili
 
 
 def gpu_id_of(device: Any) -> int:
-    """The number of a GPU named cuda, cuda:N or None; UserError for any other device."""
+    """The index of a GPU given as cuda, cuda:N or None; UserError for any other device."""
     name, _, index = str(device or "cuda").partition(":")
     if name != "cuda" or not (index or "0").isdigit():
-        raise UserError(f"device {device}: a TensorRT engine runs on cuda or cuda:N only")
+        raise UserError(f"device {device}: a TensorRT engine runs only on cuda or cuda:N")
     return int(index or 0)
 
 
 def current(gpu: Gpu | str, gpu_id: int) -> contextlib.AbstractContextManager[Any]:
-    """TensorRT builds on CUDA's current device."""
+    """Make the GPU CUDA's current device, on which TensorRT builds."""
     if isinstance(gpu, str):
         return contextlib.nullcontext()
     import torch

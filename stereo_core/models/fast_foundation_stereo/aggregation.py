@@ -1,4 +1,4 @@
-"""The searched cost volume filter of the pruned network, bp2: lists of layers where the classic one has fixed stages.
+"""The cost volume filter of the pruned network bp2, found by architecture search: lists of layers, not fixed stages.
 
 B images, C channels, D disparity bins, h = H/4, w = W/4.
 """
@@ -17,18 +17,18 @@ from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
 from stereo_core.models.foundation_stereo.cost_volume import FeatureAttention
 from stereo_core.models.foundation_stereo.layers import ConvNorm, ResidualConv
 
-FEED_FORWARD = 4  # hidden width of the disparity transformer's layer, in widths of the volume
+FEED_FORWARD = 4  # hidden width of the disparity transformer's layer, as a multiple of the volume's channels
 
 
 def apply_layers(layers: nn.ModuleList | nn.Sequential, volume: Tensor, feature: Tensor | None) -> Tensor:
-    """One after the other; a feature attention also reads the left image's feature."""
+    """Apply the layers in order; a feature attention also gets the left image's feature."""
     for layer in layers:
         volume = layer(volume, feature) if isinstance(layer, FeatureAttention) else layer(volume)
     return volume
 
 
 class Layers(nn.Module):
-    """Volume and left feature of its scale -> volume."""
+    """Volume and the left image's feature of the same scale -> volume."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
@@ -39,7 +39,7 @@ class Layers(nn.Module):
 
 
 class Merge(nn.Module):
-    """Coarse volume, made fine by `upsample`, plus the skip, through `out`."""
+    """Upsample the coarse volume, add the skip connection, apply `out`."""
 
     def __init__(self, upsample: list[nn.Module], out: list[nn.Module]):
         super().__init__()
@@ -51,7 +51,7 @@ class Merge(nn.Module):
 
 
 class Enlarge(nn.Module):
-    """Four times the size in D, h, w."""
+    """Upsample by 4 in D, h and w."""
 
     def forward(self, volume: Tensor) -> Tensor:
         return enlarge(volume)
@@ -60,7 +60,7 @@ class Enlarge(nn.Module):
 class SearchedAggregation(CostAggregation):
     """Cost volume (B, C, D, h, w) and the left image's features at 1/8, 1/16, 1/32 -> filtered volume, same shape.
 
-    The stages that it replaces and that checkpoints hold nevertheless stay, unused and without gradients.
+    The replaced stages stay, unused and without gradients, because checkpoints contain their weights.
     """
 
     def __init__(self, config: FoundationStereoConfig):

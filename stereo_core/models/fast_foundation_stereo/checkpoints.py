@@ -1,4 +1,4 @@
-"""What a FastFoundationStereo checkpoint's keys and shapes say, and how a spec goes with them."""
+"""Settings from the keys and shapes of a FastFoundationStereo checkpoint, combined with those of a spec."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["SETTINGS", "SPEC_KEYS", "complete", "config_of", "fixed_by_weights"]
 
 LOG = logging.getLogger(__name__)
 SPEC_KEYS = ("widths", "gwc_feature_normalize")  # settings of a spec that FoundationStereo does not have
-TAO_RANGE = 416  # px: what TAO's schema says where a spec is silent; no published weights of this network have it
+TAO_RANGE = 416  # px: default of TAO's schema; no published weights of this network use it
 
-# Width -> the weights whose first dimension it is.
+# Width -> the weights whose first dimension has this width.
 FIRST_DIMENSIONS = {
     "motion_encoder_widths": [f"update_block.encoder.{name}" for name in ("convc1", "convc2", "convd1", "convd2")],
     "motion_encoder_final": "update_block.encoder.conv",
@@ -39,14 +39,14 @@ FIRST_DIMENSIONS = {
 
 
 def complete(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the offsets of the lookup, which the published file lacks, and without what else it may hold for them."""
+    """Set the offsets of the lookup: the published file lacks them, and stored ones are replaced."""
     convc1 = state.get("update_block.encoder.convc1.weight")
     found = {} if convc1 is None else _lookup(convc1.shape[1])
     return {"dx": offsets(found.get("corr_radius", 4))} | {key: t for key, t in state.items() if key != "dx"}
 
 
 def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
-    """Settings that the keys and shapes decide: topology, encoder, widths, sizes of the lookup, unused layers.
+    """Settings that the keys and shapes determine: topology, encoder, widths, sizes of the lookup, unused layers.
 
     Raises:
         ModelError: neither of the two known networks, or weights are missing.
@@ -57,7 +57,7 @@ def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, An
         topology, head = "unpruned", "cnet.conv04.{}"
     else:
         raise ModelError(
-            f"{path}: a FastFoundationStereo of a searched structure that is not known here; known are bp2 "
+            f"{path}: a FastFoundationStereo with an unknown pruned structure; supported are bp2 "
             "(model_best_bp2_serialize.pth, TAO) and the un-pruned network"
         )
     try:
@@ -69,41 +69,43 @@ def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, An
         }
         return found | _lookup(state["update_block.encoder.convc1.weight"].shape[1])
     except KeyError as error:
-        raise ModelError(f"{path}: {error.args[0]} is missing; the file is incomplete") from error
+        raise ModelError(f"{path}: {error.args[0]} is missing; the file is incomplete: copy it again") from error
 
 
 def config_of(
-    found: dict[str, Any], said: dict[str, Any], given: dict[str, Any], path: str | Path
+    found: dict[str, Any], stored: dict[str, Any], given: dict[str, Any], path: str | Path
 ) -> FastFoundationStereoConfig:
-    """The configuration of a file: what its weights decide, what the caller gives, what is stored beside them.
+    """The configuration of a file: from its weights, else from the caller, else from the settings stored beside them.
 
     Raises:
-        ModelError: the caller contradicts the weights, or asks for a range that they were not trained for.
+        ModelError: the caller contradicts the weights, or sets a max_disparity that they were not trained for.
     """
-    ignored = ("hidden_dims", "n_gru_layers")  # of unused layers: the file's are kept
+    ignored = ("hidden_dims", "n_gru_layers")  # they only shape unused layers: the file's values are kept
     given = {key: value for key, value in given.items() if key not in ignored}
     for key, value in (given.pop("widths", None) or {}).items():
         held = found["widths"].get(key)
         if value is not None and held != (tuple(value) if isinstance(value, (tuple, list)) else value):
             shown = list(held) if isinstance(held, tuple) else held
-            raise ModelError(f"{path}: holds {key} {shown}, not {value}; set model.{key}={shown} or leave it out")
+            raise ModelError(
+                f"{path}: the file has {key} {shown}, not {value}; set model.{key}={shown} or leave it out"
+            )
     for key in given.keys() & found.keys():
         if given[key] != found[key]:
-            raise ModelError(f"{path}: holds {key} {found[key]}, not {given[key]}; leave model.{key} out")
-    _check_range(said.get("max_disparity"), given.get("max_disparity"), path)
-    return make_config(**said | given | found)
+            raise ModelError(f"{path}: the file has {key} {found[key]}, not {given[key]}; remove model.{key}")
+    _check_range(stored.get("max_disparity"), given.get("max_disparity"), path)
+    return make_config(**stored | given | found)
 
 
 def _check_range(stored: int | None, given: int | None, path: str | Path) -> None:
     if stored is None and given is None:
-        LOG.info("%s: stores no max_disparity; 192 px, that of the published weights, is taken", path)
+        LOG.info("%s: the file stores no max_disparity; using 192 px, the value of the published weights", path)
     elif stored is None and given == TAO_RANGE:
         raise ModelError(
-            f"{path}: was not trained for a max_disparity of {given} px, and its disparities would drift; set "
-            "model.max_disparity=192 or leave it out"
+            f"{path}: the weights were not trained for a max_disparity of {given} px, so disparities would be biased; "
+            "set model.max_disparity=192 or leave it out"
         )
     elif None not in (stored, given) and stored != given:
-        LOG.warning("%s: was trained for a max_disparity of %d px, not %d; without training the disparities drift",
+        LOG.warning("%s: the weights were trained for a max_disparity of %d px, not %d; train again to avoid a bias",
                     path, stored, given)  # fmt: skip
 
 
@@ -116,7 +118,7 @@ def _widths(state: dict[str, Tensor], head: str) -> dict[str, Any]:
         for key, layers in FIRST_DIMENSIONS.items()
     }
     enlarge, mix = state["spx_2_gru.conv1.conv.weight"], state["spx_2_gru.conv2.conv.weight"]
-    in_dim, mid = enlarge.shape[:2]  # transposed: the input comes first
+    in_dim, mid = enlarge.shape[:2]  # transposed convolution: the input channels come first
     widths["spx_2_gru_widths"] = (in_dim, mid, mix.shape[1] - mid, mix.shape[0])
     widths["spx_gru_out"] = state["spx_gru.0.weight"].shape[1]
     widths["cnet_conv04_widths"] = (first(head.format(0)), first(head.format(1)))
@@ -146,5 +148,5 @@ def _encoder(dim: int, path: str | Path) -> str:
     known = {FoundationStereoConfig(encoder=name).feature_dims[0]: name for name in ENCODERS}
     if dim not in known:
         fits = ", ".join(f"{width} ({name})" for width, name in known.items())
-        raise ModelError(f"{path}: its feature at 1/4 has {dim} channels; known are {fits}")
+        raise ModelError(f"{path}: the feature at 1/4 has {dim} channels; known numbers are {fits}")
     return known[dim]

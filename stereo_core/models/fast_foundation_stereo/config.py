@@ -15,9 +15,14 @@ ENCODERS = ("vits", "vitb", "vitl")
 
 @dataclass(frozen=True)
 class FastWidths:
-    """Widths of the pruned layers, under the names of TAO's keys `model.*`."""
+    """Widths of the pruned layers, named as TAO's keys `model.*`."""
 
-    motion_encoder_widths: tuple[int, int, int, int] = (56, 96, 16, 12)  # two convolutions of costs, two of disparity
+    motion_encoder_widths: tuple[int, int, int, int] = (
+        56,
+        96,
+        16,
+        12,
+    )  # two convolutions of the costs, two of the disparity
     motion_encoder_final: int = 48  # motion features without the disparity
     gru_hidden: int = 60
     gru_gating_conv_widths: tuple[int, int] = (100, 168)
@@ -51,18 +56,18 @@ WIDTHS = {
 
 @dataclass(frozen=True)
 class FastFoundationStereoConfig:
-    """Everything that decides the network's graph. Sizes in pixels of the full image."""
+    """All settings that define the network's graph. Sizes in px of the full image."""
 
     topology: str = "bp2"  # bp2: the searched hourglass of the published weights; unpruned: the classic one
-    encoder: str = "vitl"  # no ViT is here: it only says how wide the feature at 1/4 is
+    encoder: str = "vitl"  # there is no ViT: it only sets the width of the feature at 1/4
     max_disparity: int = 192  # range of the cost volume, px; a multiple of 32
-    gwc_feature_normalize: bool = True  # cosine, not the dot product, in the group correlation
-    hidden_dims: tuple[int, ...] = (128,)  # of layers that checkpoints hold and the network does not use
+    gwc_feature_normalize: bool = True  # group correlation by cosine instead of dot product
+    hidden_dims: tuple[int, ...] = (128,)  # of layers that checkpoints contain but the network does not use
     corr_levels: int = 2
     corr_radius: int = 4
     train_iters: int = 22
     valid_iters: int = 8
-    low_memory: int = 0  # taken, and without effect
+    low_memory: int = 0  # accepted, but has no effect
     mixed_precision: bool = False
     widths: FastWidths = field(default_factory=FastWidths)
 
@@ -71,19 +76,19 @@ class FastFoundationStereoConfig:
 
     @property
     def bins(self) -> int:
-        """Disparity bins of the cost volume: one a pixel at quarter resolution."""
+        """Disparity bins of the cost volume: one per pixel at quarter resolution."""
         return self.max_disparity // 4
 
     @property
     def classic(self) -> FoundationStereoConfig:
-        """The settings of the parts that are FoundationStereo's."""
+        """The settings of the parts shared with FoundationStereo."""
         return FoundationStereoConfig(
             encoder=self.encoder, max_disparity=self.max_disparity, disparity_attention="heads"
         )
 
     @property
     def lookup(self) -> int:
-        """Values that are looked up for a pixel."""
+        """Number of values looked up per pixel."""
         return self.corr_levels * (2 * self.corr_radius + 1) * (self.classic.widths.volume + 1)
 
 
@@ -94,10 +99,10 @@ WIDTH_KEYS = tuple(f.name for f in fields(FastWidths))
 
 
 def make_config(widths: Mapping[str, Any] | FastWidths | None = None, **settings: Any) -> FastFoundationStereoConfig:
-    """A checked configuration. A setting or a width that is None takes the published value of its topology.
+    """A checked configuration. A setting or width that is None takes the topology's published value.
 
     Raises:
-        ModelError: an unknown name, or a value the network can not be built with.
+        ModelError: an unknown name, or a value that no network can be built with.
     """
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
@@ -105,20 +110,20 @@ def make_config(widths: Mapping[str, Any] | FastWidths | None = None, **settings
     given = {key: value for key, value in settings.items() if value is not None}
     topology = given.get("topology", "bp2")
     if topology not in TOPOLOGIES:
-        raise ModelError(f"topology {topology!r} is unknown; there are {', '.join(TOPOLOGIES)}")
+        raise ModelError(f"topology {topology!r} is unknown; choose one of {', '.join(TOPOLOGIES)}")
     if "hidden_dims" in given:
         given["hidden_dims"] = tuple(given["hidden_dims"])
     config = replace(FastFoundationStereoConfig(widths=_widths(widths, topology)), **given)
     if config.encoder not in ENCODERS:
-        raise ModelError(f"encoder {config.encoder!r} is unknown; FastFoundationStereo has {', '.join(ENCODERS)}")
+        raise ModelError(f"encoder {config.encoder!r} is unknown; choose one of {', '.join(ENCODERS)}")
     if not config.hidden_dims:
-        raise ModelError("hidden_dims is empty; the published network has [128]")
+        raise ModelError("hidden_dims is empty; the published network uses [128]")
     check_common(config)
     return config
 
 
-def complete_widths(said: Mapping[str, Any], hidden: int) -> FastWidths:
-    """The widths of a spec: what it says, and for the rest TAO's defaults, which follow from the first hidden width."""
+def complete_widths(specified: Mapping[str, Any], hidden: int) -> FastWidths:
+    """The widths of a spec; missing ones take TAO's defaults, which depend on the first hidden width."""
     widths = {
         "motion_encoder_widths": (256, 256, 64, 64),
         "motion_encoder_final": hidden - 1,
@@ -127,7 +132,7 @@ def complete_widths(said: Mapping[str, Any], hidden: int) -> FastWidths:
         "stem_2_widths": (32, 32),
         "spx_2_gru_widths": (32, 32, 32, 32),
         "cnet_conv04_widths": (hidden, hidden),
-    } | {key: value for key, value in said.items() if value is not None}
+    } | {key: value for key, value in specified.items() if value is not None}
     context, dim = widths["cnet_conv04_widths"][-1], widths.get("disp_head_intermediate", widths["gru_hidden"])
     x_dim = context + widths["motion_encoder_final"] + 1
     derived = {
@@ -142,29 +147,29 @@ def complete_widths(said: Mapping[str, Any], hidden: int) -> FastWidths:
 def _widths(given: Mapping[str, Any] | FastWidths | None, topology: str) -> FastWidths:
     if isinstance(given, FastWidths):
         given = asdict(given)
-    said = {key: value for key, value in (given or {}).items() if value is not None}
+    specified = {key: value for key, value in (given or {}).items() if value is not None}
     known = {f.name: getattr(WIDTHS[topology], f.name) for f in fields(FastWidths)}
-    for key, value in said.items():
+    for key, value in specified.items():
         if key not in known:
-            raise ModelError(f"unknown width {key!r}; there are {', '.join(known)}")
+            raise ModelError(f"unknown width {key!r}; choose one of {', '.join(known)}")
         wanted = len(known[key]) if isinstance(known[key], tuple) else None
         if wanted != (len(value) if isinstance(value, (tuple, list)) else None):
-            raise ModelError(f"{key} {value}: {'one number' if wanted is None else f'{wanted} numbers'} are needed")
+            raise ModelError(f"{key} {value}: expected {'one number' if wanted is None else f'{wanted} numbers'}")
         for number in value if wanted else [value]:
             in_range(key, number, 1, None)
-    widths = FastWidths(**{k: tuple(v) if isinstance(v, (tuple, list)) else v for k, v in (known | said).items()})
+    widths = FastWidths(**{k: tuple(v) if isinstance(v, (tuple, list)) else v for k, v in (known | specified).items()})
     _consistent(widths)
     return widths
 
 
 def _consistent(widths: FastWidths) -> None:
-    """Layers that read one another must agree."""
+    """Check that connected layers have matching widths."""
     pairs = [
         ("stem_2_widths[1]", widths.stem_2_widths[1], "spx_2_gru_widths[2]", widths.spx_2_gru_widths[2]),
         ("mask_widths[1]", widths.mask_widths[1], "spx_2_gru_widths[0]", widths.spx_2_gru_widths[0]),
         ("cnet_conv04_widths[0]", widths.cnet_conv04_widths[0], "gru_hidden", widths.gru_hidden),
-        ("spx_gru_out", widths.spx_gru_out, "the neighbours of a pixel", 9),
+        ("spx_gru_out", widths.spx_gru_out, "the number of a pixel's neighbours", 9),
     ]
     for one, left, other, right in pairs:
         if left != right:
-            raise ModelError(f"{one} is {left} and {other} {right}: they must be the same")
+            raise ModelError(f"{one} is {left} and {other} is {right}, but they must be equal")

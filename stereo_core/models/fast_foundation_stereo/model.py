@@ -36,8 +36,8 @@ from stereo_core.models.foundation_stereo.refinement import (
 
 
 class Features(ConvolutionalFeatures):
-    """ImageNet-normalised images (B, 3, H, W) -> features at 1/4, 1/8, 1/16, 1/32, and that at 1/4 once more, which the
-    context is made from."""
+    """ImageNet-normalised images (B, 3, H, W) -> features at 1/4, 1/8, 1/16, 1/32, and again the feature at 1/4, the
+    input of the context network."""
 
     def __init__(self, widths: Widths, dim: int):
         super().__init__(widths)
@@ -50,7 +50,7 @@ class Features(ConvolutionalFeatures):
 
 
 class ContextHeads(nn.Module):
-    """Left feature at 1/4 -> the pair (state, context) of the one level, before its activation."""
+    """Left feature at 1/4 -> the pair (state, context) of the only level, before activation."""
 
     def __init__(self, heads: list[nn.Module]):
         super().__init__()
@@ -61,7 +61,7 @@ class ContextHeads(nn.Module):
 
 
 class FastFoundationStereo(StereoNetwork):
-    """Both published forms, "bp2" and "unpruned"; see `StereoNetwork`."""
+    """Both published networks, "bp2" and "unpruned"; see `StereoNetwork`."""
 
     def __init__(self, config: FastFoundationStereoConfig):
         super().__init__(config)
@@ -69,13 +69,13 @@ class FastFoundationStereo(StereoNetwork):
         common, (c4, *_) = classic.widths, classic.feature_dims
         _, context = widths.cnet_conv04_widths
         _, enlarged, stem, half = widths.spx_2_gru_widths
-        # In the checkpoints; the lookup has its own. Whatever a file holds, these are the offsets.
+        # Checkpoints contain the offsets, but the lookup computes its own; a file's values are replaced.
         self.register_buffer("dx", offsets(config.corr_radius))
         self.register_load_state_dict_pre_hook(_with_offsets)
         self.update_block = _make_update_block(config)
         self.sam = SpatialAttention()
         self.cam = ChannelAttention(context, widths.cam_mid_channels)
-        # In the checkpoints, not used by the network:
+        # Checkpoints contain these; the network does not use them:
         self.context_zqr_convs = nn.ModuleList(nn.Conv2d(n, 3 * n, 3, padding=1) for n in config.hidden_dims)
         self.context_zqr_convs.requires_grad_(False)
         self.feature = Features(common, c4)
@@ -118,7 +118,7 @@ def _context_head(in_dim: int, dim: int) -> ConvNorm:
 
 
 def offsets(radius: int) -> Tensor:
-    """Of the lookup around a disparity, as checkpoints hold them."""
+    """The offsets of the lookup around a disparity, as checkpoints store them."""
     return torch.arange(-radius, radius + 1, dtype=torch.int8).reshape(1, 1, -1, 1)
 
 

@@ -1,1 +1,1 @@
-"""FoundationStereo, each part of the network in a file of its own; `model` puts them together."""
+"""FoundationStereo, one file per part of the network; `model` assembles them."""

@@ -1,4 +1,4 @@
-"""Filtering of the cost volume: a 3-D hourglass of axial-planar convolutions beside a disparity transformer.
+"""Filtering of the cost volume: a 3-D hourglass of axial-planar convolutions in parallel with a disparity transformer.
 
 B images, C channels, D disparity bins, h = H/4, w = W/4; M = B * h rows of w columns (pixels) of L tokens (bins);
 H heads, c channels a head.
@@ -21,7 +21,7 @@ DROPOUT = 0.1
 
 
 class AxialPlanarConv(nn.Module):
-    """A 3 x 3 convolution in the image plane, then one `length` wide along the disparity; each with BN and ReLU."""
+    """A 3 x 3 convolution in the image plane, then one of `length` along the disparity; each with BN and ReLU."""
 
     def __init__(self, in_dim: int, dim: int, length: int = 17):
         super().__init__()
@@ -40,9 +40,9 @@ class AxialPlanarConv(nn.Module):
 
 
 class PatchConv3d(nn.Conv3d):
-    """A depth-wise convolution whose width is its stride: on a GPU one sum of products a patch.
+    """A depth-wise convolution whose kernel size equals its stride: on a GPU, one sum of products per patch.
 
-    Libraries have no good kernel for its gradients: they took 26 of a training step's 247 ms (benchmarks/RESULTS.md).
+    Libraries have no fast kernel for its gradients: they took 26 of a training step's 247 ms (benchmarks/RESULTS.md).
     """
 
     def forward(self, volume_BCDhw: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class PatchConv3d(nn.Conv3d):
         return self.by_patches(volume_BCDhw)
 
     def by_patches(self, volume_BCDhw: Tensor) -> Tensor:
-        """The same by a product and a sum; what does not fill a patch at the end is left out, as by a convolution."""
+        """The same by a product and a sum; like a convolution, it ignores an incomplete patch at the end."""
         k = self.kernel_size[0]
         padded = F.pad(volume_BCDhw, [pad for pad in reversed(self.padding) for _ in range(2)])
         size = [n // k * k for n in padded.shape[2:]]
@@ -64,7 +64,7 @@ class PatchConv3d(nn.Conv3d):
 
 
 class DisparityAttention(nn.Module):
-    """Self-attention in one of the three forms in which the same weights were published.
+    """Self-attention in one of three forms; the same weights were published with all three.
 
     "disparity": multi-head attention between the tokens of a column, as in the paper and the first release.
     "heads": softmax over the heads within each token (NVlabs since 2025-06-26).
@@ -80,8 +80,8 @@ class DisparityAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def split(self, x_MwLC: Tensor) -> Tensor:
-        """Heads apart. Columns stand in the second place: CUDA's fused kernels take at most 65535 in each of the first
-        two, and an image has more columns than that."""
+        """Separate the heads. Columns are the second dimension: CUDA's fused kernels allow at most 65535 in each of the
+        first two, and an image has more columns than that in all."""
         M, w, L, C = x_MwLC.shape
         H, c = self.heads, C // self.heads
         if self.form == "tao":
@@ -118,7 +118,7 @@ class TransformerLayer(nn.Module):
 
 
 class DisparityTransformer(nn.Module):
-    """Volume (B, C, D, h, w) -> the same shape; each pixel's bins are a sequence of their own."""
+    """Volume (B, C, D, h, w) -> the same shape; the bins of each pixel form one sequence."""
 
     def __init__(self, dim: int, heads: int, form: str, layers: int = LAYERS, hidden: int | None = None):
         super().__init__()

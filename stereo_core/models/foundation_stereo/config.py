@@ -20,10 +20,10 @@ class VitWidths:
     dim: int
     depth: int
     heads: int
-    taken: tuple[int, int, int, int]  # blocks whose output the head reads
+    taken: tuple[int, int, int, int]  # indices of the blocks whose output the head uses
     features: int  # channels of the head's fusion
     reassemble: tuple[int, int, int, int]  # channels of the head's four scales
-    swiglu_dim: int | None = None  # hidden width of the gated feed-forward; None: plain MLP of ratio 4
+    swiglu_dim: int | None = None  # hidden width of the gated feed-forward; None: MLP of ratio 4
 
 
 VIT = {
@@ -37,13 +37,13 @@ VIT = {
 
 @dataclass(frozen=True)
 class Widths:
-    """Every width that is not the ViT's."""
+    """All widths except the ViT's."""
 
     edgenext_dims: tuple[int, int, int, int] = (48, 96, 160, 304)
     edgenext_depths: tuple[int, int, int, int] = (3, 3, 9, 3)
     edgenext_heads: int = 8
     correlation_groups: int = 8
-    concat: int = 12  # channels an image of the concatenation volume
+    concat: int = 12  # channels per image in the concatenation volume
     volume: int = 28  # channels of the filtered cost volume
     volume_heads: int = 4  # heads of the disparity transformer
     context: tuple[int, int, int] = (64, 96, 128)  # context network at 1/1, 1/2, 1/4
@@ -69,7 +69,7 @@ _NARROW = Widths(
 )
 WIDTHS = {None: Widths(), "tiny": _NARROW, "small": _NARROW}
 
-# What a preset says about the settings where the caller says nothing.
+# The preset's values for settings that the caller does not set.
 PRESET_SETTINGS = {
     None: {"encoder": "vitl", "max_disparity": 416, "train_iters": 22, "valid_iters": 22},
     "tiny": {"encoder": "vitt", "max_disparity": 64, "train_iters": 4, "valid_iters": 8},
@@ -79,20 +79,20 @@ PRESET_SETTINGS = {
 
 @dataclass(frozen=True)
 class FoundationStereoConfig:
-    """Everything that decides the network's graph. Sizes in pixels of the full image."""
+    """All settings that define the network's graph. Sizes in px of the full image."""
 
     encoder: str = "vitl"
     max_disparity: int = 416  # range of the cost volume, px; a multiple of 32
     variant: str = "nvlabs"
     disparity_attention: str = "disparity"
     preset: str | None = None
-    train_vit: bool = False  # else it stays as it was loaded
+    train_vit: bool = False  # False: the ViT is frozen
     corr_levels: int = 2
     corr_radius: int = 4
     n_gru_layers: int = 3
     train_iters: int = 22
     valid_iters: int = 22
-    low_memory: int = 0  # taken, and without effect: the lookup that TAO splits never holds the most memory
+    low_memory: int = 0  # accepted, but has no effect: the lookup that TAO splits never determines the peak memory
     mixed_precision: bool = False
     widths: Widths = field(default_factory=Widths)
 
@@ -102,7 +102,7 @@ class FoundationStereoConfig:
 
     @property
     def bins(self) -> int:
-        """Disparity bins of the cost volume: one a pixel at quarter resolution."""
+        """Disparity bins of the cost volume: one per pixel at quarter resolution."""
         return self.max_disparity // 4
 
     @property
@@ -121,11 +121,11 @@ def make_config(**settings: Any) -> FoundationStereoConfig:
     `disparity_attention=None` means "disparity" for variant nvlabs and "tao" for variant tao.
 
     Raises:
-        ModelError: an unknown name, or a value the network can not be built with.
+        ModelError: an unknown name, or a value that no network can be built with.
     """
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
-        raise ModelError(f"unknown model setting {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+        raise ModelError(f"unknown model setting {unknown[0]!r}; choose one of {', '.join(SETTINGS)}")
     given = {key: value for key, value in settings.items() if value is not None}
     preset = given.get("preset")
     _choice("preset", preset, (None, *PRESETS))
@@ -138,7 +138,7 @@ def make_config(**settings: Any) -> FoundationStereoConfig:
     if preset and config.encoder != PRESET_SETTINGS[preset]["encoder"]:
         own = PRESET_SETTINGS[preset]["encoder"]
         raise ModelError(
-            f"encoder {config.encoder!r} with preset {preset!r}: the preset's encoder is {own!r}; leave it out"
+            f"encoder {config.encoder!r} does not fit preset {preset!r}, whose encoder is {own!r}; leave encoder out"
         )
     in_range("n_gru_layers", config.n_gru_layers, 1, 3)
     check_common(config)
@@ -146,7 +146,7 @@ def make_config(**settings: Any) -> FoundationStereoConfig:
 
 
 def check_common(config: Any) -> None:
-    """Refuse what no network of the family can be built with."""
+    """Raise ModelError for values that no network of the family can be built with."""
     if config.max_disparity < 32 or config.max_disparity % 32:
         low = max(32, config.max_disparity // 32 * 32)
         raise ModelError(
@@ -161,15 +161,15 @@ def check_common(config: Any) -> None:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The settings of a network's configuration without the widths, which its weights say."""
+    """The settings of a network's configuration, without the widths, which follow from its weights."""
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "widths"}
 
 
 def _choice(name: str, value: object, choices: tuple[Any, ...]) -> None:
     if value not in choices:
-        raise ModelError(f"{name} {value!r} is unknown; there are {', '.join(str(c) for c in choices)}")
+        raise ModelError(f"{name} {value!r} is unknown; choose one of {', '.join(str(c) for c in choices)}")
 
 
 def in_range(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
-        raise ModelError(f"{name} {value} is out of range {low}..{'' if high is None else high}")
+        raise ModelError(f"{name} {value} is out of the range {low}..{'' if high is None else high}")

@@ -1,4 +1,4 @@
-"""Context network: the left image's start state and context at each level of the recurrent refinement.
+"""Context network: initial state and context from the left image, for each level of the recurrent refinement.
 
 B images, H, W image size, h = H/4, w = W/4.
 """
@@ -14,7 +14,7 @@ from stereo_core.models.foundation_stereo.layers import ConvNorm, ResidualBlock
 
 class ContextNetwork(nn.Module):
     """Left image (B, 3, H, W) and its ViT feature at 1/4 -> for 1/4, 1/8, 1/16 the pair (state, context), each
-    `hidden` channels wide and before its activation."""
+    with `hidden` channels and before activation."""
 
     def __init__(self, config: FoundationStereoConfig):
         super().__init__()
@@ -36,7 +36,7 @@ class ContextNetwork(nn.Module):
         if self.levels > 2:
             self.layer5 = _layer(dim, dim, 2)
             self.outputs16 = _heads(dim, block=False)
-        # In the checkpoints, not used by the network:
+        # Checkpoints contain these; the network does not use them:
         self.down = nn.Sequential(nn.Conv2d(dim, dim, 4, 4), nn.BatchNorm2d(dim))
         self.norm = nn.BatchNorm2d(2 * dim)
         for unused in (self.down, self.norm):
@@ -57,7 +57,7 @@ class ContextNetwork(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Sigmoid weight a channel from its global mean and maximum (CBAM: Woo et al. 2018)."""
+    """Sigmoid weight per channel from its global mean and maximum (CBAM: Woo et al. 2018)."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -69,7 +69,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Sigmoid weight a pixel from its mean and maximum over the channels."""
+    """Sigmoid weight per pixel from its mean and maximum over the channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The cost volume at quarter resolution, and the start disparity read from the filtered one.
+"""The cost volume at quarter resolution, and the initial disparity computed from the filtered one.
 
-B images, C channels, G groups, D disparity bins (one a quarter-resolution pixel), h = H/4, w = W/4.
+B images, C channels, G groups, D disparity bins (one per quarter-resolution pixel), h = H/4, w = W/4.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def _products(left_BChw: Tensor, right_BChw: Tensor) -> Tensor:
 
 
 def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: int, normalised: bool = True) -> Tensor:
-    """Cosine (else the dot product) of left(x) and right(x - d) within each group of channels, 0 where x < d:
+    """Cosine (or dot product) of left(x) and right(x - d) within each group of channels, 0 where x < d:
     (B, G, D, h, w).
 
-    Every pair of a row is multiplied as one matrix product, and its band of diagonals cut out by padding each row to
-    w + D - 1 and reading it back with stride w + D; no volume with C channels is ever held.
+    One matrix product multiplies all pixel pairs of a row. Its band of diagonals is extracted by padding each row to
+    w + D - 1 and reading it with stride w + D, so no volume with C channels is needed.
     """
     B, C, h, w = left_BChw.shape
     left = left_BChw.reshape(B * groups, C // groups, h, w)
@@ -47,7 +47,7 @@ def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: 
 
 
 def concatenation(left_BChw: Tensor, right_BChw: Tensor, bins: int) -> Tensor:
-    """Left features, the same for every d, above right features moved by d, 0 where x < d: (B, 2C, D, h, w)."""
+    """Left features, equal for every d, stacked with right features shifted by d, 0 where x < d: (B, 2C, D, h, w)."""
     B, C, h, w = left_BChw.shape
     column = torch.arange(w, device=left_BChw.device)
     shift = torch.arange(bins, device=left_BChw.device)
@@ -65,7 +65,7 @@ def expected_disparity(logits_B1Dhw: Tensor) -> Tensor:
 
 
 class FeatureAttention(nn.Module):
-    """Scales the volume's channels by a sigmoid of the left image's features, the same for every d."""
+    """Scale the volume's channels by a sigmoid of the left image's features, equal for every d."""
 
     def __init__(self, feature_dim: int, volume_dim: int, batch_norm: bool):
         super().__init__()
@@ -80,11 +80,11 @@ class FeatureAttention(nn.Module):
 
 
 class SlicedConv3d(nn.Conv3d):
-    """A convolution of odd width K to one channel, computed in the image plane: one 2-D convolution to K channels, a
-    channel for each slice of the kernel along D, whose results are moved along D and added up.
+    """A 3-D convolution of odd size K to one channel, computed in the image plane: one 2-D convolution to K channels,
+    one per slice of the kernel along D; the results are shifted along D and summed.
 
-    Libraries have no good kernel for a 3-D convolution to a single channel: this way takes a quarter of the time on a
-    CPU, and its gradients far less on a GPU.
+    Libraries have no fast kernel for a 3-D convolution to a single channel: this takes a quarter of the time on a CPU,
+    and the gradients far less on a GPU.
     """
 
     def forward(self, volume_BCDhw: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def make_stem(in_dim: int, dim: int, batch_norm: bool) -> nn.Sequential:
 
 
 def make_classifier(dim: int, batch_norm: bool) -> nn.Sequential:
-    """Filtered volume -> one logit a bin."""
+    """Filtered volume -> one logit per bin."""
     half = dim // 2
     norm = nn.BatchNorm3d(half) if batch_norm else nn.InstanceNorm3d(half)
     return nn.Sequential(

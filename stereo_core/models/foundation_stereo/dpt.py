@@ -1,7 +1,7 @@
 """Depth Anything V2 (Yang et al. 2024) as a feature extractor: DPT head (Ranftl et al. 2021) on a ViT.
 
-The depth prediction after the head's last feature map is not computed: FoundationStereo reads the feature. Its weights
-are kept, for the checkpoints hold them. B images, P = r * c patches, C channels, F fusion channels, H, W image size.
+FoundationStereo uses the head's last feature map; the depth prediction after it is not computed, but its weights are
+kept because checkpoints contain them. B images, P = r * c patches, C channels, F fusion channels, H, W image size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from stereo_core.models.foundation_stereo.config import VitWidths
 from stereo_core.models.foundation_stereo.layers import resize
 from stereo_core.models.foundation_stereo.vit import PATCH, VisionTransformer
 
-MULTIPLE = 112  # least common multiple of the ViT's patch 14 and the network's 16
+MULTIPLE = 112  # least common multiple of the ViT's patch size 14 and the network's 16
 LARGEST = 1344  # px; longer sides are scaled down
 
 
@@ -61,7 +61,7 @@ class DptHead(nn.Module):
         )
 
     def reassemble(self, tokens_BPC: Tensor, i: int, rows: int, cols: int) -> Tensor:
-        """Map of scale i (0 finest) with F channels."""
+        """The map of scale i (0: finest) with F channels."""
         B, _, C = tokens_BPC.shape
         x_BCrc = tokens_BPC.transpose(1, 2).reshape(B, C, rows, cols)
         x_BCrc = self.resize_layers[i](self.projects[i](x_BCrc))
@@ -70,16 +70,16 @@ class DptHead(nn.Module):
     def forward(self, maps: list[Tensor], rows: int, cols: int) -> Tensor:
         sizes = [(8 * rows, 8 * cols), (4 * rows, 4 * cols), (2 * rows, 2 * cols), (rows, cols)]
         path = None
-        for i in (3, 2, 1, 0):  # coarse to fine, each scale made when it is needed
+        for i in (3, 2, 1, 0):  # coarse to fine; each scale is computed only when it is needed
             skip = self.reassemble(maps[i], i, rows, cols)
             path = getattr(self.scratch, f"refinenet{i + 1}")(path, skip, sizes[i])
         return resize(self.scratch.output_conv1(path), (PATCH * rows, PATCH * cols))
 
 
 def vit_input_size(height: int, width: int) -> tuple[int, int]:
-    """Size at which the ViT sees the image: each side rounded up to a multiple of 112, the longer one at most 1344.
+    """Input size of the ViT: each side rounded up to a multiple of 112, the longer one at most 1344.
 
-    Integer arithmetic without a branch, for an exported graph with open height and width computes it too.
+    Integer arithmetic without branches, because an exported graph with dynamic height and width computes it too.
     """
     h, w = (_divide_up(side, MULTIPLE) for side in (height, width))
     most = LARGEST // MULTIPLE
@@ -92,16 +92,16 @@ def _divide_up(a: int, b: int) -> int:
 
 
 def _larger(a: int, b: int) -> int:
-    """max(a, b); max itself would compare traced sizes once and for all."""
+    """max(a, b); the built-in max would fix the result when traced."""
     return a + (b - a) * (b > a)
 
 
 class DepthAnything(nn.Module):
-    """Depth Anything V2 as a feature extractor, always in eval mode: frozen, or trained as far as it is used.
+    """Depth Anything V2 as a feature extractor, always in eval mode. If trained, only its used part is.
 
     Image (B, 3, H, W), ImageNet-normalised -> feature (B, F/2, H/4, W/4).
 
-    Attributes: open_size: whether a trace of it serves images of any size, not only of that traced.
+    Attributes: open_size: whether a traced graph accepts images of any size, not only the traced one.
     """
 
     open_size = False
@@ -112,7 +112,7 @@ class DepthAnything(nn.Module):
         self.depth_anything = nn.Module()
         self.depth_anything.pretrained, self.depth_anything.depth_head = vit, head
         self.requires_grad_(trained).eval()
-        # As FoundationStereo's own unused weights: no gradient would ever come.
+        # Like FoundationStereo's own unused weights, it never gets a gradient.
         for unused in (vit.mask_token, head.scratch.output_conv2, head.scratch.refinenet4.resConfUnit1):
             unused.requires_grad_(False)
 
@@ -121,7 +121,7 @@ class DepthAnything(nn.Module):
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
         H, W = image_B3HW.shape[-2:]
-        # In a trace sizes are tensors. As numbers, what follows from them becomes constants of the graph.
+        # When tracing, sizes are tensors. Converted to numbers, they become constants of the graph.
         height, width = vit_input_size(H, W) if self.open_size else vit_input_size(int(H), int(W))
         image = F.interpolate(image_B3HW.detach(), size=(height, width), mode="bicubic", align_corners=False)
         maps = self.depth_anything.pretrained(image)

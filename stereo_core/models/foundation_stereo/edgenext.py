@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stereo_core.models.foundation_stereo.layers import Mlp, unit_length
 
 LAYER_SCALE = 1e-6
-FREQUENCIES = 32  # a row and a column part each
+FREQUENCIES = 32  # each for rows and for columns
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -85,7 +85,7 @@ def _sinusoids(size: int, device: torch.device) -> Tensor:
 
 
 class SplitTransposeBlock(nn.Module):
-    """Depth-wise convolutions over growing channel splits, channel attention, MLP; one residual around all."""
+    """Depth-wise convolutions over growing channel splits, channel attention and MLP, with one residual connection."""
 
     def __init__(self, dim: int, splits: int, heads: int, positions: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Image features: EdgeNeXt, decoded to 1/4, 1/8, 1/16 and joined at 1/4 by the Depth Anything V2 feature.
+"""Image features: EdgeNeXt, decoded to 1/4, 1/8, 1/16, and joined with the Depth Anything V2 feature at 1/4.
 
 B images, C channels, H, W image size, h = H/4, w = W/4.
 """
@@ -15,7 +15,7 @@ from stereo_core.models.foundation_stereo.layers import ConvNorm, ResidualBlock,
 
 
 class UpFuse(nn.Module):
-    """Doubles the resolution of the coarse map, concatenates the skip, and mixes both."""
+    """Double the resolution of the coarse map, concatenate the skip connection, and mix both."""
 
     def __init__(self, in_dim: int, skip_dim: int):
         super().__init__()
@@ -67,6 +67,6 @@ class Features(ConvolutionalFeatures):
         return self.joined(self.convolutional(image_B3HW), vit_BChw), vit_BChw
 
     def joined(self, features: list[Tensor], vit_BChw: Tensor) -> list[Tensor]:
-        """The features with the ViT's in that at 1/4."""
+        """The features, the one at 1/4 joined with the ViT's."""
         x4, *coarser = features
         return [self.conv4(torch.cat([x4, vit_BChw.to(x4.dtype)], dim=1)), *coarser]

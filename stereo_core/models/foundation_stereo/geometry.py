@@ -1,4 +1,4 @@
-"""Lookup of the filtered volume and of the all-pairs correlation around a disparity, on a pyramid of both.
+"""Lookup around a disparity in the filtered volume and the all-pairs correlation, with a pyramid of both.
 
 B images, C channels, D disparity bins, h = H/4, w = W/4, N = B * h * w pixels, K = 2 * radius + 1 offsets.
 """
@@ -14,16 +14,16 @@ from stereo_core.models.foundation_stereo.rows import Rows
 
 
 class GeometryLookup:
-    """Volumes of one image pair, ready to be read at any disparity.
+    """Volumes of one image pair, which can be read at any disparity.
 
-    Level 0 holds them as they are, level 1 the means of neighbouring pairs along the disparity (geometry) or along the
-    right image's columns (all-pairs). Everything in float32 or wider.
+    Level 0 holds them unchanged; level 1 holds the means of two neighbours along the disparity (geometry) or along the
+    right image's columns (all-pairs). All in float32 or wider.
     """
 
     def __init__(self, volume_BCDhw: Tensor, left_BChw: Tensor, right_BChw: Tensor, levels: int, radius: int):
         B, C, D, h, w = volume_BCDhw.shape
         self.levels = levels
-        self.size = B, h, w  # not each disparity's: in an exported graph that would be computed in every iteration
+        self.size = B, h, w  # read once here: an exported graph would compute a disparity's size in every iteration
         geometry_NDC = at_least_float32(volume_BCDhw).permute(0, 3, 4, 2, 1).reshape(B * h * w, D, C)
         pairs_Nw1 = all_pairs(left_BChw, right_BChw).reshape(B * h * w, w, 1)
         by_level = zip(_pyramid(geometry_NDC, levels), _pyramid(pairs_Nw1, levels), strict=True)

@@ -1,4 +1,4 @@
-"""Small blocks that several parts of the network share. Attribute names are the checkpoints' key names."""
+"""Small blocks shared by several parts of the network. Attribute names are the checkpoints' key names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    """Convert float16 and bfloat16 to float32; leave float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """A region where autocast does not lower types. Outside of autocast it does nothing, and so leaves no trace
-    in an exported graph."""
+    """Disable autocast in a region. Without autocast it does nothing, and so leaves no trace in an exported
+    graph."""
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
@@ -29,7 +29,7 @@ def unit_length(x: Tensor, dim: int) -> Tensor:
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corners aligned."""
+    """Resize bilinearly with aligned corners."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
@@ -72,7 +72,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = norm(out_dim)
         self.downsample = None
         if stride != 1 or in_dim != out_dim:
-            self.norm3 = norm(out_dim)  # the checkpoints hold it under both names
+            self.norm3 = norm(out_dim)  # checkpoints contain it under both names
             self.downsample = nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, stride), self.norm3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from stereo_core.models.foundation_stereo.refinement import convex_upsample, mak
 from stereo_core.models.infer import Infers
 
 MULTIPLE = 32
-# ImageNet statistics as Python floats: exact in whatever type the image has, and no key of the state dict.
+# ImageNet statistics as Python floats: exact for any image type, and not in the state dict.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -44,7 +44,7 @@ def normalise(image_B3HW: Tensor) -> Tensor:
 
 
 def padding_to_multiple(height: int, width: int, multiple: int = MULTIPLE) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) pixels that make both sides multiples; the smaller half goes left and top."""
+    """Padding (left, right, top, bottom) in px that makes both sides multiples; the smaller half goes left and top."""
     y, x = -height % multiple, -width % multiple
     return x // 2, x - x // 2, y // 2, y - y // 2
 
@@ -58,18 +58,18 @@ def unpad(image_BCHW: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
 class StereoNetwork(Infers, nn.Module):
     """Left and right image (B, 3, H, W), RGB, float, 0..255 -> disparity in px of the left view.
 
-    eval: (B, 1, H, W), float32 or wider, any H and W: the images are padded to multiples of 32 by repeating their edge,
-    and the disparity is cut back. train: (start disparity (B, 1, H/4, W/4) in quarter-resolution px, list of the
-    disparities (B, 1, H, W) in px, one an iteration); H and W must be multiples of 32, else ValueError.
+    eval: (B, 1, H, W), float32 or wider, for any H and W: the images are padded to multiples of 32 by repeating their
+    edges, and the disparity is cropped. train: (initial disparity (B, 1, H/4, W/4) in quarter-resolution px, list of
+    disparities (B, 1, H, W) in px, one per iteration); H and W must be multiples of 32, else ValueError.
 
     With `config.mixed_precision` the network runs under float16 autocast on CUDA; norms, cost volume products, softmax
     over disparity and the disparity itself stay in float32. `model.double()` computes everything in float64.
 
-    A network gives it its parts, under the checkpoints' names, and `correlation`.
+    A subclass supplies the parts, named as in the checkpoints, and `correlation`.
 
     Attributes:
-        recompute: in training keep the inputs of the cost volume's filter and of every iteration only, and compute what
-            the gradients need a second time: less memory, the same gradients.
+        recompute: in training, store only the inputs of the cost volume filter and of every iteration, and recompute
+            the rest for the gradients: less memory, the same gradients.
     """
 
     def __init__(self, config: Any):
@@ -83,14 +83,14 @@ class StereoNetwork(Infers, nn.Module):
         """The disparity of rectified pairs.
 
         Args:
-            left_B3HW, right_B3HW: images (B, 3, H, W), RGB, float, 0..255, on the device and of the type of the
-                weights. `infer` takes other types, NumPy and grey.
-            iters: refinements; None: `config.train_iters` in training, else `config.valid_iters`.
+            left_B3HW, right_B3HW: images (B, 3, H, W), RGB, float, 0..255, with the device and type of the
+                weights. `infer` accepts other types, NumPy arrays and grey images.
+            iters: refinement iterations; None: `config.train_iters` in training, else `config.valid_iters`.
 
         Returns:
             eval: disparity (B, 1, H, W), float32 or wider, px of the given size, left x minus right x; any H and W.
-            train: the start disparity (B, 1, H/4, W/4) in px of that size, and a list of the disparities (B, 1, H, W)
-            in px, one an iteration.
+            train: the initial disparity (B, 1, H/4, W/4) in px of that size, and a list of disparities (B, 1, H, W)
+            in px, one per iteration.
 
         Raises:
             ValueError: in training H or W is no multiple of 32; `iters` is below 1.
@@ -98,7 +98,7 @@ class StereoNetwork(Infers, nn.Module):
         H, W = left_B3HW.shape[-2:]
         if self.training:
             if H % MULTIPLE or W % MULTIPLE:
-                raise ValueError(f"training images of {W} x {H} px: width and height must be multiples of {MULTIPLE}")
+                raise ValueError(f"training images are {W}x{H} px; width and height must be multiples of {MULTIPLE}")
             left, right = normalise(left_B3HW), normalise(right_B3HW)
             return self.predict(left, right, _or(iters, self.config.train_iters), every=True)
         return self._padded(left_B3HW, right_B3HW, iters)
@@ -110,12 +110,12 @@ class StereoNetwork(Infers, nn.Module):
         return disparities[-1]
 
     def open_size(self, is_open: bool) -> None:
-        """Whether a graph that is exported from here on takes any height and width."""
+        """Set whether graphs exported from now on accept any height and width."""
 
     def hierarchical(
         self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int | None = None, small_ratio: float = 0.5
     ) -> Tensor:
-        """Two passes: the disparity of the reduced pair, enlarged, is the start of the full-size pass.
+        """Two passes: the enlarged disparity of the reduced pair initialises the full-size pass.
 
         Shapes and units as in eval mode. Finds disparities up to max_disparity / small_ratio.
         """
@@ -127,7 +127,7 @@ class StereoNetwork(Infers, nn.Module):
         disp = self._padded(*small, iters)
         disp = F.interpolate(disp, size=(H, W), mode="bilinear", align_corners=True) / small_ratio
         padding = padding_to_multiple(H, W)
-        # The left padding is added to the disparity as the original code does, though both images shift alike.
+        # As in the original code, the left padding is added to the disparity, although both images shift equally.
         disp = F.pad(disp.clamp(min=0), padding, mode="replicate") + padding[0]
         size = (disp.shape[-2] // 4, disp.shape[-1] // 4)
         start = F.interpolate(disp, size=size, mode="bilinear", align_corners=True) / 4
@@ -136,9 +136,10 @@ class StereoNetwork(Infers, nn.Module):
     def predict(
         self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int, start_B1hw: Tensor | None = None, every: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Normalised images, multiples of 32 -> start disparity and the upsampled last (or every) iteration's."""
+        """Normalised images (sides multiples of 32) -> initial disparity, and the last (or every) upsampled
+        disparity."""
         if iters < 1:
-            raise ValueError(f"iters {iters}: at least one iteration is needed")
+            raise ValueError(f"iters is {iters}; it must be at least 1")
         with self._autocast(left_B3HW):
             B = left_B3HW.shape[0]
             features, context_BChw = self.feature(torch.cat([left_B3HW, right_B3HW]))
@@ -167,7 +168,7 @@ class StereoNetwork(Infers, nn.Module):
         attentions: list[Tensor],
         stem_2x: Tensor | None,
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """New states, new disparity and, where a stem is given for it, that disparity in full resolution."""
+        """New states, new disparity and, if a stem is given, that disparity at full resolution."""
         costs = lookup(disp_B1hw, states[0].dtype)
         states, step = self.update_block(states, contexts, attentions, costs, disp_B1hw)
         disp_B1hw = disp_B1hw + step
@@ -219,7 +220,7 @@ class StereoNetwork(Infers, nn.Module):
 class FoundationStereo(StereoNetwork):
     """The published network; see `StereoNetwork`.
 
-    Its Depth Anything V2 branch stays in eval mode, and without gradients unless `config.train_vit`.
+    Its Depth Anything V2 branch stays in eval mode and has no gradients unless `config.train_vit` is set.
     """
 
     def __init__(self, config: FoundationStereoConfig):
@@ -239,13 +240,13 @@ class FoundationStereo(StereoNetwork):
         self.corr_feature_att = FeatureAttention(c4, widths.volume, not tao)
         self.cost_agg = CostAggregation(config)
         self.classifier = make_classifier(widths.volume, not tao)
-        # In the checkpoints, not used by the network:
+        # Checkpoints contain these; the network does not use them:
         self.context_zqr_convs = nn.ModuleList(
             nn.Conv2d(hidden, 3 * hidden, 3, padding=1) for _ in range(config.n_gru_layers)
         )
         self.stem_4 = make_image_stem(stem, stem * 3 // 2, stem * 3 // 2)
         for unused in (self.context_zqr_convs, self.stem_4):
-            unused.requires_grad_(False)  # no gradient would ever come, and among several ranks all would wait for it
+            unused.requires_grad_(False)  # it never gets a gradient, and with several ranks all would wait for one
 
     def open_size(self, is_open: bool) -> None:
         self.feature.dino.open_size = is_open
@@ -256,7 +257,7 @@ class FoundationStereo(StereoNetwork):
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batches seen within do not count a second time for the running statistics of batch normalisation."""
+    """Restore the running statistics of batch normalisation, so that a recomputed batch does not count twice."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
@@ -274,7 +275,7 @@ def _or(iters: int | None, default: int) -> int:
 
 
 def make_image_stem(in_dim: int, mid_dim: int, dim: int) -> nn.Sequential:
-    """Halves the resolution."""
+    """A stem that halves the resolution."""
     return nn.Sequential(
         ConvNorm(nn.Conv2d(in_dim, mid_dim, 3, 2, 1, bias=False), nn.InstanceNorm2d(mid_dim)),
         nn.Conv2d(mid_dim, dim, 3, padding=1, bias=False),

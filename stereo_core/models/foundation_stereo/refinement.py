@@ -17,7 +17,7 @@ SCALES = ("04", "08", "16")
 
 
 class MotionEncoder(nn.Module):
-    """Looked-up costs and disparity -> motion features, the raw disparity as their last channel."""
+    """Looked-up costs and disparity -> motion features; the last channel is the raw disparity."""
 
     def __init__(self, lookup: int, widths: tuple[int, int, int, int], dim: int, kernel: int = 3):
         """`widths`: two convolutions of the costs, two of the disparity. `dim`: motion features without disparity."""
@@ -52,10 +52,10 @@ class ConvGRU(nn.Module):
 
 
 class SelectiveGRU(nn.Module):
-    """Two GRUs of different kernel, mixed by the context's attention (Selective-Stereo: Wang et al. 2024)."""
+    """Two GRUs with different kernel sizes, mixed by the context's attention (Selective-Stereo: Wang et al. 2024)."""
 
     def __init__(self, hidden: int, in_dim: int, gating: tuple[int, int] | None = None):
-        """`gating`: widths of the two convolutions before the gates; None: as wide as what they read."""
+        """`gating`: widths of the two convolutions before the gates; None: the widths of their inputs."""
         super().__init__()
         x_dim, hx_dim = gating or (in_dim, in_dim + hidden)
         self.conv0 = nn.Sequential(nn.Conv2d(in_dim, x_dim, 3, padding=1), nn.ReLU())
@@ -88,7 +88,7 @@ class HeadBlock(nn.Module):
 
 class DisparityHead(nn.Module):
     def __init__(self, in_dim: int, dim: int, hidden: tuple[int, int]):
-        """`hidden`: of the two blocks."""
+        """`hidden`: hidden widths of the two blocks."""
         super().__init__()
         first, last = nn.Conv2d(in_dim, dim, 3, padding=1), nn.Conv2d(dim, 1, 3, padding=1)
         self.conv = nn.Sequential(first, nn.ReLU(), HeadBlock(dim, hidden[0]), HeadBlock(dim, hidden[1]), last)
@@ -98,13 +98,14 @@ class DisparityHead(nn.Module):
 
 
 class UpdateBlock(nn.Module):
-    """One iteration: new states and the disparity's step in quarter-resolution px. `mask` makes the upsampling feature
-    of the finest state, where that is wanted."""
+    """One iteration: new states and the disparity update in quarter-resolution px. `mask` computes the upsampling
+    feature from the finest state, if needed."""
 
     def __init__(
         self, encoder: MotionEncoder, grus: list[SelectiveGRU], disp_head: DisparityHead, mask: tuple[int, int, int]
     ):
-        """`grus`: of 1/4, 1/8, 1/16. `mask`: widths of the finest state, hidden, and the upsampling feature."""
+        """`grus`: at 1/4, 1/8, 1/16. `mask`: widths of the finest state, the hidden layer and the upsampling
+        feature."""
         super().__init__()
         self.levels = len(grus)
         self.encoder = encoder
@@ -120,7 +121,7 @@ class UpdateBlock(nn.Module):
         self, states: list[Tensor], contexts: list[Tensor], attentions: list[Tensor], lookup: Tensor, disp: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         states = list(states)
-        for i in reversed(range(self.levels)):  # coarse to fine, each with its neighbours as they are at that moment
+        for i in reversed(range(self.levels)):  # coarse to fine; each level uses the current states of its neighbours
             inputs = [contexts[i]]
             inputs.append(self.encoder(disp, lookup) if i == 0 else halve(states[i - 1]))
             if i + 1 < self.levels:
@@ -136,23 +137,23 @@ def make_update_block(config: FoundationStereoConfig) -> UpdateBlock:
     lookup = config.corr_levels * (2 * config.corr_radius + 1) * (widths.volume + 1)
     c, d = widths.motion_lookup, widths.motion_disparity
     encoder = MotionEncoder(lookup, (c, c, d, d), hidden - 1)
-    # A level takes its context, the next finer state (1/4: the motion features) and the next coarser one, if any.
+    # Inputs of a level: its context, the next finer state (1/4: the motion features) and the next coarser one, if any.
     grus = [SelectiveGRU(hidden, hidden * (2 + (i + 1 < levels))) for i in range(levels)]
     head = DisparityHead(hidden, hidden, (4 * hidden, 4 * hidden))
     return UpdateBlock(encoder, grus, head, (hidden, widths.mask, widths.stem))
 
 
 def halve(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 3, stride=2, padding=1)  # the padded zeros count
+    return F.avg_pool2d(x, 3, stride=2, padding=1)  # padded zeros are part of the mean
 
 
 def make_upsampling(dim: int, tao: bool) -> tuple[nn.Module, nn.Module]:
-    """(`spx_2_gru`, `spx_gru`): upsampling feature and half-resolution stem -> 9 logits a pixel."""
+    """(`spx_2_gru`, `spx_gru`): upsampling feature and half-resolution stem -> 9 logits per pixel."""
     return UpsamplingFuse(dim, dim, dim, 2 * dim, tao), make_logits(2 * dim)
 
 
 def make_logits(dim: int) -> nn.Sequential:
-    """Upsampling feature at half resolution -> 9 logits a pixel."""
+    """Upsampling feature at half resolution -> 9 logits per pixel."""
     return nn.Sequential(nn.ConvTranspose2d(dim, 9, 4, 2, 1))
 
 
@@ -171,8 +172,8 @@ class UpsamplingFuse(nn.Module):
 
 
 def convex_upsample(disp_B1hw: Tensor, logits_B9HW: Tensor) -> Tensor:
-    """Quarter-resolution disparity -> (B, 1, H, W) in px: each pixel is a convex mix of its 3 x 3 neighbours, row by
-    row; outside the image they are zero."""
+    """Quarter-resolution disparity -> (B, 1, H, W) in px: each pixel is a convex combination of its 3 x 3 neighbours,
+    in row order; neighbours outside the image are zero."""
     B, _, h, w = disp_B1hw.shape
     weight_B9h4w4 = at_least_float32(logits_B9HW).softmax(dim=1).reshape(B, 9, h, 4, w, 4)
     padded = F.pad(4 * disp_B1hw, (1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""Rows of tables, read around a position, with one gradient for all reads.
+"""Read rows of tables around a position, with one gradient buffer for all reads.
 
 N rows, L length of a row, C channels, T = 2 * radius + 2 taps, K = 2 * radius + 1 offsets.
 """
@@ -13,11 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from stereo_core.models.compiler import tl, triton
 
-VALUES = 512  # of a tap, in a program of the kernels
+VALUES = 512  # values of a tap that one kernel program handles
 
 
 def read_around(rows_NLC: Tensor, centre_N: Tensor, radius: int) -> Tensor:
-    """Row n at positions centre[n] - radius .. centre[n] + radius, linear in between, zero outside: (N, C * K)."""
+    """Row n at positions centre[n] - radius .. centre[n] + radius, interpolated, zero outside: (N, C * K)."""
     N, L, C = rows_NLC.shape
     t_N11, inside_NT1, index_NT = _taps(centre_N, N, L, radius)
     values_NTC = rows_NLC.reshape(N * L, C).index_select(0, index_NT.reshape(-1)).reshape(N, 2 * radius + 2, C)
@@ -29,19 +29,19 @@ def read_around(rows_NLC: Tensor, centre_N: Tensor, radius: int) -> Tensor:
 class Rows:
     """Tables (N, L, C), float32 or wider, that are read many times.
 
-    In training every read adds its gradient to one buffer a table. Autograd alone would make a gradient as large as the
-    table for each read, of which almost all is zero, and add these up.
+    In training every read adds its gradient to one buffer per table. Autograd alone would create and sum a gradient as
+    large as the table for each read, almost all zeros.
     """
 
     def __init__(self, tables: list[Tensor], radius: int):
         self.tables, self.radius = [table.contiguous() for table in tables], radius
         self.gradients: list[Tensor] | None = None
         trained = torch.is_grad_enabled() and any(table.requires_grad for table in tables)
-        # A number that all reads depend on: autograd reaches the tables only when every read has been there.
+        # All reads depend on this number, so autograd reaches the tables only after every read's backward pass.
         self.handle = _Collect.apply(self, *self.tables) if trained else None
 
     def read(self, centres: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """One position a row for each table -> what is found, side by side: (N, sum of C * K) in `dtype`."""
+        """One position per row for each table -> the values read, concatenated: (N, sum of C * K) in `dtype`."""
         if self.handle is not None:
             return _Read.apply(self.handle, self, dtype, *centres)
         return self._find(centres).to(dtype)
@@ -62,7 +62,7 @@ class Rows:
         return gradients
 
     def find(self, centres: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """As `read`, without a gradient."""
+        """As `read`, without gradients."""
         if not _in_triton(self.tables[0]):
             return self._find(centres).to(dtype)
         found_NX = torch.empty(len(centres[0]), self._columns()[-1], device=centres[0].device, dtype=dtype)
@@ -75,7 +75,7 @@ class Rows:
         return torch.cat([read_around(table, centre_N, self.radius) for table, centre_N in pairs], dim=1)
 
     def _columns(self) -> list[int]:
-        """Where each table's columns begin; the last number is their sum."""
+        """The first column of each table; the last number is the total."""
         begins = [0]
         for table in self.tables:
             begins.append(begins[-1] + table.shape[2] * (2 * self.radius + 1))
@@ -83,7 +83,7 @@ class Rows:
 
 
 def add_around(buffer_NLC: Tensor, centre_N: Tensor, radius: int, gradient_NX: Tensor) -> None:
-    """Add what `read_around`'s gradient (N, C * K) means for its rows."""
+    """Add the gradient of the rows, computed from `read_around`'s gradient (N, C * K)."""
     N, L, C = buffer_NLC.shape
     t_N11, inside_NT1, index_NT = _taps(centre_N, N, L, radius)
     gradient_NKC = gradient_NX.to(buffer_NLC.dtype).reshape(N, C, 2 * radius + 1).transpose(1, 2)
@@ -94,7 +94,7 @@ def add_around(buffer_NLC: Tensor, centre_N: Tensor, radius: int, gradient_NX: T
 
 
 def _taps(centre_N: Tensor, N: int, L: int, radius: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Share of each right neighbour (N, 1, 1), which taps lie inside (N, T, 1), their places in N * L (N, T)."""
+    """Weight of each right neighbour (N, 1, 1), which taps lie inside (N, T, 1), their indices in N * L (N, T)."""
     centre_N1 = centre_N.clamp(-radius - 2, L + radius + 1)[:, None]
     base_N1 = centre_N1.floor()
     t_N11 = (centre_N1 - base_N1)[..., None]
@@ -124,13 +124,13 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_NX: Tensor) -> Any:
-        centres = ctx.saved_tensors  # once: where activations are recomputed, each access would do it again
+        centres = ctx.saved_tensors  # read once: with recomputed activations, each access would recompute
         ctx.rows.add_gradient(centres, gradient_NX)
         return ctx.rows.tables[0].new_zeros(()), None, None, *(None for _ in centres)
 
 
 def _in_triton(table: Tensor) -> bool:
-    """A fake tensor, with which memory is foretold, says that it is on a GPU and has no values."""
+    """Whether to use Triton. Fake tensors, used to predict memory, claim to be on a GPU but have no values."""
     return triton is not None and table.is_cuda and table.dtype == torch.float32 and not isinstance(table, FakeTensor)
 
 
@@ -153,7 +153,7 @@ if triton is not None:
     def _place(
         centre, N, L, CHANNELS: tl.constexpr, CHANNELS_2: tl.constexpr, RADIUS: tl.constexpr, PIXELS: tl.constexpr
     ):
-        """Row numbers, channels, which of both are real, the first tap and the share of each right neighbour."""
+        """Row numbers, channels, the mask of valid ones, the first tap and the weight of each right neighbour."""
         row = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
         channel = tl.arange(0, CHANNELS_2)[None, :]
         real = (row < N)[:, None] & (channel < CHANNELS)
@@ -183,7 +183,7 @@ if triton is not None:
         rows, centre, gradient, N, L, width, column,
         CHANNELS: tl.constexpr, CHANNELS_2: tl.constexpr, RADIUS: tl.constexpr, PIXELS: tl.constexpr,
     ):  # fmt: skip
-        """No other program has these rows, so that nothing is added at the same moment."""
+        """No other program writes these rows, so atomic additions are not needed."""
         row, channel, real, first, t = _place(centre, N, L, CHANNELS, CHANNELS_2, RADIUS, PIXELS)
         source = gradient + row * width + column + channel * (2 * RADIUS + 1)
         before = tl.zeros((PIXELS, CHANNELS_2), tl.float32)

@@ -13,14 +13,14 @@ from stereo_core.models.foundation_stereo.config import VitWidths
 from stereo_core.models.foundation_stereo.layers import Mlp, full_precision
 
 PATCH = 14
-GRID = 37  # the position table is that of a 518 x 518 image
+GRID = 37  # patches per side in the position table (image of 518 x 518 px)
 INTERPOLATE_OFFSET = 0.1
 
 
 def cubic_matrix(size: int, like: Tensor) -> Tensor:
     """(size, 37) matrix that resamples the position grid bicubically (a = -0.75, edges repeated).
 
-    DINOv2 gives the resize a scale factor of (size + 0.1) / 37, so sampling steps are 37 / (size + 0.1).
+    DINOv2 resizes with a scale factor of (size + 0.1) / 37, so sampling steps are 37 / (size + 0.1).
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     centre = (torch.arange(size, device=like.device, dtype=dtype) + 0.5) * (GRID / (size + INTERPOLATE_OFFSET)) - 0.5
@@ -104,12 +104,12 @@ class VisionTransformer(nn.Module):
         self.taken = widths.taken
         self.cls_token = nn.Parameter(torch.zeros(1, 1, widths.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, GRID * GRID + 1, widths.dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, widths.dim))  # in the checkpoints, not used here
+        self.mask_token = nn.Parameter(torch.zeros(1, widths.dim))  # checkpoints contain it; not used here
         self.patch_embed = PatchEmbed(widths.dim)
         self.blocks = nn.ModuleList(Block(widths) for _ in range(widths.depth))
         self.norm = nn.LayerNorm(widths.dim, eps=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if not self.cls_token.is_meta:  # there it would change nothing, and import torch's compiler, two seconds long
+        if not self.cls_token.is_meta:  # on meta tensors it has no effect, but imports torch's compiler (2 s)
             nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward(self, image_B3HW: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""A network made fast for inference at one shape: rewritten, compiled, and replayed as a CUDA graph."""
+"""Optimise a network for inference at one shape: rewrite it, compile it, and replay it as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stereo_core.models.foundation_stereo.model import FoundationStereo, normali
 from stereo_core.models.optimize.network import FastNetwork, WithoutViT, WithViT
 
 WARM_UP = 2  # passes before a graph is recorded: the first compiles, and cuDNN chooses its kernels
-MOST_VARIANTS = 64  # of one function that may be compiled: a part is made anew for each level and each shape
+MOST_VARIANTS = 64  # compiled variants of one function: one per level and shape
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,15 +32,15 @@ def optimize_for_inference(
     *,
     compile: bool = True,
 ) -> Predict:
-    """The same network, fast at one shape, on the device where it is.
+    """The same network, optimised for one shape, on its current device.
 
     Args:
-        model: a FoundationStereo or a FastFoundationStereo; it is copied, in eval mode, and stays as it is.
-        height, width: of the images, px; any.
-        batch: pairs a call.
+        model: a FoundationStereo or a FastFoundationStereo; it is not changed: a copy in eval mode is optimised.
+        height, width: of the images, px; any size.
+        batch: pairs per call.
         iters: iterations; None: the model's `valid_iters`.
         dtype: of weights and features: float16, bfloat16 or float32.
-        compile: also have TorchInductor make the kernels (needs a C compiler, and a minute or two at the first use).
+        compile: also compile kernels with TorchInductor (needs a C compiler, and one or two minutes at first use).
 
     Returns:
         left, right (batch, 3, height, width), RGB, 0..255 -> disparity (batch, 1, height, width), float32, px. On a GPU
@@ -62,7 +62,7 @@ def make_network(model: nn.Module, dtype: torch.dtype, *, compile: bool = True) 
     rewritten = {FoundationStereo: WithViT, FastFoundationStereo: WithoutViT}.get(type(model))
     if rewritten is None or any(p.dtype not in _FLOATS for p in model.parameters()):
         raise ModelError(
-            "only a FoundationStereo or a FastFoundationStereo in floating point can be optimised for inference"
+            "only FoundationStereo and FastFoundationStereo in floating point can be optimised for inference"
         )
     network = rewritten(model, dtype)
     if compile:
@@ -74,7 +74,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def eagerly(network: FastNetwork, iters: int) -> Predict:
-    """`network` without a graph: images (B, 3, H, W) of any size, RGB, 0..255 -> disparity (B, 1, H, W), px."""
+    """`network` without a CUDA graph: images (B, 3, H, W) of any size, RGB, 0..255 -> disparity (B, 1, H, W), px."""
     dtype = next(network.parameters()).dtype
 
     @torch.inference_mode()
@@ -96,26 +96,26 @@ def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: in
     def predict(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         for image in (left_B3HW, right_B3HW):
             if tuple(image.shape) != shape:
-                raise ValueError(f"images of {tuple(image.shape)}, but the network was made fast for {shape}")
+                raise ValueError(f"images have shape {tuple(image.shape)}, but the network was optimised for {shape}")
         return call(left_B3HW, right_B3HW)
 
     return predict
 
 
 def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device: torch.device) -> Predict:
-    """`run` as one CUDA graph with inputs and output at fixed places."""
+    """`run` as one CUDA graph with inputs and output at fixed addresses."""
     with torch.cuda.device(device), _settings(network.compiled):
         inputs = [torch.zeros(shape, device=device) for _ in range(2)]
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            network.side = None  # cuDNN times its kernels now: nothing may run beside them
+            network.side = None  # cuDNN times its kernels now: nothing else may run meanwhile
             for _ in range(WARM_UP):
                 run(*inputs)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             network.side = torch.cuda.Stream()
             graph = torch.cuda.CUDAGraph()
-            # a loader's threads may lock memory meanwhile
+            # a loader's threads may pin memory meanwhile
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 output = run(*inputs)
             network.side = None
@@ -131,8 +131,8 @@ def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device
 
 @contextmanager
 def _settings(compiled: bool) -> Iterator[None]:
-    """Room for a compiled variant of a function for each level and shape. cuDNN tries its kernels only where compiling
-    takes longer anyway."""
+    """Allow a compiled variant of a function per level and shape. cuDNN benchmarks its kernels only when compiling,
+    which takes longer anyway."""
     tf32 = torch.backends.cudnn.allow_tf32
     with (
         torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS),

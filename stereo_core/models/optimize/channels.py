@@ -1,4 +1,4 @@
-"""The same layers in the shapes that a GPU's tensor cores take: norms folded in, channels in multiples of eight."""
+"""Adapt layers to a GPU's tensor cores: fold norms into convolutions, round channels up to multiples of eight."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stereo_core.models.optimize.lookup import rounded_up
 
 IMAGE = 3  # channels
-# Attributes of a module under which a convolution and the norm behind it stand.
+# Attribute names of a convolution and the norm that follows it in a module.
 PAIRS = (("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv1", "norm1"), ("conv2", "norm2"), ("0", "1"))
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Put every batch normalisation of a network in eval mode into the convolution before it."""
+    """Fold every batch normalisation of a network in eval mode into the convolution before it."""
     for module in list(network.modules()):
         children = dict(module.named_children())
         for conv_name, norm_name in PAIRS:
@@ -30,7 +30,7 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def replace(network: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> None:
-    """Put what `make` makes of them in the place of all modules of a kind inside of a network."""
+    """Replace all modules of a kind inside a network by `make(module)`."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) is kind:
@@ -38,8 +38,8 @@ def replace(network: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module
 
 
 def pad_channels(network: nn.Module) -> None:
-    """Round the channels of all convolutions up to multiples of eight; those added hold zeros, or meet zero weights.
-    Images keep their three.
+    """Round the channels of all convolutions up to multiples of eight; added channels are zero or have zero weights.
+    Images keep their three channels.
 
     Batch normalisations must have been folded.
     """
@@ -52,7 +52,7 @@ def pad_channels(network: nn.Module) -> None:
 
 
 def pad_convolution(conv: _ConvNd, inputs: int, outputs: int) -> None:
-    """Give a convolution so many input and output channels, its own first, with zero weights for the others."""
+    """Extend a convolution to the given input and output channels; the added ones come last and have zero weights."""
     transposed = isinstance(conv, _ConvTransposeNd)
     if conv.groups > 1:
         assert conv.groups == conv.in_channels == conv.out_channels, "only depth-wise convolutions are padded"
@@ -72,9 +72,9 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
 
 
 def aligned(weight: Tensor, *parts: int) -> Tensor:
-    """Weights (outputs, inputs, ...) with their channels rounded up to multiples of eight, those added zero.
+    """Weights (outputs, inputs, ...) with channels rounded up to multiples of eight; added ones are zero.
 
-    `parts`: how many channels each of the tensors has that are joined to the inputs; each is rounded up for itself.
+    `parts`: channels of each tensor that is concatenated to form the inputs; each is rounded up separately.
     """
     pieces = weight.transpose(0, 1).split(parts or weight.shape[1])
     columns = torch.cat([pad_rows(piece, rounded_up(piece.shape[0])) for piece in pieces])
@@ -114,7 +114,7 @@ def convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 
 class FromOneChannel(nn.Module):
-    """A convolution of odd width K of one channel, as a matrix product of every pixel's K x K neighbourhood."""
+    """A convolution of one channel with odd kernel size K, as a matrix product of every pixel's K x K neighbourhood."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -130,7 +130,8 @@ class FromOneChannel(nn.Module):
 
 
 class ToOneChannel(nn.Module):
-    """A convolution of odd width K to one channel: a matrix product to K x K maps, moved and added up in float32."""
+    """A convolution to one channel with odd kernel size K: a matrix product to K x K maps, shifted and summed in
+    float32."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -148,8 +149,8 @@ class ToOneChannel(nn.Module):
 
 
 class Doubling(nn.Module):
-    """A deconvolution of width 4 that doubles the size, as a convolution to four phases: it takes any number of output
-    channels well."""
+    """A deconvolution of kernel size 4 that doubles the size, as a convolution to four phases: it is fast for any
+    number of output channels."""
 
     def __init__(self, deconv: nn.ConvTranspose2d):
         super().__init__()

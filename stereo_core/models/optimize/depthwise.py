@@ -1,4 +1,4 @@
-"""Depth-wise convolutions of images with channels innermost, for which cuDNN has no fast kernel, in Triton."""
+"""Depth-wise convolutions of channels-last images in Triton; cuDNN has no fast kernel for them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 from stereo_core.models.compiler import tl, triton
 
-SMALLEST = 7  # width from which the kernel is the faster one
-PIXELS, LANES = 16, 64  # a program of the kernel
+SMALLEST = 7  # kernel size from which the Triton kernel is faster
+PIXELS, LANES = 16, 64  # pixels and channels per kernel program
 
 
 class DepthwiseConv(nn.Module):
-    """A depth-wise convolution of odd width K that keeps the size of the image."""
+    """A depth-wise convolution of odd kernel size K that keeps the size of the image."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -23,11 +23,11 @@ class DepthwiseConv(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if triton is not None and x_BCHW.is_cuda:
             return convolve_triton(x_BCHW, self.weight_KKC, self.bias)
-        return convolve_plain(x_BCHW, self.weight_KKC, self.bias)
+        return convolve_torch(x_BCHW, self.weight_KKC, self.bias)
 
 
 def speed_up_depthwise(network: nn.Module) -> None:
-    """Replace the wide depth-wise convolutions of a network."""
+    """Replace the depth-wise convolutions of a network that have large kernels."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d) and _fits(child):
@@ -39,8 +39,8 @@ def _fits(conv: nn.Conv2d) -> bool:
     return depthwise and conv.stride == (1, 1) and conv.kernel_size[0] >= SMALLEST
 
 
-def convolve_plain(x_BCHW: Tensor, weight_KKC: Tensor, bias_C: Tensor) -> Tensor:
-    """The kernel's twin."""
+def convolve_torch(x_BCHW: Tensor, weight_KKC: Tensor, bias_C: Tensor) -> Tensor:
+    """The same as the kernel, in PyTorch."""
     weight_C1KK = weight_KKC.permute(2, 0, 1)[:, None]
     return F.conv2d(x_BCHW, weight_C1KK, bias_C, padding=weight_KKC.shape[0] // 2, groups=x_BCHW.shape[1])
 
@@ -71,7 +71,7 @@ if triton is not None:
         channel = tl.program_id(1) * LANES + tl.arange(0, LANES)
         real = channel < C
         total = tl.zeros((PIXELS, LANES), tl.float32) + tl.load(bias + channel, mask=real, other=0.0)[None, :]
-        for i in range(K):  # not unrolled: a width of nine would compile for eight seconds
+        for i in range(K):  # not unrolled: a kernel size of nine would take eight seconds to compile
             inside_y = (y + i - K // 2 >= 0) & (y + i - K // 2 < H)
             start = x + (row + i - K // 2).to(tl.int64) * W * C
             for j in tl.static_range(K):

@@ -1,4 +1,4 @@
-"""The refinement's lookup in one Triton kernel, reading the filtered volume where the convolutions left it.
+"""The refinement's lookup in one Triton kernel that reads the filtered volume in the convolutions' layout.
 
 B images, C channels, D disparity bins, h = H/4, w = W/4, N = B * h * w pixels, K = 2 * radius + 1 offsets.
 """
@@ -15,8 +15,8 @@ from stereo_core.models.compiler import tl, triton
 from stereo_core.models.foundation_stereo.layers import at_least_float32
 from stereo_core.models.foundation_stereo.rows import read_around
 
-ALIGNED = 8  # channels: the tensor cores' kernels read 16 bytes at a time
-PIXELS = 16  # a program of the kernel
+ALIGNED = 8  # channels: tensor core kernels read 16 bytes at a time
+PIXELS = 16  # pixels per kernel program
 
 
 def rounded_up(channels: int) -> int:
@@ -24,10 +24,10 @@ def rounded_up(channels: int) -> int:
 
 
 class Tables(NamedTuple):
-    """What is read from, one tensor a level.
+    """The tables that the lookup reads, one tensor per level.
 
     Attributes:
-        geometry: filtered volume (B, C', D / 2^level, h, w), channels last; of C' channels the first `channels` count.
+        geometry: filtered volume (B, C', D / 2^level, h, w), channels last; only the first `channels` of C' are used.
         pairs: cosine of each left with each right pixel of its row, (B, h, w, w / 2^level), contiguous.
     """
 
@@ -38,12 +38,12 @@ class Tables(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Channels of what is found, without those added to align them."""
+        """Channels of the result, without those added for alignment."""
         return len(self.geometry) * (self.channels + 1) * (2 * self.radius + 1)
 
 
 def make_tables(volume_BCDhw: Tensor, pairs_Bhww: Tensor, channels: int, levels: int, radius: int) -> Tables:
-    """Level 1 holds the means of neighbours along the disparity, or along the right image's columns."""
+    """Build the tables. Level 1 holds the means of neighbours along the disparity, or the right image's columns."""
     geometry, pairs = [volume_BCDhw.contiguous(memory_format=torch.channels_last_3d)], [pairs_Bhww]
     for _ in range(levels - 1):
         finer = geometry[-1][:, :, : geometry[-1].shape[2] // 2 * 2]
@@ -62,11 +62,11 @@ def look_up(disp_B1hw: Tensor, tables: Tables) -> Tensor:
     """
     if triton is not None and disp_B1hw.is_cuda:
         return _look_up_triton(disp_B1hw, tables)
-    return look_up_plain(disp_B1hw, tables)
+    return look_up_torch(disp_B1hw, tables)
 
 
-def look_up_plain(disp_B1hw: Tensor, tables: Tables) -> Tensor:
-    """The kernel's twin."""
+def look_up_torch(disp_B1hw: Tensor, tables: Tables) -> Tensor:
+    """The same as the kernel, in PyTorch."""
     B, _, h, w = disp_B1hw.shape
     disp_N = disp_B1hw.reshape(-1)
     match_N = (torch.arange(w, device=disp_N.device, dtype=disp_N.dtype).expand(B, 1, h, w) - disp_B1hw).reshape(-1)
@@ -85,7 +85,7 @@ def look_up_plain(disp_B1hw: Tensor, tables: Tables) -> Tensor:
 
 
 def lookup_order(channels: int, levels: int, radius: int) -> Tensor:
-    """Where each channel that `look_up` finds stands among those of `GeometryLookup`."""
+    """The index in `GeometryLookup`'s channels of each channel of `look_up`."""
     K = 2 * radius + 1
     index = torch.arange(levels * (channels + 1) * K).reshape(levels, (channels + 1) * K)
     geometry = index[:, : channels * K].reshape(levels, channels, K).transpose(1, 2)
@@ -124,7 +124,7 @@ if triton is not None:
         WIDTH: tl.constexpr, STRIDE: tl.constexpr, CHANNELS: tl.constexpr, LANES: tl.constexpr, LANES_2: tl.constexpr,
         RADIUS: tl.constexpr, OFFSETS_2: tl.constexpr, PIXELS: tl.constexpr, LEVELS: tl.constexpr,
     ):  # fmt: skip
-        """PIXELS pixels; positions and the mixing of neighbours in float32."""
+        """PIXELS pixels; positions and interpolation in float32."""
         OFFSETS: tl.constexpr = 2 * RADIUS + 1
         pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
         real = pixel < N

@@ -1,4 +1,4 @@
-"""The networks rewritten for one use: inference in one type, the same weights and the same output.
+"""The networks rewritten for inference in one type, with the same weights and the same output.
 
 B images, C channels, H, W image size (multiples of 32), h = H/4, w = W/4.
 """
@@ -41,13 +41,13 @@ from stereo_core.models.optimize.volume import (
 
 
 class FastNetwork(nn.Module):
-    """What the networks share, in parts that are compiled one by one. Each has a `forward` of its own.
+    """The shared parts of both networks, compiled one by one. Each network has its own `forward`.
 
     Args:
-        model: left as it is.
-        dtype: of weights and features. Norms, softmax over disparity, the disparity and where it is looked up stay in
+        model: it is not changed.
+        dtype: of weights and features. Norms, softmax over disparity, the disparity and lookup positions stay in
             float32.
-        classic: the settings of the parts that all networks have.
+        classic: the settings of the shared parts.
         context: channels of a context.
         normalised: whether the group correlation is a cosine.
     """
@@ -70,7 +70,7 @@ class FastNetwork(nn.Module):
         speed_up_depthwise(self)
         self.to(dtype)
         _channels_last(self)
-        self.side: torch.cuda.Stream | None = None  # where parts run beside the others; None: everything in one stream
+        self.side: torch.cuda.Stream | None = None  # stream for parallel parts; None: everything in one stream
         self.compiled = False
         self.parts = {
             "volume": self.volume,
@@ -93,10 +93,10 @@ class FastNetwork(nn.Module):
             delattr(update, replaced)
 
     def _align(self) -> None:
-        """Round up the channels of what else is not as wide as the tensor cores want it."""
+        """Round up the channels of the remaining layers for the tensor cores."""
 
     def compile(self) -> None:
-        """Have TorchInductor make the kernels of all parts at their first use."""
+        """Let TorchInductor compile all parts at their first use."""
         self.compiled = True
         self.parts = {name: torch.compile(part, dynamic=False, fullgraph=True) for name, part in self.parts.items()}
 
@@ -109,10 +109,10 @@ class FastNetwork(nn.Module):
         attentions: list[Tensor],
         iters: int,
     ) -> tuple[list[Tensor], Tensor]:
-        """All iterations. On a GPU the coarse levels are computed beside the finest: they read its state alone.
+        """All iterations. On a GPU the coarse levels run in parallel with the finest: they need only its state.
 
-        A tensor of one stream that the other reads is let go only when the other has been waited for, so its memory is
-        not taken too early.
+        A tensor of one stream that the other reads is kept until the streams have synchronised, so that its memory is
+        not reused too early.
         """
         parts, states = self.parts, list(states)
         finest_done = self._mark()
@@ -133,7 +133,7 @@ class FastNetwork(nn.Module):
         return states, disp_B1hw
 
     def volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> tuple[Tensor, Tables]:
-        """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> start disparity, tables to look up."""
+        """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> initial disparity, lookup tables."""
         network, config, widths = self.network, self.config, self.classic.widths
         correlation = group_correlation(left4, right4, config.bins, widths.correlation_groups, self.normalised)
         pair = concatenation(network.proj_cmb(left4), network.proj_cmb(right4), config.bins)
@@ -148,13 +148,13 @@ class FastNetwork(nn.Module):
     def context(
         self, left_B3HW: Tensor, feature_BChw: Tensor
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        """States, what the contexts add to the first convolution of each GRU, spatial attentions; the 1/2 stem."""
+        """States, the contexts' contribution to each GRU's first convolution, spatial attentions, and the 1/2 stem."""
         states, contexts, attentions = self.network.context(left_B3HW, feature_BChw)
         fixed = [gru.context(context) for gru, context in zip(self.grus, contexts, strict=True)]
         return states, fixed, attentions, self.network.stem_2(left_B3HW)
 
     def _mark(self) -> torch.cuda.Event | None:
-        """What the current stream has been given so far."""
+        """An event after the work queued so far in the current stream."""
         return None if self.side is None else torch.cuda.current_stream().record_event()
 
     def _wait(self, event: torch.cuda.Event | None) -> None:
@@ -162,7 +162,7 @@ class FastNetwork(nn.Module):
             torch.cuda.current_stream().wait_event(event)
 
     def _beside(self, event: torch.cuda.Event | None) -> AbstractContextManager[Any]:
-        """A region whose kernels run beside the others', after `event`."""
+        """A region whose kernels run in parallel with the others, after `event`."""
         if self.side is None:
             return nullcontext()
         if event is not None:
@@ -181,7 +181,7 @@ class WithViT(FastNetwork):
     def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int) -> Tensor:
         """ImageNet-normalised images in the network's type, H and W multiples of 32 -> (B, 1, H, W) in px, float32.
 
-        What one stream made and the other reads keeps its name to the end: its memory must not be taken before.
+        Tensors that cross streams keep a reference to the end, so that their memory is not reused too early.
         """
         B, parts = left_B3HW.shape[0], self.parts
         images = torch.cat([left_B3HW, right_B3HW]).contiguous(memory_format=torch.channels_last)
@@ -220,7 +220,7 @@ class WithoutViT(FastNetwork):
         network.spx_gru[0] = Doubling(network.spx_gru[0])
 
     def forward(self, left_B3HW: Tensor, right_B3HW: Tensor, iters: int) -> Tensor:
-        """As of `WithViT`."""
+        """As `WithViT.forward`."""
         B, parts = left_B3HW.shape[0], self.parts
         images = torch.cat([left_B3HW, right_B3HW]).contiguous(memory_format=torch.channels_last)
         features, context_BChw = parts["features"](images)
@@ -234,12 +234,12 @@ class WithoutViT(FastNetwork):
 
 
 def _speed_up_volume(network: StereoNetwork, classic: FoundationStereoConfig) -> None:
-    """Rewrite the parts that work on volumes; batch normalisations have been folded."""
+    """Rewrite the parts that work on volumes; batch normalisations must have been folded."""
     widths = classic.widths
     replace(network.classifier, SlicedConv3d, ToOneVolume)
     inputs = (*classic.feature_dims, 2 * widths.volume, widths.correlation_groups + 2 * widths.concat)
     parts = (network.corr_stem, network.corr_feature_att, network.cost_agg, network.classifier)
-    if all(dim % ALIGNED == 0 for dim in inputs):  # else joined channels would not meet their weights
+    if all(dim % ALIGNED == 0 for dim in inputs):  # otherwise concatenated channels would not match their weights
         for part in parts:
             pad_channels(part)
         faster = UnpaddedTransformer if classic.disparity_attention == "tao" else FastTransformer

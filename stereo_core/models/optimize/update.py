@@ -1,4 +1,4 @@
-"""The iteration, faster: what does not change over the iterations computed once, gates that share an input joined.
+"""A faster iteration: constant parts are computed once, and gates that share an input are joined.
 
 B images, C channels, h = H/4, w = W/4.
 """
@@ -33,7 +33,7 @@ from stereo_core.models.optimize.lookup import Tables, look_up, lookup_order, ro
 
 
 class FastMotion(nn.Module):
-    """Disparity -> motion features, the raw disparity behind them; the costs are looked up here."""
+    """Disparity -> motion features followed by the raw disparity; it looks up the costs itself."""
 
     def __init__(self, encoder: MotionEncoder, channels: int, levels: int, radius: int):
         super().__init__()
@@ -71,10 +71,10 @@ class FastGate(nn.Module):
 
 
 class FastGRU(nn.Module):
-    """A selective GRU whose context, the first of its inputs, comes as `fixed`: what its part of the first convolution
-    makes of it, the same in every iteration.
+    """A selective GRU. Its first input, the context, is passed as `fixed`: the context's contribution to the first
+    convolution, which is equal in every iteration.
 
-    State and inputs have their channels rounded up; those added stay zero.
+    State and inputs have their channels rounded up; added channels stay zero.
     """
 
     def __init__(self, gru: SelectiveGRU, context: int, has_coarser: bool):

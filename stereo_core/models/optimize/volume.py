@@ -1,4 +1,4 @@
-"""The cost volume and its filter, faster: channels in multiples of eight, planes in two dimensions, no float32 copies.
+"""A faster cost volume and filter: channels in multiples of eight, 2-D convolutions for planes, no float32 copies.
 
 B images, C channels, D disparity bins, h = H/4, w = W/4, N columns (pixels) of L tokens (bins), H heads, c channels a
 head.
@@ -16,7 +16,7 @@ from stereo_core.models.foundation_stereo.layers import at_least_float32, unit_l
 from stereo_core.models.optimize.channels import aligned_linear, convolution, linear, pad_rows
 from stereo_core.models.optimize.lookup import rounded_up
 
-MOST_COLUMNS = 65535  # that CUDA's fused attention takes in one call
+MOST_COLUMNS = 65535  # limit of CUDA's fused attention per call
 
 
 def all_pairs(left_BChw: Tensor, right_BChw: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def _products(left_BChw: Tensor, right_BChw: Tensor) -> Tensor:
 
 
 def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: int, normalised: bool = True) -> Tensor:
-    """As `cost_volume.group_correlation`; the band is read from the products, and no padded copy is made."""
+    """As `cost_volume.group_correlation`, but it reads the band from the products without a padded copy."""
     B, C, h, w = left_BChw.shape
     left, right = (x.reshape(B * groups, C // groups, h, w) for x in (left_BChw, right_BChw))
     pairs = (all_pairs if normalised else _products)(left, right).reshape(B, groups, h, w, w)
@@ -40,7 +40,7 @@ def group_correlation(left_BChw: Tensor, right_BChw: Tensor, bins: int, groups: 
 
 
 class PlaneConv(nn.Module):
-    """A (1, k, k) convolution of volumes as one of images."""
+    """A (1, k, k) convolution of volumes, computed as one of images."""
 
     def __init__(self, conv: nn.Conv3d):
         super().__init__()
@@ -53,7 +53,7 @@ class PlaneConv(nn.Module):
 
 
 class DepthConv(nn.Module):
-    """A (k, 1, 1) convolution of volumes as one of images whose rows are the bins and whose columns all pixels."""
+    """A (k, 1, 1) convolution of volumes, computed as one of images: rows are the bins, columns are all pixels."""
 
     def __init__(self, conv: nn.Conv3d):
         super().__init__()
@@ -65,7 +65,7 @@ class DepthConv(nn.Module):
 
 
 class ToOneVolume(nn.Module):
-    """`SlicedConv3d` with the slices' number rounded up and channels innermost throughout."""
+    """`SlicedConv3d` with the number of slices rounded up, channels-last throughout."""
 
     def __init__(self, conv: SlicedConv3d):
         super().__init__()
@@ -82,7 +82,8 @@ class ToOneVolume(nn.Module):
 
 
 class FastAttention(nn.Module):
-    """Attention in the forms "disparity" and "heads", its three projections joined, each head padded with zeros."""
+    """Attention in the forms "disparity" and "heads", with its three projections joined and each head padded with
+    zeros."""
 
     def __init__(self, attention: nn.Module):
         super().__init__()
@@ -114,14 +115,14 @@ class FastAttention(nn.Module):
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(1, 2)
 
     def _between_heads(self, q_NLHc: Tensor, k_NLHc: Tensor, v_NLHc: Tensor) -> Tensor:
-        """Sums of products: a kernel for sequences would spend a block on each token's few heads."""
+        """Sums of products: an attention kernel would spend a whole block on each token's few heads."""
         q, k, v = (at_least_float32(x) for x in (q_NLHc, k_NLHc, v_NLHc))
         weight_NLHH = ((q[..., :, None, :] * k[..., None, :, :]).sum(-1) * self.scale).softmax(-1)
         return (weight_NLHH[..., None] * v[..., None, :, :]).sum(-2).to(q_NLHc.dtype)
 
 
 class FastLayer(nn.Module):
-    """A layer of the disparity transformer whose tokens carry zeros behind their own channels."""
+    """A layer of the disparity transformer whose tokens are padded with zero channels."""
 
     def __init__(self, layer: TransformerLayer):
         super().__init__()
@@ -170,7 +171,7 @@ class FastTransformer(nn.Module):
 
 
 class UnpaddedTransformer(nn.Module):
-    """The transformer as it is between volumes with added channels, for the form "tao", which mixes all channels."""
+    """The original transformer between padded volumes, for the form "tao", which mixes all channels."""
 
     def __init__(self, transformer: DisparityTransformer):
         super().__init__()

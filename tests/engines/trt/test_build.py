@@ -120,7 +120,7 @@ def test_a_file_that_quantises_is_built_as_what_it_is(colour_onnx, tmp_path, zer
     model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["left_image", "scale", "zero"], ["q"]))
     onnx.save(model, source)
     for asked in ("fp32", "fp16"):
-        with pytest.raises(SpecError, match=f"quantises to {precision}; set {precision}, not {asked}"):
+        with pytest.raises(SpecError, match=f"is quantised to {precision}; set {precision}, not {asked}"):
             build_engine(source, tmp_path / "e", replace(RTX, precision=asked))
     if precision == "fp8":
         with pytest.raises(
@@ -155,7 +155,7 @@ def test_an_operator_that_tensorrt_does_not_know_is_named(colour_onnx, tmp_path)
     model.graph.node[-1].op_type, model.graph.node[-1].domain, model.graph.node[-1].name = "Blend", "acme", "mix"
     model.opset_import.append(helper.make_opsetid("acme", 1))
     onnx.save(model, source)
-    with pytest.raises(ModelError, match=r"colours.onnx: TensorRT's parser refuses it: node mix \(Blend\): \S"):
+    with pytest.raises(ModelError, match=r"colours.onnx: TensorRT's parser rejects the file: node mix \(Blend\): \S"):
         build_engine(source, tmp_path / "e", RTX)
     assert not (tmp_path / "e").exists()
 
@@ -166,7 +166,7 @@ def test_a_workspace_larger_than_the_device_is_clamped(caplog):
         assert workspace_bytes(None, 24 * 2**30) is None
         assert not caplog.records
         assert workspace_bytes(48, 24 * 2**30) == 24 * 2**30
-    assert "48 GiB is more than the GPU has; its 24.0 GiB are the limit" in caplog.text
+    assert "48 GiB exceeds the GPU's memory; using 24.0 GiB instead" in caplog.text
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -186,7 +186,7 @@ def test_a_timing_cache_of_another_device_is_ignored_with_a_warning(tmp_path, ca
     with caplog.at_level(logging.WARNING):
         assert attach_timing_cache(Config(), path) is fits
     assert path.read_bytes() == b"times" and bool(caplog.records) is not fits
-    assert fits or "times.cache is of another GPU or version" in caplog.text
+    assert fits or "times.cache is damaged or from another GPU or version" in caplog.text
 
 
 @pytest.mark.slow
