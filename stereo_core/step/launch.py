@@ -21,11 +21,11 @@ from stereo_core.progress import heartbeat
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.step.inputs import check_digest, check_frame
-from stereo_core.step.ports import check_artifact, check_ports, input_artifacts, output_artifacts
+from stereo_core.step.message import Message, read_message
+from stereo_core.step.ports import check_artifact, check_ports
 from stereo_core.step.publish import Run, publish
 from stereo_core.step.sources import CODING
 from stereo_core.step.wiring import user_spec, wire
-from stereo_core.values import from_json, with_integers
 from stereo_core.verbs import steps
 
 NODE_VARIABLES = ("PET_NODE_RANK", "NODE_RANK", "RANK")  # as training/distribution.py reads them
@@ -70,20 +70,10 @@ def _text(argument: str) -> str:
 
 def launch(verb: str, executor_input: str) -> int:
     """Check the inputs, build the spec, perform the verb, publish its outputs."""
-    given, outputs = _read(executor_input)
-    output_file = Path(outputs["outputFile"])
-    inputs = input_artifacts(verb, given)
-    for artifact in inputs.values():
-        check_artifact(artifact)
-    check_ports(verb, inputs)
-    wanted = output_artifacts(verb, outputs)
-    parameters = with_integers(given.get("parameterValues") or {})
+    message = read_message(verb, executor_input)
+    inputs, output_file = message.inputs, message.output_file
     results = output_file.parent / "results"
-
-    tree = user_spec(verb, parameters, inputs)
-    said = copy.deepcopy(tree)
-    coding = {name: parameters[name] for name in CODING if parameters.get(name)}  # "" and 0: the spec's
-    wire(verb, tree, parameters.get("dataset_name", ""), inputs, results, coding)
+    tree, said = trees_of(verb, message, results)
     if verb == "train" and _is_another_attempt(output_file.parent, executor_input):
         train = tree["train"]
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
@@ -92,8 +82,8 @@ def launch(verb: str, executor_input: str) -> int:
     from stereo_core.spec import spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:
-        published = publish(Run(verb, outcome, results, said), wanted)
-        _give_parameters(outcome, outputs.get("parameters") or {})
+        published = publish(Run(verb, outcome, results, said), message.outputs)
+        _give_parameters(outcome, message.figures)
         with atomic_path(output_file) as temporary:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
@@ -108,22 +98,29 @@ def launch(verb: str, executor_input: str) -> int:
     return perform(verb, spec, on_outcome=publish_all)
 
 
-def _read(executor_input: str) -> tuple[dict, dict]:
-    """The inputs and outputs of an ExecutorInput message."""
-    try:
-        message = from_json(executor_input)
-        Path(message["outputs"]["outputFile"])
-        return message.get("inputs") or {}, message["outputs"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"EXECUTOR_INPUT_JSON is no ExecutorInput message: {type(error).__name__}: {error}") from None
+def trees_of(verb: str, message: Message, results: Path) -> tuple[dict, dict]:
+    """The spec of a task, and what of it the user said; `results` is the folder for what it makes.
+
+    Raises:
+        UserError: an input that is missing, absent or of another kind; parameters that are no spec.
+    """
+    for artifact in message.inputs.values():
+        check_artifact(artifact)
+    check_ports(verb, message.inputs)
+    parameters = message.parameters
+    tree = user_spec(verb, parameters, message.inputs)
+    said = copy.deepcopy(tree)
+    coding = {name: parameters[name] for name in CODING if parameters.get(name)}  # "" and 0: the spec's
+    wire(verb, tree, parameters.get("dataset_name", ""), message.inputs, results, coding)
+    return tree, said
 
 
-def _give_parameters(outcome: Outcome, wanted: dict) -> None:
+def _give_parameters(outcome: Outcome, wanted: dict[str, Path]) -> None:
     """Write each output parameter, a figure of the outcome, to its file."""
-    for name, entry in wanted.items():
+    for name, file in wanted.items():
         if name not in outcome.kpi:
             raise UserError(f"output {name}: this run gave no such figure; it gave {', '.join(outcome.kpi) or 'none'}")
-        with atomic_path(entry["outputFile"]) as temporary:
+        with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(outcome.kpi[name]))
 
 

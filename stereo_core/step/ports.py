@@ -7,9 +7,11 @@ it (an engine's side-car, an ONNX file's external data); a plain file is accepte
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.storage import local_path
@@ -21,6 +23,8 @@ FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("
 FORMATS["quantized"] = ("pth", "onnx")  # of kind checkpoint or onnx, as its metadata say
 MODEL_KINDS = ("checkpoint", "onnx", "engine")  # what the kind `model` stands for
 FORMATS["model"] = tuple(form for kind in MODEL_KINDS for form in FORMATS[kind])
+
+T = TypeVar("T", dict, list, str)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def output_artifacts(verb: str, section: dict) -> dict[str, Artifact]:
     Raises:
         UserError: the verb has no such output.
     """
-    unknown = sorted(set(section.get("artifacts") or {}) - set(VERBS[verb].outputs))
+    unknown = sorted(set(part(section, "artifacts", dict)) - set(VERBS[verb].outputs))
     if unknown:
         raise UserError(f"{verb}: there is no output {', '.join(unknown)}; it has {', '.join(VERBS[verb].outputs)}")
     return _artifacts(section, VERBS[verb].outputs)
@@ -62,19 +66,50 @@ def _artifacts(section: dict, kinds: Mapping[str, str]) -> dict[str, Artifact]:
     (optional inputs) are left out. The kind of a port that the verb does not have is the port's name."""
     kinds = {port.removesuffix("?"): kind for port, kind in kinds.items()}
     found = {}
-    for name, entry in (section.get("artifacts") or {}).items():
-        for index, item in enumerate(entry.get("artifacts") or ()):
-            port, uri = f"{name}.{index}" if index else name, item.get("uri", "")
-            found[port] = Artifact(
-                port=port,
-                kind=kinds.get(name, name),
-                path=Path(item["customPath"]) if item.get("customPath") else local_path(uri),
-                uri=uri,
-                name=item.get("name", port),
-                type=item.get("type", {}),
-                metadata=with_integers(item.get("metadata") or {}),
-            )
+    for name, entry in entries(section, "artifacts"):
+        for index, item in enumerate(part(entry, "artifacts", list)):
+            port = f"{name}.{index}" if index else name
+            found[port] = _artifact(port, kinds.get(name, name), typed(item, dict, f"artifact of {port}"))
     return found
+
+
+def _artifact(port: str, kind: str, item: dict) -> Artifact:
+    uri, here = part(item, "uri", str), part(item, "customPath", str)
+    return Artifact(
+        port=port,
+        kind=kind,
+        path=Path(here) if here else local_path(uri),
+        uri=uri,
+        name=part(item, "name", str) or port,
+        type=part(item, "type", dict),
+        metadata=with_integers(part(item, "metadata", dict)),
+    )
+
+
+def part(holder: dict, key: str, kind: type[T]) -> T:
+    """A part of the message; one that is absent, or null, is empty.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    value = holder.get(key)
+    return kind() if value is None else typed(value, kind, key)
+
+
+def entries(holder: dict, key: str) -> list[tuple[str, dict]]:
+    """The mappings that a part holds, by their names."""
+    return [(name, typed(one, dict, f"{key}.{name}")) for name, one in part(holder, key, dict).items()]
+
+
+def typed(value: object, kind: type[T], where: str) -> T:
+    if not isinstance(value, kind):
+        raise UserError(
+            f"EXECUTOR_INPUT_JSON is no ExecutorInput message: {where}: {_KINDS[kind]} is wanted, not {value!r:.60}"
+        )
+    return value
+
+
+_KINDS = {dict: "a mapping", list: "a list", str: "text"}
 
 
 def check_artifact(artifact: Artifact) -> None:
@@ -86,7 +121,7 @@ def check_artifact(artifact: Artifact) -> None:
         DataError, ModelError: the artifact can not be used here.
     """
     error = ModelError if artifact.is_model else DataError
-    if not artifact.path.exists():
+    if not os.path.exists(artifact.path):  # a name that no file can have is absent, too
         raise error(f"input {artifact.port}: {artifact.uri} is not at {artifact.path}")
     kind, form = artifact.metadata.get("kind"), artifact.metadata.get("format")
     kinds = MODEL_KINDS if artifact.kind == "model" else (artifact.kind,)

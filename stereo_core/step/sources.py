@@ -96,7 +96,14 @@ def _said_sources(tree: dict, key: str) -> list[dict]:
     given: Any = tree
     for name in key.split("."):
         given = given.get(name) if isinstance(given, dict) else None
-    return [source for source in given or [] if isinstance(source, dict)]
+    sources = [] if given is None else given
+    if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        raise SpecError(f"{key}: a list of mappings is wanted, not {given!r:.60}")
+    for source in sources:
+        for name in ("data_file", "data_root"):
+            if not isinstance(source.get(name) or "", str):
+                raise SpecError(f"{key}: {name}: text is wanted, not {source[name]!r:.60}")
+    return sources
 
 
 def _is_drawn(source: dict) -> bool:

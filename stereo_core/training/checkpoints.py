@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import operator
 import shutil
 import signal
 import threading
@@ -19,7 +20,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, point, sha256_of
-from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
+from stereo_core.models.files import check_digest, read_sidecar, read_torch, sidecar_of
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.training.callbacks import validation_metrics
 from stereo_core.training.nonfinite import NonFiniteLossError
@@ -49,13 +50,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: object = "cpu", mmap: bool = False, **_: object) -> dict:
-        with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-        if not isinstance(checkpoint, dict) or not {"loops", "optimizer_states"} <= checkpoint.keys():
+        checkpoint = read_torch(Path(path), map_location, mmap)
+        if not {"loops", "optimizer_states"} <= checkpoint.keys():
             raise ModelError(
                 f"{path}: holds weights but no state of a training run, so there is nothing to resume; "
                 "give it as train.pretrained_model_path"
             )
+        try:
+            progress_of(checkpoint), seed_of(checkpoint)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path}: the state of its training run is damaged ({error!r}); copy it again") from None
         return checkpoint
 
 
@@ -86,15 +90,20 @@ def read_progress(path: Path) -> Progress:
 
 def read_seed(path: Path) -> int:
     """The seed of the run that a checkpoint is of."""
-    return AtomicCheckpointIO().load_checkpoint(path, mmap=True).get("rng", {}).get("seed", 0)
+    return seed_of(AtomicCheckpointIO().load_checkpoint(path, mmap=True)) or 0
+
+
+def seed_of(checkpoint: dict) -> int | None:
+    """The seed in a loaded checkpoint; None where none is said."""
+    return checkpoint.get("rng", {}).get("seed")
 
 
 def progress_of(checkpoint: dict) -> Progress:
     """The progress in a loaded checkpoint; an epoch whose batches are all done counts as whole."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if batches["is_last_batch"]:
-        return Progress(checkpoint["epoch"] + 1, 0, checkpoint["global_step"])
-    return Progress(checkpoint["epoch"], batches["current"]["ready"], checkpoint["global_step"])
+    counts = checkpoint["epoch"], batches["current"]["ready"], checkpoint["global_step"]
+    epochs, ready, steps = map(operator.index, counts)
+    return Progress(epochs + 1, 0, steps) if batches["is_last_batch"] else Progress(epochs, ready, steps)
 
 
 def settle_counters(checkpoint: dict) -> None:

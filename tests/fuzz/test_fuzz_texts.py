@@ -6,11 +6,14 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
+from argo_documents import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import executor_input, item
 from mutations import damaged, damaged_text, damaged_tree
 from small_ir import sums
 
@@ -20,13 +23,16 @@ from stereo_core.actions.publish_model import published
 from stereo_core.actions.report import read_figures
 from stereo_core.automl.trials import StatusReader
 from stereo_core.errors import UserError
+from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import Made, Record, TaskRun, read_record
 from stereo_core.report.curves import read_curves
 from stereo_core.run.status import StatusLog
-from stereo_core.spec import load_spec
+from stereo_core.spec import load_spec, spec_from_dict
 from stereo_core.spec.schema import default_specs
+from stereo_core.step.launch import trees_of
+from stereo_core.step.message import read_message
 from stereo_core.storage.uris import bucket_of, is_uri, local_path, split
 from stereo_core.verbs import VERBS
 
@@ -136,7 +142,7 @@ def test_a_damaged_pipeline(tmp_path, counted):
     def attempt(text: bytes) -> None:
         counted()
         path.write_bytes(text)
-        refused_or_read(load_pipeline, path)
+        refused_or_read(lambda: manifests(load_pipeline(path), {}, REPOSITORY))
 
     attempt()
 
@@ -145,9 +151,62 @@ def test_the_pipelines_are_whole(tmp_path):
     tasks = []
     for seed in (sums(), blocks()):
         (tmp_path / "p.yaml").write_bytes(dumped(seed))
-        tasks.append(list(load_pipeline(tmp_path / "p.yaml").tasks))
+        tasks.append(list((pipeline := load_pipeline(tmp_path / "p.yaml")).tasks))
+        assert manifests(pipeline, {}, REPOSITORY)
     rounds = [f"for-loop-1-{number}-{name}" for number in (0, 1) for name in ("make", "use")]
     assert tasks == [["make", "use"], [*rounds, "again"]]
+
+
+# -- what an engine says to a step ------------------------------------------------------------------------------------
+
+
+def messages(folder: Path) -> dict[str, str]:
+    """Verb -> a task that it can do, with inputs that are there."""
+    (folder / "lists").mkdir()
+    for name in ("train", "val", "test"):
+        (folder / "lists" / f"{name}.txt").write_text("l.png r.png d.pfm\n")
+    (folder / "c.pth").write_bytes(b"x")
+    (folder / "spec.yaml").write_bytes(dumped(TREES[1]))
+    data = {"images": item(folder, kind="images"), "annotations": item(folder / "lists", format="txt")}
+    said = {"spec_file": item(folder / "spec.yaml"), "checkpoint": item(folder / "c.pth", kind="checkpoint", epoch=3.0)}
+    coding = {"dataset_name": "Kitti", "disparity_format": "png_u16_256", "disparity_scale": 256.0}
+    spec = {"spec": {"train": {"num_epochs": 2.0}, "dataset": {"max_disparity": 64}}}
+    sources = [{"data_file": "val.txt", "data_root": "lists"}]
+    wanted = {"dataset": {"test_dataset": {"data_sources": sources}}, "evaluate": {"resize": "none"}}
+    return {
+        "train": executor_input(folder, data | {"spec_file": said["spec_file"]}, ("checkpoint",), coding | spec),
+        "evaluate": executor_input(folder, data | {"checkpoint": said["checkpoint"]}, ("metrics",), {"spec": wanted}),
+        "export": executor_input(folder, said, ("onnx",), {"spec": {"export": {"input_height": 64.0}}}),
+        "final_status": executor_input(folder, {}, ("summary",), {"status": {"state": "FAILED"}, "title": "t"}),
+    }
+
+
+def asked(verb: str, text: str, results: Path) -> object:
+    tree, _ = trees_of(verb, read_message(verb, text), results)
+    return spec_from_dict(verb, tree)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_damaged_message_to_a_step(tmp_path, counted, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = messages(tmp_path)
+    cases = [
+        st.tuples(st.just(verb), st.one_of(damaged_text([text]), damaged_tree([json.loads(text)]).map(json.dumps)))
+        for verb, text in whole.items()
+    ]
+
+    @given(st.one_of(*cases))
+    def attempt(case: tuple[str, str]) -> None:
+        counted()
+        refused_or_read(asked, *case, tmp_path / "results")
+
+    attempt()
+
+
+def test_the_messages_are_whole(tmp_path):
+    specs = {verb: asked(verb, text, tmp_path / "results") for verb, text in messages(tmp_path).items()}
+    assert specs["train"].train.num_epochs == 2 and specs["train"].model.preset == "tiny"
+    assert specs["evaluate"].evaluate.checkpoint == str(tmp_path / "c.pth")
 
 
 # -- what runs leave --------------------------------------------------------------------------------------------------
@@ -194,7 +253,7 @@ def test_a_damaged_status_file(tmp_path, counted):
 
 
 NOTES = {
-    "reference.json": (referred, {"uri": "/nowhere", "files": 2, "bytes": 10, "digest": "0" * 64}),
+    "reference.json": (referred, {"uri": "no/where/at_all", "files": 2, "bytes": 10, "digest": "0" * 64}),
     "published.json": (lambda folder: published(str(folder)), {"version": "1", "metrics": {"epe": 0.5}}),
     "results.json": (read_figures, {"epe": 0.5, "bp1": 0.1, "images": 3}),
     "digests.json": (lambda folder: Digests(folder / "digests.json"), {"/a": [1, 2, "0" * 64]}),
@@ -202,7 +261,8 @@ NOTES = {
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_a_damaged_note(name, tmp_path, counted):
+def test_a_damaged_note(name, tmp_path, counted, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a damaged URI may be this folder, or be relative to it
     read, whole = NOTES[name]
 
     @given(notes(whole))

@@ -26,7 +26,7 @@ from stereo_core.orchestration.argo.step import templates_of
 from stereo_core.orchestration.argo.tasks import dag_task
 from stereo_core.orchestration.argo.values import text_of
 from stereo_core.orchestration.argo.versions import fit
-from stereo_core.orchestration.dag import Collected, GraphError, Importer, Pipeline, Task, outputs_in
+from stereo_core.orchestration.dag import Collected, GraphError, Importer, Pipeline, Task, malformed, outputs_in
 from stereo_core.orchestration.graph import unrolled
 
 KEEP_SECONDS = 7 * 24 * 3600  # a Workflow that ended, with its steps' logs and its intermediate artifacts
@@ -35,6 +35,7 @@ LONGEST_NAME, LONGEST_CRON_NAME = 63, 52
 ON_EXIT = "on-exit"  # the template of the exit handlers
 
 
+@malformed()
 def manifests(
     pipeline: Pipeline,
     arguments: dict[str, object],
