@@ -13,9 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
-from mutations import damaged, damaged_tree, zipped
+from mutations import damaged, damaged_tree, inputs, zipped
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
 from torch import nn
@@ -89,7 +88,7 @@ def described(path: Path) -> None:
 def test_a_damaged_checkpoint(checkpoints, tmp_path, counted):
     path = tmp_path / "c.pth"
 
-    @given(damaged(checkpoints))
+    @inputs(damaged(checkpoints))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -106,7 +105,7 @@ def test_a_damaged_pickle_in_a_whole_zip_file(checkpoints, module, tmp_path, cou
     files = [opened(data) for data in (checkpoints[:2] if kind == "ours" else [module])]
     cases = (damaged([pickled]).map(zipped(name, others, how)) for name, pickled, others in files)
 
-    @given(st.one_of(*cases))
+    @inputs(st.one_of(*cases))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -119,7 +118,7 @@ def test_a_damaged_pickle_in_a_whole_zip_file(checkpoints, module, tmp_path, cou
 def test_a_damaged_module(module, tmp_path, counted):
     path = tmp_path / "m.pth"
 
-    @given(damaged([module]))
+    @inputs(damaged([module]))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -134,7 +133,7 @@ def test_damaged_safetensors(states, tmp_path, counted):
     small = {key: tensor.clone() for key, tensor in states[0].items() if tensor.numel() < 64}
     metadata = {"hyper_parameters": json.dumps(SETTINGS["hyper_parameters"])}
 
-    @given(damaged([save(small), save(small, metadata)]))
+    @inputs(damaged([save(small), save(small, metadata)]))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -165,7 +164,7 @@ def test_a_damaged_checkpoint_to_resume(tmp_path, counted):
     trees = damaged_tree([whole]).map(lambda tree: torch_saved(tree | weights if isinstance(tree, dict) else tree))
     files = damaged([torch_saved(whole | weights)])
 
-    @given(st.one_of(files, damaged([pickled]).map(zipped(name, others)), trees))
+    @inputs(st.one_of(files, damaged([pickled]).map(zipped(name, others)), trees))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -241,7 +240,7 @@ def graph() -> bytes:
 def test_a_damaged_onnx_file(tmp_path, counted):
     path = tmp_path / "m.onnx"
 
-    @given(damaged([graph()]))
+    @inputs(damaged([graph()]))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -271,7 +270,7 @@ def side_cars(info: dict) -> st.SearchStrategy[bytes]:
 def test_a_damaged_side_car(engine, counted):
     info = json.loads(sidecar_path(engine).read_text())
 
-    @given(side_cars(info))
+    @inputs(side_cars(info))
     def attempt(text: bytes) -> None:
         counted()
         sidecar_path(engine).write_bytes(text)
@@ -285,7 +284,7 @@ def test_a_damaged_note_beside_a_checkpoint(tmp_path, counted):
     path.write_bytes(torch_saved({"x": torch.zeros(2)}))
     note = {"kind": "checkpoint", "sha256": "0" * 64, "epoch": 1, "metrics": {"val_loss": 0.5}}
 
-    @given(side_cars(note))
+    @inputs(side_cars(note))
     def attempt(text: bytes) -> None:
         counted()
         sidecar_of(path).write_bytes(text)

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from argo_documents import REPOSITORY
-from hypothesis import given
 from hypothesis import strategies as st
 from messages import executor_input, item
-from mutations import damaged, damaged_text, damaged_tree
+from mutations import damaged, damaged_text, damaged_tree, inputs
 from small_ir import sums
 
 from stereo_core.actions.fetch_dataset import referred
@@ -70,7 +69,7 @@ def test_a_damaged_spec(tmp_path, counted):
     path = tmp_path / "spec.yaml"
     seeds = [*map(dumped, TREES), default_specs("train").encode(), ALIASES.encode()]
 
-    @given(SPEC_VERBS, st.one_of(damaged(seeds), damaged_tree(TREES).map(dumped)))
+    @inputs(SPEC_VERBS, st.one_of(damaged(seeds), damaged_tree(TREES).map(dumped)))
     def attempt(verb: str, text: bytes) -> None:
         counted()
         path.write_bytes(text)
@@ -83,7 +82,7 @@ def test_a_damaged_spec(tmp_path, counted):
 def test_damaged_overrides(counted):
     tokens = st.lists(damaged_text([token for row in OVERRIDES for token in row]), min_size=1, max_size=4)
 
-    @given(SPEC_VERBS, tokens)
+    @inputs(SPEC_VERBS, tokens)
     def attempt(verb: str, said: list[str]) -> None:
         counted()
         refused_or_read(load_spec, verb, None, said)
@@ -94,7 +93,7 @@ def test_damaged_overrides(counted):
 def test_any_text_as_a_uri(counted):
     seeds = ["s3://bucket/a/b.png", "minio://key:secret@bucket/x", "gs://b", "file:///a", "s3://", "aws://b/../x"]
 
-    @given(st.one_of(st.text(), damaged_text(seeds)))
+    @inputs(st.one_of(st.text(), damaged_text(seeds)))
     def attempt(text: str) -> None:
         counted()
         for read in (is_uri, bucket_of, split, local_path):
@@ -138,7 +137,7 @@ def test_a_damaged_pipeline(tmp_path, counted):
     path = tmp_path / "pipeline.yaml"
     seeds = [sums(), blocks()]
 
-    @given(st.one_of(damaged([dumped(seed) for seed in seeds]), damaged_tree(seeds).map(dumped)))
+    @inputs(st.one_of(damaged([dumped(seed) for seed in seeds]), damaged_tree(seeds).map(dumped)))
     def attempt(text: bytes) -> None:
         counted()
         path.write_bytes(text)
@@ -195,7 +194,7 @@ def test_a_damaged_message_to_a_step(tmp_path, counted, monkeypatch):
         for verb, text in whole.items()
     ]
 
-    @given(st.one_of(*cases))
+    @inputs(st.one_of(*cases))
     def attempt(case: tuple[str, str]) -> None:
         counted()
         refused_or_read(asked, *case, tmp_path / "results")
@@ -222,7 +221,7 @@ def test_a_damaged_record_of_a_run(tmp_path, counted):
     record = Record(tmp_path, "p", {"a": TaskRun("succeeded", made=True, artifacts={"out": made}), "b": TaskRun()})
     record.write()
 
-    @given(notes(json.loads((tmp_path / "run.json").read_text())))
+    @inputs(notes(json.loads((tmp_path / "run.json").read_text())))
     def attempt(text: bytes) -> None:
         counted()
         (tmp_path / "run.json").write_bytes(text)
@@ -242,7 +241,7 @@ def test_a_damaged_status_file(tmp_path, counted):
     def joined(found: list) -> bytes:
         return "\n".join(map(json.dumps, found)).encode()
 
-    @given(st.one_of(damaged(["\n".join(lines).encode()]), trees.map(joined)))
+    @inputs(st.one_of(damaged(["\n".join(lines).encode()]), trees.map(joined)))
     def attempt(text: bytes) -> None:
         counted()
         path.write_bytes(text)
@@ -265,7 +264,7 @@ def test_a_damaged_note(name, tmp_path, counted, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a damaged URI may be this folder, or be relative to it
     read, whole = NOTES[name]
 
-    @given(notes(whole))
+    @inputs(notes(whole))
     def attempt(text: bytes) -> None:
         counted()
         (tmp_path / name).write_bytes(text)
@@ -277,7 +276,7 @@ def test_a_damaged_note(name, tmp_path, counted, monkeypatch):
 def test_a_damaged_message_of_failures(counted):
     whole = json.dumps(json.dumps([{"displayName": "train(0)", "message": "exit code 1", "phase": "Failed"}]))
 
-    @given(damaged_text([whole]))
+    @inputs(damaged_text([whole]))
     def attempt(text: str) -> None:
         counted()
         assert isinstance(readable(text), str)
