@@ -26,8 +26,11 @@ X = "{{$.inputs.parameters['x']}}"
 
 @pytest.fixture(scope="module")
 def values() -> Values:
-    """Of `sums`: a pipeline parameter n and an output make.sum, both integers."""
-    return Values(read_pipeline(yaml.safe_dump(sums()), Path("sums.yaml")))
+    """Of `sums`, which has a pipeline parameter n and an output make.sum, both integers; and one more of each type."""
+    spec = sums()
+    more = {"rows": "LIST", "tree": "STRUCT", "yes": "BOOLEAN", "x": "NUMBER_DOUBLE", "s": "STRING"}
+    spec["root"]["inputDefinitions"]["parameters"] |= {name: {"parameterType": kind} for name, kind in more.items()}
+    return Values(read_pipeline(yaml.safe_dump(spec), Path("sums.yaml")))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,24 @@ def test_a_condition_compares_values_of_their_type(values):
     assert values.condition(tests, "here") == both
     assert values.condition((), "here") is None
     assert values.condition((Comparison(Constant("ä"), "!=", Constant(True)),), "here") == '{{=("ä" != true)}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("yes", "(workflow.parameters['yes'] == 'true')"),
+        ("x", "asFloat(workflow.parameters['x'])"),
+        ("s", "workflow.parameters['s']"),
+    ],
+)
+def test_a_parameter_in_a_condition_has_its_type(values, name, said):
+    assert values.condition((Comparison(Argument(name), "==", Constant(1)),), "here") == f"{{{{=({said} == 1)}}}}"
+
+
+@pytest.mark.parametrize("name", ["rows", "tree"])
+def test_a_condition_on_a_list_or_a_mapping_is_refused(values, name):
+    with pytest.raises(GraphError, match="here: a condition on a list or a mapping"):
+        values.condition((Comparison(Argument(name), "==", Constant(1)),), "here")
 
 
 @pytest.mark.parametrize("text", ["{{x", "a {{workflow.name}}"])
