@@ -98,6 +98,12 @@ def referred(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{file}: this is not a note of fetch_dataset ({reason}); run fetch_dataset again") from None
-    if describe(uri) != note:
+    try:
+        here = describe(uri)
+    except (OSError, ValueError) as error:  # no folder can have this name
+        raise DataError(
+            f"{file}: {uri[:60]!r} cannot be read ({getattr(error, 'strerror', None) or error}); run fetch_dataset again"
+        ) from None
+    if here != note:
         raise DataError(f"{uri}: objects were added, removed or changed since fetch_dataset; run it again")
     return uri

@@ -89,7 +89,7 @@ def _is_pt2(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/archive_format") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError):  # damaged: no package
         return False
 
 

@@ -65,7 +65,7 @@ def read_weights(path: str | Path) -> WeightFile:
     if _kind(path) == "torch" and is_module(path):
         state, settings = read_module(path)
         return WeightFile(path, state, "module", extra={"settings": settings})
-    content = _read_safetensors(path) if _kind(path) == "safetensors" else _read_torch(path)
+    content = _read_safetensors(path) if _kind(path) == "safetensors" else read_torch(path)
     layout, state, extra = _open_envelope(path, content)
     if _kind(path) == "safetensors":
         layout = "safetensors"
@@ -167,11 +167,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
+def read_torch(path: Path, map_location: object = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """What `torch.save` wrote: weights and plain values, no code.
+
+    Args:
+        path: the file.
+        map_location, mmap: as torch.load has them.
+
+    Raises:
+        ModelError: it is no such file, it would inflate, it is damaged, or it holds other objects.
+    """
     _check_room(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if "truncated" in str(error):
             raise ModelError(f"{path}: the file is truncated or damaged; copy it again") from error

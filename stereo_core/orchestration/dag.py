@@ -5,10 +5,11 @@ The local engine and the Argo writer need nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,16 @@ from stereo_core.values import near, with_integers
 
 class GraphError(SpecError):
     """A pipeline cannot be read or run here, or its arguments are wrong."""
+
+
+@contextlib.contextmanager
+def malformed() -> Iterator[None]:
+    """What wrong types in the IR make of the code inside is a GraphError: the readers go by what KFP's compiler writes,
+    and do not look at each value's type."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise GraphError(f"malformed PipelineSpec: {type(error).__name__}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from stereo_core.orchestration.dag import (
     Retry,
     Source,
     Task,
+    malformed,
     outputs_in,
 )
 from stereo_core.orchestration.definitions import component_of, definitions
@@ -73,8 +74,6 @@ def read_pipeline(text: str, path: Path) -> Pipeline:
         return _pipeline(documents[0], platform, {}, frozenset())
     except GraphError as error:
         raise GraphError(f"{path}: {error}") from None
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise GraphError(f"{path}: malformed PipelineSpec: {type(error).__name__}: {error}") from None
 
 
 def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
@@ -88,6 +87,7 @@ def unrolled(pipeline: Pipeline, arguments: dict[str, object]) -> Pipeline:
     return _pipeline(pipeline.spec, pipeline.platform, arguments, pipeline.loops) if pipeline.loops else pipeline
 
 
+@malformed()
 def _pipeline(
     spec: dict[str, Any], platform: dict[str, Any], arguments: dict[str, object], fixed: frozenset[str]
 ) -> Pipeline:

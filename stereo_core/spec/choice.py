@@ -70,15 +70,15 @@ def chosen(named: str | Path) -> Path:
     match, folder = _CHOICE.fullmatch(choice), Path(where)
     if is_uri(text) and match:
         raise NoChoice(f"{text}: @ works for local folders only; name the object itself, such as {where}/{BEST}")
-    if is_uri(text) or path.is_file():
+    if is_uri(text) or os.path.isfile(path):
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise NoChoice(f"{text}: is a folder; choose a checkpoint: {text}@ with {CHOICES}{_held(path)}")
-    if not where or not (match or folder.is_dir()):
+    if not where or not (match or os.path.isdir(folder)):
         return path
     if not match:
         raise NoChoice(f"{text}: {choice} is not one of {CHOICES}{_held(folder)}")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise NoChoice(f"{text}: no such folder: {where}")
     file = _linked(folder / _LINKS[choice]) if choice in _LINKS else _numbered(folder, match[1], int(match[2]))
     if file is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +77,7 @@ def _convert(spec: ConvertSpec, verb: str) -> Iterator[Complaint]:
 
 def _fetch_dataset(spec: FetchSpec, verb: str) -> Iterator[Complaint]:
     expected = "s3://bucket/folder" if spec.mode == "copy" else "a folder or s3://bucket/folder"
-    if spec.uri and not is_uri(spec.uri) and (spec.mode == "copy" or not Path(spec.uri).is_dir()):
+    if spec.uri and not is_uri(spec.uri) and (spec.mode == "copy" or not os.path.isdir(spec.uri)):
         yield "uri", f"{spec.uri}: expected {expected}"
     if spec.mode != "pack" and "shard_mib" in spec.model_fields_set:
         yield "shard_mib", "has an effect only with mode=pack; leave it out"
@@ -243,7 +244,7 @@ def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
             f"{own.algorithm} is for 4-bit weights; for int8 and fp8 {own.backend} supports {', '.join(_CALIBRATIONS)}",
         )
     images = dataset.quant_calibration_dataset.images_dir
-    if images and not is_uri(images) and not Path(images).exists():
+    if images and not is_uri(images) and not os.path.exists(images):
         yield "dataset.quant_calibration_dataset.images_dir", f"no such folder or archive: {images}"
     if not images and not dataset.train_dataset.data_sources:
         yield (
@@ -293,7 +294,7 @@ def _backbones(spec: ExperimentSpec, *, from_checkpoint: bool) -> Iterator[Compl
         path, value = f"model.stereo_backbone.{name}", getattr(spec.model.stereo_backbone, name)
         if not from_checkpoint:
             yield from _file(path, value, needed=False)
-        if value and Path(value).is_file() and not Path(value).stat().st_size:
+        if value and os.path.isfile(value) and not os.path.getsize(value):
             yield path, f"the file is empty: {value}"
 
 
@@ -369,7 +370,7 @@ def _is_set(path: str, value: str) -> Iterator[Complaint]:
 def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
     if needed:
         yield from _is_set(path, value)
-    if value and not is_uri(value) and not Path(value).is_file():
+    if value and not is_uri(value) and not os.path.isfile(value):
         yield path, f"no such file: {value}"
 
 
@@ -383,11 +384,11 @@ def _checkpoint(path: str, value: str, *, needed: bool = False) -> Iterator[Comp
     except choice.NoChoice as error:
         yield path, str(error)
         return
-    if not is_uri(value) and not file.is_file():
+    if not is_uri(value) and not os.path.isfile(file):
         yield path, f"no such file: {value}{choice.beside(file)}"
 
 
 def _folder(path: str, value: str) -> Iterator[Complaint]:
     yield from _is_set(path, value)
-    if value and not is_uri(value) and not Path(value).is_dir():
+    if value and not is_uri(value) and not os.path.isdir(value):
         yield path, f"no such folder: {value}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def content(artifact: Artifact) -> Path:
     if not artifact.is_model or artifact.path.is_file():
         return artifact.path
     if artifact.metadata.get("file"):
-        file = artifact.path / Path(artifact.metadata["file"]).name
-        if not file.is_file():
+        file = artifact.path / Path(str(artifact.metadata["file"])).name
+        if not os.path.isfile(file):
             raise ModelError(f"input {artifact.port}: {artifact.uri} has no file {file.name}, which its metadata names")
         return file
     latest = artifact.path / LATEST

@@ -22,11 +22,11 @@ from stereo_core.progress import heartbeat
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.termination import Terminated, explain, sigterm_raises
 from stereo_core.step.inputs import check_digest, check_frame
-from stereo_core.step.ports import Artifact, check_artifact, check_ports, input_artifacts, output_artifacts
+from stereo_core.step.message import Message, read_message
+from stereo_core.step.ports import Artifact, check_artifact, check_ports
 from stereo_core.step.publish import Run, publish
 from stereo_core.step.sources import CODING
 from stereo_core.step.wiring import user_spec, wire
-from stereo_core.values import from_json, with_integers
 from stereo_core.verbs import steps
 
 NODE_VARIABLES = ("PET_NODE_RANK", "NODE_RANK", "RANK")  # as training/distribution.py reads them
@@ -71,20 +71,10 @@ def _text(argument: str) -> str:
 
 def launch(verb: str, executor_input: str) -> int:
     """Check the inputs, build the spec, run the verb, publish its outputs."""
-    given, outputs = _read(executor_input)
-    output_file = Path(outputs["outputFile"])
-    inputs = input_artifacts(verb, given)
-    for artifact in inputs.values():
-        check_artifact(artifact)
-    check_ports(verb, inputs)
-    wanted = output_artifacts(verb, outputs)
-    parameters = with_integers(given.get("parameterValues") or {})
+    message = read_message(verb, executor_input)
+    inputs, output_file = message.inputs, message.output_file
     results = output_file.parent / "results"
-
-    tree = user_spec(verb, parameters, inputs)
-    own_keys = copy.deepcopy(tree)
-    coding = {name: parameters[name] for name in CODING if parameters.get(name)}  # "" and 0 leave the key to the spec
-    wire(verb, tree, parameters.get("dataset_name", ""), inputs, results, coding)
+    tree, own_keys = trees_of(verb, message, results)
     if verb == "train" and _is_another_attempt(output_file.parent, executor_input):
         train = tree["train"]
         train["resume_training_checkpoint_path"] = train.get("resume_training_checkpoint_path") or "auto"
@@ -93,8 +83,8 @@ def launch(verb: str, executor_input: str) -> int:
     from stereo_core.spec import ExperimentSpec, spec_from_dict
 
     def publish_all(outcome: Outcome) -> None:
-        published = publish(Run(verb, outcome, results, own_keys), wanted)
-        _write_parameters(outcome, outputs.get("parameters") or {})
+        published = publish(Run(verb, outcome, results, own_keys), message.outputs)
+        _write_parameters(outcome, message.figures)
         with atomic_path(output_file) as temporary:
             temporary.write_text(json.dumps({"parameterValues": {}, "artifacts": published}, allow_nan=False))
 
@@ -113,26 +103,31 @@ def _compare(artifact: Artifact) -> None:
         check_digest(artifact)
 
 
-def _read(executor_input: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `inputs` and `outputs` of an ExecutorInput message."""
-    try:
-        message = from_json(executor_input)
-        Path(message["outputs"]["outputFile"])
-        return message.get("inputs") or {}, message["outputs"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"EXECUTOR_INPUT_JSON: not a valid ExecutorInput message: {type(error).__name__}: {error}"
-        ) from None
+def trees_of(verb: str, message: Message, results: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The spec of a task, and the part of it that the user set; `results` is the folder for the task's results.
+
+    Raises:
+        UserError: an input is missing or of another kind, or the parameters are not a valid spec.
+    """
+    for artifact in message.inputs.values():
+        check_artifact(artifact)
+    check_ports(verb, message.inputs)
+    parameters = message.parameters
+    tree = user_spec(verb, parameters, message.inputs)
+    own_keys = copy.deepcopy(tree)
+    coding = {name: parameters[name] for name in CODING if parameters.get(name)}  # "" and 0 leave the key to the spec
+    wire(verb, tree, parameters.get("dataset_name", ""), message.inputs, results, coding)
+    return tree, own_keys
 
 
-def _write_parameters(outcome: Outcome, wanted: dict[str, Any]) -> None:
+def _write_parameters(outcome: Outcome, wanted: dict[str, Path]) -> None:
     """Write each output parameter (a metric of the outcome) to its file."""
-    for name, entry in wanted.items():
+    for name, file in wanted.items():
         if name not in outcome.kpi:
             raise UserError(
                 f"output {name}: this run has no metric of that name; it has {', '.join(outcome.kpi) or 'none'}"
             )
-        with atomic_path(entry["outputFile"]) as temporary:
+        with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(outcome.kpi[name]))
 
 

@@ -7,10 +7,11 @@ engine's side-car, an ONNX file's external data). A single file is accepted too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stereo_core.errors import DataError, ModelError, UserError
 from stereo_core.storage import local_path
@@ -22,6 +23,8 @@ FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("
 FORMATS["quantized"] = ("pth", "onnx")  # its metadata have kind checkpoint or onnx
 MODEL_KINDS = ("checkpoint", "onnx", "engine")  # the kinds that a port of kind `model` accepts
 FORMATS["model"] = tuple(form for kind in MODEL_KINDS for form in FORMATS[kind])
+
+T = TypeVar("T", dict[str, Any], list[Any], str)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def output_artifacts(verb: str, section: dict[str, Any]) -> dict[str, Artifact]:
     Raises:
         UserError: the verb has no such output.
     """
-    unknown = sorted(set(section.get("artifacts") or {}) - set(VERBS[verb].outputs))
+    unknown = sorted(set(part(section, "artifacts", dict)) - set(VERBS[verb].outputs))
     if unknown:
         raise UserError(f"{verb}: unknown output {', '.join(unknown)}; known: {', '.join(VERBS[verb].outputs)}")
     return _artifacts(section, VERBS[verb].outputs)
@@ -63,19 +66,51 @@ def _artifacts(section: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, A
     (optional inputs) are left out. A port that the verb does not define has its own name as kind."""
     kinds = {port.removesuffix("?"): kind for port, kind in kinds.items()}
     found = {}
-    for name, entry in (section.get("artifacts") or {}).items():
-        for index, item in enumerate(entry.get("artifacts") or ()):
-            port, uri = f"{name}.{index}" if index else name, item.get("uri", "")
-            found[port] = Artifact(
-                port=port,
-                kind=kinds.get(name, name),
-                path=Path(item["customPath"]) if item.get("customPath") else local_path(uri),
-                uri=uri,
-                name=item.get("name", port),
-                type=item.get("type", {}),
-                metadata=with_integers(item.get("metadata") or {}),
-            )
+    for name, entry in entries(section, "artifacts"):
+        for index, item in enumerate(part(entry, "artifacts", list)):
+            port = f"{name}.{index}" if index else name
+            found[port] = _artifact(port, kinds.get(name, name), typed(item, dict, f"artifact of {port}"))
     return found
+
+
+def _artifact(port: str, kind: str, item: dict[str, Any]) -> Artifact:
+    uri, here = part(item, "uri", str), part(item, "customPath", str)
+    return Artifact(
+        port=port,
+        kind=kind,
+        path=Path(here) if here else local_path(uri),
+        uri=uri,
+        name=part(item, "name", str) or port,
+        type=part(item, "type", dict),
+        metadata=with_integers(part(item, "metadata", dict)),
+    )
+
+
+def part(holder: dict[str, Any], key: str, kind: type[T]) -> T:
+    """A part of the message; an absent or null part is empty.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    value = holder.get(key)
+    return kind() if value is None else typed(value, kind, key)
+
+
+def entries(holder: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    """The mappings that a part holds, by their names."""
+    return [(name, typed(one, dict, f"{key}.{name}")) for name, one in part(holder, key, dict).items()]
+
+
+def typed(value: object, kind: type[T], where: str) -> T:
+    if not isinstance(value, kind):
+        raise UserError(
+            f"EXECUTOR_INPUT_JSON: not a valid ExecutorInput message: {where}: expected {_KINDS[kind]}, got "
+            f"{value!r:.60}"
+        )
+    return value
+
+
+_KINDS = {dict: "a mapping", list: "a list", str: "text"}
 
 
 def check_artifact(artifact: Artifact) -> None:
@@ -87,7 +122,7 @@ def check_artifact(artifact: Artifact) -> None:
         DataError, ModelError: the artifact cannot be used here.
     """
     error = ModelError if artifact.is_model else DataError
-    if not artifact.path.exists():
+    if not os.path.exists(artifact.path):  # also False for a name that no file can have
         raise error(f"input {artifact.port}: {artifact.path} does not exist (artifact {artifact.uri})")
     kind, form = artifact.metadata.get("kind"), artifact.metadata.get("format")
     kinds = MODEL_KINDS if artifact.kind == "model" else (artifact.kind,)

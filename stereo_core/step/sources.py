@@ -99,7 +99,14 @@ def _user_sources(tree: dict[str, Any], key: str) -> list[dict[str, Any]]:
     given: Any = tree
     for name in key.split("."):
         given = given.get(name) if isinstance(given, dict) else None
-    return [source for source in given or [] if isinstance(source, dict)]
+    sources = [] if given is None else given
+    if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        raise SpecError(f"{key}: expected a list of mappings, got {given!r:.60}")
+    for source in sources:
+        for name in ("data_file", "data_root"):
+            if not isinstance(source.get(name) or "", str):
+                raise SpecError(f"{key}: {name}: expected text, got {source[name]!r:.60}")
+    return sources
 
 
 def _is_drawn(source: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import operator
 import shutil
 import signal
 import threading
@@ -20,7 +21,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, point, sha256_of
-from stereo_core.models.files import HARMLESS, check_digest, read_sidecar, sidecar_of
+from stereo_core.models.files import check_digest, read_sidecar, read_torch, sidecar_of
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import validation_metrics
@@ -53,13 +54,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: object = "cpu", mmap: bool = False, **_: object
     ) -> dict[str, Any]:
-        with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-        if not isinstance(checkpoint, dict) or not {"loops", "optimizer_states"} <= checkpoint.keys():
+        checkpoint = read_torch(Path(path), map_location, mmap)
+        if not {"loops", "optimizer_states"} <= checkpoint.keys():
             raise ModelError(
                 f"{path}: the file has weights but no training state, so a run cannot be resumed from it; "
                 "name it in train.pretrained_model_path instead"
             )
+        try:
+            progress_of(checkpoint), seed_of(checkpoint)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path}: the state of its training run is damaged ({error!r}); copy it again") from None
         return checkpoint
 
 
@@ -90,15 +94,20 @@ def read_progress(path: str | Path) -> Progress:
 
 def read_seed(path: Path) -> int:
     """The seed of the run that wrote a checkpoint."""
-    return AtomicCheckpointIO().load_checkpoint(path, mmap=True).get("rng", {}).get("seed", 0)
+    return seed_of(AtomicCheckpointIO().load_checkpoint(path, mmap=True)) or 0
+
+
+def seed_of(checkpoint: dict[str, Any]) -> int | None:
+    """The seed in a loaded checkpoint; None if it has none."""
+    return checkpoint.get("rng", {}).get("seed")
 
 
 def progress_of(checkpoint: dict[str, Any]) -> Progress:
     """The progress in a loaded checkpoint; an epoch with no batches left counts as complete."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if batches["is_last_batch"]:
-        return Progress(checkpoint["epoch"] + 1, 0, checkpoint["global_step"])
-    return Progress(checkpoint["epoch"], batches["current"]["ready"], checkpoint["global_step"])
+    counts = checkpoint["epoch"], batches["current"]["ready"], checkpoint["global_step"]
+    epochs, ready, steps = map(operator.index, counts)
+    return Progress(epochs + 1, 0, steps) if batches["is_last_batch"] else Progress(epochs, ready, steps)
 
 
 def settle_counters(checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from stereo_core.errors import ModelError
 from stereo_core.spec.train import Train
-from stereo_core.training.checkpoints import progress_of, settle_counters
+from stereo_core.training.checkpoints import progress_of, seed_of, settle_counters
 from stereo_core.training.distribution import number_of_ranks
 from stereo_core.training.optimizers import name_of_saved
 
@@ -52,7 +52,7 @@ class Resumption:
             )
         settle_counters(checkpoint)
         self.batches_done, self.epoch_of = progress_of(checkpoint).batches, checkpoint.get("epoch_of", {})
-        seed = checkpoint.get("rng", {}).get("seed")
+        seed = seed_of(checkpoint)
         if seed not in (None, self.settings.seed):
             LOG.warning("train.seed is now %s (was %s): samples and dropout differ from the resumed step on",
                         self.settings.seed, seed)  # fmt: skip

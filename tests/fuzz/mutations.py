@@ -7,8 +7,10 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PIECES = [
@@ -71,6 +73,26 @@ JUNK = [
 
 KINDS = ("set", "flip", "cut", "drop", "insert", "repeat", "over")
 EDIT = 6  # bytes that say what is edited: one draw for all edits is ten times as fast as one for each
+
+
+BATCH = 20  # inputs in an example of `make fuzz`: Hypothesis spends more on an example than most readers on an input
+
+
+def inputs(*strategies: st.SearchStrategy) -> Callable:
+    """`given` for a function that reads one input."""
+
+    def decorated(attempt: Callable) -> Callable:
+        count = BATCH if settings.get_current_profile_name() == "long" else 1
+
+        @settings(max_examples=-(-settings().max_examples // count))
+        @given(st.lists(st.tuples(*strategies), min_size=count, max_size=count))
+        def attempts(batch: list[tuple]) -> None:
+            for one in batch:
+                attempt(*one)
+
+        return attempts
+
+    return decorated
 
 
 def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:

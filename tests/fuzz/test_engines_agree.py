@@ -21,8 +21,9 @@ TOLD = "import json, sys; a = sys.argv; open(a[-1], 'w').write(json.dumps([a[1],
 """A step's output: its text, and what it was given. So the last outputs hold all calls that led to them."""
 
 TEXT = {"parameterType": "STRING"}
-TEXTS = st.one_of(
-    st.sampled_from(("it's", '"', "$(x)", "{{x}", "\\n", "ä b", "#", "--x")), st.text("ab\"'\\ {$\n", max_size=4)
+TEXTS = st.one_of(  # without {{, which Argo would read: it is refused by name
+    st.sampled_from(("it's", '"', "$(x)", "{x}}", "\\n", "ä b", "#", "--x")),
+    st.text("ab\"'\\ {$\n", max_size=4).filter(lambda text: "{{" not in text),
 )
 SWITCH = st.sampled_from(("on", "off"))
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
-from mutations import damaged, repaired_png, zipped
+from mutations import damaged, inputs, repaired_png, zipped
 
 from stereo_core.data import shards
 from stereo_core.data.annotations import check_files, read_annotations
@@ -138,7 +137,7 @@ def test_a_damaged_file(name, tmp_path, counted):
     target = TARGETS[name]
     path = tmp_path / target.file
 
-    @given(damaged(target.seeds(tmp_path)))
+    @inputs(damaged(target.seeds(tmp_path)))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(target.around(data))
@@ -161,7 +160,7 @@ def test_a_damaged_shard_and_index(tmp_path, counted):
     index = Path(f"{shard}{shards.INDEX}")
     whole = {path: path.read_bytes() for path in (shard, index)}
 
-    @given(st.one_of(*(st.tuples(st.just(path), damaged([data])) for path, data in whole.items())))
+    @inputs(st.one_of(*(st.tuples(st.just(path), damaged([data])) for path, data in whole.items())))
     def attempt(damage: tuple[Path, bytes]) -> None:
         counted()
         for path, data in whole.items():

@@ -13,9 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
-from mutations import damaged, damaged_tree, zipped
+from mutations import damaged, damaged_tree, inputs, zipped
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
 from torch import nn
@@ -27,6 +26,7 @@ from stereo_core.models import create_model
 from stereo_core.models.checkpoints import to_tao
 from stereo_core.models.files import read_sidecar, sidecar_of
 from stereo_core.report.describe import as_text, describe
+from stereo_core.training.checkpoints import Progress, read_progress, read_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 SETTINGS = {"hyper_parameters": {"model": {"max_disparity": 64, "valid_iters": 2}}, "epoch": 3, "global_step": 70}
@@ -88,7 +88,7 @@ def described(path: Path) -> None:
 def test_a_damaged_checkpoint(checkpoints, tmp_path, counted):
     path = tmp_path / "c.pth"
 
-    @given(damaged(checkpoints))
+    @inputs(damaged(checkpoints))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -105,7 +105,7 @@ def test_a_damaged_pickle_in_a_whole_zip_file(checkpoints, module, tmp_path, cou
     files = [opened(data) for data in (checkpoints[:2] if kind == "ours" else [module])]
     cases = (damaged([pickled]).map(zipped(name, others, how)) for name, pickled, others in files)
 
-    @given(st.one_of(*cases))
+    @inputs(st.one_of(*cases))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -118,7 +118,7 @@ def test_a_damaged_pickle_in_a_whole_zip_file(checkpoints, module, tmp_path, cou
 def test_a_damaged_module(module, tmp_path, counted):
     path = tmp_path / "m.pth"
 
-    @given(damaged([module]))
+    @inputs(damaged([module]))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -133,7 +133,7 @@ def test_damaged_safetensors(states, tmp_path, counted):
     small = {key: tensor.clone() for key, tensor in states[0].items() if tensor.numel() < 64}
     metadata = {"hyper_parameters": json.dumps(SETTINGS["hyper_parameters"])}
 
-    @given(damaged([save(small), save(small, metadata)]))
+    @inputs(damaged([save(small), save(small, metadata)]))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -142,8 +142,52 @@ def test_damaged_safetensors(states, tmp_path, counted):
     attempt()
 
 
+def state_of_a_run() -> dict:
+    """What a training leaves to go on from; its one tensor is small."""
+    counts = {"ready": 3, "started": 3, "processed": 3, "completed": 2}
+    progress = {"total": counts, "current": counts}
+    batches = progress | {"is_last_batch": False}
+    loops = {"fit_loop": {"epoch_progress": progress, "epoch_loop.batch_progress": batches}}
+    run = {"epoch": 1, "global_step": 70, "loops": loops, "optimizer_states": [{}], "rng": {"seed": 5}}
+    return run | {"state_dict": {"model.w": torch.zeros(4)}}
+
+
+def how_far(path: Path) -> tuple[Progress, int]:
+    return read_progress(path), read_seed(path)
+
+
 @pytest.mark.usefixtures("little_memory")
-def test_a_zip_file_that_would_inflate_is_not_inflated(tmp_path):
+def test_a_damaged_checkpoint_to_resume(tmp_path, counted):
+    path, whole = tmp_path / "c.pth", state_of_a_run()
+    name, pickled, others = opened(torch_saved(whole))
+    weights = whole.pop("state_dict")
+    trees = damaged_tree([whole]).map(lambda tree: torch_saved(tree | weights if isinstance(tree, dict) else tree))
+    files = damaged([torch_saved(whole | weights)])
+
+    @inputs(st.one_of(files, damaged([pickled]).map(zipped(name, others)), trees))
+    def attempt(data: bytes) -> None:
+        counted()
+        path.write_bytes(data)
+        try:
+            how_far(path)
+        except UserError as error:
+            assert str(path) in str(error)
+
+    attempt()
+
+
+def test_the_state_of_a_run_is_whole_or_named(tmp_path):
+    torch.save(state_of_a_run(), tmp_path / "c.pth")
+    assert how_far(tmp_path / "c.pth") == (Progress(epochs=1, batches=3, steps=70), 5)
+    for damage in ({"loops": {}}, {"loops": []}, {"rng": []}, {"epoch": "1"}):
+        torch.save(state_of_a_run() | damage, tmp_path / "c.pth")
+        with pytest.raises(ModelError, match=r"c\.pth: the state of its training run is damaged"):
+            how_far(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("read", [describe, read_progress])
+@pytest.mark.usefixtures("little_memory")
+def test_a_zip_file_that_would_inflate_is_not_inflated(tmp_path, read):
     """torch.load itself would, to whatever its directory says."""
     name, pickled, others = opened(torch_saved({"model": {"w": torch.zeros(4)}}))
     bomb = next(key for key in others if key.endswith("/data/0"))
@@ -154,7 +198,7 @@ def test_a_zip_file_that_would_inflate_is_not_inflated(tmp_path):
             for _ in range(64):
                 file.write(bytes(1 << 20))
     with pytest.raises(ModelError, match="compressed"):
-        describe(path)
+        read(path)
 
 
 def test_a_pickle_that_would_run_something_is_not_run(tmp_path):
@@ -196,7 +240,7 @@ def graph() -> bytes:
 def test_a_damaged_onnx_file(tmp_path, counted):
     path = tmp_path / "m.onnx"
 
-    @given(damaged([graph()]))
+    @inputs(damaged([graph()]))
     def attempt(data: bytes) -> None:
         counted()
         path.write_bytes(data)
@@ -226,7 +270,7 @@ def side_cars(info: dict) -> st.SearchStrategy[bytes]:
 def test_a_damaged_side_car(engine, counted):
     info = json.loads(sidecar_path(engine).read_text())
 
-    @given(side_cars(info))
+    @inputs(side_cars(info))
     def attempt(text: bytes) -> None:
         counted()
         sidecar_path(engine).write_bytes(text)
@@ -240,7 +284,7 @@ def test_a_damaged_note_beside_a_checkpoint(tmp_path, counted):
     path.write_bytes(torch_saved({"x": torch.zeros(2)}))
     note = {"kind": "checkpoint", "sha256": "0" * 64, "epoch": 1, "metrics": {"val_loss": 0.5}}
 
-    @given(side_cars(note))
+    @inputs(side_cars(note))
     def attempt(text: bytes) -> None:
         counted()
         sidecar_of(path).write_bytes(text)

@@ -6,12 +6,14 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from argo_documents import REPOSITORY
 from hypothesis import strategies as st
-from mutations import damaged, damaged_text, damaged_tree
+from messages import executor_input, item
+from mutations import damaged, damaged_text, damaged_tree, inputs
 from small_ir import sums
 
 from stereo_core.actions.fetch_dataset import referred
@@ -20,13 +22,16 @@ from stereo_core.actions.publish_model import published
 from stereo_core.actions.report import read_figures
 from stereo_core.automl.trials import StatusReader
 from stereo_core.errors import UserError
+from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import Made, Record, TaskRun, read_record
 from stereo_core.report.curves import read_curves
 from stereo_core.run.status import StatusLog
-from stereo_core.spec import load_spec
+from stereo_core.spec import load_spec, spec_from_dict
 from stereo_core.spec.schema import default_specs
+from stereo_core.step.launch import trees_of
+from stereo_core.step.message import read_message
 from stereo_core.storage.uris import bucket_of, is_uri, local_path, split
 from stereo_core.verbs import VERBS
 
@@ -64,7 +69,7 @@ def test_a_damaged_spec(tmp_path, counted):
     path = tmp_path / "spec.yaml"
     seeds = [*map(dumped, TREES), default_specs("train").encode(), ALIASES.encode()]
 
-    @given(SPEC_VERBS, st.one_of(damaged(seeds), damaged_tree(TREES).map(dumped)))
+    @inputs(SPEC_VERBS, st.one_of(damaged(seeds), damaged_tree(TREES).map(dumped)))
     def attempt(verb: str, text: bytes) -> None:
         counted()
         path.write_bytes(text)
@@ -77,7 +82,7 @@ def test_a_damaged_spec(tmp_path, counted):
 def test_damaged_overrides(counted):
     tokens = st.lists(damaged_text([token for row in OVERRIDES for token in row]), min_size=1, max_size=4)
 
-    @given(SPEC_VERBS, tokens)
+    @inputs(SPEC_VERBS, tokens)
     def attempt(verb: str, said: list[str]) -> None:
         counted()
         refused_or_read(load_spec, verb, None, said)
@@ -88,7 +93,7 @@ def test_damaged_overrides(counted):
 def test_any_text_as_a_uri(counted):
     seeds = ["s3://bucket/a/b.png", "minio://key:secret@bucket/x", "gs://b", "file:///a", "s3://", "aws://b/../x"]
 
-    @given(st.one_of(st.text(), damaged_text(seeds)))
+    @inputs(st.one_of(st.text(), damaged_text(seeds)))
     def attempt(text: str) -> None:
         counted()
         for read in (is_uri, bucket_of, split, local_path):
@@ -132,11 +137,11 @@ def test_a_damaged_pipeline(tmp_path, counted):
     path = tmp_path / "pipeline.yaml"
     seeds = [sums(), blocks()]
 
-    @given(st.one_of(damaged([dumped(seed) for seed in seeds]), damaged_tree(seeds).map(dumped)))
+    @inputs(st.one_of(damaged([dumped(seed) for seed in seeds]), damaged_tree(seeds).map(dumped)))
     def attempt(text: bytes) -> None:
         counted()
         path.write_bytes(text)
-        refused_or_read(load_pipeline, path)
+        refused_or_read(lambda: manifests(load_pipeline(path), {}, REPOSITORY))
 
     attempt()
 
@@ -145,9 +150,62 @@ def test_the_pipelines_are_whole(tmp_path):
     tasks = []
     for seed in (sums(), blocks()):
         (tmp_path / "p.yaml").write_bytes(dumped(seed))
-        tasks.append(list(load_pipeline(tmp_path / "p.yaml").tasks))
+        tasks.append(list((pipeline := load_pipeline(tmp_path / "p.yaml")).tasks))
+        assert manifests(pipeline, {}, REPOSITORY)
     rounds = [f"for-loop-1-{number}-{name}" for number in (0, 1) for name in ("make", "use")]
     assert tasks == [["make", "use"], [*rounds, "again"]]
+
+
+# -- what an engine says to a step ------------------------------------------------------------------------------------
+
+
+def messages(folder: Path) -> dict[str, str]:
+    """Verb -> a task that it can do, with inputs that are there."""
+    (folder / "lists").mkdir()
+    for name in ("train", "val", "test"):
+        (folder / "lists" / f"{name}.txt").write_text("l.png r.png d.pfm\n")
+    (folder / "c.pth").write_bytes(b"x")
+    (folder / "spec.yaml").write_bytes(dumped(TREES[1]))
+    data = {"images": item(folder, kind="images"), "annotations": item(folder / "lists", format="txt")}
+    said = {"spec_file": item(folder / "spec.yaml"), "checkpoint": item(folder / "c.pth", kind="checkpoint", epoch=3.0)}
+    coding = {"dataset_name": "Kitti", "disparity_format": "png_u16_256", "disparity_scale": 256.0}
+    spec = {"spec": {"train": {"num_epochs": 2.0}, "dataset": {"max_disparity": 64}}}
+    sources = [{"data_file": "val.txt", "data_root": "lists"}]
+    wanted = {"dataset": {"test_dataset": {"data_sources": sources}}, "evaluate": {"resize": "none"}}
+    return {
+        "train": executor_input(folder, data | {"spec_file": said["spec_file"]}, ("checkpoint",), coding | spec),
+        "evaluate": executor_input(folder, data | {"checkpoint": said["checkpoint"]}, ("metrics",), {"spec": wanted}),
+        "export": executor_input(folder, said, ("onnx",), {"spec": {"export": {"input_height": 64.0}}}),
+        "final_status": executor_input(folder, {}, ("summary",), {"status": {"state": "FAILED"}, "title": "t"}),
+    }
+
+
+def asked(verb: str, text: str, results: Path) -> object:
+    tree, _ = trees_of(verb, read_message(verb, text), results)
+    return spec_from_dict(verb, tree)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_damaged_message_to_a_step(tmp_path, counted, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = messages(tmp_path)
+    cases = [
+        st.tuples(st.just(verb), st.one_of(damaged_text([text]), damaged_tree([json.loads(text)]).map(json.dumps)))
+        for verb, text in whole.items()
+    ]
+
+    @inputs(st.one_of(*cases))
+    def attempt(case: tuple[str, str]) -> None:
+        counted()
+        refused_or_read(asked, *case, tmp_path / "results")
+
+    attempt()
+
+
+def test_the_messages_are_whole(tmp_path):
+    specs = {verb: asked(verb, text, tmp_path / "results") for verb, text in messages(tmp_path).items()}
+    assert specs["train"].train.num_epochs == 2 and specs["train"].model.preset == "tiny"
+    assert specs["evaluate"].evaluate.checkpoint == str(tmp_path / "c.pth")
 
 
 # -- what runs leave --------------------------------------------------------------------------------------------------
@@ -163,7 +221,7 @@ def test_a_damaged_record_of_a_run(tmp_path, counted):
     record = Record(tmp_path, "p", {"a": TaskRun("succeeded", made=True, artifacts={"out": made}), "b": TaskRun()})
     record.write()
 
-    @given(notes(json.loads((tmp_path / "run.json").read_text())))
+    @inputs(notes(json.loads((tmp_path / "run.json").read_text())))
     def attempt(text: bytes) -> None:
         counted()
         (tmp_path / "run.json").write_bytes(text)
@@ -183,7 +241,7 @@ def test_a_damaged_status_file(tmp_path, counted):
     def joined(found: list) -> bytes:
         return "\n".join(map(json.dumps, found)).encode()
 
-    @given(st.one_of(damaged(["\n".join(lines).encode()]), trees.map(joined)))
+    @inputs(st.one_of(damaged(["\n".join(lines).encode()]), trees.map(joined)))
     def attempt(text: bytes) -> None:
         counted()
         path.write_bytes(text)
@@ -194,7 +252,7 @@ def test_a_damaged_status_file(tmp_path, counted):
 
 
 NOTES = {
-    "reference.json": (referred, {"uri": "/nowhere", "files": 2, "bytes": 10, "digest": "0" * 64}),
+    "reference.json": (referred, {"uri": "no/where/at_all", "files": 2, "bytes": 10, "digest": "0" * 64}),
     "published.json": (lambda folder: published(str(folder)), {"version": "1", "metrics": {"epe": 0.5}}),
     "results.json": (read_figures, {"epe": 0.5, "bp1": 0.1, "images": 3}),
     "digests.json": (lambda folder: Digests(folder / "digests.json"), {"/a": [1, 2, "0" * 64]}),
@@ -202,10 +260,11 @@ NOTES = {
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_a_damaged_note(name, tmp_path, counted):
+def test_a_damaged_note(name, tmp_path, counted, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a damaged URI may be this folder, or be relative to it
     read, whole = NOTES[name]
 
-    @given(notes(whole))
+    @inputs(notes(whole))
     def attempt(text: bytes) -> None:
         counted()
         (tmp_path / name).write_bytes(text)
@@ -217,7 +276,7 @@ def test_a_damaged_note(name, tmp_path, counted):
 def test_a_damaged_message_of_failures(counted):
     whole = json.dumps(json.dumps([{"displayName": "train(0)", "message": "exit code 1", "phase": "Failed"}]))
 
-    @given(damaged_text([whole]))
+    @inputs(damaged_text([whole]))
     def attempt(text: str) -> None:
         counted()
         assert isinstance(readable(text), str)

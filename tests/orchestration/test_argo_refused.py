@@ -81,6 +81,12 @@ REFUSED = {
         None,
         r"task a: its own cache key \(cacheKey\)",
     ),
+    "type of a description": (
+        PLAIN | {"pipelineInfo": {"name": "p", "description": 5}},
+        None,
+        "malformed PipelineSpec",
+    ),
+    "type of a limit": (PLAIN, _platform(activeDeadlineSeconds="1", tolerations=[5]), "malformed PipelineSpec"),
     "import into a workspace": (_importer_with(downloadToWorkspace=True), None, "task get: downloadToWorkspace"),
     "metadata": (
         _importer_with(metadata={"v": FROM_PARAMETER}),

@@ -8,7 +8,7 @@ import pytest
 
 from stereo_core.errors import SpecError
 from stereo_core.spec import load_spec, results_dir, spec_from_dict
-from stereo_core.spec.loading import build, read_tree
+from stereo_core.spec.loading import build, checked, read_tree
 from stereo_core.spec.text import parse
 
 TRAIN = {"results_dir": "r", "dataset": {"train_dataset": {"data_sources": [{"data_file": "data/train.txt"}]}}}
@@ -31,6 +31,14 @@ def test_an_unknown_key_names_the_file_the_path_and_the_nearest_key(workspace):
         "data_root: data\nresults_dir: r\nimage_extention: .png\n",
     )
     assert lines == ["spec.yaml: image_extention: unknown key; did you mean image_extension?"]
+
+
+def test_a_spec_whose_files_are_elsewhere_is_refused_in_the_same_words():
+    assert checked("train", {"train": {"num_epochs": 2}}, "there.yaml").train.num_epochs == 2
+    with pytest.raises(SpecError) as error:
+        checked("train", {"train": {"num_epochs": "x"}, "qqqq": 1}, "there.yaml")
+    number, unknown = str(error.value).splitlines()
+    assert number.startswith("there.yaml: train.num_epochs: ") and unknown == "there.yaml: qqqq: unknown"
 
 
 @pytest.mark.parametrize(

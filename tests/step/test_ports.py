@@ -59,3 +59,22 @@ def test_remote_artifacts_are_where_kfp_puts_them():
     assert local_path("/data/x") == Path("/data/x")
     with pytest.raises(DataError, match="ftp"):
         local_path("ftp://host/x")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("[]", "the message: expected a mapping, got []"),
+        ('{"outputs": {}}', "an outputFile is missing"),
+        ('{"outputs": {"outputFile": 5}}', "outputFile: expected text, got 5"),
+        ('{"inputs": {"artifacts": {"images": []}}}', "artifacts.images: expected a mapping"),
+        ('{"inputs": {"artifacts": {"images": {"artifacts": [7]}}}}', "artifact of images: expected a mapping, got 7"),
+        ('{"inputs": {"artifacts": {"images": {"artifacts": [{"uri": {}}]}}}}', "uri: expected text, got {}"),
+        ('{"outputs": {"outputFile": "/o", "parameters": {"epe": {}}}}', "an outputFile is missing"),
+    ],
+)
+def test_what_is_no_message_is_refused_by_its_place(capsys, message, told):
+    """An output parameter's, too, which is written after the work."""
+    assert main(["convert", message]) == 2
+    error = capsys.readouterr().err
+    assert "EXECUTOR_INPUT_JSON: not a valid ExecutorInput message" in error and told in error

@@ -27,7 +27,7 @@ from stereo_core.orchestration.argo.step import templates_of
 from stereo_core.orchestration.argo.tasks import dag_task
 from stereo_core.orchestration.argo.values import text_of
 from stereo_core.orchestration.argo.versions import fit
-from stereo_core.orchestration.dag import Collected, GraphError, Importer, Pipeline, Task, outputs_in
+from stereo_core.orchestration.dag import Collected, GraphError, Importer, Pipeline, Task, malformed, outputs_in
 from stereo_core.orchestration.graph import unrolled
 
 KEEP_SECONDS = 7 * 24 * 3600  # how long an ended Workflow is kept, with its logs and intermediate artifacts
@@ -36,6 +36,7 @@ LONGEST_NAME, LONGEST_CRON_NAME = 63, 52
 ON_EXIT = "on-exit"  # the template of the exit handlers
 
 
+@malformed()
 def manifests(
     pipeline: Pipeline,
     arguments: dict[str, object],
