@@ -129,7 +129,7 @@ def test_what_is_refused_before_any_work(predict, pair, scenes, tmp_path):
             write_png(tmp_path / folder / f"{name}.png", np.zeros((32, 32, 3), np.uint8))
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ((left, tmp_path / "absent.png"), "absent.png: can not read"),
+        ((left, tmp_path / "absent.png"), "absent.png: cannot read"),
         ((left, scenes / "scene3" / "right.png"), "96 x 64 and 80 x 48 px"),
         ((left, scenes), "one is a folder"),
         ((tmp_path / "l", tmp_path / "r"), "l/b.png: there is no matching"),

@@ -38,7 +38,7 @@ def test_a_spec_whose_files_are_elsewhere_is_refused_in_the_same_words():
     with pytest.raises(SpecError) as error:
         checked("train", {"train": {"num_epochs": "x"}, "qqqq": 1}, "there.yaml")
     number, unknown = str(error.value).splitlines()
-    assert number.startswith("there.yaml: train.num_epochs: ") and unknown == "there.yaml: qqqq: unknown"
+    assert number.startswith("there.yaml: train.num_epochs: ") and unknown == "there.yaml: qqqq: unknown key"
 
 
 @pytest.mark.parametrize(

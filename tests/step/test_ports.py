@@ -65,12 +65,12 @@ def test_remote_artifacts_are_where_kfp_puts_them():
     ("message", "told"),
     [
         ("[]", "the message: expected a mapping, got []"),
-        ('{"outputs": {}}', "an outputFile is missing"),
+        ('{"outputs": {}}', "outputFile is missing"),
         ('{"outputs": {"outputFile": 5}}', "outputFile: expected text, got 5"),
         ('{"inputs": {"artifacts": {"images": []}}}', "artifacts.images: expected a mapping"),
         ('{"inputs": {"artifacts": {"images": {"artifacts": [7]}}}}', "artifact of images: expected a mapping, got 7"),
         ('{"inputs": {"artifacts": {"images": {"artifacts": [{"uri": {}}]}}}}', "uri: expected text, got {}"),
-        ('{"outputs": {"outputFile": "/o", "parameters": {"epe": {}}}}', "an outputFile is missing"),
+        ('{"outputs": {"outputFile": "/o", "parameters": {"epe": {}}}}', "outputFile is missing"),
     ],
 )
 def test_what_is_no_message_is_refused_by_its_place(capsys, message, told):
