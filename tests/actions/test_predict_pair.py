@@ -135,7 +135,7 @@ def test_what_is_refused_before_any_work(predict, pair, scenes, tmp_path):
         ((tmp_path / "l", tmp_path / "r"), "l/b.png: there is no matching"),
         ((tmp_path / "empty", tmp_path / "empty"), "no images"),
         ((left, right, "--baseline", 0.1), "give both"),
-        ((left, right, "--baseline", 0.1, "--focal", 9, "--calibration", left), "one of them"),
+        ((left, right, "--baseline", 0.1, "--focal", 9, "--calibration", left), "not both"),
         ((left, right, "--calibration", left), "left.png: not a"),
         ((left, right, "--model", tmp_path / "absent.pth"), "absent.pth: no such file"),
         ((left, right, "--iters", 0), "--iters"),
