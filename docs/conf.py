@@ -27,6 +27,7 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 html_additional_pages = {"index": "index.html"}  # leads to docs/index.html
+html_static_path, html_css_files = ["static"], ["pages.css"]
 templates_path = ["templates"]
 
 napoleon_use_param = False  # `left, right` of a docstring stay one entry

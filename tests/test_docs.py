@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import yaml
 
@@ -113,6 +114,13 @@ def test_make_targets_of_a_page_exist(page):
     assert {target for names in named for target in names.split()} <= targets
 
 
+def test_the_example_s_spec_is_that_of_its_page():
+    [shown] = [text for page, text in SPECS if page == "docs/getting-started.md"]
+    assert parse(shown, "page") == parse(
+        (ROOT / "examples/tiny.yaml").read_text(encoding="utf-8"), "examples/tiny.yaml"
+    )
+
+
 @pytest.mark.parametrize(("page", "text"), SPECS)
 def test_a_spec_of_a_page_loads(page, text):
     name = re.match(r"# (\S+)\.yaml", text)
@@ -177,6 +185,29 @@ def test_keys_that_a_page_names_exist(page):
     assert unknown == []
 
 
+@functools.cache
+def texts() -> list[str]:
+    """The texts in the code of stereo_core, those with values as `a \0 b`."""
+    found = []
+    for file in (ROOT / "stereo_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                found.append("".join(map(str, parts)))
+    return found
+
+
+MESSAGES = re.findall(r"^\| `(.*?)` \|", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_the_words_of_a_message_are_those_of_the_code(message):
+    words = re.compile(".*".join(map(re.escape, message.split("..."))))
+    assert any(words.search(text) for text in texts())
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_python_of_a_page_is_python(page):
     for block in blocks(page):
@@ -201,10 +232,8 @@ def pairs(tmp_path, monkeypatch) -> Path:
         for side in ("left", "right"):
             shutil.copy(scene / side / "rgb/0000.png", tmp_path / "images" / side / f"{name}.png")
             shutil.copy(scene / side / "rgb/0000.png", tmp_path / f"{side}.png")
-        disparity = read_disparity(scene / "left/disparity/0000.png", "FSD")
-        write_pfm(
-            tmp_path / "images/disparity" / f"{name}.pfm", disparity[0] if isinstance(disparity, tuple) else disparity
-        )
+        disparity, valid = read_disparity(scene / "left/disparity/0000.png", dataset_name="FSD")
+        write_pfm(tmp_path / "images/disparity" / f"{name}.pfm", np.where(valid, disparity, np.inf))
     calibration = "cam0=[100 0 80; 0 100 64; 0 0 1]\ncam1=[100 0 80; 0 100 64; 0 0 1]\ndoffs=0\nbaseline=100\n"
     (tmp_path / "calib.txt").write_text(calibration + "width=160\nheight=128\n")
     return tmp_path
