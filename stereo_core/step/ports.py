@@ -16,7 +16,7 @@ from stereo_core.storage import local_path
 from stereo_core.values import with_integers
 from stereo_core.verbs import VERBS, required
 
-FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort")}
+FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort", "ov", "pt2")}
 """Kind of a model -> the formats that a consumer here reads."""
 FORMATS["quantized"] = ("pth", "onnx")  # of kind checkpoint or onnx, as its metadata say
 MODEL_KINDS = ("checkpoint", "onnx", "engine")  # what the kind `model` stands for
