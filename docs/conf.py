@@ -4,6 +4,8 @@ The source folder is the repository, not docs/: links between docs/, the README 
 pipelines, manifests and benchmarks work in the built pages as they do in the repository, and the build checks them all.
 """
 
+import re
+
 from pygments.lexers.special import TextLexer
 
 from stereo_core import __version__
@@ -41,5 +43,11 @@ nitpick_ignore_regex = [("py:.*", r"(?!stereo_core\.).*")]
 
 
 def setup(app) -> None:
-    """GitHub draws mermaid; here its text is shown."""
+    """GitHub draws mermaid; here its text is shown. `|gt|` and FOLDER@best in a docstring are text, not RST."""
     app.add_lexer("mermaid", TextLexer)
+    app.connect("autodoc-process-docstring", as_text)
+
+
+def as_text(app, what, name, obj, options, lines: list[str]) -> None:
+    """Escape the marks of RST that docstrings, which are Markdown, use as text."""
+    lines[:] = [re.sub(r"(`[^`]*`)|([|@])", lambda found: found[1] or "\\" + found[2], line) for line in lines]

@@ -18,13 +18,13 @@ def stereo_loss(
     max_disparity: float,
     gamma: float = 0.9,
 ) -> Tensor:
-    """Smooth L1 of the start disparity plus weighted L1 of every iteration (after RAFT-Stereo, Lipson et al. 2021)::
+    """Smooth L1 of the start disparity plus weighted L1 of every iteration (after RAFT-Stereo, Lipson et al. 2021).
 
         loss = smooth_l1(init, gt / 4) + sum_i g ** (n - 1 - i) * mean |disparity_i - gt|,   g = gamma ** (15 / (n - 1))
 
-    Means run over the valid pixels: `valid` and `|gt| < max_disparity` and gt finite. For the first term gt and mask
-    are taken at every fourth pixel. With a single iteration (n = 1) its weight is 1. Where no pixel is valid a term is
-    0, with zero gradients, so that one empty crop does not end a training run.
+    Means run over the valid pixels: `valid` and |gt| < max_disparity and gt finite. For the first term gt and mask are
+    taken at every fourth pixel. With a single iteration (n = 1) its weight is 1. Where no pixel is valid a term is 0,
+    with zero gradients, so that one empty crop does not end a training run.
 
     Among several ranks a pixel weighs the same wherever it is: the mean of the ranks' losses, and so that of their
     gradients, is the one of all their images in a single batch.

@@ -48,7 +48,7 @@ def predict(left: Any, right: Any, model: str | Path = "starter") -> Any:
     Args:
         left, right: 0..255, uint8 or float; NumPy (H, W, 3) or (B, H, W, 3) RGB, (H, W) or (B, H, W, 1) grey; or torch
             (B, 3, H, W), grey (B, 1, H, W).
-        model: "starter", a checkpoint (also `FOLDER@best`) or an engine.
+        model: "starter", a checkpoint (also FOLDER@best) or an engine.
 
     Returns:
         float32 disparity in px of the images given: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
