@@ -9,7 +9,7 @@ ENGINE ?= $(if $(shell command -v podman),podman,docker)
 BASE   ?= docker.io/library/python:3.11-slim-bookworm
 
 .DEFAULT_GOAL := help
-.PHONY: help install predict demo test test-all test-cluster fuzz mutants lint format compile bench image image-cpu image-gpu image-deploy clean
+.PHONY: help install predict demo test test-all test-cluster fuzz mutants lint docs format compile bench image image-cpu image-gpu image-deploy clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first, with a fixed version: otherwise pip may download gigabytes of CUDA packages
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,openvino,quantize,modelopt,automl,tracking,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pipelines,tensorrt-rtx,openvino,quantize,modelopt,automl,tracking,docs,dev]'
 	@touch $(READY)
 
 predict: $(READY)  ## a first depth map: create a synthetic pair and predict its disparity with the starter network
@@ -53,6 +53,10 @@ lint: $(READY)  ## run ruff, including the format check, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## build the pages of docs/ as build/docs/index.html; a broken link, anchor or reference fails
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --builder html \
+		--doctree-dir build/doctrees --conf-dir docs . build/docs
 
 format: $(READY)  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .

@@ -17,9 +17,9 @@ from stereo_core.spec.loading import build
 from stereo_core.spec.text import parse
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from-tao.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(yaml|)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(yaml|sh)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 SPECS = {text.split()[1]: text for kind, text in BLOCKS if kind == "yaml"}
-COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
 
 @pytest.fixture

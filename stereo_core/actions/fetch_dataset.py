@@ -101,8 +101,8 @@ def referred(folder: Path) -> str:
     try:
         here = describe(uri)
     except (OSError, ValueError) as error:  # no folder can have this name
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file}: {uri[:60]!r} cannot be read ({reason}); run fetch_dataset again") from None
+        cause = getattr(error, "strerror", None) or error
+        raise DataError(f"{file}: {uri[:60]!r} cannot be read ({cause}); run fetch_dataset again") from None
     if here != note:
         raise DataError(f"{uri}: objects were added, removed or changed since fetch_dataset; run it again")
     return uri

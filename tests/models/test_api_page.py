@@ -1,4 +1,4 @@
-"""docs/api.md: each call is what the code takes, each has a text that `help` shows, and the example runs."""
+"""docs/api.md: each name is one with a docstring, from which `make docs` makes the page, and the example runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from stereo_core.models import FastFoundationStereo, FoundationStereo
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")
-CALLS = re.findall(r"^\| `(stereo_core[\w.]*)(\(.*?\))` \|", PAGE, re.MULTILINE)
+NAMES = re.findall(r"^\.\. auto\w+:: (\S+)", PAGE, re.MULTILINE)
 
 
 def found(name: str):
@@ -30,23 +30,16 @@ def found(name: str):
     raise LookupError(name)
 
 
-def without_types(thing) -> str:
-    signature = inspect.signature(thing)
-    parameters = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
-    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
-
-
-@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=[name for name, _ in CALLS])
-def test_a_call_of_the_page_is_the_one_of_the_code(name, arguments):
-    assert without_types(found(name)) == arguments
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_the_page_has_a_docstring(name):
     assert inspect.getdoc(found(name))
 
 
 def test_the_page_names_the_calls_of_the_interface():
-    assert {name.rpartition(".")[2] for name, _ in CALLS} >= {
+    assert {name.rpartition(".")[2] for name in NAMES} >= {
         "create_model",
         "load_model",
-        "forward",
+        "StereoNetwork",
         "infer",
         "predict",
     }

@@ -9,6 +9,8 @@ from messages import executor_input, item
 
 from stereo_core.errors import DataError
 from stereo_core.step.launch import main
+from stereo_core.step.ports import Artifact, check_artifact
+from stereo_core.step.results import ENGINE_FORMATS
 from stereo_core.storage import local_path
 
 
@@ -32,6 +34,12 @@ def test_wrong_input_is_refused_before_any_work(tmp_path, capsys, action, port, 
     error = capsys.readouterr().err
     assert message in error and f"input {port}" in error
     assert not (tmp_path / "results").exists() and not (tmp_path / "executor_output.json").exists()
+
+
+@pytest.mark.parametrize("port", ["engine", "model"])
+@pytest.mark.parametrize("form", ENGINE_FORMATS.values())
+def test_an_engine_of_every_backend_is_taken(tmp_path, port, form):
+    check_artifact(Artifact(port, port, tmp_path, metadata={"kind": "engine", "format": form}))
 
 
 def test_absent_input_and_bad_command_lines(tmp_path, capsys):
