@@ -240,7 +240,7 @@ def pairs(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("page", RUN)
 def test_the_commands_of_a_page_run_in_their_order(page, pairs):
     changed = 0
