@@ -52,7 +52,12 @@ def test_absent_input_and_bad_command_lines(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("action", "missing"),
-    [("convert", "images"), ("automl", "annotations, images"), ("trt_evaluate", "annotations, engine, images")],
+    [
+        ("convert", "images"),
+        ("automl", "annotations, images"),
+        ("trt_evaluate", "annotations, engine, images"),
+        ("quantize", "annotations, checkpoint or onnx, images"),
+    ],
 )
 def test_a_port_without_an_artifact_is_named(tmp_path, capsys, action, missing):
     assert main([action, executor_input(tmp_path, {}, ())]) == 2
