@@ -314,7 +314,7 @@ def test_a_foreign_onnx_file_is_refused(exported, tmp_path):
     model = onnx.load(exported[0])
     model.graph.input[0].name = "image"
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(ModelError, match=r"other.onnx: inputs image, right_image"):
+    with pytest.raises(ModelError, match=r"other.onnx: the graph has inputs image, right_image"):
         export.run(spec_of(tmp_path / "other.onnx", tmp_path / "again.onnx"), Status())
     assert not (tmp_path / "again.onnx").exists()
 

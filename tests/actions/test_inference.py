@@ -180,7 +180,7 @@ def test_tiles_of_a_checkpoint(infer, scenes, tmp_path, hierarchical):
 def test_a_tile_overlap_below_the_disparities_is_named(infer, scenes, tmp_path, caplog):
     section = {"augmentation": {"crop_size": [64, 96]}}
     assert infer(tmp_path / "a", scenes / "list.txt", section=section, tile=True, tile_overlap=[0, 63]) == 0
-    assert "tile_overlap: 63 columns, but the network finds disparities up to 64 px" in caplog.text
+    assert "tile_overlap is 63 columns, but the network finds disparities up to 64 px" in caplog.text
     caplog.clear()
     assert infer(tmp_path / "b", scenes / "list.txt", section=section, tile=True, tile_overlap=[0, 64]) == 0
     assert "tile" not in caplog.text

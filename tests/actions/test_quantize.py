@@ -108,7 +108,7 @@ def test_a_loss_above_the_limit_leaves_nothing(spec, costly, status_lines, capsy
     last = status_lines(folder)[-1]
     said = "by more than quantize.max_epe_increase"
     assert last["status"] == "FAILURE" and said in last["message"]
-    assert f"stays in {folder}: before, after and layers.csv" in last["message"]
+    assert f"are in {folder}: before, after and layers.csv" in last["message"]
     output = capsys.readouterr()
     assert output.err.count(said) == 1 and "Traceback" not in output.err + caplog.text and said not in caplog.text
     assert all((folder / name).exists() for name in ("before", "after", "layers.csv"))
@@ -228,8 +228,11 @@ def test_modelopt_onnx(spec, tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"mode": "static_ptq"}, r"quantize.mode: static_ptq: torchao does weight_only_ptq alone"),
-        ({"backend": "modelopt.onnx", "mode": "weight_only_ptq"}, r"quantize.mode: .*modelopt.onnx does static_ptq"),
+        ({"mode": "static_ptq"}, r"quantize.mode: static_ptq: torchao supports only weight_only_ptq"),
+        (
+            {"backend": "modelopt.onnx", "mode": "weight_only_ptq"},
+            r"quantize.mode: .*modelopt.onnx supports only static_ptq",
+        ),
         ({**STATIC, "algorithm": "awq_clip"}, r"quantize.algorithm: awq_clip is for 4-bit .* minmax, max, entropy"),
         ({**STATIC, "device": "trt"}, r"quantize.device: trt works only with modelopt.onnx"),
         ({"model_path": "nowhere.pth"}, r"quantize.model_path: no such file: nowhere.pth"),

@@ -230,7 +230,7 @@ def test_ground_truth_beyond_the_cost_volume_draws_a_warning(finished, caplog, s
     dataset = {"max_disparity": 65, "train_dataset": split(scenes / "list.txt", 2)}
     dataset["train_dataset"]["augmentation"] = {"crop_size": [32, 64]}
     assert training_runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 1}) == 0
-    assert "dataset.max_disparity: ground truth up to 65 px counts" in caplog.text and "ends at 64 px" in caplog.text
+    assert "dataset.max_disparity: ground truth up to 65 px is used" in caplog.text and "ends at 64 px" in caplog.text
 
 
 @pytest.mark.parametrize(("warm_up", "told"), [(2, True), (1, False)])
@@ -350,6 +350,7 @@ def test_dry_run_leaves_no_checkpoint(train, tmp_path):
     assert checkpoints(tmp_path) == [] and not (tmp_path / "dn_model_latest.pth").is_symlink()
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal_and_another_seed_is_not(train, tmp_path):
     """A negative seed is another one each time, drawn once a run: one that goes on keeps it."""
     runs = {"one": {"seed": 5}, "two": {"seed": 5}, "three": {"seed": 6}, "four": {"seed": -1}, "five": {"seed": -1}}

@@ -23,6 +23,7 @@ def train(folder, epochs: int, **settings) -> dict:
     return load(folder / "dn_model_latest.pth")
 
 
+@pytest.mark.slow
 def test_a_resumed_training_sees_the_scenes_that_would_have_come(tmp_path):
     whole = train(tmp_path / "whole", 2)
     train(tmp_path / "parts", 1)

@@ -216,7 +216,7 @@ def test_fetch_dataset_packs_a_folder_and_convert_lists_it(loose, tmp_path, caps
     assert perform("convert", spec_from_dict("convert", spec)) == 2
     assert "is a packed folder: set relative_paths=true" in capsys.readouterr().err
     for wrong, told in (({"uri": packed, "results_dir": f"{packed}2"}, "already packed"),
-                        ({"results_dir": f"{loose}/inside"}, "lies in")):  # fmt: skip
+                        ({"results_dir": f"{loose}/inside"}, "is inside")):  # fmt: skip
         assert perform("fetch_dataset", spec_from_dict("fetch_dataset", fetch | wrong)) == 2
         assert told in capsys.readouterr().err
 
