@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from training_runs import assert_same, checkpoints, load, start
 
 SCENES = {"dataset_name": "Synthetic", "pairs_per_epoch": 2, "height": 64, "width": 96, "scene_disparity": [4, 30]}
