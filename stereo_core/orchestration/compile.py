@@ -178,7 +178,7 @@ def _commands(program: str, group: click.Group) -> str:
 
 
 def _page(path: Path, mark: str, tables: str, text: str | None = None) -> tuple[Path, str]:
-    """The page with the text between the two marks replaced by `tables`; `text` in place of what the file holds."""
+    """The page with `tables` between its two marks. `text` is the page; None reads it from the file."""
     if text is None:
         text = path.read_text() if path.is_file() else f"# {path.parent.name}\n\n{mark}\n{END}\n"
     head, found, rest = text.partition(mark)

@@ -1,5 +1,7 @@
 """What Argo can not do is refused by its name, before anything is written."""
 
+import copy
+
 import pytest
 from argo_documents import IMPORTER, documents_of, imported_spec
 from small_ir import container, pipeline
@@ -66,9 +68,17 @@ def _importer_with(**settings) -> dict:
     return spec
 
 
+def _one_artifact_for_a_list() -> dict:
+    spec = copy.deepcopy(imported_spec({"runtimeValue": {"constant": "s3://b/k"}}))
+    (port,) = spec["components"]["comp-use"]["inputDefinitions"]["artifacts"].values()
+    port["isArtifactList"] = True
+    return spec
+
+
 FROM_PARAMETER = "{{$.inputs.parameters['pipelinechannel--x']}}"
 PLAIN = pipeline({"a": container(ECHO, ("out",))})
 REFUSED = {
+    "one artifact for a list": (_one_artifact_for_a_list(), None, "takes a list of artifacts .dsl.Collected., not one"),
     "workspace": (
         PLAIN,
         _kubernetes(pipelineConfig={"workspace": {"size": "1Gi"}}),
