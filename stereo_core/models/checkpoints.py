@@ -129,14 +129,10 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     """
     source = weights_file(source)
     if Path(target).exists() and Path(target).samefile(source):
-        raise ModelError(
-            f"{target}: source and target are the same file; choose another target, or the training state would be lost"
-        )
+        raise ModelError(f"{target}: this is the source too, whose training state would be lost; choose another target")
     checkpoint = read_checkpoint(source)
     if read_quantization(checkpoint.file.extra, source):
-        raise ModelError(
-            f"{source}: a quantised checkpoint cannot be converted; convert the checkpoint it was made from"
-        )
+        raise ModelError(f"{source}: a quantised checkpoint cannot be converted; convert the one it was made from")
     variant = checkpoint.found.get("variant", to)
     if variant != to:
         LOG.warning("%s: the network has variant %s; changing the layout to %s does not make it run in %s's code",
