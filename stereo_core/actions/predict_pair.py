@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
 from stereo_core.data.depth import depth_from_disparity
-from stereo_core.data.images import read_image
+from stereo_core.data.images import BITS, bits_for, decode, largest_deep, read_views
 from stereo_core.data.rectification import doubts
 from stereo_core.data.trees import Tree
 from stereo_core.errors import DataError, SpecError
@@ -40,13 +41,16 @@ class Pair:
     left: Path
     right: Path
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, bits: int) -> tuple[np.ndarray, np.ndarray]:
         """Both images, uint8 RGB (H, W, 3).
+
+        Args:
+            bits: of the values in 16-bit files.
 
         Raises:
             DataError: a file cannot be used, or their sizes differ.
         """
-        left, right = read_image(self.left), read_image(self.right)
+        left, right = read_views(self.left, self.right, bits)
         if left.shape != right.shape:
             sizes = " and ".join(f"{x.shape[1]} x {x.shape[0]}" for x in (left, right))
             raise DataError(
@@ -55,10 +59,15 @@ class Pair:
             )
         return left, right
 
-    def check(self, camera: Calibration | None) -> None:
-        """Raise DataError if the images cannot be used or do not fit the camera."""
-        left, _ = self.read()
+    def check(self, camera: Calibration | None) -> int:
+        """The largest value of the pair's 16-bit images, 0 if it has none.
+
+        Raises:
+            DataError: the images cannot be used, or do not fit the camera.
+        """
+        left, _ = self.read(BITS[-1])
         _of(camera, left)
+        return max(largest_deep(decode(path)) for path in (self.left, self.right))
 
 
 def find_pairs(left: Path, right: Path) -> list[Pair]:
@@ -116,13 +125,17 @@ def predict_pairs(
     """
     pairs = find_pairs(left, right)
     camera = _camera(calibration, baseline, focal)
-    for pair in pairs:
-        pair.check(camera)
+    largest = max(pair.check(camera) for pair in pairs)
+    bits = bits_for(largest) if largest else BITS[-1]
     depth = camera is not None
     spec = spec_of(model, iters, save_raw_pfm=True, save_depth=depth,
                    save_point_cloud=depth)  # fmt: skip
     with kept():
-        yield from _Prediction(load_predictor(spec, "inference", 0), spec.inference, camera, scale, output).of(pairs)
+        yield from _Prediction(load_predictor(spec, "inference", 0), spec.inference, camera, scale, output, bits).of(
+            pairs
+        )
+    if bits < BITS[-1]:
+        yield f"Warning: the largest value in the 16-bit images is {largest}, so they were read as {bits}-bit values"
 
 
 def _camera(calibration: Path | None, baseline: float | None, focal: float | None) -> Calibration | None:
@@ -148,6 +161,7 @@ class _Prediction:
     camera: Calibration | None
     scale: float
     output: Path
+    bits: int
     views: list[View] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     names: UniqueNames = field(default_factory=UniqueNames)
@@ -162,7 +176,7 @@ class _Prediction:
         yield f"Look at {self._page(len(pairs))}"
 
     def _one(self, pair: Pair) -> Iterator[str]:
-        left_HW3, right_HW3 = pair.read()
+        left_HW3, right_HW3 = pair.read(self.bits)
         self.inputs[pair.name] = f"{pair.left}, {pair.right}"
         camera = _of(self.camera, left_HW3)
         began = time.perf_counter()
@@ -170,7 +184,12 @@ class _Prediction:
         facts = f"{_facts(disparity_HW, camera)}, {time.perf_counter() - began:.1f} s"
         if not np.isfinite(disparity_HW).all():
             raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
-        found = [*doubts(left_HW3, right_HW3), *(camera.doubts() if camera else ())]
+        found = [*doubts(left_HW3, right_HW3, self._reach(left_HW3)), *(camera.doubts() if camera else ())]
+        if camera and (behind := float(((disparity_HW > 0) & (disparity_HW + camera.doffs <= 0)).mean())):
+            found.append(
+                f"{behind:.1%} of the pixels have no depth, because their disparity + doffs ({camera.doffs:g} px) is "
+                f"not above 0; check doffs in {camera.source}"
+            )
         files = self._write(pair.name, left_HW3, disparity_HW, camera)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
             one = view(pair.name, left_HW3, disparity_HW, disparity_range(disparity_HW), camera=camera,
@@ -178,6 +197,15 @@ class _Prediction:
             self.views.append(one)
         yield f"{pair.left}: {facts}; {self.output / files['colour']}"
         yield from (f"Warning: {text}" for text in found)
+
+    def _reach(self, left_HW3: np.ndarray) -> float | None:
+        """The largest disparity that the network can find, in px of the pair; None if unknown."""
+        settings, sizes = self.predictor.settings, zip(("max_height", "max_width"), left_HW3.shape[:2], strict=False)
+        if settings.get("max_disparity") is None:
+            return None
+        # images larger than an engine are scaled down
+        shrunk = max(1.0, *(size * self.scale / (settings.get(key) or math.inf) for key, size in sizes))
+        return float(settings["max_disparity"] * shrunk / self.scale)
 
     def _disparity(self, left_HW3: np.ndarray, right_HW3: np.ndarray) -> np.ndarray:
         predict, (height, width) = self.predictor.predict, left_HW3.shape[:2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-WIDTH = 640  # px that larger pairs are reduced to
+WIDTHS = (640, 320, 160)  # px that larger pairs are reduced to; the next one finds larger moves
 PATCHES = 400
 HALF = 7  # px; a patch is 15 x 15
 ROWS = 12  # px; vertical search range
@@ -13,24 +13,29 @@ SHARE = 0.25  # of the width; horizontal search range to either side
 ALIKE = 0.9  # normalised correlation from which a match counts
 FEWEST = 20  # matches needed for a warning
 BESIDE = 1.0  # px to the wrong side from which a match indicates swapped views
+BEYOND = 0.05  # share of the matches with a disparity above the network's that draws a warning
 ABOVE = 1.0  # px of the given size; a larger row offset means the pair is not rectified
 
 
-def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray) -> list[str]:
-    """Warnings that a pair may not be rectified or its views may be swapped; empty if it looks right.
+def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = None) -> list[str]:
+    """Warnings that a pair may not be rectified, its views may be swapped, or its disparities exceed the network's;
+    empty if it looks right.
 
     A point at column x of the left image appears at x - disparity of the right one, in the same row. Matches further to
     the right indicate swapped views; matches in other rows indicate views that are not rectified.
 
     Args:
         left_HW3, right_HW3: uint8 RGB, of one size.
+        reach: px of these images; the largest disparity that the network can find, None if unknown.
     """
     if np.array_equal(left_HW3, right_HW3):
         return ["both views are the same image; if it shows both views side by side, cut it into halves"]
-    scale = min(1.0, WIDTH / left_HW3.shape[1])
-    left_HW, right_HW = (_grey(image, scale) for image in (left_HW3, right_HW3))
-    moves_N2 = _moves(left_HW, right_HW)
-    if len(moves_N2) < FEWEST:
+    for width in WIDTHS:
+        scale = min(1.0, width / left_HW3.shape[1])
+        moves_N2 = _moves(*(_grey(image, scale) for image in (left_HW3, right_HW3)))
+        if len(moves_N2) >= FEWEST:
+            break
+    else:
         return []
     found = []
     wrong_side = float((moves_N2[:, 0] > BESIDE).mean())
@@ -38,6 +43,12 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray) -> list[str]:
         found.append(
             f"{wrong_side:.0%} of {len(moves_N2)} patches of the left image lie further right in the right image: "
             "are the views swapped?"
+        )
+    beyond = float((-moves_N2[:, 0] / scale > (reach or np.inf)).mean())
+    if beyond > BEYOND:
+        found.append(
+            f"{beyond:.0%} of {len(moves_N2)} patches have a disparity above {reach:.0f} px, the largest that the "
+            "network finds, and get a wrong one; predict at a smaller scale"
         )
     rows = moves_N2[:, 1] / scale
     if np.median(np.abs(rows)) > ABOVE:

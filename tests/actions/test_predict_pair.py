@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from onnx import TensorProto, helper
 
 import stereo_core
 from stereo_core.cli import main
@@ -66,6 +69,51 @@ def test_depth(predict, pair, tmp_path, by):
     np.testing.assert_allclose(millimetres[measured], 1000 * 80 * 0.5 / disparity[measured], atol=0.51)
     assert measured.any() and (out / "cloud/left.ply").read_bytes().startswith(b"ply\n")
     assert re.search(r"depth from \d+\.\d\d m", text) and "--calibration" not in text
+
+
+def test_values_of_twelve_bits_in_files_of_sixteen_are_read_as_such(predict, pair, tmp_path):
+    """As inference reads them; as 16-bit values they would be 17 grey levels."""
+    _, _, out = predict(*pair)
+    expected = read_disparity(out / "disparity_pfm/left.pfm")[0]
+    for side, path in zip(("left", "right"), pair, strict=True):
+        cv2.imwrite(str(tmp_path / f"{side}.png"), cv2.imread(str(path)).astype(np.uint16) * 16 + 8)
+    code, text, out = predict(tmp_path / "left.png", tmp_path / "right.png")
+    assert code == 0 and re.search(r"Warning: the largest value .* is 40\d\d, .* read as 12-bit values", text), text
+    assert np.abs(read_disparity(out / "disparity_pfm/left.pfm")[0] - expected).mean() < 0.05
+
+
+def test_disparities_beyond_the_network_draw_a_warning(predict, tmp_path):
+    noise = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (96, 500, 3)).astype(np.uint8), (5, 5), 0)
+    for side, start in (("left", 0), ("right", 80)):  # 80 px; the network ends at 64
+        write_png(tmp_path / f"{side}.png", np.ascontiguousarray(noise[:, start : start + 400]))
+    code, text, _ = predict(tmp_path / "left.png", tmp_path / "right.png")
+    assert code == 0 and "Warning: 100% of" in text and "above 64 px" in text, text
+    assert "above 64 px" not in predict(tmp_path / "left.png", tmp_path / "right.png", "--scale", 0.5)[1]
+
+
+def test_pixels_without_depth_are_counted(predict, pair, tmp_path):
+    size = "width=96\nheight=64\nndisp=64\n"
+    camera = "cam0=[80 0 48; 0 80 32; 0 0 1]\ncam1=[80 0 {}; 0 80 32; 0 0 1]\ndoffs={}\nbaseline=500\n"
+    (tmp_path / "calib.txt").write_text(camera.format(-152, -200) + size)
+    code, text, _ = predict(*pair, "--calibration", tmp_path / "calib.txt")
+    assert code == 0 and "Warning: 100.0% of the pixels have no depth" in text and "doffs" in text, text
+
+
+def test_an_engine_without_its_side_car_is_named(predict, pair, tmp_path):
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [value])
+    onnx.save(helper.make_model(graph), tmp_path / "bare.engine")
+    code, text, _ = predict(*pair, "--model", tmp_path / "bare.engine")
+    assert code == 2 and "side-car" in text and "evaluate.trt_engine" not in text, text
+
+
+def test_links_of_a_page_lead_to_files_of_any_name(predict, pair, tmp_path):
+    for side, path in zip(("left", "right"), pair, strict=True):
+        write_png(tmp_path / side / "a %20#?.png", read_image(path))
+    code, text, out = predict(tmp_path / "left", tmp_path / "right")
+    assert code == 0, text
+    links = re.findall(r'href="(disparity_pfm/[^"]*)"', (out / "index.html").read_text())
+    assert [(out / unquote(link)).is_file() for link in links] == [True] and "#" not in links[0]
 
 
 def test_folders(predict, scenes, tmp_path):

@@ -41,7 +41,7 @@ def test_real_pairs(pair):
     left, right = (read_image(DATA / name) for name in pair.split())
     assert doubts(left, right) == []
     assert "swapped" in doubts(right, left)[0]
-    for rows in (2, 6, -8):
+    for rows in (2, 6, -8, 13):
         words = "lower" if rows > 0 else "higher"
         assert words in doubts(left, np.roll(right, rows, axis=0))[0]
     assert "rectify" in doubts(left, rotated(right, 1.0))[0]

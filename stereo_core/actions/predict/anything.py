@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stereo_core.engines import load_engine
-from stereo_core.engines.files import file_kind
+from stereo_core.engines.files import file_kind, read_engine
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.spec import ExperimentSpec
 from stereo_core.spec.choice import NoChoice, chosen
@@ -23,7 +23,10 @@ def spec_of(model: str, iters: int | None = None, **inference: Any) -> Experimen
         SpecError: iterations are given for an engine, which has a fixed number.
     """
     file = _file(model)
-    engine = file_kind(file) == "engine"
+    kind = file_kind(file)
+    engine = kind == "engine"
+    if kind in ("onnx", "tensorrt", "pt2"):
+        read_engine(file)  # raises: says what is missing
     if engine and iters:
         raise SpecError(
             f"--iters: the engine {file} has a fixed number of iterations; leave --iters out, or name a checkpoint"
