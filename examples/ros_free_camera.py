@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from stereo_core import predict
-from stereo_core.data.images import read_image
+from stereo_core.data.images import read_views
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Rectified left and right image, uint8 RGB (H, W, 3)."""
@@ -30,7 +30,7 @@ def pairs_of_folder(folder: Path) -> Iterator[Pair]:
     if not names:
         raise SystemExit(f"{folder}: there are no images in left/; put the right ones in right/ under the same names")
     for left in names:
-        yield read_image(left), read_image(folder / "right" / left.name)
+        yield read_views(left, folder / "right" / left.name)
 
 
 def pairs_of_video(path: Path) -> Iterator[Pair]:
