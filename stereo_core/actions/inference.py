@@ -48,6 +48,7 @@ class OutOfRange:
     images: int = 0
     known: int = 0
     nearest: float = math.inf  # the smallest of all values
+    denied: int = 0  # pixels with a disparity that have no depth, because disparity + doffs is not above 0
 
     def add(self, pixels: int, values_HW: np.ndarray) -> None:
         positive = values_HW[values_HW > 0]
@@ -61,6 +62,7 @@ class OutOfRange:
         self.images += other.images
         self.known += other.known
         self.nearest = min(self.nearest, other.nearest)
+        self.denied += other.denied
         return self
 
 
@@ -98,7 +100,8 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         for kind, values in of_pair.items():
             clipped[kind] += values
     write_views(folder / FILE, chosen.views)
-    warn_about(clipped)
+    for text in format_warnings(clipped):
+        LOG.warning("%s", text)
     figures = predictor.figures()
     notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
     write_results(folder, figures | notes)
@@ -189,24 +192,28 @@ def _camera_of_all(spec: ExperimentSpec) -> Calibration:
     )
 
 
-def warn_about(clipped: dict[str, OutOfRange]) -> None:
-    """Log a warning for each kind of file that cannot hold all values."""
+def format_warnings(clipped: dict[str, OutOfRange]) -> list[str]:
+    """A warning for each kind of file that cannot hold all values."""
     disparity, depth = clipped["disparity_png16"], clipped["depth"]
+    found = []
     if disparity.pixels:
-        LOG.warning(
-            "disparity_png16: %d of %d pixels in %d of the images exceed 255.996 px, the largest value of the format, "
-            "and are clipped to it; set inference.save_raw_pfm=true for files without this limit",
-            *(disparity.pixels, disparity.known, disparity.images),
+        found.append(
+            f"disparity_png16: {disparity.pixels} of {disparity.known} pixels in {disparity.images} of the images "
+            "exceed 255.996 px, the largest value of the format, and are clipped to it; PFM files "
+            "(inference.save_raw_pfm) have no limit"
         )
     if depth.pixels:
-        LOG.warning(
-            "depth: %d of %d pixels in %d of the images do not fit in 16-bit millimetres (0.001 to 65.535 m) and are "
-            "stored as 0 (unknown)%s",
-            *(depth.pixels, depth.known, depth.images),
-            f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
-            if depth.pixels == depth.known
-            else "",
+        check = f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
+        found.append(
+            f"depth: {depth.pixels} of {depth.known} pixels in {depth.images} of the images do not fit in 16-bit "
+            f"millimetres (0.001 to 65.535 m) and are stored as 0 (unknown){check * (depth.pixels == depth.known)}"
         )
+    if depth.denied:
+        found.append(
+            f"depth: {depth.denied} pixels have no depth, because their disparity + doffs is not above 0; "
+            f"{depth.known} have one. Check doffs in the calibration file"
+        )
+    return found
 
 
 def write_files(
@@ -232,6 +239,7 @@ def write_files(
     if camera is None:
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
+    clipped["depth"].denied += int(((disparity_HW > 0) & (depth_HW <= 0)).sum())
     if settings.save_depth:
         clipped["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
     if settings.save_point_cloud:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions.inference import OutOfRange, warn_about, write_files
+from stereo_core.actions.inference import OutOfRange, format_warnings, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
@@ -170,7 +170,7 @@ class _Prediction:
     def of(self, pairs: list[Pair]) -> Iterator[str]:
         for pair in pairs:
             yield from self._one(pair)
-        warn_about(self.clipped)
+        yield from (f"Warning: {text}" for text in format_warnings(self.clipped))
         if self.camera is None:
             yield NO_CAMERA
         yield f"Look at {self._page(len(pairs))}"
@@ -185,11 +185,6 @@ class _Prediction:
         if not np.isfinite(disparity_HW).all():
             raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
         found = [*doubts(left_HW3, right_HW3, self._reach(left_HW3)), *(camera.doubts() if camera else ())]
-        if camera and (behind := float(((disparity_HW > 0) & (disparity_HW + camera.doffs <= 0)).mean())):
-            found.append(
-                f"{behind:.1%} of the pixels have no depth, because their disparity + doffs ({camera.doffs:g} px) is "
-                f"not above 0; check doffs in {camera.source}"
-            )
         files = self._write(pair.name, left_HW3, disparity_HW, camera)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
             one = view(pair.name, left_HW3, disparity_HW, disparity_range(disparity_HW), camera=camera,
@@ -238,7 +233,9 @@ class _Prediction:
         file = self.output / "index.html"
         with atomic_path(file) as temporary:
             folded = {"Inputs": self.inputs, "Settings": self.predictor.settings}
-            text = page("Disparity", groups=groups, note=" ".join(notes), folded=folded)
+            text = page(
+                "Disparity", groups=groups, note=" ".join(notes), folded=folded, warnings=format_warnings(self.clipped)
+            )
             temporary.write_text(text, encoding="utf-8")
         return file
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions.inference import OutOfRange, warn_about
+from stereo_core.actions.inference import OutOfRange, format_warnings
 from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
@@ -292,14 +292,25 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
     assert f"depth: {known} of {known} pixels" in caplog.text and "check focal length and baseline" in caplog.text
 
 
-def test_disparities_beyond_the_png_are_counted(caplog):
+def test_disparities_beyond_the_png_are_counted():
     lost = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
     lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
-    warn_about(lost)
-    assert caplog.text == ""
+    assert format_warnings(lost) == []
     lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
-    warn_about(lost)
-    assert "disparity_png16: 2 of 4 pixels in 1 of the images exceed 255.996 px" in caplog.text
+    (text,) = format_warnings(lost)
+    assert "disparity_png16: 2 of 4 pixels in 1 of the images exceed 255.996 px" in text
+
+
+def test_pixels_without_depth_are_counted_once_a_run(infer, scenes, tmp_path, caplog):
+    """A wrong sign of doffs leaves no pixel with a depth, and the files would only be black."""
+    size = "width=96\nheight=64\nndisp=64\n"
+    text = "cam0=[80 0 48; 0 80 32; 0 0 1]\ncam1=[80 0 -152; 0 80 32; 0 0 1]\ndoffs=-200\nbaseline=500\n" + size
+    (tmp_path / "calib.txt").write_text(text)
+    keys = {"calibration": str(tmp_path / "calib.txt"), "save_depth": True}
+    files_of_one = (scenes / "list.txt").read_text().splitlines()[0].split()
+    (tmp_path / "list.txt").write_text(" ".join(str(scenes / name) for name in files_of_one))
+    assert infer(tmp_path / "out", tmp_path / "list.txt", **keys) == 0
+    assert caplog.text.count("pixels have no depth, because their disparity + doffs is not above 0; 0 have one") == 1
 
 
 @pytest.mark.parametrize(

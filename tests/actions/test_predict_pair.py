@@ -95,8 +95,9 @@ def test_pixels_without_depth_are_counted(predict, pair, tmp_path):
     size = "width=96\nheight=64\nndisp=64\n"
     camera = "cam0=[80 0 48; 0 80 32; 0 0 1]\ncam1=[80 0 {}; 0 80 32; 0 0 1]\ndoffs={}\nbaseline=500\n"
     (tmp_path / "calib.txt").write_text(camera.format(-152, -200) + size)
-    code, text, _ = predict(*pair, "--calibration", tmp_path / "calib.txt")
-    assert code == 0 and "Warning: 100.0% of the pixels have no depth" in text and "doffs" in text, text
+    code, text, out = predict(*pair, "--calibration", tmp_path / "calib.txt")
+    told = "6144 pixels have no depth, because their disparity + doffs is not above 0; 0 have one"
+    assert code == 0 and f"Warning: depth: {told}" in text and told in (out / "index.html").read_text()
 
 
 def test_an_engine_without_its_side_car_is_named(predict, pair, tmp_path):
