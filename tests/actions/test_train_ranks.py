@@ -159,7 +159,7 @@ def test_two_nodes_with_taos_variables(undisturbed, spec_file, tmp_path):
 
 def test_nodes_with_different_specs_do_not_train(spec_file, tmp_path):
     codes, logs = nodes(spec_file, tmp_path, "train.optim.lr=1e-4")
-    assert codes == [2, 2] and all("train.optim: differ between the 2 nodes" in log for log in logs)
+    assert codes == [2, 2] and all("train.optim: the values differ between the 2 nodes" in log for log in logs)
 
 
 def test_a_kubeflow_task_publishes_once(scenes, tmp_path):

@@ -276,7 +276,7 @@ def test_results_stay_here_where_they_can_not_be_stored(store, tmp_path, monkeyp
     (folder,) = left_over(tmp_path)
     assert (folder / "results/results_dir/scene_0000" / LEFT).is_file()
     told = capsys.readouterr()
-    assert "does not answer" in told.err and "FAIL" in told.out and "PASS" not in told.out
+    assert "cannot be reached" in told.err and "FAIL" in told.out and "PASS" not in told.out
 
 
 def test_a_signal_while_the_results_are_stored(store, proxy, tmp_path, monkeypatch, capsys):

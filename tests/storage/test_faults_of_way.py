@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(120)]
 
 def test_no_server(bed):
     bed.patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    bed.fails(StorageError, "does not answer", bed.get, bed.put)
+    bed.fails(StorageError, "cannot be reached", bed.get, bed.put)
 
 
 def test_slow_server(bed):
