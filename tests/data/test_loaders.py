@@ -99,7 +99,9 @@ def set_up(folder, status, ranks):
 def test_fewer_validation_batches_than_ranks_are_refused(tmp_path):
     """Lightning would leave out the validation on some ranks, and the others would wait for them."""
     write_annotations(tmp_path / "list.txt", [make_pair(tmp_path, name) for name in ("one", "two")])
-    with pytest.raises(DataError, match=r"dataset\.val_dataset: 2 samples in batches of 2 are too few for 2 .*lower batch_size"):
+    with pytest.raises(
+        DataError, match=r"dataset\.val_dataset: 2 samples in batches of 2 are too few for 2 .*lower batch_size"
+    ):
         in_ranks(set_up, tmp_path, StatusLog(None), Ranks((0, 0)))
 
 
