@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 LOG = logging.getLogger(__name__)
 GIB = 2**30
-SMALL = 2**16  # pixels in a batch; up to here the largest network needs less than 0.5 GiB, so no estimate is made
-MOST = GIB // 2 // SMALL  # bytes per pixel of the largest network
+MOST = 2**14  # bytes per pixel: more than the largest network needs at max_disparity 1024
 
 
 def announced(
     predict: Callable[[Tensor, Tensor], Tensor], network: nn.Module, verb: str, half: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Wrap `predict`: before a batch larger than all earlier ones, log the memory it needs and the memory that is free.
+    """Wrap `predict`: before a batch that is larger than all earlier ones, log the memory it needs and what is free.
 
-    Warns if too little is free. With logging above INFO, only batches that may be too large are estimated.
+    Warns if too little is free. No estimate is made, because it takes seconds, if even the largest network would fit.
     `half`: the network runs in half precision. A failed estimate never stops the run; it is logged at DEBUG level.
     """
-    largest = SMALL
+    largest = 0
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         nonlocal largest
@@ -33,7 +32,7 @@ def announced(
             largest = pixels
             try:
                 free = free_bytes(left_B3HW.device)
-                if LOG.isEnabledFor(logging.INFO) or MOST * pixels > free:  # the estimate takes seconds
+                if MOST * pixels > free:
                     _say(network, left_B3HW, free, verb, half)
             except Exception:
                 LOG.debug("the memory estimate failed", exc_info=True)

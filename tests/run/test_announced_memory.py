@@ -23,18 +23,30 @@ def said(caplog):
 
 @pytest.fixture
 def network(monkeypatch, caplog):
-    monkeypatch.setattr(memory, "SMALL", 64 * 64)
+    monkeypatch.setattr(memory, "MOST", 2**30)  # no size is too small for an estimate
     caplog.set_level(logging.DEBUG)
     return create_model(preset="tiny").eval()
 
 
-def test_every_larger_size_is_announced_once(network, caplog):
+def test_every_larger_size_is_announced_once(network, monkeypatch, caplog):
+    needed = pass_bytes(network, (96, 96), 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
     predict = announced(lambda left, right: left[:, 0] + 1, network, "evaluate")
     for size in ((64, 64), (64, 96), (96, 64), (64, 96), (96, 96)):
         assert torch.equal(predict(images(*size), images(*size)), torch.ones(1, *size))
-    needed = pass_bytes(network, (96, 96), 1) / 2**30
-    assert [level for level, _ in said(caplog)] == ["INFO", "INFO"]
-    assert said(caplog)[1][1].startswith(f"an image of 96 x 96 px needs about {needed:.2f} GiB of memory; ")
+    assert [level for level, _ in said(caplog)] == ["INFO"] * 2 + ["WARNING"]
+    assert said(caplog)[2][1].startswith(f"an image of 96 x 96 px needs about {needed / 2**30:.2f} GiB of memory; ")
+
+
+def test_nothing_is_estimated_where_the_largest_network_fits(network, monkeypatch, caplog):
+    """An estimate takes seconds, at the start of every run."""
+    monkeypatch.undo()
+    largest = create_model(encoder="vits", max_disparity=1024).eval()
+    assert pass_bytes(largest, (64, 96), 1) < memory.MOST * 64 * 96
+    monkeypatch.setattr(memory, "free_bytes", lambda device: memory.MOST * 64 * 96)
+    caplog.set_level(logging.DEBUG)
+    announced(lambda left, right: left[:, 0], network, "evaluate")(images(64, 96), images(64, 96))
+    assert said(caplog) == []
 
 
 @pytest.mark.parametrize(

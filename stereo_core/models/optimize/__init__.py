@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,10 @@ def _settings(compiled: bool) -> Iterator[None]:
     """Allow a compiled variant of a function per level and shape. cuDNN benchmarks its kernels only when compiling,
     which takes longer anyway."""
     tf32 = torch.backends.cudnn.allow_tf32
+    # Importing torch._dynamo takes seconds.
+    variants = torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS) if compiled else nullcontext()
     with (
-        torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS),
+        variants,
         torch.backends.cudnn.flags(enabled=True, benchmark=compiled, allow_tf32=tf32),
     ):
         yield
