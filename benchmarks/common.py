@@ -42,12 +42,22 @@ def network(args: argparse.Namespace) -> dict[str, str]:
     return {"encoder": "vitt", "preset": "tiny"} if args.preset else {"encoder": args.encoder}
 
 
+DATASET = {"train_dataset": {"data_sources": [{"dataset_name": "Synthetic"}]}}  # the source of each `sample`
+
+
 def sample(height: int, width: int, seed: int) -> dict:
     """The loader's item for one synthetic pair."""
     scene = make_scene(height, width, width // 8, seed)
     left, right = (torch.from_numpy(scene[side]).permute(2, 0, 1).float() for side in ("left", "right"))
     disparity = torch.from_numpy(scene["disparity"])[None]
-    return {"left": left, "right": right, "disparity": disparity, "valid": disparity > 0, "path": str(seed)}
+    return {
+        "left": left,
+        "right": right,
+        "disparity": disparity,
+        "valid": disparity > 0,
+        "path": str(seed),
+        "source": 0,
+    }
 
 
 def device() -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import COLD, GPU, MODEL, WARM, Clock, device, network, network_options, peak_gib, sample
+from common import COLD, DATASET, GPU, MODEL, WARM, Clock, device, network, network_options, peak_gib, sample
 from torch.utils.data import DataLoader, default_collate
 
 from stereo_core.models import create_model, from_spec
@@ -157,7 +157,7 @@ def check(args: argparse.Namespace, ranks: Ranks, name: str) -> None:
         batches.append(double(default_collate(images if ranks.world == 1 else [images[ranks.rank % 2]])))
     sgd = {"optimizer": "SGD", "lr": 1e-2, "warmup_steps": 0}
     settings = {"optim": sgd, "results_dir": str(args.out), "num_epochs": 1} | named(name)
-    fit(net, ExperimentSpec.model_validate({"train": settings}), ranks, batches, [])
+    fit(net, ExperimentSpec.model_validate({"dataset": DATASET, "train": settings}), ranks, batches, [])
     weights = {key: whole(value).cpu() for key, value in net.state_dict().items()}
     title = f"check {ranks.world} {name}".strip()
     if ranks.rank == 0:
@@ -178,7 +178,7 @@ def measure(args: argparse.Namespace, ranks: Ranks, precision: str, name: str) -
     """Time steps of the chosen network."""
     model = MODEL | network(args) | {"train_iters": args.iters}
     settings = {"precision": precision, "results_dir": str(args.out), "num_epochs": 1, "optim": COLD} | named(name)
-    spec = ExperimentSpec.model_validate({"model": model, "train": settings})
+    spec = ExperimentSpec.model_validate({"model": model, "dataset": DATASET, "train": settings})
     torch.manual_seed(0)
     gc.collect()
     if GPU:

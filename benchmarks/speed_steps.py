@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from common import COLD, GPU, MODEL, WARM, Clock, device, network, network_options, peak_gib, sample
+from common import COLD, DATASET, GPU, MODEL, WARM, Clock, device, network, network_options, peak_gib, sample
 from torch.utils.data import DataLoader, default_collate
 
 from stereo_core.files import atomic_path
@@ -122,7 +122,7 @@ def measure(args: argparse.Namespace) -> dict:
     """Time steps of one configuration in this process."""
     model = MODEL | network(args) | {"train_iters": args.iters}
     settings = CONFIGURATIONS[args.part] | {"results_dir": str(args.out / "steps"), "num_epochs": 1, "optim": COLD}
-    spec = ExperimentSpec.model_validate({"model": model, "train": settings})
+    spec = ExperimentSpec.model_validate({"model": model, "dataset": DATASET, "train": settings})
     choose_kernels(spec.train, GPU)
     torch.manual_seed(0)
     net = from_spec(spec)
