@@ -1,9 +1,10 @@
 """Add weights of benchmarks/starter.py to the package as the starter, and their figures to its model card.
 
 python benchmarks/pack_starter.py WEIGHTS LIST[:DATASET[:SCALE]] ... --round COMMAND CURVE [--round ...] [--device GPU]
-    Each --round is a training that led to the weights, in order: its command and its curve.csv. The lists are as in
-    zero_shot.py; each pair gets a row with StereoSGBM's figures beside it. It writes to stereo_core/models/starter:
-    starter.safetensors (half precision), figures.json, and the tables of MODEL_CARD.md between its marks.
+    Each --round is a training since the weights that the package has now, in order: its command and its curve.csv. The
+    lists are as in zero_shot.py; each pair gets a row with StereoSGBM's figures beside it. It writes to
+    stereo_core/models/starter: starter.safetensors (half precision), figures.json, and the tables of MODEL_CARD.md
+    between its marks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ MEASURES = {"epe": 1, "bp1": 100, "bp2": 100, "d1": 100}  # factors: shares are 
 def main() -> None:
     args = arguments()
     pack(args.weights)
-    rounds = [{"command": command, "device": args.device} | last_line(curve) for command, curve in args.round]
+    rounds = json.loads(FIGURES.read_text(encoding="utf-8"))["rounds"]
+    rounds += [{"command": command, "device": args.device} | last_line(curve) for command, curve in args.round]
     pairs = [row for name in args.lists for row in measured(name, load_model(STARTER).eval())]
     figures = {"rounds": rounds, "pairs": pairs}
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -4,8 +4,9 @@ python benchmarks/starter.py OUT [--network small] [--weights FILE] [--minutes 6
     --network fast_narrow trains a FastFoundationStereo instead, to compare both as starter.
     A round starts from random weights or, with --weights, from those of an earlier round; set another --start, so that
     it uses new scenes. The learning rate rises in the first hundred steps and then falls along a cosine until the time
-    is up. It writes to OUT: weights.pth (half precision), curve.csv (seconds, step, pairs, rate, loss, and EPE on
-    held-out scenes where measured) and, after training, zero_shot.json: figures on pairs that were never trained on.
+    is up. It writes to OUT: weights.pth (half precision; the moving average of the weights over some 500 steps),
+    curve.csv (seconds, step, pairs, rate, loss, and where measured the EPE of that average on held-out scenes) and,
+    after training, zero_shot.json: figures on pairs that were never trained on.
 
 A step (forward, loss, backward, clipping, AdamW) is one CUDA graph; a second stream draws scenes at the same time.
 """
@@ -35,6 +36,7 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 WARM_UP = 100  # steps
 EAGER_STEPS = 3  # before the graph is captured, at a rate of zero: AdamW creates its state
+DECAY = 0.998  # of the moving average of weights and running statistics, per step
 HELD_OUT_SEED = 987654321
 BEGIN = time.monotonic()
 
@@ -49,7 +51,6 @@ def main() -> None:
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.cuda.get_device_name() if GPU else 'CPU'}")
     measure_stream(args)
     train(args, model)
-    write_weights(model, args)
     say(f"weights: {(args.out / 'weights.pth').stat().st_size / 2**20:.1f} MiB")
     if args.pairs:
         report(args)
@@ -80,7 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--iters", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=int, default=0, help="number of the first scene")
-    parser.add_argument("--held-out", type=int, default=16, help="scenes of another seed for the curve")
+    parser.add_argument("--held-out", type=int, default=64, help="scenes of another seed for the curve")
     parser.add_argument("--pairs", nargs="*", default=[], help="see zero_shot.py")
     return parser.parse_args()
 
@@ -141,6 +142,8 @@ class Step:
         self.loss, self.skipped = torch.zeros((), device=DEVICE), torch.zeros((), device=DEVICE)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.own = [*self.parameters, *self.statistics]
+        self.average = [tensor.detach().clone() for tensor in self.own]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=1e-5, fused=True, capturable=GPU)
 
     def __call__(self, batch: dict[str, Tensor]) -> None:
@@ -168,8 +171,18 @@ class Step:
             self.statistics, before, strict=True
         ):  # one such batch would permanently spoil the averages
             now.copy_(torch.where(now.isfinite() & norm.isfinite(), now, then))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.own, 1 - DECAY)
         self.skipped += self.optimizer.found_inf
         self.loss.copy_(loss.detach())
+
+    def averaged(self) -> nn.Module:
+        """A copy of the model in eval mode with the average of its weights and running statistics."""
+        model = copy.deepcopy(self.model).eval()
+        buffers = (b for b in model.buffers() if b.is_floating_point())
+        with torch.no_grad():
+            torch._foreach_copy_([*(p for p in model.parameters() if p.requires_grad), *buffers], self.average)
+        return model
 
     def capture(self, batch: dict[str, Tensor]) -> None:
         """Run a few steps at a rate of zero, then capture the graph."""
@@ -206,9 +219,8 @@ def train(args: argparse.Namespace, model: nn.Module) -> None:
             due = bool(checks) and spent > checks[0]
             if due:
                 checks.pop(0)
-                write_weights(model, args)  # so that an interrupted round is not lost
             if due or number % 20 == 0:
-                epe = held_out_epe(model, held_out) if due else ""
+                epe = looked_at(step, held_out, args) if due else ""
                 row = [
                     round(spent, 1),
                     number,
@@ -221,7 +233,7 @@ def train(args: argparse.Namespace, model: nn.Module) -> None:
                 file.flush()
                 if due or number % 200 == 0:
                     say(", ".join(str(value) for value in row))
-        epe = held_out_epe(model, held_out)
+        epe = looked_at(step, held_out, args)
         curve.writerow([round(spent, 1), number, number * args.batch, "", f"{step.loss.item():.3f}", epe])
     say(f"{number} steps, {number * args.batch} pairs, {spent / number:.4f} s per step, held-out EPE {epe} px")
     say(f"{int(step.skipped)} steps skipped because of a non-finite gradient")
@@ -247,15 +259,20 @@ def stream_of_held_out(args: argparse.Namespace):
         yield next(batches)
 
 
+def looked_at(step: Step, batches: list[dict[str, Tensor]], args: argparse.Namespace) -> float:
+    """Write the average weights, so that an interrupted round is not lost; return their EPE on held-out scenes."""
+    model = step.averaged()
+    write_weights(model, args)
+    return held_out_epe(model, batches)
+
+
 @torch.no_grad()
 def held_out_epe(model: nn.Module, batches: list[dict[str, Tensor]]) -> float:
-    model.eval()
     errors = []
     for batch in batches:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
             disparity = model(batch["left"], batch["right"])
         errors.append((disparity - batch["disparity"]).abs().mean((1, 2, 3)))
-    model.train()
     return round(torch.cat(errors).mean().item(), 3)
 
 
