@@ -1,0 +1,59 @@
+"""The figures of evaluations as pages show them: plain names with units, shares in per cent."""
+
+from __future__ import annotations
+
+NAMES = {
+    "epe": ("EPE", "px"),
+    "d1": ("D1", "%"),
+    "bp1": ("BP-1", "%"),
+    "bp2": ("BP-2", "%"),
+    "bp3": ("BP-3", "%"),
+    "rmse": ("RMSE", "px"),
+    "latency_median_ms": ("median time of a batch", "ms"),
+    "latency_p95_ms": ("95 % of the batches within", "ms"),
+    "latency_batch": ("batch", "pairs"),
+    "images_per_second": ("speed", "pairs/s"),
+    "model_bytes": ("model file", "MB"),
+    "engine_bytes": ("engine file", "MB"),
+    "device_memory_bytes": ("GPU memory", "MB"),
+    "pixels": ("valid pixels", ""),
+    "valid": ("valid", "%"),
+}
+"""Key in results.json, metrics.csv or status.json -> name and unit."""
+
+_ENDINGS = {"_pixel": " over all pixels"}
+_BEGINNINGS = {"initial_": " before training", "val/": ""}
+_FACTORS = {"%": 100.0, "MB": 1e-6}
+
+
+def plain(key: str) -> str:
+    """The name of a figure with its unit, as `EPE (px)`; keys without an entry stay as they are."""
+    name, unit = _parts(key)
+    return f"{name} ({unit})" if unit else name
+
+
+def scaled(key: str, value: float) -> float:
+    """A figure in the unit that `plain` names."""
+    return value * _FACTORS.get(_parts(key)[1], 1.0)
+
+
+def sentence(row: dict[str, float]) -> str:
+    """The metrics of one image (see `stereo_core.metrics`) in a line."""
+    if not row["pixels"]:
+        return "no valid ground truth"
+    shares = (f"{NAMES[key][0]} {row[key]:.1%}" for key in ("bp2", "d1"))
+    return ", ".join((f"EPE {row['epe']:.3f} px", *shares))
+
+
+def _parts(key: str) -> tuple[str, str]:
+    stem, addition = key, ""
+    for beginning, text in _BEGINNINGS.items():
+        if stem.startswith(beginning):
+            stem, addition = stem.removeprefix(beginning), text
+    for ending, text in _ENDINGS.items():
+        if stem.endswith(ending):
+            stem, addition = stem.removesuffix(ending), text + addition
+    if stem not in NAMES:
+        return key, ""
+    name, unit = NAMES[stem]
+    return name + addition, unit
