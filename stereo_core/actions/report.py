@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 # Order of the rows, if any result has them; other figures follow in the order of their first occurrence.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
-ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")  # of the summary
+ACCURACY = ("epe", "d1", "bp1", "bp2")  # of the summary
 SETTINGS = {"valid_iters": "iterations", "precision": "precision", "device": "device"}  # of the summary, by key
 
 

@@ -22,7 +22,7 @@ PANELS = (
     ("learning rate", ("lr",)),
     ("seconds per step", ("step_time", "step_time_epoch")),
 )
-"""Panel title -> its tags; a panel without data is left out."""
+"""Panel title -> its tags; see `_panels`."""
 
 BY_STEP = ("train_loss_step", "step_time", "lr")  # many points: drawn as a line without markers
 MAX_LABELS = 16  # runs in a legend
@@ -39,7 +39,7 @@ def plot(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
         The picture, and the names of the runs in it.
 
     Raises:
-        DataError: there is no such folder, it contains nothing to draw, or the picture's suffix is not .png.
+        DataError: there is no such folder, no figure in it has two points, or the picture's suffix is not .png.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -48,13 +48,14 @@ def plot(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
     if out.suffix.lower() != ".png":
         raise DataError(f"{out}: only PNG files can be written; name it {out.with_suffix('.png').name}")
     runs = dict(read_runs(folder))
-    if not runs:
+    panels = _panels(runs)
+    if not panels:
         raise DataError(
-            f"{folder}: nothing to draw: neither this folder nor its subfolders have figures in lightning_logs or "
-            "epochs "
-            "in status.json; name the results folder of a training that has finished an epoch or a validation"
+            f"{folder}: nothing to draw: no figure in lightning_logs or status.json, here or in the subfolders, has two "
+            "points; name the results folder of a training that has finished two epochs or validations, or the folder "
+            "above several trainings"
         )
-    _draw(runs, out)
+    _draw(runs, panels, out)
     return out, list(runs)
 
 
@@ -153,15 +154,24 @@ def _add(curves: Curves, step: int, values: dict[str, float]) -> None:
 # -- the picture ------------------------------------------------------------------------------------------------------
 
 
-def _draw(runs: dict[str, Curves], out: Path) -> None:
-    """One run: a panel per entry of PANELS, a colour per tag. Several runs: a colour per run, and one tag per panel."""
+def _panels(runs: dict[str, Curves]) -> list[tuple[str, list[str]]]:
+    """Title and tags of each panel; tags with a single point in all runs are left out, because they show no course."""
+
+    def points(tag: str) -> int:
+        return sum(len(curves.get(tag, ())) for curves in runs.values())
+
+    found = [(title, [tag for tag in tags if points(tag) > 1]) for title, tags in PANELS]
+    panels = [(title, tags) for title, tags in found if tags]
+    if len(runs) > 1:
+        panels = [(title if len(tags) == 1 else f"{title}: {tags[-1]}", tags[-1:]) for title, tags in panels]
+    return panels
+
+
+def _draw(runs: dict[str, Curves], panels: list[tuple[str, list[str]]], out: Path) -> None:
+    """One run: a colour per tag. Several runs: a colour per run, and one tag per panel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display and no pyplot state
     from matplotlib.figure import Figure
 
-    there = {tag for curves in runs.values() for tag in curves}
-    panels = [(title, [tag for tag in tags if tag in there]) for title, tags in PANELS if there & {*tags}]
-    if len(runs) > 1:
-        panels = [(title if len(tags) == 1 else f"{title}: {tags[-1]}", tags[-1:]) for title, tags in panels]
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(12, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)

@@ -41,7 +41,7 @@ def sentence(row: dict[str, float]) -> str:
     """The metrics of one image (see `stereo_core.metrics`) in a line."""
     if not row["pixels"]:
         return "no valid ground truth"
-    shares = (f"{NAMES[key][0]} {row[key]:.1%}" for key in ("bp2", "d1"))
+    shares = (f"{NAMES[key][0]} {scaled(key, row[key]):.1f} %" for key in ("bp2", "d1"))
     return ", ".join((f"EPE {row['epe']:.3f} px", *shares))
 
 

@@ -187,10 +187,20 @@ async function turn(view, camera, place) {
   const near = y.map((depth, n) => depth <= far ? n : -1).filter(n => n >= 0), of = list => near.map(n => list[n]);
   const trace = {type: "scatter3d", mode: "markers", x: of(x), y: of(y), z: of(z), hoverinfo: "none",
     marker: {size: 1.6, color: of(colour)}};
-  const axis = title => ({title: {text: title}, color: text, showspikes: false, gridcolor: "#8884", zerolinecolor: "#8888"});
-  const layout = {margin: {l: 0, r: 0, t: 0, b: 0}, paper_bgcolor: "rgba(0,0,0,0)", font: {color: text},
-    scene: {aspectmode: "data", xaxis: axis("right (m)"), yaxis: axis("ahead (m)"), zaxis: axis("up (m)"),
-      camera: {eye: {x: 0.15, y: -1.3, z: 0.25}, center: {x: 0, y: 0, z: -0.1}}}};
+  const span = list => list.reduce((most, one) => Math.max(most, one), -Infinity) -
+    list.reduce((least, one) => Math.min(least, one), Infinity);
+  const [wide, deep, high] = [trace.x, trace.y, trace.z].map(span), largest = Math.max(wide, high);
+  const ratio = {x: wide / largest, y: deep / largest, z: high / largest};
+  // as far away as the nearest side, with ticks and titles around it, fits in Plotly's view of 45 degrees
+  const tall = Math.max(1.3 * ratio.z, 1.75 * ratio.x * place.clientHeight / place.clientWidth);
+  const away = tall / 2 / Math.tan(Math.PI / 8);
+  const line = getComputedStyle(place).borderTopColor;
+  const axis = title => ({title: {text: title}, color: text, showspikes: false, gridcolor: line, zerolinecolor: line,
+    nticks: 5});
+  const layout = {margin: {l: 0, r: 0, t: 0, b: 0}, paper_bgcolor: "rgba(0,0,0,0)", font: {color: text, size: 11},
+    scene: {aspectmode: "manual", aspectratio: ratio, xaxis: axis("right (m)"), yaxis: axis("ahead (m)"),
+      zaxis: axis("up (m)"), camera: {eye: {x: 0.15, y: -ratio.y / 2 - away, z: 0.25},
+        center: {x: 0, y: 0, z: -0.15}}}};
   await library.newPlot(place, [trace], layout, {displaylogo: false, responsive: true});
   place.dataset.points = near.length;
 }
