@@ -9,7 +9,7 @@ from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.figures import plain, scaled
+from stereo_core.report.figures import ACCURACY, plain, scaled
 from stereo_core.report.html import Best, Cell, Short, Table, images_table, page, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
@@ -20,7 +20,6 @@ LOG = logging.getLogger(__name__)
 # Order of the rows, if any result has them; other figures follow in the order of their first occurrence.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
-ACCURACY = ("epe", "d1", "bp1", "bp2")  # of the summary
 SETTINGS = {"valid_iters": "iterations", "precision": "precision", "device": "device"}  # of the summary, by key
 
 
@@ -78,7 +77,7 @@ def summary(
     """One row per evaluation: accuracy, time, iterations, precision; the best figures are marked if `comparable`."""
     rows: list[list[Cell]] = [[Short(name, path)] for name, path in zip(names, paths, strict=True)]
     titles = ["evaluation"]
-    for key in ACCURACY:
+    for key in ACCURACY[:4]:
         _add(rows, titles, plain(key), [scaled(key, one[key]) if key in one else "" for one in columns], comparable)
     _add(rows, titles, "ms a pair", [_milliseconds(one) for one in columns], comparable)
     for key, title in SETTINGS.items():

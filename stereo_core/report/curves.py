@@ -9,6 +9,7 @@ from typing import Any
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
+from stereo_core.report.figures import NAMES
 from stereo_core.run.status import read_line
 
 Curves = dict[str, dict[int, float]]
@@ -17,8 +18,8 @@ Curves = dict[str, dict[int, float]]
 PANELS = (
     ("training loss (px)", ("train_loss_step", "train_loss_epoch", "train_loss")),
     ("validation loss (px)", ("val_loss",)),
-    ("val/epe (px)", ("val/epe",)),
-    ("share of bad pixels", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
+    ("validation EPE (px)", ("val/epe",)),
+    ("validation: share of bad pixels", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
     ("learning rate", ("lr",)),
     ("seconds per step", ("step_time", "step_time_epoch")),
 )
@@ -51,9 +52,9 @@ def plot(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
     panels = _panels(runs)
     if not panels:
         raise DataError(
-            f"{folder}: nothing to draw: no figure in lightning_logs or status.json, here or in the subfolders, has two "
-            "points; name the results folder of a training that has finished two epochs or validations, or the folder "
-            "above several trainings"
+            f"{folder}: nothing to draw: no figure in lightning_logs or status.json, here or in the subfolders, has "
+            "two points; name the results folder of a training that has finished two epochs or validations, or a "
+            "parent of several trainings"
         )
     _draw(runs, panels, out)
     return out, list(runs)
@@ -163,8 +164,12 @@ def _panels(runs: dict[str, Curves]) -> list[tuple[str, list[str]]]:
     found = [(title, [tag for tag in tags if points(tag) > 1]) for title, tags in PANELS]
     panels = [(title, tags) for title, tags in found if tags]
     if len(runs) > 1:
-        panels = [(title if len(tags) == 1 else f"{title}: {tags[-1]}", tags[-1:]) for title, tags in panels]
+        panels = [(title if len(tags) == 1 else f"{title}: {_name(tags[-1])}", tags[-1:]) for title, tags in panels]
     return panels
+
+
+def _name(tag: str) -> str:
+    return NAMES.get(tag.removeprefix("val/"), (tag,))[0]
 
 
 def _draw(runs: dict[str, Curves], panels: list[tuple[str, list[str]]], out: Path) -> None:
@@ -179,15 +184,16 @@ def _draw(runs: dict[str, Curves], panels: list[tuple[str, list[str]]], out: Pat
     for index, (title, tags) in enumerate(panels):
         axes = figure.add_subplot(rows, 2, index + 1, title=title, xlabel="optimizer step")
         axes.grid(alpha=0.3)
-        if "loss" in title:
-            axes.set_yscale("log")
         for number, (name, curves) in enumerate(runs.items()):
             for tag in (tag for tag in tags if tag in curves):
                 colour: dict[str, Any] = {"color": f"C{number}"} if len(runs) > 1 else {}
                 marker = None if tag in BY_STEP else "."
-                label = name if len(runs) > 1 else tag
+                label = name if len(runs) > 1 else _name(tag)
                 points = curves[tag]
                 (labelled[label],) = axes.plot([*points], [*points.values()], label=label, marker=marker, **colour)
+        low, high = axes.dataLim.intervaly
+        if "loss" in title and high > 10 * low > 0:
+            axes.set_yscale("log")
         if len(runs) == 1 and len(tags) > 1:
             axes.legend()
     if 1 < len(runs) <= MAX_LABELS:

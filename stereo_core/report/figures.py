@@ -21,20 +21,27 @@ NAMES = {
 }
 """Key in results.json, metrics.csv or status.json -> name and unit."""
 
-_ENDINGS = {"_pixel": " over all pixels"}
-_BEGINNINGS = {"initial_": " before training", "val/": ""}
+ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")
+KINDS = {
+    "mean over images": "{}",
+    "over all pixels": "{}_pixel",
+    "before training": "initial_{}",
+    "before training, over all pixels": "initial_{}_pixel",
+}
+"""What an accuracy refers to -> its key, made from the metric's key."""
+
 _FACTORS = {"%": 100.0, "MB": 1e-6}
 
 
 def plain(key: str) -> str:
     """The name of a figure with its unit, as `EPE (px)`; keys without an entry stay as they are."""
-    name, unit = _parts(key)
+    name, unit = NAMES.get(key, (key, ""))
     return f"{name} ({unit})" if unit else name
 
 
 def scaled(key: str, value: float) -> float:
     """A figure in the unit that `plain` names."""
-    return value * _FACTORS.get(_parts(key)[1], 1.0)
+    return value * _FACTORS.get(NAMES.get(key, (key, ""))[1], 1.0)
 
 
 def sentence(row: dict[str, float]) -> str:
@@ -43,17 +50,3 @@ def sentence(row: dict[str, float]) -> str:
         return "no valid ground truth"
     shares = (f"{NAMES[key][0]} {scaled(key, row[key]):.1f} %" for key in ("bp2", "d1"))
     return ", ".join((f"EPE {row['epe']:.3f} px", *shares))
-
-
-def _parts(key: str) -> tuple[str, str]:
-    stem, addition = key, ""
-    for beginning, text in _BEGINNINGS.items():
-        if stem.startswith(beginning):
-            stem, addition = stem.removeprefix(beginning), text
-    for ending, text in _ENDINGS.items():
-        if stem.endswith(ending):
-            stem, addition = stem.removesuffix(ending), text + addition
-    if stem not in NAMES:
-        return key, ""
-    name, unit = NAMES[stem]
-    return name + addition, unit

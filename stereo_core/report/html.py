@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader
 from stereo_core import __version__
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
-from stereo_core.report.figures import plain, scaled
+from stereo_core.report.figures import ACCURACY, KINDS, plain, scaled
 from stereo_core.report.views import FILE, VALIDATION, Group, View, fitting, read_views, side_by_side
 from stereo_core.run.status import lines_of, warnings_in
 
@@ -142,19 +142,16 @@ def page(
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The last parts of paths, as few as distinguish each from all others."""
+    """The ends of paths, as short as tells each from the others; the middle of a longer end is left out."""
+    parts = [name.split("/") for name in names]
 
-    def ending(name: str, parts: int) -> str:
-        return "/".join(name.split("/")[-parts:])
+    def short(own: list[str]) -> str:
+        others = [other for other in parts if other != own]
+        count = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        end = own[-count:]
+        return "/".join(end if count < 3 else (end[0], "…", end[-1]))
 
-    def short(name: str) -> str:
-        lengths = range(1, name.count("/") + 1)
-        others = [other for other in names if other != name]
-        return next(
-            (ending(name, n) for n in lengths if all(ending(other, n) != ending(name, n) for other in others)), name
-        )
-
-    return [short(name) for name in names]
+    return [short(own) for own in parts]
 
 
 def has_cloud(groups: Iterable[Group]) -> bool:
@@ -185,16 +182,32 @@ def _constants() -> dict[str, Any]:
     from stereo_core.report.viewer import STEPS
 
     levels_256 = np.linspace(1e-6, 1, 256, dtype=np.float32)[None]
-    return {"steps": STEPS, "error_px": ERROR_SCALE_PX, "turbo": colour_disparity(levels_256, Scale(1.0)).ravel().tolist()}
+    return {
+        "steps": STEPS,
+        "error_px": ERROR_SCALE_PX,
+        "turbo": colour_disparity(levels_256, Scale(1.0)).ravel().tolist(),
+    }
 
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
-    """Two columns: metric (see `stereo_core.report.figures`), value."""
-    return Table(title, ("metric", "value"), [(plain(key), scaled(key, value)) for key, value in metrics.items()])
+def metrics_tables(metrics: Mapping[str, float]) -> list[Table]:
+    """The accuracy, a row per kind and a column per metric; and the other figures, a row each."""
+    keys = {kind: [pattern.format(key) for key in ACCURACY] for kind, pattern in KINDS.items()}
+    rows: list[tuple[str, ...]] = [(kind, *those) for kind, those in keys.items() if {*those} & {*metrics}]
+    accuracy = [
+        (kind, *(scaled(one, metrics[key]) if key in metrics else "" for one, key in zip(ACCURACY, those, strict=True)))
+        for kind, *those in rows
+    ]
+    shown_keys = {key for those in keys.values() for key in those}
+    others = [(plain(key), scaled(key, value)) for key, value in metrics.items() if key not in shown_keys]
+    tables = [
+        Table("Accuracy", ("", *map(plain, ACCURACY)), accuracy),
+        Table("Figures", ("figure", "value"), others),
+    ]
+    return [table for table in tables if table.rows]
 
 
 def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Table]:
@@ -261,7 +274,7 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     groups = shown(views_of(results_dir))
     return page(
         verb,
-        [metrics_table("Metrics", outcome.kpi)],
+        metrics_tables(outcome.kpi),
         galleries,
         note=outcome.message,
         warnings=warnings_in(results_dir),

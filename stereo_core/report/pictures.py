@@ -11,7 +11,7 @@ import numpy as np
 
 ERROR_SCALE_PX = 8.0  # upper end of all error maps
 SMALLEST_PX = 8.0  # end of the shortest disparity scale
-SHOWN = 0.999  # share of the disparities below a scale's end: a few outliers would make the rest all blue
+SHOWN = 0.99  # share of the disparities below a scale's end: a few outliers would make the rest all blue
 UNKNOWN = (128, 128, 128)  # grey, which is no colour of turbo
 SMALL = 320  # px; narrower pictures are shown twice as large
 STRIP = 22  # px; height of a text line
@@ -106,7 +106,7 @@ def _draw_scale(strip_HW3: np.ndarray, scale: Scale) -> None:
         share = number / (TICKS - 1)
         text = f"{scale.start + (scale.end - scale.start) * share:.3g}" + (" px" if share == 1 else "")
         (wide, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-        _write(strip_HW3, text, round(share * (width - wide)))
+        _write(strip_HW3, text, round(4 + share * (width - wide - 8)))
 
 
 def _write(strip_HW3: np.ndarray, text: str, x: int) -> None:
