@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stereo_core.data.images import read_image
 from stereo_core.models.foundation_stereo.model import FoundationStereo
-from stereo_core.report.pictures import STRIP, colour_disparity
+from stereo_core.report.pictures import STRIP, colour_disparity, scale_of
 from stereo_core.training.module import StereoModule
 from stereo_core.training.pictures import VALIDATED, WIDTH, Pictures
 
@@ -106,7 +106,7 @@ def test_panels_of_training(watched):
 
 
 def test_a_panel_shows_the_step_s_own_prediction(watch, tmp_path, monkeypatch):
-    """The drawn disparity is the one whose loss was taken, in colours from 0 to dataset.max_disparity."""
+    """The drawn disparity is the one whose loss was taken, in the colours of the ground truth's scale."""
     drawn, outputs = [], []
     panel_of = Pictures._panel
     monkeypatch.setattr(Pictures, "_panel", lambda *args: drawn.append((args[2], panel_of(*args))) or drawn[-1][1])
