@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stereo_core.data.images import read_image
 from stereo_core.models.foundation_stereo.model import FoundationStereo
-from stereo_core.report.pictures import STRIP, colour_disparity, scale_of
+from stereo_core.report.pictures import STRIP, colour_disparity
 from stereo_core.training.module import StereoModule
 from stereo_core.training.pictures import VALIDATED, WIDTH, Pictures
 
