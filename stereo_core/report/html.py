@@ -10,6 +10,7 @@ import contextlib
 import csv
 import gzip
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -195,17 +196,15 @@ def _base64(data: bytes) -> str:
 
 def metrics_tables(metrics: Mapping[str, float]) -> list[Table]:
     """The accuracy, a row per kind and a column per metric; and the other figures, a row each."""
-    keys = {kind: [pattern.format(key) for key in ACCURACY] for kind, pattern in KINDS.items()}
-    rows: list[tuple[str, ...]] = [(kind, *those) for kind, those in keys.items() if {*those} & {*metrics}]
-    accuracy = [
-        (kind, *(scaled(one, metrics[key]) if key in metrics else "" for one, key in zip(ACCURACY, those, strict=True)))
-        for kind, *those in rows
-    ]
-    shown_keys = {key for those in keys.values() for key in those}
-    others = [(plain(key), scaled(key, value)) for key, value in metrics.items() if key not in shown_keys]
+    others: dict[str, Any] = dict(metrics)
+    accuracy = []
+    for kind, pattern in KINDS.items():
+        values = [others.pop(pattern.format(key), math.nan) for key in ACCURACY]
+        if any(value == value for value in values):
+            accuracy.append((kind, *map(scaled, ACCURACY, values)))
     tables = [
-        Table("Accuracy", ("", *map(plain, ACCURACY)), accuracy),
-        Table("Figures", ("figure", "value"), others),
+        Table("Accuracy", ("kind", *map(plain, ACCURACY)), accuracy),
+        Table("Figures", ("figure", "value"), [(plain(key), scaled(key, value)) for key, value in others.items()]),
     ]
     return [table for table in tables if table.rows]
 

@@ -71,6 +71,10 @@ class Group:
         return sum(view.bytes for view in self.views.values())
 
     @property
+    def has_truth(self) -> bool:
+        return any(view.truth for view in self.views.values())
+
+    @property
     def worst(self) -> float:
         return max((view.epe for view in self.views.values() if view.epe is not None), default=0.0)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stereo_core.data.calibration import Calibration
-from stereo_core.report.html import Table, images_table, metrics_tables, page, short_names
+from stereo_core.report.html import Table, figure, images_table, metrics_tables, page, short_names
 from stereo_core.report.viewer import FIRST, STEPS, WORST, Chosen, view
 from stereo_core.report.views import CURVE_PX, fitting, read_views, side_by_side, write_views
 
@@ -104,8 +104,10 @@ def test_images_are_listed_worst_first_with_links_to_their_pairs(disparity, tmp_
 
 def test_accuracy_is_a_table_of_kinds_and_metrics_in_their_units():
     accuracy, others = metrics_tables({"epe": 1.5, "d1": 0.125, "epe_pixel": 2.0, "model_bytes": 9_662_378, "x": 7})
-    assert accuracy.columns == ("", "EPE (px)", "D1 (%)", "BP-1 (%)", "BP-2 (%)", "BP-3 (%)", "RMSE (px)")
-    assert [row[:3] for row in accuracy.rows] == [("mean over images", 1.5, 12.5), ("over all pixels", 2.0, "")]
+    assert accuracy.columns == ("kind", "EPE (px)", "D1 (%)", "BP-1 (%)", "BP-2 (%)", "BP-3 (%)", "RMSE (px)")
+    (one, *means, _, _, _, _), (all_pixels, epe, missing, *_) = accuracy.rows
+    assert (one, means) == ("mean over images", [1.5, 12.5]) and (all_pixels, epe) == ("over all pixels", 2.0)
+    assert figure(missing) == "", "no figure is made up"
     assert others.rows == [("model file (MB)", pytest.approx(9.662378)), ("x", 7)]
     assert [table.title for table in metrics_tables({"x": 1.0})] == ["Figures"]
 
