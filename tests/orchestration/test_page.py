@@ -26,7 +26,7 @@ def test_metrics_side_by_side(compiled, tmp_path):
         METRICS, "m", "", 10, {"epe": 1.25, "d1": 0.125, "latency_median_ms": 8.5, "x": 4.0}
     )
     table = metrics_table(run.record)
-    assert list(table.columns) == ["step", "EPE (px)", "D1 (%)", "median time of a batch (ms)"]
+    assert list(table.columns) == ["step", "EPE (px)", "D1 (%)", "batch time, median (ms)"]
     assert [tuple(row) for row in table.rows] == [
         ("train, before", 9.0, "", ""),
         ("train", 1.5, "", ""),
