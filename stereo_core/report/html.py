@@ -197,7 +197,7 @@ def _base64(data: bytes) -> str:
 def metrics_tables(metrics: Mapping[str, float]) -> list[Table]:
     """The accuracy, a row per kind and a column per metric; and the other figures, a row each."""
     others: dict[str, Any] = dict(metrics)
-    accuracy = []
+    accuracy: list[tuple[str | float, ...]] = []
     for kind, pattern in KINDS.items():
         values = [others.pop(pattern.format(key), math.nan) for key in ACCURACY]
         if any(value == value for value in values):

@@ -134,9 +134,8 @@ def test_augmented_samples(watched):
     folder, _, lines = watched
     files = sorted((folder / "dataloader").iterdir())
     assert [file.name for file in files] == [f"{number:06d}_left.png" for number in range(4)]
-    assert {read_image(file).shape for file in files} == {
-        (2 * 32 + 2 * STRIP, 2 * 4 * 64, 3)
-    }  # twice as large, with titles and a scale
+    shapes = {read_image(file).shape for file in files}
+    assert shapes == {(2 * 32 + 2 * STRIP, 4 * 2 * 64, 3)}  # twice as large, with titles and a scale
     assert f"wrote 4 augmented training samples to {folder / 'dataloader'}" in lines
 
 
