@@ -22,7 +22,8 @@ from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
-from stereo_core.report.pictures import panel, scale_end
+from stereo_core.report.figures import sentence
+from stereo_core.report.pictures import panel
 from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
 from stereo_core.report.views import FILE, View, write_views
 from stereo_core.run.outcome import Outcome
@@ -157,9 +158,9 @@ def _row(
     counts_HW = valid_HW & (gt_HW > 0) & (gt_HW < max_disparity)
     row["beyond"] = 0 if reach is None else int((counts_HW & (gt_HW >= reach)).sum())
     if panel_file:
-        write_png(panel_file, panel(_left(sample), prediction_HW, gt_HW, counts_HW, scale_end(max_disparity)))
+        write_png(panel_file, panel(_left(sample), prediction_HW, gt_HW, counts_HW))
     truth_HW = np.where(counts_HW, gt_HW, 0)
-    chosen.offer(sample["index"], row["epe"], partial(_view, sample, prediction_HW, truth_HW, row, max_disparity))
+    chosen.offer(sample["index"], row["epe"], partial(_view, sample, prediction_HW, truth_HW, row))
     which = {name: sample[name] for name in ("index", "source", "path")}
     return which | row | {"valid": row["pixels"] / gt_HW.size}
 
@@ -169,14 +170,9 @@ def _left(sample: dict[str, Any]) -> np.ndarray:
     return left
 
 
-def _view(
-    sample: dict[str, Any], prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict[str, Any], max_disparity: float
-) -> View:
-    facts = "no valid ground truth"
-    if row["pixels"]:
-        facts = f"epe {row['epe']:.3f} px, bad pixels above 2 px {row['bp2']:.1%}, d1 {row['d1']:.1%}"
-    return view(sample["rel"], _left(sample), prediction_HW, scale_end(max_disparity), path=str(sample["path"]),
-                truth_HW=truth_HW, most_pixels=FEWER_PIXELS, facts=facts)  # fmt: skip
+def _view(sample: dict[str, Any], prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict[str, Any]) -> View:
+    return view(sample["rel"], _left(sample), prediction_HW, path=str(sample["path"]), truth_HW=truth_HW,
+                most_pixels=FEWER_PIXELS, facts=sentence(row))  # fmt: skip
 
 
 def _check(totals: dict[str, Any]) -> None:

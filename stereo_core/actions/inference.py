@@ -25,7 +25,7 @@ from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
-from stereo_core.report.pictures import colour_disparity, labelled, scale_end
+from stereo_core.report.pictures import colour_disparity, labelled, scale_of
 from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
 from stereo_core.report.views import FILE, write_views
 from stereo_core.run.outcome import Outcome
@@ -71,7 +71,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """Write the files that `inference.save_*` enable, named by the left image's `rel` (INTERFACES "Files").
 
     disparity_png16/<rel>.png: px * 256, 0 = invalid. disparity_pfm/<rel>.pfm: px. predicted_depth/<name>.png: disparity
-    in turbo with a colour scale, see `scale_end`. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
+    in turbo with a colour scale, see `scale_of`. depth/<rel>.png: millimetres. cloud/<rel>.ply: metres, left camera,
     without points beyond `cloud_max_depth` or hidden from the right camera.
     views.json: the first pairs, for the pages.
     results.json: `images`, latency and throughput, for engines GPU memory, `warnings` (sentences), and `settings`.
@@ -95,7 +95,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
     count, clipped, chosen = 0, {"disparity_png16": OutOfRange(), "depth": OutOfRange()}, Chosen()
     pairs = _named(predictions(predictor, loader, len(loader)), cameras)
-    for of_pair in mapped(partial(_write, settings, folder, scale_end(spec.dataset.max_disparity), chosen), pairs):
+    for of_pair in mapped(partial(_write, settings, folder, chosen), pairs):
         count += 1
         for kind, values in of_pair.items():
             clipped[kind] += values
@@ -121,16 +121,14 @@ def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras 
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
 
 
-def _write(
-    settings: Inference, folder: Path, end: float, chosen: Chosen, named: tuple[Any, ...]
-) -> dict[str, OutOfRange]:
-    """Write the files of one pair, with colours up to `end` px, and offer it to the pages; return counts of values that
+def _write(settings: Inference, folder: Path, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, OutOfRange]:
+    """Write the files of one pair and offer it to the pages; return counts of values that
     the formats cannot hold."""
     rel, flat_name, sample, disparity_HW, camera = named
     left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
     clipped = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
-    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, clipped, end)
-    make = partial(view, sample["rel"], left_HW3, disparity_HW, end, path=str(sample["path"]), camera=camera,
+    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, clipped)
+    make = partial(view, sample["rel"], left_HW3, disparity_HW, path=str(sample["path"]), camera=camera,
                    most_pixels=FEWER_PIXELS)  # fmt: skip
     chosen.offer(sample["index"], math.nan, make)
     return clipped
@@ -225,16 +223,16 @@ def write_files(
     disparity_HW: np.ndarray,
     camera: SizedCalibration | None,
     clipped: dict[str, OutOfRange],
-    scale_px: float,
 ) -> None:
-    """Write the files of one pair, with colours up to `scale_px`; `clipped` counts values out of range."""
+    """Write the files of one pair; `clipped` counts values out of range."""
     if settings.save_png16:
         too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
         clipped["disparity_png16"].add(too_large, disparity_HW)
     if settings.save_raw_pfm:
         write_pfm(folder / "disparity_pfm" / f"{rel}.pfm", disparity_HW)
     if settings.save_color:
-        picture = labelled(colour_disparity(disparity_HW, scale_px), "disparity", scale_px)
+        scale = scale_of(disparity_HW)
+        picture = labelled(colour_disparity(disparity_HW, scale), "disparity", scale)
         write_png(folder / "predicted_depth" / f"{flat_name}.png", picture)
     if camera is None:
         return

@@ -24,7 +24,6 @@ from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.models.flags import kept
 from stereo_core.models.infer import infer
 from stereo_core.report.html import MOST_BYTES, page, shown
-from stereo_core.report.pictures import disparity_range
 from stereo_core.report.viewer import view
 from stereo_core.report.views import View
 from stereo_core.spec.predict import Inference
@@ -181,13 +180,13 @@ class _Prediction:
         camera = _of(self.camera, left_HW3)
         began = time.perf_counter()
         disparity_HW = self._disparity(left_HW3, right_HW3)
-        facts = f"{_facts(disparity_HW, camera)}, {time.perf_counter() - began:.1f} s"
+        facts = f"{_facts(disparity_HW, camera)}, computed in {time.perf_counter() - began:.1f} s"
         if not np.isfinite(disparity_HW).all():
             raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
         found = [*doubts(left_HW3, right_HW3, self._reach(left_HW3)), *(camera.doubts() if camera else ())]
         files = self._write(pair.name, left_HW3, disparity_HW, camera)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
-            one = view(pair.name, left_HW3, disparity_HW, disparity_range(disparity_HW), camera=camera,
+            one = view(pair.name, left_HW3, disparity_HW, camera=camera,
                        path=str(pair.left), facts=facts, warnings=found, files=files)  # fmt: skip
             self.views.append(one)
         yield f"{pair.left}: {facts}; {self.output / files['colour']}"
@@ -214,8 +213,7 @@ class _Prediction:
     ) -> dict[str, str]:
         """Write the files of a pair; return link text -> path below `output`."""
         flat = self.names(name.replace("/", "_"))
-        end = disparity_range(disparity_HW)
-        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.clipped, end)
+        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.clipped)
         files = {
             "colour": f"predicted_depth/{flat}.png",
             "disparity (PFM)": f"disparity_pfm/{name}.pfm",
@@ -232,12 +230,21 @@ class _Prediction:
         notes += [NO_CAMERA] * (self.camera is None)
         file = self.output / "index.html"
         with atomic_path(file) as temporary:
-            folded = {"Inputs": self.inputs, "Settings": self.predictor.settings}
+            folded = {"Inputs": self.inputs, "Settings": self.predictor.settings | _said(self.camera)}
+            title = "Disparity" if self.camera is None else "Disparity and depth"
             text = page(
-                "Disparity", groups=groups, note=" ".join(notes), folded=folded, warnings=format_warnings(self.clipped)
+                title, groups=groups, note=" ".join(notes), folded=folded, warnings=format_warnings(self.clipped)
             )
             temporary.write_text(text, encoding="utf-8")
         return file
+
+
+def _said(camera: Calibration | None) -> dict[str, str]:
+    """The calibration as a page's settings."""
+    if camera is None:
+        return {}
+    numbers = f"focal length {camera.focal:g} px, baseline {camera.baseline:g} m, doffs {camera.doffs:g} px"
+    return {"calibration": f"{camera.source}: {numbers}"}
 
 
 def _facts(disparity_HW: np.ndarray, camera: Calibration | None) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.html import Table, images_table, page, shown, views_of
+from stereo_core.report.figures import ACCURACY, plain, scaled
+from stereo_core.report.html import Best, Cell, Short, Table, images_table, page, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 from stereo_core.values import counted, from_json
@@ -19,11 +20,12 @@ LOG = logging.getLogger(__name__)
 # Order of the rows, if any result has them; other figures follow in the order of their first occurrence.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
+SETTINGS = {"valid_iters": "iterations", "precision": "precision", "device": "device"}  # of the summary, by key
 
 
 def run(spec: Any, status: Any) -> Outcome:
-    """Write report.html to the results folder: one row per figure, one column per evaluation; the first is the
-    reference.
+    """Write report.html to the results folder: a summary with a row per evaluation, the pairs side by side, and all
+    figures with their differences from the first evaluation.
 
     Raises:
         SpecError: no results, or the numbers of names and results differ.
@@ -46,17 +48,66 @@ def run(spec: Any, status: Any) -> Outcome:
     warnings = [note] * bool(note)
     for name, path in zip(names, spec.results, strict=True):
         warnings += [f"{name}: {text}" for text in read_warnings(Path(path))]
-    text = _page(spec.title, comparison(names, columns), dict(zip(names, folders, strict=True)), warnings)
+    settings = [read_settings(Path(path)) for path in spec.results]
+    tables = [summary(names, list(spec.results), columns, settings, comparable=not note)]
+    folded = [*comparison(names, columns), settings_table(names, settings)]
+    text = _page(spec.title, tables, folded, dict(zip(names, folders, strict=True)), warnings)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     kpi = {f"{name}/epe": column["epe"] for name, column in zip(names, columns, strict=True) if "epe" in column}
     return Outcome(f"Report of {counted(len(columns), 'evaluation')}: {out}", kpi=kpi, artifacts={"report": out})
 
 
-def _page(title: str, tables: list[Table], runs: dict[str, Path], warnings: list[str]) -> str:
+def _page(title: str, tables: list[Table], folded: list[Table], runs: dict[str, Path], warnings: list[str]) -> str:
     """A page with figures, pairs and images of the evaluations side by side, as far as their folders are available."""
     groups = shown({name: views_of(folder).get("", []) for name, folder in runs.items()})
-    return page(title, tables, warnings=warnings, groups=groups, more=images_table(runs, groups))
+    more = images_table(runs, groups)
+    below = {table.title: table for table in folded if table.rows}
+    return page(title, tables, warnings=warnings, groups=groups, more=more, folded=below)
+
+
+def summary(
+    names: list[str],
+    paths: list[str],
+    columns: list[dict[str, float]],
+    settings: list[dict[str, Any]],
+    *,
+    comparable: bool,
+) -> Table:
+    """One row per evaluation: accuracy, time, iterations, precision; the best figures are marked if `comparable`."""
+    rows: list[list[Cell]] = [[Short(name, path)] for name, path in zip(names, paths, strict=True)]
+    titles = ["evaluation"]
+    for key in ACCURACY[:4]:
+        _add(rows, titles, plain(key), [scaled(key, one[key]) if key in one else "" for one in columns], comparable)
+    _add(rows, titles, "ms a pair", [_milliseconds(one) for one in columns], comparable)
+    for key, title in SETTINGS.items():
+        _add(rows, titles, title, [one.get(key, "") for one in settings])
+    return Table("Summary", titles, rows)
+
+
+def _add(rows: list[list[Cell]], titles: list[str], title: str, cells: list[Any], lowest_is_best: bool = False) -> None:
+    """Add a column, unless it is empty."""
+    numbers = [cell for cell in cells if cell != ""]
+    if not numbers:
+        return
+    mark = lowest_is_best and len(set(numbers)) > 1
+    titles.append(title)
+    for row, cell in zip(rows, cells, strict=True):
+        row.append(Best(cell) if mark and cell == min(numbers) else cell)
+
+
+def _milliseconds(figures: dict[str, float]) -> float | str:
+    """The time of a pair; latencies are per batch."""
+    if "latency_median_ms" not in figures:
+        return ""
+    return figures["latency_median_ms"] / figures.get("latency_batch", 1)
+
+
+def settings_table(names: list[str], settings: list[dict[str, Any]]) -> Table:
+    """One row per setting and one column per evaluation."""
+    keys = list(dict.fromkeys(key for one in settings for key in one))
+    rows = [(key, *(str(one.get(key, "")) for one in settings)) for key in keys]
+    return Table("Settings", ("setting", *names), rows)
 
 
 def default_names(folders: list[Path]) -> list[str]:
@@ -114,6 +165,11 @@ def read_warnings(path: Path) -> list[str]:
     return [str(text) for text in _read(path)[1].get("warnings") or []]
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of an evaluation; empty if it states none. Raises as `read_figures`."""
+    return dict(_read(path)[1].get("settings") or {})
+
+
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     """Path and content of a results.json, or of the one in a folder; empty if it is no JSON object."""
     file = path / "results.json" if path.is_dir() else path
@@ -135,7 +191,7 @@ def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]
     figures: list[tuple[str | float, ...]] = [
         (_label(key, columns), *(c.get(key, "") for c in columns)) for key in rows
     ]
-    tables = [Table("Figures", ("figure", *names), figures)]
+    tables = [Table("All figures", ("figure", *names), figures)]
     shared = [key for key in rows if all(key in column for column in columns)]
     if len(columns) > 1 and shared:
         changes: list[tuple[str | float, ...]] = [

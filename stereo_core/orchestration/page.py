@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Record
+from stereo_core.report.figures import plain, scaled
 from stereo_core.report.html import Link, Table, page, shown, views_of
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
@@ -33,8 +34,11 @@ def metrics_table(run: Record) -> Table | None:
     columns = [name for name in COLUMNS if any(name in values for _, values in rows)]
     if not columns:
         return None
-    cells = [(name, *(values.get(column, "") for column in columns)) for name, values in rows]
-    return Table("Metrics", ("step", *columns), cells)
+    cells = [
+        (name, *(scaled(column, values[column]) if column in values else "" for column in columns))
+        for name, values in rows
+    ]
+    return Table("Metrics", ("step", *map(plain, columns)), cells)
 
 
 def size(count: int) -> str:

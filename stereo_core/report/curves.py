@@ -9,6 +9,7 @@ from typing import Any
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
+from stereo_core.report.figures import NAMES
 from stereo_core.run.status import read_line
 
 Curves = dict[str, dict[int, float]]
@@ -17,12 +18,12 @@ Curves = dict[str, dict[int, float]]
 PANELS = (
     ("training loss (px)", ("train_loss_step", "train_loss_epoch", "train_loss")),
     ("validation loss (px)", ("val_loss",)),
-    ("val/epe (px)", ("val/epe",)),
-    ("share of bad pixels", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
+    ("validation EPE (px)", ("val/epe",)),
+    ("validation: share of bad pixels", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
     ("learning rate", ("lr",)),
     ("seconds per step", ("step_time", "step_time_epoch")),
 )
-"""Panel title -> its tags; a panel without data is left out."""
+"""Panel title -> its tags; see `_panels`."""
 
 BY_STEP = ("train_loss_step", "step_time", "lr")  # many points: drawn as a line without markers
 MAX_LABELS = 16  # runs in a legend
@@ -39,7 +40,7 @@ def plot(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
         The picture, and the names of the runs in it.
 
     Raises:
-        DataError: there is no such folder, it contains nothing to draw, or the picture's suffix is not .png.
+        DataError: there is no such folder, no figure in it has two points, or the picture's suffix is not .png.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -48,13 +49,14 @@ def plot(folder: Path, out: Path | None = None) -> tuple[Path, list[str]]:
     if out.suffix.lower() != ".png":
         raise DataError(f"{out}: only PNG files can be written; name it {out.with_suffix('.png').name}")
     runs = dict(read_runs(folder))
-    if not runs:
+    panels = _panels(runs)
+    if not panels:
         raise DataError(
-            f"{folder}: nothing to draw: neither this folder nor its subfolders have figures in lightning_logs or "
-            "epochs "
-            "in status.json; name the results folder of a training that has finished an epoch or a validation"
+            f"{folder}: nothing to draw: no figure in lightning_logs or status.json, here or in the subfolders, has "
+            "two points; name the results folder of a training that has finished two epochs or validations, or a "
+            "parent of several trainings"
         )
-    _draw(runs, out)
+    _draw(runs, panels, out)
     return out, list(runs)
 
 
@@ -153,15 +155,28 @@ def _add(curves: Curves, step: int, values: dict[str, float]) -> None:
 # -- the picture ------------------------------------------------------------------------------------------------------
 
 
-def _draw(runs: dict[str, Curves], out: Path) -> None:
-    """One run: a panel per entry of PANELS, a colour per tag. Several runs: a colour per run, and one tag per panel."""
+def _panels(runs: dict[str, Curves]) -> list[tuple[str, list[str]]]:
+    """Title and tags of each panel; tags with a single point in all runs are left out, because they show no course."""
+
+    def points(tag: str) -> int:
+        return sum(len(curves.get(tag, ())) for curves in runs.values())
+
+    found = [(title, [tag for tag in tags if points(tag) > 1]) for title, tags in PANELS]
+    panels = [(title, tags) for title, tags in found if tags]
+    if len(runs) > 1:
+        panels = [(title if len(tags) == 1 else f"{title}: {_name(tags[-1])}", tags[-1:]) for title, tags in panels]
+    return panels
+
+
+def _name(tag: str) -> str:
+    return NAMES.get(tag.removeprefix("val/"), (tag,))[0]
+
+
+def _draw(runs: dict[str, Curves], panels: list[tuple[str, list[str]]], out: Path) -> None:
+    """One run: a colour per tag. Several runs: a colour per run, and one tag per panel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display and no pyplot state
     from matplotlib.figure import Figure
 
-    there = {tag for curves in runs.values() for tag in curves}
-    panels = [(title, [tag for tag in tags if tag in there]) for title, tags in PANELS if there & {*tags}]
-    if len(runs) > 1:
-        panels = [(title if len(tags) == 1 else f"{title}: {tags[-1]}", tags[-1:]) for title, tags in panels]
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(12, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -169,15 +184,16 @@ def _draw(runs: dict[str, Curves], out: Path) -> None:
     for index, (title, tags) in enumerate(panels):
         axes = figure.add_subplot(rows, 2, index + 1, title=title, xlabel="optimizer step")
         axes.grid(alpha=0.3)
-        if "loss" in title:
-            axes.set_yscale("log")
         for number, (name, curves) in enumerate(runs.items()):
             for tag in (tag for tag in tags if tag in curves):
                 colour: dict[str, Any] = {"color": f"C{number}"} if len(runs) > 1 else {}
                 marker = None if tag in BY_STEP else "."
-                label = name if len(runs) > 1 else tag
+                label = name if len(runs) > 1 else _name(tag)
                 points = curves[tag]
                 (labelled[label],) = axes.plot([*points], [*points.values()], label=label, marker=marker, **colour)
+        low, high = axes.dataLim.intervaly
+        if "loss" in title and high > 10 * low > 0:
+            axes.set_yscale("log")
         if len(runs) == 1 and len(tags) > 1:
             axes.legend()
     if 1 < len(runs) <= MAX_LABELS:

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import gzip
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader
 from stereo_core import __version__
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
+from stereo_core.report.figures import ACCURACY, KINDS, plain, scaled
 from stereo_core.report.views import FILE, VALIDATION, Group, View, fitting, read_views, side_by_side
 from stereo_core.run.status import lines_of, warnings_in
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 7_500_000  # for the pairs of a page; INTERFACES allows 8 MB per page
 MOST_ROWS = 500  # rows of the table of images
+OPEN_VIEWS = 3  # pictures of pairs that a page opens with; the other pairs are folded
 _COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -51,21 +54,47 @@ class Link(NamedTuple):
     href: str
 
 
+class Best(NamedTuple):
+    """A cell with the best figure of its column."""
+
+    best: float
+
+
+class Short(NamedTuple):
+    """A cell whose whole text a reader sees when pointing at it."""
+
+    short: str
+    whole: str
+
+
+Cell = str | float | Link | Best | Short
+
+
 @dataclass(frozen=True)
 class Table:
     """A titled table; strings are left-aligned, numbers right-aligned, see `figure`."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | float | Link]] = field(default_factory=list)
+    rows: Sequence[Sequence[Cell]] = field(default_factory=list)
 
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers, perhaps with gaps."""
+        cells = [row[column] for row in self.rows if row[column] != ""]
+        return bool(cells) and all(isinstance(cell, int | float | Best) for cell in cells)
+
+
+Folded = Mapping[str, str | Mapping[str, Any] | Table]
+"""Title -> text, keys and values, or a table, in a section that the reader can unfold."""
 
 Gallery = tuple[str, str, Sequence[Path]]
 """Title, caption, PNG files."""
 
 
 def figure(value: float) -> str:
-    """Four significant digits, and all digits before the decimal point: never 1.235e+04."""
+    """Four significant digits, and all digits before the decimal point: never 1.235e+04; nothing for NaN."""
+    if value != value:
+        return ""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -79,7 +108,7 @@ def page(
     warnings: Sequence[str] = (),
     groups: Sequence[Group] = (),
     more: Sequence[Table] = (),
-    folded: Mapping[str, str | Mapping[str, Any]] | None = None,
+    folded: Folded | None = None,
 ) -> str:
     """HTML text of a page that contains all its data.
 
@@ -88,7 +117,7 @@ def page(
         warnings: sentences at the top.
         groups: pairs shown below the tables; `fitting` limits their number.
         more: tables below the pairs.
-        folded: title -> text, or keys and values, in a section that the reader can unfold.
+        folded: sections at the end.
     """
     embedded = [
         (name, caption, [(p.stem, _base64(p.read_bytes())) for p in files]) for name, caption, files in galleries
@@ -100,6 +129,8 @@ def page(
         warnings=warnings,
         tables=list(tables),
         groups=groups,
+        names=short_names([group.name for group in groups]),
+        open_views=OPEN_VIEWS,
         more=more,
         galleries=embedded,
         folded=folded or {},
@@ -109,6 +140,19 @@ def page(
         plotly=_plotly() if has_cloud(groups) else "",
         version=__version__,
     )
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The ends of paths, as short as tells each from the others; the middle of a longer end is left out."""
+    parts = [name.split("/") for name in names]
+
+    def short(own: list[str]) -> str:
+        others = [other for other in parts if other != own]
+        count = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        end = own[-count:]
+        return "/".join(end if count < 3 else (end[0], "…", end[-1]))
+
+    return [short(own) for own in parts]
 
 
 def has_cloud(groups: Iterable[Group]) -> bool:
@@ -135,20 +179,34 @@ def _constants() -> dict[str, Any]:
     """The constants for colours and values in the page's script."""
     import numpy as np
 
-    from stereo_core.report.pictures import ERROR_SCALE_PX, colour_disparity
+    from stereo_core.report.pictures import ERROR_SCALE_PX, Scale, colour_disparity
     from stereo_core.report.viewer import STEPS
 
     levels_256 = np.linspace(1e-6, 1, 256, dtype=np.float32)[None]
-    return {"steps": STEPS, "error_px": ERROR_SCALE_PX, "turbo": colour_disparity(levels_256, 1.0).ravel().tolist()}
+    return {
+        "steps": STEPS,
+        "error_px": ERROR_SCALE_PX,
+        "turbo": colour_disparity(levels_256, Scale(1.0)).ravel().tolist(),
+    }
 
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
-    """Two columns: metric, value."""
-    return Table(title, ("metric", "value"), list(metrics.items()))
+def metrics_tables(metrics: Mapping[str, float]) -> list[Table]:
+    """The accuracy, a row per kind and a column per metric; and the other figures, a row each."""
+    others: dict[str, Any] = dict(metrics)
+    accuracy: list[tuple[str | float, ...]] = []
+    for kind, pattern in KINDS.items():
+        values = [others.pop(pattern.format(key), math.nan) for key in ACCURACY]
+        if any(value == value for value in values):
+            accuracy.append((kind, *map(scaled, ACCURACY, values)))
+    tables = [
+        Table("Accuracy", ("kind", *map(plain, ACCURACY)), accuracy),
+        Table("Figures", ("figure", "value"), [(plain(key), scaled(key, value)) for key, value in others.items()]),
+    ]
+    return [table for table in tables if table.rows]
 
 
 def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Table]:
@@ -168,12 +226,12 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
     anchors = {view.path: f"#pair-{n}" for n, group in enumerate(groups, 1) for view in group.views.values()}
     if len(read) == 1:
         (figures,) = ([*rows.values()] for rows in read.values())
-        names = list(figures[0])
+        names = [plain(key) for key in figures[0]]
         rows: list[tuple[str, list[float]]] = [
-            (path, list(row.values())) for path, row in zip(paths, figures, strict=True)
+            (path, [scaled(key, value) for key, value in row.items()]) for path, row in zip(paths, figures, strict=True)
         ]
     else:
-        names = [f"epe {run}" for run in read]
+        names = [f"{plain('epe')} {run}" for run in read]
         rows = [(path, [rows[path]["epe"] for rows in read.values()]) for path in paths]
     rows.sort(key=lambda row: -max((value for value in row[1][:1] if value == value), default=-1.0))
     below = _common(paths)
@@ -215,7 +273,7 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     groups = shown(views_of(results_dir))
     return page(
         verb,
-        [metrics_table("Metrics", outcome.kpi)],
+        metrics_tables(outcome.kpi),
         galleries,
         note=outcome.message,
         warnings=warnings_in(results_dir),
@@ -225,9 +283,9 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     )
 
 
-def folded_of(results_dir: Path) -> dict[str, str | Mapping[str, Any]]:
+def folded_of(results_dir: Path) -> Folded:
     """The foldable sections of an action's page: its settings, its spec and its status lines."""
-    folded: dict[str, str | Mapping[str, Any]] = {}
+    folded: dict[str, str | Mapping[str, Any] | Table] = {}
     with contextlib.suppress(OSError, ValueError):
         results = json.loads((results_dir / "results.json").read_text(encoding="utf-8"))
         folded["Settings"] = results.get("settings", {})

@@ -45,10 +45,10 @@ async function valuesOf(image) {
   return values;
 }
 
-function draw(canvas, values, end) {
+function draw(canvas, values, {start, end}) {
   const picture = new ImageData(canvas.width, canvas.height), turbo = PAGE.turbo;
   for (let i = 0; i < values.length; i++) {
-    const at = 3 * Math.min(255, Math.round(255 * values[i] / end)), unknown = Number.isNaN(values[i]);
+    const at = 3 * Math.max(0, Math.min(255, Math.round(255 * (values[i] - start) / (end - start)))), unknown = Number.isNaN(values[i]);
     for (let c = 0; c < 3; c++) picture.data[4 * i + c] = unknown ? UNKNOWN[c] : turbo[at + c];
     picture.data[4 * i + 3] = 255;
   }
@@ -58,12 +58,12 @@ function draw(canvas, values, end) {
 const short = number => String(Number(number.toPrecision(3)));
 const metres = (camera, px) => px + camera.doffs > 0 ? camera.fx * camera.baseline / (px + camera.doffs) : Infinity;
 
-function scale(place, end, camera) {
+function scale(place, {start, end}, camera) {
   const stops = Array.from({length: 17}, (_, n) => 3 * Math.min(255, 16 * n));
   const colours = stops.map(at => `rgb(${PAGE.turbo.slice(at, at + 3).join()})`);
   place.querySelector(".bar").style.background = `linear-gradient(90deg,${colours.join()})`;
   const ticks = Array.from({length: TICKS}, (_, n) => {
-    const px = end * n / (TICKS - 1), depth = camera ? metres(camera, px) : null, tick = document.createElement("div");
+    const px = start + (end - start) * n / (TICKS - 1), depth = camera ? metres(camera, px) : null, tick = document.createElement("div");
     const unit = n === TICKS - 1 ? " px" : "";
     tick.textContent = short(px) + unit + (camera ? "\n" + (Number.isFinite(depth) ? `${short(depth)} m` : "∞") : "");
     tick.style.setProperty("--at", `${100 * n / (TICKS - 1)}%`);
@@ -81,13 +81,15 @@ async function loaded(element) {
   return {element, width, height, layers: {values, truth, error}, output: element.querySelector("output")};
 }
 
-function recolour(group, views, end) {
+const ERRORS = {start: 0, end: PAGE.error_px};
+
+function recolour(group, views, range) {
   for (const view of views)
     for (const canvas of view.element.querySelectorAll("canvas[data-layer]")) {
       const layer = canvas.dataset.layer;
-      draw(canvas, view.layers[layer], layer === "error" ? PAGE.error_px : end);
+      draw(canvas, view.layers[layer], layer === "error" ? ERRORS : range);
     }
-  scale(group.querySelector(".scale"), end, group.camera);
+  scale(group.querySelector(".scale"), range, group.camera);
 }
 
 function said(view, camera, x, y) {
@@ -105,10 +107,14 @@ function said(view, camera, x, y) {
 async function start(group) {
   group.camera = JSON.parse(group.dataset.camera);
   const views = await Promise.all([...group.querySelectorAll(".view")].map(loaded));
-  const end = group.querySelector("input.end"), hint = views[0].output.textContent;
-  recolour(group, views, Number(end.value));
-  for (const place of group.querySelectorAll(".errors")) scale(place, PAGE.error_px, null);
-  end.addEventListener("change", () => { if (end.value > 0) recolour(group, views, Number(end.value)); });
+  const ends = ["start", "end"].map(name => group.querySelector(`input.${name}`)), hint = views[0].output.textContent;
+  const recoloured = () => {
+    const [start, end] = ends.map(input => Number(input.value));
+    if (end > start) recolour(group, views, {start, end});
+  };
+  recoloured();
+  for (const input of ends) input.addEventListener("change", recoloured);
+  for (const place of group.querySelectorAll(".errors")) scale(place, ERRORS, null);
   for (const both of group.querySelectorAll(".both")) {
     const slider = both.querySelector("input");
     slider.addEventListener("input", () => {
@@ -129,11 +135,16 @@ async function start(group) {
       for (const view of views) view.output.textContent = hint;
     });
   }
-  for (const more of group.querySelectorAll(".more:has(.turn)"))
-    more.querySelector(".turn").addEventListener("click", event => {
-      event.target.disabled = true;
-      turn(views[more.dataset.view], group.camera, more.querySelector(".cloud")).then(() => event.target.remove());
+  for (const more of group.querySelectorAll(".more:has(.turn)")) {
+    const button = more.querySelector(".turn"), place = more.querySelector(".cloud");
+    button.addEventListener("click", () => {
+      place.hidden = !place.hidden;
+      button.ariaExpanded = !place.hidden;
+      button.querySelector("span").textContent = place.hidden ? "Show" : "Hide";
+      if (!place.hidden && !place.dataset.asked) turn(views[more.dataset.view], group.camera, place);
+      place.dataset.asked = "";
     });
+  }
   group.dataset.ready = "";
 }
 
@@ -173,14 +184,23 @@ async function turn(view, camera, place) {
   const library = await plotly();
   const {x, y, z, colour} = points(view, camera, await bytesOf(view.element.querySelector("img.over")));
   const text = getComputedStyle(document.body).color, far = [...y].sort((a, b) => a - b)[Math.floor(0.98 * y.length)];
-  place.hidden = false;
   const near = y.map((depth, n) => depth <= far ? n : -1).filter(n => n >= 0), of = list => near.map(n => list[n]);
   const trace = {type: "scatter3d", mode: "markers", x: of(x), y: of(y), z: of(z), hoverinfo: "none",
     marker: {size: 1.6, color: of(colour)}};
-  const axis = title => ({title: {text: title}, color: text, showspikes: false, gridcolor: "#8884", zerolinecolor: "#8888"});
-  const layout = {margin: {l: 0, r: 0, t: 0, b: 0}, paper_bgcolor: "rgba(0,0,0,0)", font: {color: text},
-    scene: {aspectmode: "data", xaxis: axis("right (m)"), yaxis: axis("ahead (m)"), zaxis: axis("up (m)"),
-      camera: {eye: {x: 0.15, y: -1.3, z: 0.25}, center: {x: 0, y: 0, z: -0.1}}}};
+  const span = list => list.reduce((most, one) => Math.max(most, one), -Infinity) -
+    list.reduce((least, one) => Math.min(least, one), Infinity);
+  const [wide, deep, high] = [trace.x, trace.y, trace.z].map(span), largest = Math.max(wide, high);
+  const ratio = {x: wide / largest, y: deep / largest, z: high / largest};
+  // as far away as the nearest side, with ticks and titles around it, fits in Plotly's view of 45 degrees
+  const tall = Math.max(1.3 * ratio.z, 1.75 * ratio.x * place.clientHeight / place.clientWidth);
+  const away = tall / 2 / Math.tan(Math.PI / 8);
+  const line = getComputedStyle(place).borderTopColor;
+  const axis = title => ({title: {text: title}, color: text, showspikes: false, gridcolor: line, zerolinecolor: line,
+    nticks: 5});
+  const layout = {margin: {l: 0, r: 0, t: 0, b: 0}, paper_bgcolor: "rgba(0,0,0,0)", font: {color: text, size: 11},
+    scene: {aspectmode: "manual", aspectratio: ratio, xaxis: axis("right (m)"), yaxis: axis("ahead (m)"),
+      zaxis: axis("up (m)"), camera: {eye: {x: 0.15, y: -ratio.y / 2 - away, z: 0.25},
+        center: {x: 0, y: 0, z: -0.15}}}};
   await library.newPlot(place, [trace], layout, {displaylogo: false, responsive: true});
   place.dataset.points = near.length;
 }

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 ERROR_SCALE_PX = 8.0  # upper end of all error maps
-SCALE_PX = 128.0  # upper limit of the disparity colour scale
+SMALLEST_PX = 8.0  # end of the shortest disparity scale
+SHOWN = 0.99  # share of the disparities below a scale's end: a few outliers would make the rest all blue
 UNKNOWN = (128, 128, 128)  # grey, which is no colour of turbo
 SMALL = 320  # px; narrower pictures are shown twice as large
 STRIP = 22  # px; height of a text line
 TICKS = 5
 
 
-def colour_disparity(disparity_HW: np.ndarray, maximum: float) -> np.ndarray:
-    """Disparity in px -> uint8 RGB (H, W, 3) in OpenCV's turbo: dark blue at 0, dark red at `maximum` and above.
+class Scale(NamedTuple):
+    """A colour scale in px: dark blue at `start` and below, dark red at `end` and above."""
 
-    Pixels that are not finite or not above 0 are grey. Use the same `maximum` for pictures that are compared.
+    end: float
+    start: float = 0.0
+
+
+def scale_of(*disparities_HW: np.ndarray | None) -> Scale:
+    """The colour scale of a pair, from the first map that has a value: ground truth before prediction.
+
+    So train and evaluate give a pair one scale. The end is 8, 12, 16, 24, 32, 48 ... px; the start is 0, or half the
+    end if no disparity is below that. Both are round, so that pairs of like ranges share a scale.
+
+    Args:
+        disparities_HW: px; not finite or not above 0 where unknown; None: there is no such map.
+    """
+    for disparity_HW in disparities_HW:
+        known = () if disparity_HW is None else disparity_HW[np.isfinite(disparity_HW) & (disparity_HW > 0)]
+        if len(known):
+            low, high = np.quantile(known, (1 - SHOWN, SHOWN))
+            octave = 2.0 ** math.floor(math.log2(max(high, SMALLEST_PX)))
+            end = next(octave * step for step in (1, 1.5, 2) if octave * step >= high)
+            return Scale(end, end / 2 if low >= end / 2 else 0.0)
+    return Scale(SMALLEST_PX)
+
+
+def colour_disparity(disparity_HW: np.ndarray, scale: Scale) -> np.ndarray:
+    """Disparity in px -> uint8 RGB (H, W, 3) in OpenCV's turbo.
+
+    Pixels that are not finite or not above 0 are grey. Use the same scale for pictures that are compared.
     """
     known = np.isfinite(disparity_HW) & (disparity_HW > 0)
-    return _turbo(np.where(known, disparity_HW, 0), known, maximum)
+    return _turbo(np.where(known, disparity_HW, 0) - scale.start, known, scale.end - scale.start)
 
 
 def error_map(
@@ -32,26 +61,19 @@ def error_map(
     return _turbo(np.where(valid_HW, np.nan_to_num(error, nan=maximum), 0), valid_HW, maximum)
 
 
-def scale_end(max_disparity: float) -> float:
-    """The end of the disparity colour scale in px, equal in train, evaluate and inference: `dataset.max_disparity`, but
-    at most SCALE_PX, because few images have more and the rest would all be blue."""
-    return float(min(max_disparity, SCALE_PX))
-
-
-def panel(
-    left_HW3: np.ndarray, prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray, maximum: float
-) -> np.ndarray:
+def panel(left_HW3: np.ndarray, prediction_HW: np.ndarray, gt_HW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
     """Left image, ground truth, prediction and error with titles and scales: uint8 RGB, in a row, or 2 x 2 for wide
     images.
 
-    Ground truth and prediction share one colour scale, from 0 to `maximum` px.
+    Ground truth and prediction share one colour scale, see `scale_of`.
     """
     shown_gt = np.where(valid_HW, gt_HW, 0)
+    scale = scale_of(shown_gt, prediction_HW)
     cells = [
         labelled(left_HW3, "left image"),
-        labelled(colour_disparity(shown_gt, maximum), "ground truth (grey: none)", maximum),
-        labelled(colour_disparity(prediction_HW, maximum), "prediction", maximum),
-        labelled(error_map(prediction_HW, gt_HW, valid_HW), "error (grey: no truth)", ERROR_SCALE_PX),
+        labelled(colour_disparity(shown_gt, scale), "ground truth (grey: none)", scale),
+        labelled(colour_disparity(prediction_HW, scale), "prediction", scale),
+        labelled(error_map(prediction_HW, gt_HW, valid_HW), "error (grey: no truth)", Scale(ERROR_SCALE_PX)),
     ]
     height, width = left_HW3.shape[:2]
     if width <= 2 * height:
@@ -59,9 +81,8 @@ def panel(
     return np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])])
 
 
-def labelled(picture_HW3: np.ndarray, title: str, maximum: float | None = None) -> np.ndarray:
-    """A picture with a title above and a scale from 0 to `maximum` px below: uint8 RGB, higher by two strips of STRIP
-    px.
+def labelled(picture_HW3: np.ndarray, title: str, scale: Scale | None = None) -> np.ndarray:
+    """A picture with a title above and a scale in px below: uint8 RGB, higher by two strips of STRIP px.
 
     Small pictures are doubled in size. Without a scale the lower strip is empty, so pictures in a row have equal
     height.
@@ -71,21 +92,21 @@ def labelled(picture_HW3: np.ndarray, title: str, maximum: float | None = None) 
     width = picture_HW3.shape[1]
     above, below = np.full((2, STRIP, width, 3), 255, np.uint8)
     _write(above, title, 4)
-    if maximum is not None:
-        _draw_scale(below, maximum)
+    if scale is not None:
+        _draw_scale(below, scale)
     return np.vstack([above, picture_HW3, below])
 
 
-def _draw_scale(strip_HW3: np.ndarray, maximum: float) -> None:
+def _draw_scale(strip_HW3: np.ndarray, scale: Scale) -> None:
     """Draw turbo along the upper third of a strip, with px values below it."""
     width = strip_HW3.shape[1]
-    levels_1W = np.linspace(1e-3, maximum, width, dtype=np.float32)[None]
-    strip_HW3[: STRIP // 3] = colour_disparity(levels_1W, maximum)
+    levels_1W = np.linspace(scale.start, scale.end, width, dtype=np.float32)[None]
+    strip_HW3[: STRIP // 3] = colour_disparity(np.maximum(levels_1W, 1e-3), scale)
     for number in range(TICKS):
         share = number / (TICKS - 1)
-        text = f"{maximum * share:.3g}" + (" px" if share == 1 else "")
+        text = f"{scale.start + (scale.end - scale.start) * share:.3g}" + (" px" if share == 1 else "")
         (wide, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-        _write(strip_HW3, text, round(share * (width - wide)))
+        _write(strip_HW3, text, round(4 + share * (width - wide - 8)))
 
 
 def _write(strip_HW3: np.ndarray, text: str, x: int) -> None:
@@ -100,27 +121,31 @@ def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def sample_panel(
-    left_HW3: np.ndarray, right_HW3: np.ndarray, disparity_HW: np.ndarray, valid_HW: np.ndarray, maximum: float
+    left_HW3: np.ndarray, right_HW3: np.ndarray, disparity_HW: np.ndarray, valid_HW: np.ndarray
 ) -> np.ndarray:
-    """Left image | right image | disparity | valid pixels (white) side by side, uint8 RGB (H, 4W, 3).
+    """Left image, right image, disparity and valid pixels (white) with titles and a scale side by side, uint8 RGB.
 
     Yellow lines run through both images at the same rows: a line crosses the same points in both images, in the right
     one further left by the disparity. If not, the pair is not rectified (or `yjitter_prob` has moved the right image).
     """
-    both_H2W3 = np.hstack([left_HW3, right_HW3])
-    both_H2W3[_lines(len(left_HW3))] = (255, 255, 0)
+    rows = _lines(len(left_HW3))
+    left_HW3, right_HW3 = left_HW3.copy(), right_HW3.copy()
+    left_HW3[rows] = right_HW3[rows] = (255, 255, 0)
     mask_HW3 = np.repeat(valid_HW[:, :, None].astype(np.uint8) * 255, 3, axis=2)
-    return np.hstack([both_H2W3, colour_disparity(np.where(valid_HW, disparity_HW, 0), maximum), mask_HW3])
+    shown_HW = np.where(valid_HW, disparity_HW, 0)
+    scale = scale_of(shown_HW)
+    cells = [
+        labelled(left_HW3, "left image"),
+        labelled(right_HW3, "right image"),
+        labelled(colour_disparity(shown_HW, scale), "disparity (grey: none)", scale),
+        labelled(mask_HW3, "valid pixels (white)"),
+    ]
+    return np.hstack(cells)
 
 
 def _lines(height: int) -> list[int]:
     """Seven rows that divide a picture into eight parts."""
     return [height * part // 8 for part in range(1, 8)]
-
-
-def disparity_range(disparity_HW: np.ndarray) -> float:
-    """The largest finite disparity of a map in px, at least 1: the end of a colour scale without ground truth."""
-    return float(max(1.0, np.max(disparity_HW, where=np.isfinite(disparity_HW), initial=0.0)))
 
 
 def _turbo(values_HW: np.ndarray, shown_HW: np.ndarray, maximum: float) -> np.ndarray:

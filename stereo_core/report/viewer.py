@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from stereo_core.data.calibration import SizedCalibration
+from stereo_core.report.pictures import scale_of
 from stereo_core.report.views import CURVE_PX, View
 
 MOST_PIXELS = 1024 * 768  # pixels of a picture on predict's page; the files on disk are not reduced
@@ -24,7 +25,6 @@ def view(
     name: str,
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
-    maximum: float,
     *,
     path: str = "",
     camera: SizedCalibration | None = None,
@@ -39,7 +39,6 @@ def view(
     Args:
         left_HW3: uint8 RGB.
         disparity_HW: px.
-        maximum: px at the end of the colour scale.
         camera: as `Calibration.of_size` returns it for (H, W).
         truth_HW: ground truth in px, not finite or 0 where unknown.
         most_pixels: maximum pixels of a picture.
@@ -58,7 +57,7 @@ def view(
         width=size[0],
         height=size[1],
         full_width=width,
-        maximum=float(maximum),
+        **scale_of(truth_HW, disparity_HW)._asdict(),
         camera=_numbers(camera) if camera else None,
         epe=None if known is None else float(known.mean()),
         curve=[] if known is None else _curve(known),

@@ -28,7 +28,7 @@ class View:
             truth is None without ground truth.
         width, height: px of these pictures.
         full_width: px of the pair.
-        maximum: px at the end of the colour scale.
+        start, end: px at the ends of the colour scale.
         camera: fx, fy, cx, cy, doffs in px of the pair and baseline in m; None: no depth.
         epe: px, the mean error.
         curve: shares of pixels with an error up to 0 ... CURVE_PX px, evenly spaced.
@@ -45,7 +45,8 @@ class View:
     width: int
     height: int
     full_width: int
-    maximum: float
+    start: float
+    end: float
     camera: dict[str, float] | None = None
     epe: float | None = None
     curve: Sequence[float] = ()
@@ -68,6 +69,10 @@ class Group:
     @property
     def bytes(self) -> int:
         return sum(view.bytes for view in self.views.values())
+
+    @property
+    def has_truth(self) -> bool:
+        return any(view.truth for view in self.views.values())
 
     @property
     def worst(self) -> float:

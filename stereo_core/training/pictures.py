@@ -15,7 +15,9 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from stereo_core.data.images import write_png
-from stereo_core.report.pictures import panel, sample_panel, scale_end, stacked
+from stereo_core.metrics import disparity_metrics
+from stereo_core.report.figures import sentence
+from stereo_core.report.pictures import panel, sample_panel, stacked
 from stereo_core.report.viewer import FEWER_PIXELS, view
 from stereo_core.report.views import VALIDATION, View, write_views
 from stereo_core.spec.experiment import ExperimentSpec
@@ -31,9 +33,9 @@ class Pictures(pl.Callback):
     """Panels in the loggers (`train/images`, `val/images`; W&B's are TAO's `train/vis`, `val/vis`): left image,
     ground truth, prediction, error.
 
-    In every panel disparities are coloured from 0 to `scale_end` px and errors from 0 to 8 px, so that panels of
-    different steps can be compared. Training shows the batch's first pair and the step's own prediction; a validation
-    always shows the same first images. Only the first rank draws.
+    The colours of disparities follow the pair's ground truth (see `scale_of`) and errors run from 0 to 8 px, so that
+    panels of one pair can be compared. Training shows the batch's first pair and the step's own prediction; a
+    validation always shows the same first images. Only the first rank draws.
 
     Args:
         spec: the experiment; train.vis_step_interval, train.dataloader_visualize and dataset.max_disparity are used.
@@ -43,7 +45,6 @@ class Pictures(pl.Callback):
 
     def __init__(self, spec: ExperimentSpec, folder: Path) -> None:
         self.interval, self.maximum = spec.train.vis_step_interval, spec.dataset.max_disparity
-        self.end = scale_end(self.maximum)
         self.samples_folder = folder / "dataloader" if spec.train.dataloader_visualize else None
         self.folder = folder
         self.validated: list[np.ndarray] = []
@@ -52,7 +53,7 @@ class Pictures(pl.Callback):
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if self.samples_folder and trainer.is_global_zero:
             trainer.datamodule.setup("fit")
-            write_samples(trainer.datamodule.datasets["train"], self.samples_folder, self.end)
+            write_samples(trainer.datamodule.datasets["train"], self.samples_folder)
             self.samples_folder = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -95,12 +96,14 @@ class Pictures(pl.Callback):
             cv2.resize(px, size, interpolation=cv2.INTER_NEAREST)
             for px in (prediction_HW.float().cpu().numpy(), truth_HW)
         )
-        return panel(left_HW3, prediction_HW, truth_HW, truth_HW > 0, self.end)
+        return panel(left_HW3, prediction_HW, truth_HW, truth_HW > 0)
 
     def _view(self, sample: dict[str, Any], prediction_HW: Tensor) -> View:
         prediction_HW = prediction_HW.float().cpu().numpy()
-        return view(sample["rel"], _image(sample["left"]), prediction_HW, self.end, path=str(sample["path"]),
-                    truth_HW=self._truth(sample), most_pixels=FEWER_PIXELS)  # fmt: skip
+        truth_HW = self._truth(sample)
+        facts = sentence(disparity_metrics(prediction_HW, truth_HW, truth_HW > 0, self.maximum))
+        return view(sample["rel"], _image(sample["left"]), prediction_HW, path=str(sample["path"]),
+                    truth_HW=truth_HW, most_pixels=FEWER_PIXELS, facts=facts)  # fmt: skip
 
     def _truth(self, sample: dict[str, Tensor]) -> np.ndarray:
         """Ground truth in px, 0 where it is not valid."""
@@ -116,13 +119,12 @@ class Pictures(pl.Callback):
                 logger.log_image(f"{split}/vis", [picture_HW3], step=trainer.global_step)
 
 
-def write_samples(dataset: Any, folder: Path, maximum: float) -> None:
+def write_samples(dataset: Any, folder: Path) -> None:
     """Write samples spread over a data set, augmented as in the first epoch, drawn by `sample_panel`.
 
     Args:
         dataset: a StereoDataset.
         folder: where the files `<index>_<name>.png` are written.
-        maximum: px at the end of the colour scale.
 
     Raises:
         DataError: a pair cannot be read.
@@ -131,7 +133,7 @@ def write_samples(dataset: Any, folder: Path, maximum: float) -> None:
     for index in indices:
         sample = dataset[index, 0]
         disparity_HW, valid_HW = sample["disparity"][0].numpy(), sample["valid"][0].numpy()
-        picture = sample_panel(_image(sample["left"]), _image(sample["right"]), disparity_HW, valid_HW, maximum)
+        picture = sample_panel(_image(sample["left"]), _image(sample["right"]), disparity_HW, valid_HW)
         write_png(folder / f"{index:06d}_{Path(sample['rel']).name}.png", picture)
     LOG.info("wrote %d augmented training samples to %s", len(indices), folder)
 

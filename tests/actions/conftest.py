@@ -112,7 +112,7 @@ def shown(tmp_path_factory):
         page = Artifact("report", "report", place / "page.html")
         publish(Run(action, outcome, results, {}), {"report": page})
         text = page.path.read_text(encoding="utf-8")
-        pairs = re.findall(r'<section class="group[^>]*>\s*<h2>(.+)</h2>', text)
+        pairs = re.findall(r'<summary><h2 title="(.+)">', text)
         return pairs + re.findall(r'<img alt="(.+)" src="data:image/png;base64,iVBOR', text)
 
     return pictures

@@ -14,7 +14,7 @@ from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
 from stereo_core.engines import BuildSettings, build_engine, load_engine
-from stereo_core.report.pictures import STRIP, colour_disparity
+from stereo_core.report.pictures import STRIP, colour_disparity, scale_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.perform import perform
 from stereo_core.run.status import warnings_in
@@ -86,7 +86,7 @@ def test_values_agree(all_files):
     np.testing.assert_allclose(depth[near], 90 * 0.25 * 1000 / disparity[near], atol=0.51)
     colour = cv2.imread(str(all_files / "predicted_depth" / "scene3_left.png"))
     shown = colour[STRIP:-STRIP:2, ::2, ::-1]  # twice as large, between its title and its scale
-    np.testing.assert_array_equal(shown, colour_disparity(disparity, 128))
+    np.testing.assert_array_equal(shown, colour_disparity(disparity, scale_of(disparity)))
 
 
 def test_point_cloud(all_files, scenes):

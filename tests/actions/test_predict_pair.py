@@ -68,7 +68,11 @@ def test_depth(predict, pair, tmp_path, by):
     measured = millimetres > 0
     np.testing.assert_allclose(millimetres[measured], 1000 * 80 * 0.5 / disparity[measured], atol=0.51)
     assert measured.any() and (out / "cloud/left.ply").read_bytes().startswith(b"ply\n")
-    assert re.search(r"depth from \d+\.\d\d m", text) and "--calibration" not in text
+    assert re.search(r"depth from \d+\.\d\d m, median \d+\.\d\d m, computed in \d+\.\d s", text)
+    assert "--calibration" not in text
+    page = (out / "index.html").read_text()
+    assert "<title>Disparity and depth</title>" in page
+    assert "focal length 80 px, baseline 0.5 m, doffs 0 px" in page and 'class="soft doffs"' not in page
 
 
 def test_values_of_twelve_bits_in_files_of_sixteen_are_read_as_such(predict, pair, tmp_path):
@@ -130,7 +134,7 @@ def test_folders(predict, scenes, tmp_path):
         "disparity_pfm/s3/a.pfm",
     ]
     page = (out / "index.html").read_text()
-    assert [name in page for name in ("<h2>s0/a</h2>", "<h2>s3/a</h2>")] == [True, True]
+    assert [name in page for name in (">s0/a</h2>", ">s3/a</h2>")] == [True, True]
 
 
 def test_a_smaller_image_for_the_network(predict, pair):

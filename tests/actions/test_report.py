@@ -11,9 +11,9 @@ from stereo_core.run.perform import perform
 from stereo_core.spec import spec_from_dict
 
 
-def results(folder, **figures):
+def results(folder, settings=None, **figures):
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(figures | {"settings": {"backend": "x"}}))
+    (folder / "results.json").write_text(json.dumps(figures | {"settings": settings or {"backend": "x"}}))
     return str(folder)
 
 
@@ -38,6 +38,36 @@ def test_figures_stand_side_by_side_and_as_differences_to_the_first(tmp_path):
     assert ["latency_median_ms", "80", ""] in found, "the second was not timed: no figure"
     assert ["epe", "0.25"] in found, "the difference to the first"
     assert ["engine_bytes", "", "1000"] in found and ["engine_bytes", "1000"] not in found
+
+
+def summary_of(page):
+    """The first table's rows: texts, with * for the best of a column."""
+    table = page[page.index("<table") : page.index("</table>")]
+    rows = [re.findall(r"<t[dh]([^>]*)>([^<]*)<", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    return [["*" * (" best" in keys) + text for keys, text in row] for row in rows]
+
+
+def test_the_summary_comes_first_with_units_and_the_best_of_each_column(tmp_path):
+    """Raw keys and settings are folded away below."""
+    one = results(tmp_path / "fp32", {"precision": "fp32", "valid_iters": 22}, epe=1.5, d1=0.25, bp1=0.5,
+                  latency_median_ms=80.0, latency_batch=4)  # fmt: skip
+    two = results(tmp_path / "fp16", {"precision": "fp16", "valid_iters": 8}, epe=1.75, d1=0.25, bp1=0.125,
+                  latency_median_ms=10.0)  # fmt: skip
+    page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
+    assert summary_of(page) == [
+        ["evaluation", "EPE (px)", "D1 (%)", "BP-1 (%)", "ms a pair", "iterations", "precision"],
+        ["fp32", "*1.5", "25", "50", "20", "22", "fp32"],
+        ["fp16", "1.75", "25", "*12.5", "*10", "8", "fp16"],
+    ]
+    assert f'title="{one}"' in page, "the whole path"
+    folded = page[page.index("<details>") :]
+    assert "valid_iters" not in page[: page.index("<details>")] and "valid_iters" in folded and "d1" in folded
+
+
+def test_evaluations_of_other_images_have_no_best(tmp_path):
+    one, two = (results(tmp_path / str(images), epe=float(images), images=images) for images in (2, 3))
+    page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
+    assert summary_of(page)[1:] == [["2", "2"], ["3", "3"]]
 
 
 def test_a_metrics_file_serves_like_a_folder(tmp_path):

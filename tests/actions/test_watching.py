@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stereo_core.data.images import read_image
 from stereo_core.models.foundation_stereo.model import FoundationStereo
-from stereo_core.report.pictures import STRIP, colour_disparity
+from stereo_core.report.pictures import STRIP, colour_disparity, scale_of
 from stereo_core.training.module import StereoModule
 from stereo_core.training.pictures import VALIDATED, WIDTH, Pictures
 
@@ -106,10 +106,15 @@ def test_panels_of_training(watched):
 
 
 def test_a_panel_shows_the_step_s_own_prediction(watch, tmp_path, monkeypatch):
-    """The drawn disparity is the one whose loss was taken, in colours from 0 to dataset.max_disparity."""
+    """The drawn disparity is the one whose loss was taken, in the colours of the ground truth's scale."""
     drawn, outputs = [], []
     panel_of = Pictures._panel
-    monkeypatch.setattr(Pictures, "_panel", lambda *args: drawn.append((args[2], panel_of(*args))) or drawn[-1][1])
+
+    def drawing(self, sample, prediction):
+        drawn.append((prediction, scale_of(self._truth(sample)), panel_of(self, sample, prediction)))
+        return drawn[-1][-1]
+
+    monkeypatch.setattr(Pictures, "_panel", drawing)
 
     def keep(module, _, output):
         if isinstance(module, FoundationStereo) and module.training:
@@ -119,17 +124,18 @@ def test_a_panel_shows_the_step_s_own_prediction(watch, tmp_path, monkeypatch):
     assert watch(tmp_path, num_epochs=1, vis_step_interval=2) == 0
     hook.remove()
     assert len(outputs) == 2 and len(drawn) == 2 * VALIDATED + 1
-    prediction, picture = drawn[VALIDATED]  # between the two validations
+    prediction, scale, picture = drawn[VALIDATED]  # between the two validations
     assert torch.equal(prediction, outputs[1][0, 0]) and prediction.shape == (32, 64)
     middle = picture[STRIP + 2 : -STRIP : 5, 2 * WIDTH + 2 : 3 * WIDTH : 5].astype(int)  # every pixel is 5 by 5
-    assert np.abs(middle - colour_disparity(prediction.cpu().numpy(), 64)).max() <= 1
+    assert np.abs(middle - colour_disparity(prediction.cpu().numpy(), scale)).max() <= 1
 
 
 def test_augmented_samples(watched):
     folder, _, lines = watched
     files = sorted((folder / "dataloader").iterdir())
     assert [file.name for file in files] == [f"{number:06d}_left.png" for number in range(4)]
-    assert {read_image(file).shape for file in files} == {(32, 4 * 64, 3)}
+    shapes = {read_image(file).shape for file in files}
+    assert shapes == {(2 * 32 + 2 * STRIP, 4 * 2 * 64, 3)}  # twice as large, with titles and a scale
     assert f"wrote 4 augmented training samples to {folder / 'dataloader'}" in lines
 
 

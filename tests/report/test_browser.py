@@ -6,19 +6,21 @@ import importlib.util
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from needs import lacking
 
 from stereo_core.data.calibration import Calibration
 from stereo_core.report.html import Link, Table, page
-from stereo_core.report.pictures import UNKNOWN, colour_disparity, error_map
+from stereo_core.report.pictures import UNKNOWN, Scale, colour_disparity, error_map
 from stereo_core.report.viewer import view
 from stereo_core.report.views import side_by_side
 
 pytestmark = pytest.mark.browser
 
-HEIGHT, WIDTH, END = 60, 80, 40.0
+HEIGHT, WIDTH, END = 60, 80, 48.0  # END: of the colour scale
+FRAME = 6  # px; a cloud's border and its round corners
 CAMERA = Calibration(100.0, 0.5, doffs=10.0).of_size(HEIGHT, WIDTH)
 DRAWN_WITHOUT_A_GPU = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 
@@ -75,7 +77,7 @@ def text_of(runs, **keys):
 
 def made(disparity, **keys):
     left = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    return view("pair", left, disparity, END, **keys)
+    return view(keys.pop("name", "pair"), left, disparity, **keys)
 
 
 def pixels(tab, layer):
@@ -96,22 +98,27 @@ def test_colours_are_those_of_the_pictures_on_disk(opened, disparity, truth):
     tab = opened(text_of({"": [made(disparity, truth_HW=truth)]}))
     valid = truth > 0
     for layer, expected in (
-        ("values", colour_disparity(disparity, END)),
-        ("truth", colour_disparity(truth, END)),
+        ("values", colour_disparity(disparity, Scale(END))),
+        ("truth", colour_disparity(truth, Scale(END))),
         ("error", error_map(disparity, truth, valid)),
     ):
         assert np.abs(pixels(tab, layer) - expected.astype(int)).max() <= 12, layer  # a level of turbo, by rounding
     assert (pixels(tab, "error")[~valid] == UNKNOWN).all()
 
 
-def test_the_end_of_the_colours_can_be_moved(opened, disparity):
+def test_both_ends_of_the_colours_can_be_moved(opened, disparity):
     tab = opened(text_of({"": [made(disparity, camera=CAMERA)]}))
     ticks = tab.locator(".scale .ticks div")
-    assert ticks.all_inner_texts() == ["0\n5 m", "10\n2.5 m", "20\n1.67 m", "30\n1.25 m", "40 px\n1 m"]
-    tab.locator("input.end").fill("80")
-    tab.locator("input.end").press("Enter")
-    assert ticks.last.inner_text() == "80 px\n0.556 m"
-    assert np.abs(pixels(tab, "values") - colour_disparity(disparity, 80.0).astype(int)).max() <= 12
+    assert ticks.all_inner_texts() == ["0\n5 m", "12\n2.27 m", "24\n1.47 m", "36\n1.09 m", "48 px\n0.862 m"]
+    assert "doffs is 10 px" in tab.locator(".doffs").inner_text(), "why 0 px is not infinitely far"
+    for name, px in (("end", "80"), ("start", "20")):
+        tab.locator(f"input.{name}").fill(px)
+        tab.locator(f"input.{name}").press("Enter")
+    assert ticks.all_inner_texts()[::4] == ["20\n1.67 m", "80 px\n0.556 m"]
+    assert np.abs(pixels(tab, "values") - colour_disparity(disparity, Scale(80, 20)).astype(int)).max() <= 12
+    tab.locator("input.start").fill("90")  # beyond the end: nothing changes
+    tab.locator("input.start").press("Enter")
+    assert ticks.first.inner_text() == "20\n1.67 m"
 
 
 def test_values_under_the_pointer(opened, disparity, truth):
@@ -144,6 +151,39 @@ def test_sliders_of_a_pair_move_together(opened, disparity, truth):
     assert first == second and "error" in first
 
 
+def test_the_names_of_both_sides_stand_below_their_picture(opened, disparity, truth):
+    """Whole and apart, also where pictures are narrow; no line runs through them."""
+    one = made(disparity, truth_HW=truth)
+    tab = opened(text_of({name: [one] for name in "abc"}), viewport={"width": 700, "height": 800})
+    assert tab.locator(".sides span").all_inner_texts()[2:4] == ["◂ ground truth", "error ▸"]
+    for figure in tab.locator(".figures figure").all():
+        picture, left, right = (figure.locator(part).bounding_box() for part in
+                                (".both", ".sides span >> nth=0", ".sides span >> nth=1"))  # fmt: skip
+        bottom, end = picture["y"] + picture["height"], picture["x"] + picture["width"]
+        assert min(left["y"], right["y"]) >= bottom - 1
+        assert left["x"] + left["width"] < right["x"] or left["y"] + left["height"] <= right["y"] + 1
+        for name in (left, right):
+            assert picture["x"] - 1 <= name["x"] and name["x"] + name["width"] <= end + 1 and name["height"] < 30
+
+
+def test_pairs_after_the_first_unfold_at_a_click_from_a_link_and_in_print(opened, disparity, truth):
+    views = [made(disparity, truth_HW=truth, name=f"a/{n}", path=f"{n}.png") for n in range(6)]
+    tab = opened(text_of({"": views}, tables=[Table("T", ("image",), [(Link("5.png", "#pair-6"),)])]))
+    pictures = tab.locator(".group .both >> nth=0")
+    assert tab.locator("summary h2").all_inner_texts() == [*"012345"]
+    assert tab.locator("summary h2").first.get_attribute("title") == "a/0"
+
+    def seen():
+        return [group.locator(".both").first.is_visible() for group in tab.locator(".group").all()]
+
+    assert pictures.is_visible() and seen() == [True] * 3 + [False] * 3
+    tab.locator("summary").nth(3).click()
+    tab.locator("a", has_text="5.png").click()
+    assert seen() == [True] * 4 + [False, True]
+    tab.emulate_media(media="print")
+    assert seen() == [True] * 6
+
+
 def test_tables_sort(opened):
     rows = [("b", 10.0), (Link("a", "#x"), 9.0), ("c", 1000.5), ("d", "")]
     tab = opened(page("T", [Table("Images", ("image", "epe"), rows)]))
@@ -159,20 +199,31 @@ def test_tables_sort(opened):
     assert first_column() == ["d", "c", "b", "a"]
 
 
-def test_the_point_cloud_turns(opened, disparity):
-    tab = opened(text_of({"": [made(disparity, camera=CAMERA)]}))
-    tab.locator("button.turn").click()
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_point_cloud_turns_and_fits_its_frame(opened, disparity, width):
+    """Titles and ticks of the axes are whole: nothing is drawn at the frame's edge."""
+    tab = opened(text_of({"": [made(disparity, camera=CAMERA)]}), viewport={"width": width, "height": 800})
+    button = tab.locator("button.turn")
+    assert button.inner_text() == "Show the point cloud"
+    button.click()
     cloud = tab.locator(".cloud[data-points]")
     cloud.wait_for(timeout=120_000)
     assert int(cloud.get_attribute("data-points")) > 0.9 * (HEIGHT - 2) * (WIDTH - 2)
+    tab.mouse.move(0, 0)
     before = cloud.screenshot()
-    assert before != tab.locator(".scales").screenshot() and len(set(before)) > 100
+    drawn = (cv2.imdecode(np.frombuffer(before, np.uint8), cv2.IMREAD_COLOR)[FRAME:-FRAME, FRAME:-FRAME] != 255).any(2)
+    assert drawn.mean() > 0.02
+    assert not any(edge.any() for edge in (drawn[:2], drawn[-2:], drawn[:, :2], drawn[:, -2:]))
     box = cloud.bounding_box()
     tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tab.mouse.down()
     tab.mouse.move(box["x"] + box["width"] / 2 + 120, box["y"] + box["height"] / 2, steps=5)
     tab.mouse.up()
     assert cloud.screenshot() != before
+    button.click()
+    assert button.inner_text() == "Show the point cloud" and not cloud.is_visible()
+    button.click()
+    assert button.inner_text() == "Hide the point cloud" and cloud.is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

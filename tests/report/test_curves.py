@@ -79,13 +79,26 @@ def test_all_runs_below_a_folder_stand_in_one_picture(tmp_path):
     assert [31, 119, 180] in pixels and [255, 127, 14] in pixels and [44, 160, 44] not in pixels  # two lines' colours
 
 
+def test_a_figure_with_one_point_has_no_panel(tmp_path):
+    """A dot alone shows no course; the page's tables have its value."""
+    write_status(tmp_path / "a", {10: 8.0})
+    with pytest.raises(DataError, match="nothing to draw"):
+        plot(tmp_path)
+    write_status(tmp_path / "b", {10: 7.0})
+    plot(tmp_path)
+    two = cv2.imread(str(tmp_path / "curves.png")).shape
+    write_status(tmp_path / "a", {10: 8.0, 20: 7.0}, initial=9.0)
+    plot(tmp_path / "a")
+    assert cv2.imread(str(tmp_path / "a" / "curves.png")).shape == two
+
+
 def test_nothing_to_draw_is_said(tmp_path):
     (tmp_path / "status.json").write_text(json.dumps({"status": "STARTED", "message": "Starting Depth Net train."}))
     with pytest.raises(DataError, match="nothing to draw"):
         plot(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         plot(tmp_path / "runs")
-    write_status(tmp_path, {10: 8.0})
+    write_status(tmp_path, {10: 8.0, 20: 7.0})
     with pytest.raises(DataError, match=r"name it c\.png"):
         plot(tmp_path, tmp_path / "c.jpg")
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stereo_core.data.calibration import Calibration
-from stereo_core.report.html import images_table, page
+from stereo_core.report.html import Table, figure, images_table, metrics_tables, page, short_names
 from stereo_core.report.viewer import FIRST, STEPS, WORST, Chosen, view
 from stereo_core.report.views import CURVE_PX, fitting, read_views, side_by_side, write_views
 
@@ -27,7 +27,7 @@ def disparity():
 
 
 def made(disparity, name="a<b", **keys):
-    return view(name, np.zeros((*disparity.shape, 3), np.uint8), disparity, 40.0, **keys)
+    return view(name, np.zeros((*disparity.shape, 3), np.uint8), disparity, **keys)
 
 
 def values(data):
@@ -90,15 +90,37 @@ def test_pairs_of_several_runs_stand_side_by_side(disparity, tmp_path):
 
 def test_images_are_listed_worst_first_with_links_to_their_pairs(disparity, tmp_path):
     (tmp_path / "metrics.csv").write_text(
-        "path,epe,d1\ns3://b/x/1.png,1.5,0\ns3://b/x/y/2.png,2.5,0\ns3://b/x/3.png,nan,0\n"
+        "path,epe,d1\ns3://b/x/1.png,1.5,0.125\ns3://b/x/y/2.png,2.5,0\ns3://b/x/3.png,nan,0\n"
     )
     groups = side_by_side({"": [made(disparity, path="s3://b/x/y/2.png")]})
     (table,) = images_table({"": tmp_path}, groups)
-    assert table.title == "Images below s3://b/x/" and table.columns == ("image", "epe", "d1")
+    assert table.title == "Images below s3://b/x/" and table.columns == ("image", "EPE (px)", "D1 (%)")
     assert [row[0] for row in table.rows] == [("y/2.png", "#pair-1"), "1.png", "3.png"]
+    assert table.rows[1][1:] == [1.5, 12.5]
     assert images_table({"": tmp_path / "absent"}, groups) == []
     (table,) = images_table({"one": tmp_path, "two": tmp_path}, groups)
-    assert table.columns == ("image", "epe one", "epe two") and table.rows[0][1:] == [2.5, 2.5]
+    assert table.columns == ("image", "EPE (px) one", "EPE (px) two") and table.rows[0][1:] == [2.5, 2.5]
+
+
+def test_accuracy_is_a_table_of_kinds_and_metrics_in_their_units():
+    accuracy, others = metrics_tables({"epe": 1.5, "d1": 0.125, "epe_pixel": 2.0, "model_bytes": 9_662_378, "x": 7})
+    assert accuracy.columns == ("kind", "EPE (px)", "D1 (%)", "BP-1 (%)", "BP-2 (%)", "BP-3 (%)", "RMSE (px)")
+    (one, *means, _, _, _, _), (all_pixels, epe, missing, *_) = accuracy.rows
+    assert (one, means) == ("mean over images", [1.5, 12.5]) and (all_pixels, epe) == ("over all pixels", 2.0)
+    assert figure(missing) == "", "no figure is made up"
+    assert others.rows == [("model file (MB)", pytest.approx(9.662378)), ("x", 7)]
+    assert [table.title for table in metrics_tables({"x": 1.0})] == ["Figures"]
+
+
+def test_pairs_have_short_names_that_differ():
+    assert short_names(["a/b/im0", "a/c/im0", "d/7"]) == ["b/im0", "c/im0", "7"]
+    assert short_names(["s1/left/rgb/0", "s2/left/rgb/0"]) == ["s1/…/0", "s2/…/0"]
+    assert short_names(["0", "a/0"]) == ["0", "a/0"]
+
+
+def test_a_column_of_numbers_with_gaps_is_one_of_numbers():
+    table = Table("T", ("name", "epe", "none"), [("a", 1.0, ""), ("b", "", "")])
+    assert [table.is_number(column) for column in range(3)] == [False, True, False]
 
 
 def test_a_page_escapes_names_and_loads_nothing(disparity):

@@ -116,7 +116,7 @@ def test_the_page_of_an_action_begins_with_its_warnings(tmp_path):
     assert 'class="warn"' not in action_report(tmp_path, outcome, "evaluate")
     StatusLog(tmp_path).warning("a < b")
     page = action_report(tmp_path, outcome, "evaluate")
-    assert page.index("a &lt; b") < page.index("<h2>Metrics</h2>")
+    assert page.index("a &lt; b") < page.index("<h2>Accuracy</h2>")
 
 
 def test_a_warning_does_not_say_where_a_run_is(tmp_path):

@@ -1,0 +1,55 @@
+"""The figures of evaluations as pages show them: plain names with units, shares in per cent."""
+
+from __future__ import annotations
+
+NAMES = {
+    "epe": ("EPE", "px"),
+    "d1": ("D1", "%"),
+    "bp1": ("BP-1", "%"),
+    "bp2": ("BP-2", "%"),
+    "bp3": ("BP-3", "%"),
+    "rmse": ("RMSE", "px"),
+    "train_loss": ("training loss", "px"),
+    "val_loss": ("validation loss", "px"),
+    "initial_val_loss": ("validation loss before training", "px"),
+    "latency_median_ms": ("batch time, median", "ms"),
+    "latency_p95_ms": ("batch time, 95 %", "ms"),
+    "latency_batch": ("batch size", "pairs"),
+    "images_per_second": ("speed", "pairs/s"),
+    "model_bytes": ("model file", "MB"),
+    "engine_bytes": ("engine file", "MB"),
+    "device_memory_bytes": ("GPU memory", "MB"),
+    "pixels": ("valid pixels", ""),
+    "valid": ("valid", "%"),
+}
+"""Key in results.json, metrics.csv or status.json -> name and unit."""
+
+ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")
+KINDS = {
+    "mean over images": "{}",
+    "over all pixels": "{}_pixel",
+    "before training": "initial_{}",
+    "before training, over all pixels": "initial_{}_pixel",
+}
+"""What an accuracy refers to -> its key, made from the metric's key."""
+
+_FACTORS = {"%": 100.0, "MB": 1e-6}
+
+
+def plain(key: str) -> str:
+    """The name of a figure with its unit, as `EPE (px)`; keys without an entry stay as they are."""
+    name, unit = NAMES.get(key, (key, ""))
+    return f"{name} ({unit})" if unit else name
+
+
+def scaled(key: str, value: float) -> float:
+    """A figure in the unit that `plain` names."""
+    return value * _FACTORS.get(NAMES.get(key, (key, ""))[1], 1.0)
+
+
+def sentence(row: dict[str, float]) -> str:
+    """The metrics of one image (see `stereo_core.metrics`) in a line."""
+    if not row["pixels"]:
+        return "no valid ground truth"
+    shares = (f"{NAMES[key][0]} {scaled(key, row[key]):.1f} %" for key in ("bp2", "d1"))
+    return ", ".join((f"EPE {row['epe']:.3f} px", *shares))
