@@ -100,7 +100,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         for kind, values in of_pair.items():
             clipped[kind] += values
     write_views(folder / FILE, chosen.views)
-    for text in format_warnings(clipped):
+    for text in format_warnings(clipped, settings):
         LOG.warning("%s", text)
     figures = predictor.figures()
     notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
@@ -116,9 +116,14 @@ def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras 
     """The sample and the other arguments of `write_files` for each pair."""
     rels, flat_names = UniqueNames(), UniqueNames()
     for sample, disparity_HW in pairs:
-        flat_name = flat_names(sample["rel"].replace("/", "_")[-LONGEST_NAME:])
+        flat_name = flat_names(flat(sample["rel"]))
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
         yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
+
+
+def flat(rel: str) -> str:
+    """The name of a pair's colour picture."""
+    return rel.replace("/", "_")[-LONGEST_NAME:]
 
 
 def _write(
@@ -192,15 +197,16 @@ def _camera_of_all(spec: ExperimentSpec) -> Calibration:
     )
 
 
-def format_warnings(clipped: dict[str, OutOfRange]) -> list[str]:
+def format_warnings(clipped: dict[str, OutOfRange], settings: Inference) -> list[str]:
     """A warning for each kind of file that cannot hold all values."""
+    mend = "set inference.save_raw_pfm for PFM files, which have no limit"
+    exact = "the PFM files hold the exact values" if settings.save_raw_pfm else mend
     disparity, depth = clipped["disparity_png16"], clipped["depth"]
     found = []
     if disparity.pixels:
         found.append(
             f"disparity_png16: {disparity.pixels} of {disparity.known} pixels in {disparity.images} of the images "
-            "exceed 255.996 px, the largest value of the format, and are clipped to it; PFM files "
-            "(inference.save_raw_pfm) have no limit"
+            f"exceed 255.996 px, the largest value of the format, and are clipped to it; {exact}"
         )
     if depth.pixels:
         check = f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
