@@ -148,12 +148,15 @@ _WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "model_path", "
 def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
     """The resolved spec without secrets, ready for YAML: running the verb with it repeats the run.
 
-    If a checkpoint or an engine defines the network, `model` holds only the keys that the user set.
+    If a checkpoint or an engine defines the network, `model` holds only the keys that the user set; so does
+    `export.valid_iters`.
     """
     tree = spec.model_dump()
     own = getattr(spec, "train" if verb == "automl" else section_of(verb))
     if any(getattr(own, name, "") for name in _WEIGHTS):
         tree["model"] = spec.model.model_dump(exclude_unset=True)
+        if "valid_iters" not in own.model_fields_set:
+            tree[section_of(verb)].pop("valid_iters", None)  # the checkpoint's, see export
     for path in _secret_paths(spec):
         *sections, name = path.split(".")
         node = tree

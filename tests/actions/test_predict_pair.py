@@ -25,7 +25,7 @@ from stereo_core.actions.predict_pair import find_pairs
 from stereo_core.cli import main
 from stereo_core.data import images
 from stereo_core.data.codecs import read_disparity
-from stereo_core.data.images import decode, read_image, write_png
+from stereo_core.data.images import read_image, write_png
 from stereo_core.models import load_model
 from stereo_core.report.pictures import STRIP
 from stereo_core.run import memory
@@ -91,11 +91,11 @@ def test_values_of_twelve_bits_in_files_of_sixteen_are_read_as_such(predict, pai
     assert np.abs(read_disparity(out / "disparity_pfm/left.pfm")[0] - expected).mean() < 0.05
 
 
-def test_the_check_decodes_each_image_once(pair, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(images, "decode", lambda path: decoded.append(path) or decode(path))
+def test_the_check_reads_each_image_once(pair, monkeypatch):
+    read = []
+    monkeypatch.setattr(images, "read_bytes", lambda path: read.append(path) or path.read_bytes())
     find_pairs(*pair)[0].check(None)
-    assert decoded == list(pair)
+    assert read == list(pair)
 
 
 def test_no_file_of_an_earlier_run_remains_beside_new_ones(predict, pair, tmp_path):
