@@ -22,7 +22,7 @@ from stereo_core.data.depth import depth_from_disparity, seen_by_both, write_dep
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import UniqueNames
+from stereo_core.files import UniqueNames, flat_name
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
 from stereo_core.report.pictures import colour_disparity, labelled, scale_end
@@ -36,8 +36,6 @@ from stereo_core.spec.predict import BESIDE, Inference
 from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
-
-LONGEST_NAME = 200  # characters; file systems allow 255 bytes
 
 
 @dataclass
@@ -116,14 +114,8 @@ def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras 
     """The sample and the other arguments of `write_files` for each pair."""
     rels, flat_names = UniqueNames(), UniqueNames()
     for sample, disparity_HW in pairs:
-        flat_name = flat_names(flat(sample["rel"]))
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
-
-
-def flat(rel: str) -> str:
-    """The name of a pair's colour picture."""
-    return rel.replace("/", "_")[-LONGEST_NAME:]
+        yield rels(sample["rel"]), flat_names(flat_name(sample["rel"])), sample, disparity_HW, camera
 
 
 def _write(
@@ -131,10 +123,10 @@ def _write(
 ) -> dict[str, OutOfRange]:
     """Write the files of one pair, with colours up to `end` px, and offer it to the pages; return counts of values that
     the formats cannot hold."""
-    rel, flat_name, sample, disparity_HW, camera = named
+    rel, name, sample, disparity_HW, camera = named
     left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
     clipped = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
-    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, clipped, end)
+    write_files(settings, folder, rel, name, left_HW3, disparity_HW, camera, clipped, end)
     make = partial(view, sample["rel"], left_HW3, disparity_HW, end, path=str(sample["path"]), camera=camera,
                    most_pixels=FEWER_PIXELS)  # fmt: skip
     chosen.offer(sample["index"], math.nan, make)
@@ -226,14 +218,15 @@ def write_files(
     settings: Inference,
     folder: Path,
     rel: str,
-    flat_name: str,
+    name: str,
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     camera: SizedCalibration | None,
     clipped: dict[str, OutOfRange],
     scale_px: float,
 ) -> None:
-    """Write the files of one pair, with colours up to `scale_px`; `clipped` counts values out of range."""
+    """Write the files of one pair: `<rel>` with its suffix, and `<name>.png` with colours up to `scale_px`. `clipped`
+    counts values out of range."""
     if settings.save_png16:
         too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
         clipped["disparity_png16"].add(too_large, disparity_HW)
@@ -241,7 +234,7 @@ def write_files(
         write_pfm(folder / "disparity_pfm" / f"{rel}.pfm", disparity_HW)
     if settings.save_color:
         picture = labelled(colour_disparity(disparity_HW, scale_px), "disparity", scale_px)
-        write_png(folder / "predicted_depth" / f"{flat_name}.png", picture)
+        write_png(folder / "predicted_depth" / f"{name}.png", picture)
     if camera is None:
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions.inference import OutOfRange, flat, format_warnings, write_files
+from stereo_core.actions.inference import OutOfRange, format_warnings, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
@@ -21,7 +21,7 @@ from stereo_core.data.images import BITS, bits_for, decode_view, largest_deep, r
 from stereo_core.data.rectification import doubts
 from stereo_core.data.trees import Tree
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import UniqueNames, atomic_path
+from stereo_core.files import UniqueNames, atomic_path, flat_name
 from stereo_core.models.flags import kept
 from stereo_core.models.infer import infer
 from stereo_core.report.html import MOST_BYTES, page, shown
@@ -209,11 +209,11 @@ class _Prediction:
 
     def of(self, pairs: list[Pair]) -> None:
         flat_names = UniqueNames()
-        named = [(pair, flat_names(flat(pair.name))) for pair in pairs]
+        named = [(pair, flat_names(flat_name(pair.name))) for pair in pairs]
         self._remove_earlier(named)
         try:
-            for pair, flat_name in named:
-                self._one(pair, flat_name)
+            for pair, flat in named:
+                self._one(pair, flat)
             for text in format_warnings(self.clipped, self.settings):
                 self.warnings.add(text)
             page = self._page(len(pairs))
@@ -231,14 +231,14 @@ class _Prediction:
         interrupted is found by the next run.
         """
         self._page_file.unlink(missing_ok=True)
-        for pair, flat_name in named:
-            files = [self.output / file for file in _files(pair.name, flat_name, camera=True).values()]
+        for pair, flat in named:
+            files = [self.output / file for file in _files(pair.name, flat, camera=True).values()]
             mark = self.output / FILES["disparity (PFM)"].format(name=pair.name)
             if mark.is_file():
                 for file in sorted(files, key=mark.__eq__):
                     file.unlink(missing_ok=True)
 
-    def _one(self, pair: Pair, flat_name: str) -> None:
+    def _one(self, pair: Pair, flat: str) -> None:
         left_HW3, right_HW3 = pair.read(self.bits)
         self.inputs[pair.name] = f"{pair.left}, {pair.right}"
         camera = _of(self.camera, left_HW3)
@@ -249,9 +249,9 @@ class _Prediction:
             raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
         found = [*doubts(left_HW3, right_HW3, self._reach(left_HW3)), *(camera.doubts() if camera else ())]
         end = disparity_range(disparity_HW)
-        write_files(self.settings, self.output, pair.name, flat_name, left_HW3, disparity_HW, camera, self.clipped, end)
+        write_files(self.settings, self.output, pair.name, flat, left_HW3, disparity_HW, camera, self.clipped, end)
         self.written += 1
-        files = _files(pair.name, flat_name, camera is not None)
+        files = _files(pair.name, flat, camera is not None)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
             one = view(pair.name, left_HW3, disparity_HW, end, camera=camera,
                        path=str(pair.left), facts=facts, warnings=found, files=files)  # fmt: skip
@@ -292,10 +292,10 @@ class _Prediction:
         return self.output / "index.html"
 
 
-def _files(name: str, flat_name: str, camera: bool) -> dict[str, str]:
+def _files(name: str, flat: str, camera: bool) -> dict[str, str]:
     """Link text -> path below the output folder, of a pair's files."""
     kinds = FILES | (FILES_WITH_CAMERA if camera else {})
-    return {kind: path.format(name=name, flat=flat_name) for kind, path in kinds.items()}
+    return {kind: path.format(name=name, flat=flat) for kind, path in kinds.items()}
 
 
 def _facts(disparity_HW: np.ndarray, camera: Calibration | None) -> str:
