@@ -192,8 +192,8 @@ def _doubts(totals: dict[str, Any], reach: int | None) -> Iterator[str]:
     for name, (images, empty) in totals["sources"].items():
         if empty:
             yield (
-                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground truth (visible in the mask, "
-                "0 < disparity < dataset.max_disparity) and are ignored; see metrics.csv"
+                f"{name}: images without valid ground truth (visible in the mask, 0 < disparity < "
+                f"dataset.max_disparity): {empty} of {images}; they are ignored, see metrics.csv"
             )
     if totals["beyond"]:
         yield (
