@@ -6,6 +6,7 @@ import math
 import os
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -180,16 +181,21 @@ _packed = lru_cache(maxsize=4)(shards.packed)  # called for each folder of image
 
 def _middlebury(path: str | Path, lines: dict[int, str]) -> Calibration:
     """The calibration of lines (by number) with `key=value`."""
-    parts = [(number, *map(str.strip, line.partition("="))) for number, line in lines.items()]
-    values = {key: value for _, key, equals, value in parts if equals}
+    set_in: dict[str, list[int]] = defaultdict(list)
+    values: dict[str, str] = {}
+    for number, line in lines.items():
+        key, equals, value = map(str.strip, line.partition("="))
+        if equals:
+            values[key] = value
+            set_in[key].append(number)
     missing = [key for key in ("cam0", "baseline") if key not in values]
     if missing or ("doffs" not in values and "cam1" not in values):
         raise DataError(
             f"{path}: not a calib.txt: {' and '.join(missing or ['doffs'])} missing;"
             f" expected cam0={_K}, baseline (mm), and doffs or cam1"
         )
-    for key in values:
-        if len(numbers := [number for number, name, equals, _ in parts if equals and name == key]) > 1:
+    for key, numbers in set_in.items():
+        if len(numbers) > 1:
             raise DataError(f"{path}: lines {' and '.join(map(str, numbers))} set {key}; keep one of them")
     focal, cx, focal_y, cy = _matrix(f"{path}: cam0", values["cam0"])
     right = _matrix(f"{path}: cam1", values["cam1"]) if "cam1" in values else None
