@@ -159,7 +159,6 @@ def test_an_output_that_cannot_be_used_is_refused_before_the_model_is_loaded(pai
 def test_warnings_of_the_network_reach_the_page_and_name_what_predict_has(predict, pair, monkeypatch):
     """A warning in the log alone is not seen by the one who opens the page; the other verbs' keys do not help here."""
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**10)
-    monkeypatch.setattr(memory, "SMALL", 1)
     code, text, out = predict(*pair)
     told = "it may not fit. To use less memory: smaller images (depth_net predict: --scale)"
     assert code == 0 and text.count(told) == 1 and told in (out / "index.html").read_text()
