@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import traceback
@@ -18,6 +19,19 @@ from stereo_core.errors import UserError
 from stereo_core.progress import heartbeat, since
 from stereo_core.values import near
 from stereo_core.verbs import VERBS, Verb
+
+
+class _Above0(click.FloatRange):
+    """A number above 0; unlike FloatRange it refuses NaN and infinity."""
+
+    def __init__(self, most: float | None = None) -> None:
+        super().__init__(0, most, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class _Verbs(click.Group):
@@ -92,10 +106,10 @@ def schema(verb: str) -> None:
 @click.option("--model", default="starter", show_default=True, help="A checkpoint, an engine, or starter.")
 @click.option("--output", type=click.Path(path_type=Path), default="results/predict", show_default=True, help="Folder.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="calib.txt or K.txt; adds depth and point cloud.")
-@click.option("--baseline", type=click.FloatRange(0, min_open=True), help="Camera baseline in metres.")
-@click.option("--focal", type=click.FloatRange(0, min_open=True), help="Focal length in px, with --baseline.")
+@click.option("--baseline", type=_Above0(), help="Camera baseline in metres.")
+@click.option("--focal", type=_Above0(), help="Focal length in px, with --baseline.")
 @click.option("--iters", type=click.IntRange(1), help="GRU iterations [default: the checkpoint's].")
-@click.option("--scale", type=click.FloatRange(0, 4, min_open=True), default=1.0, help="Resize the images by this.")
+@click.option("--scale", type=_Above0(4), default=1.0, help="Resize the images by this.")
 def predict(left: Path, right: Path, output: Path, **options: Any) -> None:
     """Predict disparity and depth for LEFT and RIGHT: two images, or two folders with the same file names.
 
@@ -108,8 +122,7 @@ def predict(left: Path, right: Path, output: Path, **options: Any) -> None:
 
         start = time.monotonic()
         with heartbeat(lambda: f"predicting ({since(start)} since the start)", partial(click.echo, err=True)):
-            for line in predict_pairs(left, right, output, **options):
-                click.echo(line)
+            predict_pairs(left, right, output, **options, say=click.echo)
 
     _guarded(work)
 
@@ -162,14 +175,17 @@ def convert_checkpoint(source: str, target: Path, layout: str) -> None:
 
 
 def _guarded(work: Callable[[], object]) -> None:
+    from stereo_core.run.termination import Terminated, sigterm_raises
+
     try:
-        work()
+        with sigterm_raises():
+            work()
     except UserError as error:
         _refuse(error)
     except OSError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         from stereo_core.run.failure import exit_code, reason
 
         if isinstance(error, Exception):

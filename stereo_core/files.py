@@ -84,6 +84,14 @@ def locked(path: str | Path) -> contextlib.AbstractContextManager[int]:
     return held(f"{path}.lock", waiting=f"another process is writing {path}; waiting for it")
 
 
+LONGEST_NAME = 200  # bytes; file systems allow 255
+
+
+def flat_name(rel: str) -> str:
+    """A relative path as the name of one file: / becomes _, and only the end of a long one is kept."""
+    return rel.replace("/", "_").encode()[-LONGEST_NAME:].decode(errors="ignore")
+
+
 class UniqueNames:
     """Gives unique file names: the second `a` becomes `a-2`, the third `a-3`."""
 

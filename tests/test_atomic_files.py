@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from stereo_core.files import UniqueNames, atomic_path
+from stereo_core.files import UniqueNames, atomic_path, flat_name
 
 
 @pytest.fixture
@@ -32,6 +32,16 @@ def test_the_rights_are_those_of_any_file_and_no_other_thread_sees_the_mask_chan
     with atomic_path(tmp_path / "file") as temporary:
         temporary.write_bytes(b"x")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_the_name_of_a_deep_path_fits_a_file_system(tmp_path):
+    """Of 255 bytes; a letter may take three."""
+    assert flat_name("a/b c/left.v1") == "a_b c_left.v1"
+    name = flat_name("写真/" * 60 + "left")
+    assert name.endswith("写真_left")
+    with atomic_path(tmp_path / f"{name}.png") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / f"{name}.png").is_file()
 
 
 def test_names_never_collide():

@@ -32,7 +32,7 @@ TRAIN = {
 EVALUATE = {"dataset": {**MAX_DISPARITY, "test_dataset": LOADER}}
 ZERO_SHOT = {**EVALUATE, "evaluate": {"checkpoint": "starter"}}
 INFERENCE = {"dataset": {**MAX_DISPARITY, "infer_dataset": LOADER}}
-EXPORT = {"export": {"input_height": 192, "input_width": 320, "batch_size": 1, "valid_iters": 8, "on_cpu": True}}
+EXPORT = {"export": {"input_height": 192, "input_width": 320, "batch_size": 1, "on_cpu": True}}
 
 DESCRIPTION = (
     "The starter network on synthetic scenes: unchanged, fine-tuned and as an engine, in minutes on two CPU cores."

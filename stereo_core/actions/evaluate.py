@@ -18,7 +18,7 @@ from stereo_core.data.datasets import name_of
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
-from stereo_core.files import UniqueNames, atomic_path
+from stereo_core.files import UniqueNames, atomic_path, flat_name
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
@@ -146,7 +146,7 @@ def _with_panel(
                 f"{sample['path']}: the annotation line has no ground truth; add a disparity file to evaluate"
             )
         shown = sample["index"] < PANELS
-        yield sample, prediction_HW, folder / f"{names(sample['rel'].replace('/', '_'))}.png" if shown else None
+        yield sample, prediction_HW, folder / f"{names(flat_name(sample['rel']))}.png" if shown else None
 
 
 def _row(
@@ -188,8 +188,8 @@ def _doubts(totals: dict[str, Any], reach: int | None) -> Iterator[str]:
     for name, (images, empty) in totals["sources"].items():
         if empty:
             yield (
-                f"{name}: {empty} of its {counted(images, 'image')} have no valid ground truth (visible in the mask, "
-                "0 < disparity < dataset.max_disparity) and are ignored; see metrics.csv"
+                f"{name}: images without valid ground truth (visible in the mask, 0 < disparity < "
+                f"dataset.max_disparity): {empty} of {images}; they are ignored, see metrics.csv"
             )
     if totals["beyond"]:
         yield (

@@ -73,7 +73,7 @@ def run(spec: Any, status: Any) -> Outcome:
     model = from_spec(spec, section.checkpoint).eval().to(device)
     _check_weights(model)
     # The file is float32 for every batch; the engine build lowers the precision.
-    model.config = replace(model.config, mixed_precision=False, valid_iters=section.valid_iters)
+    model.config = replace(model.config, mixed_precision=False, valid_iters=_iterations(section, model.config))
     model.open_size(section.dynamic_hw)
     graph = ExportGraph(model).eval()
     info = _info(model.config, section)
@@ -111,6 +111,23 @@ def _copy_onnx(path: Path, out: Path, check: bool, status: Any) -> Outcome:
             if not np.isfinite(reference_disparity(temporary, *pair)).all():
                 raise RuntimeError(f"{path}: the disparity of a synthetic pair is not finite; no file was written")
     return _outcome(out, info, len(model.graph.node), {}, "copied" + (", runs" if check else ", not checked"))
+
+
+def _iterations(section: Any, config: Any) -> int:
+    """The spec's number if it sets one, else that of evaluate and inference: the checkpoint's (see `from_spec`)."""
+    others, own = int(config.valid_iters), int(section.valid_iters)
+    if "valid_iters" not in section.model_fields_set:
+        LOG.info("export.valid_iters: %d, the checkpoint's number", others)
+        return others
+    if own != others:
+        LOG.warning(
+            "export.valid_iters is %d, but evaluate and inference make %s with this checkpoint, so that the engine's "
+            "disparity differs from theirs; leave export.valid_iters out to export %d",
+            own,
+            counted(others, "iteration"),
+            others,
+        )
+    return own
 
 
 def _device(section: Any) -> torch.device:

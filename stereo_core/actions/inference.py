@@ -22,7 +22,7 @@ from stereo_core.data.depth import depth_from_disparity, seen_by_both, write_dep
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import UniqueNames
+from stereo_core.files import UniqueNames, flat_name
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
 from stereo_core.report.pictures import colour_disparity, labelled, scale_of
@@ -36,8 +36,6 @@ from stereo_core.spec.predict import BESIDE, Inference
 from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
-
-LONGEST_NAME = 200  # characters; file systems allow 255 bytes
 
 
 @dataclass
@@ -100,7 +98,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         for kind, values in of_pair.items():
             clipped[kind] += values
     write_views(folder / FILE, chosen.views)
-    for text in format_warnings(clipped):
+    for text in format_warnings(clipped, settings):
         LOG.warning("%s", text)
     figures = predictor.figures()
     notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
@@ -116,18 +114,16 @@ def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras 
     """The sample and the other arguments of `write_files` for each pair."""
     rels, flat_names = UniqueNames(), UniqueNames()
     for sample, disparity_HW in pairs:
-        flat_name = flat_names(sample["rel"].replace("/", "_")[-LONGEST_NAME:])
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        yield rels(sample["rel"]), flat_name, sample, disparity_HW, camera
+        yield rels(sample["rel"]), flat_names(flat_name(sample["rel"])), sample, disparity_HW, camera
 
 
 def _write(settings: Inference, folder: Path, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, OutOfRange]:
-    """Write the files of one pair and offer it to the pages; return counts of values that
-    the formats cannot hold."""
-    rel, flat_name, sample, disparity_HW, camera = named
+    """Write the files of one pair and offer it to the pages; return counts of values that the formats cannot hold."""
+    rel, name, sample, disparity_HW, camera = named
     left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
     clipped = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
-    write_files(settings, folder, rel, flat_name, left_HW3, disparity_HW, camera, clipped)
+    write_files(settings, folder, rel, name, left_HW3, disparity_HW, camera, clipped)
     make = partial(view, sample["rel"], left_HW3, disparity_HW, path=str(sample["path"]), camera=camera,
                    most_pixels=FEWER_PIXELS)  # fmt: skip
     chosen.offer(sample["index"], math.nan, make)
@@ -190,15 +186,16 @@ def _camera_of_all(spec: ExperimentSpec) -> Calibration:
     )
 
 
-def format_warnings(clipped: dict[str, OutOfRange]) -> list[str]:
+def format_warnings(clipped: dict[str, OutOfRange], settings: Inference) -> list[str]:
     """A warning for each kind of file that cannot hold all values."""
+    mend = "set inference.save_raw_pfm for PFM files, which have no limit"
+    exact = "the PFM files hold the exact values" if settings.save_raw_pfm else mend
     disparity, depth = clipped["disparity_png16"], clipped["depth"]
     found = []
     if disparity.pixels:
         found.append(
             f"disparity_png16: {disparity.pixels} of {disparity.known} pixels in {disparity.images} of the images "
-            "exceed 255.996 px, the largest value of the format, and are clipped to it; PFM files "
-            "(inference.save_raw_pfm) have no limit"
+            f"exceed 255.996 px, the largest value of the format, and are clipped to it; {exact}"
         )
     if depth.pixels:
         check = f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
@@ -218,13 +215,14 @@ def write_files(
     settings: Inference,
     folder: Path,
     rel: str,
-    flat_name: str,
+    name: str,
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     camera: SizedCalibration | None,
     clipped: dict[str, OutOfRange],
 ) -> None:
-    """Write the files of one pair; `clipped` counts values out of range."""
+    """Write the files of one pair: `<rel>` with its suffix, and `<name>.png` in colours. `clipped` counts values out
+    of range."""
     if settings.save_png16:
         too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
         clipped["disparity_png16"].add(too_large, disparity_HW)
@@ -233,7 +231,7 @@ def write_files(
     if settings.save_color:
         scale = scale_of(disparity_HW)
         picture = labelled(colour_disparity(disparity_HW, scale), "disparity", scale)
-        write_png(folder / "predicted_depth" / f"{flat_name}.png", picture)
+        write_png(folder / "predicted_depth" / f"{name}.png", picture)
     if camera is None:
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)

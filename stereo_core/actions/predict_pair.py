@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,19 +17,29 @@ from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
 from stereo_core.data.depth import depth_from_disparity
-from stereo_core.data.images import BITS, bits_for, decode, largest_deep, read_views
+from stereo_core.data.images import BITS, bits_for, decode_view, largest_deep, read_views
 from stereo_core.data.rectification import doubts
 from stereo_core.data.trees import Tree
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import UniqueNames, atomic_path
+from stereo_core.files import UniqueNames, atomic_path, flat_name
 from stereo_core.models.flags import kept
 from stereo_core.models.infer import infer
 from stereo_core.report.html import MOST_BYTES, page, shown
 from stereo_core.report.viewer import view
 from stereo_core.report.views import View
+from stereo_core.run.termination import Terminated
+from stereo_core.run.warned import passed_on
 from stereo_core.spec.predict import Inference
+from stereo_core.values import counted, size_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+FILES = {
+    "colour": "predicted_depth/{flat}.png",
+    "disparity (PFM)": "disparity_pfm/{name}.pfm",
+    "disparity (16-bit PNG)": "disparity_png16/{name}.png",
+}
+"""Link text -> path below the output folder."""
+FILES_WITH_CAMERA = {"depth (16-bit PNG, mm)": "depth/{name}.png", "point cloud (PLY)": "cloud/{name}.ply"}
 NO_CAMERA = "Disparity only: for depth and a point cloud give --calibration FILE, or --baseline METRES and --focal PX."
 
 
@@ -50,12 +61,7 @@ class Pair:
             DataError: a file cannot be used, or their sizes differ.
         """
         left, right = read_views(self.left, self.right, bits)
-        if left.shape != right.shape:
-            sizes = " and ".join(f"{x.shape[1]} x {x.shape[0]}" for x in (left, right))
-            raise DataError(
-                f"{self.left}, {self.right}: the sizes are {sizes} px; both images of a rectified pair must have the "
-                "same size"
-            )
+        self._check_sizes(left, right)
         return left, right
 
     def check(self, camera: Calibration | None) -> int:
@@ -64,9 +70,18 @@ class Pair:
         Raises:
             DataError: the images cannot be used, or do not fit the camera.
         """
-        left, _ = self.read(BITS[-1])
-        _of(camera, left)
-        return max(largest_deep(decode(path)) for path in (self.left, self.right))
+        images = decode_view(self.left), decode_view(self.right)
+        self._check_sizes(*images)
+        _of(camera, images[0])
+        return max(map(largest_deep, images))
+
+    def _check_sizes(self, *images: np.ndarray) -> None:
+        left, right = (image.shape[:2] for image in images)
+        if left != right:
+            raise DataError(
+                f"{self.left}, {self.right}: the sizes are {size_text(left)} and {size_text(right)} px; both images of "
+                "a rectified pair must have the same size"
+            )
 
 
 def find_pairs(left: Path, right: Path) -> list[Pair]:
@@ -106,7 +121,8 @@ def predict_pairs(
     focal: float | None = None,
     iters: int | None = None,
     scale: float = 1.0,
-) -> Iterator[str]:
+    say: Callable[[str], object] = print,
+) -> None:
     """Write inference's files for each pair (INTERFACES "Files"; colours with a scale) and `output`/index.html.
 
     Args:
@@ -115,12 +131,11 @@ def predict_pairs(
         calibration: calib.txt or K.txt; or baseline (m) and focal (px). Without either no depth is written.
         iters: iterations of a checkpoint's network; None: the stored value.
         scale: scale factor of the images for the network; the disparity is in px of the files.
-
-    Yields:
-        Lines to print: one per pair, warnings, and where to look.
+        say: receives the lines to print: one per pair, warnings, and where to look; if the run is stopped or fails, how
+            many pairs are written.
 
     Raises:
-        UserError: files, sizes, calibration or model are wrong; raised before any work.
+        UserError: files, sizes, calibration, output or model are wrong; raised before any work.
     """
     pairs = find_pairs(left, right)
     camera = _camera(calibration, baseline, focal)
@@ -129,12 +144,35 @@ def predict_pairs(
     depth = camera is not None
     spec = spec_of(model, iters, save_raw_pfm=True, save_depth=depth,
                    save_point_cloud=depth)  # fmt: skip
-    with kept():
-        yield from _Prediction(load_predictor(spec, "inference", 0), spec.inference, camera, scale, output, bits).of(
-            pairs
-        )
-    if bits < BITS[-1]:
-        yield f"Warning: the largest value in the 16-bit images is {largest}, so they were read as {bits}-bit values"
+    _try(output)
+    warnings = _Warnings(say)
+    with kept(), passed_on(warnings.add):
+        predictor = load_predictor(spec, "predict", 0)
+        if bits < BITS[-1]:
+            warnings.add(f"the largest value in the 16-bit images is {largest}, so they are read as {bits}-bit values")
+        _Prediction(predictor, spec.inference, camera, scale, output, bits, say, warnings).of(pairs)
+
+
+def _try(output: Path) -> None:
+    """Make the folder, and a file in it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise SpecError(f"--output: cannot write to {output}: {error.strerror}; choose another folder") from None
+
+
+@dataclass
+class _Warnings:
+    """The warnings of a run; each is said once, at once."""
+
+    say: Callable[[str], object]
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        if text not in self.texts:
+            self.texts.append(text)
+            self.say(f"Warning: {text}")
 
 
 def _camera(calibration: Path | None, baseline: float | None, focal: float | None) -> Calibration | None:
@@ -161,20 +199,45 @@ class _Prediction:
     scale: float
     output: Path
     bits: int
+    say: Callable[[str], object]
+    warnings: _Warnings
+    written: int = 0
     views: list[View] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
-    names: UniqueNames = field(default_factory=UniqueNames)
     clipped: dict[str, OutOfRange] = field(default_factory=lambda: defaultdict(OutOfRange))
 
-    def of(self, pairs: list[Pair]) -> Iterator[str]:
-        for pair in pairs:
-            yield from self._one(pair)
-        yield from (f"Warning: {text}" for text in format_warnings(self.clipped))
+    def of(self, pairs: list[Pair]) -> None:
+        flat_names = UniqueNames()
+        named = [(pair, flat_names(flat_name(pair.name))) for pair in pairs]
+        self._remove_earlier(named)
+        try:
+            for pair, flat in named:
+                self._one(pair, flat)
+            for text in format_warnings(self.clipped, self.settings):
+                self.warnings.add(text)
+            page = self._page(len(pairs))
+        except (Exception, KeyboardInterrupt, Terminated):
+            self.say(f"Stopped: {self.written} of {counted(len(pairs), 'pair')} written to {self.output}, and no page")
+            raise
         if self.camera is None:
-            yield NO_CAMERA
-        yield f"Look at {self._page(len(pairs))}"
+            self.say(NO_CAMERA)
+        self.say(f"Look at {page}")
 
-    def _one(self, pair: Pair) -> Iterator[str]:
+    def _remove_earlier(self, named: list[tuple[Pair, str]]) -> None:
+        """Remove the page and these pairs' files of an earlier run, so that all that lies there is of this one.
+
+        Only a pair with the PFM file, which every run writes, has such files; it goes last, so that a removal that is
+        interrupted is found by the next run.
+        """
+        self._page_file.unlink(missing_ok=True)
+        for pair, flat in named:
+            files = [self.output / file for file in _files(pair.name, flat, camera=True).values()]
+            mark = self.output / FILES["disparity (PFM)"].format(name=pair.name)
+            if mark.is_file():
+                for file in sorted(files, key=mark.__eq__):
+                    file.unlink(missing_ok=True)
+
+    def _one(self, pair: Pair, flat: str) -> None:
         left_HW3, right_HW3 = pair.read(self.bits)
         self.inputs[pair.name] = f"{pair.left}, {pair.right}"
         camera = _of(self.camera, left_HW3)
@@ -184,13 +247,16 @@ class _Prediction:
         if not np.isfinite(disparity_HW).all():
             raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
         found = [*doubts(left_HW3, right_HW3, self._reach(left_HW3)), *(camera.doubts() if camera else ())]
-        files = self._write(pair.name, left_HW3, disparity_HW, camera)
+        write_files(self.settings, self.output, pair.name, flat, left_HW3, disparity_HW, camera, self.clipped)
+        self.written += 1
+        files = _files(pair.name, flat, camera is not None)
         if sum(one.bytes for one in self.views) < MOST_BYTES:
             one = view(pair.name, left_HW3, disparity_HW, camera=camera,
                        path=str(pair.left), facts=facts, warnings=found, files=files)  # fmt: skip
             self.views.append(one)
-        yield f"{pair.left}: {facts}; {self.output / files['colour']}"
-        yield from (f"Warning: {text}" for text in found)
+        self.say(f"{pair.left}: {facts}; {self.output / files['colour']}")
+        for text in found:
+            self.say(f"Warning: {text}")
 
     def _reach(self, left_HW3: np.ndarray) -> float | None:
         """The largest disparity that the network can find, in px of the pair; None if unknown."""
@@ -208,35 +274,27 @@ class _Prediction:
         disparity_HW: np.ndarray = infer(predict, self.predictor.device, left_HW3, right_HW3)
         return disparity_HW
 
-    def _write(
-        self, name: str, left_HW3: np.ndarray, disparity_HW: np.ndarray, camera: SizedCalibration | None
-    ) -> dict[str, str]:
-        """Write the files of a pair; return link text -> path below `output`."""
-        flat = self.names(name.replace("/", "_"))
-        write_files(self.settings, self.output, name, flat, left_HW3, disparity_HW, camera, self.clipped)
-        files = {
-            "colour": f"predicted_depth/{flat}.png",
-            "disparity (PFM)": f"disparity_pfm/{name}.pfm",
-            "disparity (16-bit PNG)": f"disparity_png16/{name}.png",
-        }
-        if camera is not None:
-            files |= {"depth (16-bit PNG, mm)": f"depth/{name}.png", "point cloud (PLY)": f"cloud/{name}.ply"}
-        return files
-
     def _page(self, pairs: int) -> Path:
         groups = shown({"": self.views})
         fewer = len(groups) < pairs
         notes = [f"The first {len(groups)} of {pairs} pairs; the files of all pairs are beside this page."] * fewer
         notes += [NO_CAMERA] * (self.camera is None)
-        file = self.output / "index.html"
-        with atomic_path(file) as temporary:
+        with atomic_path(self._page_file) as temporary:
             folded = {"Inputs": self.inputs, "Settings": self.predictor.settings | _said(self.camera)}
             title = "Disparity" if self.camera is None else "Disparity and depth"
-            text = page(
-                title, groups=groups, note=" ".join(notes), folded=folded, warnings=format_warnings(self.clipped)
-            )
+            text = page(title, groups=groups, note=" ".join(notes), folded=folded, warnings=self.warnings.texts)
             temporary.write_text(text, encoding="utf-8")
-        return file
+        return self._page_file
+
+    @property
+    def _page_file(self) -> Path:
+        return self.output / "index.html"
+
+
+def _files(name: str, flat: str, camera: bool) -> dict[str, str]:
+    """Link text -> path below the output folder, of a pair's files."""
+    kinds = FILES | (FILES_WITH_CAMERA if camera else {})
+    return {kind: path.format(name=name, flat=flat) for kind, path in kinds.items()}
 
 
 def _said(camera: Calibration | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ import math
 import os
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ NAMES = ("calib.txt", "K.txt")  # file names looked for beside an image; the fir
 
 _BASELINES = (0.001, 10.0)  # m; a baseline in the wrong unit is off by a factor of 1000
 _SQUARE = 0.05  # relative difference of fx and fy that square pixels may have
+_SAME = 0.5  # px; larger differences between the two cameras are no rounding
 _MIDDLE = (0.3, 0.7)  # share of the image where principal points normally lie, except for crops
 _VIEWS = (5.0, 150.0)  # degrees; plausible horizontal field of view of a rectified image
 _COMMENT = re.compile(r"(#|//|%).*")
@@ -37,6 +39,7 @@ class Calibration:
         cx, cy: px; the left principal point; None: the centre of the image.
         focal_y: px, vertical (fy); None: the same as focal.
         width, height: px; image size that it belongs to; None: not given.
+        right: px; the right camera's (fx, cx, fy, cy); None: not given.
         source: the file (or key) that it comes from, for messages.
     """
 
@@ -49,6 +52,7 @@ class Calibration:
     width: int | None = None
     height: int | None = None
     source: str = "calibration"
+    right: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         lengths = {"fx (px)": self.focal, "fy (px)": self.focal_y, "baseline (m)": self.baseline}
@@ -84,7 +88,7 @@ class Calibration:
             )
         focal_y = self.focal if self.focal_y is None else self.focal_y
         return SizedCalibration(
-            self.focal, self.baseline, self.doffs, cx, cy, focal_y, width=width, height=height, source=self.source
+            self.focal, self.baseline, self.doffs, cx, cy, focal_y, width, height, self.source, self.right
         )
 
     @property
@@ -114,6 +118,13 @@ class SizedCalibration(Calibration):
                 f"{self.source}: the principal point ({self.cx:g}, {self.cy:g}) is far from the image centre"
                 f" ({self.width}x{self.height} px); does the file belong to images of this size?"
             )
+        fx, _, fy, cy = self.right or (self.focal, self.cx, self.focal_y, self.cy)
+        for name, left, right in (("fx", self.focal, fx), ("fy", self.focal_y, fy), ("cy", self.cy, cy)):
+            if abs(left - right) > _SAME:
+                yield (
+                    f"{self.source}: {name} is {left:g} px in cam0 and {right:g} px in cam1, but the cameras of a "
+                    "rectified pair have the same; depth is computed with cam0's"
+                )
         degrees = math.degrees(2 * math.atan(self.width / 2 / self.focal))
         if not _VIEWS[0] <= degrees <= _VIEWS[1]:
             yield (
@@ -132,8 +143,11 @@ def read_calibration(path: str | Path) -> Calibration:
     """
     data = read_bytes(path)
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace")
-    lines = [line for raw in text.splitlines() if (line := _COMMENT.sub("", raw).strip())]
-    return _middlebury(path, lines) if any("=" in line for line in lines) else _intrinsics(path, lines)
+    numbered = enumerate(text.splitlines(), 1)
+    lines = {number: line for number, raw in numbered if (line := _COMMENT.sub("", raw).strip())}
+    if any("=" in line for line in lines.values()):
+        return _middlebury(path, lines)
+    return _intrinsics(path, list(lines.values()))
 
 
 def calibration_beside(image: str) -> Calibration:
@@ -165,38 +179,49 @@ def _packed_beside(shard: str, image: str) -> list[str]:
 _packed = lru_cache(maxsize=4)(shards.packed)  # called for each folder of images
 
 
-def _middlebury(path: str | Path, lines: list[str]) -> Calibration:
-    values = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+def _middlebury(path: str | Path, lines: dict[int, str]) -> Calibration:
+    """The calibration of lines (by number) with `key=value`."""
+    set_in: dict[str, list[int]] = defaultdict(list)
+    values: dict[str, str] = {}
+    for number, line in lines.items():
+        key, equals, value = map(str.strip, line.partition("="))
+        if equals:
+            values[key] = value
+            set_in[key].append(number)
     missing = [key for key in ("cam0", "baseline") if key not in values]
     if missing or ("doffs" not in values and "cam1" not in values):
         raise DataError(
             f"{path}: not a calib.txt: {' and '.join(missing or ['doffs'])} missing;"
             f" expected cam0={_K}, baseline (mm), and doffs or cam1"
         )
+    for key, numbers in set_in.items():
+        if len(numbers) > 1:
+            raise DataError(f"{path}: lines {' and '.join(map(str, numbers))} set {key}; keep one of them")
     focal, cx, focal_y, cy = _matrix(f"{path}: cam0", values["cam0"])
-    if "cam1" in values:
-        said = _number(path, "doffs", values["doffs"]) if "doffs" in values else None
-        doffs = _checked_doffs(path, (focal, cx), _matrix(f"{path}: cam1", values["cam1"]), said)
-    else:
+    right = _matrix(f"{path}: cam1", values["cam1"]) if "cam1" in values else None
+    if right is None or "doffs" in values:
         doffs = _number(path, "doffs", values["doffs"])
+    else:
+        doffs = right[1] - cx
+    if right is not None:
+        _check_right(path, (focal, cx), right, doffs)
     width, height = (int(_number(path, key, values[key])) if key in values else None for key in ("width", "height"))
     baseline = _number(path, "baseline", values["baseline"]) / 1000
-    return Calibration(focal, baseline, doffs, cx, cy, focal_y, width, height, str(path))
+    return Calibration(focal, baseline, doffs, cx, cy, focal_y, width, height, str(path), right)
 
 
-def _checked_doffs(path: str | Path, left: tuple[float, float], right: tuple[float, ...], doffs: float | None) -> float:
-    """doffs, computed from the cameras if the file has none; DataError if the cameras contradict it."""
+def _check_right(path: str | Path, left: tuple[float, float], right: tuple[float, ...], doffs: float) -> None:
+    """DataError if the cameras contradict each other or doffs."""
     (focal, cx), (right_focal, right_cx, *_) = left, right
     if abs(right_focal - focal) > 0.01 * abs(focal):
         raise DataError(
             f"{path}: fx is {focal:g} px in cam0 and {right_focal:g} px in cam1, so the pair is not rectified"
         )
-    if doffs is not None and abs(right_cx - cx - doffs) > 1:
+    if abs(right_cx - cx - doffs) > 1:
         raise DataError(
             f"{path}: doffs is {doffs:g} px, but cx of cam1 minus cx of cam0 is {right_cx - cx:g} px; they must be "
             "equal"
         )
-    return right_cx - cx if doffs is None else doffs
 
 
 def _intrinsics(path: str | Path, lines: list[str]) -> Calibration:

@@ -38,7 +38,7 @@ def read_image(path: str | Path, bits: int = 16) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, truncated, no image, has neither 8 nor 16 bit, or has values above `bits`.
     """
-    return _rgb(path, decode(path), bits)
+    return _rgb(path, decode_view(path), bits)
 
 
 def read_views(
@@ -49,7 +49,7 @@ def read_views(
     Args:
         bits: of the values in 16-bit files; auto: the smallest of BITS that holds the values of both, at least `least`.
     """
-    images = decode(left), decode(right)
+    images = decode_view(left), decode_view(right)
     known = bits if isinstance(bits, int) else max(least, bits_for(*map(largest_deep, images)))
     return _rgb(left, images[0], known), _rgb(right, images[1], known)
 
@@ -73,8 +73,6 @@ def _rgb(path: str | Path, image: np.ndarray, bits: int) -> np.ndarray:
                 f" data_sources[*].image_bits to {bits_for(largest_deep(image))}"
             )
         image = ((image.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
-    if image.dtype != np.uint8:
-        raise DataError(f"{path}: the image holds {image.dtype} values; expected 8 or 16 bits per channel")
     return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
@@ -119,6 +117,18 @@ def read_bytes(path: str | Path) -> bytes:
     if is_lfs_pointer(data):
         raise DataError(f"{path}: {LFS_POINTER}")
     return data
+
+
+def decode_view(path: str | Path) -> np.ndarray:
+    """Decode a camera's image, uint8 or uint16 (H, W, 1) or (H, W, 3).
+
+    Raises:
+        DataError: as `decode`; also for values of another type.
+    """
+    image = decode(path)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: the image holds {image.dtype} values; expected 8 or 16 bits per channel")
+    return image
 
 
 def decode(path: str | Path, data: bytes | None = None) -> np.ndarray:

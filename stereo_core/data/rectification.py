@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 WIDTHS = (640, 320, 160)  # px that larger pairs are reduced to; the next one finds larger moves
+ENLARGED = 320  # px that smaller pairs are enlarged to; otherwise too few patches fit between their edges
 PATCHES = 400
 HALF = 7  # px; a patch is 15 x 15
 ROWS = 12  # px; vertical search range
@@ -31,7 +32,7 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = No
     if np.array_equal(left_HW3, right_HW3):
         return ["both views are the same image; if it shows both views side by side, cut it into halves"]
     for width in WIDTHS:
-        scale = min(1.0, width / left_HW3.shape[1])
+        scale = min(max(1.0, ENLARGED / left_HW3.shape[1]), width / left_HW3.shape[1])
         moves_N2 = _moves(*(_grey(image, scale) for image in (left_HW3, right_HW3)))
         if len(moves_N2) >= FEWEST:
             break
@@ -69,7 +70,8 @@ def _rows(rows: np.ndarray) -> str:
 
 def _grey(image_HW3: np.ndarray, scale: float) -> np.ndarray:
     grey = cv2.cvtColor(np.ascontiguousarray(image_HW3), cv2.COLOR_RGB2GRAY)
-    return grey if scale == 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return grey if scale == 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=smooth)
 
 
 def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:

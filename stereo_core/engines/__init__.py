@@ -72,7 +72,11 @@ def _first_possible(settings: BuildSettings) -> str:
         raise SpecError(f"gen_trt_engine.backend: no engine can be built here: {'; '.join(reasons)}")
     because = f" ({'; '.join(reasons)})" if reasons else ""
     if _backend(name).suffix.endswith(".onnx"):
-        LOG.warning("gen_trt_engine.backend: auto chooses %s, whose engine is an ONNX file%s", name, because)
+        LOG.warning(
+            "gen_trt_engine.backend: auto chooses %s: its engine is an ONNX file, not a TensorRT engine%s",
+            name,
+            because,
+        )
     else:
         LOG.info("gen_trt_engine.backend: auto chooses %s%s", name, because)
     return name

@@ -107,14 +107,14 @@ class Archive:
             self._storages[storage.key] = storage, self._read(storage)
         known, numbers = self._storages[storage.key]
         if known != storage:
-            raise Refused(f"storage {shown(storage.key)} has two different descriptions")
+            raise Refused(f"it describes the numbers of tensor data {shown(storage.key)} in two different ways")
         return numbers
 
     def _read(self, storage: Storage) -> Tensor:
         entry, dtype = f"{self._root}data/{storage.key}", STORAGES[storage.kind]
         size = self._sizes.get(entry, 0)
         if not size or size != storage.numel * dtype.itemsize:
-            raise Refused(f"storage {shown(storage.key)} has {size} bytes, not {storage.numel} numbers of {dtype}")
+            raise Refused(f"tensor data {shown(storage.key)} has {size} bytes, not {storage.numel} numbers of {dtype}")
         return torch.frombuffer(bytearray(self._file.read(entry)), dtype=dtype)
 
 
@@ -183,7 +183,7 @@ class Machine:
             case "BUILD":
                 _build(self._stack[-2], *self._pop(1))
             case _:
-                raise Refused(f"opcode {opcode}, which torch.save does not write")
+                raise Refused(f"it holds the pickle instruction {opcode}, which torch.save does not write")
 
     def _push(self, value: object) -> None:
         self._stack.append(value)
@@ -236,7 +236,7 @@ class Machine:
         match view:
             case int(offset), tuple(size), tuple(stride) if _fits(len(numbers), offset, size, stride):
                 return numbers.as_strided(size, stride, offset)
-        raise Refused(f"a tensor that does not fit its storage {shown(storage.key)}")
+        raise Refused(f"a tensor's shape does not fit its tensor data {shown(storage.key)}")
 
 
 def _fits(room: int, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> bool:
@@ -260,7 +260,7 @@ def _storage(identity: object) -> Storage:
     match identity:
         case ("storage", Name() as kind, str(key), str(), int(numel)) if kind in STORAGES:
             return Storage(str(kind), key, numel)
-    raise Refused("a reference out of the pickle to something other than a storage of numbers")
+    raise Refused("it refers to data outside of the pickle that are not a tensor's numbers")
 
 
 def _new(name: object, arguments: object) -> Record:

@@ -45,7 +45,7 @@ def read_module(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with zipfile.ZipFile(path) as file:
             root = Machine(Archive(file, path.stat().st_size)).run()
             if not isinstance(root, Record):
-                raise Refused(f"the top-level object is {kind_of(root)}, not a module")
+                raise Refused(f"the file holds {kind_of(root)}, not a network")
             return _state_dict(root), _settings(root)
     except Refused as error:
         raise ModelError(
@@ -100,9 +100,7 @@ def _state_dict(root: Record) -> dict[str, Tensor]:
 def _part(prefix: str, module: Record, name: str) -> dict[str, Any]:
     part = module.state.get(name)
     if not isinstance(part, dict):
-        raise Refused(
-            f"{prefix[:-1] or 'the top-level object'} is {kind_of(module)} without {name}, so it is no module"
-        )
+        raise Refused(f"{prefix[:-1] or 'what the file holds'} is {kind_of(module)} without {name}, so it is no module")
     return part
 
 
@@ -132,7 +130,7 @@ def _settings(root: Record) -> dict[str, Any]:
 def _unwrapped(value: object, room: Iterator[int], depth: int = 0) -> object:
     """A setting unwrapped from OmegaConf's nodes."""
     if depth > MAX_DEPTH or next(room, None) is None:
-        raise Refused("settings that are too many or nested too deeply")
+        raise Refused(f"its settings have more than {MAX_OBJECTS} values, or more than {MAX_DEPTH} levels")
     match value:
         case Record(state={"_content": content}):
             return _unwrapped(content, room, depth + 1)

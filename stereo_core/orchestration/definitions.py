@@ -55,17 +55,19 @@ def _executor(task: str, executor: dict[str, Any]) -> Container | Importer:
         if "{{$" in json.dumps(metadata):
             raise GraphError(f"task {task}: an importer's metadata cannot come from a parameter; write a literal")
         if importer.get("downloadToWorkspace"):
-            raise GraphError(f"task {task}: downloadToWorkspace of an importer is not supported by this engine")
+            raise GraphError(f"task {task}: downloadToWorkspace of an importer is not supported by stereo-pipelines")
         return Importer(source, metadata)  # `reimport` matters only for Kubeflow's records; here every import is new
     if "container" not in executor:
-        raise GraphError(f"task {task}: executor {first_of(executor)} is not supported by this engine")
+        raise GraphError(f"task {task}: executor {first_of(executor)} is not supported by stereo-pipelines")
     container = executor["container"]
     command, args = container.get("command", []), container.get("args", [])
     if any("kfp.dsl.executor_main" in part for part in (*command, *args)):
         raise GraphError(f"task {task}: Python-function components are not supported; use a container component")
     for part in (*command, *args):
         if re.match(r'\{"(IfPresent|Concat)"', part):
-            raise GraphError(f"task {task}: placeholder {next(iter(json.loads(part)))} is not supported by this engine")
+            raise GraphError(
+                f"task {task}: placeholder {next(iter(json.loads(part)))} is not supported by stereo-pipelines"
+            )
     if not command and not args:
         raise GraphError(f"task {task}: the container has no command, and the image's entry point cannot be used here")
     env = {item["name"]: item.get("value", "") for item in container.get("env", [])}

@@ -97,7 +97,10 @@ def _pipeline(
     parameters, artifacts = definitions(root.get("inputDefinitions", {}))
     required = [port.name for port in artifacts.values() if port.required]
     if required:
-        raise GraphError(f"the pipeline takes artifacts ({', '.join(required)}); import them by URI (dsl.importer)")
+        raise GraphError(
+            f"the pipeline takes artifacts ({', '.join(required)}); let it take their URIs as texts, and make "
+            "artifacts of them with kfp's dsl.importer"
+        )
     arguments = {p.name: p.default for p in parameters.values()} | arguments
     config = _config(platform)
     reader = _Reader(spec, platform, arguments)
@@ -122,7 +125,9 @@ def _config(platform: dict[str, Any]) -> dict[str, Any]:
         ("pipelineConfig", config, _RUN),
     ):
         for key in part.keys() - known:
-            raise GraphError(f"{where} of the platform document: {key} is not supported by this engine")
+            raise GraphError(
+                f"{where} of the pipeline's Kubernetes settings: {key} is not supported by stereo-pipelines"
+            )
     return config
 
 

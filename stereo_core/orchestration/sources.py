@@ -71,7 +71,7 @@ def _parameter(where: str, key: str, item: dict[str, Any], scope: Scope, nodes: 
     if "taskFinalStatus" in item:
         group = item["taskFinalStatus"]["producerTask"]
         return FinalStatus(group, nodes[group].tasks)
-    raise GraphError(f"{where}: parameter {key} uses {first_of(item)}, which is not supported by this engine")
+    raise GraphError(f"{where}: parameter {key} uses {first_of(item)}, which is not supported by stereo-pipelines")
 
 
 def _selected(where: str, key: str, source: Source, item: dict[str, Any]) -> Source:
@@ -90,7 +90,7 @@ def _constant(where: str, key: str, value: object, inputs: dict[str, Source]) ->
     text = json.dumps(value) if not isinstance(value, str) else value
     names = set(PLACEHOLDER.findall(text))
     for other in re.findall(r"\{\{\$.*?\}\}", PLACEHOLDER.sub("", text)):
-        raise GraphError(f"{where}: parameter {key}: placeholder {other} is not supported by this engine")
+        raise GraphError(f"{where}: parameter {key}: placeholder {other} is not supported by stereo-pipelines")
     for name in names - inputs.keys():
         raise GraphError(f"{where}: parameter {key}: its placeholder names an unknown input {name}")
     return Filled(value, {name: inputs[name] for name in sorted(names)}) if names else Constant(value)
@@ -103,7 +103,7 @@ def artifacts_of(where: str, items: dict[str, Any], scope: Scope, nodes: dict[st
             output = item["taskOutputArtifact"]
             found[key] = _output(where, nodes, output["producerTask"], output["outputArtifactKey"])
         elif "componentInputArtifact" not in item:
-            raise GraphError(f"{where}: input {key} uses {first_of(item)}, which is not supported by this engine")
+            raise GraphError(f"{where}: input {key} uses {first_of(item)}, which is not supported by stereo-pipelines")
         elif item["componentInputArtifact"] in scope.artifacts:
             found[key] = scope.artifacts[item["componentInputArtifact"]]
     return found

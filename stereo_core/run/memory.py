@@ -54,12 +54,14 @@ def _say(network: nn.Module, left_B3HW: Tensor, free: int, verb: str, half: bool
         LOG.info(text)
         return
     section = "infer_dataset" if verb == "inference" else "test_dataset"
+    spec = verb != "predict"  # which has no keys
     remedies = {
-        f"dataset.{section}.batch_size=1": batch > 1,
+        f"dataset.{section}.batch_size=1": spec and batch > 1,
         "inference.tile=true": verb == "inference",
-        f"{verb}.precision=fp16": left_B3HW.device.type == "cuda" and not half,
+        f"{verb}.precision=fp16": spec and left_B3HW.device.type == "cuda" and not half,
     }
-    ways = ", ".join(way for way, possible in remedies.items() if possible) or "smaller images"
+    smaller = "smaller images" if spec else "smaller images (depth_net predict: --scale)"
+    ways = ", ".join(way for way, possible in remedies.items() if possible) or smaller
     LOG.warning("%s: it may not fit. To use less memory: %s", text, ways)
 
 

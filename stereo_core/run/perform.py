@@ -22,7 +22,7 @@ from stereo_core.run.failure import exit_code, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged
 from stereo_core.run.status import StatusLog
-from stereo_core.run.termination import Terminated, explain, sigterm_raises
+from stereo_core.run.termination import explain, sigterm_raises
 from stereo_core.run.warned import collected
 from stereo_core.spec import ExperimentSpec, effects, results_dir
 from stereo_core.spec.fields import Section, marks_of
@@ -58,9 +58,8 @@ def perform(verb: str, spec: Section, on_outcome: Callable[[Outcome], None] | No
 def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outcome], None] | None) -> int:
     """Run the action on local files. Uploading the results is left to `_stored`."""
     status = StatusLog(None)
-    received: list[int] = []
     try:
-        with sigterm_raises(received), heartbeat(lambda: status.where()):
+        with sigterm_raises(), heartbeat(lambda: status.where()):
             folder = results_dir(stage.spec, verb)
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +76,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
             message = stage.with_uris(outcome.message)
             status.success(message, kpi=outcome.kpi)
     except BaseException as error:
-        # A library (e.g. during its import) may have replaced the signal handler's exception by its own.
-        ended = error if isinstance(error, Terminated) or not received else Terminated("SIGTERM")
-        return _failed(ended, status, _secrets(spec), stage.with_uris)
+        return _failed(error, status, _secrets(spec), stage.with_uris)
     if is_main_process():
         _print_kpi(outcome.kpi)
         _say(message)
@@ -89,7 +86,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
 def _stored(stage: Stage, code: int, secrets: list[str]) -> int:
     """Upload the results of a run that ended with `code`; returns the final exit code."""
     try:
-        with sigterm_raises([]), storage.in_a_hurry() if code in (130, 143) else heartbeat(_storing):
+        with sigterm_raises(), storage.in_a_hurry() if code in (130, 143) else heartbeat(_storing):
             stored = stage.store()
     except BaseException as error:
         stay = f"the results are still in {stage.folder}"
@@ -151,12 +148,15 @@ _WEIGHTS = ("checkpoint", "trt_engine", "pretrained_model_path", "model_path", "
 def public(spec: ExperimentSpec, verb: str) -> dict[str, Any]:
     """The resolved spec without secrets, ready for YAML: running the verb with it repeats the run.
 
-    If a checkpoint or an engine defines the network, `model` holds only the keys that the user set.
+    If a checkpoint or an engine defines the network, `model` holds only the keys that the user set; so does
+    `export.valid_iters`.
     """
     tree = spec.model_dump()
     own = getattr(spec, "train" if verb == "automl" else section_of(verb))
     if any(getattr(own, name, "") for name in _WEIGHTS):
         tree["model"] = spec.model.model_dump(exclude_unset=True)
+        if "valid_iters" not in own.model_fields_set:
+            tree[section_of(verb)].pop("valid_iters", None)  # the checkpoint's, see export
     for path in _secret_paths(spec):
         *sections, name = path.split(".")
         node = tree

@@ -21,14 +21,13 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def sigterm_raises(received: list[int]) -> Iterator[None]:
-    """SIGTERM raises Terminated, so that files are closed and the status is written. Works in the main thread only.
-
-    The signal is also appended to `received`.
-    """
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises Terminated, so that files are closed and the status is written. Works in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         received.append(number)
@@ -37,6 +36,10 @@ def sigterm_raises(received: list[int]) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except BaseException as error:
+        if received and not isinstance(error, Terminated):  # a library, e.g. during its import, replaced it
+            raise Terminated("SIGTERM") from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -28,7 +28,9 @@ class Export(Section):
     batch_size: Batch = key(-1, "Batch size; -1: dynamic", ge=-1)
     verbose: bool = key(False, "Log more details")
     format: Literal["onnx", "xdl"] = key("onnx", "File format; only onnx is supported")
-    valid_iters: Iterations = key(22, "GRU iterations, fixed in the graph", ge=1)
+    valid_iters: Iterations = key(
+        22, "GRU iterations, fixed in the graph; without this key in the spec: the checkpoint's", ge=1
+    )
     dynamic_hw: bool = key(False, "Dynamic height and width: any multiples of 32 (ours)")
     check: bool = key(True, "Compare the ONNX file with PyTorch; fail if they differ (ours)")
 

@@ -103,7 +103,6 @@ _SHORT = (
     "export.input_*",
     "export.dynamic_hw",
     "export.batch_size",
-    "export.valid_iters",
     "gen_trt_engine.backend",
     "gen_trt_engine.compute_capabilities",
     "gen_trt_engine.tensorrt.data_type",

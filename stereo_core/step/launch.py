@@ -35,16 +35,15 @@ NODE_VARIABLES = ("PET_NODE_RANK", "NODE_RANK", "RANK")  # as training/distribut
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code (see `stereo_core.run.perform`)."""
     argv = sys.argv[1:] if argv is None else argv
-    received: list[int] = []
     try:
-        with sigterm_raises(received):  # hashing large inputs takes minutes
+        with sigterm_raises():  # hashing large inputs takes minutes
             if len(argv) != 2 or argv[0] not in steps():
                 raise UserError(
                     f"usage: depth_net-launch ACTION EXECUTOR_INPUT_JSON|@FILE, ACTION one of {', '.join(steps())}"
                 )
             return launch(argv[0], _text(argv[1]))
     except (Exception, KeyboardInterrupt, Terminated) as error:
-        return _failed(Terminated("SIGTERM") if received else error)
+        return _failed(error)
 
 
 def _failed(error: BaseException) -> int:

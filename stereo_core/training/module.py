@@ -66,6 +66,7 @@ class StereoModule(pl.LightningModule):
         self.validation = Validation(self.max_disparity)
         self.validated: Progress | None = None  # of a checkpoint whose validation the resumed run repeats
         self.sources = spec.dataset.train_dataset.data_sources
+        self.shifted = spec.dataset.train_dataset.augmentation.hshift_prob > 0
         self.whole_epoch = False  # whether `teaching` saw all of the epoch; False if an earlier process began it
         self.told_of_sources: set[str] = set()
         self.replaced = torch.zeros((), dtype=torch.int64)  # number of replaced samples (dataset.on_error: skip)
@@ -93,7 +94,7 @@ class StereoModule(pl.LightningModule):
         self.teaching, self.whole_epoch = self._teaching(), True
 
     def _teaching(self) -> GroundTruthCounts:
-        return GroundTruthCounts(self.sources, self.max_disparity, self.device)
+        return GroundTruthCounts(self.sources, self.max_disparity, self.device, self.shifted)
 
     def on_train_epoch_end(self) -> None:
         """See GroundTruthCounts.check."""

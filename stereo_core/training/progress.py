@@ -66,7 +66,8 @@ class ProgressBar(pl.Callback):
         last = batch_index + 1 == trainer.num_training_batches
         if last or time.monotonic() - self.looked > self.between:
             self.looked = time.monotonic()
-            self.loss = f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}"
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            self.loss = f"loss {loss:.4f}" if loss else "no loss: no valid ground truth in this batch"
         self._show(batch_index + 1, trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

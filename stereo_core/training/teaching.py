@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stereo_core.data.augmentation import MAX_SHIFT
 from stereo_core.data.datasets import name_of
 from stereo_core.errors import DataError
 from stereo_core.training.distribution import summed
 from stereo_core.training.validation import WRONG_CODING
 
 LOG = logging.getLogger(__name__)
+
+_OR_SHIFT = (
+    f"; augmentation.hshift_prob takes up to {MAX_SHIFT} px off the disparities of a crop, and those not above 0 are "
+    "lost: set it to 0 for disparities as small as that"
+)
 
 
 class GroundTruthCounts:
@@ -23,11 +29,13 @@ class GroundTruthCounts:
     Args:
         sources: the data sources; a sample's `source` is the index.
         max_disparity: px, exclusive.
+        shifted: whether `hshift_prob` is above 0.
     """
 
-    def __init__(self, sources: Sequence[Any], max_disparity: float, device: torch.device) -> None:
+    def __init__(self, sources: Sequence[Any], max_disparity: float, device: torch.device, shifted: bool) -> None:
         self.names = [name_of("train", place, source) for place, source in enumerate(sources)]
         self.max_disparity = max_disparity
+        self.mend = f"{WRONG_CODING}{_OR_SHIFT * shifted}"
         self.crops, self.empty = torch.zeros(2, len(sources), dtype=torch.int64, device=device)
 
     def add(self, batch: dict[str, Any]) -> Tensor:
@@ -52,11 +60,12 @@ class GroundTruthCounts:
         if sum(crops) == sum(empty):
             raise DataError(
                 f"dataset.train_dataset: no pixel of epoch {epoch} has valid ground truth (visible in the mask, 0 < "
-                f"disparity < dataset.max_disparity), so nothing was learnt; {WRONG_CODING}"
+                f"disparity < dataset.max_disparity), so nothing was learnt; {self.mend}"
             )
         for name, count, without in zip(self.names, crops, empty, strict=True):
             if without and aloud and name not in warned:
                 warned.add(name)
-                LOG.warning("%s: %d of its %d crops in epoch %d have no valid ground truth (visible in the mask, 0 < "
-                            "disparity < dataset.max_disparity); they do not train the network or count in train_loss",
-                            name, without, count, epoch)  # fmt: skip
+                LOG.warning("%s: crops without valid ground truth (visible in the mask, 0 < disparity < "
+                            "dataset.max_disparity) in epoch %d: %d of %d. They do not train the network or count in "
+                            "train_loss. If there should be none: %s",
+                            name, epoch, without, count, self.mend)  # fmt: skip

@@ -42,12 +42,13 @@ def trackers(spec: ExperimentSpec, folder: Path) -> list[Logger]:
 
 
 def _wandb(settings: Wandb, folder: Path) -> WandbLogger | None:
-    """The W&B logger, or None with a log line that gives the reason; without one if the spec disables W&B."""
+    """The W&B logger, or None; if the spec or the environment asks for it, a log line gives the reason."""
     if not settings.enable:
         return None
     missing = _missing_for_wandb()
     if missing:
-        LOG.info("W&B is off: %s", missing)
+        if settings.model_fields_set or any(name.startswith("WANDB_") for name in os.environ):  # somebody asked for it
+            LOG.info("W&B is off: %s", missing)
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb reads it at import
     import wandb

@@ -88,7 +88,7 @@ def tune(network: torch.nn.Module, settings: Train, ranks: Ranks) -> None:
     sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # fsdp accepts only contiguous weights
     if ranks.gpu and not sharded:
         channels_last(network)
-    parts, why = compiled_parts(settings)
+    parts, why = compiled_parts(settings, ranks.gpu)
     LOG.info("train.compile: %s: %s", settings.compile, why)
     for name in parts:
         getattr(network, name).compile()
@@ -96,12 +96,14 @@ def tune(network: torch.nn.Module, settings: Train, ranks: Ranks) -> None:
         synchronise_batch_norm(network)
 
 
-def compiled_parts(settings: Train) -> tuple[tuple[str, ...], str]:
+def compiled_parts(settings: Train, gpu: bool) -> tuple[tuple[str, ...], str]:
     """The parts that `train.compile` compiles, and a reason for the log (figures: benchmarks/RESULTS.md)."""
     if settings.compile == "off":
         return (), "nothing is compiled"
     if settings.compile == "on":
         return COMPILED, f"compiling {', '.join(COMPILED)} in the first step, which takes minutes"
+    if not gpu:
+        return (), "nothing is compiled on a CPU"
     if settings.activation_checkpoint:
         return (
             (),

@@ -71,7 +71,7 @@ class Validation:
                 f"disparity < dataset.max_disparity); {WRONG_CODING}"
             )
         if empty and aloud and not self.told_of_empty:
-            LOG.warning("%d of %d validation images have no valid ground truth and are ignored; the first one is %s",
+            LOG.warning("validation images without valid ground truth: %d of %d; they are ignored; the first one is %s",
                         len(empty), images, empty[0])  # fmt: skip
             self.told_of_empty = True
 

@@ -362,7 +362,7 @@ def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_eva
     assert table[0]["pixels"] == "0" and table[0]["epe"] == "nan"
     assert outcome.kpi["epe"] == pytest.approx(np.mean([float(row["epe"]) for row in table[1:]]))
     assert json.loads((tmp_path / "out" / "results.json").read_text())["empty"] == 1
-    assert "data_sources[0] (" in caplog.text and "1 of its 3 images have no valid ground truth" in caplog.text
+    assert "data_sources[0] (" in caplog.text and "dataset.max_disparity): 1 of 3; they are ignored" in caplog.text
 
 
 def test_a_broken_network_fails_and_names_the_image(scenes, split, run_evaluate, status_lines, tmp_path):

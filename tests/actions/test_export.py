@@ -18,6 +18,8 @@ from stereo_core.engines.verify import synthetic_pair
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.report.describe import describe
+from stereo_core.run.perform import perform
+from stereo_core.run.status import warnings_in
 from stereo_core.spec import spec_from_dict
 
 HEIGHT, WIDTH = 64, 96
@@ -93,6 +95,24 @@ def test_disparity_is_the_checkpoints_for_any_batch(checkpoint, exported):
     assert outcome.artifacts == {"onnx": out}
     assert 0 <= outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_max_abs_difference_px"] < 1e-3
     assert outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_tolerance_px"] <= 0.01
+
+
+def test_iterations_are_the_checkpoint_s_unless_the_spec_sets_them(tmp_path):
+    """As in evaluate and inference; TAO's default of 22 would make a network for 8 slower and its disparity another."""
+    save_checkpoint(create_model(preset="tiny", valid_iters=1), tmp_path / "tiny.pth")
+    size = {"input_height": 64, "input_width": 64, "batch_size": 1, "check": False, "on_cpu": True}
+    files = {"checkpoint": str(tmp_path / "tiny.pth"), "onnx_file": str(tmp_path / "tiny.onnx")}
+    told = {}
+    for name, keys in (("unset", {}), ("set", {"valid_iters": 2})):
+        tree = {"results_dir": str(tmp_path / name), "export": files | size | keys}
+        assert perform("export", spec_from_dict("export", tree)) == 0
+        warned = warnings_in(tmp_path / name / "export")
+        told[name] = read_onnx(tmp_path / "tiny.onnx")["valid_iters"], [text.split(";")[0] for text in warned]
+    other = (
+        "export.valid_iters is 2, but evaluate and inference make 1 iteration with this checkpoint, so that the "
+        "engine's disparity differs from theirs"
+    )
+    assert told == {"unset": (1, []), "set": (2, [other])}
 
 
 # Opset, batch, open sizes: every opset, the first both ways.

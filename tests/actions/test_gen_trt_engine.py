@@ -141,7 +141,7 @@ def test_how_auto_came_to_its_choice_is_said_once_and_files_by_their_names(onnx,
         build(onnx, tmp_path, backend="auto")
     warning, *more = [record for record in caplog.records if "not tensorrt" in record.getMessage()]
     assert not more and warning.levelname == "WARNING"
-    text = "gen_trt_engine.backend: auto chooses onnxruntime, whose engine is an ONNX file (not tensorrt: "
+    text = "gen_trt_engine.backend: auto chooses onnxruntime: its engine is an ONNX file, not a TensorRT engine (not "
     assert warning.getMessage().startswith(text) and "; not tensorrt_rtx: " in warning.getMessage()
     assert f"comparing the engine with {onnx} on ONNX Runtime" in caplog.text
     assert "/.net.engine." not in caplog.text

@@ -19,6 +19,7 @@ from stereo_core.run.outcome import Outcome
 from stereo_core.run.perform import perform
 from stereo_core.run.status import warnings_in
 from stereo_core.spec import spec_from_dict
+from stereo_core.spec.predict import Inference
 
 MODEL = {"preset": "tiny", "valid_iters": 3}
 
@@ -295,10 +296,13 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
 def test_disparities_beyond_the_png_are_counted():
     lost = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
     lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
-    assert format_warnings(lost) == []
+    assert format_warnings(lost, Inference()) == []
     lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
-    (text,) = format_warnings(lost)
+    (text,) = format_warnings(lost, Inference())
     assert "disparity_png16: 2 of 4 pixels in 1 of the images exceed 255.996 px" in text
+    assert text.endswith("; set inference.save_raw_pfm for PFM files, which have no limit")
+    (text,) = format_warnings(lost, Inference(save_raw_pfm=True))
+    assert text.endswith("; the PFM files hold the exact values")
 
 
 def test_pixels_without_depth_are_counted_once_a_run(infer, scenes, tmp_path, caplog):

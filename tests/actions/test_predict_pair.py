@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -17,11 +21,14 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import stereo_core
+from stereo_core.actions.predict_pair import find_pairs
 from stereo_core.cli import main
+from stereo_core.data import images
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.images import read_image, write_png
 from stereo_core.models import load_model
 from stereo_core.report.pictures import STRIP
+from stereo_core.run import memory
 
 
 @pytest.fixture
@@ -82,8 +89,84 @@ def test_values_of_twelve_bits_in_files_of_sixteen_are_read_as_such(predict, pai
     for side, path in zip(("left", "right"), pair, strict=True):
         cv2.imwrite(str(tmp_path / f"{side}.png"), cv2.imread(str(path)).astype(np.uint16) * 16 + 8)
     code, text, out = predict(tmp_path / "left.png", tmp_path / "right.png")
-    assert code == 0 and re.search(r"Warning: the largest value .* is 40\d\d, .* read as 12-bit values", text), text
+    told = r"the largest value .* is 40\d\d, .* read as 12-bit values"
+    assert code == 0 and re.search(f"Warning: {told}", text), text
+    assert re.search(told, (out / "index.html").read_text())
     assert np.abs(read_disparity(out / "disparity_pfm/left.pfm")[0] - expected).mean() < 0.05
+
+
+def test_the_check_reads_each_image_once(pair, monkeypatch):
+    read = []
+    monkeypatch.setattr(images, "read_bytes", lambda path: read.append(path) or path.read_bytes())
+    find_pairs(*pair)[0].check(None)
+    assert read == list(pair)
+
+
+def test_no_file_of_an_earlier_run_remains_beside_new_ones(predict, pair, tmp_path):
+    """Depth of another camera or network would pass for that of this run."""
+    _, _, out = predict(*pair, "--baseline", 0.5, "--focal", 80)
+    assert (out / "depth/left.png").is_file() and (out / "cloud/left.ply").is_file()
+    (out / "depth/other.png").write_bytes((out / "depth/left.png").read_bytes())
+    assert predict(*pair)[0] == 0
+    assert [path.name for path in (*out.glob("depth/*"), *out.glob("cloud/*"))] == ["other.png"], "no pair of this run"
+
+
+def test_depth_that_predict_did_not_write_stays(predict, pair, tmp_path):
+    own = tmp_path / "out" / "depth" / "left.png"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"the camera's own depth")
+    assert predict(*pair)[0] == 0 and own.read_bytes() == b"the camera's own depth"
+
+
+def test_a_run_that_fails_leaves_no_page(predict, pair, tiny_checkpoint, tmp_path):
+    _, _, out = predict(*pair)
+    state = torch.load(tiny_checkpoint, weights_only=True)
+    torch.save(_filled_with_nan(state), tmp_path / "nan.pth")
+    code, text, _ = predict(*pair, "--model", tmp_path / "nan.pth")
+    assert code == 1 and f"Stopped: 0 of 1 pair written to {out}, and no page" in text, text
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+def _filled_with_nan(value):
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return torch.full_like(value, torch.nan)
+    return {name: _filled_with_nan(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def test_sigterm_says_what_is_written(predict, pair, tmp_path):
+    for side, path in zip(("left", "right"), pair, strict=True):
+        for number in range(200):
+            write_png(tmp_path / side / f"{number:03}.png", read_image(path))
+
+    def stop() -> None:
+        while not (tmp_path / "out/predicted_depth/001.png").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    code, text, out = predict(tmp_path / "left", tmp_path / "right")
+    told = re.search(rf"Stopped: (\d+) of 200 pairs written to {out}, and no page", text)
+    assert code == 143 and "SIGTERM" in text, text
+    written = len(list(out.rglob("*.pfm")))
+    assert 0 < int(told[1]) <= written <= int(told[1]) + 1 < 200 and not (out / "index.html").exists()
+
+
+def test_an_output_that_cannot_be_used_is_refused_before_the_model_is_loaded(pair, tiny_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken.pth").write_bytes(b"PK")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        arguments = ["predict", *map(str, pair), "--model", str(tmp_path / "broken.pth"), "--output", str(output)]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2 and f"--output: cannot write to {output}: " in result.output, result.output
+
+
+def test_warnings_of_the_network_reach_the_page_and_name_what_predict_has(predict, pair, monkeypatch):
+    """A warning in the log alone is not seen by the one who opens the page; the other verbs' keys do not help here."""
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**10)
+    code, text, out = predict(*pair)
+    told = "it may not fit. To use less memory: smaller images (depth_net predict: --scale)"
+    assert code == 0 and text.count(told) == 1 and told in (out / "index.html").read_text()
+    assert text.index(told) < text.index("left.png: 96 x 64 px"), "said while it helps"
 
 
 def test_disparities_beyond_the_network_draw_a_warning(predict, tmp_path):
@@ -192,6 +275,11 @@ def test_what_is_refused_before_any_work(predict, pair, scenes, tmp_path):
         ((left, right, "--calibration", left), "left.png: not a"),
         ((left, right, "--model", tmp_path / "absent.pth"), "absent.pth: no such file"),
         ((left, right, "--iters", 0), "--iters"),
+        ((left, right, "--scale", "nan"), "'--scale': nan is not a finite number"),
+        ((left, right, "--scale", "inf"), "'--scale'"),
+        ((left, right, "--scale", 0), "'--scale'"),
+        ((left, right, "--baseline", "inf", "--focal", 9), "'--baseline': inf is not a finite number"),
+        ((left, right, "--model", ""), "--model: no file is named"),
     ):
         code, text, out = predict(*arguments)
         assert (code, out.exists()) == (2, False), text

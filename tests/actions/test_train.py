@@ -259,8 +259,9 @@ def test_a_validation_image_without_ground_truth_is_told_once(scenes, split, tmp
     dataset["val_dataset"] = split(tmp_path / "val.txt", 2, data_root=str(scenes))
     keys = {"results_dir": str(tmp_path), "num_epochs": 1, "is_dry_run": True}  # validates one batch, twice
     assert training_runs.start(dataset, keys) == 0
-    said = [record.getMessage() for record in caplog.records if "no valid ground truth" in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith("1 of 2 validation images") and "scene0/left.png" in said[0]
+    said = [record.getMessage() for record in caplog.records if "without valid ground truth" in record.getMessage()]
+    [text] = said
+    assert text.startswith("validation images without valid ground truth: 1 of 2;") and "scene0/left.png" in text
 
 
 def test_lost_weights_end_the_run_before_its_first_step(train, tmp_path, status_lines, scenes):

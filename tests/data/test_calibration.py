@@ -96,6 +96,7 @@ def test_marks_in_calib_txt(read):
         ("nan 0 48 0 100 32 0 0 1\n0.1", "'nan'"),
         ("100 0 48 0 100 32 0 0 1\n278.3", "baseline is 278.3 m"),  # millimetres
         ("100 0 48 0 100 32 0 0 1\n63", "baseline is 63 m"),
+        ("# c\n" + CALIB + "baseline=193\nwidth=741\nbaseline=120\n", "lines 4 and 6 set baseline"),
         (CALIB + "baseline=0.193001\n", "baseline is 0.000193001 m"),  # metres
     ],
 )
@@ -129,6 +130,17 @@ def test_a_camera_without_a_file_has_its_centre_in_the_middle():
     ("text", "size", "named"),
     [
         (K, (540, 960), None),
+        (CALIB + "baseline=193\n", (497, 741), None),
+        (
+            CALIB.replace("254.877; 0 0 1]\ncam1", "258; 0 0 1]\ncam1") + "baseline=193\n",
+            (497, 741),
+            "cy is 258 px in cam0 and 254.877 px in cam1",
+        ),
+        (
+            CALIB.replace("994.978 254.877; 0 0 1]\nc", "990 254.877; 0 0 1]\nc") + "baseline=193\n",
+            (497, 741),
+            "fy is 990 px in cam0 and 994.978 px in cam1",
+        ),
         (K, (1080, 1920), r"\(489.379, 265.162\) is far from the image centre .*1920x1080"),
         ("100 0 47.5 0 200 31.5 0 0 1\n0.1", (64, 96), "fx 100 px and fy 200 px differ"),
         ("0.8 0 48 0 0.8 32 0 0 1\n0.1", (64, 96), "focal length of 0.8 px .* 178.1 degrees"),  # in widths

@@ -47,6 +47,22 @@ def test_real_pairs(pair):
     assert "rectify" in doubts(left, rotated(right, 1.0))[0]
 
 
+@pytest.mark.parametrize("pair", [pair for pair in REAL if not pair.startswith("ETH3D")])
+def test_small_real_pairs(pair):
+    """160 px wide and as low as 48 px, as a thumbnail or a first try; ETH3D's disparities are then below 2 px."""
+    if not DATA.is_dir():
+        lacking("data", f"{DATA} is missing")
+    left, right = (small(read_image(DATA / name)) for name in pair.split())
+    assert doubts(left, right) == []
+    assert "swapped" in doubts(right, left)[0]
+    assert "lower" in doubts(left, np.roll(right, 2, axis=0))[0]
+
+
+def small(image: np.ndarray) -> np.ndarray:
+    scale = 160 / image.shape[1]
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
 def textured(seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).integers(0, 256, (120, 200, 3)).astype(np.uint8)
     return cv2.GaussianBlur(noise, (5, 5), 0)

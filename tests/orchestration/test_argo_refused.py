@@ -82,10 +82,18 @@ REFUSED = {
     "workspace": (
         PLAIN,
         _kubernetes(pipelineConfig={"workspace": {"size": "1Gi"}}),
-        "pipelineConfig of the platform document: workspace is not supported",
+        "pipelineConfig of the pipeline's Kubernetes settings: workspace is not supported",
     ),
-    "platform": (PLAIN, _kubernetes(magic={}), "platforms.kubernetes of the platform document: magic is not"),
-    "deployment": (PLAIN, _kubernetes(deploymentSpec={"magic": {}}), "deploymentSpec of the platform document: magic"),
+    "platform": (
+        PLAIN,
+        _kubernetes(magic={}),
+        "platforms.kubernetes of the pipeline's Kubernetes settings: magic is not",
+    ),
+    "deployment": (
+        PLAIN,
+        _kubernetes(deploymentSpec={"magic": {}}),
+        "deploymentSpec of the pipeline's Kubernetes settings: magic",
+    ),
     "cache key": (
         pipeline({"a": container(ECHO, **{"cachingOptions": {"enableCache": True, "cacheKey": "mine"}})}),
         None,
@@ -119,7 +127,7 @@ REFUSED = {
         None,
         "task a, resourceMemoryRequest: Argo cannot take this value",
     ),
-    "placement": (PLAIN, _platform(pvcMount=[{}]), "task a: pvcMount in the platform document"),
+    "placement": (PLAIN, _platform(pvcMount=[{}]), "task a: the Kubernetes setting pvcMount is not"),
     "toleration": (PLAIN, _platform(tolerations=[{"tolerationJson": {}}]), "task a: tolerationJson in tolerations"),
     "secret": (PLAIN, _platform(imagePullSecret=[{}]), "task a: imagePullSecret has no name"),
     "no value": (

@@ -56,6 +56,7 @@ def test_nothing_is_estimated_where_the_largest_network_fits(network, monkeypatc
         ("inference", 1, "inference.tile=true"),
         ("evaluate", 2, "dataset.test_dataset.batch_size=1"),
         ("evaluate", 1, "smaller images"),
+        ("predict", 2, "smaller images (depth_net predict: --scale)"),
     ],
 )
 def test_too_little_memory_draws_a_warning_with_what_can_be_done(network, monkeypatch, caplog, verb, batch, ways):

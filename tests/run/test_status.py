@@ -178,6 +178,10 @@ def test_experiment_yaml_leaves_to_a_checkpoint_what_the_user_left_to_it(tmp_pat
     spec = build("evaluate", tree)
     assert performing.public(spec, "evaluate")["model"] == {"valid_iters": 5}
     assert performing.public(spec, "export")["model"]["encoder"] == "vitl"
+    tree = {"export": {"checkpoint": "m.pth", "onnx_file": "m.onnx"}, "results_dir": "r"}
+    assert "valid_iters" not in performing.public(build("export", tree), "export")["export"]
+    tree["export"]["valid_iters"] = 22
+    assert performing.public(build("export", tree), "export")["export"]["valid_iters"] == 22
 
 
 def test_a_results_folder_that_can_not_be_written_is_the_users_to_mend(tmp_path, capfd):

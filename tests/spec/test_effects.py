@@ -108,7 +108,7 @@ synthesize:style, synthesize:height, synthesize:width: actions/synthesize.py: sp
 gen_trt_engine.trt_engine: actions/gen_trt_engine.py: section.trt_engine
 fetch_dataset:uri: actions/fetch_dataset.py: spec.uri
 publish_model:uri: actions/publish_model.py: spec.uri
-export.valid_iters: actions/export.py: valid_iters=section.valid_iters
+export.valid_iters: actions/export.py: int(section.valid_iters)
 export.verbose: actions/export.py: verbose=section.verbose
 gen_trt_engine.verbose: actions/gen_trt_engine.py: verbose=section.verbose
 """

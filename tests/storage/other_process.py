@@ -39,5 +39,5 @@ storage.OBJECTS.part = said.part
 if said.largest_file:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (said.largest_file, said.largest_file))
-with sigterm_raises([]):
+with sigterm_raises():
     {"read": read, "upload": upload, "tree": tree}[said.work](*said.arguments)

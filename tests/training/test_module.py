@@ -47,7 +47,8 @@ def test_a_source_whose_crops_teach_nothing_is_named_once(fit, caplog):
         batch["source"] += 1
     fit(batches)
     [said] = [record.getMessage() for record in caplog.records if "do not train the network" in record.getMessage()]
-    assert said.startswith("dataset.train_dataset.data_sources[1] (") and "2 of its 2 crops in epoch 0" in said
+    assert said.startswith("dataset.train_dataset.data_sources[1] (") and "in epoch 0: 2 of 2. " in said
+    assert "augmentation.hshift_prob takes up to 10 px off the disparities" in said
 
 
 def test_a_sample_without_ground_truth_weighs_nothing_beside_one_with(fit):

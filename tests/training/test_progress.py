@@ -55,9 +55,9 @@ class Items(torch.utils.data.Dataset):
 class Module(pl.LightningModule):
     """Steps of 1 s with loss 4, validations of 100 s with val/epe 7."""
 
-    def __init__(self, clock: Clock, fails: bool = False) -> None:
+    def __init__(self, clock: Clock, fails: bool = False, loss: float = 4.0) -> None:
         super().__init__()
-        self.clock, self.fails = clock, fails
+        self.clock, self.fails, self.loss = clock, fails, loss
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def training_step(self, batch, index):
@@ -65,7 +65,7 @@ class Module(pl.LightningModule):
         if self.fails:
             raise ValueError("lost")
         logging.getLogger().warning("said in step %d", index)
-        return 4 + 0 * self.weight.sum()
+        return self.loss + 0 * self.weight.sum()
 
     def validation_step(self, batch, index):
         self.clock.now += 100
@@ -75,12 +75,12 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(clock: Clock, callbacks: list[pl.Callback], fails: bool = False, **options) -> None:
+def fit(clock: Clock, callbacks: list[pl.Callback], fails: bool = False, loss: float = 4.0, **options) -> None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         accelerator="cpu", num_sanity_val_steps=0, enable_model_summary=False, callbacks=callbacks, **quiet, **options
     )
-    trainer.fit(Module(clock, fails), StereoLoader(Items(clock), batch_size=2), DataLoader([0, 1]))
+    trainer.fit(Module(clock, fails, loss), StereoLoader(Items(clock), batch_size=2), DataLoader([0, 1]))
 
 
 def test_figures(clock, monkeypatch):
@@ -123,6 +123,11 @@ def bar_of(clock: Clock, is_terminal: bool, **options) -> str:
 
 def test_the_loss_is_the_whole_one_when_gradients_are_accumulated(clock):
     assert "| loss 4.0000 |" in bar_of(clock, True, accumulate_grad_batches=2)
+
+
+def test_a_batch_without_ground_truth_has_no_loss(clock):
+    """0.0000 read as if the network were perfect."""
+    assert "| no loss: no valid ground truth in this batch |" in bar_of(clock, True, loss=0.0)
 
 
 def test_no_bar_where_there_is_no_terminal(clock):

@@ -30,6 +30,8 @@ def test_tensorboard_alone_by_default(tmp_path, caplog):
     (logger,) = of(tmp_path)
     assert isinstance(logger, TensorBoardLogger)
     assert Path(logger.log_dir) == tmp_path / "lightning_logs" / "version_1"
+    assert caplog.messages == [], "nobody asked for W&B"
+    of(tmp_path, enable=True)
     (line,) = caplog.messages
     assert line.startswith("W&B is off: ") and ("not installed" in line or "WANDB_API_KEY" in line)
 

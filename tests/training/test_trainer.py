@@ -44,18 +44,19 @@ def test_how_the_network_computes_is_what_the_spec_says():
 
 
 @pytest.mark.parametrize(
-    ("keys", "parts", "said"),
+    ("keys", "gpu", "parts", "said"),
     [
-        ({}, (), "auto: nothing is compiled: the kernels of cuDNN"),
-        ({"activation_checkpoint": True}, (), "auto: nothing is compiled; with on"),
-        ({"compile": "off"}, (), "off: nothing is compiled"),
-        ({"compile": "on"}, COMPILED, "on: compiling feature, cnet, update_block"),
+        ({}, True, (), "auto: nothing is compiled: the kernels of cuDNN"),
+        ({}, False, (), "auto: nothing is compiled on a CPU"),
+        ({"activation_checkpoint": True}, True, (), "auto: nothing is compiled; with on"),
+        ({"compile": "off"}, True, (), "off: nothing is compiled"),
+        ({"compile": "on"}, False, COMPILED, "on: compiling feature, cnet, update_block"),
     ],
 )
-def test_the_log_says_what_is_compiled_and_why(keys, parts, said, caplog):
-    assert compiled_parts(Train(**keys))[0] == parts
+def test_the_log_says_what_is_compiled_and_why(keys, gpu, parts, said, caplog):
+    assert compiled_parts(Train(**keys), gpu)[0] == parts
     with caplog.at_level("INFO"):
-        tune(create_model(preset="tiny"), Train(**keys), Ranks(local=0))
+        tune(create_model(preset="tiny"), Train(**keys), Ranks(local=0, gpu=gpu))
     assert f"train.compile: {said}" in caplog.text
 
 

@@ -39,6 +39,8 @@ def spec_of(model: str, iters: int | None = None, **inference: Any) -> Experimen
 
 
 def _file(model: str) -> Path:
+    if not model:
+        raise ModelError("--model: no file is named; give a checkpoint, an engine or starter")
     try:
         return chosen(model)
     except NoChoice as error:
@@ -75,5 +77,5 @@ def _infer(file: str, changed: int) -> Callable[[Any, Any], Any]:
     from stereo_core.actions.predict.predictor import load_predictor
     from stereo_core.models.infer import infer
 
-    predictor = load_predictor(spec, "inference", 0)
+    predictor = load_predictor(spec, "predict", 0)
     return functools.partial(infer, predictor.predict, predictor.device)

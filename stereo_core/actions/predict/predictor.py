@@ -57,22 +57,25 @@ def load_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     """Load the model of `<verb>.checkpoint` or `<verb>.trt_engine`, whichever is set.
 
     Args:
-        verb: "evaluate" or "inference".
+        verb: "evaluate", "inference", or "predict": inference's section, but no message names its keys.
         gpu: index of the GPU to use, if there is one.
 
     Raises:
         SpecError: a key requires something that an engine does not support.
         ModelError: the file cannot be used.
     """
-    section = getattr(spec, verb)
-    if section.trt_engine:
+    if _section(spec, verb).trt_engine:
         return _engine_predictor(spec, verb, gpu)
     device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
     return _checkpoint_predictor(spec, verb, device)
 
 
+def _section(spec: ExperimentSpec, verb: str) -> Any:
+    return getattr(spec, "inference" if verb == "predict" else verb)
+
+
 def _checkpoint_predictor(spec: ExperimentSpec, verb: str, device: str) -> Predictor:
-    section = getattr(spec, verb)
+    section = _section(spec, verb)
     model = from_spec(spec, section.checkpoint).eval().to(device)
     if device != "cpu":
         channels_last(model, dims=(3,))  # for 2-D convolutions in float32 it needs more memory and saves no time
@@ -139,7 +142,7 @@ class _Timed:
 
 
 def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
-    section = getattr(spec, verb)
+    section = _section(spec, verb)
     if verb == "inference" and section.hierarchical:
         raise SpecError("inference.hierarchical: engines do not support it; use a checkpoint, or set it to false")
     free = _free_gpu_bytes(gpu)

@@ -84,7 +84,7 @@ def placement(task: Task) -> dict[str, Any]:
         elif key in ("secretAsEnv", "configMapAsEnv"):
             pod["env"] += [entry for item in value for entry in _env_of(task, key, item)]
         elif key not in ("activeDeadlineSeconds", "imagePullSecret"):  # handled elsewhere
-            raise GraphError(f"task {task.name}: {key} in the platform document is not supported on Argo")
+            raise GraphError(f"task {task.name}: the Kubernetes setting {key} is not supported on Argo")
     return pod
 
 

@@ -68,7 +68,7 @@ def _filled(text: str, message: dict[str, Any], task: str) -> str:
             found = re.fullmatch(pattern, inner)
             if found:
                 return _text_at(message, [found["name"] if key == "{name}" else key for key in path])
-        raise GraphError(f"task {task}: placeholder {match.group(0)} is not supported by this engine")
+        raise GraphError(f"task {task}: placeholder {match.group(0)} is not supported by stereo-pipelines")
 
     return _PLACEHOLDER.sub(value, text)
 
