@@ -120,6 +120,7 @@ def test_pretrained_weights_are_the_start(finished, train, tmp_path):
     assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]
 
 
+@pytest.mark.slow
 def test_bf16_runs(train, tmp_path):
     """With fsdp, which on one device has nothing to share out."""
     code, outcome = train(tmp_path, num_epochs=1, precision="bf16", distributed_strategy="fsdp", ema_decay=0.5)
