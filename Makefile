@@ -8,6 +8,9 @@ READY  := $(VENV)/.ready
 ENGINE ?= $(if $(shell command -v podman),podman,docker)
 BASE   ?= docker.io/library/python:3.11-slim-bookworm
 
+# Tests start many processes: without bytecode files, which some machines forbid, each compiles what it imports anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install predict demo test test-all test-cluster fuzz mutants lint docs format compile bench image image-cpu image-gpu image-deploy clean
 

@@ -79,9 +79,9 @@ def train(scenes, split):
 
 @pytest.fixture(scope="session")
 def finished(train, tmp_path_factory):
-    """(folder, outcome) of a run of two epochs, two steps each; for looking at only."""
+    """(folder, outcome) of a run of two epochs, two steps each, the last at a lower rate; for looking at only."""
     folder = tmp_path_factory.mktemp("train")
-    code, outcome = train(folder, num_epochs=2)
+    code, outcome = train(folder, num_epochs=2, optim=training_runs.LOWER_LAST)
     assert code == 0
     return folder, outcome
 

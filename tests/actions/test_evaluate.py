@@ -227,6 +227,7 @@ def engine(tiny_checkpoint, tmp_path_factory):
         "input_width": 96,
         "valid_iters": 3,
         "on_cpu": True,
+        "check": False,
         "results_dir": str(folder / "export"),
     }
     assert perform("export", spec_from_dict("export", {"model": MODEL, "export": export})) == 0
@@ -256,6 +257,7 @@ def test_engine_agrees_with_the_checkpoint(engine, scenes, split, run_evaluate, 
     assert "device_memory_bytes" not in built.kpi or device != "cpu"
 
 
+@pytest.mark.slow
 def test_an_openvino_engine_agrees_with_the_onnxruntime_engine(engine, scenes, split, run_evaluate, tmp_path):
     pytest.importorskip("openvino")
     onnx, other = engine.with_name("tiny.onnx"), tmp_path / "tiny.ov.onnx"

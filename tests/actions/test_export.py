@@ -133,7 +133,8 @@ def test_every_opset_with_fixed_and_open_shapes(checkpoint, tmp_path, opset, bat
     assert_disparity_is_the_checkpoints(checkpoint, out, 3 if batch == -1 else batch)
 
 
-@pytest.mark.parametrize("size", [(64, 64), pytest.param((96, 128), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(64, 64), (96, 128)])
 def test_small_images_export(checkpoint, tmp_path, size):
     height, width = size
     out = tmp_path / "model.onnx"
@@ -178,13 +179,31 @@ def test_a_file_for_any_size_says_so_and_is_checked_at_two(any_size):
     assert 0 <= outcome.kpi["check_max_abs_difference_px"] < 1e-3
 
 
-def test_a_size_baked_into_the_graph_is_found_by_the_check(checkpoint, tmp_path, monkeypatch):
-    """The defect: an iteration count that follows the width, of which the file knows only the traced one."""
+def traced(path):
+    """What tracing wrote of an exported file, without what was added."""
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    return model
 
-    def by_width(self, left_image, right_image):
-        return self.model.core(left_image, right_image, ITERS if left_image.shape[-1] == WIDTH else 1)
 
-    monkeypatch.setattr(export.ExportGraph, "forward", by_width)
+def test_a_size_baked_into_the_graph_is_found_by_the_check(checkpoint, any_size, tmp_path, monkeypatch):
+    """The defect: a disparity that is right only at the traced width."""
+
+    def trace(graph, out, section, device):
+        model = traced(any_size[0])
+        model.graph.node[-1].output[0] = "right"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(WIDTH), "traced"))
+        model.graph.node.extend(
+            [
+                helper.make_node("Shape", ["left_image"], ["width"], start=3),
+                helper.make_node("Cast", ["width"], ["columns"], to=onnx.TensorProto.FLOAT),
+                helper.make_node("Sub", ["columns", "traced"], ["beyond"]),
+                helper.make_node("Add", ["right", "beyond"], ["disparity"]),
+            ]
+        )
+        onnx.save(model, out)
+
+    monkeypatch.setattr(export, "_trace", trace)
     with pytest.raises(RuntimeError, match="px on average"):
         export.run(spec_of(checkpoint, tmp_path / "model.onnx", dynamic_hw=True), Status())
     assert list(tmp_path.iterdir()) == []
@@ -286,18 +305,13 @@ def test_the_check_takes_a_real_pair_where_the_spec_names_one(checkpoint, tmp_pa
         assert np.abs(images[1] - images[0]).mean() > 0.1  # the second pair is another one
 
 
-def test_a_file_that_differs_from_pytorch_never_gets_its_name(checkpoint, tmp_path, monkeypatch):
-    """The defect: a network whose iteration count follows the trace, not the setting."""
-
-    def one_iteration_when_traced(self, left_image, right_image):
-        iters = 1 if torch.jit.is_tracing() else ITERS
-        return self.model.core(left_image, right_image, iters)
-
-    monkeypatch.setattr(export.ExportGraph, "forward", one_iteration_when_traced)
+def test_a_file_that_differs_from_pytorch_never_gets_its_name(checkpoint, exported, tmp_path, monkeypatch):
+    """The defect: an iteration more in PyTorch than in the file."""
+    monkeypatch.setattr(export, "_trace", lambda graph, out, section, device: onnx.save(traced(exported[0]), out))
     out = tmp_path / "model.onnx"
     out.write_bytes(b"an older file")
     with pytest.raises(RuntimeError, match="px on average"):
-        export.run(spec_of(checkpoint, out), Status())
+        export.run(spec_of(checkpoint, out, valid_iters=ITERS + 1), Status())
     assert out.read_bytes() == b"an older file"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from training_runs import assert_same, checkpoints, load
+from training_runs import LOWER_LAST, assert_same, checkpoints, load
 
 from stereo_core.errors import ModelError
 from stereo_core.files import sha256_of
@@ -18,34 +18,23 @@ from stereo_core.models.files import read_sidecar
 from stereo_core.training.callbacks import StatusLines
 
 
-def test_resume_goes_on(finished, train, tmp_path):
-    folder, _ = finished
-    first = str(folder / "model_epoch_001_step_00004.pth")
-    code, outcome = train(tmp_path, num_epochs=4, resume_training_checkpoint_path=first)
-    assert code == 0
-    assert checkpoints(tmp_path) == ["model_epoch_002_step_00006.pth", "model_epoch_003_step_00008.pth"]
-    saved = load(tmp_path / "dn_model_latest.pth")
-    assert (saved["epoch"], saved["global_step"]) == (3, 8)
-    assert saved["optimizer_states"][0]["state"][0]["step"] == 8
-    assert outcome.kpi["initial_epe"] == finished[1].kpi["initial_epe"] != outcome.kpi["epe"]
-
-
-def test_resume_equals_an_undisturbed_run(train, tmp_path):
+def test_resume_equals_an_undisturbed_run(finished, train, tmp_path):
     """At an epoch's end: same samples, same crops, same rates, so the same weights."""
-    rates = {"lr_steps": [3], "lr_decay": 0.1}
-    keys = {"num_epochs": 2, "optim": rates, "backbone_lr_factor": 0.5}
-    assert train(tmp_path / "whole", **keys)[0] == 0
-    first = str(tmp_path / "whole" / "model_epoch_000_step_00002.pth")
-    assert train(tmp_path / "part", **keys, resume_training_checkpoint_path=first)[0] == 0
-    whole, part = (load(tmp_path / name / "model_epoch_001_step_00004.pth") for name in ("whole", "part"))
-    assert whole["lr_schedulers"][0]["_last_lr"] == part["lr_schedulers"][0]["_last_lr"]
-    assert whole["lr_schedulers"][0]["_last_lr"] == pytest.approx([1e-4, 0.5e-4])
-    assert_same(part, whole)
+    first = str(finished[0] / "model_epoch_000_step_00002.pth")
+    assert train(tmp_path, num_epochs=2, optim=LOWER_LAST, resume_training_checkpoint_path=first)[0] == 0
+    assert checkpoints(tmp_path) == ["model_epoch_001_step_00004.pth"]
+    saved = load(tmp_path / "dn_model_latest.pth")
+    assert saved["lr_schedulers"][0]["_last_lr"] == pytest.approx([1e-4, 1e-4])
+    assert_same(saved, load(finished[0] / "dn_model_latest.pth"))
 
 
 @pytest.mark.parametrize("start", ["model_epoch_000_step_00002.pth", "model_epoch_000_step_00004.pth"])
 def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_lines, recwarn, start):
-    """Within an epoch and at its end: no sample twice, none left out, so the same weights to the last bit."""
+    """Within an epoch and at its end: no sample twice, none left out, so the same weights to the last bit. The run that
+    is gone on with stays as it is: the validation that its checkpoint has not had is written beside none of its files.
+    """
+    before = {path.name: path.read_bytes() for path in every_two_steps.glob("*.json")}
+    assert "metrics" not in read_sidecar(every_two_steps / "model_epoch_000_step_00004.pth")
     keys = {"num_epochs": 2, "resume_training_checkpoint_path": str(every_two_steps / start)}
     code, outcome = train(tmp_path, batch_size=1, **keys)
     assert code == 0
@@ -59,6 +48,7 @@ def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_
     assert bool(said) == (start == "model_epoch_000_step_00002.pth")
     assert_same(saved, load(every_two_steps / "dn_model_latest.pth"))
     assert not [warning for warning in recwarn if "not resumable" in str(warning.message)]
+    assert {path.name: path.read_bytes() for path in every_two_steps.glob("*.json")} == before
 
 
 def test_new_rates_hold_from_where_a_run_goes_on(finished, train, tmp_path, caplog):
@@ -90,23 +80,15 @@ def test_another_optimizer_does_not_go_on(finished, train, tmp_path, status_line
     (2, {}, "batch_size 1, now 2"), (1, {"accumulate": 2}, "accumulate 1, now 2"),
 ])  # fmt: skip
 def test_an_epoch_is_not_cut_anew_in_its_middle(every_two_steps, train, tmp_path, status_lines, size, keys, words):
-    within, at_end = (str(every_two_steps / f"model_epoch_000_step_{step:05d}.pth") for step in (2, 4))
-    resumed = {"num_epochs": 2, **keys, "resume_training_checkpoint_path": within}
-    assert train(tmp_path / "a", batch_size=size, **resumed)[0] == 2
-    assert words in status_lines(tmp_path / "a")[-1]["message"]
-    resumed["resume_training_checkpoint_path"] = at_end
-    assert train(tmp_path / "b", batch_size=size, **resumed)[0] == 0
+    within = str(every_two_steps / "model_epoch_000_step_00002.pth")
+    assert train(tmp_path, batch_size=size, num_epochs=2, **keys, resume_training_checkpoint_path=within)[0] == 2
+    assert words in status_lines(tmp_path)[-1]["message"]
 
 
-def test_a_run_that_is_gone_on_with_elsewhere_stays_as_it_is(every_two_steps, train, tmp_path):
-    """The validation that its checkpoint has not had is written beside none of its files."""
-    before = {path.name: path.read_bytes() for path in every_two_steps.glob("*.json")}
-    first = every_two_steps / "model_epoch_000_step_00004.pth"
-    assert "metrics" not in read_sidecar(first)
-    keys = {"num_epochs": 1, "resume_training_checkpoint_path": str(first)}
-    assert train(tmp_path, batch_size=1, **keys)[0] == 2  # all its epochs are done
-    assert train(tmp_path, batch_size=1, **keys | {"num_epochs": 2})[0] == 0
-    assert {path.name: path.read_bytes() for path in every_two_steps.glob("*.json")} == before
+def test_the_next_epoch_may_be_cut_anew(every_two_steps, train, tmp_path):
+    at_end = str(every_two_steps / "model_epoch_000_step_00004.pth")
+    keys = {"num_epochs": 2, "accumulate": 2, "resume_training_checkpoint_path": at_end}
+    assert train(tmp_path, batch_size=2, **keys)[0] == 0
 
 
 def test_a_run_with_more_epochs_than_are_wanted_does_not_go_on(finished, train, tmp_path, capfd):
@@ -177,14 +159,16 @@ def test_a_run_that_is_not_asked_to_go_on_leaves_another_ones_folder_alone(here,
     assert contents(here) == before
 
 
-def test_auto_goes_on_from_the_newest_checkpoint_and_says_so(here, train, status_lines, monkeypatch):
+def test_auto_goes_on_from_the_newest_checkpoint_and_says_so(finished, here, train, status_lines, monkeypatch):
     """The file, which may have gigabytes, is checked once."""
     checked = []
     monkeypatch.setattr(files, "sha256_of", lambda path: checked.append(path.name) or sha256_of(path))
     code, outcome = train(here, num_epochs=3, resume_training_checkpoint_path="auto")
     assert code == 0 and "3 epochs, 6 steps" in outcome.message
     assert checked == ["model_epoch_001_step_00004.pth"]
-    assert outcome.kpi["initial_epe"] != outcome.kpi["epe"]
+    assert outcome.kpi["initial_epe"] == finished[1].kpi["initial_epe"] != outcome.kpi["epe"]
+    saved = load(here / "dn_model_latest.pth")
+    assert (saved["epoch"], saved["global_step"], saved["optimizer_states"][0]["state"][0]["step"]) == (2, 6, 6)
     said = f"Resuming training from checkpoint: {here / 'model_epoch_001_step_00004.pth'} "
     assert [line for line in status_lines(here) if line["message"].startswith(said)]
 
@@ -215,7 +199,7 @@ def test_two_trainings_at_once_in_one_folder(train, tmp_path, monkeypatch, capfd
         assert train(tmp_path, num_epochs=1)[0] == 0
     assert second == [2]
     assert f"another training run is writing to {tmp_path}" in capfd.readouterr().err
-    assert train(tmp_path, num_epochs=2, resume_training_checkpoint_path="auto")[0] == 0
+    assert train(tmp_path, num_epochs=1, resume_training_checkpoint_path="auto")[0] == 0
 
 
 FIRST, SECOND = "model_epoch_000_step_00002.pth", "model_epoch_000_step_00004.pth"
@@ -244,12 +228,12 @@ def test_a_damaged_checkpoint_is_never_taken_by_its_name(damaged, train, status_
 
 
 def test_auto_falls_back_to_the_checkpoint_before_a_damaged_one(damaged, every_two_steps, train, caplog):
-    """Loudly, and it ends where the undisturbed run did."""
-    assert train(damaged, batch_size=1, **SHORT, resume_training_checkpoint_path="auto")[0] == 0
+    """Loudly, and it comes where the undisturbed run came."""
+    assert train(damaged, batch_size=1, **SHORT | {"num_epochs": 1}, resume_training_checkpoint_path="auto")[0] == 0
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     errors = [message for message in errors if "trying the checkpoint before it" in message]
     assert len(errors) == 1 and SECOND in errors[0]
-    assert_same(load(damaged / "dn_model_latest.pth"), load(every_two_steps / "dn_model_latest.pth"))
+    assert_same(load(damaged / "dn_model_latest.pth"), load(every_two_steps / SECOND))
 
 
 def test_auto_ends_where_every_checkpoint_is_damaged(train, tmp_path, status_lines):

@@ -12,6 +12,9 @@ from stereo_core.spec import spec_from_dict
 
 MODEL = {"preset": "tiny", "train_iters": 1, "valid_iters": 1, "stereo_backbone": {"allow_random_backbone": True}}
 
+LOWER_LAST = {"lr_steps": [3]}
+"""`optim` of a run of two epochs, two steps each, whose last step has a lower rate."""
+
 
 def start(dataset: dict, settings: dict, on_outcome=None) -> int:
     """Run a training of the tiny network; returns its exit code."""

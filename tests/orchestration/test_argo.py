@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +12,7 @@ from argo_documents import REPOSITORY, documents_of, imported_spec, kinds, spec_
 from argo_simulator import Failed, Made, Simulator
 from flow_steps import SPEC, data
 from kfp import compiler, dsl
+from pipelines_command import command
 from small_ir import container, pipeline, sums
 from stereo_components import convert, synthesize
 from stereo_pipelines.profiles import PROFILES, apply, with_environment
@@ -383,10 +383,8 @@ def test_the_runs_time_and_how_long_its_record_stays():
 
 
 def test_the_command_prints_what_kubectl_reads():
-    command = [str(Path(sys.executable).parent / "stereo-pipelines"), "argo", str(DEMO)]
-    command += ["--artifact-repository", "s3://artifacts/stereo", "--endpoint", "http://minio:9000"]
-    command += ["--secret", "minio-keys", "--param", "num_epochs=3"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ["--artifact-repository", "s3://artifacts/stereo", "--endpoint", "http://minio:9000"]
+    done = command("argo", DEMO, *options, "--secret", "minio-keys", "--param", "num_epochs=3")
     assert done.returncode == 0, done.stderr
     assert list(yaml.safe_load_all(done.stdout)) == manifests(load_pipeline(DEMO), {"num_epochs": 3}, REPOSITORY)
 

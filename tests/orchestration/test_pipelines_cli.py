@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pipelines_command import command
 from rich.console import Console
 from small_ir import container, pipeline
 
@@ -21,11 +22,6 @@ from stereo_core.orchestration.record import read_record
 from stereo_core.spec.loading import read_tree
 
 WRITE = container("import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('x' * 2500)", ("out",))
-
-
-def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    program = str(Path(sys.executable).parent / "stereo-pipelines")
-    return subprocess.run([program, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 def test_run_prints_steps_and_ends_with_a_table(compiled, tmp_path):
@@ -221,14 +217,14 @@ def test_all_that_is_wrong_with_the_parameters_at_once():
 
 
 def test_compile_refuses_an_image_that_has_no_name(monkeypatch):
-    monkeypatch.setenv("STEREO_PIPELINES_IMAGE", "Foo Bar")
+    monkeypatch.setattr("stereo_components.image.IMAGE", "Foo Bar")
     done = command("compile", "--check")
     assert done.returncode == 2 and "STEREO_PIPELINES_IMAGE='Foo Bar'" in done.stderr
 
 
 def test_compile_check_finds_the_committed_files_right():
     done = command("compile", "--check")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, f"{done.stdout}run `make compile` and commit"
 
 
 def test_terminal_shows_one_live_table(compiled, tmp_path):

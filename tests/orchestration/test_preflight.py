@@ -1,13 +1,12 @@
 """What is wrong with a pipeline's values is told before its first step, all of it at once."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import flow_steps
 import pytest
 from kfp import dsl
 from PIL import Image
+from pipelines_command import command
 from stereo_components import train
 
 from stereo_core.orchestration.compile import compiled_path, pipeline_folders
@@ -42,11 +41,8 @@ TOLD = (
     ],
 )
 def test_every_spec_is_checked_first(tmp_path, arguments):
-    program, params = Path(sys.executable).parent / "stereo-pipelines", ("images_uri=s3://bucket/images", *WRONG)
-    line = [program, arguments[0], COMPILED["train_to_engine"], *arguments[1:]]
-    done = subprocess.run(
-        [*line, *(part for text in params for part in ("-p", text))], cwd=tmp_path, capture_output=True, text=True
-    )
+    params = (part for text in ("images_uri=s3://bucket/images", *WRONG) for part in ("-p", text))
+    done = command(arguments[0], COMPILED["train_to_engine"], *arguments[1:], *params, cwd=tmp_path)
     assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
     assert not [line for line in TOLD if line not in done.stderr], done.stderr
     assert done.stderr.count("\n") == 1 + len(WRONG)

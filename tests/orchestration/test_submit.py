@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from kubernetes.config import incluster_config
+from pipelines_command import command
 
 from stereo_core.errors import UserError
 from stereo_core.orchestration.cli import cli
@@ -345,7 +345,6 @@ def test_a_wrong_command_line(options, words):
 
 
 def test_exit_code_and_one_line():
-    start = "from stereo_core.orchestration.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", start, "submit", str(DEMO)], capture_output=True, text=True)
+    done = command("submit", DEMO)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("stereo-pipelines: error: give --host URL") and done.stderr.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -15,18 +16,34 @@ LOG = logging.getLogger(__name__)
 
 
 def logger(trt: Any, verbose: bool) -> Any:
-    """A TensorRT logger that writes to ours and collects errors for exceptions."""
+    """The process's one TensorRT logger: it writes to ours and collects errors for exceptions, here from none.
 
+    All TensorRT objects of a process must share one logger: it is "internally considered a singleton" (TensorRT 8,
+    class ILogger). TensorRT-RTX 1.7 warns of a second one while it holds a lock. A garbage collection in that call to
+    Python, if it frees an older builder, waits for the same lock, and the process hangs with Python's GIL held.
+    """
+    log = _logger(trt)
+    log.verbose = verbose
+    log.take_errors()
+    return log
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc] # of whichever TensorRT
         def __init__(self) -> None:
             super().__init__()
+            self.verbose = False
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            level = levels[severity]
-            LOG.log(level, "%s", message)
-            if level == logging.ERROR:
+            if severity in failures:
+                LOG.error("%s", message)
                 self.errors.append(message)
+            elif self.verbose:
+                LOG.log(logging.WARNING if severity == trt.ILogger.WARNING else logging.INFO, "%s", message)
+            else:
+                LOG.debug("%s", message)
 
         def take_errors(self) -> str:
             """The errors since the last call."""
@@ -34,14 +51,7 @@ def logger(trt: Any, verbose: bool) -> Any:
             self.errors.clear()
             return text
 
-    chat = logging.INFO if verbose else logging.DEBUG
-    levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-        trt.ILogger.ERROR: logging.ERROR,
-        trt.ILogger.WARNING: logging.WARNING if verbose else logging.DEBUG,
-        trt.ILogger.INFO: chat,
-        trt.ILogger.VERBOSE: chat,
-    }
+    failures = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
     return Logger()
 
 

@@ -11,6 +11,7 @@ from stereo_core.engines import build_engine, tensorrt
 from stereo_core.engines.files import read_onnx
 from stereo_core.engines.tensorrt.build import profile_of
 from stereo_core.engines.tensorrt.interface import interface_of_network
+from stereo_core.engines.tensorrt.messages import logger
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.report.describe import as_text, describe
 
@@ -39,7 +40,7 @@ def test_the_profile_of_an_open_file_is_the_builders(open_onnx, tmp_path):
 
 def interface(onnx_file, info):
     """Inputs and outputs as parser and profile give them."""
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    builder = trt.Builder(logger(trt, verbose=False))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert trt.OnnxParser(network, builder.logger).parse(onnx_file.read_bytes())
     return interface_of_network(trt, network, profile_of(builder, network, info))
