@@ -19,7 +19,7 @@ from stereo_core.data.calibration import Calibration, SizedCalibration, read_cal
 from stereo_core.data.depth import depth_from_disparity
 from stereo_core.data.images import BITS, bits_for, decode_view, largest_deep, read_views
 from stereo_core.data.rectification import doubts
-from stereo_core.data.trees import Tree
+from stereo_core.data.trees import IMAGE_SUFFIXES, Tree
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path, flat_name
 from stereo_core.models.flags import kept
@@ -32,7 +32,6 @@ from stereo_core.run.warned import passed_on
 from stereo_core.spec.predict import Inference
 from stereo_core.values import counted, size_text
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 FILES = {
     "colour": "predicted_depth/{flat}.png",
     "disparity (PFM)": "disparity_pfm/{name}.pfm",
@@ -96,7 +95,7 @@ def find_pairs(left: Path, right: Path) -> list[Pair]:
         return [Pair(left.stem, left, right)]
     here, there = (_images(folder) for folder in (left, right))
     if not here and not there:
-        raise DataError(f"{left}, {right}: there are no images ({' '.join(SUFFIXES)}) in these folders")
+        raise DataError(f"{left}, {right}: there are no images ({' '.join(IMAGE_SUFFIXES)}) in these folders")
     if odd := sorted(set(here) ^ set(there)):
         has, lacks = (left, right) if odd[0] in here else (right, left)
         raise DataError(
@@ -107,7 +106,7 @@ def find_pairs(left: Path, right: Path) -> list[Pair]:
 
 
 def _images(folder: Path) -> list[str]:
-    return sorted(path[1:] for path in Tree(str(folder)).find((), "") if path.lower().endswith(SUFFIXES))
+    return sorted(path[1:] for path in Tree(str(folder)).find((), "") if path.lower().endswith(IMAGE_SUFFIXES))
 
 
 def predict_pairs(

@@ -15,6 +15,8 @@ from stereo_core.errors import DataError
 Rule = Callable[[list[str]], list[str]]
 """Paths -> the paths derived from them."""
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+"""Suffixes of image files, in lower case."""
 
 NO_DATA = frozenset(("__MACOSX", ".ipynb_checkpoints", ".DS_Store", "Thumbs.db", "desktop.ini"))
 """Files and folders that file managers, archivers and notebooks leave behind; also names that begin with `._`."""

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from stereo_core.errors import UserError
-from stereo_core.orchestration import frames
+from stereo_core.orchestration import image_sizes
 from stereo_core.orchestration.dag import (
     LAUNCHER,
     LONGEST,
@@ -62,12 +62,12 @@ def check(pipeline: Pipeline, given: dict[str, object]) -> None:
     arguments = pipeline.arguments(given, complete=False)
     pipeline = unrolled(pipeline, arguments)
     found: dict[str, list[str]] = {}
-    known: dict[str, frames.Step] = {}
+    known: dict[str, image_sizes.Step] = {}
     for task in pipeline.tasks.values():
         if not any(_fails(test, arguments) for test in task.when):
             for complaint in _complaints(task, pipeline, arguments, known):
                 found.setdefault(complaint, []).append(task.name)
-    for name, complaint in frames.complaints(known):
+    for name, complaint in image_sizes.complaints(known):
         found.setdefault(complaint, []).append(name)
     if found:
         lines = [f"step {_some(names)}: {complaint}" for complaint, names in found.items()]
@@ -98,7 +98,7 @@ def _value(source: Source, arguments: dict[str, Any]) -> object:
 
 
 def _complaints(
-    task: Task, pipeline: Pipeline, arguments: dict[str, Any], known: dict[str, frames.Step]
+    task: Task, pipeline: Pipeline, arguments: dict[str, Any], known: dict[str, image_sizes.Step]
 ) -> Iterator[str]:
     """Problems with a step's values. A step without problems is added to `known`."""
     declared = task.component.parameters
@@ -112,7 +112,7 @@ def _complaints(
             yield str(error)
     if (imported := task.imported) is not None:
         with contextlib.suppress(_Later, UserError):
-            known[task.name] = frames.Step(task, place=str(local_path(str(_value(imported, arguments)))))
+            known[task.name] = image_sizes.Step(task, place=str(local_path(str(_value(imported, arguments)))))
         return
     command = (*task.container.command, *task.container.args)
     if command[0] != LAUNCHER:
@@ -121,7 +121,7 @@ def _complaints(
         yield from _source(task, values)
         spec = yield from _spec(command[1], task, pipeline, values, arguments)
         if spec is not None:
-            known[task.name] = frames.Step(task, command[1], spec)
+            known[task.name] = image_sizes.Step(task, command[1], spec)
 
 
 def _source(task: Task, known: dict[str, Any]) -> Iterator[str]:

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core.data.annotations import Sample, check_files, read_annotations
-from stereo_core.data.trees import Tree, replacing
+from stereo_core.data.trees import IMAGE_SUFFIXES, Tree, replacing
 from stereo_core.errors import DataError
 
 LOG = logging.getLogger(__name__)
 
 NAMES = (("left", "right"), ("image_2", "image_3"), ("image_0", "image_1"), ("im0", "im1"))
 """Path parts of left and right images, as in convert's image_dir_pattern and right_dir_pattern."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 NO_IMAGES = {"calib", "calibration", "depth", "disp", "disparities", "disparity", "flow", "gt", "mask", "masks", "noc"}
 NO_IMAGES |= {"nocc", "occ", "valid"}
 """Path parts of image files that are no views (ground truth, masks), unless all files have such a part."""
@@ -96,7 +95,7 @@ def find_pairs(folder: str | Path, called: str | Path = "") -> list[Sample]:
     """
     folder = Path(folder).absolute()
     called = called or folder
-    files = sorted(path for path in Tree(str(folder)).find((), "") if path.lower().endswith(SUFFIXES))
+    files = sorted(path for path in Tree(str(folder)).find((), "") if path.lower().endswith(IMAGE_SUFFIXES))
     files = [path for path in files if NO_IMAGES.isdisjoint(re.findall("[a-z]+", path.lower()))] or files
     for left, right in NAMES:
         if lefts := [path for path in files if left in path]:
