@@ -101,6 +101,10 @@ def test_types_ranges_and_choices(workspace, override, rule):
     assert refusal("train", None, override)[0] == f"command line: {rule}"
 
 
+def test_a_rule_without_words_of_ours_is_told_in_pydantic_s(workspace):
+    assert refusal("train", "model: {1: 2}\n") == ["spec.yaml: model[1]: Keys should be strings"]
+
+
 def test_all_complaints_come_at_once_each_with_its_source(workspace):
     lines = refusal("train", "train:\n  num_epochs: 0\n  optim: {lr: 1}\nmodell: {}\n", "train.precision=int8")
     assert lines == [
