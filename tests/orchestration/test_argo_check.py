@@ -50,7 +50,10 @@ def _set(place, key, value):
 MUTATIONS = {
     "entrypoint": (lambda d: _set(spec_of(d), "entrypoint", "x"), "entrypoint x: there is no template"),
     "onExit": (lambda d: _set(spec_of(d), "onExit", "x"), "onExit x: there is no template"),
-    "templateRef name": (lambda d: _set(_task(d)["templateRef"], "name", "x"), "task train: there is no template {'name': 'x'"),
+    "templateRef name": (
+        lambda d: _set(_task(d)["templateRef"], "name", "x"),
+        "task train: there is no template {'name': 'x'",
+    ),
     "templateRef template": (lambda d: _set(_task(d)["templateRef"], "template", "x"), "task train: there is no"),
     "depends": (
         lambda d: _set(_task(d), "depends", "x.Succeeded"),
