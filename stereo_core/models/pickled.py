@@ -19,6 +19,7 @@ from stereo_core.models.pickle_machine import (
     Name,
     Record,
     Refused,
+    check_entries,
     kind_of,
     pickle_of,
     shown,
@@ -63,8 +64,10 @@ def read_module(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def is_module(path: Path) -> bool:
     """Whether the file is a zip whose pickle begins with an object of one of the classes that `read_module` knows."""
     try:
-        with zipfile.ZipFile(path) as file, file.open(pickle_of(file)) as content:
-            head = content.read(MAX_NAME)
+        with zipfile.ZipFile(path) as file:
+            check_entries(file, path.stat().st_size)
+            with file.open(pickle_of(file)) as content:
+                head = content.read(MAX_NAME)
         opcodes = ((code.name, argument) for code, argument, _ in pickletools.genops(head) if code.name != "PROTO")
         opcode, name = next(opcodes)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError, Refused):

@@ -46,30 +46,30 @@ class Artifact:
 
 def input_artifacts(verb: str, section: dict[str, Any]) -> dict[str, Artifact]:
     """The ExecutorInput's `inputs` for a verb: port -> artifact; see `_artifacts`."""
-    return _artifacts(section, {**VERBS[verb].inputs, "spec_file": "spec"})
+    return _artifacts(verb, "input", section, {**VERBS[verb].inputs, "spec_file": "spec"})
 
 
 def output_artifacts(verb: str, section: dict[str, Any]) -> dict[str, Artifact]:
-    """The ExecutorInput's `outputs` for a verb: port -> artifact to write.
+    """The ExecutorInput's `outputs` for a verb: port -> artifact to write; see `_artifacts`."""
+    return _artifacts(verb, "output", section, VERBS[verb].outputs)
+
+
+def _artifacts(verb: str, side: str, section: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, Artifact]:
+    """The artifact of each port. Further artifacts of a list port become `port.1`, `port.2`. Ports without an artifact
+    (optional inputs) are left out.
 
     Raises:
-        UserError: the verb has no such output.
+        UserError: the verb has no such port.
     """
-    unknown = sorted(set(part(section, "artifacts", dict)) - set(VERBS[verb].outputs))
-    if unknown:
-        raise UserError(f"{verb}: unknown output {', '.join(unknown)}; known: {', '.join(VERBS[verb].outputs)}")
-    return _artifacts(section, VERBS[verb].outputs)
-
-
-def _artifacts(section: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, Artifact]:
-    """The artifact of each port. Further artifacts of a list port become `port.1`, `port.2`. Ports without an artifact
-    (optional inputs) are left out. A port that the verb does not define has its own name as kind."""
     kinds = {port.removesuffix("?"): kind for port, kind in kinds.items()}
+    said = entries(section, "artifacts")
+    if unknown := sorted({name for name, _ in said} - set(kinds)):
+        raise UserError(f"{verb}: unknown {side} {', '.join(unknown)}; known: {', '.join(kinds)}")
     found = {}
-    for name, entry in entries(section, "artifacts"):
+    for name, entry in said:
         for index, item in enumerate(part(entry, "artifacts", list)):
             port = f"{name}.{index}" if index else name
-            found[port] = _artifact(port, kinds.get(name, name), typed(item, dict, f"artifact of {port}"))
+            found[port] = _artifact(port, kinds[name], typed(item, dict, f"artifact of {port}"))
     return found
 
 

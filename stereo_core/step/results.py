@@ -39,7 +39,7 @@ def put_result(artifact: Artifact, source: Path) -> dict[str, Any]:
     artifact.path.unlink(missing_ok=True)
     os.replace(temporary, artifact.path)
     if not artifact.is_model:
-        return {"format": FOLDER_FORMATS.get(artifact.kind, "folder")}
+        return {"format": FOLDER_FORMATS[artifact.kind]}
     return {"format": _model_format(artifact.path / source.name), "file": source.name}
 
 

@@ -145,6 +145,11 @@ def test_a_named_format_is_never_bent_to_fit_the_file(tmp_path, array, format):
         read_disparity(png(tmp_path / "d.png", array), format=format, scale=4)
 
 
+def test_a_file_of_another_layout_than_its_format_is_told_with_both(tmp_path):
+    with pytest.raises(DataError, match="this is a 16-bit grey PNG, but disparity_format png_rgb is a 8-bit RGB PNG"):
+        read_disparity(png(tmp_path / "d.png", GREY16), format="png_rgb")
+
+
 def test_grey_saved_as_rgb_is_read_when_asked_for(tmp_path):
     path = png(tmp_path / "d.png", np.repeat(GREY8[..., None], 3, axis=2))
     assert read_disparity(path, format="png_u8", scale=4)[0].tolist() == [[2.5, 5.0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,19 @@ def test_refuses_what_is_none_of_these(tmp_path, content):
     with pytest.raises(ModelError, match=r"thing.engine: .*(not an|no) ONNX file"):
         read_onnx(path)
     with pytest.raises(ModelError, match=r"thing.engine"):
+        describe(path)
+
+
+def test_a_zip_file_with_names_that_are_no_utf_8_is_no_package(tmp_path):
+    """zipfile itself ends in a UnicodeDecodeError."""
+    path = tmp_path / "net.pt2"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("n\u00e4/archive_format", "pt2")
+    path.write_bytes(path.read_bytes().replace("\u00e4".encode(), b"\xc3\xc3"))
+    assert file_kind(path) == "checkpoint"
+    with pytest.raises(ModelError, match=r"net.pt2"):
+        load_engine(path)
+    with pytest.raises(ModelError, match=r"net.pt2: the file is truncated or damaged"):
         describe(path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from stereo_core.data.calibration import read_calibration
 from stereo_core.data.codecs import read_disparity, write_disparity_png16, write_disparity_rgb, write_pfm
 from stereo_core.data.images import read_image, read_mask, write_png
 from stereo_core.errors import UserError
+from stereo_core.quantization.pairs import unpack
 
 RNG = np.random.default_rng(0)
 PX = RNG.uniform(0, 90, (6, 8)).astype(np.float32)
@@ -95,6 +98,28 @@ def calibrated(path: Path) -> list[str]:
     return list(read_calibration(path).of_size(480, 640).doubts())
 
 
+def archives(folder: Path) -> list[bytes]:
+    """Images as zip and tar files of every compression."""
+    names, (left, right, *_) = ("left/1.png", "right/1.png"), pngs(folder)
+    kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    return [zipped(names[0], {names[1]: right}, kind)(left) for kind in kinds] + [
+        tarred(dict(zip(names, (left, right), strict=True)), kind) for kind in ("", "gz", "bz2", "xz")
+    ]
+
+
+def tarred(contents: dict[str, bytes], kind: str) -> bytes:
+    with tarfile.open(fileobj=(file := io.BytesIO()), mode=f"w:{kind}") as archive:
+        for name, data in contents.items():
+            (entry := tarfile.TarInfo(name)).size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def unpacked(path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        unpack(path, folder)
+
+
 def listed(path: Path) -> None:
     samples = read_annotations(path)
     check_files([one for one in samples if not any("://" in str(column) for column in (one.left, one.right))])
@@ -124,6 +149,7 @@ TARGETS = {
     "npy": Target("d.npy", numpys, partial(read_disparity, scale=1.0)),
     "npz": Target("d.npz", npzs, partial(read_disparity, scale=1.0)),
     "npy_in_npz": Target("d.npz", numpys, partial(read_disparity, scale=1.0), IN_NPZ),
+    "archive": Target("images.zip", archives, unpacked),
     "image": Target("i.png", pictures, read_image),
     "image_repaired": Target("i.png", pngs, read_image, repaired_png),
     "mask": Target("m.png", masks, read_mask),

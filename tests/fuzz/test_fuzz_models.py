@@ -52,7 +52,11 @@ def torch_saved(content: object, **options) -> bytes:
 def checkpoints(states) -> list[bytes]:
     ours, tao = states
     contents = [{"model": ours} | SETTINGS, {"state_dict": tao, "pytorch-lightning_version": "2.5"} | SETTINGS]
-    return [*map(torch_saved, contents), torch_saved(contents[0], _use_new_zipfile_serialization=False)]
+    whole = torch_saved(contents[0])
+    name, pickled, others = opened(whole)
+    compressed = zipped(name, others, zipfile.ZIP_DEFLATED)(pickled)
+    before_zip = torch_saved(contents[0], _use_new_zipfile_serialization=False)
+    return [whole, torch_saved(contents[1]), before_zip, compressed]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from dataclasses import asdict
 
 import onnx
@@ -254,6 +255,18 @@ def test_truncated_file(tmp_path, tiny_state, suffix, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     assert "truncated or damaged" in refusal(path)
+
+
+def test_a_damaged_compressed_file_is_refused_before_it_is_inflated(tmp_path):
+    """zlib has an error of its own, which ended in a traceback."""
+    path = tmp_path / "c.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("c/data.pkl", bytes(range(256)))
+    data, begin = bytearray(path.read_bytes()), 30 + len("c/data.pkl")
+    data[begin : begin + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"c\.pth: c/data\.pkl is compressed.*torch\.save"):
+        describe(path)
 
 
 def test_files_that_are_no_checkpoint(tmp_path):

@@ -341,6 +341,16 @@ def test_zip_bombs(tmp_path):
     assert "data.pkl has 3000002 bytes" in refusal(archive(tmp_path, b"}" * 3_000_000))
 
 
+def test_an_entry_that_would_be_larger_than_the_file_is_not_read(tmp_path):
+    """zipfile would ask for the gigabyte at once."""
+    path = archive(tmp_path, b"}.", _0=b"1234")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02") + 20  # of the directory's entry: its size in the file, and that of its content
+    data[at : at + 4] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert "the sizes of its entries add up to more than the file's" in refusal(path)
+
+
 def rewritten(path: Path, change) -> Path:
     """The same zip file, its contents changed by entry name."""
     with zipfile.ZipFile(path) as file:

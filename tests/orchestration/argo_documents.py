@@ -13,10 +13,21 @@ from needs import lacking
 from small_ir import container, pipeline
 
 from stereo_core.orchestration.argo import Repository, manifests
-from stereo_core.orchestration.graph import read_pipeline
+from stereo_core.orchestration.compile import compiled_path, pipeline_folders
+from stereo_core.orchestration.dag import Pipeline
+from stereo_core.orchestration.graph import load_pipeline, read_pipeline
 
 SCHEMAS = Path(__file__).parents[3] / "shared/schemas"
 REPOSITORY = Repository.of("s3://artifacts/stereo", "http://minio:9000", "minio-keys")
+
+
+FOLDERS = {folder.name: folder for folder in pipeline_folders()}
+
+
+@functools.cache
+def pipeline_of(name: str) -> Pipeline:
+    """A pipeline of this repository, read once: that takes longer than what a test does with it."""
+    return load_pipeline(compiled_path(FOLDERS[name]))
 
 
 def kinds(documents: list[dict], kind: str) -> list[dict]:

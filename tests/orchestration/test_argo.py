@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from argo_documents import REPOSITORY, documents_of, imported_spec, kinds, spec_of, validate
+from argo_documents import FOLDERS, REPOSITORY, documents_of, imported_spec, kinds, pipeline_of, spec_of, validate
 from argo_simulator import Failed, Made, Simulator
 from flow_steps import SPEC, data
 from kfp import compiler, dsl
@@ -22,25 +22,25 @@ from stereo_core.files import sha256_of
 from stereo_core.orchestration.argo import Repository, manifests
 from stereo_core.orchestration.argo.check import problems
 from stereo_core.orchestration.cli import cli
-from stereo_core.orchestration.compile import argo_path, compiled_path, pipeline_folders
+from stereo_core.orchestration.compile import argo_path, compiled_path
 from stereo_core.orchestration.dag import GraphError, Importer
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
 
-DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
+DEMO = compiled_path(FOLDERS["demo"])
 ECHO = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text(sys.argv[1])"
 
 
 # ---- valid
 
 
-@pytest.mark.parametrize("folder", pipeline_folders(), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", FOLDERS.values(), ids=FOLDERS)
 def test_every_pipeline_has_valid_manifests(folder):
     """The committed ones, which `compile --check` holds to be those of the pipeline."""
     documents = list(yaml.safe_load_all(argo_path(folder).read_text()))
     assert problems(documents) == []
     validate(documents)
-    graph = load_pipeline(compiled_path(folder))
+    graph = pipeline_of(folder.name)
     templates = kinds(documents, "Workflow")[0]["spec"]["templates"]
     steps = {name for name, task in graph.tasks.items() if not isinstance(task.component.executor, Importer)}
     assert {task["name"] for template in templates for task in template["dag"]["tasks"]} == steps
@@ -64,8 +64,8 @@ def tugboat(tmp_path_factory) -> str:
 @pytest.mark.slow
 def test_tugboat_finds_no_error(tugboat, tmp_path):
     """Another's linter; it wants a value for each parameter, which ours leave to `argo submit`."""
-    for folder in pipeline_folders():
-        graph = load_pipeline(compiled_path(folder))
+    for folder in FOLDERS.values():
+        graph = pipeline_of(folder.name)
         wanted = {p.name: "s3://bucket/key" for p in graph.parameters.values() if p.required}
         documents = manifests(graph, wanted, REPOSITORY)
         (tmp_path / f"{folder.name}.yaml").write_text(yaml.safe_dump_all(documents))
@@ -77,14 +77,13 @@ def test_tugboat_finds_no_error(tugboat, tmp_path):
 
 
 def test_equal_steps_share_a_template():
-    path = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "export_and_build")
-    documents = manifests(load_pipeline(path), {}, REPOSITORY)
+    documents = manifests(pipeline_of("export_and_build"), {}, REPOSITORY)
     names = [document["metadata"]["name"] for document in kinds(documents, "WorkflowTemplate")]
     assert names.count("export-and-build-gen-trt-engine") == 1 and "export-and-build-gen-trt-engine-2" not in names
 
 
 def test_a_pod_may_do_no_more_than_it_must():
-    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY, service_account="runner")
+    documents = manifests(pipeline_of("demo"), {}, REPOSITORY, service_account="runner")
     templates = [document["spec"]["templates"][-1] for document in kinds(documents, "WorkflowTemplate")]
     pod = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}}
     inside = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -98,7 +97,7 @@ def test_a_pod_may_do_no_more_than_it_must():
 
 def test_what_is_cleared_away_and_what_stays():
     """With its Workflow goes what another step took, was no model and is in no cache."""
-    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY)
+    documents = manifests(pipeline_of("demo"), {}, REPOSITORY)
     spec = kinds(documents, "Workflow")[0]["spec"]
     assert spec["podGC"] == {"strategy": "OnPodCompletion"} and spec["archiveLogs"], "a pod's log outlives it"
     assert spec["ttlStrategy"] == {"secondsAfterCompletion": 604800}
@@ -115,7 +114,7 @@ def test_what_is_cleared_away_and_what_stays():
 
 
 def test_the_repository_is_named_once():
-    (found,) = kinds(manifests(load_pipeline(DEMO), {}, REPOSITORY), "ConfigMap")
+    (found,) = kinds(manifests(pipeline_of("demo"), {}, REPOSITORY), "ConfigMap")
     assert json.loads(found["data"]["repository"]) == {
         "s3": {
             "bucket": "artifacts",
@@ -132,7 +131,7 @@ def test_the_repository_is_named_once():
 
 
 def test_schedule():
-    documents = manifests(load_pipeline(DEMO), {"num_epochs": 3}, REPOSITORY, schedule="0 3 * * *")
+    documents = manifests(pipeline_of("demo"), {"num_epochs": 3}, REPOSITORY, schedule="0 3 * * *")
     assert problems(documents) == []
     validate(documents)
     (cron,) = kinds(documents, "CronWorkflow")
@@ -386,7 +385,7 @@ def test_the_command_prints_what_kubectl_reads():
     options = ["--artifact-repository", "s3://artifacts/stereo", "--endpoint", "http://minio:9000"]
     done = command("argo", DEMO, *options, "--secret", "minio-keys", "--param", "num_epochs=3")
     assert done.returncode == 0, done.stderr
-    assert list(yaml.safe_load_all(done.stdout)) == manifests(load_pipeline(DEMO), {"num_epochs": 3}, REPOSITORY)
+    assert list(yaml.safe_load_all(done.stdout)) == manifests(pipeline_of("demo"), {"num_epochs": 3}, REPOSITORY)
 
 
 def test_the_command_passes_its_options_on(capsys):
@@ -395,10 +394,10 @@ def test_the_command_passes_its_options_on(capsys):
     command += ["--secret", "minio-keys", *(f"--{key.replace('_', '-')}={value}" for key, value in options.items())]
     cli(command, standalone_mode=False)
     said = list(yaml.safe_load_all(capsys.readouterr().out))
-    assert said == manifests(load_pipeline(DEMO), {}, REPOSITORY, **options)
+    assert said == manifests(pipeline_of("demo"), {}, REPOSITORY, **options)
     cli([*command, "--no-cache", "--argo-version", "3.7"], standalone_mode=False)
     said = list(yaml.safe_load_all(capsys.readouterr().out))
-    assert said == manifests(load_pipeline(DEMO), {}, REPOSITORY, **options, cache=False, version="3.7")
+    assert said == manifests(pipeline_of("demo"), {}, REPOSITORY, **options, cache=False, version="3.7")
     assert said[-1]["kind"] == "CronWorkflow" and said[-1]["spec"]["schedules"] == ["0 3 * * *"]
     with pytest.raises(UserError, match="--schedule '@daily': expected five fields"):
         cli([*command, "--schedule", "@daily"], standalone_mode=False)

@@ -1,14 +1,12 @@
 """The checker of references: each kind of broken one is found, in the manifests of demo."""
 
+import copy
+
 import pytest
-from argo_documents import REPOSITORY, kinds, spec_of
+from argo_documents import REPOSITORY, kinds, pipeline_of, spec_of
 
 from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.argo.check import problems
-from stereo_core.orchestration.compile import compiled_path, pipeline_folders
-from stereo_core.orchestration.graph import load_pipeline
-
-DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
 
 TRAIN = 3  # the fourth step of demo
 
@@ -50,7 +48,10 @@ def _set(place, key, value):
 MUTATIONS = {
     "entrypoint": (lambda d: _set(spec_of(d), "entrypoint", "x"), "entrypoint x: there is no template"),
     "onExit": (lambda d: _set(spec_of(d), "onExit", "x"), "onExit x: there is no template"),
-    "templateRef name": (lambda d: _set(_task(d)["templateRef"], "name", "x"), "task train: there is no template"),
+    "templateRef name": (
+        lambda d: _set(_task(d)["templateRef"], "name", "x"),
+        "task train: there is no template {'name': 'x'",
+    ),
     "templateRef template": (lambda d: _set(_task(d)["templateRef"], "template", "x"), "task train: there is no"),
     "depends": (
         lambda d: _set(_task(d), "depends", "x.Succeeded"),
@@ -193,17 +194,23 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_broken_reference_is_found(name):
-    mutate, message = MUTATIONS[name]
-    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY)
+@pytest.fixture(scope="module")
+def whole() -> list[dict]:
+    documents = manifests(pipeline_of("demo"), {}, REPOSITORY)
     assert problems(documents) == []
+    return documents
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_reference_is_found(name, whole):
+    mutate, message = MUTATIONS[name]
+    documents = copy.deepcopy(whole)
     mutate(documents)
     assert any(message in problem for problem in problems(documents)), problems(documents)
 
 
 def test_a_cron_workflow_is_checked_as_a_workflow_is():
-    documents = manifests(load_pipeline(DEMO), {}, REPOSITORY, schedule="0 3 * * *")
+    documents = manifests(pipeline_of("demo"), {}, REPOSITORY, schedule="0 3 * * *")
     spec = documents[-1]["spec"]["workflowSpec"]
     spec["arguments"]["parameters"][0].pop("value")
     spec["templates"][0]["dag"]["tasks"][0]["depends"] = "nobody"

@@ -5,18 +5,15 @@ import json
 
 import pytest
 from argo_cluster import Cluster
-from argo_documents import REPOSITORY, documents_of, kinds, validate
+from argo_documents import FOLDERS, REPOSITORY, documents_of, kinds, pipeline_of, validate
 from argo_simulator import LONGEST, Failed, Simulator
 from small_ir import container, pipeline
 
 from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.argo.check import problems
 from stereo_core.orchestration.argo.versions import VERSIONS
-from stereo_core.orchestration.compile import compiled_path, pipeline_folders
 from stereo_core.orchestration.dag import GraphError
-from stereo_core.orchestration.graph import load_pipeline
 
-FOLDERS = {folder.name: folder for folder in pipeline_folders()}
 TEXT, TREE = {"parameterType": "STRING"}, {"parameterType": "STRUCT"}
 RETRY = {"retryPolicy": {"maxRetryCount": 1, "backoffDuration": "0s"}}
 SAY = "import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text(sys.argv[1])"
@@ -46,19 +43,19 @@ def written(run: Simulator) -> str:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_pipeline_is_valid_by_the_full_definitions_of(name, version):
     """3.6's can not be installed; with the minimal ones every version takes anything."""
-    documents = manifests(load_pipeline(compiled_path(FOLDERS[name])), _wanted(name), REPOSITORY, version=version)
+    documents = manifests(pipeline_of(name), _wanted(name), REPOSITORY, version=version)
     validate(documents, version)
 
 
 def _wanted(name: str) -> dict:
-    parameters = load_pipeline(compiled_path(FOLDERS[name])).parameters.values()
+    parameters = pipeline_of(name).parameters.values()
     return {p.name: "s3://bucket/key" for p in parameters if p.required}
 
 
 def test_no_field_that_the_oldest_version_does_not_know():
     """`cap` of a back-off; one retry needs none."""
     for name in FOLDERS:
-        documents = manifests(load_pipeline(compiled_path(FOLDERS[name])), _wanted(name), REPOSITORY)
+        documents = manifests(pipeline_of(name), _wanted(name), REPOSITORY)
         assert '"cap"' not in json.dumps(documents), name
     often = {"retryPolicy": {"maxRetryCount": 3, "backoffDuration": "1s"}}
     for version, there in (("", True), ("3.6", False)):

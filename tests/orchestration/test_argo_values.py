@@ -70,6 +70,13 @@ def test_texts_are_quoted_and_numbers_are_not(values):
     assert values.json(Argument("n"), "here") == "{{workflow.parameters.n}}"
 
 
+def test_the_types_are_those_of_the_ir(values):
+    sources = (Argument("yes"), SUM, OneOf((SUM,)), Constant(1), Filled(X, {"x": SUM}), Collected((SUM,)))
+    assert [values.type_of(source) for source in sources] == [
+        *("BOOLEAN", "NUMBER_INTEGER", "NUMBER_INTEGER", "STRING", "STRING", "LIST"),
+    ]
+
+
 def test_a_condition_compares_values_of_their_type(values):
     n = "asInt(workflow.parameters['n'])"
     tests = (Comparison(Argument("n"), "<", Constant(3)), Comparison(Argument("n"), "==", SUM, negated=True))

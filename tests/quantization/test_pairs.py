@@ -100,6 +100,24 @@ def test_an_archive_is_unpacked_and_its_files_go_again(tmp_path, suffix):
     assert not Path(samples[0].right).exists()
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, "gz", "bz2", "xz"])
+def test_a_damaged_archive_is_named(tmp_path, compression):
+    """Each compression has errors of its own."""
+    archive, content = tmp_path / "images", bytes(range(256)) * 8
+    if isinstance(compression, int):
+        with zipfile.ZipFile(archive, "w", compression) as file:
+            file.writestr("left/1.png", content)
+    else:
+        with tarfile.open(archive, f"w:{compression}") as file:
+            (entry := tarfile.TarInfo("left/1.png")).size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+    data = bytearray(archive.read_bytes())
+    data[45:65] = b"\xff" * 20
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match=r"images: cannot unpack the file"):
+        unpack(archive, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../evil.png", "/abs/evil.png", "a/../../evil.png"])
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_members_outside_of_the_target_are_refused(tmp_path, kind, name):

@@ -62,6 +62,7 @@ def test_the_message_names_the_class_and_the_reason(message, tmp_path):
     [
         ("{", {}, ("data error: ", "reference.json: this is not a note of fetch_dataset", "run fetch_dataset again")),
         ('{"files": 3}', {}, ("data error: ", "reference.json: this is not a note of fetch_dataset", "uri")),
+        ('{"uri": "%s"}' % ("x" * 300), {}, ("data error: ", "xxx' cannot be read (File name too long)", "run fetch")),
         ("", [1], ("user error: parameter spec: expected a mapping", "[1]")),
     ],
 )

@@ -101,6 +101,10 @@ def test_types_ranges_and_choices(workspace, override, rule):
     assert refusal("train", None, override)[0] == f"command line: {rule}"
 
 
+def test_a_rule_without_words_of_ours_is_told_in_pydantic_s(workspace):
+    assert refusal("train", "model: {1: 2}\n") == ["spec.yaml: model[1]: Keys should be strings"]
+
+
 def test_all_complaints_come_at_once_each_with_its_source(workspace):
     lines = refusal("train", "train:\n  num_epochs: 0\n  optim: {lr: 1}\nmodell: {}\n", "train.precision=int8")
     assert lines == [
@@ -260,6 +264,20 @@ def test_a_checkpoint_or_an_engine_is_needed_and_the_verb_s_own_is_looked_for(wo
     ]
     only = refusal("trt_inference", None, "results_dir=r", data, "inference.checkpoint=dn_model_latest.pth")
     assert only == ["command line: inference.trt_engine: is required by trt_inference"]
+
+
+def test_a_name_longer_than_a_file_s_may_be_is_of_no_file(workspace):
+    long, data = "x" * 300, "dataset.test_dataset.data_sources=[{data_file: data/train.txt}]"
+    stereo = f"model.stereo_backbone.edgenext_pretrained_path={long}"
+    for verb, *said in (
+        ("evaluate", data, f"evaluate.checkpoint={long}"),
+        ("evaluate", data, f"evaluate.checkpoint={long}@best"),
+        ("evaluate", f"dataset.test_dataset.data_sources=[{{data_file: data/train.txt, data_root: {long}}}]"),
+        ("train", data.replace("test", "train"), stereo),
+        ("quantize", "quantize.backend=modelopt.onnx", f"dataset.quant_calibration_dataset.images_dir={long}"),
+        ("fetch_dataset", "mode=pack", f"uri={long}"),
+    ):
+        assert any(long in line for line in refusal(verb, None, "results_dir=r", *said)), said
 
 
 def test_input_files_must_be_there(workspace):

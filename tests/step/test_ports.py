@@ -64,6 +64,26 @@ def test_a_port_without_an_artifact_is_named(tmp_path, capsys, action, missing):
     assert capsys.readouterr().err.strip().endswith(f"input {missing}")
 
 
+def test_a_name_longer_than_a_file_s_may_be_is_of_no_input(tmp_path, capsys):
+    long = "x" * 300
+    (tmp_path / "lists").mkdir()
+    data = {"images": item(tmp_path), "annotations": item(tmp_path / "lists")}
+    spec = {"dataset": {"train_dataset": {"data_sources": [{"data_file": long}]}}}
+    for action, inputs, parameters, told in (
+        ("export", {"checkpoint": item(tmp_path / long)}, {}, "does not exist"),
+        ("export", {"checkpoint": item(tmp_path, file=long)}, {}, f"has no file {long}"),
+        ("train", data, {"spec": spec}, "no such annotation file"),
+    ):
+        assert main([action, executor_input(tmp_path, inputs, (), parameters)]) == 2
+        assert told in (error := capsys.readouterr().err) and long in error
+
+
+def test_an_input_that_the_verb_does_not_have_is_refused(tmp_path, capsys):
+    """It was left unread: a task with a name mistyped ran without its optional input."""
+    assert main(["train", executor_input(tmp_path, {"chekpoint": item(tmp_path)}, ())]) == 2
+    assert "train: unknown input chekpoint; known: " in capsys.readouterr().err
+
+
 def test_remote_artifacts_are_where_kfp_puts_them():
     assert local_path("s3://bucket/a/b") == Path("/s3/bucket/a/b")
     assert local_path("aws://bucket/a") == Path("/s3/bucket/a")

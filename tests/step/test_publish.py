@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -84,6 +85,21 @@ def test_checkpoint_behind_a_symbolic_link_becomes_a_file(tmp_path):
     publish(Run("train", Outcome("done", artifacts={"checkpoint": latest}), tmp_path, {}), outputs)
     file = tmp_path / "out" / "checkpoint" / "dn_model_latest.pth"
     assert file.is_file() and not file.is_symlink() and file.read_bytes() == b"weights"
+
+
+def test_results_on_another_file_system_than_the_artifacts_are_copied(tmp_path, monkeypatch):
+    """Object storage that is mounted has no hard links either."""
+
+    def refused(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refused)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "0.png").write_bytes(b"px")
+    outputs = {"images": artifact("images", tmp_path / "images")}
+    outcome = Outcome("done", artifacts={"images": tmp_path / "made"})
+    publish(Run("synthesize", outcome, tmp_path / "made", {}), outputs)
+    assert (tmp_path / "images" / "0.png").read_bytes() == b"px"
 
 
 def test_a_cut_off_publication_is_no_obstacle(tmp_path):
