@@ -76,7 +76,7 @@ image-cpu: NAME = runtime-cpu
 image-cpu: EXTRAS = openvino,quantize,automl,tracking
 image-cpu: image  ## build the container image for CPU steps (BASE=name@sha256:...; pip's index decides which torch)
 
-# Not the slim base: Triton and Inductor compile at run time, which needs gcc and Python's headers.
+# Not the slim base: Triton and TorchInductor compile at run time, which needs gcc and Python's headers.
 image-gpu: BASE = docker.io/library/python:3.11-bookworm
 image-gpu: NAME = runtime-gpu
 image-gpu: EXTRAS = quantize,automl,tracking,modelopt,tensorrt,tensorrt-rtx

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from stereo_core.data.synthetic.planes import make_scene
-from stereo_core.engines import BuildSettings, build_engine, load_engine
+from stereo_core.engines import BuildSettings, build_engine
 from stereo_core.engines.files import read_engine
 from stereo_core.models import channels_last, create_model, load_model, save_checkpoint
 
@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sizes", nargs="+", default=["320x736", "576x960"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--rows", nargs="+", choices=tuple(MAKE), default=list(MAKE)[:-1])
+    parser.add_argument("--rows", nargs="+", choices=tuple(MAKE), default=list(MAKE))
     parser.add_argument("--minutes", type=float, default=8.7, help="time limit of the whole run")
     parser.add_argument("--encoder", default="vits")
     parser.add_argument("--iters", type=int, default=22)
@@ -240,14 +240,6 @@ def optimised(args: argparse.Namespace, case: Case) -> Call:
     return lambda left, right: call(left, right)[:, 0].clone()
 
 
-def inductor(precision: str, args: argparse.Namespace, case: Case) -> Call:
-    engine = args.out / case.name / f"{precision}.pt2"
-    checkpoint = str(args.out / "model.pth")
-    settings = BuildSettings(backend="inductor", precision=precision, checkpoint=checkpoint, verify=False)
-    build_engine(exported(args, case), engine, settings)
-    return load_engine(engine, DEVICE).infer
-
-
 def onnxruntime(graph: bool, args: argparse.Namespace, case: Case) -> Call:
     import onnxruntime as library
 
@@ -309,10 +301,8 @@ MAKE = {
     "eager fp32": partial(eager, False),
     "eager fp16": partial(eager, True),
     "optimised fp16": optimised,
-    "inductor fp16": partial(inductor, "fp16"),
     "onnxruntime fp16": partial(onnxruntime, False),
     "onnxruntime fp16 graph": partial(onnxruntime, True),
-    "inductor fp32": partial(inductor, "fp32"),
 }
 PARTS = {"export": export} | {part: partial(row, make, part) for part, make in MAKE.items()}
 

@@ -18,8 +18,7 @@ def gen_trt_engine(
 
     Args:
         onnx: The ONNX file of `export`.
-        backend: auto, tensorrt, tensorrt_rtx, openvino, inductor (compiles gen_trt_engine.checkpoint of the spec) or
-            onnxruntime; empty leaves it to the spec.
+        backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime; empty leaves it to the spec.
         precision: fp32, fp16, bf16, int8 or fp8 (int8 and fp8 need a file from `quantize`); empty leaves it to the
             spec.
         spec: Keys of `depth_net gen_trt_engine`'s spec, nested as in the YAML file; merged over spec_file.

@@ -57,7 +57,7 @@ def run(spec: Any, status: Any) -> Outcome:
     """
     section = spec.export
     kind = file_kind(section.checkpoint)
-    if kind in ("engine", "tensorrt", "pt2"):
+    if kind in ("engine", "tensorrt"):
         raise ModelError(
             f"{section.checkpoint}: this is an engine, not a checkpoint; set export.checkpoint to a checkpoint"
         )

@@ -22,17 +22,12 @@ _UNSET = {
     "tensorrt.layers_precision": ([],),
     "timing_cache": ("",),
     "compute_capabilities": ([],),
-    "checkpoint": ("",),
 }
 _WITHOUT_EFFECT = {
-    "openvino": (
-        *("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
-        "checkpoint",
-    ),
-    "inductor": ("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
-    "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities", "checkpoint"),
-    "tensorrt_rtx": ("timing_cache", "checkpoint"),  # its build does not time layers
-    "tensorrt": ("checkpoint",),
+    "openvino": ("tensorrt.workspace_size", "tensorrt.layers_precision", "timing_cache", "compute_capabilities"),
+    "onnxruntime": ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"),
+    "tensorrt_rtx": ("timing_cache",),  # its build does not time layers
+    "tensorrt": (),
 }
 
 
@@ -84,7 +79,6 @@ def _settings(section: Any) -> BuildSettings:
         gpu_id=section.gpu_id,
         verify=section.verify,
         verbose=section.verbose,
-        checkpoint=section.checkpoint,
     )
 
 

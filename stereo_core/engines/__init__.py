@@ -24,7 +24,6 @@ BACKENDS = {
     "tensorrt": "stereo_core.engines.tensorrt",
     "tensorrt_rtx": "stereo_core.engines.tensorrt",
     "openvino": "stereo_core.engines.openvino",
-    "inductor": "stereo_core.engines.inductor",
     "onnxruntime": "stereo_core.engines.onnxruntime",
 }
 
@@ -200,7 +199,6 @@ def _profile(graph: dict[str, Any], settings: BuildSettings, reach: int) -> dict
             )
         return found
     _check_range(keys, batches)
-    _check_reach(keys, batches, reach)
     return found | dict(zip(("min_batch", "opt_batch", "max_batch"), batches, strict=True))
 
 
@@ -220,9 +218,8 @@ def _size_range(graph: dict[str, Any], side: str, wanted: tuple[int | None, ...]
     if best is None:
         raise SpecError(f"gen_trt_engine.opt_{side} is required because the ONNX file's {side} is dynamic")
     is_set = any(size is not None for size in wanted)
-    sizes = (wanted[0] or best, best, wanted[2] or best) if is_set or not reach else (SMALLEST, best, reach * best)
+    sizes = (wanted[0] or best, best, wanted[2] or best) if is_set else (SMALLEST, best, reach * best)
     _check_range(keys, sizes)
-    _check_reach(keys, sizes, reach)
     if any(size % 32 for size in sizes):
         raise SpecError(f"{keys} are {_listed(sizes)}; they must be multiples of 32")
     return sizes
@@ -231,13 +228,6 @@ def _size_range(graph: dict[str, Any], side: str, wanted: tuple[int | None, ...]
 def _check_range(keys: str, values: tuple[int, int, int]) -> None:
     if not 1 <= values[0] <= values[1] <= values[2]:
         raise SpecError(f"{keys} are {_listed(values)}; they must be at least 1 and in ascending order")
-
-
-def _check_reach(keys: str, values: tuple[int, int, int], reach: int) -> None:
-    if not reach and values[0] != values[2]:
-        raise SpecError(
-            f"{keys} are {_listed(values)}; an engine of this backend has one shape: set all three to the same value"
-        )
 
 
 def _listed(values: tuple[int | None, ...]) -> str:

@@ -41,7 +41,6 @@ class BuildSettings:
         compute_capabilities: GPU generations to build for, as "8.6"; empty: the GPU of this machine.
         gpu_id: the GPU to build on.
         verify: compare the engine with its ONNX file if it can run here.
-        checkpoint: the weights behind the ONNX file, for a backend that compiles them; or "".
     """
 
     backend: str = "auto"
@@ -58,7 +57,6 @@ class BuildSettings:
     gpu_id: int = 0
     verify: bool = True
     verbose: bool = False
-    checkpoint: str = ""
 
 
 class Backend(Protocol):
@@ -67,8 +65,7 @@ class Backend(Protocol):
     Attributes:
         precisions: those it can build, out of fp32, fp16, bf16, int8, fp8.
         suffix: the default file suffix of an engine.
-        reach: default maximum height and width of a dynamic file, as a multiple of the traced size; 0: its engines
-            have one batch, height and width.
+        reach: default maximum height and width of a dynamic file, as a multiple of the traced size.
     """
 
     precisions: tuple[str, ...]

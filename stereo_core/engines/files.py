@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -60,8 +59,8 @@ def file_kind(path: str | Path) -> str:
     """Detect the kind of a file by its side-car and its first bytes.
 
     Returns:
-        "engine" (according to its side-car), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt" or "pt2"
-        (a TensorRT plan or a compiled PyTorch package without our side-car) or "unknown".
+        "engine" (according to its side-car), "onnx", "checkpoint" (a PyTorch or safetensors file), "tensorrt"
+        (a TensorRT plan without our side-car) or "unknown".
 
     Raises:
         ModelError: there is no such file, or it is a Git LFS pointer.
@@ -73,8 +72,6 @@ def file_kind(path: str | Path) -> str:
         return "engine"
     with path.open("rb") as file:
         head = file.read(16)
-    if head.startswith(b"PK\x03\x04") and _is_pt2(path):
-        return "pt2"
     if is_lfs_pointer(head):
         raise ModelError(f"{path}: {LFS_POINTER}")
     safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
@@ -83,14 +80,6 @@ def file_kind(path: str | Path) -> str:
     if head.startswith(b"ftrt"):
         return "tensorrt"
     return "onnx" if _parse_onnx(path) is not None else "unknown"
-
-
-def _is_pt2(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/archive_format") for name in archive.namelist())
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError):  # damaged: no package
-        return False
 
 
 def sidecar_path(engine: str | Path) -> Path:
@@ -151,12 +140,9 @@ _BUILD = (
 )
 _NOT_AN_ENGINE = {
     "onnx": f"this is an ONNX file, not an engine (or an engine without its side-car {{sidecar}}); {_BUILD}",
-    "checkpoint": "this is a checkpoint, not an engine; name it in `checkpoint` instead of `trt_engine`, or export it "
-    "with "
-    f"`depth_net export`, then {_BUILD}",
+    "checkpoint": "this is a checkpoint or another file of PyTorch, not an engine; name a checkpoint in `checkpoint` "
+    f"instead of `trt_engine`, or export it with `depth_net export`, then {_BUILD}",
     "tensorrt": f"the TensorRT engine has no side-car {{sidecar}}, so shapes and normalisation are unknown; {_BUILD}",
-    "pt2": "the compiled PyTorch package has no side-car {sidecar}; its native code runs only if the side-car's "
-    f"SHA-256 matches; copy both files, or {_BUILD}",
     "unknown": f"this is no engine (no side-car {{sidecar}}), ONNX file or checkpoint, or it is truncated; {_BUILD}",
 }
 
@@ -207,9 +193,8 @@ def _whole(path: str | Path, key: str, text: str) -> int:
 _EXPORT = "create an ONNX file by `depth_net export`"
 _NOT_ONNX = {
     "engine": "this is an engine, not an ONNX file; evaluate and inference accept it as `trt_engine`; or " + _EXPORT,
-    "checkpoint": f"this is a checkpoint, not an ONNX file; {_EXPORT} from it",
+    "checkpoint": f"this is a checkpoint or another file of PyTorch, not an ONNX file; {_EXPORT} from a checkpoint",
     "tensorrt": f"this is a TensorRT engine, not an ONNX file; {_EXPORT}",
-    "pt2": f"this is a compiled PyTorch package, not an ONNX file; {_EXPORT}",
     "unknown": f"this is no ONNX file, or it is truncated (encrypted .etlt files are not supported); {_EXPORT}",
 }
 

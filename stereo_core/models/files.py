@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stereo_core.errors import ModelError
 from stereo_core.files import LFS_POINTER, is_lfs_pointer, sha256_of
-from stereo_core.models.pickle_machine import Refused, check_entries
+from stereo_core.models.pickle_machine import Refused, check_entries, pickle_of
 from stereo_core.models.pickled import is_module, read_module
 from stereo_core.spec.choice import NoChoice, chosen
 from stereo_core.values import from_json
@@ -201,15 +201,16 @@ def read_torch(path: Path, map_location: object = "cpu", mmap: bool = False) -> 
 
 
 def _check_room(path: Path) -> None:
-    """Reject a compressed zip file: PyTorch would inflate it without a limit."""
+    """Reject a zip file of another program, or a compressed one, which PyTorch would inflate without a limit."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return  # a file of PyTorch before 1.6
     try:
         with zipfile.ZipFile(path) as file:
+            pickle_of(file)
             check_entries(file, path.stat().st_size)
     except Refused as error:
-        raise ModelError(f"{path}: {error}; copy it again, or write it with torch.save") from None
+        raise ModelError(f"{path}: {error}; copy it again, or name a checkpoint that torch.save wrote") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 

@@ -55,14 +55,11 @@ class GenTrtEngine(Section):
     )
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
-    checkpoint: Text = key(
-        "", f"For the inductor backend: the checkpoint that onnx_file was exported from, {OR_STARTER} (ours)"
-    )
     trt_engine: Text = key("", "Engine file to write; empty: <results_dir>/gen_trt_engine/<name of the ONNX file>")
     timing_cache: Text = key("", "TensorRT timing cache to read and update; ignored if of another GPU or version")
     batch_size: Batch = key(-1, "Batch size", ge=-1)
     verbose: bool = key(False, "Log more details")
-    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "inductor", "onnxruntime"] = key(
+    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"] = key(
         "auto", "Backend that builds and runs the engine; auto: the first available one, onnxruntime last (ours)"
     )
     verify: bool = key(True, "Compare the engine with its ONNX file; fail if they differ (ours)")

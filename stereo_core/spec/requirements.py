@@ -34,7 +34,7 @@ _QUANTIZE_MODES: dict[str, Literal["static_ptq", "weight_only_ptq"]] = {
 }
 # section -> its keys that name a checkpoint
 _CHECKPOINTS = {"train": ("pretrained_model_path", "resume_training_checkpoint_path"), "quantize": ("model_path",)}
-_CHECKPOINTS |= dict.fromkeys(("evaluate", "inference", "export", "gen_trt_engine"), ("checkpoint",))
+_CHECKPOINTS |= dict.fromkeys(("evaluate", "inference", "export"), ("checkpoint",))
 _CALIBRATIONS = ("minmax", "max", "entropy")
 
 
@@ -214,9 +214,6 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     own, settings = spec.gen_trt_engine, spec.gen_trt_engine.tensorrt
     yield from _file("gen_trt_engine.onnx_file", own.onnx_file)
-    yield from _checkpoint("gen_trt_engine.checkpoint", own.checkpoint)
-    if own.backend == "inductor":
-        yield from _is_set("gen_trt_engine.checkpoint", own.checkpoint)
     if not settings.min_batch_size <= settings.opt_batch_size <= settings.max_batch_size:
         sizes = f"{settings.min_batch_size}, {settings.opt_batch_size}, {settings.max_batch_size}"
         yield (

@@ -18,7 +18,7 @@ from stereo_core.storage import local_path
 from stereo_core.values import with_integers
 from stereo_core.verbs import VERBS, required
 
-FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort", "ov", "pt2")}
+FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort", "ov")}
 """Kind of a model -> the formats that steps can read."""
 FORMATS["quantized"] = ("pth", "onnx")  # its metadata have kind checkpoint or onnx
 MODEL_KINDS = ("checkpoint", "onnx", "engine")  # the kinds that a port of kind `model` accepts

@@ -11,13 +11,7 @@ from typing import Any
 
 from stereo_core.step.ports import Artifact
 
-ENGINE_FORMATS = {
-    "onnxruntime": "ort",
-    "tensorrt": "trt",
-    "tensorrt_rtx": "rtx",
-    "openvino": "ov",
-    "inductor": "pt2",
-}
+ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx", "openvino": "ov"}
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about the run, not part of an artifact
 
@@ -44,7 +38,7 @@ def put_result(artifact: Artifact, source: Path) -> dict[str, Any]:
 
 
 def _model_format(file: Path) -> str:
-    """pth, safetensors or onnx; for an engine its side-car decides: trt, rtx, ov, ort or pt2."""
+    """pth, safetensors or onnx; for an engine its side-car decides: trt, rtx, ov or ort."""
     side_car = file.with_name(file.name + ".json")
     if not side_car.is_file():
         return file.suffix.removeprefix(".")

@@ -163,10 +163,24 @@ def test_refuses_an_engine_where_an_onnx_is_wanted(engine, tmp_path):
 
 
 def test_refuses_a_checkpoint(checkpoint, tmp_path):
-    with pytest.raises(ModelError, match=r"some.pth: this is a checkpoint, not an engine.*depth_net export"):
+    with pytest.raises(ModelError, match=r"some.pth: this is a checkpoint .*, not an engine.*depth_net export"):
         load_engine(checkpoint)
-    with pytest.raises(ModelError, match=r"some.pth: this is a checkpoint, not an ONNX file.*depth_net export"):
+    with pytest.raises(ModelError, match=r"some.pth: this is a checkpoint .*, not an ONNX file.*depth_net export"):
         build_engine(checkpoint, tmp_path / "e", SETTINGS)
+
+
+def test_refuses_a_compiled_package_of_pytorch(tmp_path):
+    """Its native code would run as soon as PyTorch opens it."""
+    path = tmp_path / "net.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/archive_format", "pt2")
+        archive.writestr("net/data/aotinductor/model/x.wrapper.so", b"\x7fELF")
+    with pytest.raises(ModelError, match=r"net.pt2: this is .* another file of PyTorch, not an engine"):
+        load_engine(path)
+    with pytest.raises(ModelError, match=r"net.pt2: this is .* another file of PyTorch, not an ONNX file"):
+        read_onnx(path)
+    with pytest.raises(ModelError, match=r"net.pt2: .*torch.save did not write it"):
+        describe(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world " * 20, b"\0" * 4096, b"ftrt" + b"\1" * 100])

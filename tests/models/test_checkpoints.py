@@ -283,6 +283,9 @@ def test_files_that_are_no_checkpoint(tmp_path):
     assert "an ONNX file" in refusal(tmp_path / "model.onnx")
     (tmp_path / "model.engine").write_bytes(b"ftrt" + bytes(99))
     assert "evaluate.trt_engine" in refusal(tmp_path / "model.engine")
+    with zipfile.ZipFile(tmp_path / "compiled.pt2", "w") as package:
+        package.writestr("compiled/archive_format", "pt2")
+    assert "torch.save did not write it" in refusal(tmp_path / "compiled.pt2")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "contains a list" in refusal(tmp_path / "list.pth")
     torch.save({"epoch": 1}, tmp_path / "bare.pth")

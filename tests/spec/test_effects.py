@@ -48,7 +48,6 @@ quantize.backend: actions/quantize.py: BACKENDS[section.backend]
 dataset.*_dataset.batch_size: data/loaders.py: batch_size=section.batch_size
 export.batch_size: actions/export.py: section.batch_size
 evaluate.checkpoint, inference.checkpoint: actions/predict/predictor.py: from_spec(spec, section.checkpoint)
-gen_trt_engine.checkpoint: actions/gen_trt_engine.py: checkpoint=section.checkpoint
 export.checkpoint: actions/export.py: from_spec(spec, section.checkpoint)
 convert:data_root: actions/convert.py: spec.data_root
 dataset.*_dataset.data_sources[].data_file: data/datasets.py: source.data_file

@@ -25,7 +25,7 @@ def spec_of(model: str, iters: int | None = None, **inference: Any) -> Experimen
     file = _file(model)
     kind = file_kind(file)
     engine = kind == "engine"
-    if kind in ("onnx", "tensorrt", "pt2"):
+    if kind in ("onnx", "tensorrt"):
         read_engine(file)  # raises: says what is missing
     if engine and iters:
         raise SpecError(
