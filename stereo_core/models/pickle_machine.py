@@ -69,7 +69,7 @@ class Storage:
 def pickle_of(file: zipfile.ZipFile) -> str:
     found = [name for name in file.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(found) != 1:
-        raise Refused(f"the zip file has {len(found)} entries NAME/data.pkl instead of one, so torch.save did not write it")
+        raise Refused(f"torch.save did not write it: the zip file has {len(found)} entries NAME/data.pkl, not one")
     return found[0]
 
 
