@@ -195,16 +195,16 @@ def test_refuses_what_is_none_of_these(tmp_path, content):
         describe(path)
 
 
-def test_a_zip_file_with_names_that_are_no_utf_8_is_no_package(tmp_path):
+def test_a_zip_file_with_names_that_are_no_utf_8_is_damaged(tmp_path):
     """zipfile itself ends in a UnicodeDecodeError."""
-    path = tmp_path / "net.pt2"
+    path = tmp_path / "net.pth"
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("n\u00e4/archive_format", "pt2")
+        file.writestr("n\u00e4/data.pkl", "")
     path.write_bytes(path.read_bytes().replace("\u00e4".encode(), b"\xc3\xc3"))
     assert file_kind(path) == "checkpoint"
-    with pytest.raises(ModelError, match=r"net.pt2"):
+    with pytest.raises(ModelError, match=r"net.pth"):
         load_engine(path)
-    with pytest.raises(ModelError, match=r"net.pt2: the file is truncated or damaged"):
+    with pytest.raises(ModelError, match=r"net.pth: the file is truncated or damaged"):
         describe(path)
 
 
