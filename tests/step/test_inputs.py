@@ -29,6 +29,12 @@ def test_a_training_folder_given_as_a_model_is_its_newest_checkpoint(tmp_path):
     assert content(folder) == tmp_path.resolve() / "model_epoch_001_step_00002.pth"
 
 
+def test_of_several_models_in_a_folder_the_metadata_say_which(tmp_path):
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).write_text(name)
+    assert content(artifact("onnx", tmp_path, file="b.onnx")) == tmp_path / "b.onnx"
+
+
 def test_what_lies_beside_a_model_counts_too(tmp_path, capsys):
     """A foreign file of weights beside an ONNX file would change the network, a side-car what is done with it."""
     (tmp_path / "model.onnx").write_bytes(b"graph")
