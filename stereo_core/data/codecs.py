@@ -169,7 +169,7 @@ def _read_pfm(path: str | Path, data: bytes, format: str, scale: float | None) -
             f"{order.decode()}, "
             "the header's last number"
         )
-    return rows.reshape(int(height), int(width))[::-1].astype(np.float32)
+    return rows.reshape(int(height), int(width))[::-1]
 
 
 def _is_swapped(values: np.ndarray) -> bool:

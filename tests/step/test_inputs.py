@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 from messages import artifact, executor_input, item
 
+from stereo_core.data.images import write_png
 from stereo_core.engines.files import SIDECAR_KEYS, write_sidecar
 from stereo_core.errors import ModelError
 from stereo_core.files import sha256_of
 from stereo_core.run.outcome import Outcome
-from stereo_core.step.inputs import check_digest, content
+from stereo_core.spec.dataset import DataSource
+from stereo_core.step.inputs import check_digest, check_frame, content
 from stereo_core.step.launch import main
 from stereo_core.step.publish import Run, publish
 
@@ -24,6 +27,12 @@ def test_a_training_folder_given_as_a_model_is_its_newest_checkpoint(tmp_path):
         content(folder)
     (tmp_path / "dn_model_latest.pth").symlink_to("model_epoch_001_step_00002.pth")
     assert content(folder) == tmp_path.resolve() / "model_epoch_001_step_00002.pth"
+
+
+def test_of_several_models_in_a_folder_the_metadata_say_which(tmp_path):
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).write_text(name)
+    assert content(artifact("onnx", tmp_path, file="b.onnx")) == tmp_path / "b.onnx"
 
 
 def test_what_lies_beside_a_model_counts_too(tmp_path, capsys):
@@ -61,3 +70,14 @@ def test_an_engine_is_found_in_the_folder_that_publish_model_writes(tmp_path):
         "model.engine.json",
     ]
     assert content(artifact("engine", version)) == version / "model.engine"
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_an_engine_of_a_range_of_sizes_takes_images_of_another_size(tmp_path, side):
+    write_png(tmp_path / "l.png", np.zeros((6, 8, 3), np.uint8))
+    (tmp_path / "l.txt").write_text("l.png l.png\n")
+    size = {f"{which}_{way}": 32 for way in ("height", "width") for which in ("input", "min", "max")}
+    source = DataSource(data_file=str(tmp_path / "l.txt"))
+    check_frame(artifact("engine", tmp_path, **size | {f"max_{side}": 64}), source)
+    with pytest.raises(ModelError, match="takes images of 32 x 32 px"):
+        check_frame(artifact("engine", tmp_path, **size), source)

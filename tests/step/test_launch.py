@@ -79,13 +79,13 @@ def test_an_engine_of_another_size_than_the_images_is_refused_before_any_work(im
 
 def test_same_spec_same_digest_elsewhere(images, tmp_path):
     """spec_sha256 is about what the user said, not about where the task ran."""
-    digests = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        text = executor_input(folder, {"images": {"artifacts": [images]}}, ("annotations",), {"spec": PATTERNS})
+    said = []
+    for name, spec in (("a", PATTERNS), ("b", PATTERNS), ("c", PATTERNS | {"seed": 2})):
+        (folder := tmp_path / name).mkdir()
+        text = executor_input(folder, {"images": {"artifacts": [images]}}, ("annotations",), {"spec": spec})
         assert main(["convert", text]) == 0
-        digests.append(output_of(folder, "annotations")["metadata"])
-    assert digests[0] == digests[1]
+        said.append(output_of(folder, "annotations")["metadata"])
+    assert said[0] == said[1] and said[0]["spec_sha256"] != said[2]["spec_sha256"]
 
 
 def test_large_inputs_are_hashed_last_and_models_before_data(images, tmp_path, capsys):

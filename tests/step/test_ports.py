@@ -9,7 +9,7 @@ from messages import executor_input, item
 
 from stereo_core.errors import DataError
 from stereo_core.step.launch import main
-from stereo_core.step.ports import Artifact, check_artifact
+from stereo_core.step.ports import Artifact, check_artifact, input_artifacts
 from stereo_core.step.results import ENGINE_FORMATS
 from stereo_core.storage import local_path
 
@@ -92,6 +92,12 @@ def test_remote_artifacts_are_where_kfp_puts_them():
     assert local_path("/data/x") == Path("/data/x")
     with pytest.raises(DataError, match="ftp"):
         local_path("ftp://host/x")
+
+
+def test_an_artifact_with_a_path_of_its_own_is_there():
+    item = {"uri": "s3://bucket/a", "customPath": "/mnt/a"}
+    found = input_artifacts("export", {"artifacts": {"checkpoint": {"artifacts": [item]}}})
+    assert found["checkpoint"].path == Path("/mnt/a")
 
 
 @pytest.mark.parametrize(
