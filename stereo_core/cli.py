@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from stereo_core.arguments import FilePath
 from stereo_core.cores import share_cores
 from stereo_core.errors import UserError
 from stereo_core.progress import heartbeat, since
@@ -64,7 +65,7 @@ def main() -> None:
 def _spec_command(row: Verb) -> click.Command:
     @click.command(row.name, help=row.help, epilog=f"\b\nExample:\n  depth_net {row.name} {row.example}")
     @click.option(
-        "-e", "--experiment_spec_file", "spec_file", type=click.Path(path_type=Path), help="YAML file with the spec."
+        "-e", "--experiment_spec_file", "spec_file", type=FilePath(path_type=Path), help="YAML file with the spec."
     )
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     def command(spec_file: Path | None, overrides: tuple[str, ...]) -> None:
@@ -101,11 +102,18 @@ def schema(verb: str) -> None:
 
 
 @main.command(epilog="\b\nExample:\n  depth_net predict left.png right.png --calibration calib.txt")
-@click.argument("left", type=click.Path(path_type=Path))
-@click.argument("right", type=click.Path(path_type=Path))
-@click.option("--model", default="starter", show_default=True, help="A checkpoint, an engine, or starter.")
-@click.option("--output", type=click.Path(path_type=Path), default="results/predict", show_default=True, help="Folder.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="calib.txt or K.txt; adds depth and point cloud.")
+@click.argument("left", type=FilePath(path_type=Path))
+@click.argument("right", type=FilePath(path_type=Path))
+@click.option(
+    "--model",
+    type=FilePath(),
+    metavar="TEXT",
+    default="starter",
+    show_default=True,
+    help="A checkpoint, an engine, or starter.",
+)
+@click.option("--output", type=FilePath(path_type=Path), default="results/predict", show_default=True, help="Folder.")
+@click.option("--calibration", type=FilePath(path_type=Path), help="calib.txt or K.txt; adds depth and point cloud.")
 @click.option("--baseline", type=_Above0(), help="Camera baseline in metres.")
 @click.option("--focal", type=_Above0(), help="Focal length in px, with --baseline.")
 @click.option("--iters", type=click.IntRange(1), help="GRU iterations [default: the checkpoint's].")
@@ -128,7 +136,7 @@ def predict(left: Path, right: Path, output: Path, **options: Any) -> None:
 
 
 @main.command(epilog="\b\nExample:\n  depth_net describe dn_model_latest.pth")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=FilePath())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def describe(file: str, as_json: bool) -> None:
     """Describe FILE: a checkpoint (also FOLDER@best, or starter), an ONNX file or an engine."""
@@ -144,8 +152,8 @@ def describe(file: str, as_json: bool) -> None:
 
 
 @main.command(epilog="\b\nExample:\n  depth_net plot results/train --out curves.png")
-@click.argument("results_dir", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="PNG file [default: RESULTS_DIR/curves.png].")
+@click.argument("results_dir", type=FilePath(path_type=Path))
+@click.option("--out", type=FilePath(path_type=Path), help="PNG file [default: RESULTS_DIR/curves.png].")
 def plot(results_dir: Path, out: Path | None) -> None:
     """Plot loss, learning rate and validation of the training runs in and below RESULTS_DIR."""
     from stereo_core.report.curves import plot as draw
@@ -161,8 +169,8 @@ def plot(results_dir: Path, out: Path | None) -> None:
     "convert_checkpoint",
     epilog="\b\nExample:\n  depth_net convert_checkpoint dn_model_latest.pth model_nvlabs.pth --to nvlabs",
 )
-@click.argument("source", metavar="IN", type=click.Path())
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=FilePath())
+@click.argument("target", metavar="OUT", type=FilePath(path_type=Path))
 @click.option("--to", "layout", type=click.Choice(["nvlabs", "tao"]), required=True, help="Layout to write.")
 def convert_checkpoint(source: str, target: Path, layout: str) -> None:
     """Convert the checkpoint IN to another layout and write it to OUT. The weights stay the same, bit for bit."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,11 @@ def test_the_name_of_a_deep_path_fits_a_file_system(tmp_path):
 def test_names_never_collide():
     names = UniqueNames()
     assert [names(n) for n in ("a", "b", "a", "a-2", "a")] == ["a", "b", "a-2", "a-2-2", "a-3"]
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path):
+    """`[Errno 28] No space left on device` alone leaves open which disk."""
+    path = tmp_path / "cloud.ply"
+    said = pytest.raises(OSError, match=r"No space left on device: '.*cloud\.ply'")
+    with said, atomic_path(path), Path("/dev/full").open("wb", buffering=0) as full:
+        full.write(b"x")

@@ -20,7 +20,7 @@ TIERS = (
     ("run", "training", "engines", "report", "automl", "quantization"),
     ("models", "data", "metrics"),
     ("spec", "storage"),
-    ("verbs", "files", "locks", "cores", "overlap", "progress", "values", "errors"),
+    ("arguments", "verbs", "files", "locks", "cores", "overlap", "progress", "values", "errors"),
 )
 """From the top of the house to its ground: a room imports from its own tier and from those below it."""
 TIER = {room: number for number, rooms in enumerate(TIERS) for room in rooms}

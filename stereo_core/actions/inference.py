@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import posixpath
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,12 +41,13 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class OutOfRange:
-    """Counts of values that a file format cannot hold: such pixels, images with any, and all pixels with a value."""
+    """Counts of values that a file cannot hold: such pixels, images with any, and all pixels with a value above 0."""
 
     pixels: int = 0
     images: int = 0
     known: int = 0
-    nearest: float = math.inf  # the smallest of all values
+    nearest: float = math.inf  # the smallest value above 0
+    lowest: float = math.inf  # the smallest of all values
     denied: int = 0  # pixels with a disparity that have no depth, because disparity + doffs is not above 0
 
     def add(self, pixels: int, values_HW: np.ndarray) -> None:
@@ -54,14 +56,20 @@ class OutOfRange:
         self.images += bool(pixels)
         self.known += positive.size
         self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
+        self.lowest = min(self.lowest, float(values_HW.min()))
 
     def __iadd__(self, other: OutOfRange) -> OutOfRange:
         self.pixels += other.pixels
         self.images += other.images
         self.known += other.known
         self.nearest = min(self.nearest, other.nearest)
+        self.lowest = min(self.lowest, other.lowest)
         self.denied += other.denied
         return self
+
+
+Clipped = defaultdict[str, OutOfRange]
+"""By kind: disparity (at or below 0), disparity_png16 and depth."""
 
 
 @kept()
@@ -91,7 +99,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
     predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
-    count, clipped, chosen = 0, {"disparity_png16": OutOfRange(), "depth": OutOfRange()}, Chosen()
+    count, clipped, chosen = 0, Clipped(OutOfRange), Chosen()
     pairs = _named(predictions(predictor, loader, len(loader)), cameras)
     for of_pair in mapped(partial(_write, settings, folder, chosen), pairs):
         count += 1
@@ -118,11 +126,11 @@ def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras 
         yield rels(sample["rel"]), flat_names(flat_name(sample["rel"])), sample, disparity_HW, camera
 
 
-def _write(settings: Inference, folder: Path, chosen: Chosen, named: tuple[Any, ...]) -> dict[str, OutOfRange]:
+def _write(settings: Inference, folder: Path, chosen: Chosen, named: tuple[Any, ...]) -> Clipped:
     """Write the files of one pair and offer it to the pages; return counts of values that the formats cannot hold."""
     rel, name, sample, disparity_HW, camera = named
     left_HW3 = sample["left"].permute(1, 2, 0).numpy().round().astype(np.uint8)
-    clipped = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
+    clipped = Clipped(OutOfRange)
     write_files(settings, folder, rel, name, left_HW3, disparity_HW, camera, clipped)
     make = partial(view, sample["rel"], left_HW3, disparity_HW, path=str(sample["path"]), camera=camera,
                    most_pixels=FEWER_PIXELS)  # fmt: skip
@@ -186,12 +194,19 @@ def _camera_of_all(spec: ExperimentSpec) -> Calibration:
     )
 
 
-def format_warnings(clipped: dict[str, OutOfRange], settings: Inference) -> list[str]:
+def format_warnings(clipped: Clipped, settings: Inference) -> list[str]:
     """A warning for each kind of file that cannot hold all values."""
     mend = "set inference.save_raw_pfm for PFM files, which have no limit"
     exact = "the PFM files hold the exact values" if settings.save_raw_pfm else mend
-    disparity, depth = clipped["disparity_png16"], clipped["depth"]
+    disparity, depth, below = clipped["disparity_png16"], clipped["depth"], clipped["disparity"]
     found = []
+    if below.pixels:
+        kept = "PFM files hold the predicted values" if settings.save_raw_pfm else mend
+        found.append(
+            f"disparity: {below.pixels} of {below.pixels + below.known} pixels in {below.images} of the images are "
+            f"predicted at or below 0 px (down to {below.lowest:.4g} px), where a network has no match; they count as "
+            f"unknown: 0 in PNG files, no depth, no point; {kept}"
+        )
     if disparity.pixels:
         found.append(
             f"disparity_png16: {disparity.pixels} of {disparity.known} pixels in {disparity.images} of the images "
@@ -219,10 +234,11 @@ def write_files(
     left_HW3: np.ndarray,
     disparity_HW: np.ndarray,
     camera: SizedCalibration | None,
-    clipped: dict[str, OutOfRange],
+    clipped: Clipped,
 ) -> None:
     """Write the files of one pair: `<rel>` with its suffix, and `<name>.png` in colours. `clipped` counts values out
     of range."""
+    clipped["disparity"].add(int((disparity_HW <= 0).sum()), disparity_HW)
     if settings.save_png16:
         too_large = write_disparity_png16(folder / "disparity_png16" / f"{rel}.png", disparity_HW)
         clipped["disparity_png16"].add(too_large, disparity_HW)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions.inference import OutOfRange, format_warnings, write_files
+from stereo_core.actions.inference import Clipped, OutOfRange, format_warnings, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
@@ -203,7 +202,7 @@ class _Prediction:
     written: int = 0
     views: list[View] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
-    clipped: dict[str, OutOfRange] = field(default_factory=lambda: defaultdict(OutOfRange))
+    clipped: Clipped = field(default_factory=lambda: Clipped(OutOfRange))
 
     def of(self, pairs: list[Pair]) -> None:
         flat_names = UniqueNames()

@@ -87,4 +87,4 @@ def write_point_cloud(path: str | Path, depth_HW: np.ndarray, colour_HW3: np.nda
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{fields}end_header\n"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(header.encode("ascii"))
-        points.tofile(file)
+        file.write(points.tobytes())  # tofile does not say that a disk is full

@@ -15,12 +15,13 @@ ALIKE = 0.9  # normalised correlation from which a match counts
 FEWEST = 20  # matches needed for a warning
 BESIDE = 1.0  # px to the wrong side from which a match indicates swapped views
 BEYOND = 0.05  # share of the matches with a disparity above the network's that draws a warning
+FLAT = 8  # grey levels between the 1st and 99th percentile; a covered lens or a broken cable shows fewer
 ABOVE = 1.0  # px of the given size; a larger row offset means the pair is not rectified
 
 
 def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = None) -> list[str]:
-    """Warnings that a pair may not be rectified, its views may be swapped, or its disparities exceed the network's;
-    empty if it looks right.
+    """Warnings that a pair shows nothing, may not be rectified, its views may be swapped, or its disparities exceed the
+    network's; empty if it looks right.
 
     A point at column x of the left image appears at x - disparity of the right one, in the same row. Matches further to
     the right indicate swapped views; matches in other rows indicate views that are not rectified.
@@ -29,6 +30,9 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = No
         left_HW3, right_HW3: uint8 RGB, of one size.
         reach: px of these images; the largest disparity that the network can find, None if unknown.
     """
+    flat = [_flat(name, image) for name, image in (("left", left_HW3), ("right", right_HW3))]
+    if any(flat):
+        return list(filter(None, flat))
     if np.array_equal(left_HW3, right_HW3):
         return ["both views are the same image; if it shows both views side by side, cut it into halves"]
     for width in WIDTHS:
@@ -59,6 +63,14 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = No
             "so that equal rows show the same points"
         )
     return found
+
+
+def _flat(name: str, image_HW3: np.ndarray) -> str:
+    """A warning if the image shows nothing; empty if it does."""
+    low, high = np.percentile(image_HW3[::4, ::4], (1, 99))  # a part of the pixels will do, and is quick
+    if high - low >= FLAT:
+        return ""
+    return f"the {name} image shows nothing: its values are about {low:.0f} to {high:.0f}; check camera and exposure"
 
 
 def _rows(rows: np.ndarray) -> str:

@@ -12,6 +12,7 @@ import click
 import yaml
 
 from stereo_core import __version__
+from stereo_core.arguments import FilePath
 from stereo_core.errors import UserError
 from stereo_core.orchestration.commands import clusters, local
 from stereo_core.orchestration.commands.argo_cache import argo_cache
@@ -104,9 +105,7 @@ def _default(item: dict[str, Any]) -> str:
 
 @cli.command("compile")
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a committed file differs.")
-@click.option(
-    "--output-dir", "-o", "folder", type=click.Path(path_type=Path), help="Write the YAML files here instead."
-)
+@click.option("--output-dir", "-o", "folder", type=FilePath(path_type=Path), help="Write the YAML files here instead.")
 def compile_command(check: bool, folder: Path | None) -> int:
     """Regenerate component.yaml, compiled pipelines, manifests and README tables.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stereo_core.arguments import at_home
 from stereo_core.errors import SpecError
 from stereo_core.spec import paths, requirements
 from stereo_core.spec.experiment import ExperimentSpec, sections_of, spec_class
@@ -154,7 +154,7 @@ def _at_home(value: Any) -> Any:
         return {name: _at_home(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_at_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+    return at_home(value) if isinstance(value, str) else value
 
 
 def _apply_preset(tree: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions.inference import OutOfRange, format_warnings
+from stereo_core.actions.inference import Clipped, OutOfRange, format_warnings
 from stereo_core.actions.predict import predictor
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
@@ -297,7 +297,7 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
 
 
 def test_disparities_beyond_the_png_are_counted():
-    lost = {"disparity_png16": OutOfRange(), "depth": OutOfRange()}
+    lost = Clipped(OutOfRange)
     lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
     assert format_warnings(lost, Inference()) == []
     lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))

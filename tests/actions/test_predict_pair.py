@@ -187,6 +187,29 @@ def test_pixels_without_depth_are_counted(predict, pair, tmp_path):
     assert code == 0 and f"Warning: depth: {told}" in text and told in (out / "index.html").read_text()
 
 
+def test_predictions_at_or_below_0_are_told(predict, pair):
+    """The files would have holes without a word: PNG, depth and cloud hold no such disparity."""
+    left, _ = pair
+    code, text, out = predict(left, left, "--model", "starter", "--baseline", 0.1, "--focal", 80)
+    disparity_HW = load_model("starter").infer(read_image(left), read_image(left))
+    below_HW = disparity_HW <= 0
+    told = f"disparity: {below_HW.sum()} of {below_HW.size} pixels in 1 of the images are predicted at or below 0 px"
+    assert code == 0 and below_HW.any() and text.count(told) == 1 and told in (out / "index.html").read_text()
+    assert f"(down to {disparity_HW.min():.4g} px)" in text
+    assert ((read_image(out / "disparity_png16/left.png", 16)[..., 0] == 0) >= below_HW).all()
+
+
+def test_the_home_folder_is_found_where_no_shell_expands_it(pair, tiny_checkpoint, tmp_path, monkeypatch):
+    """Bash leaves `--output=~/x` as it is, and the results would lie in a folder named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.pth").symlink_to(tiny_checkpoint)
+    arguments = ["predict", *map(str, pair), "--model=~/tiny.pth", "--output=~/out"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and (tmp_path / "out/index.html").is_file(), result.output
+    assert not (tmp_path / "~").exists()
+
+
 def test_an_engine_without_its_side_car_is_named(predict, pair, tmp_path):
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [value])

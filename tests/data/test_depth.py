@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import cv2
 import numpy as np
 import pytest
@@ -81,3 +83,16 @@ def test_what_only_the_left_camera_of_motorcycle_sees(shared):
     visible = read_mask(folder / "mask0nocc.png")
     seen = seen_by_both(disparity)
     assert seen[known & visible].mean() > 0.99 and seen[known & ~visible].mean() < 0.1
+
+
+def test_a_point_cloud_that_the_disk_cannot_hold_is_named(tmp_path):
+    """NumPy's own writing would say `8100 requested and 1000 written`."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*c\.ply'"):
+            depth, colours = np.ones((20, 27), np.float32), np.zeros((20, 27, 3), np.uint8)
+            write_point_cloud(tmp_path / "c.ply", depth, colours, Calibration(50.0, 0.1).of_size(20, 27))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

@@ -79,6 +79,19 @@ def test_order_and_rows_of_a_made_pair(right, left):
 
 def test_nothing_is_said_where_nothing_matches():
     assert doubts(textured(0), textured(1)) == []
+    assert doubts(textured(0)[:8, :8], textured(1)[:8, :8]) == []
     flat = np.full((60, 90, 3), 128, np.uint8)
-    assert doubts(flat, flat + 1) == []
-    assert doubts(flat[:8, :8], flat[:8, :8] + 1) == []
+    assert [text.split(":")[0] for text in doubts(flat, flat + 1)] == [
+        f"the {side} image shows nothing" for side in ("left", "right")
+    ]
+
+
+@pytest.mark.parametrize("dark", ["left", "right"])
+def test_a_dark_camera_is_named(dark):
+    """A lens cap or a broken cable: the network still finds some disparity everywhere."""
+    values = np.random.default_rng(0)
+    pair = {side: values.integers(0, 256, (64, 96, 3)).astype(np.uint8) for side in ("left", "right")}
+    assert not [text for text in doubts(**{f"{side}_HW3": image for side, image in pair.items()}) if "shows" in text]
+    pair[dark] = values.integers(0, 4, (64, 96, 3)).astype(np.uint8)
+    (text,) = doubts(**{f"{side}_HW3": image for side, image in pair.items()})
+    assert text.startswith(f"the {dark} image shows nothing")

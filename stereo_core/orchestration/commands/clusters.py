@@ -9,6 +9,7 @@ import click
 import yaml
 
 from stereo_core import __version__
+from stereo_core.arguments import FilePath
 from stereo_core.orchestration import preflight
 from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.dag import Pipeline
@@ -18,7 +19,7 @@ ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 
 
 @click.command("argo")
-@click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="PIPELINE|FILE", type=FilePath(path_type=Path))
 @click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="S3 server [default: AWS].")
 @click.option(
@@ -86,7 +87,7 @@ def _as_yaml(documents: list[dict[str, Any]]) -> str:
 
 
 @click.command("submit")
-@click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="PIPELINE|FILE", type=FilePath(path_type=Path))
 @click.option("--host", default="", metavar="URL", help="URL of Kubeflow Pipelines; KFP_TOKEN holds the token.")
 @click.option("--argo", is_flag=True, help="Submit to Argo Workflows on kubectl's cluster.")
 @click.option("--send", is_flag=True, help="Send it; without it the request is only printed.")
@@ -175,7 +176,7 @@ def submit_command(
 
 
 @click.command("katib")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath(path_type=Path))
 @click.option(
     "--image", default=f"stereo-pipelines/runtime:{__version__}", show_default=True, help="The trials' image."
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stereo_core.arguments import FilePath
 from stereo_core.orchestration.commands.params import compiled_file, read_params, relative
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
@@ -16,11 +17,11 @@ from stereo_core.storage import is_uri
 
 
 @click.command("run")
-@click.argument("file", metavar="PIPELINE|FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="PIPELINE|FILE", type=FilePath(path_type=Path))
 @click.option(
     "--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="Text, YAML or JSON; @FILE reads a file."
 )
-@click.option("--output-dir", "-o", required=True, type=click.Path(), help="The run folder.")
+@click.option("--output-dir", "-o", required=True, type=FilePath(), help="The run folder.")
 @click.option(
     "--parallel", type=click.IntRange(min=1), metavar="N", help="Steps at the same time [default: CPU cores]."
 )
@@ -99,7 +100,7 @@ def _report(run: Record) -> None:
 
 
 @click.command("runs")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
+@click.argument("folder", type=FilePath(path_type=Path, exists=True, file_okay=False), default=".")
 def runs_command(folder: Path) -> int:
     """List the runs in FOLDER and in its subfolders."""
     from stereo_core.orchestration.progress import runs_table
@@ -119,7 +120,7 @@ def runs_command(folder: Path) -> int:
 
 
 @click.command("show")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=FilePath(path_type=Path))
 def show_command(folder: Path) -> None:
     """Show the run in FOLDER (steps, times, exit codes, artifacts, metrics) and write its report.html again."""
     from stereo_core.orchestration.progress import summary
@@ -130,7 +131,7 @@ def show_command(folder: Path) -> None:
 
 
 @click.command("logs")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=FilePath(path_type=Path))
 @click.argument("step")
 @click.option("--follow", "-f", is_flag=True, help="Keep printing while the step runs.")
 def logs_command(folder: Path, step: str, follow: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stereo_core.arguments import at_home
 from stereo_core.orchestration.dag import GraphError, Parameter, Pipeline, parse
 from stereo_core.values import near
 
@@ -38,9 +39,9 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
 def _value(parameter: Parameter, text: str) -> object:
     file = text[1:] if text.startswith("@") else ""
     try:
-        text = Path(file).expanduser().read_text(encoding="utf-8-sig") if file else text
+        text = Path(at_home(file)).read_text(encoding="utf-8-sig") if file else text
         return parse(parameter, text, file or "value")
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
+    except (OSError, UnicodeDecodeError) as error:
         raise GraphError(f"--param {parameter.name}: {file}: {error}") from None
     except GraphError as error:
         hint = f"; --param {parameter.name}=@{text} reads that file" if not file and _is_file(text) else ""
