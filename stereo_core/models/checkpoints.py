@@ -18,7 +18,7 @@ from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models.fast_foundation_stereo import checkpoints as fast
 from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
-from stereo_core.models.files import WeightFile, first_names, read_weights, weights_file
+from stereo_core.models.files import WeightFile, first_names, read_weights, weights_file, write_torch
 from stereo_core.models.foundation_stereo.config import (
     PRESET_SETTINGS,
     PRESETS,
@@ -363,7 +363,7 @@ def _write(
         named = {f"model.{to_tao(key)}": value for key, value in state.items()}
         content = {"state_dict": named, "pytorch-lightning_version": version} | common
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        write_torch(content, temporary)
 
 
 # Backbones, for training from scratch

@@ -167,6 +167,16 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: the file is truncated or damaged ({error}); copy it again") from error
 
 
+def write_torch(content: Any, path: Path) -> None:
+    """`torch.save`, except that a file that cannot be written raises the OSError, which PyTorch hides behind a
+    RuntimeError about its own archive."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
 def read_torch(path: Path, map_location: object = "cpu", mmap: bool = False) -> dict[str, Any]:
     """What `torch.save` wrote: weights and plain values, no code.
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path, point, sha256_of
-from stereo_core.models.files import check_digest, read_sidecar, read_torch, sidecar_of
+from stereo_core.models.files import check_digest, read_sidecar, read_torch, sidecar_of, write_torch
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import validation_metrics
@@ -40,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             with atomic_path(path) as temporary:
-                torch.save(checkpoint, temporary)
+                write_torch(checkpoint, temporary)
                 note = {"kind": "checkpoint", "sha256": sha256_of(temporary)}
                 sidecar_of(path).unlink(missing_ok=True)  # of the file that is about to be replaced
             write_sidecar(path, note | {key: checkpoint[key] for key in ("epoch", "global_step")})

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stereo_core.files import atomic_path
+from stereo_core.models.files import write_torch
 from stereo_core.spec.train import Train
 from stereo_core.training.distribution import gathered, number_of_ranks, summed
 from stereo_core.training.snapshots import Snapshot
@@ -238,7 +239,7 @@ def write_step(
     path = folder / f"{name}.json"
     inputs = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in batch.items()}
     with atomic_path(path.with_suffix(".pth")) as temporary:
-        torch.save(inputs, temporary)
+        write_torch(inputs, temporary)
     report = facts | {
         "index": inputs.get("index"),
         "path": inputs.get("path"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import zipfile
 from dataclasses import asdict
@@ -396,3 +397,17 @@ def test_a_checkpoint_decides_what_the_spec_leaves_unsaid(tmp_path):
     assert from_spec(spec(valid_iters=2), path).config.valid_iters == 2
     with pytest.raises(ModelError, match="encoder"):
         from_spec(spec(encoder="vitb"), path)
+
+
+def test_a_checkpoint_that_the_disk_cannot_hold_is_named(tmp_path):
+    """PyTorch says `enforce fail at inline_container.cc: unexpected pos`, and convert_checkpoint a traceback of it."""
+    (tmp_path / "out").mkdir()
+    save_checkpoint(create_model(preset="tiny"), tmp_path / "tiny.pth")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*x\.pth'"):
+            convert_checkpoint(str(tmp_path / "tiny.pth"), tmp_path / "out/x.pth", "tao")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "out").iterdir())
