@@ -27,7 +27,7 @@ from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 from stereo_core.models.foundation_stereo.model import StereoNetwork
 from stereo_core.run.outcome import Outcome
-from stereo_core.values import counted
+from stereo_core.values import counted, size_text
 
 LOG = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def _compare(
     found = []
     for height, width in sizes:
         left, right, source = _pair(spec, height, width, section.batch_size if section.batch_size > 0 else 2)
-        status.running(f"Comparing the ONNX file with PyTorch at {width}x{height} px on {source}")
+        status.running(f"Comparing the ONNX file with PyTorch at {size_text((height, width))} px on {source}")
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             expected = graph(*(torch.from_numpy(x).to(device) for x in (left, right)))[:, 0].float().cpu().numpy()
         found.append(difference(reference_disparity(onnx, left, right), expected, precision))

@@ -19,7 +19,7 @@ from stereo_core.files import atomic_path
 from stereo_core.progress import bars
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
-from stereo_core.values import counted
+from stereo_core.values import counted, size_text
 
 BASELINE = 0.1  # m
 SMALLEST_SHARE = 0.1  # share of max_disparity; minimum of a rich scene's largest disparity
@@ -34,7 +34,7 @@ def run(spec: Any, status: Any) -> Outcome:
         for number in progress.track(range(spec.num_scenes), description="scenes"):
             write_scene(folder / f"scene_{number:04d}" / "dataset" / "data", scene(number))
     scenes = counted(spec.num_scenes, "scene")
-    message = f"{scenes} of {spec.width}x{spec.height} px, disparity below {spec.max_disparity} px"
+    message = f"{scenes} of {size_text((spec.height, spec.width))} px, disparity below {spec.max_disparity} px"
     return Outcome(message, artifacts={"images": folder})
 
 

@@ -16,6 +16,7 @@ from stereo_core import storage
 from stereo_core.data import shards
 from stereo_core.data.images import read_bytes
 from stereo_core.errors import DataError
+from stereo_core.values import size_text
 
 NAMES = ("calib.txt", "K.txt")  # file names looked for beside an image; the first one found is used
 
@@ -74,16 +75,24 @@ class Calibration:
         """
         stated = (self.width or width, self.height or height)
         if stated != (width, height):
+            scaled = abs(stated[1] * width / stated[0] - height) <= 1  # px; a scaled image has whole ones
+            mend = (
+                f"multiply focal lengths, principal points and doffs by {width / stated[0]:.4g}, and set width and "
+                "height"
+                if scaled
+                else "the shapes differ, so this is another camera or a cropped image; give the calibration of these "
+                "images"
+            )
             raise DataError(
-                f"{self.source}: the file is for {stated[0]}x{stated[1]} px, but the images have {width}x{height} px; "
-                "multiply"
-                f" focal lengths, principal points and doffs by {width / stated[0]:.4g}, and set width and height"
+                f"{self.source}: the file is for {size_text(stated[::-1])} px, but the images have "
+                f"{size_text((height, width))} px; {mend}"
             )
         cx = (width - 1) / 2 if self.cx is None else self.cx
         cy = (height - 1) / 2 if self.cy is None else self.cy
         if not (0 <= cx <= width and 0 <= cy <= height):
             raise DataError(
-                f"{self.source}: the principal point ({cx:g}, {cy:g}) lies outside the images ({width}x{height} px);"
+                f"{self.source}: the principal point ({cx:g}, {cy:g}) lies outside the images "
+                f"({size_text((height, width))} px);"
                 " the file belongs to images of another size: scale the focal lengths and the principal point"
             )
         focal_y = self.focal if self.focal_y is None else self.focal_y
@@ -116,7 +125,7 @@ class SizedCalibration(Calibration):
         if not all(_MIDDLE[0] <= at <= _MIDDLE[1] for at in (self.cx / self.width, self.cy / self.height)):
             yield (
                 f"{self.source}: the principal point ({self.cx:g}, {self.cy:g}) is far from the image centre"
-                f" ({self.width}x{self.height} px); does the file belong to images of this size?"
+                f" ({size_text((self.height, self.width))} px); does the file belong to images of this size?"
             )
         fx, _, fy, cy = self.right or (self.focal, self.cx, self.focal_y, self.cy)
         for name, left, right in (("fx", self.focal, fx), ("fy", self.focal_y, fy), ("cy", self.cy, cy)):

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from stereo_core.data.images import PNG_SIGNATURE, decode, read_bytes, write_png
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
+from stereo_core.values import size_text
 
 FORMATS = ("auto", "pfm", "png_rgb", "png_u16_256", "png_u16_32", "png_u8", "tiff", "npy", "npz")
 
@@ -158,8 +159,8 @@ def _read_pfm(path: str | Path, data: bytes, format: str, scale: float | None) -
     body, size = data[header.end() :], 4 * int(width) * int(height)
     if len(body) < size:
         raise DataError(
-            f"{path}: the PFM is truncated: {len(body)} of {size} bytes for {int(width)}x{int(height)} px; copy it "
-            "again"
+            f"{path}: the PFM is truncated: {len(body)} of {size} bytes for "
+            f"{size_text((int(height), int(width)))} px; copy it again"
         )
     # the sign is the byte order; the magnitude is a display hint of Middlebury, not a factor
     rows = np.frombuffer(body, "<f4" if order.startswith(b"-") else ">f4", count=size // 4)

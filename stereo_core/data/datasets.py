@@ -24,6 +24,7 @@ from stereo_core.data.codecs import read_disparity
 from stereo_core.data.images import AUTO, BITS, bits_for, decode, largest_deep, read_mask, read_views
 from stereo_core.data.scenes import Scenes, scene_samples
 from stereo_core.errors import DataError
+from stereo_core.values import size_text
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "infer")
@@ -154,8 +155,8 @@ def _decoded(path: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
 def _same_size(left_path: str, left: np.ndarray, path: str, array: np.ndarray) -> None:
     if array.shape[:2] != left.shape[:2]:
         raise DataError(
-            f"{path} is {array.shape[1]}x{array.shape[0]} px, but the left image {left_path} is"
-            f" {left.shape[1]}x{left.shape[0]} px; the line combines files that do not belong together"
+            f"{path} is {size_text(array.shape[:2])} px, but the left image {left_path} is "
+            f"{size_text(left.shape[:2])} px; the line combines files that do not belong together"
         )
 
 

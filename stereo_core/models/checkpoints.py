@@ -315,10 +315,8 @@ def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
 
 
 def _contradiction(path: str | Path, key: str, given: Any, found: Any) -> str:
-    if key == "encoder":
-        widths = f"width {VIT[found].dim}" + ("" if given not in VIT else f"; {given} has {VIT[given].dim}")
-        return f"{path}: the file holds encoder {found} ({widths}); set model.encoder={found}"
-    return f"{path}: the file holds a network with {key} {found}, not {given}; set model.{key}={found} or leave it out"
+    mend = f"remove model.{key} from the spec: the checkpoint decides"
+    return f"{path}: the file holds a network with {key} {found}, not {given}; {mend}"
 
 
 def _parameters(state: dict[str, Tensor]) -> int:
@@ -380,7 +378,9 @@ def load_depth_anything(model: nn.Module, path: str | Path) -> None:
         raise ModelError(f"{path}: not a Depth Anything V2 file; expected keys pretrained.* and depth_head.*")
     fits = _encoder(file.state[POSITIONS].shape[-1], path)
     if fits != model.config.encoder:
-        raise ModelError(_contradiction(path, "encoder", model.config.encoder, fits))
+        given = model.config.encoder
+        widths = f"width {VIT[fits].dim}; {given} has {VIT[given].dim}"
+        raise ModelError(f"{path}: the file holds encoder {fits} ({widths}); set model.encoder={fits}")
     _load(model.feature.dino.depth_anything, file.state, path, "the file is incomplete or belongs to another network")
 
 
@@ -392,7 +392,10 @@ def load_edgenext(model: nn.Module, path: str | Path) -> None:
     """
     file = read_weights(path)
     if _network(file) != "EdgeNeXt":
-        raise ModelError(f"{path}: not an EdgeNeXt file; expected keys stem.* and stages.*")
+        raise ModelError(
+            f"model.stereo_backbone.edgenext_pretrained_path: {path} is no EdgeNeXt file (it has no keys stem.* and "
+            "stages.*); give EdgeNeXt-small's weights, or leave the key out"
+        )
     state = {edgenext_from_authors(key): t for key, t in file.state.items() if not key.startswith(("norm.", "head."))}
     backbone = nn.Module()
     backbone.stem, backbone.stages = model.feature.stem, model.feature.stages

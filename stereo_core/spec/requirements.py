@@ -297,9 +297,17 @@ def _backbones(spec: ExperimentSpec, *, from_checkpoint: bool) -> Iterator[Compl
 
 def _classic(model: Model) -> Iterator[Complaint]:
     if model.encoder == "vitt" and not model.preset:
-        yield "model.encoder", "vitt is available only in presets; set model.preset to small or tiny"
+        yield (
+            "model.encoder",
+            "vitt is available only in presets; set model.preset to small or tiny, or remove model.encoder if there is "
+            "a checkpoint: it decides",
+        )
     if model.preset and model.encoder != "vitt":
-        yield "model.encoder", f"the preset {model.preset} uses its own ViT, vitt, not {model.encoder}; leave it out"
+        yield (
+            "model.encoder",
+            f"the preset {model.preset} uses its own ViT, vitt, not {model.encoder}; remove model.encoder from the "
+            "spec",
+        )
     if any(width != 128 for width in model.hidden_dims) or len(model.hidden_dims) < model.n_gru_layers:
         yield "model.hidden_dims", f"{model.hidden_dims}: every GRU level of the network has a width of 128"
 

@@ -323,10 +323,10 @@ SWAPPED = "scene0/left.png", "scene3/right.png", "scene0/gt.pfm"
 @pytest.mark.parametrize(
     ("names", "says", "workers"),
     [
-        (SWAPPED, "right.png is 80x48 px, but the left image", 0),
-        (SWAPPED, "right.png is 80x48 px, but the left image", 1),
-        (("scene0/left.png", "scene0/right.png", "scene3/gt.pfm"), "gt.pfm is 80x48 px, but the left image", 0),
-        (("scene0/left.png", "scene0/right.png", "scene0/gt.pfm", "scene3/mask.png"), "mask.png is 80x48 px", 0),
+        (SWAPPED, "right.png is 80 x 48 px, but the left image", 0),
+        (SWAPPED, "right.png is 80 x 48 px, but the left image", 1),
+        (("scene0/left.png", "scene0/right.png", "scene3/gt.pfm"), "gt.pfm is 80 x 48 px, but the left image", 0),
+        (("scene0/left.png", "scene0/right.png", "scene0/gt.pfm", "scene3/mask.png"), "mask.png is 80 x 48 px", 0),
         (("scene0/left.png", "scene0/right.png"), "has no ground truth", 0),
     ],
 )

@@ -175,7 +175,7 @@ def test_a_file_for_any_size_says_so_and_is_checked_at_two(any_size):
         shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         assert shape == ["batch_size", channels, "height", "width"]
     checks = [line for line in status.lines if line.startswith("Comparing")]
-    assert len(checks) == 2 and "at 96x64 px " in checks[0] and "at 192x128 px " in checks[1]
+    assert len(checks) == 2 and "at 96 x 64 px " in checks[0] and "at 192 x 128 px " in checks[1]
     assert 0 <= outcome.kpi["check_max_abs_difference_px"] < 1e-3
 
 

@@ -241,7 +241,7 @@ def test_images_larger_than_the_engine_draw_one_warning(scenes, infer, small_eng
     keys = {"checkpoint": "", "trt_engine": str(small_engine)}
     assert infer(tmp_path, scenes / "list.txt", **keys) == 0
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "scaled down" in r.getMessage()]
-    assert len(warnings) == 1 and "images of 96x64 px exceed the engine's maximum of 64x32 px" in warnings[0]
+    assert len(warnings) == 1 and "images of 96 x 64 px exceed the engine's maximum of 64 x 32 px" in warnings[0]
     assert "inference.tile" in warnings[0] and "export.dynamic_hw" in warnings[0]
     assert warnings[0] in warnings_in(tmp_path)
     assert warnings[0] in json.loads((tmp_path / "results.json").read_text())["warnings"]

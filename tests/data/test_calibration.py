@@ -111,12 +111,22 @@ def test_what_is_no_calibration(read, text, named):
 def test_a_calibration_of_another_size_is_refused(read):
     whole = read("cam0=[200 0 192; 0 200 128; 0 0 1]\ndoffs=0\nbaseline=100\nwidth=384\nheight=256\n")
     assert whole.of_size(256, 384).width == 384
-    with pytest.raises(DataError, match=r"c\.txt: .* is for 384x256 px, but the images have 96x64 px; .* by 0\.25"):
+    with pytest.raises(DataError, match=r"c\.txt: .* is for 384 x 256 px, but the images have 96 x 64 px; .* by 0\.25"):
         whole.of_size(64, 96)
 
 
+def test_a_calibration_of_another_shape_is_not_scaled(read):
+    """One factor cannot fit both sides: depth would be wrong without a sign of it."""
+    other = read("cam0=[200 0 192; 0 200 128; 0 0 1]\ndoffs=0\nbaseline=100\nwidth=741\nheight=497\n")
+    told = r"741 x 497 px, but the images have 450 x 375 px; the shapes differ, so this is another camera"
+    with pytest.raises(DataError, match=told):
+        other.of_size(375, 450)
+    with pytest.raises(DataError, match="multiply"):  # half of an odd size
+        other.of_size(248, 370)
+
+
 def test_a_principal_point_outside_of_the_images_is_refused(read):
-    with pytest.raises(DataError, match=r"c\.txt: the principal point \(489.379, 265.162\) .*480x270 px"):
+    with pytest.raises(DataError, match=r"c\.txt: the principal point \(489.379, 265.162\) .*480 x 270 px"):
         read(K).of_size(270, 480)
 
 
@@ -141,7 +151,7 @@ def test_a_camera_without_a_file_has_its_centre_in_the_middle():
             (497, 741),
             "fy is 990 px in cam0 and 994.978 px in cam1",
         ),
-        (K, (1080, 1920), r"\(489.379, 265.162\) is far from the image centre .*1920x1080"),
+        (K, (1080, 1920), r"\(489.379, 265.162\) is far from the image centre .*1920 x 1080"),
         ("100 0 47.5 0 200 31.5 0 0 1\n0.1", (64, 96), "fx 100 px and fy 200 px differ"),
         ("0.8 0 48 0 0.8 32 0 0 1\n0.1", (64, 96), "focal length of 0.8 px .* 178.1 degrees"),  # in widths
         ("8000 0 48 0 8000 32 0 0 1\n0.1", (64, 96), "focal length of 8000 px .* 0.7 degrees"),

@@ -107,7 +107,7 @@ def test_values_above_the_source_s_bits_name_the_line(deep_list):
 
 @pytest.mark.parametrize(
     ("column", "complaint"),
-    [(1, "is 33x40 px, but the left image .* is 70x40 px"), (2, "is 33x40 px"), (3, "is 33x40 px")],
+    [(1, "is 33 x 40 px, but the left image .* is 70 x 40 px"), (2, "is 33 x 40 px"), (3, "is 33 x 40 px")],
 )
 def test_files_of_different_size_are_named_with_the_line(tmp_path, column, complaint):
     good, bad = make_pair(tmp_path, "good"), make_pair(tmp_path, "bad", width=33)

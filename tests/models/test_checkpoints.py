@@ -71,7 +71,7 @@ def test_of_two_presets_of_the_same_shapes_the_file_says_which(tmp_path, tiny_st
     assert (model.config.preset, model.config.max_disparity, model.config.train_vit) == ("small", 192, True)
     assert model.feature.dino.depth_anything.pretrained.pos_embed.requires_grad
     assert not load_model(path, train_vit=False).feature.dino.depth_anything.pretrained.pos_embed.requires_grad
-    with pytest.raises(ModelError, match=r"preset small, not tiny; set model\.preset=small or leave it out"):
+    with pytest.raises(ModelError, match=r"preset small, not tiny; remove model\.preset from the spec"):
         load_model(path, preset="tiny")
 
 
@@ -216,9 +216,11 @@ def refusal(path, **overrides) -> str:
     return str(caught.value)
 
 
-def test_wrong_encoder_names_the_one_that_fits(tmp_path, tiny_state):
+def test_a_setting_that_contradicts_the_checkpoint_is_to_be_removed(tmp_path, tiny_state):
+    """`set model.encoder=vitt` would lead to the preset, and the preset back to the encoder."""
     torch.save(tiny_state, tmp_path / "m.pth")
-    assert "set model.encoder=vitt" in refusal(tmp_path / "m.pth", encoder="vitl")
+    told = refusal(tmp_path / "m.pth", encoder="vitl")
+    assert told.endswith("encoder vitt, not vitl; remove model.encoder from the spec: the checkpoint decides")
     assert "variant nvlabs, not tao" in refusal(tmp_path / "m.pth", variant="tao")
 
 

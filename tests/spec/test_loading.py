@@ -305,7 +305,11 @@ def test_input_files_must_be_there(workspace):
         ("model.volume_dim=24", "model.volume_dim: 24: the network has 28 cost volume channels; set 28"),
         ("model.cv_group=4", "model.cv_group: 4: the network has 8 correlation groups; set 8"),
         ("model.n_downsample=1", "model.n_downsample: the network works at a quarter of the resolution; set 2"),
-        ("model.encoder=vitt", "model.encoder: vitt is available only in presets; set model.preset to small or tiny"),
+        (
+            "model.encoder=vitt",
+            "model.encoder: vitt is available only in presets; set model.preset to small or tiny, or remove model.encoder "
+            "if there is a checkpoint: it decides",
+        ),
         (
             "dataset.dataset_name=MonoDataset",
             "dataset.dataset_name: MonoDataset is not supported: this product is for stereo only",

@@ -29,6 +29,7 @@ from stereo_core.progress import bars
 from stereo_core.run.memory import announced
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
+from stereo_core.values import size_text
 
 LOG = logging.getLogger(__name__)
 
@@ -207,9 +208,9 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
         if not warned and (height > size[0] or width > size[1]):
             warned = True
             LOG.warning(
-                "images of %dx%d px exceed the engine's maximum of %dx%d px and are scaled down: details are lost, and "
+                "images of %s px exceed the engine's maximum of %s px and are scaled down: details are lost, and "
                 "epe and d1 are not comparable with those of the checkpoint or of another size; %s",
-                *(width, height, *reversed(size), mend),
+                *(size_text((height, width)), size_text(size), mend),
             )
         return predict(left_B3HW, right_B3HW)
 

@@ -69,7 +69,10 @@ def fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, An
         }
         return found | _lookup(state["update_block.encoder.convc1.weight"].shape[1])
     except KeyError as error:
-        raise ModelError(f"{path}: {error.args[0]} is missing; the file is incomplete: copy it again") from error
+        raise ModelError(
+            f"{path}: the weight {error.args[0]} is missing; the file is incomplete, or of another network: copy it "
+            "again, or see `depth_net describe`"
+        ) from error
 
 
 def config_of(
@@ -87,7 +90,8 @@ def config_of(
         if value is not None and held != (tuple(value) if isinstance(value, (tuple, list)) else value):
             shown = list(held) if isinstance(held, tuple) else held
             raise ModelError(
-                f"{path}: the file has {key} {shown}, not {value}; set model.{key}={shown} or leave it out"
+                f"{path}: the file has {key} {shown}, not {value}; remove model.{key} from the spec: the "
+                "checkpoint decides"
             )
     for key in given.keys() & found.keys():
         if given[key] != found[key]:

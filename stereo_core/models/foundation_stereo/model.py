@@ -98,7 +98,7 @@ class StereoNetwork(Infers, nn.Module):
         H, W = left_B3HW.shape[-2:]
         if self.training:
             if H % MULTIPLE or W % MULTIPLE:
-                raise ValueError(f"training images are {W}x{H} px; width and height must be multiples of {MULTIPLE}")
+                raise ValueError(f"training images are {W} x {H} px; width and height must be multiples of {MULTIPLE}")
             left, right = normalise(left_B3HW), normalise(right_B3HW)
             return self.predict(left, right, _or(iters, self.config.train_iters), every=True)
         return self._padded(left_B3HW, right_B3HW, iters)
