@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from stereo_core.actions.inference import Clipped, OutOfRange, format_warnings, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
-from stereo_core.data.calibration import Calibration, SizedCalibration, read_calibration
+from stereo_core.data.calibration import Calibration, SizedCalibration, files_beside, read_calibration
 from stereo_core.data.depth import depth_from_disparity
 from stereo_core.data.images import BITS, bits_for, decode_view, largest_deep, read_views
 from stereo_core.data.rectification import doubts
@@ -28,7 +28,7 @@ from stereo_core.report.viewer import view
 from stereo_core.report.views import View
 from stereo_core.run.termination import Terminated
 from stereo_core.run.warned import passed_on
-from stereo_core.spec.predict import Inference
+from stereo_core.spec.predict import BESIDE, Inference
 from stereo_core.values import counted, size_text
 
 FILES = {
@@ -38,7 +38,7 @@ FILES = {
 }
 """Link text -> path below the output folder."""
 FILES_WITH_CAMERA = {"depth (16-bit PNG, mm)": "depth/{name}.png", "point cloud (PLY)": "cloud/{name}.ply"}
-NO_CAMERA = "Disparity only: for depth and a point cloud give --calibration FILE, or --baseline METRES and --focal PX."
+SMALLEST = 32  # px; a narrower or lower image says nothing to the network
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,21 @@ class Pair:
         self._check_sizes(left, right)
         return left, right
 
-    def check(self, camera: Calibration | None) -> int:
+    def check(self, camera: Calibration | None, scale: float = 1) -> int:
         """The largest value of the pair's 16-bit images, 0 if it has none.
 
         Raises:
-            DataError: the images cannot be used, or do not fit the camera.
+            DataError: the images cannot be used, do not fit the camera, or are below SMALLEST after scaling down.
         """
         images = decode_view(self.left), decode_view(self.right)
         self._check_sizes(*images)
         _of(camera, images[0])
+        size = _scaled(images[0].shape, scale)
+        if scale < 1 and min(size) < SMALLEST:
+            raise DataError(
+                f"{self.left}: --scale {scale:g} leaves {size_text(size)} px of {size_text(images[0].shape[:2])} px; "
+                f"the network needs at least {size_text((SMALLEST, SMALLEST))} px: give a larger scale"
+            )
         return max(map(largest_deep, images))
 
     def _check_sizes(self, *images: np.ndarray) -> None:
@@ -86,8 +92,11 @@ def find_pairs(left: Path, right: Path) -> list[Pair]:
     """The pair of two files, or the pairs of two folders: images with equal names below them, sorted.
 
     Raises:
-        DataError: one is a file and the other a folder, a folder has no images, or their names differ.
+        DataError: one is a file and the other a folder, both are the same, a folder has no images, or their names
+            differ.
     """
+    if left.exists() and right.exists() and left.samefile(right):
+        raise DataError(f"{left}, {right}: these are the same; give the left image or folder, then the right one")
     if left.is_dir() != right.is_dir():
         raise DataError(f"{left}, {right}: only one is a folder; give two images or two folders")
     if not left.is_dir():
@@ -137,7 +146,7 @@ def predict_pairs(
     """
     pairs = find_pairs(left, right)
     camera = _camera(calibration, baseline, focal)
-    largest = max(pair.check(camera) for pair in pairs)
+    largest = max(pair.check(camera, scale) for pair in pairs)
     bits = bits_for(largest) if largest else BITS[-1]
     depth = camera is not None
     spec = spec_of(model, iters, save_raw_pfm=True, save_depth=depth,
@@ -180,7 +189,25 @@ def _camera(calibration: Path | None, baseline: float | None, focal: float | Non
         return None if focal is None or baseline is None else Calibration(focal, baseline, source="--focal, --baseline")
     if focal is not None:
         raise SpecError("give either --calibration, or --baseline and --focal, not both")
+    if str(calibration) == BESIDE and not calibration.exists():
+        raise SpecError(
+            "--calibration auto: predict takes the path of a file; give the calib.txt or K.txt of these images"
+        )
     return read_calibration(calibration)
+
+
+def _no_camera(left: Path) -> str:
+    """Why there is no depth, and how to get it; names the calibration beside the left image if there is one."""
+    files = files_beside(str(left))
+    file = (
+        f"--calibration {files[0]} ({Path(files[0]).name} lies beside {left.name})" if files else "--calibration FILE"
+    )
+    return f"Disparity only: for depth and a point cloud give {file}, or --baseline METRES and --focal PX."
+
+
+def _scaled(shape: Sequence[int], scale: float) -> tuple[int, int]:
+    """Height and width in px of an image for the network."""
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def _of(camera: Calibration | None, left_HW3: np.ndarray) -> SizedCalibration | None:
@@ -213,12 +240,13 @@ class _Prediction:
                 self._one(pair, flat)
             for text in format_warnings(self.clipped, self.settings):
                 self.warnings.add(text)
-            page = self._page(len(pairs))
+            note = _no_camera(pairs[0].left) if self.camera is None else ""
+            page = self._page(len(pairs), note)
         except (Exception, KeyboardInterrupt, Terminated):
             self.say(f"Stopped: {self.written} of {counted(len(pairs), 'pair')} written to {self.output}, and no page")
             raise
-        if self.camera is None:
-            self.say(NO_CAMERA)
+        if note:
+            self.say(note)
         self.say(f"Look at {page}")
 
     def _remove_earlier(self, named: list[tuple[Pair, str]]) -> None:
@@ -266,21 +294,22 @@ class _Prediction:
         return float(settings["max_disparity"] * shrunk / self.scale)
 
     def _disparity(self, left_HW3: np.ndarray, right_HW3: np.ndarray) -> np.ndarray:
-        predict, (height, width) = self.predictor.predict, left_HW3.shape[:2]
+        predict = self.predictor.predict
         if self.scale != 1:
-            predict = stretched(predict, (max(1, round(height * self.scale)), max(1, round(width * self.scale))))
+            predict = stretched(predict, _scaled(left_HW3.shape, self.scale))
         disparity_HW: np.ndarray = infer(predict, self.predictor.device, left_HW3, right_HW3)
         return disparity_HW
 
-    def _page(self, pairs: int) -> Path:
+    def _page(self, pairs: int, note: str) -> Path:
         groups = shown({"": self.views})
         fewer = len(groups) < pairs
         notes = [f"The first {len(groups)} of {pairs} pairs; the files of all pairs are beside this page."] * fewer
-        notes += [NO_CAMERA] * (self.camera is None)
         with atomic_path(self._page_file) as temporary:
             folded = {"Inputs": self.inputs, "Settings": self.predictor.settings | _said(self.camera)}
             title = "Disparity" if self.camera is None else "Disparity and depth"
-            text = page(title, groups=groups, note=" ".join(notes), folded=folded, warnings=self.warnings.texts)
+            text = page(
+                title, groups=groups, note=" ".join([*notes, note]).strip(), folded=folded, warnings=self.warnings.texts
+            )
             temporary.write_text(text, encoding="utf-8")
         return self._page_file
 
@@ -304,9 +333,12 @@ def _said(camera: Calibration | None) -> dict[str, str]:
 
 
 def _facts(disparity_HW: np.ndarray, camera: Calibration | None) -> str:
-    """Size and value ranges of a pair in one line."""
-    height, width = disparity_HW.shape
-    text = f"{width} x {height} px, disparity {disparity_HW.min():.1f} to {disparity_HW.max():.1f} px"
+    """Size and value ranges of a pair in one line; a network has no match where it predicts 0 px or less."""
+    valid = disparity_HW[disparity_HW > 0]
+    below = disparity_HW.size - valid.size
+    text = f"{size_text(disparity_HW.shape)} px, "
+    text += f"disparity {valid.min():.1f} to {valid.max():.1f} px" if valid.size else "no disparity above 0 px"
+    text += f" ({counted(below, 'pixel')} at or below 0 px)" * bool(below)
     if camera is None:
         return text
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)

@@ -165,13 +165,16 @@ def calibration_beside(image: str) -> Calibration:
     Raises:
         DataError: there is neither; and as `read_calibration`.
     """
-    found = _packed_beside(*packed) if (packed := shards.parts(image)) else _beside(image)
+    found = files_beside(image)
     if not found:
         raise DataError(f"{image}: inference.calibration=auto found no {' or '.join(NAMES)} in the image's folder")
     return read_calibration(found[0])
 
 
-def _beside(image: str) -> list[str]:
+def files_beside(image: str) -> list[str]:
+    """The calibration files in the folder of an image, the one that is used first."""
+    if packed := shards.parts(image):
+        return _packed_beside(*packed)
     folder = posixpath.dirname(image)
     paths = [posixpath.join(folder, name) for name in NAMES]
     if storage.is_uri(image):

@@ -27,7 +27,7 @@ def infer(predict: Predict, device: Any, left: Any, right: Any) -> Any:
         float32 disparity in px of the input images: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
 
     Raises:
-        ValueError: a shape or type is unsupported, or left and right differ.
+        ValueError: a shape or type is unsupported, the values are in 0..1, or left and right differ.
     """
     if is_torch(left):
         return _run(predict, device, *checked_tensors(left, right)).to(left.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def test_one_pair(predict, pair, tiny_checkpoint):
     np.testing.assert_allclose(read_disparity(out / "disparity_pfm/left.pfm")[0], expected, atol=1e-4)
     stored = read_disparity(out / "disparity_png16/left.png", "png_u16_256")[0]
     np.testing.assert_allclose(stored, expected, atol=1 / 256)
-    assert f"96 x 64 px, disparity {expected.min():.1f} to {expected.max():.1f} px" in text
+    valid = expected[expected > 0]
+    assert f"96 x 64 px, disparity {valid.min():.1f} to {valid.max():.1f} px" in text
     assert "--calibration" in text and f"Look at {out / 'index.html'}" in text
     size = read_image(out / "predicted_depth/left.png").shape[:2]
     assert size == (2 * 64 + 2 * STRIP, 2 * 96)  # twice as large, its title and its scale
@@ -80,6 +82,16 @@ def test_depth(predict, pair, tmp_path, by):
     page = (out / "index.html").read_text()
     assert "<title>Disparity and depth</title>" in page
     assert "focal length 80 px, baseline 0.5 m, doffs 0 px" in page and 'class="soft doffs"' not in page
+
+
+def test_a_calibration_beside_the_images_is_named(predict, pair, tmp_path):
+    """It is not used unasked, but its owner learns how to get depth."""
+    for path in pair:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "calib.txt").write_text("")
+    code, text, out = predict(tmp_path / "left.png", tmp_path / "right.png")
+    told = f"--calibration {tmp_path / 'calib.txt'} (calib.txt lies beside left.png)"
+    assert code == 0 and told in text and told in (out / "index.html").read_text()
 
 
 def test_values_of_twelve_bits_in_files_of_sixteen_are_read_as_such(predict, pair, tmp_path):
@@ -187,15 +199,21 @@ def test_pixels_without_depth_are_counted(predict, pair, tmp_path):
     assert code == 0 and f"Warning: depth: {told}" in text and told in (out / "index.html").read_text()
 
 
-def test_predictions_at_or_below_0_are_told(predict, pair):
+def test_predictions_at_or_below_0_are_told(predict, pair, tmp_path):
     """The files would have holes without a word: PNG, depth and cloud hold no such disparity."""
-    left, _ = pair
-    code, text, out = predict(left, left, "--model", "starter", "--baseline", 0.1, "--focal", 80)
+    left, right = pair[0], tmp_path / "right.png"
+    shutil.copy(left, right)
+    code, text, out = predict(left, right, "--model", "starter", "--baseline", 0.1, "--focal", 80)
     disparity_HW = load_model("starter").infer(read_image(left), read_image(left))
     below_HW = disparity_HW <= 0
     told = f"disparity: {below_HW.sum()} of {below_HW.size} pixels in 1 of the images are predicted at or below 0 px"
     assert code == 0 and below_HW.any() and text.count(told) == 1 and told in (out / "index.html").read_text()
     assert f"(down to {disparity_HW.min():.4g} px)" in text
+    least = disparity_HW[~below_HW].min()
+    range_of_matches = (
+        f"disparity {least:.1f} to {disparity_HW.max():.1f} px ({below_HW.sum()} pixels at or below 0 px)"
+    )
+    assert range_of_matches in text, "no negative disparity passes for the smallest one"
     assert ((read_image(out / "disparity_png16/left.png", 16)[..., 0] == 0) >= below_HW).all()
 
 
@@ -286,13 +304,20 @@ def test_what_is_refused_before_any_work(predict, pair, scenes, tmp_path):
     for folder, names in (("l", "ab"), ("r", "ac")):
         for name in names:
             write_png(tmp_path / folder / f"{name}.png", np.zeros((32, 32, 3), np.uint8))
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "void"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link.png").symlink_to(left)
     for arguments, message in (
         ((left, tmp_path / "absent.png"), "absent.png: cannot read"),
         ((left, scenes / "scene3" / "right.png"), "96 x 64 and 80 x 48 px"),
         ((left, scenes), "one is a folder"),
         ((tmp_path / "l", tmp_path / "r"), "l/b.png: there is no matching"),
-        ((tmp_path / "empty", tmp_path / "empty"), "no images"),
+        ((tmp_path / "empty", tmp_path / "void"), "no images"),
+        ((left, tmp_path / "link.png"), "these are the same"),
+        ((tmp_path / "l", tmp_path / "l"), "these are the same"),
+        ((left, right, "--calibration", "auto"), "--calibration auto: predict takes the path of a file"),
+        ((left, right, "--scale", 0.01), "--scale 0.01 leaves 1 x 1 px of 96 x 64 px"),
+        ((left, right, "--scale", 0.4), "--scale 0.4 leaves 38 x 26 px"),
         ((left, right, "--baseline", 0.1), "give both"),
         ((left, right, "--baseline", 0.1, "--focal", 9, "--calibration", left), "not both"),
         ((left, right, "--calibration", left), "left.png: not a"),

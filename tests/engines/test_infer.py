@@ -123,6 +123,10 @@ def test_torch_in_torch_out(colour_onnx):
     left, right = images(3, 50, 81, 3), images(3, 50, 81, 3, seed=1)
     engine = engine_of(colour_onnx(batch=2))
     tensors = [torch.from_numpy(x).permute(0, 3, 1, 2).float().requires_grad_() for x in (left, right)]
+    with pytest.raises(ValueError, match="multiply by 255"):
+        engine.infer(*(x / 255 for x in tensors))
+    with pytest.raises(ValueError, match="left is a torch tensor and right is ndarray"):
+        engine.infer(tensors[0], right)
     disparity = engine.infer(*tensors)
     assert isinstance(disparity, torch.Tensor) and disparity.shape == (3, 50, 81) and disparity.dtype == torch.float32
     np.testing.assert_allclose(disparity.numpy(), engine.infer(left, right), rtol=1e-5)
@@ -243,7 +247,9 @@ def test_grey_is_equal_channels(colour_onnx):
 @pytest.mark.parametrize(
     ("left", "right", "message"),
     [
-        (images(30, 40, 3), images(30, 41, 3), "the same size"),
+        (images(30, 40, 3), images(30, 41, 3), r"left is \(30, 40, 3\), right is \(30, 41, 3\); both .* the same size"),
+        ("left.png", "right.png", r"left is text; images must be arrays, such as cv2.imread\(path\)"),
+        (images(30, 40, 3), images(30, 40, 3) / 255, "largest value of right is 1, but .* 0..255; multiply by 255"),
         (images(30, 40, 2), images(30, 40, 2), r"\(H, W, 3\)"),
         (images(3, 30, 40), images(3, 30, 40), r"\(H, W, 3\)"),
         (images(30, 40, 3).astype(np.int64), images(30, 40, 3).astype(np.int64), "int64"),

@@ -307,8 +307,8 @@ def test_input_files_must_be_there(workspace):
         ("model.n_downsample=1", "model.n_downsample: the network works at a quarter of the resolution; set 2"),
         (
             "model.encoder=vitt",
-            "model.encoder: vitt is available only in presets; set model.preset to small or tiny, or remove model.encoder "
-            "if there is a checkpoint: it decides",
+            "model.encoder: vitt is available only in presets; set model.preset to small or tiny, or remove "
+            "model.encoder if there is a checkpoint: it decides",
         ),
         (
             "dataset.dataset_name=MonoDataset",

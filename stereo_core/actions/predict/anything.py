@@ -61,7 +61,7 @@ def predict(left: Any, right: Any, model: str | Path = "starter") -> Any:
         float32 disparity in px of the input images: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
 
     Raises:
-        ValueError: a shape or type is unsupported, or left and right differ.
+        ValueError: a shape or type is unsupported, the values are in 0..1, or left and right differ.
         ModelError: the model cannot be used.
     """
     file = _file(str(model))
