@@ -16,7 +16,7 @@ import click
 
 from stereo_core.arguments import FilePath
 from stereo_core.cores import share_cores
-from stereo_core.errors import UserError
+from stereo_core.errors import SpecError, UserError
 from stereo_core.progress import heartbeat, since
 from stereo_core.values import near
 from stereo_core.verbs import VERBS, Verb
@@ -89,7 +89,7 @@ def default_specs(verb: str, short: bool) -> None:
     """Print every key of VERB with its default and meaning, as YAML."""
     from stereo_core.spec import schema
 
-    _guarded(lambda: click.echo(schema.default_specs(verb, short), nl=False))
+    _guarded(lambda: click.echo(schema.default_specs(_with_spec(verb), short), nl=False))
 
 
 @main.command(epilog="\b\nExample:\n  depth_net schema train > train.schema.json")
@@ -98,7 +98,7 @@ def schema(verb: str) -> None:
     """Print the JSON Schema of VERB's spec."""
     from stereo_core.spec.schema import json_schema
 
-    _guarded(lambda: click.echo(json.dumps(json_schema(verb), indent=2, allow_nan=False)))
+    _guarded(lambda: click.echo(json.dumps(json_schema(_with_spec(verb)), indent=2, allow_nan=False)))
 
 
 @main.command(epilog="\b\nExample:\n  depth_net predict left.png right.png --calibration calib.txt")
@@ -180,6 +180,13 @@ def convert_checkpoint(source: str, target: Path, layout: str) -> None:
     set_up_logging()
     _guarded(lambda: convert(source, target, layout))
     click.echo(f"{target} written in the {layout} layout")
+
+
+def _with_spec(verb: str) -> str:
+    """The verb; SpecError if it is a command of this file."""
+    if verb in main.commands:
+        raise SpecError(f"{verb} has no spec; see `depth_net {verb} --help`")
+    return verb
 
 
 def _guarded(work: Callable[[], object]) -> None:

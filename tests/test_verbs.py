@@ -105,6 +105,9 @@ def test_a_verb_may_take_no_spec(monkeypatch, capsys):
     assert called("schema", "look") == 2
     assert "look: takes no spec" in capsys.readouterr().err
     assert called("look") == 2, "no command is made of it"
+    for command in ("default_specs", "schema"):
+        assert called(command, "predict") == 2
+        assert "predict has no spec; see `depth_net predict --help`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)

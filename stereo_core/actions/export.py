@@ -256,7 +256,8 @@ def _compare(
         status.running(f"Comparing the ONNX file with PyTorch at {size_text((height, width))} px on {source}")
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             expected = graph(*(torch.from_numpy(x).to(device) for x in (left, right)))[:, 0].float().cpu().numpy()
-        found.append(difference(reference_disparity(onnx, left, right), expected, precision))
+        actual, differs = reference_disparity(onnx, left, right), "the ONNX file's disparity differs from PyTorch's"
+        found.append(difference(actual, expected, precision, differs, "no file was written"))
     return {f"check_{key}": max(entry[key] for entry in found) for key in found[0]}
 
 

@@ -48,7 +48,7 @@ from stereo_core.values import counted
 LOG = logging.getLogger(__name__)
 
 _METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
-HOW_TO_RESUME = "train.resume_training_checkpoint_path=auto resumes from it, if the results folder is still there"
+HOW_TO_RESUME = "train.resume_training_checkpoint_path=auto resumes from it"
 
 
 def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
@@ -147,6 +147,8 @@ def _outcome(trainer: pl.Trainer, module: StereoModule, checkpoints: Checkpoints
     counts = module.kpi()  # over all ranks
     if not trainer.is_global_zero:
         return Outcome(f"Train finished successfully: {done}")
+    if doubt := checkpoints.doubt():
+        LOG.warning("%s", doubt)
     return Outcome(
         f"Train finished successfully: {done}; {checkpoints.words()}",
         kpi=checkpoints.initial | train_kpi(trainer) | validation_kpi(checkpoints.validation) | counts,

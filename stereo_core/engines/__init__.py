@@ -203,15 +203,15 @@ def _profile(graph: dict[str, Any], settings: BuildSettings, reach: int) -> dict
 
 
 def _size_range(graph: dict[str, Any], side: str, wanted: tuple[int | None, ...], reach: int) -> tuple[int, int, int]:
-    keys = f"gen_trt_engine: min_{side}, opt_{side}, max_{side}"
     static, traced = graph[f"max_{side}"], graph[f"input_{side}"]
     if static is not None:
-        given = [size for size in wanted if size is not None]
-        if given and not min(given) <= static <= max(given):
+        bounds = zip(("min", "opt", "max"), wanted, strict=True)
+        given = {f"{bound}_{side}": size for bound, size in bounds if size is not None}
+        if given and not min(given.values()) <= static <= max(given.values()):
             raise SpecError(
-                f"{keys} are {_listed(wanted)}, but the ONNX file has a static {side} of {static} px; leave them out, "
-                "or "
-                "export a file with dynamic size (export.dynamic_hw=true)"
+                f"gen_trt_engine: {', '.join(f'{key}={size}' for key, size in given.items())} cannot hold {static} px, "
+                f"the only {side} of the ONNX file; leave {'it' if len(given) == 1 else 'them'} out, or export a file "
+                "with dynamic size (export.dynamic_hw=true)"
             )
         return static, static, static
     best = wanted[1] or traced
@@ -219,6 +219,7 @@ def _size_range(graph: dict[str, Any], side: str, wanted: tuple[int | None, ...]
         raise SpecError(f"gen_trt_engine.opt_{side} is required because the ONNX file's {side} is dynamic")
     is_set = any(size is not None for size in wanted)
     sizes = (wanted[0] or best, best, wanted[2] or best) if is_set else (SMALLEST, best, reach * best)
+    keys = f"gen_trt_engine: min_{side}, opt_{side}, max_{side}"
     _check_range(keys, sizes)
     if any(size % 32 for size in sizes):
         raise SpecError(f"{keys} are {_listed(sizes)}; they must be multiples of 32")
@@ -230,8 +231,12 @@ def _check_range(keys: str, values: tuple[int, int, int]) -> None:
         raise SpecError(f"{keys} are {_listed(values)}; they must be at least 1 and in ascending order")
 
 
-def _listed(values: tuple[int | None, ...]) -> str:
-    return ", ".join("null" if value is None else str(value) for value in values)
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))
+
+
+_DIFFERS = "the engine's disparity differs from the ONNX file's"
+_PRECISE = "no engine was written. Build fp32, or pin layers with gen_trt_engine.tensorrt.layers_precision"
 
 
 def _verified(
@@ -256,4 +261,5 @@ def _verified(
     batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images if possible, to detect that they mix
     left_B3HW, right_B3HW = synthetic_pair(info["input_height"], info["input_width"], batch)
     disparity_BHW = opened.run(left_B3HW, right_B3HW)
-    return difference(disparity_BHW, reference_disparity(onnx, left_B3HW, right_B3HW), info["precision"]), None
+    expected_BHW = reference_disparity(onnx, left_B3HW, right_B3HW)
+    return difference(disparity_BHW, expected_BHW, info["precision"], _DIFFERS, _PRECISE), None

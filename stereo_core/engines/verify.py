@@ -32,8 +32,13 @@ def reference_disparity(onnx: Path, left_B3HW: np.ndarray, right_B3HW: np.ndarra
     return without_channel(session.run([DISPARITY], {LEFT: left_B3HW, RIGHT: right_B3HW})[0])
 
 
-def difference(disparity: np.ndarray, reference: np.ndarray, precision: str = "fp32") -> dict[str, float]:
+def difference(
+    disparity: np.ndarray, reference: np.ndarray, precision: str, differs: str, mend: str
+) -> dict[str, float]:
     """Mean and largest absolute difference and the tolerance of the mean, in px.
+
+    Args:
+        differs, mend: the beginning and the end of the error: what differs from what, and what to do.
 
     Raises:
         ValueError: the shapes differ.
@@ -45,9 +50,8 @@ def difference(disparity: np.ndarray, reference: np.ndarray, precision: str = "f
     mean, largest = float(error.mean()), float(error.max())
     if not mean <= TOLERANCE_PX[precision]:  # also true for NaN
         raise RuntimeError(
-            f"the disparity differs from its reference by {mean:.4g} px on average ({largest:.4g} px at most), more "
-            "than "
-            f"the {TOLERANCE_PX[precision]} px allowed for {precision}; no file was written"
+            f"{differs} by {mean:.4g} px on average ({largest:.4g} px at most), more than the "
+            f"{TOLERANCE_PX[precision]} px allowed for {precision}; {mend}"
         )
     return {
         "mean_abs_difference_px": mean,

@@ -64,8 +64,7 @@ def from_spec(spec: ExperimentSpec, checkpoint: str | Path | None = None) -> Ste
         raise SpecError(
             "model.stereo_backbone.depth_anything_v2_pretrained_path is empty, so the frozen ViT would keep random "
             "weights; name a Depth Anything V2 file, set model.stereo_backbone.train_vit=true (as preset small does), "
-            "or "
-            "model.stereo_backbone.allow_random_backbone=true"
+            "or model.stereo_backbone.allow_random_backbone=true"
         )
     model = create_model(**_settings(section))
     if pretrained:

@@ -62,7 +62,10 @@ def _target(name: str, path: tuple[Any, ...], keys: _Keys, trail: tuple[str, ...
     if name in trail:
         raise SpecError(f"{where}: ${{{name}}} refers to itself")
     if next(keys.room, None) is None:
-        raise SpecError(f"{where}: more than {MAX_REFERENCES} references (nested ones included); write values instead")
+        raise SpecError(
+            f"{where}: more than {MAX_REFERENCES} references `${{...}}`, counting those inside others; write the "
+            "values themselves"
+        )
     parts = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
     value = _look_up(keys.tree, parts)
     if value is _MISSING or value == "???":

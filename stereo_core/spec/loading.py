@@ -92,8 +92,14 @@ def read_tree(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     tree = parse(text, str(path))
     if tree is not None and not isinstance(tree, dict):
-        raise SpecError(f"{path}: a spec must be a mapping of keys to values, but this is a {type(tree).__name__}")
+        raise SpecError(f"{path}: a spec must be a mapping of keys to values, but this is {_kind(tree)}")
     return tree or {}
+
+
+def _kind(value: Any) -> str:
+    """What a YAML document holds, in words."""
+    kinds = {list: "a list", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), "text")
 
 
 def build(verb: str, tree: dict[str, Any]) -> Section:

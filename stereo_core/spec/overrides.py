@@ -77,7 +77,8 @@ def parse_override(token: str) -> tuple[Path, Any]:
     try:
         return path, parse_value(text)
     except SpecError as error:
-        raise SpecError(f"{dotted(path)}: {error}; put a text that starts with a bracket in quotes") from None
+        mend = "; put a text that starts with a bracket in quotes" * text.strip().startswith(("[", "{"))
+        raise SpecError(f"{dotted(path)}: {error}{mend}") from None
 
 
 def apply_override(tree: dict[str, Any], path: Path, value: Any) -> None:
@@ -105,6 +106,9 @@ def _get(node: Any, path: Path) -> Any:
         return node.get(last)
     if not isinstance(node, list):
         raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is not a list")
+    if last and not node:
+        first = dotted((*path[:-1], 0))
+        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has no entries yet; the first is {first}")
     if last > len(node):
         raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has only {counted(len(node), 'entry', 'entries')}")
     return node[last] if last < len(node) else None

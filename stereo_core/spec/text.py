@@ -61,10 +61,19 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def number(text: str) -> int | float | None:
-    """The number that a text represents; None if it is not a number. For a value that `parse` left as text."""
+    """The number that a text represents; None if it is not a number. For a value that `parse` left as text.
+
+    Raises:
+        ValueError: it has more digits than Python reads.
+    """
     if not _NUMBER.match(text):
         return None
-    return float(text) if re.search(r"[.eE]", text) else int(text)
+    if re.search(r"[.eE]", text):
+        return float(text)
+    try:
+        return int(text)
+    except ValueError:  # Python's limit
+        raise ValueError(f"a number of {len(text.lstrip('+-'))} digits is too long") from None
 
 
 def parse(text: str, source: str) -> Any:
@@ -122,7 +131,7 @@ def parse_value(text: str) -> Any:
     tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call] # in its stubs
     try:
         return _Loader("").construct_object(yaml.ScalarNode(tag, text))
-    except ValueError as error:  # a number of 5000 digits
+    except ValueError as error:
         raise SpecError(str(error)) from None
 
 

@@ -54,7 +54,10 @@ class Cache:
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(f"{uri}: cannot be written to the cache {cache_folder()}: {error.strerror}") from None
+            raise StorageError(
+                f"{uri}: cannot be written to the cache {cache_folder()}: {error.strerror}; free space there, or set "
+                "STEREO_CACHE to another folder"
+            ) from None
         return target
 
     def read(self, uri: str) -> bytes:

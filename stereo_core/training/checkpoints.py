@@ -208,11 +208,32 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """A text that names the resulting checkpoint and why it was chosen."""
         best = self.best
         if best:
-            value = self._value(read_sidecar(best)["metrics"])
-            return f"the best checkpoint by {self.monitor} is {best.name}, with {value:.4f}"
+            value, before = self._value(read_sidecar(best)["metrics"]), self._value_before
+            text = f"the best checkpoint by {self.monitor} is {best.name}, with {value:.4f}"
+            return text + ("" if before is None else f" ({before:.4f} before training)")
         return (
             f"the last checkpoint is {self.latest.name} (no validation)" if self.latest else "no checkpoint was written"
         )
+
+    def doubt(self) -> str | None:
+        """A warning if training made the network no better; else None."""
+        before = self._value_before
+        if before is None or self.best is None:
+            return None
+        value = self._value(read_sidecar(self.best)["metrics"])
+        if value < before:
+            return None
+        return (
+            f"no epoch was better than the weights that training started from: {self.monitor} was {before:.4f} before "
+            f"and {value:.4f} at best; keep those weights, or try a lower train.optim.lr"
+        )
+
+    @property
+    def _value_before(self) -> float | None:
+        """The metric of the weights that training started from; None if they were not validated."""
+        name = "val_loss" if self.monitor == "val/loss" else self.monitor.removeprefix("val/")  # see validation_kpi
+        value = self.initial.get(f"initial_{name}")
+        return value if value is not None and math.isfinite(value) else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"names": self.names, "initial": self.initial}

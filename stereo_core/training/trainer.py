@@ -135,7 +135,8 @@ def check_fsdp(settings: Train) -> None:
     """Raise SpecError for settings of the spec's `train` that do not work with sharded weights."""
     if settings.ema_decay is not None:
         raise SpecError(
-            "train.ema_decay: fsdp shards the weights and cannot average them; use ddp, or leave ema_decay out"
+            "train.ema_decay: fsdp shards the weights and cannot average them; set "
+            "train.distributed_strategy=ddp, or remove train.ema_decay"
         )
     if settings.precision == "fp16":
         raise SpecError("train.precision: fp16's gradient scaling does not work with fsdp; choose bf16 or fp32, or ddp")

@@ -112,11 +112,14 @@ def test_only_trained_weights_move(finished, scenes):
     assert any(".update_block." in name for name in moved)
 
 
-def test_pretrained_weights_are_the_start(finished, train, tmp_path):
+def test_pretrained_weights_are_the_start(finished, train, tmp_path, status_lines):
     folder, before = finished
     code, outcome = train(tmp_path, num_epochs=1, pretrained_model_path=str(folder / "dn_model_latest.pth"))
     assert code == 0
     assert outcome.kpi["initial_epe"] == pytest.approx(before.kpi["epe"], rel=1e-5)
+    assert outcome.message.endswith(f"({before.kpi['epe']:.4f} before training)")
+    told = [line["message"] for line in status_lines(tmp_path) if "no epoch was better" in line["message"]]
+    assert bool(told) == (outcome.kpi["epe"] >= outcome.kpi["initial_epe"])
     assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]
 
 
@@ -132,7 +135,7 @@ def test_bf16_runs(train, tmp_path):
 def test_what_fsdp_can_not_do_is_refused(train, tmp_path, status_lines):
     """Before any process is started."""
     assert train(tmp_path, num_gpus=2, distributed_strategy="fsdp", ema_decay=0.5)[0] == 2
-    assert "train.ema_decay: fsdp" in status_lines(tmp_path)[-1]["message"]
+    assert "set train.distributed_strategy=ddp, or remove train.ema_decay" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_sgd_with_accumulation_and_clipping_by_value(train, tmp_path):

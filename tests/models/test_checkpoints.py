@@ -16,7 +16,7 @@ from torch import nn
 
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import create_model, from_spec, load_model, save_checkpoint
-from stereo_core.models.checkpoints import convert_checkpoint, describe, to_tao
+from stereo_core.models.checkpoints import convert_checkpoint, describe, load_edgenext, to_tao
 from stereo_core.spec import spec_from_dict
 
 
@@ -214,6 +214,12 @@ def refusal(path, **overrides) -> str:
         load_model(path, **overrides)
     assert str(path) in str(caught.value)
     return str(caught.value)
+
+
+def test_another_file_for_the_edgenext_names_the_key(tmp_path, tiny_state):
+    torch.save(tiny_state, tmp_path / "m.pth")
+    with pytest.raises(ModelError, match=r"^model\.stereo_backbone\.edgenext_pretrained_path: .*m\.pth is no EdgeNeXt"):
+        load_edgenext(create_model(preset="tiny"), tmp_path / "m.pth")
 
 
 def test_a_setting_that_contradicts_the_checkpoint_is_to_be_removed(tmp_path, tiny_state):

@@ -48,7 +48,7 @@ def test_disk_that_is_full_where_a_tree_is_to_go(bed):
 
 def test_cache_that_is_no_folder(bed):
     bed.patch.setenv("STEREO_CACHE", str(bed.file))
-    bed.fails(StorageError, "cannot be written to the cache", bed.get)
+    bed.fails(StorageError, "set STEREO_CACHE to another folder", bed.get)
     bed.patch.setenv("STEREO_CACHE", str(bed.tmp_path / "cache"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from stereo_core.actions.doctor.data import files, pairs, samples
 from stereo_core.actions.doctor.machine import cores, devices, disk, links, memory, shared_memory
 from stereo_core.errors import SpecError, UserError
 from stereo_core.models import from_spec
+from stereo_core.progress import heartbeat, since
 from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
@@ -36,20 +38,22 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         SpecError: there is a problem that would stop the training.
     """
     case = Case(spec, this_machine())
-    findings = [(name, finding) for name, check in CHECKS.items() for finding in _found(check, case)]
+    findings = [(name, finding) for name in CHECKS for finding in _found(name, case)]
     print_findings(findings, Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH))
     counts = Counter(finding.level for _, finding in findings)
     kpi = {"problems": counts["problem"], "warnings": counts["warning"]} | case.kpi
     status.running("Checks done.", kpi=kpi, findings=[{"check": name} | asdict(finding) for name, finding in findings])
     if counts["problem"]:
         names = dict.fromkeys(name for name, finding in findings if finding.level == "problem")
-        raise SpecError(f"{counts['problem']} problem(s) found, see the table: {', '.join(names)}")
-    return Outcome(f"No problem found; {counts['warning']} warning(s)", kpi=kpi)
+        raise SpecError(f"{counted(counts['problem'], 'problem')} found, see the table: {', '.join(names)}")
+    return Outcome(f"No problem found; {counted(counts['warning'], 'warning')}", kpi=kpi)
 
 
-def _found(check: Callable[[Case], Iterator[Finding]], case: Case) -> Iterator[Finding]:
+def _found(name: str, case: Case) -> Iterator[Finding]:
+    start = time.monotonic()
     try:
-        yield from check(case)
+        with heartbeat(lambda: f"checking {name} ({since(start)} so far)"):
+            yield from CHECKS[name](case)
     except UserError as error:
         yield problem(str(error))
 

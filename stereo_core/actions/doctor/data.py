@@ -23,7 +23,7 @@ from stereo_core.progress import bars
 from stereo_core.report.findings import Finding, ok, problem, warning
 from stereo_core.spec.dataset import DataSource
 from stereo_core.training.doubts import warm_up_without_end
-from stereo_core.values import counted
+from stereo_core.values import counted, size_text
 
 SAMPLES = 6  # samples checked per list, spread over it
 THREADS = 16  # concurrent requests: network file systems have a high latency, but serve many at once
@@ -147,13 +147,11 @@ def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: D
     faults = list(_doubts(where, figures, case))
     yield from faults
     if not faults:
-        height, width = largest
         low, middle, high = (round(float(f([one.range[i] for one in figures])), 1) for i, f in enumerate(_OVER_SAMPLES))
         valid = np.mean([one.valid for one in figures])
         yield ok(
-            f"{where}: {counted(len(figures), 'sample')} decoded, up to {width}x{height} px, disparity {low} to {high} "
-            "px "
-            f"(median {middle}), {valid:.0%} of the pixels valid"
+            f"{where}: {counted(len(figures), 'sample')} decoded, up to {size_text(largest)} px, disparity {low} to "
+            f"{high} px (median {middle}), {valid:.0%} of the pixels valid"
         )
 
 
@@ -227,10 +225,12 @@ def _doubts(where: str, figures: list[SampleFigures], case: Case) -> Iterator[Fi
         )
     elif _most(one.differences[2] < 0.8 * one.differences[0] for one in figures):
         yield problem(f"{where}: the images match better at zero disparity than at the given one", coding)
-    height, width = case.crop
-    if "train_dataset" in where and _most(one.size[0] < 0.7 * height or one.size[1] < 0.7 * width for one in figures):
+    height, width = crop = case.section("train").augmentation.crop_size
+    if "train_dataset" in where and _most(one.size[0] < height or one.size[1] < width for one in figures):
+        smallest = tuple(min(side) for side in zip(*(one.size for one in figures), strict=True))
         yield warning(
-            f"{where}: the samples are much smaller than the crop of {width}x{height} px, so most of it is padding",
+            f"{where}: there are samples of {size_text(smallest)} px, but the crop is {size_text(crop)} px, so a part "
+            "of it is padding",
             "lower dataset.train_dataset.augmentation.crop_size",
         )
 

@@ -13,7 +13,7 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.choice import BEST, LATEST
 from stereo_core.training.distribution import resolve
 from stereo_core.training.memory import checkpoint_bytes, step_memory
-from stereo_core.values import counted
+from stereo_core.values import counted, size_text
 
 PREFETCHED = 2  # batches that each loader process prefetches, torch's default
 PIXEL_BYTES = 29  # per pixel of a sample: two float32 RGB images, a float32 disparity, a mask
@@ -51,14 +51,16 @@ def cores(case: Case) -> Iterator[Finding]:
         yield warning(
             "no loader processes: each step waits for its pairs to be read", "set dataset.train_dataset.workers"
         )
-    elif wanted > there:
+        return
+    loaders = counted(processes * workers, "loader process", "loader processes")
+    if wanted > there:
         yield warning(
-            f"{processes} x {workers} loader processes and {processes} training processes share "
+            f"{loaders} and {counted(processes, 'training process', 'training processes')} share "
             f"{counted(there, 'core')}, which is too few",
             f"set dataset.train_dataset.workers={max(1, there // processes - 1)}, or request {wanted} cores",
         )
     else:
-        yield ok(f"{processes} x {workers} loader processes on {counted(there, 'core')}")
+        yield ok(f"{loaders} on {counted(there, 'core')}")
 
 
 def shared_memory(case: Case) -> Iterator[Finding]:
@@ -135,11 +137,10 @@ def memory(case: Case) -> Iterator[Finding]:
     step = step_memory(case.network, train, case.crop, batch, device=device, ranks=case.ranks.world)
     there = min(gpus[index].memory for index in case.ranks.devices) if gpus else case.machine.memory
     case.kpi["memory_gib"] = step.total / GIB
-    height, width = case.crop
     parts = " + ".join(f"{name} {size / GIB:.2f}" for name, size in vars(step).items() if size)
     text = (
-        f"a step needs {step.total / GIB:.2f} of {there / GIB:.1f} GiB ({parts}) with batch {batch}, {width}x{height} "
-        f"px, {case.network.config.train_iters} iterations, {train.precision}"
+        f"a step needs {step.total / GIB:.2f} of {there / GIB:.1f} GiB ({parts}) with batch {batch}, "
+        f"{size_text(case.crop)} px, {case.network.config.train_iters} iterations, {train.precision}"
     )
     mend = "lower dataset.train_dataset.batch_size or augmentation.crop_size" + (
         "" if train.activation_checkpoint else ", or set train.activation_checkpoint=true"

@@ -12,7 +12,7 @@ from stereo_core.arguments import FilePath
 from stereo_core.orchestration.commands.params import compiled_file, read_params, relative
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
-from stereo_core.orchestration.record import Record, read_record
+from stereo_core.orchestration.record import ENDED, Record, read_record
 from stereo_core.storage import is_uri
 
 
@@ -141,7 +141,9 @@ def logs_command(folder: Path, step: str, follow: bool) -> None:
         raise GraphError(f"{folder}: the run has no step {step}; known: {', '.join(tasks)}")
     log = folder / "tasks" / step / "log.txt"
     if not log.is_file() and not follow:
-        raise GraphError(f"{folder}: step {step} ({tasks[step].state}) has no log yet")
+        state = tasks[step].state
+        yet = "" if state in ENDED else " yet"
+        raise GraphError(f"{folder}: step {step} ({state}) has no log{yet}")
     position = 0
     while True:
         goes_on = follow and read_record(folder).tasks[step].state in ("waiting", "running")
