@@ -188,8 +188,8 @@ def _camera_of_all(spec: ExperimentSpec) -> Calibration:
         return Calibration(spec.dataset.focal_x, spec.dataset.baseline, source=source)
     raise SpecError(
         "inference.save_depth and inference.save_point_cloud need a camera; set inference.calibration to a calib.txt "
-        "or K.txt, or to auto for the file beside each image, or set both dataset.baseline (metres) and dataset.focal_x "
-        "(px) to your camera's values (their defaults are not used)"
+        "or K.txt, or to auto for the file beside each image, or set both dataset.baseline (metres) and "
+        "dataset.focal_x (px) to your camera's values (their defaults are not used)"
     )
 
 
