@@ -29,7 +29,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 predict: $(READY)  ## a first depth map: create a synthetic pair and predict its disparity with the starter network
-	$(BIN)/depth_net synthesize results_dir=runs/predict/pair num_scenes=1 height=480 width=640 max_disparity=96
+	$(BIN)/depth_net synthesize results_dir=runs/predict/pair num_scenes=1 height=480 width=640 max_disparity=96 seed=5
 	$(BIN)/depth_net predict runs/predict/pair/scene_0000/dataset/data/left/rgb/0000.png \
 		runs/predict/pair/scene_0000/dataset/data/right/rgb/0000.png --output runs/predict \
 		--calibration runs/predict/pair/scene_0000/dataset/data/K.txt

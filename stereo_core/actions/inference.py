@@ -202,19 +202,19 @@ def format_warnings(clipped: Clipped, settings: Inference) -> list[str]:
     if below.pixels:
         kept = "PFM files hold the predicted values" if settings.save_raw_pfm else mend
         found.append(
-            f"disparity: {below.pixels} of {below.pixels + below.known} pixels in {below.images} of the images are "
+            f"disparity: {below.pixels} of {below.pixels + below.known} pixels in {counted(below.images, 'image')} are "
             f"predicted at or below 0 px (down to {below.lowest:.4g} px), where a network has no match; they count as "
             f"unknown: 0 in PNG files, no depth, no point; {kept}"
         )
     if disparity.pixels:
         found.append(
-            f"disparity_png16: {disparity.pixels} of {disparity.known} pixels in {disparity.images} of the images "
+            f"disparity_png16: {disparity.pixels} of {disparity.known} pixels in {counted(disparity.images, 'image')} "
             f"exceed 255.996 px, the largest value of the format, and are clipped to it; {exact}"
         )
     if depth.pixels:
         check = f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
         found.append(
-            f"depth: {depth.pixels} of {depth.known} pixels in {depth.images} of the images do not fit in 16-bit "
+            f"depth: {depth.pixels} of {depth.known} pixels in {counted(depth.images, 'image')} do not fit in 16-bit "
             f"millimetres (0.001 to 65.535 m) and are stored as 0 (unknown){check * (depth.pixels == depth.known)}"
         )
     if depth.denied:

@@ -9,8 +9,8 @@ from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.figures import ACCURACY, plain, scaled
-from stereo_core.report.html import Best, Cell, Short, Table, images_table, page, shown, views_of
+from stereo_core.report.figures import ACCURACY, NAMES, decimals, plain, setting
+from stereo_core.report.html import Cell, Figure, Short, Table, cell, images_table, page, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 from stereo_core.values import counted, from_json
@@ -20,7 +20,8 @@ LOG = logging.getLogger(__name__)
 # Order of the rows, if any result has them; other figures follow in the order of their first occurrence.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
-SETTINGS = {"valid_iters": "iterations", "precision": "precision", "device": "device"}  # of the summary, by key
+SETTINGS = ("valid_iters", "precision", "device")  # of the summary
+ALIKE = 1.005  # ratio to the lowest figure up to which a figure counts as equally good
 
 
 def run(spec: Any, status: Any) -> Outcome:
@@ -74,39 +75,51 @@ def summary(
     *,
     comparable: bool,
 ) -> Table:
-    """One row per evaluation: accuracy, time, iterations, precision; the best figures are marked if `comparable`."""
+    """One row per evaluation: accuracy, time, pairs, iterations, precision; the best accuracies are marked if
+    `comparable`. Times are not: they depend on what else the machine did."""
     rows: list[list[Cell]] = [[Short(name, path)] for name, path in zip(names, paths, strict=True)]
     titles = ["evaluation"]
     for key in ACCURACY[:4]:
-        _add(rows, titles, plain(key), [scaled(key, one[key]) if key in one else "" for one in columns], comparable)
-    _add(rows, titles, "ms a pair", [_milliseconds(one) for one in columns], comparable)
-    for key, title in SETTINGS.items():
-        _add(rows, titles, title, [one.get(key, "") for one in settings])
+        best = _best([one[key] for one in columns if key in one]) if comparable else set()
+        _add(
+            rows,
+            titles,
+            plain(key),
+            [cell(key, v, best=v in best) if (v := one.get(key)) is not None else "" for one in columns],
+        )
+    _add(rows, titles, "time of a pair (ms)", [_milliseconds(one) for one in columns])
+    _add(rows, titles, "pairs", [one.get("images", "") for one in columns])
+    for key in SETTINGS:
+        _add(rows, titles, setting(key), [one.get(key, "") for one in settings])
     return Table("Summary", titles, rows)
 
 
-def _add(rows: list[list[Cell]], titles: list[str], title: str, cells: list[Any], lowest_is_best: bool = False) -> None:
+def _add(rows: list[list[Cell]], titles: list[str], title: str, cells: list[Cell]) -> None:
     """Add a column, unless it is empty."""
-    numbers = [cell for cell in cells if cell != ""]
-    if not numbers:
+    if all(one == "" for one in cells):
         return
-    mark = lowest_is_best and len(set(numbers)) > 1
     titles.append(title)
-    for row, cell in zip(rows, cells, strict=True):
-        row.append(Best(cell) if mark and cell == min(numbers) else cell)
+    for row, one in zip(rows, cells, strict=True):
+        row.append(one)
 
 
-def _milliseconds(figures: dict[str, float]) -> float | str:
+def _best(values: list[float]) -> set[float]:
+    """The lowest figures, that is, those within ALIKE of the lowest; none if all are."""
+    best = {value for value in values if value <= ALIKE * min(values)}
+    return best if len(best) < len(set(values)) else set()
+
+
+def _milliseconds(figures: dict[str, float]) -> Figure | str:
     """The time of a pair; latencies are per batch."""
     if "latency_median_ms" not in figures:
         return ""
-    return figures["latency_median_ms"] / figures.get("latency_batch", 1)
+    return cell("latency_median_ms", figures["latency_median_ms"] / figures.get("latency_batch", 1))
 
 
 def settings_table(names: list[str], settings: list[dict[str, Any]]) -> Table:
     """One row per setting and one column per evaluation."""
     keys = list(dict.fromkeys(key for one in settings for key in one))
-    rows = [(key, *(str(one.get(key, "")) for one in settings)) for key in keys]
+    rows = [(setting(key), *(str(one.get(key, "")) for one in settings)) for key in keys]
     return Table("Settings", ("setting", *names), rows)
 
 
@@ -135,7 +148,7 @@ def other_images(names: list[str], columns: list[dict[str, float]], folders: lis
     ]
     if not others:
         return ""
-    return f"{', '.join(others)}: evaluated on other images than {names[0]}, so the figures are not comparable."
+    return f"{', '.join(others)}: evaluated on other pairs than {names[0]}, so the figures are not comparable."
 
 
 def _images_of(folder: Path) -> set[str] | None:
@@ -188,8 +201,8 @@ def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]
     """The figures side by side, and the difference of each column from the first."""
     known = list(dict.fromkeys([*FIRST, *(key for column in columns for key in column)]))
     rows = [key for key in known if any(key in column for column in columns)]
-    figures: list[tuple[str | float, ...]] = [
-        (_label(key, columns), *(c.get(key, "") for c in columns)) for key in rows
+    figures: list[tuple[Cell, ...]] = [
+        (_label(key, columns), *(_raw(key, column[key]) if key in column else "" for column in columns)) for key in rows
     ]
     tables = [Table("All figures", ("figure", *names), figures)]
     shared = [key for key in rows if all(key in column for column in columns)]
@@ -199,6 +212,12 @@ def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]
         ]
         tables.append(Table(f"Difference from {names[0]}", ("figure", *names[1:]), changes))
     return tables
+
+
+def _raw(key: str, value: float) -> Figure:
+    """A figure as results.json has it; px and ms with the decimals that they have everywhere."""
+    unit = NAMES.get(key.removesuffix("_pixel"), ("", ""))[1]
+    return Figure(value, decimals(key.removesuffix("_pixel"), value) if unit in ("px", "ms") else None)
 
 
 def _label(key: str, columns: list[dict[str, float]]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Record
-from stereo_core.report.figures import plain, scaled
-from stereo_core.report.html import Link, Table, page, shown, views_of
+from stereo_core.report.figures import plain
+from stereo_core.report.html import Link, Table, cell, page, shown, views_of
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # prefix of the metrics from before the training
@@ -35,7 +35,7 @@ def metrics_table(run: Record) -> Table | None:
     if not columns:
         return None
     cells = [
-        (name, *(scaled(column, values[column]) if column in values else "" for column in columns))
+        (name, *(cell(column, values[column]) if column in values else "" for column in columns))
         for name, values in rows
     ]
     return Table("Metrics", ("step", *map(plain, columns)), cells)

@@ -21,12 +21,33 @@ NAMES = {
     "device_memory_bytes": ("GPU memory", "MB"),
     "pixels": ("valid pixels", ""),
     "valid": ("valid", "%"),
+    "images": ("pairs", ""),
+    "empty": ("pairs without ground truth", ""),
 }
 """Key in results.json, metrics.csv or status.json -> name and unit."""
 
+SETTINGS = {
+    "hierarchical": ("coarse pass first", ""),
+    "encoder": ("encoder", ""),
+    "max_disparity": ("largest disparity of the network", "px"),
+    "dataset_max_disparity": ("largest ground truth that counts", "px"),
+    "valid_iters": ("iterations", ""),
+    **{
+        f"{end}_{side}": (f"{end} {side}", "px")
+        for end in ("input", "min", "opt", "max")
+        for side in ("height", "width")
+    },
+}
+"""Key of an evaluation's or prediction's settings -> name and unit; the others are their own names."""
+
+EXPLAINED = (
+    "EPE is the mean error. BP-n is the share of pixels with an error above n px. D1 is the share of pixels with an "
+    "error above 3 px and above 5 % of the ground truth. Low figures are good."
+)
+
 ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")
 KINDS = {
-    "mean over images": "{}",
+    "mean over pairs": "{}",
     "over all pixels": "{}_pixel",
     "before training": "initial_{}",
     "before training, over all pixels": "initial_{}_pixel",
@@ -34,6 +55,7 @@ KINDS = {
 """What an accuracy refers to -> its key, made from the metric's key."""
 
 _FACTORS = {"%": 100.0, "MB": 1e-6}
+_DECIMALS = {"px": 3, "%": 2, "pairs/s": 2, "MB": 1}
 
 
 def plain(key: str) -> str:
@@ -47,9 +69,21 @@ def scaled(key: str, value: float) -> float:
     return value * _FACTORS.get(NAMES.get(key, (key, ""))[1], 1.0)
 
 
+def setting(key: str) -> str:
+    """The name of a setting with its unit; plain words with blanks, so that lines break between them."""
+    name, unit = SETTINGS.get(key, (key.replace("_", " "), ""))
+    return f"{name} ({unit})" if unit else name
+
+
+def decimals(key: str, value: float) -> int | None:
+    """The digits after the decimal point of a figure as `scaled` gives it; None: as many as the value has."""
+    unit = NAMES.get(key, (key, ""))[1]
+    return int(value < 10) if unit == "ms" else _DECIMALS.get(unit)
+
+
 def sentence(row: dict[str, float]) -> str:
     """The metrics of one image (see `stereo_core.metrics`) in a line."""
     if not row["pixels"]:
         return "no valid ground truth"
-    shares = (f"{NAMES[key][0]} {scaled(key, row[key]):.1f} %" for key in ("bp2", "d1"))
+    shares = (f"{NAMES[key][0]} {scaled(key, row[key]):.2f} %" for key in ("bp2", "d1"))
     return ", ".join((f"EPE {row['epe']:.3f} px", *shares))

@@ -12,18 +12,20 @@ import gzip
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
 
 from stereo_core import __version__
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
-from stereo_core.report.figures import ACCURACY, KINDS, plain, scaled
+from stereo_core.report.figures import ACCURACY, EXPLAINED, KINDS, decimals, plain, scaled, setting
 from stereo_core.report.views import FILE, VALIDATION, Group, View, fitting, read_views, side_by_side
 from stereo_core.run.status import lines_of, warnings_in
 
@@ -41,6 +43,7 @@ _COLOURS = (
     "#e69f00",
     "#56b4e9",
 )  # colours that colour-blind readers can distinguish
+_DASHES = ("none", "7 5", "2 4")  # of the curves, so that those that coincide are seen
 
 _PAGE = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -54,10 +57,16 @@ class Link(NamedTuple):
     href: str
 
 
-class Best(NamedTuple):
-    """A cell with the best figure of its column."""
+class Figure(float):
+    """A number with the decimals that its cell shows; if `best`, the cell is bold."""
 
-    best: float
+    def __new__(cls, value: float, decimals: int | None = None, *, best: bool = False) -> Self:
+        self = super().__new__(cls, value)
+        self.decimals, self.best = decimals, best
+        return self
+
+    decimals: int | None
+    best: bool
 
 
 class Short(NamedTuple):
@@ -67,7 +76,7 @@ class Short(NamedTuple):
     whole: str
 
 
-Cell = str | float | Link | Best | Short
+Cell = str | float | Link | Short
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class Table:
     def is_number(self, column: int) -> bool:
         """Whether a column holds numbers, perhaps with gaps."""
         cells = [row[column] for row in self.rows if row[column] != ""]
-        return bool(cells) and all(isinstance(cell, int | float | Best) for cell in cells)
+        return bool(cells) and all(isinstance(cell, int | float) for cell in cells)
 
 
 Folded = Mapping[str, str | Mapping[str, Any] | Table]
@@ -91,10 +100,18 @@ Gallery = tuple[str, str, Sequence[Path]]
 """Title, caption, PNG files."""
 
 
+def cell(key: str, value: float, *, best: bool = False) -> Figure:
+    """The cell of a figure under its key, in the unit that `plain` names and with the decimals of that unit."""
+    return Figure(scaled(key, value), decimals(key, scaled(key, value)), best=best)
+
+
 def figure(value: float) -> str:
-    """Four significant digits, and all digits before the decimal point: never 1.235e+04; nothing for NaN."""
+    """The decimals of a `Figure`, else four significant digits, and all digits before the decimal point: never
+    1.235e+04; nothing for NaN."""
     if value != value:
         return ""
+    if isinstance(value, Figure) and value.decimals is not None:
+        return f"{value:.{value.decimals}f}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -122,19 +139,25 @@ def page(
     embedded = [
         (name, caption, [(p.stem, _base64(p.read_bytes())) for p in files]) for name, caption, files in galleries
     ]
+    tables, more = list(tables), list(more)
     return _PAGE.render(
         title=title,
         note=note,
         drawing=drawing,
         warnings=warnings,
-        tables=list(tables),
+        tables=tables,
+        explained=EXPLAINED if any(plain("epe") in table.columns for table in tables) else "",
         groups=groups,
-        names=short_names([group.name for group in groups]),
+        names=headings(groups),
         open_views=OPEN_VIEWS,
         more=more,
         galleries=embedded,
         folded=folded or {},
         figure=figure,
+        cell=cell,
+        setting=setting,
+        unbroken=_unbroken,
+        dashes=_DASHES,
         colours=_COLOURS,
         constants=_constants() if groups else {},
         plotly=_plotly() if has_cloud(groups) else "",
@@ -153,6 +176,33 @@ def short_names(names: Sequence[str]) -> list[str]:
         return "/".join(end if count < 3 else (end[0], "…", end[-1]))
 
     return [short(own) for own in parts]
+
+
+_SAYS_NOTHING = re.compile(
+    r"(im|img|image|view|cam|colou?red|left|right|rgb|disparity|data|dataset|frame|training|testing)?_?\d*(_\d+)?"
+)
+"""Names that most data sets use for each of their images and folders."""
+
+
+def headings(groups: Sequence[Group]) -> list[str]:
+    """`short_names` of the pairs. A name that many data sets have, such as im0, left or 0000, follows the nearest
+    folder above that has a name of its own, as in Teddy/im0."""
+    found = []
+    for name, group in zip(short_names([group.name for group in groups]), groups, strict=True):
+        path = next(iter(group.views.values())).path or group.name
+        above = [part for part in path.split("/")[:-1] if part]
+        own = next((n for n in range(len(above), 0, -1) if not _SAYS_NOTHING.fullmatch(above[n - 1])), 0)
+        if not all(_SAYS_NOTHING.fullmatch(part) for part in name.split("/")) or not own:
+            found.append(name)
+            continue
+        skipped = len(above) - own - name.count("/")
+        found.append("/".join([above[own - 1], *["…"] * (skipped > 0), name]))
+    return found
+
+
+def _unbroken(text: str) -> Markup:
+    """HTML in which no line ends within an option and its value, such as `--focal PX`: browsers break after hyphens."""
+    return Markup(re.sub(r"--\w+( [A-Z]+)?", r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def has_cloud(groups: Iterable[Group]) -> bool:
@@ -197,20 +247,20 @@ def _base64(data: bytes) -> str:
 def metrics_tables(metrics: Mapping[str, float]) -> list[Table]:
     """The accuracy, a row per kind and a column per metric; and the other figures, a row each."""
     others: dict[str, Any] = dict(metrics)
-    accuracy: list[tuple[str | float, ...]] = []
+    accuracy: list[tuple[Cell, ...]] = []
     for kind, pattern in KINDS.items():
         values = [others.pop(pattern.format(key), math.nan) for key in ACCURACY]
         if any(value == value for value in values):
-            accuracy.append((kind, *map(scaled, ACCURACY, values)))
+            accuracy.append((kind, *map(cell, ACCURACY, values)))
     tables = [
         Table("Accuracy", ("kind", *map(plain, ACCURACY)), accuracy),
-        Table("Figures", ("figure", "value"), [(plain(key), scaled(key, value)) for key, value in others.items()]),
+        Table("Figures", ("figure", "value"), [(plain(key), cell(key, value)) for key, value in others.items()]),
     ]
     return [table for table in tables if table.rows]
 
 
 def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Table]:
-    """One row per image that all metrics.csv contain, the worst first, with links to the pairs; no table without such
+    """One row per pair that all metrics.csv contain, the worst first, with links to the pairs; no table without such
     files.
 
     A single run shows all its figures; several runs show only their epe.
@@ -227,20 +277,20 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
     if len(read) == 1:
         (figures,) = ([*rows.values()] for rows in read.values())
         names = [plain(key) for key in figures[0]]
-        rows: list[tuple[str, list[float]]] = [
-            (path, [scaled(key, value) for key, value in row.items()]) for path, row in zip(paths, figures, strict=True)
+        rows: list[tuple[str, list[Figure]]] = [
+            (path, [cell(key, value) for key, value in row.items()]) for path, row in zip(paths, figures, strict=True)
         ]
     else:
         names = [f"{plain('epe')} {run}" for run in read]
-        rows = [(path, [rows[path]["epe"] for rows in read.values()]) for path in paths]
+        rows = [(path, [cell("epe", rows[path]["epe"]) for rows in read.values()]) for path in paths]
     rows.sort(key=lambda row: -max((value for value in row[1][:1] if value == value), default=-1.0))
     below = _common(paths)
     cells = [
         [Link(path[len(below) :], anchors[path]) if path in anchors else path[len(below) :], *values]
         for path, values in rows[:MOST_ROWS]
     ]
-    title = f"The worst {MOST_ROWS} of {len(rows)} images" if len(rows) > MOST_ROWS else "Images"
-    return [Table(f"{title} below {below}" if below else title, ("image", *names), cells)]
+    title = f"The worst {MOST_ROWS} of {len(rows)} pairs" if len(rows) > MOST_ROWS else "Pairs"
+    return [Table(f"{title} below {below}" if below else title, ("left image", *names), cells)]
 
 
 def _rows(path: Path) -> dict[str, dict[str, float]]:

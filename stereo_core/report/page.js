@@ -96,12 +96,13 @@ function said(view, camera, x, y) {
   const at = Math.min(view.height - 1, Math.floor(y * view.height)) * view.width +
     Math.min(view.width - 1, Math.floor(x * view.width));
   const px = view.layers.values[at], truth = view.layers.truth?.[at];
-  let text = Number.isNaN(px) ? "unknown" : `${px.toFixed(1)} px`;
+  const share = view.element.dataset.fullWidth / view.width, whole = (at, size) => Math.floor(at * Math.round(size * share));
+  let text = "disparity " + (Number.isNaN(px) ? "unknown" : `${px.toFixed(1)} px`);
   if (camera && Number.isFinite(px) && Number.isFinite(metres(camera, px)))
-    text += `, ${metres(camera, px).toFixed(2)} m`;
+    text += `, depth ${metres(camera, px).toFixed(2)} m`;
   if (view.layers.truth)
     text += Number.isNaN(truth) ? ", no ground truth" : `, truth ${truth.toFixed(1)} px, error ${Math.abs(px - truth).toFixed(2)} px`;
-  return text;
+  return `${text} at (${whole(x, view.width)}, ${whole(y, view.height)})`;
 }
 
 async function start(group) {

@@ -34,7 +34,7 @@ def test_figures_stand_side_by_side_and_as_differences_to_the_first(tmp_path):
     assert outcome.kpi == {"fp32/epe": 1.5, "fp16/epe": 1.75}
     found = [[key[0], *cells] for key, cells in rows(page).items()]
     assert ["figure", "fp32", "fp16"] in found
-    assert ["epe", "1.5", "1.75"] in found
+    assert ["epe", "1.500", "1.750"] in found
     assert ["latency_median_ms", "80", ""] in found, "the second was not timed: no figure"
     assert ["epe", "0.25"] in found, "the difference to the first"
     assert ["engine_bytes", "", "1000"] in found and ["engine_bytes", "1000"] not in found
@@ -49,25 +49,40 @@ def summary_of(page):
 
 def test_the_summary_comes_first_with_units_and_the_best_of_each_column(tmp_path):
     """Raw keys and settings are folded away below."""
-    one = results(tmp_path / "fp32", {"precision": "fp32", "valid_iters": 22}, epe=1.5, d1=0.25, bp1=0.5,
+    one = results(tmp_path / "fp32", {"precision": "fp32", "valid_iters": 22}, epe=1.5, d1=0.25, bp1=0.5, images=6,
                   latency_median_ms=80.0, latency_batch=4)  # fmt: skip
-    two = results(tmp_path / "fp16", {"precision": "fp16", "valid_iters": 8}, epe=1.75, d1=0.25, bp1=0.125,
-                  latency_median_ms=10.0)  # fmt: skip
+    two = results(tmp_path / "fp16", {"precision": "fp16", "valid_iters": 8}, epe=1.75, d1=0.25, bp1=0.125, images=6,
+                  latency_median_ms=8.21)  # fmt: skip
     page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
     assert summary_of(page) == [
-        ["evaluation", "EPE (px)", "D1 (%)", "BP-1 (%)", "ms a pair", "iterations", "precision"],
-        ["fp32", "*1.5", "25", "50", "20", "22", "fp32"],
-        ["fp16", "1.75", "25", "*12.5", "*10", "8", "fp16"],
+        ["evaluation", "EPE (px)", "D1 (%)", "BP-1 (%)", "time of a pair (ms)", "pairs", "iterations", "precision"],
+        ["fp32", "*1.500", "25.00", "50.00", "20", "6", "22", "fp32"],
+        ["fp16", "1.750", "25.00", "*12.50", "8.2", "6", "8", "fp16"],
     ]
     assert f'title="{one}"' in page, "the whole path"
     folded = page[page.index("<details>") :]
-    assert "valid_iters" not in page[: page.index("<details>")] and "valid_iters" in folded and "d1" in folded
+    assert "bp1" not in page[: page.index("<details>")] and "bp1" in folded and "setting" in folded
+    assert "D1 is the share" in page[: page.index("<details>")]
 
 
 def test_evaluations_of_other_images_have_no_best(tmp_path):
     one, two = (results(tmp_path / str(images), epe=float(images), images=images) for images in (2, 3))
     page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
-    assert summary_of(page)[1:] == [["2", "2"], ["3", "3"]]
+    assert summary_of(page)[1:] == [["2", "2.000", "2"], ["3", "3.000", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("epes", "shown"),
+    [
+        ((1.0, 1.004), ["1.000", "1.004"]),
+        ((1.0, 1.004, 2.0), ["*1.000", "*1.004", "2.000"]),
+        ((1.0, 1.006), ["*1.000", "1.006"]),
+    ],
+)
+def test_figures_that_hardly_differ_are_equally_good(tmp_path, epes, shown):
+    paths = [results(tmp_path / str(n), epe=epe) for n, epe in enumerate(epes)]
+    page = run(tmp_path, results=paths).artifacts["report"].read_text()
+    assert [row[1] for row in summary_of(page)[1:]] == shown
 
 
 def test_a_metrics_file_serves_like_a_folder(tmp_path):
@@ -128,7 +143,7 @@ def test_evaluations_of_other_images_draw_a_warning(tmp_path, caplog, images, co
     if images:
         (tmp_path / "two" / "metrics.csv").write_text("path,epe\n" + "".join(f"{i},1\n" for i in images))
     page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
-    said = "two: evaluated on other images than one"
+    said = "two: evaluated on other pairs than one"
     assert (said in caplog.text) == (said in page) == other
 
 
@@ -148,4 +163,4 @@ def test_a_latency_says_of_how_many_images_it_is(tmp_path, batches, label):
     found = [
         [key[0], *cells] for key, cells in rows(run(tmp_path, results=paths).artifacts["report"].read_text()).items()
     ]
-    assert [f"latency_median_ms{label}", "1", "2"] in found and [f"latency_median_ms{label}", "1"] in found
+    assert [f"latency_median_ms{label}", "1.0", "2.0"] in found and [f"latency_median_ms{label}", "1"] in found

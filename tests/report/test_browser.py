@@ -125,7 +125,9 @@ def test_values_under_the_pointer(opened, disparity, truth):
     tab = opened(text_of({"": [made(disparity, truth_HW=truth, camera=CAMERA)]}))
     said = tab.locator("output")
     point(tab, 0.75, 30.5 / HEIGHT, figure=1)
-    px, metres, gt, error = map(float, re.findall(r"[\d.]+", said.inner_text()))
+    text = said.inner_text()
+    px, metres, gt, error, x, y = map(float, re.findall(r"[\d.]+", text))
+    assert text.startswith("disparity ") and "depth " in text and (x, y) == (3 * WIDTH // 4, HEIGHT // 2)
     expected = disparity[HEIGHT // 2, 3 * WIDTH // 4]
     assert px == pytest.approx(expected, abs=0.1) and gt == pytest.approx(expected + 3, abs=0.1)
     assert metres == pytest.approx(50 / (expected + 10), abs=0.006) and error == pytest.approx(3, abs=0.05)
@@ -167,10 +169,10 @@ def test_the_names_of_both_sides_stand_below_their_picture(opened, disparity, tr
 
 
 def test_pairs_after_the_first_unfold_at_a_click_from_a_link_and_in_print(opened, disparity, truth):
-    views = [made(disparity, truth_HW=truth, name=f"a/{n}", path=f"{n}.png") for n in range(6)]
+    views = [made(disparity, truth_HW=truth, name=f"a/{n}", path=f"a/{n}.png") for n in range(6)]
     tab = opened(text_of({"": views}, tables=[Table("T", ("image",), [(Link("5.png", "#pair-6"),)])]))
     pictures = tab.locator(".group .both >> nth=0")
-    assert tab.locator("summary h2").all_inner_texts() == [*"012345"]
+    assert tab.locator("summary h2").all_inner_texts() == [f"a/{n}" for n in range(6)]
     assert tab.locator("summary h2").first.get_attribute("title") == "a/0"
 
     def seen():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stereo_core.data.calibration import Calibration
-from stereo_core.report.html import Table, figure, images_table, metrics_tables, page, short_names
+from stereo_core.report.html import Table, figure, headings, images_table, metrics_tables, page, short_names
 from stereo_core.report.viewer import FIRST, STEPS, WORST, Chosen, view
 from stereo_core.report.views import CURVE_PX, fitting, read_views, side_by_side, write_views
 
@@ -94,19 +94,19 @@ def test_images_are_listed_worst_first_with_links_to_their_pairs(disparity, tmp_
     )
     groups = side_by_side({"": [made(disparity, path="s3://b/x/y/2.png")]})
     (table,) = images_table({"": tmp_path}, groups)
-    assert table.title == "Images below s3://b/x/" and table.columns == ("image", "EPE (px)", "D1 (%)")
+    assert table.title == "Pairs below s3://b/x/" and table.columns == ("left image", "EPE (px)", "D1 (%)")
     assert [row[0] for row in table.rows] == [("y/2.png", "#pair-1"), "1.png", "3.png"]
     assert table.rows[1][1:] == [1.5, 12.5]
     assert images_table({"": tmp_path / "absent"}, groups) == []
     (table,) = images_table({"one": tmp_path, "two": tmp_path}, groups)
-    assert table.columns == ("image", "EPE (px) one", "EPE (px) two") and table.rows[0][1:] == [2.5, 2.5]
+    assert table.columns == ("left image", "EPE (px) one", "EPE (px) two") and table.rows[0][1:] == [2.5, 2.5]
 
 
 def test_accuracy_is_a_table_of_kinds_and_metrics_in_their_units():
     accuracy, others = metrics_tables({"epe": 1.5, "d1": 0.125, "epe_pixel": 2.0, "model_bytes": 9_662_378, "x": 7})
     assert accuracy.columns == ("kind", "EPE (px)", "D1 (%)", "BP-1 (%)", "BP-2 (%)", "BP-3 (%)", "RMSE (px)")
     (one, *means, _, _, _, _), (all_pixels, epe, missing, *_) = accuracy.rows
-    assert (one, means) == ("mean over images", [1.5, 12.5]) and (all_pixels, epe) == ("over all pixels", 2.0)
+    assert (one, means) == ("mean over pairs", [1.5, 12.5]) and (all_pixels, epe) == ("over all pixels", 2.0)
     assert figure(missing) == "", "no figure is made up"
     assert others.rows == [("model file (MB)", pytest.approx(9.662378)), ("x", 7)]
     assert [table.title for table in metrics_tables({"x": 1.0})] == ["Figures"]
@@ -116,6 +116,36 @@ def test_pairs_have_short_names_that_differ():
     assert short_names(["a/b/im0", "a/c/im0", "d/7"]) == ["b/im0", "c/im0", "7"]
     assert short_names(["s1/left/rgb/0", "s2/left/rgb/0"]) == ["s1/…/0", "s2/…/0"]
     assert short_names(["0", "a/0"]) == ["0", "a/0"]
+
+
+def headings_of(*paths):
+    one = made(np.ones((4, 4), np.float32))
+    names = [path.rpartition("/")[2].partition(".")[0] for path in paths]
+    return headings(
+        side_by_side({"": [replace(one, name=name, path=path) for name, path in zip(names, paths, strict=True)]})
+    )
+
+
+def test_a_name_that_every_data_set_has_follows_the_folder_that_tells_the_pair():
+    """Two pages beside each other would both say im2."""
+    assert headings_of("/a/teddy/im2.png") == ["teddy/im2"]
+    assert headings_of("run/scene_7/dataset/data/left/rgb/0000.png") == ["scene_7/…/0000"]
+    assert headings_of("kitti/training/image_2/000046_10.png", "kitti/training/image_2/000000_10.png") == [
+        "kitti/…/000046_10",
+        "kitti/…/000000_10",
+    ]
+    assert headings_of("left.png") == ["left"] and headings_of("left/0000.png") == ["0000"]
+    assert headings_of("s3://b/street.png") == ["street"]
+
+
+def test_settings_have_names_with_units_that_break_between_words():
+    text = page("T", folded={"Settings": {"max_disparity": 192, "coarse_step": 2}, "Arguments": {"max_disparity": 8}})
+    cells = re.findall("<td>(.*?)</td>", text)
+    assert cells[::2] == ["largest disparity of the network (px)", "coarse step", "max_disparity"]
+
+
+def test_no_line_ends_within_an_option():
+    assert '<span class="whole">--focal PX</span> &lt;' in page("T", note="--focal PX <")
 
 
 def test_a_column_of_numbers_with_gaps_is_one_of_numbers():
