@@ -26,7 +26,7 @@ def is_lfs_pointer(head: bytes) -> bool:
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success it is synced and renamed to `path`; on an error it is removed.
-    An OSError names a file, `path` if it had none.
+    An OSError of the system names a file, `path` if it had none.
 
     The parent folder is created. The suffix is kept, because some libraries choose the format by it.
     """
@@ -40,7 +40,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a write, say to a full disk, names no file
+        if error.errno is not None and error.filename is None:  # a write, say to a full disk, names no file
             error.filename = str(path)
         raise
     finally:

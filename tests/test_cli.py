@@ -175,6 +175,7 @@ def test_plot_says_what_it_drew_and_refuses_a_folder_without_curves(tmp_path):
     (tmp_path / "run").mkdir()
     result = depth_net("plot", "run", cwd=tmp_path)
     assert result.returncode == 2 and "run: nothing to draw" in result.stderr and "Traceback" not in result.stderr
-    StatusLog(tmp_path / "run").running("Training loop in progress", epoch=0, step=10, step_time=0.5)
+    for step in (10, 20):
+        StatusLog(tmp_path / "run").running("Training loop in progress", epoch=0, step=step, step_time=0.5)
     result = depth_net("plot", "run", "--out", "here.png", cwd=tmp_path)
     assert result.stdout == "here.png: run\n" and (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")

@@ -107,9 +107,13 @@ FIRST_ITERATION = {
 }
 
 
-def misses(golden, name: str, value: Tensor, bp2: bool) -> str | None:
-    """None where the tensor matches its golden within the tolerance of its stage, else what is off."""
+def misses(golden, name: str, value: Tensor, bp2: bool, noise: float = 1.0) -> str | None:
+    """None where the tensor matches its golden within the tolerance of its stage, else what is off.
+
+    noise: of the golden itself, as a multiple of the goldens' for which the tolerances were measured.
+    """
     rel_l2, limit, unit = next(row[1:] for row in TOLERANCES if re.search(row[0], name))
+    limit *= noise
     if bp2 and re.search(r"^disp$|disp_up", name):
         limit = BP2_DISPARITY
     result = golden.compare(name, value)
