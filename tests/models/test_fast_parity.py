@@ -65,8 +65,8 @@ def test_stages_of_a_forward(golden, filled, pair, monkeypatch, layout, name, st
 
 
 def test_correlation_that_is_not_normalised(golden, filled, pair, monkeypatch):
-    """Without the norms the volume is larger and float32 coarser: the golden's init_disp is 0.0010 px from this network's
-    in float64, which is the whole limit; in float32 an AMD EPYC is 0.0014 px from it, Xeons are within the limit."""
+    """Without the norms the volume is larger and float32 coarser: the golden's init_disp is 0.0010 px from this
+    network's in float64, the whole limit; in float32 an AMD EPYC is 0.0014 px from it, Xeons are within the limit."""
     model = filled("unpruned", gwc_feature_normalize=False)
     check_in_order(golden("fast_unpruned_unnormalized_128x160_d192_it4"), model, pair, monkeypatch, noise=3)
 
