@@ -324,7 +324,7 @@ def test_pixels_without_depth_are_counted_once_a_run(infer, scenes, tmp_path, ca
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("cam0=[400 0 192; 0 400 128; 0 0 1]\ndoffs=0\nbaseline=100\nwidth=384\nheight=256\n", "384x256"),
+        ("cam0=[400 0 192; 0 400 128; 0 0 1]\ndoffs=0\nbaseline=100\nwidth=384\nheight=256\n", "384 x 256"),
         ("90 0 47.5 0 90 31.5 0 0 1\n278.3", "278.3 m"),
         ("90 0 240 0 90 135 0 0 1\n0.25", r"(240, 135)"),
     ],
