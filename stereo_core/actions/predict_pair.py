@@ -305,7 +305,7 @@ class _Prediction:
         fewer = len(groups) < pairs
         notes = [f"The first {len(groups)} of {pairs} pairs; the files of all pairs are beside this page."] * fewer
         with atomic_path(self._page_file) as temporary:
-            folded = {"Inputs": self.inputs, "Settings": self.predictor.settings | _said(self.camera)}
+            folded = {"Inputs": self.inputs, "Settings": self.predictor.settings | _camera_settings(self.camera)}
             title = "Disparity" if self.camera is None else "Disparity and depth"
             text = page(
                 title, groups=groups, note=" ".join([*notes, note]).strip(), folded=folded, warnings=self.warnings.texts
@@ -324,7 +324,7 @@ def _files(name: str, flat: str, camera: bool) -> dict[str, str]:
     return {kind: path.format(name=name, flat=flat) for kind, path in kinds.items()}
 
 
-def _said(camera: Calibration | None) -> dict[str, str]:
+def _camera_settings(camera: Calibration | None) -> dict[str, str]:
     """The calibration as a page's settings."""
     if camera is None:
         return {}

@@ -41,7 +41,7 @@ def _checked(name: str, images: Any) -> np.ndarray:
         raise ValueError(f"images must be (H, W, 3), (H, W) or (B, H, W, 3) arrays, but {name} is {shape}")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8 or float in 0..255, but {name} is {images.dtype}")
-    _check_range(name, images)
+    check_range(name, images)
     images = images if images.ndim == 4 else images[None]
     return images if images.shape[-1] == 3 else np.repeat(images, 3, axis=-1)
 
@@ -50,7 +50,7 @@ def checked_tensors(left: Any, right: Any) -> tuple[Any, Any]:
     """torch (B, 3, H, W) RGB or (B, 1, H, W) grey -> both as (B, 3, H, W), on their device.
 
     Raises:
-        ValueError: a shape or type is unsupported, the values are in 0..1, or left and right differ in size.
+        ValueError: a shape or type is unsupported, or left and right differ in size.
     """
     if not is_torch(right):
         raise ValueError(f"left is a torch tensor and right is {type(right).__name__}; both must be of the same kind")
@@ -60,12 +60,10 @@ def checked_tensors(left: Any, right: Any) -> tuple[Any, Any]:
         raise ValueError(f"torch images must be (B, 3, H, W), with left and right of the same size, not {shapes}")
     if any(str(x.dtype) != "torch.uint8" and not x.is_floating_point() for x in (left, right)):
         raise ValueError(f"images must be uint8 or float in 0..255, not {left.dtype} and {right.dtype}")
-    for name, images in (("left", left), ("right", right)):
-        _check_range(name, images.detach())
     return tuple(x.detach().expand(-1, 3, -1, -1) for x in (left, right))
 
 
-def _check_range(name: str, images: Any) -> None:
+def check_range(name: str, images: Any) -> None:
     """Refuse an array or tensor with fractions and no value above 1: a network would take it for a black image.
 
     Whole numbers up to 1 are accepted: they may be a nearly black image.

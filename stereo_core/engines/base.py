@@ -138,7 +138,7 @@ class Engine(abc.ABC):
             float32 disparity in px of the input images: NumPy (H, W) or (B, H, W); torch (B, H, W) on left's device.
 
         Raises:
-            ValueError: a shape or type is unsupported, the values are in 0..1, or left and right differ.
+            ValueError: a shape or type is unsupported, NumPy values are in 0..1, or left and right differ.
             UserError: `resize` is "none" and the images do not have the engine's size.
         """
         if is_torch(left):

@@ -69,7 +69,7 @@ def fit(image: tuple[int, int], frame: tuple[int, int], resize: str) -> Fit:
             f"{size_text(frame)}; set it to pad or stretch"
         )
     if resize not in RESIZE:
-        raise UserError(f"evaluate.resize: {resize!r} is not one of {', '.join(RESIZE)}")
+        raise UserError(f"resize: {resize!r} is not one of {', '.join(RESIZE)}")
     scale = min(1.0, frame[0] / image[0], frame[1] / image[1])
     return Fit(image, (max(1, round(image[0] * scale)), max(1, round(image[1] * scale))), frame)
 

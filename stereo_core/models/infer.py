@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stereo_core.data.pairs import checked_arrays, checked_tensors, is_torch
+from stereo_core.data.pairs import check_range, checked_arrays, checked_tensors, is_torch
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """left, right (B, 3, H, W) RGB 0..255 -> disparity (B, H, W) px."""
@@ -30,7 +30,11 @@ def infer(predict: Predict, device: Any, left: Any, right: Any) -> Any:
         ValueError: a shape or type is unsupported, the values are in 0..1, or left and right differ.
     """
     if is_torch(left):
-        return _run(predict, device, *checked_tensors(left, right)).to(left.device)
+        images = checked_tensors(left, right)
+        if left.device.type == "cpu":  # on a GPU the host would have to wait for the values
+            check_range("left", images[0])
+            check_range("right", images[1])
+        return _run(predict, device, *images).to(left.device)
     images = (torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2) for x in checked_arrays(left, right))
     disparity_BHW = _run(predict, device, *images).cpu().numpy()
     return disparity_BHW if left.ndim == 4 else disparity_BHW[0]

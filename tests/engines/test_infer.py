@@ -123,8 +123,8 @@ def test_torch_in_torch_out(colour_onnx):
     left, right = images(3, 50, 81, 3), images(3, 50, 81, 3, seed=1)
     engine = engine_of(colour_onnx(batch=2))
     tensors = [torch.from_numpy(x).permute(0, 3, 1, 2).float().requires_grad_() for x in (left, right)]
-    with pytest.raises(ValueError, match="multiply by 255"):
-        engine.infer(*(x / 255 for x in tensors))
+    nearly_black = [x / 255 for x in tensors]  # such as a dark tile after scaling
+    assert engine.infer(*nearly_black).shape == (3, 50, 81)
     with pytest.raises(ValueError, match="left is a torch tensor and right is ndarray"):
         engine.infer(tensors[0], right)
     disparity = engine.infer(*tensors)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stereo_core.models import create_model
+from stereo_core.models.infer import infer
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,10 @@ def test_other_images_are_refused(model, pair):
                   (torch.zeros(3, 40, 70), torch.zeros(3, 40, 70))):  # fmt: skip
         with pytest.raises(ValueError, match=r"images must be|same size"):
             model.infer(*wrong)
+
+
+def test_tensors_in_0_to_1_are_refused():
+    """A common mistake: the network would see black images."""
+    images = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"largest value of left is .*multiply by 255"):
+        infer(lambda left, right: left[:, 0], "cpu", images, images)
