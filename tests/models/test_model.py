@@ -55,7 +55,7 @@ def test_train_mode_gives_start_and_every_iteration(tiny, images):
 
 @pytest.mark.parametrize("size", [(64, 100), (70, 96)])
 def test_train_mode_refuses_other_sizes(tiny, images, size):
-    with pytest.raises(ValueError, match=f"{size[1]}x{size[0]} px.*multiples of 32"):
+    with pytest.raises(ValueError, match=f"{size[1]} x {size[0]} px.*multiples of 32"):
         tiny.train()(*images(*size))
 
 
