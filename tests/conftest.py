@@ -23,6 +23,14 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch  # few tests need it
+
+        if not torch.cuda.is_available():
+            lacking("gpu", "needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of facts, goldens and real data that lies beside the project, where it is there."""

@@ -32,7 +32,7 @@ _INDEX = re.compile(_SHARD.pattern + re.escape(INDEX))
 _MEMBER = re.compile(r"((?:.*/)?shard-\d{5}-of-\d{5}\.tar)/(.+)", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _HEADER = "# shard of {} files: offset size crc32 name"
-_AGAIN = "copy the shard and its index again, or pack again"
+_AGAIN = "copy the shard and its index again, or pack the shards again"
 _BATCH = 64  # files read concurrently while packing
 
 Place = tuple[int, int, int]
@@ -106,7 +106,8 @@ def packed(root: str) -> dict[str, str]:
     for shard in _shards(home):
         inside = {name[len(below) :]: f"{shard}/{name}" for name in _index(shard) if name.startswith(below)}
         if found.keys() & inside.keys():
-            raise DataError(f"{shard}{INDEX}: {min(found.keys() & inside.keys())} is in another shard too; pack again")
+            twice = min(found.keys() & inside.keys())
+            raise DataError(f"{shard}{INDEX}: {twice} is in another shard too; pack the shards again")
         found |= inside
     return found
 
@@ -140,7 +141,7 @@ def _shards(home: str) -> list[str]:
     missing = set(range(max(totals, default=0))) - {int(number) for number, _ in found}
     if missing:
         raise DataError(f"{home}: {len(missing)} of {max(totals)} shards are missing, the first one is number "
-                        f"{min(missing)}; copy it again, or pack again")  # fmt: skip
+                        f"{min(missing)}; copy it again, or pack the shards again")  # fmt: skip
     return [os.path.join(home, f"shard-{number}-of-{total}.tar") for number, total in found]
 
 

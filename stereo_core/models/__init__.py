@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.models.checkpoints import load_depth_anything, load_edgenext, load_model, save_checkpoint
+from stereo_core.models.backbones import load_depth_anything, load_edgenext
+from stereo_core.models.checkpoints import load_model, save_checkpoint
 from stereo_core.models.fast_foundation_stereo import config as fast
 from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
 from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, make_config

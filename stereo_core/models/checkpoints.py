@@ -28,7 +28,7 @@ from stereo_core.models.foundation_stereo.config import (
     settings_of,
 )
 from stereo_core.models.foundation_stereo.model import FoundationStereo, StereoNetwork
-from stereo_core.models.names import edgenext_from_authors, from_tao, to_tao
+from stereo_core.models.names import from_tao, to_tao
 from stereo_core.models.quantized import dequantized, formats_of, read_quantization, round_activations
 from stereo_core.spec.text import parse
 
@@ -86,7 +86,7 @@ def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
         model = _make_network(checkpoint, given)
     quantization = read_quantization(checkpoint.file.extra, path)
     state = checkpoint.state if quantization is None else dequantized(checkpoint.state, quantization, path)
-    _load(model, state, path, "the file is incomplete or belongs to another network")
+    load_state(model, state, path, "the file is incomplete or belongs to another network")
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
     if checkpoint.network == "FoundationStereo":
@@ -152,7 +152,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         ModelError: no usable weight file.
     """
     file = read_weights(path)
-    known: dict[str, Any] = {"layout": file.layout, "prefix": file.prefix, "network": _network(file)}
+    known: dict[str, Any] = {"layout": file.layout, "prefix": file.prefix, "network": network_of(file)}
     tensors = {"tensors": len(file.state), "parameters": _parameters(file.state)}
     tensors["dtypes"] = sorted({str(t.dtype).removeprefix("torch.") for t in file.state.values()})
     if known["network"] == "FoundationStereo":
@@ -165,7 +165,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         checkpoint = _recognise(file)
         known |= {"names": checkpoint.names} | checkpoint.settings
     elif known["network"] == "DepthAnythingV2":
-        known["encoder"] = _encoder(file.state[POSITIONS].shape[-1], path)
+        known["encoder"] = encoder_of(file.state[POSITIONS].shape[-1], path)
     if quantization := read_quantization(file.extra, path):
         known |= {"quantization": quantization.backend, "quantized_layers": len(quantization.weight_scales)}
     stages = {key: file.extra[key] for key in ("epoch", "global_step") if key in file.extra}
@@ -182,7 +182,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _recognise(file: WeightFile) -> Checkpoint:
-    network = _network(file)
+    network = network_of(file)
     if network in PARTS:
         raise ModelError(f"{file.path}: {PARTS[network]}")
     tao = any(key.startswith(("feature.downsample_layers.", "cost_agg.atts.cost_vol_disp.")) for key in file.state)
@@ -216,7 +216,8 @@ PARTS = {
 }
 
 
-def _network(file: WeightFile) -> str:
+def network_of(file: WeightFile) -> str:
+    """The network or backbone whose keys a file has; ModelError for any other file."""
     state = file.state
     if any(key.startswith("cnet.conv04.") for key in state):
         return "FastFoundationStereo"
@@ -230,7 +231,7 @@ def _network(file: WeightFile) -> str:
 
 
 def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
-    encoder = _encoder(state[DINO + POSITIONS].shape[-1], path)
+    encoder = encoder_of(state[DINO + POSITIONS].shape[-1], path)
     found = {
         "encoder": encoder,
         "variant": "nvlabs" if "corr_stem.1.bn.weight" in state else "tao",
@@ -262,7 +263,8 @@ def _lookup_sizes(width: int, channels: int) -> dict[str, Any]:
     return {}
 
 
-def _encoder(dim: int, path: str | Path) -> str:
+def encoder_of(dim: int, path: str | Path) -> str:
+    """The encoder's name for a ViT of this width; ModelError if there is none."""
     for name, widths in VIT.items():
         if widths.dim == dim:
             return name
@@ -330,7 +332,7 @@ def _parameters(state: dict[str, Tensor]) -> int:
 # Reading and writing
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], path: str | Path, mend: str) -> None:
+def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path, mend: str) -> None:
     """Load every tensor; ModelError if one is missing, unexpected or of another shape."""
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state]
@@ -362,41 +364,3 @@ def _write(
         content = {"state_dict": named, "pytorch-lightning_version": version} | common
     with atomic_path(path) as temporary:
         write_torch(content, temporary)
-
-
-# Backbones, for training from scratch
-
-
-def load_depth_anything(model: nn.Module, path: str | Path) -> None:
-    """Load Depth Anything V2 weights (keys pretrained.*, depth_head.*) into the ViT branch.
-
-    Raises:
-        ModelError: not such a file, or one of another ViT; the message names the encoder that fits.
-    """
-    file = read_weights(path)
-    if _network(file) != "DepthAnythingV2":
-        raise ModelError(f"{path}: not a Depth Anything V2 file; expected keys pretrained.* and depth_head.*")
-    fits = _encoder(file.state[POSITIONS].shape[-1], path)
-    if fits != model.config.encoder:
-        given = model.config.encoder
-        widths = f"width {VIT[fits].dim}; {given} has {VIT[given].dim}"
-        raise ModelError(f"{path}: the file holds encoder {fits} ({widths}); set model.encoder={fits}")
-    _load(model.feature.dino.depth_anything, file.state, path, "the file is incomplete or belongs to another network")
-
-
-def load_edgenext(model: nn.Module, path: str | Path) -> None:
-    """Load EdgeNeXt-small weights with timm's or the authors' names; the classifier's norm and head are ignored.
-
-    Raises:
-        ModelError: not such a file, or one of another size.
-    """
-    file = read_weights(path)
-    if _network(file) != "EdgeNeXt":
-        raise ModelError(
-            f"model.stereo_backbone.edgenext_pretrained_path: {path} is no EdgeNeXt file (it has no keys stem.* and "
-            "stages.*); give EdgeNeXt-small's weights, or leave the key out"
-        )
-    state = {edgenext_from_authors(key): t for key, t in file.state.items() if not key.startswith(("norm.", "head."))}
-    backbone = nn.Module()
-    backbone.stem, backbone.stages = model.feature.stem, model.feature.stages
-    _load(backbone, state, path, "use an EdgeNeXt-small file (widths 48, 96, 160, 304)")

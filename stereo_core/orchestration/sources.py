@@ -82,7 +82,9 @@ def _selected(where: str, key: str, source: Source, item: dict[str, Any]) -> Sou
     if not found or not isinstance(source, Constant):
         raise GraphError(f"{where}: parameter {key} uses a selector (part of a value), which is not supported")
     if not isinstance(source.value, dict) or found[1] not in source.value:
-        raise GraphError(f"{where}: parameter {key} needs {found[1]}, which this loop item lacks: {source.value!r}")
+        raise GraphError(
+            f"{where}: parameter {key} uses {found[1]!r} of the loop item, but the item lacks it: {source.value!r}"
+        )
     return Constant(source.value[found[1]])
 
 

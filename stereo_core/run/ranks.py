@@ -89,7 +89,7 @@ class _Started:
     def made(self) -> Outcome:
         """What it has made; RuntimeError before it has ended well."""
         if self.outcome is None:
-            raise RuntimeError(f"the process of rank {self.rank} made nothing")
+            raise RuntimeError(f"the process of rank {self.rank} ended without a result")
         return self.outcome
 
     def look(self) -> None:

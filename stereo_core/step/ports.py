@@ -18,7 +18,9 @@ from stereo_core.storage import local_path
 from stereo_core.values import with_integers
 from stereo_core.verbs import VERBS, required
 
-FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": ("trt", "rtx", "ort", "ov")}
+ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx", "openvino": "ov"}
+"""Backend of an engine -> its artifact's format."""
+FORMATS = {"checkpoint": ("pth", "safetensors"), "onnx": ("onnx",), "engine": tuple(ENGINE_FORMATS.values())}
 """Kind of a model -> the formats that steps can read."""
 FORMATS["quantized"] = ("pth", "onnx")  # its metadata have kind checkpoint or onnx
 MODEL_KINDS = ("checkpoint", "onnx", "engine")  # the kinds that a port of kind `model` accepts

@@ -9,9 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from stereo_core.step.ports import Artifact
+from stereo_core.step.ports import ENGINE_FORMATS, Artifact
 
-ENGINE_FORMATS = {"onnxruntime": "ort", "tensorrt": "trt", "tensorrt_rtx": "rtx", "openvino": "ov"}
 FOLDER_FORMATS = {"images": "folder", "annotations": "txt", "disparity": "png"}
 RUN_NOTES = ("status.json", "experiment.yaml")  # files about the run, not part of an artifact
 

@@ -186,7 +186,6 @@ def test_cudnn_does_what_the_spec_says_while_it_trains(train, tmp_path, monkeypa
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_two_runs_on_a_gpu_are_equal(train, tmp_path, precision):
     """Kernels that add up in any order differ in the last bits, and after some steps in more. One of the two is stopped

@@ -141,7 +141,6 @@ def test_all_of_them_occur():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_draws_the_same_scenes():
     stream = STREAMS[0]
     batch, beside = stream.batch(range(4), torch.device("cuda")), next(stream.batches(4, torch.device("cuda")))

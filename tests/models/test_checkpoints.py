@@ -16,7 +16,8 @@ from torch import nn
 
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.models import create_model, from_spec, load_model, save_checkpoint
-from stereo_core.models.checkpoints import convert_checkpoint, describe, load_edgenext, to_tao
+from stereo_core.models.backbones import load_edgenext
+from stereo_core.models.checkpoints import convert_checkpoint, describe, to_tao
 from stereo_core.spec import spec_from_dict
 
 

@@ -205,7 +205,6 @@ def test_folding_leaves_no_norm_and_padding_no_odd_width():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
 class TestOnTheGpu:
     @pytest.mark.parametrize("levels, radius", [(2, 4), (1, 3)])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

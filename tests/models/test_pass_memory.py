@@ -23,7 +23,6 @@ def test_a_pass_holds_what_was_foretold_however_many_iterations(size, batch, ite
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("mixed", [False, True])
 def test_what_is_foretold_for_a_gpu_is_what_its_allocator_counts(mixed):
     network = create_model(encoder="vits", mixed_precision=mixed).eval().cuda()

@@ -63,7 +63,6 @@ def test_without_a_gradient_nothing_is_kept():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.bfloat16, 0.05)])
 def test_the_kernels_are_their_plain_twins(dtype, limit):
     tables, centres = _case("cuda", torch.float32)

@@ -259,7 +259,10 @@ def _root_artifact():
     ("make", "message"),
     [
         (_loop_over_an_output, "task for-loop-1: a loop needs a list that is known before the run"),
-        (_item_without, "task for-loop-1-1-use: parameter text needs a, which this loop item lacks: {'b': 'y'}"),
+        (
+            _item_without,
+            "task for-loop-1-1-use: parameter text uses 'a' of the loop item, but the item lacks it: {'b': 'y'}",
+        ),
         (_python_function, "task lightweight: Python-function components"),
         (_root_artifact, r"takes artifacts \(images\)"),
     ],

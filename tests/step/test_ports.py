@@ -9,8 +9,7 @@ from messages import executor_input, item
 
 from stereo_core.errors import DataError
 from stereo_core.step.launch import main
-from stereo_core.step.ports import Artifact, check_artifact, input_artifacts
-from stereo_core.step.results import ENGINE_FORMATS
+from stereo_core.step.ports import ENGINE_FORMATS, Artifact, check_artifact, input_artifacts
 from stereo_core.storage import local_path
 
 

@@ -71,7 +71,6 @@ def test_a_checkpoint_has_the_size_that_was_said(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("precision", "recompute"), [("fp32", False), ("bf16", False), ("bf16", True)])
 def test_the_estimate_for_a_gpu_is_what_its_allocator_counts(precision, recompute):
     """Within a tenth: cuDNN's scratch memory is not in the estimate, and not every temporary of a fused kernel is."""

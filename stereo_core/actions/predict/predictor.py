@@ -209,7 +209,7 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
             warned = True
             LOG.warning(
                 "images of %s px exceed the engine's maximum of %s px and are scaled down: details are lost, and "
-                "epe and d1 are not comparable with those of the checkpoint or of another size; %s",
+                "EPE and D1 are not comparable with those of the checkpoint or of another size; %s",
                 *(size_text((height, width)), size_text(size), mend),
             )
         return predict(left_B3HW, right_B3HW)
