@@ -97,6 +97,7 @@ def test_disparity_is_the_checkpoints_for_any_batch(checkpoint, exported):
     assert outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_tolerance_px"] <= 0.01
 
 
+@pytest.mark.slow
 def test_iterations_are_the_checkpoint_s_unless_the_spec_sets_them(tmp_path):
     """As in evaluate and inference; TAO's default of 22 would make a network for 8 slower and its disparity another."""
     save_checkpoint(create_model(preset="tiny", valid_iters=1), tmp_path / "tiny.pth")
@@ -119,9 +120,8 @@ def test_iterations_are_the_checkpoint_s_unless_the_spec_sets_them(tmp_path):
 OPSETS = [(16, 1, False), (16, -1, True), (17, 1, False), (18, -1, True), (19, 1, False), (20, -1, True)]
 
 
-@pytest.mark.parametrize(
-    ("opset", "batch", "open_hw"), [OPSETS[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in OPSETS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "batch", "open_hw"), OPSETS)
 def test_every_opset_with_fixed_and_open_shapes(checkpoint, tmp_path, opset, batch, open_hw):
     out = tmp_path / "model.onnx"
     # on_cpu: false traces on the CPU too where there is no CUDA
@@ -153,7 +153,13 @@ def any_size(checkpoint, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("batch", "height", "width"),
-    [(1, 64, 96), (2, 128, 160), (1, 224, 64), (1, 64, 1440), (1, 1376, 64)],  # the ViT sees no side above 1344
+    [
+        (1, 64, 96),
+        (2, 128, 160),
+        pytest.param(1, 224, 64, marks=pytest.mark.slow),
+        pytest.param(1, 64, 1440, marks=pytest.mark.slow),  # the ViT sees no side above 1344
+        pytest.param(1, 1376, 64, marks=pytest.mark.slow),
+    ],
 )
 def test_one_file_for_any_size(checkpoint, any_size, batch, height, width):
     generator = torch.Generator().manual_seed(height + width)

@@ -74,6 +74,7 @@ def test_engine_gives_the_checkpoints_disparity_for_another_image_size(model, on
     assert len(engine.latencies_ms) == 2
 
 
+@pytest.mark.slow
 def test_an_open_file_gives_an_engine_that_pads_no_more_than_the_network(model, tmp_path):
     """Traced at 64 x 96, run at 32 x 64 and 96 x 128: in one fixed size the first is padded, the second scaled down."""
     outcome, _ = build(exported(model, tmp_path, dynamic_hw=True, check=False), tmp_path)

@@ -217,6 +217,7 @@ def tiled_run(scenes, infer, small_engine, tmp_path, monkeypatch):
     return tmp_path / "tiles", opened[-1]
 
 
+@pytest.mark.slow
 def test_tiles_of_an_engine_are_not_scaled(tiled_run, scenes, small_engine, caplog):
     """The corners lie in one tile each: they are what the engine says of that tile."""
     folder, _ = tiled_run

@@ -49,6 +49,7 @@ def test_what_a_kill_in_a_write_has_left_is_swept_up(every_three_steps):
     assert not list(every_three_steps[0].glob(".model_epoch_*"))
 
 
+@pytest.mark.slow
 def test_steps_of_several_batches_are_saved_once_each(train, tmp_path, monkeypatch):
     """Two batches a step: the step count stands still for a batch."""
     written = []
@@ -71,6 +72,7 @@ def test_steps_of_several_batches_are_saved_once_each(train, tmp_path, monkeypat
     assert written == ["model_epoch_001_step_00004.pth"]
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
     """A file-size limit stands for the full disk: the write fails in the middle of the file."""
     assert train(tmp_path, num_epochs=1)[0] == 0
@@ -90,9 +92,8 @@ def test_full_disk_keeps_the_previous_checkpoint(train, tmp_path, status_lines):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize(
-    "stopped_after", [pytest.param(None, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped_after", [None, 2, 5])
 def test_the_newest_and_the_best_are_kept(train, tmp_path, status_lines, monkeypatch, stopped_after):
     """Five epochs, a rate that first teaches and then spoils: the best stays although it is old. The same where the run
     was stopped in an epoch's validation and went on; each validation stands at its own step."""

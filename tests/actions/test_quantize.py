@@ -63,7 +63,9 @@ def evaluated(spec, **model) -> dict:
     return evaluate.run(spec, STATUS).kpi
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("int8", torch.int8), pytest.param("fp8", torch.float8_e4m3fn, marks=pytest.mark.slow)]
+)
 def test_torchao_weights_alone(spec, tiny_checkpoint, shown, dtype, kind):
     pytest.importorskip("torchao")
     checked = spec(layers=[{"module_name": "", "weights": {"dtype": dtype}}])
@@ -115,6 +117,7 @@ def test_a_loss_above_the_limit_leaves_nothing(spec, costly, status_lines, capsy
     assert not [path for path in folder.rglob("*") if path.suffix == ".pth"]
 
 
+@pytest.mark.slow
 def test_a_loss_below_the_limit_is_told(spec, costly, status_lines):
     increase = run(spec(costly)).kpi["epe_increase"]
     allowed = spec(costly, max_epe_increase=increase * 2)

@@ -28,7 +28,9 @@ def test_resume_equals_an_undisturbed_run(finished, train, tmp_path):
     assert_same(saved, load(finished[0] / "dn_model_latest.pth"))
 
 
-@pytest.mark.parametrize("start", ["model_epoch_000_step_00002.pth", "model_epoch_000_step_00004.pth"])
+@pytest.mark.parametrize(
+    "start", ["model_epoch_000_step_00002.pth", pytest.param("model_epoch_000_step_00004.pth", marks=pytest.mark.slow)]
+)
 def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_lines, recwarn, start):
     """Within an epoch and at its end: no sample twice, none left out, so the same weights to the last bit. The run that
     is gone on with stays as it is: the validation that its checkpoint has not had is written beside none of its files.
@@ -51,6 +53,7 @@ def test_resume_from_a_step_checkpoint(every_two_steps, train, tmp_path, status_
     assert {path.name: path.read_bytes() for path in every_two_steps.glob("*.json")} == before
 
 
+@pytest.mark.slow
 def test_new_rates_hold_from_where_a_run_goes_on(finished, train, tmp_path, caplog):
     """The optimizer's state would bring back the old ones; here beta1 stands where OneCycleLR has left it."""
     content, first = load(finished[0] / "model_epoch_000_step_00002.pth"), str(tmp_path / "cycled.pth")
@@ -85,6 +88,7 @@ def test_an_epoch_is_not_cut_anew_in_its_middle(every_two_steps, train, tmp_path
     assert words in status_lines(tmp_path)[-1]["message"]
 
 
+@pytest.mark.slow
 def test_the_next_epoch_may_be_cut_anew(every_two_steps, train, tmp_path):
     at_end = str(every_two_steps / "model_epoch_000_step_00004.pth")
     keys = {"num_epochs": 2, "accumulate": 2, "resume_training_checkpoint_path": at_end}
@@ -128,6 +132,7 @@ def test_a_run_of_other_software_can_not_be_resumed(finished, train, tmp_path, s
     assert "tao.pth" in message and "train.pretrained_model_path" in message
 
 
+@pytest.mark.slow
 def test_plain_numbers_in_a_checkpoint_do_not_hinder_resuming(finished, train, tmp_path):
     content = load(finished[0] / "model_epoch_000_step_00002.pth") | {"best": np.float64(1.5)}
     torch.save(content, tmp_path / "best.pth")
@@ -173,6 +178,7 @@ def test_auto_goes_on_from_the_newest_checkpoint_and_says_so(finished, here, tra
     assert [line for line in status_lines(here) if line["message"].startswith(said)]
 
 
+@pytest.mark.slow
 def test_auto_does_nothing_to_a_run_that_is_over(here, train):
     before = contents(here, "*.pth")
     code, outcome = train(here, num_epochs=2, resume_training_checkpoint_path="auto")
@@ -185,6 +191,7 @@ def test_auto_begins_a_new_run_where_there_is_no_checkpoint(train, tmp_path, sta
     assert f"No checkpoint in {tmp_path}: starting a new run." in [line["message"] for line in status_lines(tmp_path)]
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_in_one_folder(train, tmp_path, monkeypatch, capfd):
     """The second is refused before it writes anything; when the first has ended, its folder is free again."""
     second = []
@@ -206,7 +213,7 @@ FIRST, SECOND = "model_epoch_000_step_00002.pth", "model_epoch_000_step_00004.pt
 SHORT = {"num_epochs": 2, "validation_interval": 2, "checkpoint_interval": 2}
 
 
-@pytest.fixture(params=["truncated", "one bit"])
+@pytest.fixture(params=["truncated", pytest.param("one bit", marks=pytest.mark.slow)])
 def damaged(request, every_two_steps, tmp_path):
     """A folder with a whole checkpoint and a later one, the latest, that is damaged."""
     for name in (FIRST, SECOND):

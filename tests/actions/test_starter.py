@@ -34,6 +34,7 @@ def evaluated(folder: Path, source: dict, checkpoint: str) -> float:
     return outcomes[0].kpi["epe"]
 
 
+@pytest.mark.slow
 def test_it_finds_the_disparities_of_scenes_it_never_saw(tmp_path):
     source = listed(tmp_path / "scenes", num_scenes=2, height=192, width=384, max_disparity=48, seed=70)
     epe = evaluated(tmp_path / "out", source, "starter")

@@ -39,13 +39,9 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, sta
     assert saved["global_step"] >= 2 and name.endswith(f"step_{saved['global_step']:05d}.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("hook", "step"),
-    [
-        ("on_train_batch_end", 2),
-        pytest.param("on_validation_batch_start", 4, marks=pytest.mark.slow),
-        pytest.param("on_train_epoch_end", 4, marks=pytest.mark.slow),
-    ],
+    ("hook", "step"), [("on_train_batch_end", 2), ("on_validation_batch_start", 4), ("on_train_epoch_end", 4)]
 )
 def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     """SIGTERM within the first epoch's four steps, in the validation after them, or at the epoch's end."""
@@ -68,6 +64,7 @@ def test_resume_after_sigterm(train, tmp_path, monkeypatch, hook, step):
     assert saved["optimizer_states"][0]["state"][0]["step"] == 12
 
 
+@pytest.mark.slow
 def test_sigterm_within_a_step_of_several_batches(train, tmp_path, monkeypatch):
     """The step is finished, not cut: half of its gradients would be lost."""
     keys = {"num_epochs": 1, "accumulate": 2, "ema_decay": 0.5}

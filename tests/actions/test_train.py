@@ -138,6 +138,7 @@ def test_what_fsdp_can_not_do_is_refused(train, tmp_path, status_lines):
     assert "set train.distributed_strategy=ddp, or remove train.ema_decay" in status_lines(tmp_path)[-1]["message"]
 
 
+@pytest.mark.slow
 def test_sgd_with_accumulation_and_clipping_by_value(train, tmp_path):
     keys = {"num_epochs": 1, "accumulate": 2, "clip_grad_value": 1e-4}
     code, _ = train(tmp_path, batch_size=1, optim={"optimizer": "SGD", "momentum": 0.8, "lr": 1e-2}, **keys)
@@ -172,6 +173,7 @@ def test_gradients_are_clipped_by_norm_or_by_value(train, tmp_path, monkeypatch,
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [True, False])
 def test_cudnn_does_what_the_spec_says_while_it_trains(train, tmp_path, monkeypatch, wanted):
     cudnn, seen = torch.backends.cudnn, []
@@ -319,6 +321,7 @@ def test_what_was_skipped_is_counted_in_the_end(scenes, split, tmp_path, status_
     assert (last["kpi"]["skipped_steps"], last["kpi"]["skipped_samples"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_lost_statistics_end_the_run(train, tmp_path, status_lines, monkeypatch):
     """The loss never sees running statistics, only a validation does; the checkpoint before them stays the latest."""
 

@@ -93,6 +93,7 @@ def test_fp16_engine_holds_fp16_weights_and_gives_float32(colour_onnx):
     assert engine.run(left, right).dtype == np.float32 and 0 < difference.mean() < 1
 
 
+@pytest.mark.slow
 def test_deconvolutions_stay_float32_in_an_fp16_engine_unless_pinned(tiny_onnx, tmp_path):
     def types(**settings):
         out = tmp_path / "model.ort.onnx"

@@ -28,6 +28,7 @@ def built(source, **settings):
     return build, load_engine(out)
 
 
+@pytest.mark.slow
 def test_the_network_gives_its_files_disparity_two_images_at_once(tiny_onnx, tmp_path):
     build = build_engine(tiny_onnx, tmp_path / "e", BuildSettings(backend="openvino", max_batch=2))
     assert build.difference["mean_abs_difference_px"] < 1e-4 and build.not_verified is None

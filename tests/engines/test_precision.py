@@ -58,6 +58,7 @@ def run(model: onnx.ModelProto, left: np.ndarray, right: np.ndarray) -> np.ndarr
     return session.run(None, dict(zip((x.name for x in session.get_inputs()), (left, right), strict=True)))[0]
 
 
+@pytest.mark.slow
 def test_fp16_keeps_the_disparity(tiny, half):
     onnx.checker.check_model(half.model, full_check=True)
     left, right = synthetic_pair(64, 96, 2)

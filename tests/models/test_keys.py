@@ -26,6 +26,7 @@ def shapes(model) -> dict:
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["vits", "vitb", "vitl"])
 def test_nvlabs_names_and_shapes(shared, encoder):
     wanted, table = listed(shared, encoder)

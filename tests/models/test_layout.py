@@ -30,6 +30,7 @@ def test_channels_last_changes_neither_disparity_nor_gradients():
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_checkpoints_go_either_way():
     model, other = create_model(preset="tiny"), channels_last(create_model(preset="tiny"))
     other.load_state_dict(model.state_dict())

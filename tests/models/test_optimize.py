@@ -43,7 +43,12 @@ def stirred(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"variant": "tao"}, {"disparity_attention": "heads"}, {"n_gru_layers": 1, "corr_levels": 1, "corr_radius": 3}],
+    [
+        {},
+        pytest.param({"variant": "tao"}, marks=pytest.mark.slow),
+        pytest.param({"disparity_attention": "heads"}, marks=pytest.mark.slow),
+        pytest.param({"n_gru_layers": 1, "corr_levels": 1, "corr_radius": 3}, marks=pytest.mark.slow),
+    ],
     ids=["nvlabs", "tao", "heads", "one level"],
 )
 def test_the_whole_network_in_float64(settings, images):
@@ -59,6 +64,7 @@ def test_the_whole_network_in_float64(settings, images):
     assert (found - expected).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_channels_that_are_no_multiple_of_eight():
     """The published width 28 gets four channels more, which must not be seen."""
     model = stirred(create_model(encoder="vits", max_disparity=64)).double()

@@ -40,11 +40,13 @@ def test_all_intermediates_of_a_forward(golden, weights, pair, monkeypatch):
     check_in_order(reference, stages(reference, filled(weights), pair, monkeypatch))
 
 
+@pytest.mark.slow
 def test_attention_over_heads(golden, weights, pair, monkeypatch):
     reference = golden("shared_vits_128x160_d128_it4_attheads")
     check_in_order(reference, stages(reference, filled(weights, disparity_attention="heads"), pair, monkeypatch))
 
 
+@pytest.mark.slow
 def test_tao_variant(golden, fill, pair, monkeypatch):
     """Its weights are filled by TAO's names, so the names are tested too."""
     reference = golden("shared_tao_vits_128x160_d128_it4")

@@ -193,6 +193,7 @@ def test_only_steps_on_gpus_have_the_priority(tmp_path):
 # ---- executed
 
 
+@pytest.mark.slow
 def test_real_steps_give_what_the_local_engine_gives(compiled_once, tmp_path):
     graph = load_pipeline(compiled_once(data))
     arguments = {"spec": SPEC | {"split_ratio": 0.5}}

@@ -161,6 +161,7 @@ def test_a_step_on_something_imported_is_cached_only_where_its_digest_is_told(me
         assert any("can never hit: in-metadata has no sha256" in problem for problem in problems(documents))
 
 
+@pytest.mark.slow
 def test_each_step_has_a_config_map_for_small_entries(compiled_once, tmp_path):
     """What others read of a step, and no more: neither its log nor what its template says of its outputs."""
     graph = load_pipeline(compiled_once(data))

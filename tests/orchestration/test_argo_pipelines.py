@@ -59,6 +59,7 @@ CACHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_second_run_takes_every_memoized_step_from_the_cache(run, name):
     first, second = run(name), run(name)

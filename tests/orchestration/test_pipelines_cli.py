@@ -222,6 +222,7 @@ def test_compile_refuses_an_image_that_has_no_name(monkeypatch):
     assert done.returncode == 2 and "STEREO_PIPELINES_IMAGE='Foo Bar'" in done.stderr
 
 
+@pytest.mark.slow
 def test_compile_check_finds_the_committed_files_right():
     done = command("compile", "--check")
     assert done.returncode == 0, f"{done.stdout}run `make compile` and commit"

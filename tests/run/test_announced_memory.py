@@ -28,6 +28,7 @@ def network(monkeypatch, caplog):
     return create_model(preset="tiny").eval()
 
 
+@pytest.mark.slow
 def test_every_larger_size_is_announced_once(network, monkeypatch, caplog):
     needed = pass_bytes(network, (96, 96), 1)
     monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
@@ -38,6 +39,7 @@ def test_every_larger_size_is_announced_once(network, monkeypatch, caplog):
     assert said(caplog)[2][1].startswith(f"an image of 96 x 96 px needs about {needed / 2**30:.2f} GiB of memory; ")
 
 
+@pytest.mark.slow
 def test_nothing_is_estimated_where_the_largest_network_fits(network, monkeypatch, caplog):
     """An estimate takes seconds, at the start of every run."""
     monkeypatch.undo()

@@ -30,6 +30,7 @@ def saved_bytes(network, batch: int) -> int:
     return sum(size for pointer, (size, _) in storages.items() if pointer not in weights)
 
 
+@pytest.mark.slow
 def test_activations_are_what_a_real_step_keeps_and_little_more():
     """At the peak there is also what is at work at that moment, and the images."""
     network = create_model(preset="tiny", train_iters=1)

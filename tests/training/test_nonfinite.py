@@ -91,6 +91,7 @@ def test_a_skipped_step_leaves_no_trace(fit, caplog):
     assert math.isfinite(module.trained_by.callback_metrics["train_loss_epoch"])
 
 
+@pytest.mark.slow
 def test_skipping_has_an_end(fit, tmp_path, caplog):
     """Only files that are there are named, whatever lies there of earlier runs."""
     (tmp_path / "nonfinite").mkdir()
@@ -138,6 +139,7 @@ def test_fp16_leaves_out_a_step_that_overflows_and_halves_its_scale(fit):
     assert torch.equal(averages[0], averages[1]) and not torch.equal(averages[1], averages[2])
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_in_fp16_at_any_scale_end_the_run(fit, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"fp16 loss scale, .* at step 3 .* images pair3\.png; see .*\.json"):
         fit([make_batch(seed) for seed in range(6)], lambda m: overflowing(m, range(9)), precision="fp16")

@@ -123,6 +123,7 @@ def test_a_step_with_another_parameter_runs_again(again):
     assert not (run.folder / "tasks/convert/annotations/test.txt").exists(), "nothing of the old result is left"
 
 
+@pytest.mark.slow
 def test_a_damaged_output_is_made_again(again, tmp_path):
     left = next((tmp_path / "run/tasks/synthesize/images").rglob("left/rgb/*.png"))
     left.write_bytes(left.read_bytes() + b"x")
@@ -130,6 +131,7 @@ def test_a_damaged_output_is_made_again(again, tmp_path):
     assert code == 0 and states(run) == {"synthesize": "succeeded", "convert": "reused"}, "its content is the same"
 
 
+@pytest.mark.slow
 def test_a_fresh_run_takes_over_nothing(again):
     code, run = again(SPEC, fresh=True)
     assert code == 0 and set(states(run).values()) == {"succeeded"}
