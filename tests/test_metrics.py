@@ -111,6 +111,14 @@ def test_batches_and_order_do_not_matter(cuts):
     assert parts.compute() == pytest.approx(whole.compute(), rel=1e-14)
 
 
+def test_pixels_of_a_large_data_set_are_counted_exactly():
+    """Float32 has no 2**24 + 1."""
+    row = disparity_metrics(np.ones((1, 1)), np.ones((1, 1)), np.ones((1, 1), bool), 64)
+    metrics = StereoMetrics()
+    metrics.update([row | {"pixels": 2**24}, row])
+    assert metrics.compute()["pixels"] == 2**24 + 1
+
+
 def test_images_without_a_valid_pixel_count_nowhere():
     metrics = StereoMetrics()
     metrics.update(rows())

@@ -102,6 +102,7 @@ def test_eight_bit_grey_is_divided_by_its_scale(tmp_path):
         disparity, valid = read_disparity(path, **options)
         assert disparity.tolist() == [[0, 12.5, 52.75]]
         assert valid.tolist() == [[False, True, True]]
+    assert read_disparity(path, scale=1)[0].tolist() == [[0, 50, 211]]
     with pytest.raises(DataError, match=r"disparity_scale 0\.25 is below 1.* mean 4\?"):
         read_disparity(path, scale=0.25)
     with pytest.raises(DataError, match="disparity_scale"):

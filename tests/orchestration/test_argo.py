@@ -370,13 +370,14 @@ def test_a_uri_given_later_that_is_no_place_in_a_bucket_is_named(tmp_path):
 
 
 def test_the_runs_time_and_how_long_its_record_stays():
-    config = {"activeDeadlineSeconds": 7200, "resourceTtlOnCompletion": 3600, "resourceTtlOnFailure": 60}
+    times = {"Completion": 3600, "Success": 600, "Failure": 60}
+    config = {"activeDeadlineSeconds": 7200} | {f"resourceTtlOn{end}": time for end, time in times.items()}
     documents = documents_of(
         pipeline({"a": container(ECHO, ("out",))}), platform={"platforms": {"kubernetes": {"pipelineConfig": config}}}
     )
     validate(documents)
     assert spec_of(documents)["activeDeadlineSeconds"] == 7200
-    assert spec_of(documents)["ttlStrategy"] == {"secondsAfterCompletion": 3600, "secondsAfterFailure": 60}
+    assert spec_of(documents)["ttlStrategy"] == {f"secondsAfter{end}": time for end, time in times.items()}
 
 
 # ---- the command

@@ -120,14 +120,18 @@ def secrets(keys: str = "store-keys", pull: str = "registry"):
     with dsl.ExitHandler(flow_steps.tell()):
         step = flow_steps.say(text="x")
         kubernetes.use_secret_as_env(step, keys, {"token": "TOKEN"}, optional=True)
+        kubernetes.use_config_map_as_env(step, "settings", {"place": "PLACE"})
         kubernetes.set_image_pull_secrets(step, [pull])
 
 
 def test_names_of_secrets_are_parameters(written):
     documents = written(secrets, {"keys": "others"})
     template = documents[1]["spec"]["templates"][-1]
-    (variable,) = template["container"]["env"]
-    assert variable["valueFrom"]["secretKeyRef"]["name"] == "{{workflow.parameters.keys}}"
+    token, place = sorted(template["container"]["env"], key=lambda variable: variable["name"], reverse=True)
+    key = {"name": "{{workflow.parameters.keys}}", "key": "token", "optional": True}
+    assert token == {"name": "TOKEN", "valueFrom": {"secretKeyRef": key}}
+    [(kind, key)] = place["valueFrom"].items()
+    assert (place["name"], kind, key["name"], key["key"]) == ("PLACE", "configMapKeyRef", "settings", "place")
     spec = documents[-1]["spec"]
     assert spec["imagePullSecrets"] == [{"name": "{{workflow.parameters.pull}}"}]
     assert {p["name"]: p["value"] for p in spec["arguments"]["parameters"]} == {"keys": "others", "pull": "registry"}

@@ -11,6 +11,7 @@ from small_ir import container, pipeline
 
 from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.argo.check import problems
+from stereo_core.orchestration.argo.rules import seconds
 from stereo_core.orchestration.argo.versions import VERSIONS
 from stereo_core.orchestration.dag import GraphError
 
@@ -215,3 +216,31 @@ def test_a_step_has_time_for_its_checkpoint():
     documents = documents_of(saying("x"), {"text": "x", "tree": {}})
     patch = json.loads(documents[1]["spec"]["templates"][0]["podSpecPatch"])
     assert patch["terminationGracePeriodSeconds"] == 120
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("90", 90), ("90s", 90), ("2m", 120), ("1h30m", 5400), ("1.5h", 5400)])
+def test_a_duration_in_argo_s_form(text, wanted):
+    assert seconds(text) == wanted
+
+
+def test_what_a_command_is_told_of_its_outputs_and_what_is_known_of_one_that_writes_no_message():
+    documents = documents_of(saying("{{$}}"), {"text": "x", "tree": {}})
+    [template] = documents[1]["spec"]["templates"]
+    told = template["container"]["args"][0]
+    outputs = json.loads(told[told.index('"outputs": ') + len('"outputs": ') : -2].rstrip())
+    [made] = outputs["artifacts"]["out"]["artifacts"]
+    assert made["name"] == "out" and made["uri"].endswith("/out") and made["metadata"] == {}
+    [file] = [p for p in template["outputs"]["parameters"] if "executor" in p["name"]]
+    assert json.loads(file["valueFrom"]["default"]) == {"artifacts": {"out": {"artifacts": [{"metadata": {}}]}}}
+
+
+def test_a_step_that_another_workflow_calls_needs_no_metadata():
+    """Of a required input it is an empty mapping; an empty text says that an optional input is not given."""
+    first, second = container(SAY, ("out",)), container(SAY, ("out",), ("must", "may"))
+    spec = pipeline({"first": first, "second": second}, {"second": {"must": ("first", "out")}})
+    may = spec["components"]["comp-second"]["inputDefinitions"]["artifacts"]
+    may["may"] = may["may"] | {"isOptional": True}
+    templates = [t for document in kinds(documents_of(spec), "WorkflowTemplate") for t in document["spec"]["templates"]]
+    [given] = [t["inputs"]["parameters"] for t in templates if "inputs" in t]
+    defaults = {p["name"]: p["default"] for p in given}
+    assert defaults == {"must-metadata": "{}", "may-metadata": ""}

@@ -44,6 +44,7 @@ def values() -> Values:
         (Filled(f"it's {X}!", {"x": SUM}), f"it's {OUT}!"),
         (Filled([X, "b", 1], {"x": SUM}), f'[{OUT}, "b", 1]'),
         (Filled({"k": {"a": X}}, {"x": SUM}), f'{{ "k": {{ "a": {OUT} }} }}'),
+        (Filled({"k": X}, {"x": Argument("s")}), "{ \"k\": {{=toJson(workflow.parameters['s'])}} }"),
         (
             Filled([f"is {X}"], {"x": SUM}),
             "[{{=toJson(\"is \" + tasks['make'].outputs.parameters['sum'])}}]",

@@ -1,5 +1,7 @@
 """PipelineSpec IR -> graph: what is read is right, what can not be run is refused by name."""
 
+import json
+from pathlib import Path
 from typing import List  # noqa: UP035, as kfp wants it
 
 import pytest
@@ -22,7 +24,7 @@ from stereo_core.orchestration.dag import (
     Retry,
     parse,
 )
-from stereo_core.orchestration.graph import load_pipeline, unrolled
+from stereo_core.orchestration.graph import load_pipeline, read_pipeline, unrolled
 
 
 @pytest.fixture
@@ -270,6 +272,31 @@ def _root_artifact():
 def test_what_can_not_be_run_is_refused_by_name(compile_to, make, message):
     with pytest.raises(GraphError, match=message):
         compile_to(make())
+
+
+def _block(**task) -> str:
+    """A pipeline in a pipeline with one cached step."""
+    spec = pipeline({"say": container("print()", cachingOptions={"enableCache": True})})
+    spec["components"]["comp-inner"] = {"dag": spec["root"]["dag"]}
+    inner = {"componentRef": {"name": "comp-inner"}, "taskInfo": {"name": "inner"}, **task}
+    spec["root"] = {"dag": {"tasks": {"inner": inner}}}
+    return json.dumps(spec)
+
+
+@pytest.mark.parametrize(
+    ("options", "cached"), [(None, True), ({"enableCache": True}, True), ({"enableCache": False}, False), ({}, False)]
+)
+def test_a_block_that_is_not_cached_has_no_cached_step(options, cached):
+    """False is left out by protobuf, so that options without a value say no."""
+    task = {} if options is None else {"cachingOptions": options}
+    [step] = read_pipeline(_block(**task), Path("p.yaml")).tasks.values()
+    assert step.cache == cached
+
+
+def test_a_loop_over_artifacts_is_refused():
+    loop = {"artifactIterator": {"itemInput": "one", "items": {"inputArtifact": "many"}}}
+    with pytest.raises(GraphError, match="task inner: loops over artifacts are not supported"):
+        read_pipeline(_block(**loop), Path("p.yaml"))
 
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))

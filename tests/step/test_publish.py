@@ -8,7 +8,7 @@ import os
 
 import pytest
 import yaml
-from messages import artifact, executor_input, last_status
+from messages import artifact, executor_input, item, last_status
 
 from stereo_core.actions.report import read_figures, read_warnings
 from stereo_core.errors import UserError
@@ -16,6 +16,7 @@ from stereo_core.files import sha256_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.step.launch import main
+from stereo_core.step.ports import output_artifacts
 from stereo_core.step.publish import Run, publish
 
 PATTERNS = {"image_dir_pattern": ["left/rgb"], "right_dir_pattern": ["right/rgb"], "image_extension": ".png"}
@@ -148,3 +149,25 @@ def test_the_best_spec_is_what_the_user_said_with_the_best_values(tmp_path):
     assert tree == {"train": {"precision": "bf16", "optim": {"lr": 3e-3}}, "model": {"corr_radius": 5}}
     metadata = published["best_spec"]["artifacts"][0]["metadata"]
     assert (metadata["kind"], metadata["format"], metadata["model.corr_radius"]) == ("spec", "yaml", 5)
+
+
+def test_an_engine_of_a_backend_that_is_not_known_has_its_file_s_format(tmp_path):
+    engine = tmp_path / "results" / "model.new"
+    engine.parent.mkdir()
+    engine.write_bytes(b"engine")
+    engine.with_name("model.new.json").write_text('{"kind": "engine", "backend": "of tomorrow"}')
+    run = Run("gen_trt_engine", Outcome("done", artifacts={"engine": engine}), engine.parent, {})
+    published = publish(run, {"engine": artifact("engine", tmp_path / "engine")})
+    assert published["engine"]["artifacts"][0]["metadata"]["format"] == "new"
+
+
+def test_an_artifact_keeps_its_type_and_a_spec_its_digest_in_any_order(tmp_path):
+    message = {"artifacts": {"metrics": item(tmp_path / "metrics")}, "outputFile": "/o"}
+    digests = []
+    for spec in ({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}):
+        outputs = output_artifacts("evaluate", message)
+        published = publish(Run("evaluate", Outcome("done", kpi={"epe": 1.5}), tmp_path, spec), outputs)
+        [made] = published["metrics"]["artifacts"]
+        assert made["type"] == {"schemaTitle": "x"}
+        digests.append(made["metadata"]["spec_sha256"])
+    assert digests[0] == digests[1]

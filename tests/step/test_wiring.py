@@ -125,6 +125,18 @@ def test_a_synthetic_source_needs_no_list(tmp_path):
     assert second["data_file"] == str(tmp_path / "annotations" / "train.txt")
 
 
+def test_a_list_in_a_storage_is_not_looked_up_here(tmp_path):
+    inputs = {name: artifact(name, tmp_path / name) for name in ("images", "annotations")}
+    tree = {"dataset": {"train_dataset": {"data_sources": [{"data_file": "s3://data/train.txt"}]}}}
+    wire("train", tree, "", inputs, tmp_path / "results")
+    assert tree["dataset"]["train_dataset"]["data_sources"][0]["data_file"] == "s3://data/train.txt"
+
+
+def test_statistics_need_pairs(tmp_path):
+    with pytest.raises(UserError, match="data_sources: needs pairs from files, but nothing is connected"):
+        wire("info", {}, "", {}, tmp_path)
+
+
 def test_training_on_scenes_alone_needs_no_inputs(tmp_path):
     drawn = {"dataset_name": "synthetic"}
     tree = {"dataset": {"train_dataset": {"data_sources": [drawn]}}}
