@@ -241,6 +241,6 @@ def test_a_step_that_another_workflow_calls_needs_no_metadata():
     may = spec["components"]["comp-second"]["inputDefinitions"]["artifacts"]
     may["may"] = may["may"] | {"isOptional": True}
     templates = [t for document in kinds(documents_of(spec), "WorkflowTemplate") for t in document["spec"]["templates"]]
-    [given] = [t["inputs"]["parameters"] for t in templates if "inputs" in t]
+    [given] = [t["inputs"]["parameters"] for t in templates if "parameters" in t.get("inputs", {})]
     defaults = {p["name"]: p["default"] for p in given}
     assert defaults == {"must-metadata": "{}", "may-metadata": ""}
