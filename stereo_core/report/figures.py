@@ -45,8 +45,8 @@ SETTINGS = {
 """Key of an evaluation's or prediction's settings -> name and unit; the others are their own names."""
 
 EXPLAINED = (
-    "EPE is the mean error. BP-n is the share of pixels with an error above n px. D1 is the share of pixels with an "
-    "error above 3 px and above 5 % of the ground truth. Low figures are good."
+    "EPE is the mean error of the pixels. BP-n is the share of pixels with an error above n px. D1 is the share of "
+    "pixels with an error above 3 px and above 5 % of the ground truth. Low figures are good."
 )
 
 ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")

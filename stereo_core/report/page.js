@@ -207,7 +207,7 @@ async function turn(view, camera, place) {
   const away = tall / 2 / Math.tan(Math.PI / 8);
   const line = getComputedStyle(place).borderTopColor;
   const axis = title => ({title: {text: title}, color: text, showspikes: false, gridcolor: line, zerolinecolor: line,
-    nticks: 5});
+    nticks: place.clientWidth < 600 ? 3 : 5});
   const layout = {margin: {l: 0, r: 0, t: 0, b: 0}, paper_bgcolor: "rgba(0,0,0,0)", font: {color: text, size: 11},
     scene: {aspectmode: "manual", aspectratio: ratio, xaxis: axis("right (m)"), yaxis: axis("ahead (m)"),
       zaxis: axis("up (m)"), camera: {eye: {x: 0.15, y: -ratio.y / 2 - away, z: 0.25},

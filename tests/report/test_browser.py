@@ -262,5 +262,8 @@ def test_a_page_fits_a_telephone(opened, disparity, truth, scheme):
     tab = opened(text_of({"a": [one], "b": [one]}, tables=tables), viewport={"width": 390, "height": 800},
                  color_scheme=scheme)  # fmt: skip
     assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+    table = tab.locator(".scroll").first
+    assert table.evaluate("e => { e.scrollLeft = e.scrollWidth; return e.scrollLeft }") > 0
+    assert tab.locator("tbody td").first.bounding_box()["x"] >= 0, "a row's name stays in view while its figures scroll"
     back = tab.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
