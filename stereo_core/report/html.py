@@ -270,7 +270,7 @@ def metrics_tables(metrics: Mapping[str, float], pairs: Pairs) -> list[Table]:
     kinds = {kind: [others.pop(pattern.format(key), math.nan) for key in ACCURACY] for kind, pattern in KINDS.items()}
     spreads = [spread(pairs, key) for key in ACCURACY]
     kinds |= {kind: [one.get(kind, math.nan) for one in spreads] for kind in SPREAD}
-    accuracy = [
+    accuracy: list[tuple[Cell, ...]] = [
         (kind, *map(cell, ACCURACY, values)) for kind, values in kinds.items() if not all(map(math.isnan, values))
     ]
     tables = [
