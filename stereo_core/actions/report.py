@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.figures import ACCURACY, NAMES, decimals, plain, setting
-from stereo_core.report.html import Cell, Figure, Short, Table, cell, images_table, page, shown, views_of
+from stereo_core.report.figures import ACCURACY, NAMES, SPREAD, Pairs, decimals, plain, setting, spread
+from stereo_core.report.html import Cell, Figure, Short, Table, cell, images_table, page, pairs_of, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 from stereo_core.values import counted, from_json
@@ -41,7 +40,8 @@ def run(spec: Any, status: Any) -> Outcome:
     if len(names) != len(columns):
         raise SpecError(f"names: there are {len(names)} names for {len(columns)} results; give one for each, or none")
     names = list(map(UniqueNames(), names))
-    note = other_images(names, columns, folders)
+    pairs = [pairs_of(folder) for folder in folders]
+    note = other_images(names, columns, pairs)
     if note:
         LOG.warning(note)
     folder = results_dir(spec, "report")
@@ -50,43 +50,39 @@ def run(spec: Any, status: Any) -> Outcome:
     for name, path in zip(names, spec.results, strict=True):
         warnings += [f"{name}: {text}" for text in read_warnings(Path(path))]
     settings = [read_settings(Path(path)) for path in spec.results]
-    tables = [summary(names, list(spec.results), columns, settings, comparable=not note)]
+    tables = [summary(names, list(spec.results), columns, pairs, settings, comparable=not note)]
     folded = [*comparison(names, columns), settings_table(names, settings)]
-    text = _page(spec.title, tables, folded, dict(zip(names, folders, strict=True)), warnings)
+    groups = shown({name: views_of(one).get("", []) for name, one in zip(names, folders, strict=True)})
+    more = images_table(dict(zip(names, pairs, strict=True)), groups)
+    below = {table.title: table for table in folded if table.rows}
+    text = page(spec.title, tables, warnings=warnings, groups=groups, more=more, folded=below)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     kpi = {f"{name}/epe": column["epe"] for name, column in zip(names, columns, strict=True) if "epe" in column}
     return Outcome(f"Report of {counted(len(columns), 'evaluation')}: {out}", kpi=kpi, artifacts={"report": out})
 
 
-def _page(title: str, tables: list[Table], folded: list[Table], runs: dict[str, Path], warnings: list[str]) -> str:
-    """A page with figures, pairs and images of the evaluations side by side, as far as their folders are available."""
-    groups = shown({name: views_of(folder).get("", []) for name, folder in runs.items()})
-    more = images_table(runs, groups)
-    below = {table.title: table for table in folded if table.rows}
-    return page(title, tables, warnings=warnings, groups=groups, more=more, folded=below)
-
-
 def summary(
     names: list[str],
     paths: list[str],
     columns: list[dict[str, float]],
+    pairs: list[Pairs],
     settings: list[dict[str, Any]],
     *,
     comparable: bool,
 ) -> Table:
-    """One row per evaluation: accuracy, time, pairs, iterations, precision; the best accuracies are marked if
-    `comparable`. Times are not: they depend on what else the machine did."""
+    """One row per evaluation: accuracy (means over pairs, and the spread of the EPE), time, pairs, settings.
+
+    The best accuracies are marked if `comparable`; times are not: they depend on what else the machine did.
+    """
     rows: list[list[Cell]] = [[Short(name, path)] for name, path in zip(names, paths, strict=True)]
     titles = ["evaluation"]
-    for key in ACCURACY[:4]:
-        best = _best([one[key] for one in columns if key in one]) if comparable else set()
-        _add(
-            rows,
-            titles,
-            plain(key),
-            [cell(key, v, best=v in best) if (v := one.get(key)) is not None else "" for one in columns],
-        )
+    spreads = [spread(one, "epe") for one in pairs]
+    accuracy = [(key, plain(key), [one.get(key) for one in columns]) for key in ACCURACY[:4]]
+    accuracy[1:1] = [("epe", f"EPE, {kind} (px)", [one.get(kind) for one in spreads]) for kind in SPREAD]
+    for key, title, values in accuracy:
+        best = _best([value for value in values if value is not None]) if comparable else set()
+        _add(rows, titles, title, ["" if v is None else cell(key, v, best=v in best) for v in values])
     _add(rows, titles, "time of a pair (ms)", [_milliseconds(one) for one in columns])
     _add(rows, titles, "pairs", [one.get("images", "") for one in columns])
     for key in SETTINGS:
@@ -136,27 +132,18 @@ def default_names(folders: list[Path]) -> list[str]:
     return ["/".join(path) for path in parts]
 
 
-def other_images(names: list[str], columns: list[dict[str, float]], folders: list[Path]) -> str:
+def other_images(names: list[str], columns: list[dict[str, float]], pairs: list[Pairs]) -> str:
     """A warning if an evaluation used other images than the first one, judged by the figure `images` and metrics.csv;
     else an empty string."""
-    counts, paths = [column.get("images") for column in columns], [_images_of(folder) for folder in folders]
+    counts, paths = [column.get("images") for column in columns], [set(one) for one in pairs]
     others = [
         name
         for name, count, images in zip(names[1:], counts[1:], paths[1:], strict=True)
-        if (None not in (count, counts[0]) and count != counts[0])
-        or (None not in (images, paths[0]) and images != paths[0])
+        if (None not in (count, counts[0]) and count != counts[0]) or (images and paths[0] and images != paths[0])
     ]
     if not others:
         return ""
     return f"{', '.join(others)}: evaluated on other pairs than {names[0]}, so the figures are not comparable."
-
-
-def _images_of(folder: Path) -> set[str] | None:
-    """The images in metrics.csv; None if there is no such file."""
-    if not (folder / "metrics.csv").is_file():
-        return None
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return {row["path"] for row in csv.DictReader(file)}
 
 
 def read_figures(path: Path) -> dict[str, float]:

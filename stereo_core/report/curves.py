@@ -26,6 +26,7 @@ PANELS = (
 """Panel title -> its tags; see `_panels`."""
 
 BY_STEP = ("train_loss_step", "step_time", "lr")  # many points: drawn as a line without markers
+DASHES = ("-", "--", ":", "-.")
 MAX_LABELS = 16  # runs in a legend
 
 
@@ -184,13 +185,17 @@ def _draw(runs: dict[str, Curves], panels: list[tuple[str, list[str]]], out: Pat
     for index, (title, tags) in enumerate(panels):
         axes = figure.add_subplot(rows, 2, index + 1, title=title, xlabel="optimizer step")
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", integer=True)  # there are no half steps
         for number, (name, curves) in enumerate(runs.items()):
-            for tag in (tag for tag in tags if tag in curves):
+            for place, tag in enumerate(tag for tag in tags if tag in curves):
                 colour: dict[str, Any] = {"color": f"C{number}"} if len(runs) > 1 else {}
-                marker = None if tag in BY_STEP else "."
+                # dashes: of curves that coincide both are seen
+                marker, dash = (None, "-") if tag in BY_STEP else (".", DASHES[(number + place) % len(DASHES)])
                 label = name if len(runs) > 1 else _name(tag)
                 points = curves[tag]
-                (labelled[label],) = axes.plot([*points], [*points.values()], label=label, marker=marker, **colour)
+                (labelled[label],) = axes.plot(
+                    [*points], [*points.values()], label=label, marker=marker, linestyle=dash, **colour
+                )
         low, high = axes.dataLim.intervaly
         if "loss" in title and high > 10 * low > 0:
             axes.set_yscale("log")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from statistics import quantiles
+
 NAMES = {
     "epe": ("EPE", "px"),
     "d1": ("D1", "%"),
@@ -41,8 +45,8 @@ SETTINGS = {
 """Key of an evaluation's or prediction's settings -> name and unit; the others are their own names."""
 
 EXPLAINED = (
-    "EPE is the mean error. BP-n is the share of pixels with an error above n px. D1 is the share of pixels with an "
-    "error above 3 px and above 5 % of the ground truth. Low figures are good."
+    "EPE is the mean error of the pixels. BP-n is the share of pixels with an error above n px. D1 is the share of "
+    "pixels with an error above 3 px and above 5 % of the ground truth. Low figures are good."
 )
 
 ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")
@@ -53,6 +57,12 @@ KINDS = {
     "before training, over all pixels": "initial_{}_pixel",
 }
 """What an accuracy refers to -> its key, made from the metric's key."""
+
+SPREAD = {"median over pairs": 10, "95th percentile over pairs": 19}
+"""Kind -> twentieths of the pairs: beside the mean they tell whether a few pairs are far worse than the others."""
+
+Pairs = Mapping[str, Mapping[str, float]]
+"""Path of a left image -> the pair's figures."""
 
 _FACTORS = {"%": 100.0, "MB": 1e-6}
 _DECIMALS = {"px": 3, "%": 2, "pairs/s": 2, "MB": 1}
@@ -79,6 +89,18 @@ def decimals(key: str, value: float) -> int | None:
     """The digits after the decimal point of a figure as `scaled` gives it; None: as many as the value has."""
     unit = NAMES.get(key, (key, ""))[1]
     return int(value < 10) if unit == "ms" else _DECIMALS.get(unit)
+
+
+def spread(pairs: Pairs, key: str) -> dict[str, float]:
+    """A figure for each kind of SPREAD, interpolated as NumPy does; empty for fewer than two pairs.
+
+    Pairs without the figure, or with NaN (no ground truth), do not count.
+    """
+    known = [value for value in (one.get(key, math.nan) for one in pairs.values()) if value == value]
+    if len(known) < 2:
+        return {}
+    cuts = quantiles(known, n=20, method="inclusive")
+    return {kind: cuts[twentieths - 1] for kind, twentieths in SPREAD.items()}
 
 
 def sentence(row: dict[str, float]) -> str:

@@ -25,7 +25,18 @@ from markupsafe import Markup, escape
 from stereo_core import __version__
 from stereo_core.errors import DataError
 from stereo_core.report.curves import plot
-from stereo_core.report.figures import ACCURACY, EXPLAINED, KINDS, decimals, plain, scaled, setting
+from stereo_core.report.figures import (
+    ACCURACY,
+    EXPLAINED,
+    KINDS,
+    SPREAD,
+    Pairs,
+    decimals,
+    plain,
+    scaled,
+    setting,
+    spread,
+)
 from stereo_core.report.views import FILE, VALIDATION, Group, View, fitting, read_views, side_by_side
 from stereo_core.run.status import lines_of, warnings_in
 
@@ -244,14 +255,24 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def metrics_tables(metrics: Mapping[str, float]) -> list[Table]:
+def pairs_of(results_dir: Path) -> Pairs:
+    """The lines of an evaluation's metrics.csv; empty if there is no such file."""
+    path = results_dir / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row.pop("path"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
+
+
+def metrics_tables(metrics: Mapping[str, float], pairs: Pairs) -> list[Table]:
     """The accuracy, a row per kind and a column per metric; and the other figures, a row each."""
     others: dict[str, Any] = dict(metrics)
-    accuracy: list[tuple[Cell, ...]] = []
-    for kind, pattern in KINDS.items():
-        values = [others.pop(pattern.format(key), math.nan) for key in ACCURACY]
-        if any(value == value for value in values):
-            accuracy.append((kind, *map(cell, ACCURACY, values)))
+    kinds = {kind: [others.pop(pattern.format(key), math.nan) for key in ACCURACY] for kind, pattern in KINDS.items()}
+    spreads = [spread(pairs, key) for key in ACCURACY]
+    kinds |= {kind: [one.get(kind, math.nan) for one in spreads] for kind in SPREAD}
+    accuracy: list[tuple[Cell, ...]] = [
+        (kind, *map(cell, ACCURACY, values)) for kind, values in kinds.items() if not all(map(math.isnan, values))
+    ]
     tables = [
         Table("Accuracy", ("kind", *map(plain, ACCURACY)), accuracy),
         Table("Figures", ("figure", "value"), [(plain(key), cell(key, value)) for key, value in others.items()]),
@@ -259,30 +280,28 @@ def metrics_tables(metrics: Mapping[str, float]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Table]:
-    """One row per pair that all metrics.csv contain, the worst first, with links to the pairs; no table without such
-    files.
+def images_table(runs: Mapping[str, Pairs], groups: Sequence[Group]) -> list[Table]:
+    """One row per pair that all runs have, the worst first, with links to the pairs; no table if there is none.
 
     A single run shows all its figures; several runs show only their epe.
 
     Args:
-        runs: name -> results folder of an evaluation.
+        runs: name -> what `pairs_of` returns.
         groups: the pairs in the page.
     """
-    read = {run: _rows(folder / "metrics.csv") for run, folder in runs.items()}
-    paths = [path for path in next(iter(read.values()), {}) if all(path in rows for rows in read.values())]
+    paths = [path for path in next(iter(runs.values()), {}) if all(path in pairs for pairs in runs.values())]
     if not paths:
         return []
     anchors = {view.path: f"#pair-{n}" for n, group in enumerate(groups, 1) for view in group.views.values()}
-    if len(read) == 1:
-        (figures,) = ([*rows.values()] for rows in read.values())
+    if len(runs) == 1:
+        (figures,) = ([*pairs.values()] for pairs in runs.values())
         names = [plain(key) for key in figures[0]]
         rows: list[tuple[str, list[Figure]]] = [
             (path, [cell(key, value) for key, value in row.items()]) for path, row in zip(paths, figures, strict=True)
         ]
     else:
-        names = [f"{plain('epe')} {run}" for run in read]
-        rows = [(path, [cell("epe", rows[path]["epe"]) for rows in read.values()]) for path in paths]
+        names = [f"{plain('epe')} {run}" for run in runs]
+        rows = [(path, [cell("epe", pairs[path]["epe"]) for pairs in runs.values()]) for path in paths]
     rows.sort(key=lambda row: -max((value for value in row[1][:1] if value == value), default=-1.0))
     below = _common(paths)
     cells = [
@@ -291,14 +310,6 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
     ]
     title = f"The worst {MOST_ROWS} of {len(rows)} pairs" if len(rows) > MOST_ROWS else "Pairs"
     return [Table(f"{title} below {below}" if below else title, ("left image", *names), cells)]
-
-
-def _rows(path: Path) -> dict[str, dict[str, float]]:
-    """metrics.csv: path of an image -> its figures; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row.pop("path"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
 
 
 def _common(paths: Sequence[str]) -> str:
@@ -320,15 +331,15 @@ def action_report(results_dir: Path, outcome: Outcome, verb: str) -> str:
     if verb == "train":
         with contextlib.suppress(DataError):  # no epoch and no validation has finished
             galleries = [("Curves", "", [plot(results_dir)[0]])]
-    groups = shown(views_of(results_dir))
+    groups, pairs = shown(views_of(results_dir)), pairs_of(results_dir)
     return page(
         verb,
-        metrics_tables(outcome.kpi),
+        metrics_tables(outcome.kpi, pairs),
         galleries,
         note=outcome.message,
         warnings=warnings_in(results_dir),
         groups=groups,
-        more=images_table({"": results_dir}, groups),
+        more=images_table({"": pairs}, groups),
         folded=folded_of(results_dir),
     )
 

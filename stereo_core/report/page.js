@@ -1,5 +1,5 @@
 "use strict";
-const UNKNOWN = [128, 128, 128], TICKS = 5, CLOUD_POINTS = 60000;
+const UNKNOWN = [128, 128, 128], TICKS = 5, CLOUD_POINTS = 60000, NEARER = 0.98;  // NEARER: share of the points that a cloud shows
 
 // -- tables: a click on a column's header sorts by it -----------------------------------------------------------------
 
@@ -56,6 +56,7 @@ function draw(canvas, values, {start, end}) {
 }
 
 const short = number => String(Number(number.toPrecision(3)));
+const farthest = camera => camera.fx * camera.baseline;  // m, at 1 px: beyond it an error of 1 px exceeds the disparity
 const metres = (camera, px) => px + camera.doffs > 0 ? camera.fx * camera.baseline / (px + camera.doffs) : Infinity;
 
 function scale(place, {start, end}, camera) {
@@ -98,8 +99,10 @@ function said(view, camera, x, y) {
   const px = view.layers.values[at], truth = view.layers.truth?.[at];
   const share = view.element.dataset.fullWidth / view.width, whole = (at, size) => Math.floor(at * Math.round(size * share));
   let text = "disparity " + (Number.isNaN(px) ? "unknown" : `${px.toFixed(1)} px`);
-  if (camera && Number.isFinite(px) && Number.isFinite(metres(camera, px)))
-    text += `, depth ${metres(camera, px).toFixed(2)} m`;
+  if (camera && Number.isFinite(px)) {
+    const depth = metres(camera, px), limit = farthest(camera);
+    text += depth <= limit ? `, depth ${depth.toFixed(2)} m` : `, depth above ${short(limit)} m`;
+  }
   if (view.layers.truth)
     text += Number.isNaN(truth) ? ", no ground truth" : `, truth ${truth.toFixed(1)} px, error ${Math.abs(px - truth).toFixed(2)} px`;
   return `${text} at (${whole(x, view.width)}, ${whole(y, view.height)})`;
@@ -165,14 +168,14 @@ async function plotly() {
 }
 
 function points({width, height, layers: {values}, element}, camera, rgb) {
-  const share = width / element.dataset.fullWidth, jump = 0.05, limit = camera.fx * camera.baseline;
+  const share = width / element.dataset.fullWidth, jump = 0.05, limit = farthest(camera);
   const step = Math.max(1, Math.ceil(Math.sqrt(width * height / CLOUD_POINTS)));
   const cloud = {x: [], y: [], z: [], colour: []};
   for (let row = step; row < height - step; row += step)
     for (let column = step; column < width - step; column += step) {
       const at = row * width + column, px = values[at], depth = metres(camera, px);
       const beside = [values[at - 1], values[at + 1], values[at - width], values[at + width]];
-      if (!(depth < limit) || beside.some(other => !(Math.abs(other - px) < jump * px + 0.5))) continue;  // an edge
+      if (!(depth <= limit) || beside.some(other => !(Math.abs(other - px) < jump * px + 0.5))) continue;  // an edge
       cloud.x.push(((column + 0.5) / share - 0.5 - camera.cx) * depth / camera.fx);
       cloud.y.push(depth);
       cloud.z.push(-((row + 0.5) / share - 0.5 - camera.cy) * depth / camera.fy);
@@ -184,7 +187,14 @@ function points({width, height, layers: {values}, element}, camera, rgb) {
 async function turn(view, camera, place) {
   const library = await plotly();
   const {x, y, z, colour} = points(view, camera, await bytesOf(view.element.querySelector("img.over")));
-  const text = getComputedStyle(document.body).color, far = [...y].sort((a, b) => a - b)[Math.floor(0.98 * y.length)];
+  const limits = `beyond ${short(farthest(camera))} m, where the disparity ${camera.doffs ? "with doffs " : ""}is below 1 px`;
+  if (!y.length) {
+    place.nextElementSibling.textContent = `There is no point to show: all pixels lie at edges or ${limits}.`;
+    return;
+  }
+  const text = getComputedStyle(document.body).color, far = [...y].sort((a, b) => a - b)[Math.floor(NEARER * y.length)];
+  place.nextElementSibling.textContent = `Points up to ${short(far)} m. Left out: the farthest ` +
+    `${Math.round(100 * (1 - NEARER))} %, edges, and what lies ${limits}.`;
   const near = y.map((depth, n) => depth <= far ? n : -1).filter(n => n >= 0), of = list => near.map(n => list[n]);
   const trace = {type: "scatter3d", mode: "markers", x: of(x), y: of(y), z: of(z), hoverinfo: "none",
     marker: {size: 1.6, color: of(colour)}};
@@ -197,7 +207,7 @@ async function turn(view, camera, place) {
   const away = tall / 2 / Math.tan(Math.PI / 8);
   const line = getComputedStyle(place).borderTopColor;
   const axis = title => ({title: {text: title}, color: text, showspikes: false, gridcolor: line, zerolinecolor: line,
-    nticks: 5});
+    nticks: place.clientWidth < 600 ? 3 : 5});
   const layout = {margin: {l: 0, r: 0, t: 0, b: 0}, paper_bgcolor: "rgba(0,0,0,0)", font: {color: text, size: 11},
     scene: {aspectmode: "manual", aspectratio: ratio, xaxis: axis("right (m)"), yaxis: axis("ahead (m)"),
       zaxis: axis("up (m)"), camera: {eye: {x: 0.15, y: -ratio.y / 2 - away, z: 0.25},

@@ -65,6 +65,19 @@ def test_the_summary_comes_first_with_units_and_the_best_of_each_column(tmp_path
     assert "D1 is the share" in page[: page.index("<details>")]
 
 
+def test_the_summary_says_how_the_errors_of_the_pairs_spread(tmp_path):
+    """The mean alone hides that one pair is bad and the others are good."""
+    one, two = (results(tmp_path / name, epe=2.0, images=3) for name in ("even", "outlier"))
+    (tmp_path / "even" / "metrics.csv").write_text("path,epe\na,2\nb,2\nc,2\n")
+    (tmp_path / "outlier" / "metrics.csv").write_text("path,epe\na,0.5\nb,0.5\nc,5\n")
+    page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
+    assert [row[:4] for row in summary_of(page)] == [
+        ["evaluation", "EPE (px)", "EPE, median over pairs (px)", "EPE, 95th percentile over pairs (px)"],
+        ["even", "2.000", "2.000", "*2.000"],
+        ["outlier", "2.000", "*0.500", "4.550"],
+    ]
+
+
 def test_evaluations_of_other_images_have_no_best(tmp_path):
     one, two = (results(tmp_path / str(images), epe=float(images), images=images) for images in (2, 3))
     page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()

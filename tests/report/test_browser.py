@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -228,6 +229,32 @@ def test_the_point_cloud_turns_and_fits_its_frame(opened, disparity, width):
     assert button.inner_text() == "Hide the point cloud" and cloud.is_visible()
 
 
+def test_far_depths_are_not_given_to_the_centimetre_and_the_cloud_says_where_it_ends(opened, disparity):
+    """A sky of 0.1 px would be at half a kilometre, or anywhere: an error of 1 px exceeds its disparity."""
+    disparity[: HEIGHT // 2] = 0.125
+    tab = opened(text_of({"": [made(disparity, camera=replace(CAMERA, doffs=0.0))]}))
+    point(tab, 0.5, 0.25)
+    assert "depth above 50 m" in tab.locator("output").inner_text()
+    point(tab, 0.5, 0.75)
+    assert re.search(r"depth \d\.\d\d m", tab.locator("output").inner_text())
+    tab.locator("button.turn").click()
+    tab.locator(".cloud[data-points]").wait_for(timeout=120_000)
+    assert re.fullmatch(
+        r"Points up to 2\.\d+ m. Left out: the farthest 2 %, edges, and what lies beyond 50 m, where the disparity is "
+        "below 1 px.",
+        tab.locator(".cloud + p").inner_text(),
+    )
+    tab.locator("button.turn").click()
+    assert not tab.locator(".cloud + p").is_visible()
+
+
+def test_a_cloud_without_points_says_why(opened, disparity):
+    tab = opened(text_of({"": [made(np.full_like(disparity, 0.5), camera=replace(CAMERA, doffs=0.0))]}))
+    tab.locator("button.turn").click()
+    tab.locator(".cloud + p:not(:empty)").wait_for(timeout=120_000)
+    assert tab.locator(".cloud + p").inner_text().startswith("There is no point to show")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_fits_a_telephone(opened, disparity, truth, scheme):
     one = made(disparity, truth_HW=truth, facts="facts")
@@ -235,5 +262,8 @@ def test_a_page_fits_a_telephone(opened, disparity, truth, scheme):
     tab = opened(text_of({"a": [one], "b": [one]}, tables=tables), viewport={"width": 390, "height": 800},
                  color_scheme=scheme)  # fmt: skip
     assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+    table = tab.locator(".scroll").first
+    assert table.evaluate("e => { e.scrollLeft = e.scrollWidth; return e.scrollLeft }") > 0
+    assert tab.locator("tbody td").first.bounding_box()["x"] >= 0, "a row's name stays in view while its figures scroll"
     back = tab.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stereo_core.data.calibration import Calibration
-from stereo_core.report.html import Table, figure, headings, images_table, metrics_tables, page, short_names
+from stereo_core.report.html import Table, figure, headings, images_table, metrics_tables, page, pairs_of, short_names
 from stereo_core.report.viewer import FIRST, STEPS, WORST, Chosen, view
 from stereo_core.report.views import CURVE_PX, fitting, read_views, side_by_side, write_views
 
@@ -93,23 +93,33 @@ def test_images_are_listed_worst_first_with_links_to_their_pairs(disparity, tmp_
         "path,epe,d1\ns3://b/x/1.png,1.5,0.125\ns3://b/x/y/2.png,2.5,0\ns3://b/x/3.png,nan,0\n"
     )
     groups = side_by_side({"": [made(disparity, path="s3://b/x/y/2.png")]})
-    (table,) = images_table({"": tmp_path}, groups)
+    pairs = pairs_of(tmp_path)
+    (table,) = images_table({"": pairs}, groups)
     assert table.title == "Pairs below s3://b/x/" and table.columns == ("left image", "EPE (px)", "D1 (%)")
     assert [row[0] for row in table.rows] == [("y/2.png", "#pair-1"), "1.png", "3.png"]
     assert table.rows[1][1:] == [1.5, 12.5]
-    assert images_table({"": tmp_path / "absent"}, groups) == []
-    (table,) = images_table({"one": tmp_path, "two": tmp_path}, groups)
+    assert images_table({"": pairs_of(tmp_path / "absent")}, groups) == []
+    (table,) = images_table({"one": pairs, "two": pairs}, groups)
     assert table.columns == ("left image", "EPE (px) one", "EPE (px) two") and table.rows[0][1:] == [2.5, 2.5]
 
 
 def test_accuracy_is_a_table_of_kinds_and_metrics_in_their_units():
-    accuracy, others = metrics_tables({"epe": 1.5, "d1": 0.125, "epe_pixel": 2.0, "model_bytes": 9_662_378, "x": 7})
+    figures = {"epe": 1.5, "d1": 0.125, "epe_pixel": 2.0, "model_bytes": 9_662_378, "x": 7}
+    accuracy, others = metrics_tables(figures, {"the only pair": {"epe": 1.5}})
     assert accuracy.columns == ("kind", "EPE (px)", "D1 (%)", "BP-1 (%)", "BP-2 (%)", "BP-3 (%)", "RMSE (px)")
     (one, *means, _, _, _, _), (all_pixels, epe, missing, *_) = accuracy.rows
     assert (one, means) == ("mean over pairs", [1.5, 12.5]) and (all_pixels, epe) == ("over all pixels", 2.0)
     assert figure(missing) == "", "no figure is made up"
     assert others.rows == [("model file (MB)", pytest.approx(9.662378)), ("x", 7)]
-    assert [table.title for table in metrics_tables({"x": 1.0})] == ["Figures"]
+    assert [table.title for table in metrics_tables({"x": 1.0}, {})] == ["Figures"]
+
+
+def test_one_pair_that_is_far_worse_than_the_rest_moves_the_mean_but_not_the_median():
+    epes = [*(0.5 + n / 100 for n in range(20)), 60.0, float("nan")]
+    (accuracy,) = metrics_tables({"epe": float(np.nanmean(epes))}, {str(n): {"epe": one} for n, one in enumerate(epes)})
+    (_, mean, *_), (middle, median, no_d1, *_), (end, most, *_) = accuracy.rows
+    assert (middle, end) == ("median over pairs", "95th percentile over pairs") and figure(no_d1) == ""
+    assert mean > 3 and [median, most] == pytest.approx(np.nanpercentile(epes, [50, 95]))
 
 
 def test_pairs_have_short_names_that_differ():
