@@ -14,6 +14,7 @@ from stereo_components import final_status
 
 from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.argo.check import problems
+from stereo_core.orchestration.dag import LAUNCHER
 from stereo_core.orchestration.graph import load_pipeline
 
 CACHED = {"cachingOptions": {"enableCache": True}}
@@ -175,3 +176,10 @@ def test_each_step_has_a_config_map_for_small_entries(compiled_once, tmp_path):
         assert [item["name"] for item in entry["outputs"]["parameters"]] == ["executor-output"]
         assert [item["name"] for item in entry["outputs"]["artifacts"]] in (["images"], ["annotations"]), "and no log"
         assert all(item["s3"].keys() == {"key"} for item in entry["outputs"]["artifacts"])
+
+
+def test_a_cached_step_that_makes_no_artifact_leaves_an_empty_message():
+    step = container("", **CACHED) | {"command": [LAUNCHER, "info"]}
+    [called, _] = documents_of(pipeline({"info": step}))[1]["spec"]["templates"]
+    [message] = called["outputs"]["parameters"]
+    assert message["valueFrom"]["expression"] == """'{"artifacts":{' + '' + '} }'"""
