@@ -20,7 +20,7 @@ from stereo_core.data.images import BITS, bits_for, decode_view, largest_deep, r
 from stereo_core.data.rectification import doubts
 from stereo_core.data.trees import IMAGE_SUFFIXES, Tree
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import UniqueNames, atomic_path, flat_name
+from stereo_core.files import atomic_path, flat_names, stems
 from stereo_core.models.flags import kept
 from stereo_core.models.infer import infer
 from stereo_core.report.html import MOST_BYTES, page, shown
@@ -109,8 +109,7 @@ def find_pairs(left: Path, right: Path) -> list[Pair]:
         raise DataError(
             f"{has / odd[0]}: there is no matching {lacks / odd[0]}; both folders must contain the same names"
         )
-    names = UniqueNames()
-    return [Pair(names(Path(name).with_suffix("").as_posix()), left / name, right / name) for name in here]
+    return [Pair(name, left / file, right / file) for name, file in zip(stems(here, here), here, strict=True)]
 
 
 def _images(folder: Path) -> list[str]:
@@ -232,8 +231,7 @@ class _Prediction:
     clipped: Clipped = field(default_factory=lambda: Clipped(OutOfRange))
 
     def of(self, pairs: list[Pair]) -> None:
-        flat_names = UniqueNames()
-        named = [(pair, flat_names(flat_name(pair.name))) for pair in pairs]
+        named = list(zip(pairs, flat_names([pair.name for pair in pairs]), strict=True))
         self._remove_earlier(named)
         try:
             for pair, flat in named:
