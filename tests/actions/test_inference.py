@@ -143,14 +143,10 @@ def test_equal_base_names_do_not_collide(infer, scenes, tmp_path):
     right = scenes / "scene0" / "right.png"
     (tmp_path / "list.txt").write_text(f"a/b.png {right}\na_b.png {right}\na_b.png {right}\n")
     assert infer(tmp_path / "out", tmp_path / "list.txt", batch_size=1) == 0
-    assert files(tmp_path / "out") == {
-        "disparity_png16/a/b.png",
-        "disparity_png16/a_b.png",
-        "disparity_png16/a_b-2.png",
-        "predicted_depth/a_b.png",
-        "predicted_depth/a_b-2.png",
-        "predicted_depth/a_b-3.png",
-    }
+    written = files(tmp_path / "out")
+    pictures = {name for name in written if name.startswith("predicted_depth/a_b-")}
+    assert len(pictures) == 3
+    assert written - pictures == {f"disparity_png16/{name}.png" for name in ("a/b", "a_b", "a_b-2")}
 
 
 def test_hierarchical(infer, all_files, scenes, tmp_path):
