@@ -15,10 +15,10 @@ import yaml
 
 from stereo_core import storage
 from stereo_core.cores import share_cores
-from stereo_core.errors import RefusedResult, SpecError, UserError
+from stereo_core.errors import ExplainedError, SpecError, UserError
 from stereo_core.files import atomic_path
 from stereo_core.progress import heartbeat
-from stereo_core.run.failure import exit_code, reason
+from stereo_core.run.failure import exit_code, is_explained, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged
 from stereo_core.run.status import StatusLog
@@ -199,9 +199,9 @@ def _failed(
         log.error("Cannot write status.json: %s", second)
     if is_main_process():
         explain(error, message)
-    if isinstance(error, UserError | RefusedResult):
+    if isinstance(error, UserError | ExplainedError):
         message = clear(str(error))
-    elif isinstance(error, Exception):
+    elif isinstance(error, Exception) and not is_explained(error):
         log.error("The run failed.\n%s", clear("".join(traceback.format_exception(error))))
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
