@@ -64,8 +64,8 @@ def findings(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = 
     rows = moves_N2[:, 1] / scale
     if np.median(np.abs(rows)) > ABOVE:
         found["rows"] = (
-            f"patches of the left image lie {_rows(rows)} in the right image (median of {len(rows)}); rectify the "
-            "pair, so that equal rows show the same points"
+            f"patches of the left image lie {_rows(rows)} in the right image (median of {len(rows)}); "
+            "rectify the pair, so that equal rows show the same points"
         )
     return found
 

@@ -183,7 +183,7 @@ def changed_list(scenes, folder, change):
         (
             lambda left, right, disp: (left, right, disp / 256),
             "problem",
-            "largest ground-truth disparity is 0.11 px in 3 pairs",
+            "px in 3 pairs; is disparity_scale right?",
         ),
         (
             lambda left, right, disp: (left, left, disp),
