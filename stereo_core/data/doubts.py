@@ -31,10 +31,14 @@ class Doubts:
             self._largest.append((largest, pair.disparity.shape[1]))
 
     def of_views(self) -> dict[str, str]:
-        """A sentence for each kind of doubt (see `rectification.findings`): that of the first pair that shows it."""
+        """A sentence for each kind of doubt (see `rectification.findings`): that of the first pair that shows it.
+
+        Shifted rows count only if most pairs show them: a few scenes, of moving things or unlike exposures, look so.
+        """
         return {
             kind: f"{found[0][0]} ({len(found)} of {counted(self._pairs, 'pair')} looked at): {found[0][1]}"
             for kind, found in self._views.items()
+            if kind != "rows" or 2 * len(found) > self._pairs
         }
 
     def of_ground_truth(self) -> Iterator[str]:

@@ -60,6 +60,13 @@ def test_one_pair_of_equal_views_is_named_with_its_line(warned):
     assert "list.txt:2 (1 of 3 pairs looked at): both views are the same image" in text
 
 
+@pytest.mark.parametrize(("shifted", "told"), [(1, 0), (2, 1)])
+def test_shifted_rows_of_most_pairs_draw_a_warning(warned, shifted, told):
+    """One in eighty synthetic scenes looks so by chance."""
+    found = warned("infer", lambda left, number: np.roll(left, (5 * (number < shifted), -SHIFT), axis=(0, 1)))
+    assert ["(2 of 3 pairs looked at): patches" in text and "5.0 px lower" in text for text in found] == [True] * told
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_ground_truth_below_a_pixel_everywhere_is_doubted_with_the_number(warned, split):
     """Disparities that someone had divided by the width trained a network to predict 0."""
