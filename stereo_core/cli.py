@@ -201,9 +201,9 @@ def _guarded(work: Callable[[], object]) -> None:
         click.echo(str(error), err=True)
         sys.exit(1)
     except (Exception, KeyboardInterrupt, Terminated) as error:
-        from stereo_core.run.failure import exit_code, reason
+        from stereo_core.run.failure import exit_code, is_explained, reason
 
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not is_explained(error):
             traceback.print_exception(error)
         click.echo(reason(error), err=True)
         sys.exit(exit_code(error))

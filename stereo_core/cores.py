@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from stereo_core.values import digits
+
 
 def usable_cores() -> int:
     """CPU cores that this process may use. The limits of a container or a batch system count, not the whole machine."""
@@ -12,8 +14,7 @@ def usable_cores() -> int:
 
 def threads() -> int:
     """Threads for a library that does not read OMP_NUM_THREADS itself, so that the variable limits every library."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return int(limit) if limit.isdigit() and int(limit) else usable_cores()
+    return digits(os.environ.get("OMP_NUM_THREADS", "")) or usable_cores()
 
 
 def share_cores() -> None:

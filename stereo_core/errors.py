@@ -1,7 +1,8 @@
 """Errors that a user can fix.
 
 Their message says what is wrong, where (file, line or key) and what to do. The command line prints it without a
-traceback and exits with 2. Any other exception is a failed run: exit code 1 and a traceback, except RefusedResult.
+traceback and exits with 2. Any other exception is a failed run: exit code 1, and a traceback unless it is an
+ExplainedError.
 """
 
 import re
@@ -15,8 +16,16 @@ class SpecError(UserError):
     """The spec is invalid: unknown key, wrong type, value out of range, missing file."""
 
 
-class RefusedResult(Exception):
-    """The run finished, but its result exceeds a limit that the user set: exit code 1, no traceback."""
+class ExplainedError(Exception):
+    """The run failed, and the message says why and what to do: exit code 1, no traceback."""
+
+
+class RefusedResult(ExplainedError):
+    """The run finished, but its result exceeds a limit that the user set."""
+
+
+class NotWrittenError(ExplainedError, OSError):
+    """A file could not be written, or is not on the disk as it was written."""
 
 
 class DataError(UserError):

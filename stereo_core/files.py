@@ -8,9 +8,10 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from stereo_core.cores import usable_cores
 from stereo_core.locks import held
@@ -92,9 +93,39 @@ def locked(path: str | Path) -> contextlib.AbstractContextManager[int]:
 LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
-def flat_name(rel: str) -> str:
-    """A relative path as the name of one file: / becomes _, and only the end of a long one is kept."""
-    return rel.replace("/", "_").encode()[-LONGEST_NAME:].decode(errors="ignore")
+def flat_names(rels: Sequence[str]) -> list[str]:
+    """Relative paths as names of files in one folder: / becomes _, and only the end of a long one is kept.
+
+    Where several paths have the same such name, a hash of the path distinguishes them, whatever their order.
+    """
+    names = [rel.replace("/", "_").encode()[-LONGEST_NAME:].decode(errors="ignore") for rel in rels]
+    ambiguous = shared(names, rels)
+    return [with_hash(name, rel) if name in ambiguous else name for name, rel in zip(names, rels, strict=True)]
+
+
+def with_hash(name: str, text: str) -> str:
+    """The name, distinguished from equal ones by a short hash of the text."""
+    return f"{name}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def stems(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Names without suffix; `a_png` and `a_jpg` where files of different paths would share one."""
+    short = list(map(stem, names))
+    ambiguous = shared(short, paths)
+    if not ambiguous:
+        return short
+    return [f"{at}_{PurePath(n).suffix[1:]}" if at in ambiguous else at for at, n in zip(short, names, strict=True)]
+
+
+def stem(name: str) -> str:
+    """A name without suffix, with / between folders."""
+    return PurePath(name).with_suffix("").as_posix()
+
+
+def shared(names: Iterable[str], things: Iterable[Hashable]) -> set[str]:
+    """The names that several different things share (a thing that occurs twice counts once)."""
+    counts = Counter(name for name, _ in set(zip(names, things, strict=True)))
+    return {name for name, count in counts.items() if count > 1}
 
 
 class UniqueNames:

@@ -27,16 +27,25 @@ def size_text(size: Sequence[int]) -> str:
     return f"{width} x {height}"
 
 
+def digits(text: str) -> int | None:
+    """The number that at most 18 digits write; None for any other text (Python's own parser raises for 5000 digits)."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
 def from_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: the text is not JSON, or is nested too deeply for Python's parser.
+        ValueError: the text is not JSON, is nested too deeply, or has a number with more digits than Python reads.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # Python's limit of digits
+        raise ValueError("a number has too many digits") from None
 
 
 def with_integers(value: Any) -> Any:

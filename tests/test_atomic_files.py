@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stereo_core.files import UniqueNames, atomic_path, flat_name
+from stereo_core.files import UniqueNames, atomic_path, flat_names, stems
 
 
 @pytest.fixture
@@ -37,12 +37,26 @@ def test_the_rights_are_those_of_any_file_and_no_other_thread_sees_the_mask_chan
 
 def test_the_name_of_a_deep_path_fits_a_file_system(tmp_path):
     """Of 255 bytes; a letter may take three."""
-    assert flat_name("a/b c/left.v1") == "a_b c_left.v1"
-    name = flat_name("写真/" * 60 + "left")
+    [short, name] = flat_names(["a/b c/left.v1", "写真/" * 60 + "left"])
+    assert short == "a_b c_left.v1"
     assert name.endswith("写真_left")
     with atomic_path(tmp_path / f"{name}.png") as temporary:
         temporary.write_text("whole")
     assert (tmp_path / f"{name}.png").is_file()
+
+
+def test_a_picture_s_name_does_not_depend_on_the_order_of_the_pairs():
+    """The second of two that flatten alike was `a_b-2`, so that a shuffled list changed what `a_b.png` shows."""
+    rels = ["a/b", "a_b", "c/d", "long/" * 60 + "e", "longer/" + "long/" * 60 + "e"]
+    named = dict(zip(rels, flat_names(rels), strict=True))
+    assert named["c/d"] == "c_d" and len(set(named.values())) == 5
+    assert all(named[rel].startswith("a_b-") for rel in ("a/b", "a_b"))
+    assert dict(zip(rels[::-1], flat_names(rels[::-1]), strict=True)) == named
+
+
+def test_files_that_differ_in_their_suffix_alone_keep_it():
+    files = ["x/a.png", "x/a.jpg", "x/b.png"]
+    assert stems(files, files) == ["x/a_png", "x/a_jpg", "x/b"]
 
 
 def test_names_never_collide():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stereo_core.values import as_metadata, from_json, json_ready, with_integers
+from stereo_core.values import as_metadata, digits, from_json, json_ready, with_integers
 
 
 def test_whole_numbers_are_integers_again_at_any_depth():
@@ -15,6 +15,17 @@ def test_a_text_that_is_no_json_is_a_value_error(text):
     assert from_json('{"a": [1]}') == {"a": [1]}
     with pytest.raises(ValueError):
         from_json(text)
+
+
+def test_a_number_that_python_does_not_read_is_told_in_our_words():
+    with pytest.raises(ValueError, match=r"^a number has too many digits$"):
+        from_json('{"a": ' + "9" * 5000 + "}")
+
+
+@pytest.mark.parametrize(("text", "number"), [("007", 7), ("", None), ("-1", None), ("²", None), ("٣", None)])
+def test_only_a_short_row_of_digits_is_a_number(text, number):
+    assert digits(text) == number
+    assert digits("9" * 18) == 10**18 - 1 and digits("9" * 5000) is None
 
 
 def test_plain_values_are_strict_json():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +18,7 @@ from stereo_core.data.datasets import name_of
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
-from stereo_core.files import UniqueNames, atomic_path, flat_name
+from stereo_core.files import atomic_path, flat_names
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
@@ -72,7 +72,8 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
         loader = data.test_dataloader()
         limits = spec.dataset.max_disparity, predictor.settings["max_disparity"]
         chosen = Chosen()
-        rows = _evaluated(predictions(predictor, loader, len(loader)), folder, *limits, chosen)
+        panels = [folder / "panels" / f"{name}.png" for name in flat_names(data.datasets["test"].rels[:PANELS])]
+        rows = _evaluated(predictions(predictor, loader, len(loader)), panels, *limits, chosen)
         if ranks.world > 1:
             rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
             chosen = Chosen.of(gathered(chosen.found))
@@ -119,7 +120,7 @@ def _totals(rows: Iterator[dict[str, Any]], path: Path, names: list[str]) -> dic
 
 def _evaluated(
     pairs: Iterator[tuple[dict[str, Any], np.ndarray]],
-    folder: Path,
+    panels: Sequence[Path],
     max_disparity: float,
     reach: int | None,
     chosen: Chosen,
@@ -127,26 +128,26 @@ def _evaluated(
     """For every image, a row of metrics.csv with the sample's `index` and `source`; also writes the first panels.
 
     Args:
+        panels: the files of the first images' panels.
         max_disparity: px, exclusive: limit of the ground truth.
         reach: px, the network's max_disparity, None if unknown; `beyond` counts the pixels at or above it.
         chosen: collects the pairs for the pages.
     """
     row = partial(_row, max_disparity=max_disparity, reach=reach, chosen=chosen)
-    return mapped(row, _with_panel(pairs, folder / "panels"))
+    return mapped(row, _with_panel(pairs, panels))
 
 
 def _with_panel(
-    pairs: Iterator[tuple[dict[str, Any], np.ndarray]], folder: Path
+    pairs: Iterator[tuple[dict[str, Any], np.ndarray]], panels: Sequence[Path]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Path | None]]:
     """Each pair and the file of its panel; None for all but the first."""
-    names = UniqueNames()
     for sample, prediction_HW in pairs:
         if not sample["has_gt"]:
             raise DataError(
                 f"{sample['path']}: the annotation line has no ground truth; add a disparity file to evaluate"
             )
-        shown = sample["index"] < PANELS
-        yield sample, prediction_HW, folder / f"{names(flat_name(sample['rel']))}.png" if shown else None
+        index = sample["index"]
+        yield sample, prediction_HW, panels[index] if index < len(panels) else None
 
 
 def _row(

@@ -27,6 +27,7 @@ from stereo_core.files import atomic_path
 from stereo_core.models import from_spec
 from stereo_core.models.foundation_stereo.model import StereoNetwork
 from stereo_core.run.outcome import Outcome
+from stereo_core.training.distribution import check_gpus
 from stereo_core.values import counted, size_text
 
 LOG = logging.getLogger(__name__)
@@ -131,7 +132,10 @@ def _iterations(section: Any, config: Any) -> int:
 
 
 def _device(section: Any) -> torch.device:
-    if section.on_cpu or not torch.cuda.is_available():
+    if section.on_cpu:
+        return torch.device("cpu")
+    check_gpus("export.gpu_id", [section.gpu_id], torch.cuda.device_count())
+    if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", section.gpu_id)
 

@@ -7,12 +7,13 @@ import math
 import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
 from stereo_core.data import shards
@@ -23,7 +24,7 @@ from stereo_core.data.depth import depth_from_disparity, seen_by_both, write_dep
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import UniqueNames, flat_name
+from stereo_core.files import flat_names
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
 from stereo_core.report.pictures import colour_disparity, labelled, scale_of
@@ -34,9 +35,11 @@ from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.predict import BESIDE, Inference
+from stereo_core.training.distribution import single_gpu
 from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
+PLAUSIBLE = (0.05, 1000.0)  # m; median depth of an image
 
 
 @dataclass
@@ -49,6 +52,7 @@ class OutOfRange:
     nearest: float = math.inf  # the smallest value above 0
     lowest: float = math.inf  # the smallest of all values
     denied: int = 0  # pixels with a disparity that have no depth, because disparity + doffs is not above 0
+    odd: list[float] = field(default_factory=list)  # medians of images that are hardly a camera's, see PLAUSIBLE
 
     def add(self, pixels: int, values_HW: np.ndarray) -> None:
         positive = values_HW[values_HW > 0]
@@ -65,6 +69,7 @@ class OutOfRange:
         self.nearest = min(self.nearest, other.nearest)
         self.lowest = min(self.lowest, other.lowest)
         self.denied += other.denied
+        self.odd += other.odd
         return self
 
 
@@ -83,11 +88,12 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     results.json: `images`, latency and throughput, for engines GPU memory, `warnings` (sentences), and `settings`.
 
     Raises:
-        SpecError: depth or point clouds are requested without a camera calibration.
+        SpecError: depth or point clouds are requested without a camera calibration; or a GPU that does not exist.
         DataError: a pair cannot be read, or its calibration is impossible.
         FloatingPointError: a prediction is not finite.
     """
     settings = spec.inference
+    gpu = single_gpu(settings, "inference", torch.cuda.device_count())
     folder = results_dir(spec, "inference")
     data = StereoLoaders(spec)
     data.setup("predict")
@@ -98,9 +104,9 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
-    predictor = load_predictor(spec, "inference", spec.inference.gpu_ids[0])
+    predictor = load_predictor(spec, "inference", gpu)
     count, clipped, chosen = 0, Clipped(OutOfRange), Chosen()
-    pairs = _named(predictions(predictor, loader, len(loader)), cameras)
+    pairs = _named(predictions(predictor, loader, len(loader)), flat_names(data.datasets["infer"].rels), cameras)
     for of_pair in mapped(partial(_write, settings, folder, chosen), pairs):
         count += 1
         for kind, values in of_pair.items():
@@ -118,12 +124,13 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     )
 
 
-def _named(pairs: Iterator[tuple[dict[str, Any], np.ndarray]], cameras: Cameras | None) -> Iterator[tuple[Any, ...]]:
-    """The sample and the other arguments of `write_files` for each pair."""
-    rels, flat_names = UniqueNames(), UniqueNames()
+def _named(
+    pairs: Iterator[tuple[dict[str, Any], np.ndarray]], flat: Sequence[str], cameras: Cameras | None
+) -> Iterator[tuple[Any, ...]]:
+    """The sample and the other arguments of `write_files` for each pair; `flat` has its name at its index."""
     for sample, disparity_HW in pairs:
         camera = cameras.of(sample["path"], disparity_HW.shape) if cameras else None
-        yield rels(sample["rel"]), flat_names(flat_name(sample["rel"])), sample, disparity_HW, camera
+        yield sample["rel"], flat[sample["index"]], sample, disparity_HW, camera
 
 
 def _write(settings: Inference, folder: Path, chosen: Chosen, named: tuple[Any, ...]) -> Clipped:
@@ -217,12 +224,25 @@ def format_warnings(clipped: Clipped, settings: Inference) -> list[str]:
             f"depth: {depth.pixels} of {depth.known} pixels in {counted(depth.images, 'image')} do not fit in 16-bit "
             f"millimetres (0.001 to 65.535 m) and are stored as 0 (unknown){check * (depth.pixels == depth.known)}"
         )
+    if depth.odd:
+        low, high = (f"{end(depth.odd):.3g}" for end in (min, max))
+        found.append(
+            f"depth: the median depth of {counted(len(depth.odd), 'image')} is {low}{f' to {high}' * (low != high)} m; "
+            f"scenes mostly lie between {PLAUSIBLE[0]:g} and {PLAUSIBLE[1]:g} m: check focal length and baseline, and "
+            "their units"
+        )
     if depth.denied:
         found.append(
             f"depth: {depth.denied} pixels have no depth, because their disparity + doffs is not above 0; "
             f"{depth.known} have one. Check doffs in the calibration file"
         )
     return found
+
+
+def _median(depth_HW: np.ndarray) -> list[float]:
+    """The median of the depths above 0, if there are any."""
+    known = depth_HW[depth_HW > 0]
+    return [float(np.median(known))] if known.size else []
 
 
 def write_files(
@@ -251,6 +271,7 @@ def write_files(
         return
     depth_HW = depth_from_disparity(disparity_HW, camera.focal, camera.baseline, camera.doffs)
     clipped["depth"].denied += int(((disparity_HW > 0) & (depth_HW <= 0)).sum())
+    clipped["depth"].odd += [m for m in _median(depth_HW) if not PLAUSIBLE[0] <= m <= PLAUSIBLE[1]]
     if settings.save_depth:
         clipped["depth"].add(write_depth_png(folder / "depth" / f"{rel}.png", depth_HW), depth_HW)
     if settings.save_point_cloud:

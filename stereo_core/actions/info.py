@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table as ConsoleTable
 
 from stereo_core.actions.report import default_names
 from stereo_core.data.annotations import check_files, read_annotations
+from stereo_core.data.datasets import doubts_of
 from stereo_core.data.statistics import Statistics, statistics_of_pairs
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.progress import bars
@@ -26,6 +28,7 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.convert import InfoSpec
 from stereo_core.values import counted
 
+LOG = logging.getLogger(__name__)
 WIDTH = 140  # columns of the tables in a file or a pipe
 CAPTION = (
     "Frequency of disparities among the valid pixels, per annotation file and in total; the largest 0.1 % are not "
@@ -63,8 +66,10 @@ def run(spec: InfoSpec, status: StatusLog) -> Outcome:
 def _read(spec: InfoSpec) -> dict[str, Statistics]:
     """Name of each source -> its statistics."""
     lists = [read_annotations(source.data_file, source.data_root) for source in spec.data_sources]
-    for samples in lists:
+    for place, (samples, source) in enumerate(zip(lists, spec.data_sources, strict=True)):
         check_files(samples)
+        for text in doubts_of(samples, source):
+            LOG.warning("data_sources[%d]: %s", place, text)
     names = map(UniqueNames(), default_names([Path(source.data_file) for source in spec.data_sources]))
     found = {name: Statistics() for name in names}
     with bars() as progress:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from stereo_core.data.images import BITS, bits_for, decode_view, largest_deep, r
 from stereo_core.data.rectification import doubts
 from stereo_core.data.trees import IMAGE_SUFFIXES, Tree
 from stereo_core.errors import DataError, SpecError
-from stereo_core.files import UniqueNames, atomic_path, flat_name
+from stereo_core.files import atomic_path, flat_names, stems
+from stereo_core.locks import held
 from stereo_core.models.flags import kept
 from stereo_core.models.infer import infer
 from stereo_core.report.html import MOST_BYTES, page, shown
@@ -109,8 +110,7 @@ def find_pairs(left: Path, right: Path) -> list[Pair]:
         raise DataError(
             f"{has / odd[0]}: there is no matching {lacks / odd[0]}; both folders must contain the same names"
         )
-    names = UniqueNames()
-    return [Pair(names(Path(name).with_suffix("").as_posix()), left / name, right / name) for name in here]
+    return [Pair(name, left / file, right / file) for name, file in zip(stems(here, here), here, strict=True)]
 
 
 def _images(folder: Path) -> list[str]:
@@ -151,22 +151,24 @@ def predict_pairs(
     depth = camera is not None
     spec = spec_of(model, iters, save_raw_pfm=True, save_depth=depth,
                    save_point_cloud=depth)  # fmt: skip
-    _try(output)
     warnings = _Warnings(say)
-    with kept(), passed_on(warnings.add):
+    with _claimed(output), kept(), passed_on(warnings.add):
         predictor = load_predictor(spec, "predict", 0)
         if bits < BITS[-1]:
             warnings.add(f"the largest value in the 16-bit images is {largest}, so they are read as {bits}-bit values")
         _Prediction(predictor, spec.inference, camera, scale, output, bits, say, warnings).of(pairs)
 
 
-def _try(output: Path) -> None:
-    """Make the folder, and a file in it."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:
-        raise SpecError(f"--output: cannot write to {output}: {error.strerror}; choose another folder") from None
+@contextlib.contextmanager
+def _claimed(output: Path) -> Iterator[None]:
+    """Inside the `with` block the folder exists, is writable, and no other run writes to it; else SpecError."""
+    busy = SpecError(f"--output: another run is writing to {output}; wait until it ends, or choose another folder")
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(held(output / ".lock", wait=0, busy=busy))
+        except OSError as error:
+            raise SpecError(f"--output: cannot write to {output}: {error.strerror}; choose another folder") from None
+        yield
 
 
 @dataclass
@@ -232,8 +234,7 @@ class _Prediction:
     clipped: Clipped = field(default_factory=lambda: Clipped(OutOfRange))
 
     def of(self, pairs: list[Pair]) -> None:
-        flat_names = UniqueNames()
-        named = [(pair, flat_names(flat_name(pair.name))) for pair in pairs]
+        named = list(zip(pairs, flat_names([pair.name for pair in pairs]), strict=True))
         self._remove_earlier(named)
         try:
             for pair, flat in named:

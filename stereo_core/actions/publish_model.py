@@ -17,7 +17,7 @@ from typing import Any
 
 from stereo_core import __version__, storage
 from stereo_core.actions.report import comparison, read_figures
-from stereo_core.errors import DataError, ModelError, RefusedResult, SpecError
+from stereo_core.errors import DataError, ModelError, NotWrittenError, RefusedResult, SpecError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.report.describe import describe
 from stereo_core.run.outcome import Outcome
@@ -155,4 +155,4 @@ def _copy(file: Path, uri: str, digest: str) -> None:
     with atomic_path(uri) as temporary:
         shutil.copyfile(file, temporary)
         if sha256_of(temporary) != digest:
-            raise OSError(f"{uri}: the copy differs from {file}; check the disk")
+            raise NotWrittenError(f"{uri}: the copy differs from {file}; check the disk")

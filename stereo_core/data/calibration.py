@@ -21,11 +21,14 @@ from stereo_core.values import size_text
 NAMES = ("calib.txt", "K.txt")  # file names looked for beside an image; the first one found is used
 
 _BASELINES = (0.001, 10.0)  # m; a baseline in the wrong unit is off by a factor of 1000
+_LONG = 3.0  # m; few cameras have a longer baseline, but one in centimetres reads like that
+_SKEW = 0.01  # px; larger numbers are no rounding
 _SQUARE = 0.05  # relative difference of fx and fy that square pixels may have
 _SAME = 0.5  # px; larger differences between the two cameras are no rounding
 _MIDDLE = (0.3, 0.7)  # share of the image where principal points normally lie, except for crops
 _VIEWS = (5.0, 150.0)  # degrees; plausible horizontal field of view of a rectified image
 _COMMENT = re.compile(r"(#|//|%).*")
+_UNITS = "Write it in millimetres in a calib.txt, in metres in a K.txt and dataset.baseline"
 _K = "[fx 0 cx; 0 fy cy; 0 0 1]"
 
 
@@ -63,8 +66,8 @@ class Calibration:
         lowest, highest = _BASELINES
         if not lowest <= self.baseline <= highest:
             raise DataError(
-                f"{self.source}: the baseline is {self.baseline:g} m; stereo cameras have {lowest:g} to {highest:g} m."
-                " Write it in millimetres in a calib.txt, in metres in a K.txt and dataset.baseline"
+                f"{self.source}: the baseline is {self.baseline:g} m; stereo cameras have {lowest:g} to {highest:g} m. "
+                f"{_UNITS}"
             )
 
     def of_size(self, height: int, width: int) -> SizedCalibration:
@@ -119,6 +122,11 @@ class SizedCalibration(Calibration):
 
     def doubts(self) -> Iterator[str]:
         """Warnings about unlikely values, a sentence each; call it on the result of `of_size`."""
+        if self.baseline > _LONG:
+            yield (
+                f"{self.source}: the baseline is {self.baseline:g} m, which is long for a camera; if the number was in "
+                f"centimetres it is {self.baseline / 100:g} m, if in millimetres {self.baseline / 1000:g} m. {_UNITS}"
+            )
         if abs(self.focal_y / self.focal - 1) > _SQUARE:
             fx_fy = f"fx {self.focal:g} px and fy {self.focal_y:g} px"
             yield f"{self.source}: {fx_fy} differ; pixels are nearly always square"
@@ -256,6 +264,11 @@ def _matrix(where: str, text: str) -> tuple[float, float, float, float]:
     numbers = [_number(where, "a value", word) for word in words]
     if [numbers[3], *numbers[6:]] != [0, 0, 0, 1]:
         raise DataError(f"{where}: '{text}' is not {_K} in row order")
+    if abs(numbers[1]) > _SKEW:
+        raise DataError(
+            f"{where}: the skew, the second number of '{text}', is {numbers[1]:g}, but the cameras of a rectified pair "
+            "have none; rectify the pair and give the matrix of the rectified cameras"
+        )
     return numbers[0], numbers[2], numbers[4], numbers[5]
 
 

@@ -6,11 +6,9 @@ import contextlib
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -21,14 +19,17 @@ from stereo_core.data import shards
 from stereo_core.data.annotations import Sample, check_files, read_annotations
 from stereo_core.data.augmentation import Pair, augment
 from stereo_core.data.codecs import read_disparity
+from stereo_core.data.doubts import Doubts
 from stereo_core.data.images import AUTO, BITS, bits_for, decode, largest_deep, read_mask, read_views
 from stereo_core.data.scenes import Scenes, scene_samples
 from stereo_core.errors import DataError
+from stereo_core.files import UniqueNames, shared, stem, stems, with_hash
 from stereo_core.values import size_text
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "infer")
-LOOKS = 5  # pairs of a source that are inspected before it is used
+LOOKS = 5  # 16-bit pairs of a source whose largest value decides its bits
+WHOLE_LOOKS = 3  # pairs of a source that are read whole and doubted before any work, 0.1 s each
 REPLACEMENTS = 10  # pairs tried instead of an unreadable one; if a tenth is unreadable, all fail once in 10**10
 
 
@@ -199,8 +200,8 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
         least, doubt = image_bits(listed, source)
         bits += [least] * len(listed)
         places += [place] * len(listed)
-        if doubt:
-            LOG.warning("dataset.%s_dataset.data_sources[%d]: %s", split, place, doubt)
+        for text in [*filter(None, [doubt]), *doubts_of(listed, source, least)]:
+            LOG.warning("dataset.%s_dataset.data_sources[%d]: %s", split, place, text)
         if split in ("train", "val"):
             _need_pixels(listed, source, name_of(split, place, source), spec.dataset.max_disparity)
     dataset = StereoDataset(samples, sources, relative_names(samples, roots), seed=spec.train.seed)
@@ -240,6 +241,25 @@ def _largest_deep(path: str) -> int:
         return largest_deep(decode(path))
     except DataError:
         return 0  # the later full read reports what is wrong
+
+
+def doubts_of(samples: Sequence[Sample], source: Any, least_bits: int = BITS[0]) -> Iterator[str]:
+    """Warnings about a source, a sentence each, from its first, middle and last pair.
+
+    It ignores pairs that cannot be read: the later full read reports or skips them.
+    """
+    doubts = Doubts()
+    for sample in () if source.drawn else spread(samples, WHOLE_LOOKS):
+        with contextlib.suppress(DataError):
+            doubts.add(sample.where, read_pair(sample, source, least_bits))
+    yield from doubts.of_views().values()
+    yield from doubts.of_ground_truth()
+
+
+def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """At most `most` samples, evenly spread from the first to the last."""
+    places = np.linspace(0, len(samples) - 1, min(most, len(samples)))
+    return [samples[place] for place in places.astype(int)]
 
 
 def list_pairs(source: Any, place: int = 0) -> list[Sample]:
@@ -291,18 +311,29 @@ def _need_pixels(samples: Sequence[Sample], source: Any, name: str, max_disparit
 
 
 def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:
-    """A name for the outputs of each sample: its left path without suffix and shard, with / between folders.
+    """A unique name for the outputs of each sample: its left path without suffix and shard, with / between folders.
 
     The name is relative to data_root, else to the folder of its list, else absolute: it does not depend on the other
     pairs. Only images that share such a name get a longer one: the absolute path, with the suffix (`a_png`, `a_jpg`)
-    if nothing else distinguishes them.
+    if nothing else distinguishes them. A left image with several right ones gets a hash of the right one's name
+    (`a-1f0c93d2`), and a pair that is listed twice a number (`a-2`): the order of the list changes no pair's files.
     """
     paths = [_from_root(shards.loose(sample.left)) for sample in samples]
     names = [_below(path, root, sample.file) for path, root, sample in zip(paths, roots, samples, strict=True)]
-    shared = _shared(map(_stem, names), paths)
-    names = [path[1:] if _stem(name) in shared else name for name, path in zip(names, paths, strict=True)]
-    shared = _shared(map(_stem, names), paths)
-    return [_stem(name, keep_suffix=_stem(name) in shared) for name in names]
+    ambiguous = shared(map(stem, names), paths)
+    names = [path[1:] if stem(name) in ambiguous else name for name, path in zip(names, paths, strict=True)]
+    names = stems(names, paths)
+    if len(set(names)) < len(names):
+        names = _with_rights(names, samples, roots)
+    return names
+
+
+def _with_rights(names: list[str], samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:
+    paths = [_from_root(shards.loose(sample.right)) for sample in samples]
+    rights = [_below(path, root, sample.file) for path, root, sample in zip(paths, roots, samples, strict=True)]
+    ambiguous = shared(names, rights)
+    names = [with_hash(n, right) if n in ambiguous else n for n, right in zip(names, rights, strict=True)]
+    return list(map(UniqueNames(), names))
 
 
 def _from_root(path: str) -> str:
@@ -316,17 +347,6 @@ def _below(path: str, root: str, list_file: str) -> str:
         if path.startswith(f"{folder.rstrip('/')}/"):
             return path[len(folder.rstrip("/")) + 1 :]
     return path[1:]
-
-
-def _stem(name: str, keep_suffix: bool = False) -> str:
-    path = PurePath(name)
-    return f"{path.with_suffix('').as_posix()}_{path.suffix[1:]}" if keep_suffix else path.with_suffix("").as_posix()
-
-
-def _shared(names: Iterable[str], paths: Sequence[str]) -> set[str]:
-    """The names that several different files share (a file listed twice counts once)."""
-    counts = Counter(name for name, _ in set(zip(names, paths, strict=True)))
-    return {name for name, count in counts.items() if count > 1}
 
 
 def collate(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer
 BITS = (8, 10, 12, 14, 16)  # bit depths that cameras write into 16-bit files
 AUTO: Final = "auto"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_image(path: str | Path, bits: int = 16) -> NDArray[np.uint8]:
@@ -138,18 +139,33 @@ def decode(path: str | Path, data: bytes | None = None) -> np.ndarray:
         (H, W, 1) grey or (H, W, 3) RGB, uint8, uint16 or float (TIFF). Alpha is dropped.
 
     Raises:
-        DataError: the file is missing, truncated or no image.
+        DataError: the file is missing, truncated or no image, or has several frames or pages.
     """
     data = read_bytes(path) if data is None else data
     _check_whole(path, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        several = image is not None and _is_one_of_several(image, data)
     except cv2.error as error:
         raise DataError(f"{path}: damaged image: {error.err}") from error
     if image is None:
         raise DataError(f"{path}: the image is truncated or damaged; copy it again")
+    if several:
+        raise DataError(f"{path}: the file has several frames or pages; save each as a file of its own")
     image = image.reshape(*image.shape[:2], -1)
     return np.ascontiguousarray(image[..., 2::-1]) if image.shape[2] >= 3 else image[..., :1]
+
+
+def _is_one_of_several(image: np.ndarray, data: bytes) -> bool:
+    """Whether the decoded image is the first frame or page of several; the smaller previews of a TIFF do not count."""
+    if data.startswith(PNG_SIGNATURE):
+        return b"acTL" in data[: data.find(b"IDAT")]  # the chunk of an animation comes before the image
+    if data.startswith(b"RIFF"):
+        return data[12:16] == b"VP8X" and bool(data[20] & 2)
+    if not data.startswith(_TIFF):
+        return False
+    second = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED, range=(1, 2))[1]
+    return len(second) == 1 and second[0].shape == image.shape
 
 
 def _check_whole(path: str | Path, data: bytes) -> None:
@@ -161,7 +177,7 @@ def _check_whole(path: str | Path, data: bytes) -> None:
         whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    elif data.startswith((b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+    elif data.startswith((b"BM", *_TIFF)):
         whole = True  # OpenCV itself refuses a truncated BMP or TIFF
     else:
         raise DataError(

@@ -7,11 +7,12 @@ import numpy as np
 
 WIDTHS = (640, 320, 160)  # px that larger pairs are reduced to; the next one finds larger moves
 ENLARGED = 320  # px that smaller pairs are enlarged to; otherwise too few patches fit between their edges
-PATCHES = 400
+PATCHES = 200  # some 0.1 s on one core
 HALF = 7  # px; a patch is 15 x 15
 ROWS = 12  # px; vertical search range
 SHARE = 0.25  # of the width; horizontal search range to either side
 ALIKE = 0.9  # normalised correlation from which a match counts
+RIVALS = 30, 0.02  # more places than this, nearly as good as the best, leave open which one matches: ramps, stripes
 FEWEST = 20  # matches needed for a warning
 BESIDE = 1.0  # px to the wrong side from which a match indicates swapped views
 BEYOND = 0.05  # share of the matches with a disparity above the network's that draws a warning
@@ -20,8 +21,13 @@ ABOVE = 1.0  # px of the given size; a larger row offset means the pair is not r
 
 
 def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = None) -> list[str]:
+    """The sentences of `findings`."""
+    return list(findings(left_HW3, right_HW3, reach).values())
+
+
+def findings(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = None) -> dict[str, str]:
     """Warnings that a pair shows nothing, may not be rectified, its views may be swapped, or its disparities exceed the
-    network's; empty if it looks right.
+    network's: a sentence for each kind; empty if it looks right.
 
     A point at column x of the left image appears at x - disparity of the right one, in the same row. Matches further to
     the right indicate swapped views; matches in other rows indicate views that are not rectified.
@@ -30,37 +36,36 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = No
         left_HW3, right_HW3: uint8 RGB, of one size.
         reach: px of these images; the largest disparity that the network can find, None if unknown.
     """
-    flat = [_flat(name, image) for name, image in (("left", left_HW3), ("right", right_HW3))]
-    if any(flat):
-        return list(filter(None, flat))
+    flat = {name: _flat(name, image) for name, image in (("left", left_HW3), ("right", right_HW3))}
+    if any(flat.values()):
+        return {name: text for name, text in flat.items() if text}
     if np.array_equal(left_HW3, right_HW3):
-        return ["both views are the same image; if it shows both views side by side, cut it into halves"]
+        return {"same": "both views are the same image; if it shows both views side by side, cut it into halves"}
     for width in WIDTHS:
         scale = min(max(1.0, ENLARGED / left_HW3.shape[1]), width / left_HW3.shape[1])
         moves_N2 = _moves(*(_grey(image, scale) for image in (left_HW3, right_HW3)))
         if len(moves_N2) >= FEWEST:
             break
     else:
-        return []
-    found = []
+        return {}
+    found = {}
     wrong_side = float((moves_N2[:, 0] > BESIDE).mean())
     if wrong_side > 0.5:
-        found.append(
+        found["order"] = (
             f"{wrong_side:.0%} of {len(moves_N2)} patches of the left image lie further right in the right image: "
             "are the views swapped?"
         )
     beyond = float((-moves_N2[:, 0] / scale > (reach or np.inf)).mean())
     if beyond > BEYOND:
-        found.append(
+        found["reach"] = (
             f"{beyond:.0%} of {len(moves_N2)} patches have a disparity above {reach:.0f} px, the largest that the "
             "network finds, and get a wrong one; predict at a smaller scale"
         )
     rows = moves_N2[:, 1] / scale
     if np.median(np.abs(rows)) > ABOVE:
-        found.append(
-            f"patches of the left image lie {_rows(rows)} in the right image (median of {len(rows)}); rectify the "
-            "pair, "
-            "so that equal rows show the same points"
+        found["rows"] = (
+            f"patches of the left image lie {_rows(rows)} in the right image (median of {len(rows)}); "
+            "rectify the pair, so that equal rows show the same points"
         )
     return found
 
@@ -100,13 +105,14 @@ def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:
 
 
 def _move(left_HW: np.ndarray, right_HW: np.ndarray, x: int, y: int, reach: int) -> tuple[float, float] | None:
-    """The offset of one patch; None if it has no good match, or the best match is at the edge of the search range."""
+    """The offset of one patch; None if it has no good match or too many, or the best is at the edge of the search
+    range."""
     patch = left_HW[y - HALF : y + HALF + 1, x - HALF : x + HALF + 1]
     first = max(0, x - HALF - reach)
     strip = right_HW[y - HALF - ROWS : y + HALF + ROWS + 1, first : x + HALF + reach + 1]
     alike = cv2.matchTemplate(strip, patch, cv2.TM_CCOEFF_NORMED)
     _, best, _, (column, row) = cv2.minMaxLoc(alike)
-    if best < ALIKE or row in (0, 2 * ROWS):
+    if best < ALIKE or row in (0, 2 * ROWS) or np.count_nonzero(alike > best - RIVALS[1]) > RIVALS[0]:
         return None
     return first + column - (x - HALF), row - ROWS + _peak(*alike[row - 1 : row + 2, column])
 

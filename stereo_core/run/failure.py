@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from pydantic import ValidationError
 
-from stereo_core.errors import GPU_ERROR, SpecError, UserError, is_gpu_error, is_out_of_memory
+from stereo_core.errors import GPU_ERROR, ExplainedError, SpecError, UserError, is_gpu_error, is_out_of_memory
 from stereo_core.run.termination import Terminated
 
 _INTERRUPTIONS = (KeyboardInterrupt, SystemExit, Terminated)
@@ -18,11 +19,24 @@ _PREFIXES: tuple[tuple[type[BaseException] | tuple[Any, ...], str], ...] = (
     (OSError, "File system error"),
 )
 """Exception class -> TAO's prefix. The first match counts, so subclasses come before their parents."""
+_DISK = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some space there", errno.EROFS: "write elsewhere"}
+"""Errors of the system that are no fault of the program, and the mend."""
+
+
+def is_explained(error: BaseException) -> bool:
+    """Whether the message says all that a user needs, so that a traceback would only hide it."""
+    return isinstance(error, UserError | ExplainedError | FloatingPointError) or bool(_mend(error))
+
+
+def _mend(error: BaseException) -> str:
+    return _DISK.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 
 def reason(error: BaseException) -> str:
     """One line that says why a run ended: TAO's prefix for the classes above, the class name for all others."""
     name, text = type(error).__name__, " ".join(str(error).split())
+    if mend := _mend(error):
+        text += f"; {mend}"
     named = f"{name}: {text}" if text else name
     if isinstance(error, _INTERRUPTIONS):
         return f"User/System interruption: {named}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import yaml
 
 from stereo_core import storage
 from stereo_core.cores import share_cores
-from stereo_core.errors import RefusedResult, SpecError, UserError
+from stereo_core.errors import ExplainedError, SpecError, UserError
 from stereo_core.files import atomic_path
 from stereo_core.progress import heartbeat
-from stereo_core.run.failure import exit_code, reason
+from stereo_core.run.failure import exit_code, is_explained, reason
 from stereo_core.run.outcome import Outcome
-from stereo_core.run.staging import Stage, staged
+from stereo_core.run.staging import Stage, staged, writing
 from stereo_core.run.status import StatusLog
 from stereo_core.run.termination import explain, sigterm_raises
 from stereo_core.run.warned import collected
@@ -61,10 +60,10 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     try:
         with sigterm_raises(), heartbeat(lambda: status.where()):
             folder = results_dir(stage.spec, verb)
-            with _writing(folder):
+            with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             stage.claim_results()
-            with _writing(folder):
+            with writing(folder):
                 status = _begin_record(verb, folder, spec)
             status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
             with collected(status, stage.with_uris), stage.storing():
@@ -122,14 +121,6 @@ def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
         raise SpecError(f"{verb}: unknown verb; known: {', '.join(VERBS)}")
     run: Callable[[Section, StatusLog], Outcome] = importlib.import_module(VERBS[verb].action).run
     return run
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SpecError(f"results_dir: cannot write to {folder}: {error.strerror}; choose another folder") from None
 
 
 def _begin_record(verb: str, folder: Path, spec: Section) -> StatusLog:
@@ -199,9 +190,9 @@ def _failed(
         log.error("Cannot write status.json: %s", second)
     if is_main_process():
         explain(error, message)
-    if isinstance(error, UserError | RefusedResult):
+    if isinstance(error, UserError | ExplainedError):
         message = clear(str(error))
-    elif isinstance(error, Exception):
+    elif isinstance(error, Exception) and not is_explained(error):
         log.error("The run failed.\n%s", clear("".join(traceback.format_exception(error))))
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)

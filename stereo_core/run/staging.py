@@ -35,6 +35,20 @@ WEEK = 7 * 24 * 3600  # s that results stay on this machine after a run that cou
 LINKS = {"dn_model_latest.pth", "dn_model_best.pth"}  # a training run's links to its checkpoints
 
 
+LOCKED = ("train", "evaluate", "inference", "trt_evaluate", "trt_inference")
+"""Verbs that write many files of equal names: those of two runs at once would mix."""
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Inside the `with` block an OSError becomes a SpecError that says that the folder of the results is not
+    writable."""
+    try:
+        yield
+    except OSError as error:
+        raise SpecError(f"results_dir: cannot write to {folder}: {error.strerror}; choose another folder") from None
+
+
 def check_no_other_training(place: str | Path, names: Iterable[str]) -> None:
     """Raise SpecError if `place` holds checkpoints of another training run, which this one would overwrite."""
     there = sorted(name for name in names if fnmatchcase(name, "model_epoch_*.pth"))
@@ -72,25 +86,29 @@ class Stage:
         return self.mirror.folders
 
     def claim_results(self) -> None:
-        """For training: lock the (existing) results folder for this run, and fetch the results that it resumes.
+        """For LOCKED verbs: lock the (existing) results folder for this run; for training, fetch the results that it
+        resumes.
 
         Results are fetched if the spec says resume `auto`. If this fails, the other run's experiment.yaml and
         status.json stay unchanged.
 
         Raises:
-            SpecError: the folder belongs to a training run that still runs, or that this one does not resume.
-            UserError: the folder's file system has no locks.
+            SpecError: the folder belongs to a run that still runs, or to a training run that this one does not resume;
+                or it is not writable.
+            UserError: a training's folder is on a file system without locks.
             DataError, StorageError: see storage.fetch.
         """
-        if self.verb != "train" or not isinstance(self.spec, ExperimentSpec):
+        if self.verb not in LOCKED or not isinstance(self.spec, ExperimentSpec):
             return
-        folder, resume = results_dir(self.spec, "train"), self.spec.train.resume_training_checkpoint_path
-        if any(folder.is_relative_to(here) for here in self.results):
-            self._claim_stored(folder, resume)
-            return
-        if is_main_process():
+        folder, resume = results_dir(self.spec, self.verb), self.spec.train.resume_training_checkpoint_path
+        stored = any(folder.is_relative_to(here) for here in self.results)
+        if is_main_process() and not stored:
             self._keep_others_out(folder)
-        if resume != AUTO and not (resume and Path(resume).resolve().parent == folder.resolve()):
+        if self.verb != "train":
+            return
+        if stored:
+            self._claim_stored(folder, resume)
+        elif resume != AUTO and not (resume and Path(resume).resolve().parent == folder.resolve()):
             check_no_other_training(folder, (file.name for file in folder.iterdir()))
 
     def storing(self) -> contextlib.AbstractContextManager[None]:
@@ -171,10 +189,10 @@ class Stage:
 
     def _keep_others_out(self, folder: Path) -> None:
         refusal = SpecError(
-            f"train.results_dir: another training run is writing to {folder}; wait until it ends, or "
-            "set train.results_dir to another folder"
+            f"results_dir: another run is writing to {folder}; wait until it ends, or set results_dir to another folder"
         )
-        self.locks.enter_context(held(folder / ".lock", wait=0, busy=refusal, vital=True))
+        with writing(folder):
+            self.locks.enter_context(held(folder / ".lock", wait=0, busy=refusal, vital=self.verb == "train"))
 
     def _redirect(self, key: RemoteKey) -> None:
         """Replace the URI of a results key by a local path."""

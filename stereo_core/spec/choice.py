@@ -19,7 +19,7 @@ OF_A_TRAINING = "or <training folder>@best, @latest, @epoch=N, @step=N"  # for t
 OR_STARTER = f"{OF_A_TRAINING}, or starter (the model in the package)"
 _LINKS = {"best": BEST, "latest": LATEST}
 _NAME = re.compile(r"model_epoch_(\d+)_step_(\d+)\.pth")
-_CHOICE = re.compile(r"best|latest|(epoch|step)=(\d+)")
+_CHOICE = re.compile(r"best|latest|(epoch|step)=([0-9]{1,18})")
 
 
 class NoChoice(ValueError):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from stereo_core.errors import SpecError
 from stereo_core.spec.fields import Section
-from stereo_core.spec.paths import dotted, nearest
+from stereo_core.spec.paths import dotted, nearest, parts_of
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _MISSING = object()
@@ -66,7 +66,7 @@ def _target(name: str, path: tuple[Any, ...], keys: _Keys, trail: tuple[str, ...
             f"{where}: more than {MAX_REFERENCES} references `${{...}}`, counting those inside others; write the "
             "values themselves"
         )
-    parts = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
+    parts = parts_of(name)
     value = _look_up(keys.tree, parts)
     if value is _MISSING or value == "???":
         value = _look_up(keys.group().model_dump(), parts)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stereo_core.errors import SpecError
-from stereo_core.spec.paths import Path, dotted
+from stereo_core.spec.paths import Path, dotted, parts_of
 from stereo_core.spec.text import parse_value
 from stereo_core.values import counted
 
@@ -71,7 +71,7 @@ def parse_override(token: str) -> tuple[Path, Any]:
     if not equals or not _KEY.match(name):
         hint = f"; a spec file is given with -e {token}" if token.endswith((".yaml", ".yml")) else ""
         raise SpecError(f"{token}: not of the form key=value{hint}")
-    path = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", name))
+    path = parts_of(name)
     if len(path) > MAX_DEPTH:
         raise SpecError(f"{dotted(path[:MAX_DEPTH])}...: unknown key (no key is nested this deeply)")
     try:

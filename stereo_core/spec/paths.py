@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Collection, Iterator
 from difflib import SequenceMatcher
@@ -9,9 +10,14 @@ from difflib import SequenceMatcher
 from pydantic.fields import FieldInfo
 
 from stereo_core.spec.fields import Section
-from stereo_core.values import NEAR
+from stereo_core.values import NEAR, digits
 
 Path = tuple[str | int, ...]
+
+
+def parts_of(text: str) -> Path:
+    """`a.b[0].c` as `("a", "b", 0, "c")`."""
+    return tuple(part if (index := digits(part)) is None else index for part in re.findall(r"\w+", text))
 
 
 def dotted(path: Path) -> str:

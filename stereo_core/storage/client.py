@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stereo_core.errors import DataError
+from stereo_core.errors import DataError, ExplainedError
 from stereo_core.storage.transfers import PARALLEL
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT")
@@ -17,7 +17,7 @@ FOR_NOW = (429, 500, 502, 503, 504)
 HURRY = 8  # s without a byte before giving up, once a signal is to end the process
 
 
-class StorageError(OSError):
+class StorageError(ExplainedError, OSError):
     """The storage, the network or the disk failed; a retry may succeed. The run fails with exit code 1."""
 
 

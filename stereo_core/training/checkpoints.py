@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
-from stereo_core.errors import ModelError
+from stereo_core.errors import ModelError, NotWrittenError
 from stereo_core.files import atomic_path, point, sha256_of
 from stereo_core.models.files import check_digest, read_sidecar, read_torch, sidecar_of, write_torch
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
@@ -45,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write_sidecar(path, note | {key: checkpoint[key] for key in ("epoch", "global_step")})
         except (OSError, RuntimeError) as error:
             free = shutil.disk_usage(path.parent).free / 2**20
-            raise OSError(
+            raise NotWrittenError(
                 f"{path}: cannot write the checkpoint ({free:.0f} MiB are free there): {error}; "
                 "earlier checkpoints are intact"
             ) from error

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from stereo_core.cores import usable_cores
 from stereo_core.errors import SpecError
-from stereo_core.values import counted
+from stereo_core.values import counted, digits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,14 +208,39 @@ def _devices(section: Any, name: str, gpus: int, count: int | None, source: str)
     number = count or max(num_gpus, len(ids))
     if len(ids) != number:
         ids = list(range(number))
-    if not gpus:
-        return (ids[0],) if number == 1 else (0,) * number
-    if max(ids) >= gpus:
-        raise SpecError(
-            f"{source or f'{name}.num_gpus, {name}.gpu_ids'}: GPU {max(ids)} is requested, but this machine has "
+    if gpus:
+        check_gpus(source or f"{name}.num_gpus, {name}.gpu_ids", ids, gpus)
+        return tuple(ids)
+    if not getattr(section, "trt_engine", ""):
+        check_gpus(f"{name}.gpu_ids", [index for index in ids if index >= number], gpus)
+    return (ids[0],) if number == 1 else (0,) * number
+
+
+def single_gpu(section: Any, name: str, gpus: int) -> int:
+    """The GPU of a run that uses one: the first of gpu_ids.
+
+    Args: as `resolve`. Raises: SpecError if it does not exist.
+    """
+    first: int = section.gpu_ids[0]
+    if gpus or not getattr(section, "trt_engine", ""):
+        check_gpus(f"{name}.gpu_ids", [first], gpus)
+    return first
+
+
+def check_gpus(key: str, ids: Sequence[int], gpus: int) -> None:
+    """Raise SpecError, which names `key`, unless the machine has all these GPUs.
+
+    GPU 0, the default, always passes: without a GPU it stands for the CPU. Engines are not checked without a GPU: their
+    library may use one that PyTorch does not see.
+    """
+    missing = max(ids, default=0)
+    if missing and missing >= gpus:
+        there = (
             f"{gpus}, from 0 to {gpus - 1}"
+            if gpus
+            else "none that PyTorch can use; remove the key to run on the CPU, or check driver and CUDA_VISIBLE_DEVICES"
         )
-    return tuple(ids)
+        raise SpecError(f"{key}: GPU {missing} is requested, but this machine has {there}")
 
 
 def _number(
@@ -228,9 +252,10 @@ def _number(
     wanted = f"a number from {least} to {most}" if most is not None else f"a number from {least}"
     if text is None:
         raise SpecError(f"{name} is not set; it must be {wanted}: {mend}")
-    if not re.fullmatch(r"\d+", text) or int(text) < least or (most is not None and int(text) > most):
+    number = digits(text)
+    if number is None or number < least or (most is not None and number > most):
         raise SpecError(f"{name}: {text!r} is not {wanted}: {mend}")
-    return int(text)
+    return number
 
 
 def _reach(names: _Names, address: str, port: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stereo_core.errors import ExplainedError
 from stereo_core.files import atomic_path
 from stereo_core.models.files import write_torch
 from stereo_core.spec.train import Train
@@ -31,7 +32,7 @@ FEW_SKIPPED = 3  # skipped steps that are tolerated in any epoch, however short
 MAX_WRITTEN = 10
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ExplainedError):
     """The loss, its gradient or a validation is NaN or infinite: the run is lost and stops."""
 
 

@@ -180,7 +180,16 @@ def changed_list(scenes, folder, change):
     [
         (lambda left, right, disp: (right, left, disp), "problem", "x + d, not at x - d"),
         (lambda left, right, disp: (left, right, disp * 256), "problem", "half the image's width"),
-        (lambda left, right, disp: (left, right, disp / 256), "problem", "below 1 px"),
+        (
+            lambda left, right, disp: (left, right, disp / 256),
+            "problem",
+            "px in 3 pairs; is disparity_scale right?",
+        ),
+        (
+            lambda left, right, disp: (left, left, disp),
+            "warning",
+            "list.txt:1 (3 of 3 pairs looked at): both views are",
+        ),
         (lambda left, right, disp: (left, right, disp * 0), "problem", "hardly any valid pixel"),
         (lambda left, right, disp: (left[:9], right, disp), "problem", "do not belong together"),
         (

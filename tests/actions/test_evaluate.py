@@ -285,6 +285,17 @@ def test_a_checkpoint_is_timed_as_an_engine_is(scenes, split, run_evaluate, tmp_
     assert outcome.kpi.keys() >= LATENCY
 
 
+def test_swapped_views_reach_the_results_and_the_status(scenes, split, run_evaluate, status_lines, tmp_path):
+    """evaluate gave bad figures for them without a word."""
+    text = (scenes / "list.txt").read_text().splitlines()[0].replace("left.png", "x").replace("right.png", "left.png")
+    (tmp_path / "list.txt").write_text(text.replace("x", "right.png") + "\n")
+    section = split(tmp_path / "list.txt", data_root=str(scenes))
+    assert run_evaluate(tmp_path, section)[0] == 0
+    said = json.loads((tmp_path / "results.json").read_text())["warnings"]
+    assert [text for text in said if "list.txt:1 (1 of 1 pair looked at): " in text and "views swapped?" in text]
+    assert said[0] in [line["message"] for line in status_lines(tmp_path) if line["verbosity"] == "WARNING"]
+
+
 def test_a_gpu_that_is_not_there_is_an_error(engine, scenes, split, run_evaluate, status_lines, tmp_path):
     section = split(scenes / "list.txt")
     code, _ = run_evaluate(tmp_path, section, checkpoint="", trt_engine=str(engine), gpu_ids=[31])

@@ -21,6 +21,7 @@ from stereo_core.report.describe import describe
 from stereo_core.run.perform import perform
 from stereo_core.run.status import warnings_in
 from stereo_core.spec import spec_from_dict
+from stereo_core.spec.deploy import Export
 
 HEIGHT, WIDTH = 64, 96
 ITERS = 2
@@ -95,6 +96,13 @@ def test_disparity_is_the_checkpoints_for_any_batch(checkpoint, exported):
     assert outcome.artifacts == {"onnx": out}
     assert 0 <= outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_max_abs_difference_px"] < 1e-3
     assert outcome.kpi["check_mean_abs_difference_px"] <= outcome.kpi["check_tolerance_px"] <= 0.01
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    """The export was traced on the CPU, or failed in torch."""
+    with pytest.raises(SpecError, match=r"export\.gpu_id: GPU 63 is requested, but this machine has"):
+        export._device(Export(gpu_id=63))
+    assert export._device(Export(gpu_id=63, on_cpu=True)).type == "cpu"
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions.inference import Clipped, OutOfRange, format_warnings
+from stereo_core.actions.inference import Clipped, OutOfRange, format_warnings, write_files
 from stereo_core.actions.predict import predictor
+from stereo_core.data.calibration import SizedCalibration
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.depth import seen_by_both
 from stereo_core.engines import BuildSettings, build_engine, load_engine
@@ -143,14 +144,10 @@ def test_equal_base_names_do_not_collide(infer, scenes, tmp_path):
     right = scenes / "scene0" / "right.png"
     (tmp_path / "list.txt").write_text(f"a/b.png {right}\na_b.png {right}\na_b.png {right}\n")
     assert infer(tmp_path / "out", tmp_path / "list.txt", batch_size=1) == 0
-    assert files(tmp_path / "out") == {
-        "disparity_png16/a/b.png",
-        "disparity_png16/a_b.png",
-        "disparity_png16/a_b-2.png",
-        "predicted_depth/a_b.png",
-        "predicted_depth/a_b-2.png",
-        "predicted_depth/a_b-3.png",
-    }
+    written = files(tmp_path / "out")
+    pictures = {name for name in written if name.startswith("predicted_depth/a_b-")}
+    assert len(pictures) == 3
+    assert written - pictures == {f"disparity_png16/{name}.png" for name in ("a/b", "a_b", "a_b-2")}
 
 
 def test_hierarchical(infer, all_files, scenes, tmp_path):
@@ -308,6 +305,18 @@ def test_disparities_beyond_the_png_are_counted():
     assert text.endswith("; set inference.save_raw_pfm for PFM files, which have no limit")
     (text,) = format_warnings(lost, Inference(save_raw_pfm=True))
     assert text.endswith("; the PFM files hold the exact values")
+
+
+@pytest.mark.parametrize(("focal", "told"), [(500, None), (1, "is 0.02 m;"), (500_000, "is 1e+04 m;")])
+def test_a_median_depth_that_no_scene_has_is_doubted(tmp_path, focal, told):
+    """A focal length or a baseline in another unit that its own range does not show."""
+    lost, disparity_HW = Clipped(OutOfRange), np.full((4, 6), 5.0, np.float32)
+    camera = SizedCalibration(focal, 0.1, 0.0, 3.0, 2.0, focal, 6, 4)
+    settings = Inference(save_png16=False, save_color=False, save_point_cloud=True)
+    for name in ("a", "b"):
+        write_files(settings, tmp_path, name, name, np.zeros((4, 6, 3), np.uint8), disparity_HW, camera, lost)
+    said = [text for text in format_warnings(lost, settings) if "median depth" in text]
+    assert [text.startswith(f"depth: the median depth of 2 images {told}") for text in said] == [True] * bool(told)
 
 
 def test_pixels_without_depth_are_counted_once_a_run(infer, scenes, tmp_path, caplog):

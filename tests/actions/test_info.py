@@ -77,6 +77,12 @@ def test_figures_of_known_disparities(known, tmp_path):
     assert total["valid"] == ramps["valid"], "a pair without ground truth has no invalid pixels"
 
 
+def test_what_is_doubtful_about_the_views_stands_on_the_page(known, tmp_path):
+    assert info(tmp_path / "out", {"data_file": str(known / "ramps.txt")})[0] == 0
+    told = "data_sources[0]: " + str(known / "ramps.txt") + ":1 (2 of 2 pairs looked at): the left image shows nothing"
+    assert told in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_synthetic_scenes_against_their_files(scenes, tmp_path):
     """Several sizes, masks, and fractions of a pixel: as NumPy says of the same files."""
     code, told = info(tmp_path, {"data_file": str(scenes / "list.txt")})

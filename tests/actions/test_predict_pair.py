@@ -27,6 +27,7 @@ from stereo_core.cli import main
 from stereo_core.data import images
 from stereo_core.data.codecs import read_disparity
 from stereo_core.data.images import read_image, write_png
+from stereo_core.locks import held
 from stereo_core.models import load_model
 from stereo_core.report.pictures import STRIP
 from stereo_core.run import memory
@@ -137,6 +138,7 @@ def test_a_run_that_fails_leaves_no_page(predict, pair, tiny_checkpoint, tmp_pat
     torch.save(_filled_with_nan(state), tmp_path / "nan.pth")
     code, text, _ = predict(*pair, "--model", tmp_path / "nan.pth")
     assert code == 1 and f"Stopped: 0 of 1 pair written to {out}, and no page" in text, text
+    assert "check the model" in text and "Traceback" not in text
     assert not [path for path in out.rglob("*") if path.is_file()]
 
 
@@ -171,6 +173,14 @@ def test_an_output_that_cannot_be_used_is_refused_before_the_model_is_loaded(pai
         arguments = ["predict", *map(str, pair), "--model", str(tmp_path / "broken.pth"), "--output", str(output)]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2 and f"--output: cannot write to {output}: " in result.output, result.output
+
+
+def test_two_runs_do_not_write_to_one_output(pair, tmp_path):
+    """Each removed the other's page and files."""
+    arguments = ["predict", *map(str, pair), "--output", str(tmp_path)]
+    with held(tmp_path / ".lock"):
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and f"--output: another run is writing to {tmp_path}; wait" in result.output
 
 
 def test_warnings_of_the_network_reach_the_page_and_name_what_predict_has(predict, pair, monkeypatch):

@@ -205,7 +205,7 @@ def test_two_trainings_at_once_in_one_folder(train, tmp_path, monkeypatch, capfd
         patched.setattr(StatusLines, "on_train_epoch_start", start_another)
         assert train(tmp_path, num_epochs=1)[0] == 0
     assert second == [2]
-    assert f"another training run is writing to {tmp_path}" in capfd.readouterr().err
+    assert f"another run is writing to {tmp_path}" in capfd.readouterr().err
     assert train(tmp_path, num_epochs=1, resume_training_checkpoint_path="auto")[0] == 0
 
 

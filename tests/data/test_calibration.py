@@ -94,6 +94,8 @@ def test_marks_in_calib_txt(read):
         ("100 0 48 0 -100 32 0 0 1\n0.1", r"fy \(px\) is -100"),
         ("100 0 48 0 0 32 0 0 1\n0.1", r"fy \(px\) is 0"),
         ("nan 0 48 0 100 32 0 0 1\n0.1", "'nan'"),
+        ("100 12.5 48 0 100 32 0 0 1\n0.1", "the skew, .*, is 12.5,"),
+        ("100 0 48 0 100 32 0 0.1 1\n0.1", "in row order"),
         ("100 0 48 0 100 32 0 0 1\n278.3", "baseline is 278.3 m"),  # millimetres
         ("100 0 48 0 100 32 0 0 1\n63", "baseline is 63 m"),
         ("# c\n" + CALIB + "baseline=193\nwidth=741\nbaseline=120\n", "lines 4 and 6 set baseline"),
@@ -152,6 +154,8 @@ def test_a_camera_without_a_file_has_its_centre_in_the_middle():
             "fy is 990 px in cam0 and 994.978 px in cam1",
         ),
         (K, (1080, 1920), r"\(489.379, 265.162\) is far from the image centre .*1920 x 1080"),
+        ("90 1e-9 47.5 0 90 31.5 0 0 1\n2.9", (64, 96), None),
+        ("90 0 47.5 0 90 31.5 0 0 1\n7.5", (64, 96), "baseline is 7.5 m.* centimetres it is 0.075 m, .* 0.0075 m"),
         ("100 0 47.5 0 200 31.5 0 0 1\n0.1", (64, 96), "fx 100 px and fy 200 px differ"),
         ("0.8 0 48 0 0.8 32 0 0 1\n0.1", (64, 96), "focal length of 0.8 px .* 178.1 degrees"),  # in widths
         ("8000 0 48 0 8000 32 0 0 1\n0.1", (64, 96), "focal length of 8000 px .* 0.7 degrees"),

@@ -79,10 +79,14 @@ def deep_list(tmp_path):
     return write
 
 
+def about_bits(caplog) -> list[str]:
+    return [text for record in caplog.records if "16-bit" in (text := record.getMessage())]
+
+
 def test_twelve_bit_images_are_read_with_their_grey_levels_and_a_warning(deep_list, caplog):
     folder = deep_list(4012, 900)
     dataset = build_dataset(make_spec("infer", [kitti(folder)]), "infer")
-    [said] = [record.getMessage() for record in caplog.records]
+    [said] = about_bits(caplog)
     assert said.startswith("dataset.infer_dataset.data_sources[0]: the largest value in its 16-bit images is 4012")
     assert "left0.png" in said and "12-bit" in said and "image_bits=12" in said
     assert len(dataset[0]["left"].unique()) > 240
@@ -94,7 +98,7 @@ def test_no_warning_where_there_is_no_doubt(deep_list, caplog, largest, bits):
     dataset = build_dataset(make_spec("infer", [kitti(deep_list(*largest), image_bits=bits)]), "infer")
     full = 4095 if bits == 12 else 65535
     assert [item["left"].max().item() for item in (dataset[0], dataset[1])] == [round(v * 255 / full) for v in largest]
-    assert not caplog.records
+    assert not about_bits(caplog)
 
 
 def test_values_above_the_source_s_bits_name_the_line(deep_list):
@@ -246,7 +250,15 @@ def test_relative_names():
     assert names(["/d/x/a.png", "/e/b.png"], ["/d", "/d"]) == ["x/a", "e/b"]
     assert names(["/d/a.v1.png", "/d/a.v2.png"], ["/d", "/d"]) == ["a.v1", "a.v2"]
     assert names(["/d/a.png", "/d/a.jpg", "/d/b.png"], ["/d"] * 3) == ["d/a_png", "d/a_jpg", "b"]
-    assert names(["/d/a.png", "/d/a.png"], ["/d"] * 2) == ["a", "a"]
+    assert names(["/d/a.png", "/d/a.png"], ["/d"] * 2) == ["a", "a-2"]
+
+
+def test_a_left_image_with_several_right_ones_is_named_by_them_in_any_order():
+    rows = [("/d/a.png", f"/d/right{number}.png") for number in (1, 2, 2)]
+    samples = [Sample(left, right, None, None, "/l/x.txt", 1) for left, right in rows]
+    first, second, again = relative_names(samples, ["/d"] * 3)
+    assert first.startswith("a-") and again == f"{second}-2" and len({first, second}) == 2
+    assert relative_names(samples[1::-1], ["/d"] * 2) == [second, first]
 
 
 @pytest.mark.parametrize(("roots", "list_file"), [(["/d"], "/l/x.txt"), ([""], "/d/x.txt"), ([""], "/l/x.txt")])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from stereo_core.data.images import read_image, read_mask, read_views, write_png
 from stereo_core.errors import DataError
@@ -100,6 +101,20 @@ def test_what_is_no_image(tmp_path):
     }.items():
         with pytest.raises(DataError, match=complaint):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".webp", ".png"])
+def test_a_file_of_several_images_is_refused(tmp_path, suffix):
+    """The first page was taken without a word: of a recording, always its first frame."""
+    first, second = Image.fromarray(SMOOTH), Image.fromarray(SMOOTH[::-1])
+    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
+    with pytest.raises(DataError, match=rf"a\{suffix}: the file has several frames or pages; save each"):
+        read_image(tmp_path / f"a{suffix}")
+
+
+def test_a_preview_in_a_tiff_is_no_second_image(tmp_path):
+    Image.fromarray(SMOOTH).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(SMOOTH[::4, ::4])])
+    assert np.array_equal(read_image(tmp_path / "a.tif"), SMOOTH)
 
 
 def test_only_255_is_visible(tmp_path):

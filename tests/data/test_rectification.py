@@ -77,6 +77,14 @@ def test_order_and_rows_of_a_made_pair(right, left):
     assert "4.0 px lower" in " ".join(doubts(image, np.roll(image, (4, -5), axis=(0, 1))))
 
 
+def test_nothing_is_said_where_everything_matches():
+    """A ramp is alike everywhere, vertical stripes repeat: most matches are chance."""
+    ramp = np.repeat(np.linspace(0, 250, 40 * 70).reshape(40, 70, 1).astype(np.uint8), 3, axis=2)
+    assert doubts(ramp, ramp // 2) == []
+    stripes = np.tile(np.repeat(np.uint8([20, 220]), 4), (64, 12))[..., None].repeat(3, axis=2)
+    assert doubts(stripes, np.roll(stripes, -3, axis=1)) == []
+
+
 def test_nothing_is_said_where_nothing_matches():
     assert doubts(textured(0), textured(1)) == []
     assert doubts(textured(0)[:8, :8], textured(1)[:8, :8]) == []

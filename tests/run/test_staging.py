@@ -14,8 +14,8 @@ from buckets import left_over
 
 from stereo_core.errors import SpecError, UserError
 from stereo_core.run.remote import kind_of
-from stereo_core.run.staging import staged
-from stereo_core.spec.experiment import spec_class
+from stereo_core.run.staging import LOCKED, staged
+from stereo_core.spec.experiment import results_dir, spec_class
 from stereo_core.spec.loading import build
 from stereo_core.spec.paths import walk
 from stereo_core.verbs import VERBS
@@ -88,18 +88,19 @@ def training(folder: Path):
     return build("train", {"results_dir": str(folder)})
 
 
-def test_a_second_training_is_refused_while_the_first_lasts(tmp_path):
-    (tmp_path / "train").mkdir()
-    with staged("train", training(tmp_path)) as first:
+@pytest.mark.parametrize("verb", LOCKED)
+def test_a_second_run_is_refused_while_the_first_lasts(verb, tmp_path):
+    """Two evaluations at once left one's panels beside the other's figures."""
+    spec = build(verb, {"results_dir": str(tmp_path)})
+    folder = results_dir(spec, verb)
+    folder.mkdir()
+    with staged(verb, spec) as first:
         first.claim_results()
-        with (
-            staged("train", training(tmp_path)) as second,
-            pytest.raises(SpecError, match=rf"another training run is writing to {tmp_path}/train"),
-        ):
+        with staged(verb, spec) as second, pytest.raises(SpecError, match=f"another run is writing to {folder}"):
             second.claim_results()
-    with staged("train", training(tmp_path)) as third:
+    with staged(verb, spec) as third:
         third.claim_results()
-    assert list((tmp_path / "train").iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_a_training_needs_a_file_system_with_locks(tmp_path, monkeypatch):

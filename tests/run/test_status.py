@@ -17,10 +17,12 @@ import pytest
 import torch
 
 import stereo_core.run.perform as performing
-from stereo_core.errors import DataError, ModelError, SpecError
+from stereo_core.errors import DataError, ExplainedError, ModelError, SpecError
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog, both_spellings
 from stereo_core.spec.loading import build
+from stereo_core.storage import StorageError
+from stereo_core.training.nonfinite import NonFiniteLossError
 
 
 def lines(folder: Path) -> list[dict]:
@@ -116,7 +118,14 @@ def raising(error: BaseException) -> Callable:
         (ValueError("odd"), 1, "Parameter validation error: odd"),
         (TypeError("odd"), 1, "Parameter validation error: odd"),
         (FileNotFoundError(2, "No such file", "x"), 1, "File system error: [Errno 2] No such file: 'x'"),
-        (OSError(28, "No space left on device"), 1, "File system error: [Errno 28] No space left on device"),
+        (
+            OSError(28, "No space left", "x"),
+            1,
+            "File system error: [Errno 28] No space left: 'x'; free some space there",
+        ),
+        (OSError(30, "Read-only", "x"), 1, "File system error: [Errno 30] Read-only: 'x'; write elsewhere"),
+        (StorageError("s3://b/x: refused"), 1, "File system error: s3://b/x: refused"),
+        (NonFiniteLossError("the loss is nan"), 1, "NonFiniteLossError: the loss is nan"),
         (RuntimeError("CUDA out of memory"), 1, "RuntimeError: CUDA out of memory"),
         (MemoryError(), 1, "MemoryError"),
         (AssertionError(), 1, "AssertionError"),
@@ -134,7 +143,9 @@ def test_every_exception_leaves_a_failure_line_and_its_exit_code(act, error, cod
     assert found == code
     assert (last["status"], last["verbosity"], last["message"]) == ("FAILURE", "ERROR", message)
     assert out.splitlines()[-1] == "Execution status: FAIL"
-    assert ("Traceback" in err) == (code == 1 and not isinstance(error, SystemExit))
+    bare = isinstance(error, SystemExit | FloatingPointError | ExplainedError) or getattr(error, "errno", 0) in (28, 30)
+    assert ("Traceback" in err) == (code == 1 and not bare), "a traceback hides a sentence that says all"
+    assert message.partition(": ")[2] in err
 
 
 def test_a_users_mistake_is_told_without_a_traceback(act):

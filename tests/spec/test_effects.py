@@ -74,7 +74,7 @@ train.gpu_ids, train.num_gpus, train.num_nodes: actions/train.py: resolve(spec.t
 train.gpu_ids, evaluate.gpu_ids: training/distribution.py: section.gpu_ids
 train.num_gpus, evaluate.num_gpus: training/distribution.py: section.num_gpus
 train.num_nodes, evaluate.num_nodes: training/distribution.py: section.num_nodes
-inference.gpu_ids: actions/inference.py: spec.inference.gpu_ids
+inference.gpu_ids: actions/inference.py: single_gpu(settings, "inference"
 export.input_height: actions/export.py: section.input_height
 export.input_width: actions/export.py: section.input_width
 dataset.max_disparity: training/module.py: spec.dataset.max_disparity

@@ -41,6 +41,11 @@ def test_values_survive(token, value):
     assert path == ("a", "b") and found == value and type(found) is type(value)
 
 
+@pytest.mark.parametrize("part", ["9" * 5000, "²"])
+def test_a_part_of_a_key_that_python_reads_as_no_number_is_a_name(part):
+    assert parse_override(f"a.{part}.b=3") == (("a", part, "b"), 3)
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [

@@ -12,9 +12,10 @@ import time
 import pytest
 
 from stereo_core.errors import SpecError
+from stereo_core.spec.predict import Inference
 from stereo_core.spec.train import Train
 from stereo_core.training import distribution
-from stereo_core.training.distribution import Ranks, is_main_process, joined, resolve
+from stereo_core.training.distribution import Ranks, is_main_process, joined, resolve, single_gpu
 
 TAO = {"WORLD_SIZE": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
 PET = {
@@ -43,7 +44,8 @@ TORCHRUN = {
         ({"gpu_ids": [1, 3]}, 4, (1, 3)),
         ({"num_gpus": 2, "gpu_ids": [3, 1]}, 4, (3, 1)),
         ({"num_gpus": 2}, 0, (0, 0)),
-        ({"gpu_ids": [2, 3]}, 0, (0, 0)),
+        ({"num_gpus": 1, "gpu_ids": [0]}, 0, (0,)),  # as TAO's templates write it
+        ({"num_gpus": 2, "gpu_ids": [0, 1]}, 0, (0, 0)),
     ],
 )
 def test_devices_of_a_spec(keys, gpus, devices):
@@ -92,6 +94,8 @@ def test_ranks_are_numbered_node_by_node():
     [
         ({}, {"num_gpus": 3, "gpu_ids": [0, 1]}, 4, r"train.num_gpus: 3, but train.gpu_ids names 2: \[0, 1\]"),
         ({}, {"gpu_ids": [1, 1]}, 4, r"train.gpu_ids: \[1, 1\] names a GPU twice"),
+        ({}, {"gpu_ids": [7]}, 0, "train.gpu_ids: GPU 7 is requested, but this machine has none .*; remove the key"),
+        ({}, {"gpu_ids": [2, 3]}, 0, "train.gpu_ids: GPU 3 is requested, but this machine has none"),
         ({}, {"num_gpus": 3}, 2, "GPU 2 is requested, but this machine has 2, from 0 to 1"),
         (TAO | {"NUM_GPU_PER_NODE": "3"}, {}, 2, "NUM_GPU_PER_NODE: '3' is not a number from 1 to 2"),
         (TAO | {"NODE_RANK": "2"}, {}, 1, "NODE_RANK: '2' is not a number from 0 to 1: WORLD_SIZE"),
@@ -100,6 +104,7 @@ def test_ranks_are_numbered_node_by_node():
         ({"WORLD_SIZE": "2", "NODE_RANK": "0"}, {}, 1, "MASTER_ADDR is not set, but there are 2 nodes"),
         ({"NODE_RANK": "0"}, {"num_nodes": 2}, 1, "MASTER_ADDR is not set, but there are 2 nodes"),
         (TAO | {"MASTER_PORT": "80"}, {}, 1, "MASTER_PORT: '80' is not a number from 1024 to 65535"),
+        (TAO | {"MASTER_PORT": "9" * 5000}, {}, 1, "MASTER_PORT: '9+' is not a number"),
         (TAO | {"WORLD_SIZE": "two"}, {}, 1, "WORLD_SIZE: 'two' is not a number from 1"),
         (TAO | {"MASTER_ADDR": "no such host"}, {}, 1, "MASTER_ADDR: cannot resolve no such host"),
         (PET | {"PET_NNODES": "1:2"}, {}, 4, "PET_NNODES: 1:2 is a range, but a run needs a fixed number of nodes"),
@@ -113,6 +118,15 @@ def test_a_misconfigured_node_does_not_run_alone(environment, keys, gpus, messag
     monkeypatch.setattr(distribution, "_RESOLVE_SECONDS", 0)
     with pytest.raises(SpecError, match=message):
         resolve(Train(**keys), "train", gpus, environment)
+
+
+@pytest.mark.parametrize(("ids", "gpus"), [([7], 0), ([2], 2)])
+def test_one_gpu_that_is_not_there_is_refused(ids, gpus):
+    """inference ran on the CPU, or failed in torch."""
+    with pytest.raises(SpecError, match=f"inference.gpu_ids: GPU {ids[0]} is requested, but this machine has (none|2)"):
+        single_gpu(Inference(gpu_ids=ids), "inference", gpus)
+    assert single_gpu(Inference(), "inference", 0) == 0 and single_gpu(Inference(gpu_ids=[1]), "inference", 2) == 1
+    assert single_gpu(Inference(gpu_ids=[7], trt_engine="e"), "inference", 0) == 7  # the engine's library says it
 
 
 def test_node_0_needs_its_port():

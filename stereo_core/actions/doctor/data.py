@@ -16,7 +16,8 @@ from stereo_core.actions.doctor.case import SPLITS, Case
 from stereo_core.data import shards
 from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
 from stereo_core.data.augmentation import Pair
-from stereo_core.data.datasets import image_bits, read_pair
+from stereo_core.data.datasets import image_bits, read_pair, spread
+from stereo_core.data.doubts import Doubts
 from stereo_core.data.scenes import scene_samples
 from stereo_core.errors import DataError
 from stereo_core.progress import bars
@@ -125,17 +126,18 @@ def samples(case: Case) -> Iterator[Finding]:
         for index, source in enumerate(case.section(split).data_sources):
             where = f"dataset.{split}_dataset.data_sources[{index}]"
             listed = [sample for sample, of in case.pairs.get(split, []) if of is source]
-            places = np.linspace(0, len(listed) - 1, min(SAMPLES, len(listed))).astype(int)
             if doubt := image_bits(listed, source)[1]:
                 yield warning(*f"{where}: {doubt}".split("; ", 1))
-            yield from _samples(case, split, where, [listed[i] for i in places], source)
+            yield from _samples(case, split, where, spread(listed, SAMPLES), source)
 
 
 def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: DataSource) -> Iterator[Finding]:
-    figures = []
+    figures, doubts = [], Doubts()
     for sample in chosen:
         try:
-            figures.append(figures_of(read_pair(sample, source), case.spec.dataset.max_disparity))
+            pair = read_pair(sample, source)
+            doubts.add(sample.where, pair)
+            figures.append(figures_of(pair, case.spec.dataset.max_disparity))
         except DataError as error:
             skipped = split == "train" and case.spec.dataset.on_error == "skip"
             yield (warning if skipped else problem)(f"{sample.where}: {error}")
@@ -144,7 +146,7 @@ def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: D
     sizes = [one.size for one in figures]
     largest = tuple(max(side) for side in zip(*sizes, case.largest.get(split, (0, 0)), strict=True))
     case.largest[split] = largest
-    faults = list(_doubts(where, figures, case))
+    faults = list(_doubts(where, figures, doubts, case))
     yield from faults
     if not faults:
         low, middle, high = (round(float(f([one.range[i] for one in figures])), 1) for i, f in enumerate(_OVER_SAMPLES))
@@ -201,24 +203,28 @@ def _differences(pair: Pair, valid_HW: np.ndarray) -> tuple[float, float, float]
     return at, mirrored, straight
 
 
-def _doubts(where: str, figures: list[SampleFigures], case: Case) -> Iterator[Finding]:
+def _doubts(where: str, figures: list[SampleFigures], doubts: Doubts, case: Case) -> Iterator[Finding]:
     """Suspicious properties of a list that most of its samples show."""
     coding = "set disparity_format or disparity_scale of the data source"
     maximum = case.spec.dataset.max_disparity
+    swapped = _most(one.differences[1] < 0.8 * one.differences[0] for one in figures)
+    for kind, text in doubts.of_views().items():
+        if not (swapped and kind == "order"):  # the ground truth proves it
+            yield warning(*f"{where}: {text}".split("; ", 1))
     if _most(one.valid < 0.001 for one in figures):
         yield problem(f"{where}: the samples have hardly any valid pixels", f"check disparities and masks; {coding}")
         return
     if _most(one.range[1] > one.size[1] / 2 for one in figures):
         yield problem(f"{where}: median disparities are larger than half the image's width", coding)
-    if _most(one.range[2] < 1 for one in figures):
-        yield problem(f"{where}: all disparities are below 1 px", coding)
+    else:
+        yield from (problem(f"{where}: {text}", coding) for text in doubts.of_ground_truth())
     above = np.mean([one.above for one in figures])
     if above > 0.02:
         yield (problem if above == 1 else warning)(
             f"{where}: {above:.0%} of the valid pixels have {maximum} px or more and are ignored",
             f"raise dataset.max_disparity (now {maximum}), or scale the images down",
         )
-    if _most(one.differences[1] < 0.8 * one.differences[0] for one in figures):
+    if swapped:
         yield problem(
             f"{where}: left pixels match right ones at x + d, not at x - d",
             "swap the left and right columns",

@@ -1,0 +1,56 @@
+"""Doubts about a data source, from some of its pairs: views that cannot be a rectified pair, wrongly scaled ground
+truth. They are hints, not proofs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from stereo_core.data import rectification
+from stereo_core.data.augmentation import Pair
+from stereo_core.values import counted
+
+LEAST = 1.0  # px; the largest disparity of a source is larger, unless its ground truth has another unit
+
+
+@dataclass
+class Doubts:
+    """What is doubtful about some pairs of a data source; `add` takes them one by one, so that one is in memory."""
+
+    _pairs: int = 0
+    _views: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))  # pair and sentence
+    _largest: list[tuple[float, int]] = field(default_factory=list)  # largest disparity and width of each pair, px
+
+    def add(self, where: str, pair: Pair) -> None:
+        """Look at one more pair as it is in its files, not augmented. `where` names it in messages."""
+        self._pairs += 1
+        for kind, text in rectification.findings(pair.left, pair.right).items():
+            self._views[kind].append((where, text))
+        if (largest := float(pair.disparity.max())) > 0:
+            self._largest.append((largest, pair.disparity.shape[1]))
+
+    def of_views(self) -> dict[str, str]:
+        """A sentence for each kind of doubt (see `rectification.findings`): that of the first pair that shows it.
+
+        Shifted rows count only if most pairs show them: a few scenes, of moving things or unlike exposures, look so.
+        """
+        return {
+            kind: f"{found[0][0]} ({len(found)} of {counted(self._pairs, 'pair')} looked at): {found[0][1]}"
+            for kind, found in self._views.items()
+            if kind != "rows" or 2 * len(found) > self._pairs
+        }
+
+    def of_ground_truth(self) -> Iterator[str]:
+        """A sentence if the disparities of all pairs are too small or too large for their images."""
+        if not self._largest:
+            return
+        number = counted(len(self._largest), "pair")
+        largest = max(self._largest)[0]
+        if largest < LEAST:
+            yield f"the largest ground-truth disparity is {largest:.2g} px in {number}; is disparity_scale right?"
+        elif all(disparity > width for disparity, width in self._largest):
+            yield (
+                f"the largest ground-truth disparity is {largest:.0f} px in {number}, more than the images are wide; "
+                "is disparity_scale right?"
+            )
