@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stereo_core.automl.trials import trial_folder
 from stereo_core.errors import SpecError
 from stereo_core.spec.automl import AutoML
 from stereo_core.spec.search_space import Dimension
@@ -35,7 +36,7 @@ class SearchStudy:
 
     Raises:
         SpecError: Optuna or a package that the algorithm needs is not installed, or the folder holds a search with
-            different settings.
+            different settings, or trials without their journal.
     """
 
     def __init__(self, folder: Path, settings: AutoML, space: Sequence[Dimension], training: dict[str, Any]) -> None:
@@ -71,6 +72,12 @@ class SearchStudy:
         wanted = json.loads(json.dumps({f"automl.{name}": value for name, value in own.items()} | flat(training)))
         known = self.study.user_attrs.get(_SETTINGS)
         if known is None:
+            if left := sorted(trial_folder(folder, 0).parent.glob("*/model_epoch_*.pth")):
+                raise SpecError(
+                    f"results_dir: {folder} holds checkpoints of another search ({left[0].relative_to(folder)}), whose "
+                    f"{JOURNAL} is missing, and trials of this one would resume from them; choose another folder, or "
+                    "remove the folder trials"
+                )
             if not self.study.get_trials():
                 self.study.enqueue_trial({d.path: d.default for d in self.space})
             self.study.set_user_attr(_SETTINGS, wanted)

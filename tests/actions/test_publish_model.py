@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stereo_core.actions import publish_model
+from stereo_core.errors import SpecError
 from stereo_core.files import sha256_of
 from stereo_core.models import create_model
 from stereo_core.models.checkpoints import save_checkpoint
@@ -107,3 +108,11 @@ def test_what_is_no_model_is_refused(publish, model, tmp_path, capfd):
     (tmp_path / "x.pth").write_bytes(b"no model")
     assert publish(model_path=str(tmp_path / "x.pth")) == 2
     assert "nor a checkpoint" in capfd.readouterr().err and not (tmp_path / "place").exists()
+
+
+@pytest.mark.parametrize("uri", ["gs://models/night", "file:///models", "https://models.example/night"])
+def test_a_place_that_cannot_be_written_is_no_folder_of_that_name(publish, uri, tmp_path, monkeypatch):
+    """Else the model would lie in ./gs:/models/night, and the run would end in PASS."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match=f"uri: {uri}: scheme not supported; use a folder, s3://"):
+        publish(uri=uri)
