@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.figures import ACCURACY, NAMES, decimals, plain, setting
-from stereo_core.report.html import Cell, Figure, Short, Table, cell, images_table, page, shown, views_of
+from stereo_core.report.html import Cell, Figure, Short, Table, cell, image_figures, images_table, page, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import last_of
 from stereo_core.spec import results_dir
@@ -140,12 +139,11 @@ def default_names(folders: list[Path]) -> list[str]:
 def other_images(names: list[str], columns: list[dict[str, float]], folders: list[Path]) -> str:
     """A warning if an evaluation used other images than the first one, judged by the figure `images` and metrics.csv;
     else an empty string."""
-    counts, paths = [column.get("images") for column in columns], [_images_of(folder) for folder in folders]
+    counts, paths = [column.get("images") for column in columns], [image_figures(folder).keys() for folder in folders]
     others = [
         name
         for name, count, images in zip(names[1:], counts[1:], paths[1:], strict=True)
-        if (None not in (count, counts[0]) and count != counts[0])
-        or (None not in (images, paths[0]) and images != paths[0])
+        if (None not in (count, counts[0]) and count != counts[0]) or (images and paths[0] and images != paths[0])
     ]
     if not others:
         return ""
@@ -155,21 +153,17 @@ def other_images(names: list[str], columns: list[dict[str, float]], folders: lis
 def other_pixels(names: list[str], columns: list[dict[str, float]]) -> str:
     """A warning if an evaluation measured other pixels of the images than the first one; else an empty string."""
     counts = [column.get("pixels") for column in columns]
-    others = [f"{name} ({n:.0f})" for name, n in zip(names, counts, strict=True) if None not in (n, counts[0]) and n != counts[0]]
+    others = [
+        f"{name} ({n:.0f})"
+        for name, n in zip(names, counts, strict=True)
+        if None not in (n, counts[0]) and n != counts[0]
+    ]
     if not others:
         return ""
     return (
         f"{', '.join(others)}: another number of pixels with valid ground truth than {names[0]} ({counts[0]:.0f}), as "
         "dataset.max_disparity, disparities or masks differ, so the figures are not comparable."
     )
-
-
-def _images_of(folder: Path) -> set[str] | None:
-    """The images in metrics.csv; None if there is no such file."""
-    if not (folder / "metrics.csv").is_file():
-        return None
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8", errors="replace") as file:
-        return {row.get("path", "") for row in csv.DictReader(file)}
 
 
 def read_figures(path: Path) -> dict[str, float]:

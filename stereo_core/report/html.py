@@ -269,7 +269,7 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
         runs: name -> results folder of an evaluation.
         groups: the pairs in the page.
     """
-    read = {run: _rows(folder / "metrics.csv") for run, folder in runs.items()}
+    read = {run: image_figures(folder) for run, folder in runs.items()}
     paths = [path for path in next(iter(read.values()), {}) if all(path in rows for rows in read.values())]
     if not paths:
         return []
@@ -293,12 +293,23 @@ def images_table(runs: Mapping[str, Path], groups: Sequence[Group]) -> list[Tabl
     return [Table(f"{title} below {below}" if below else title, ("left image", *names), cells)]
 
 
-def _rows(path: Path) -> dict[str, dict[str, float]]:
-    """metrics.csv: path of an image -> its figures; empty if there is no such file."""
+def image_figures(folder: Path) -> dict[str, dict[str, float]]:
+    """metrics.csv of an evaluation: path of an image -> its figures, with epe; empty if there is no such file.
+
+    Raises:
+        DataError: the file is damaged, or another program's.
+    """
+    path = folder / "metrics.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row.pop("path"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {row.pop("path"): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
+        if all("epe" in row for row in rows.values()):
+            return rows
+    except (ValueError, KeyError, TypeError, csv.Error):
+        pass
+    raise DataError(f"{path}: damaged, or not written by evaluate; run the evaluation again, or remove the file")
 
 
 def _common(paths: Sequence[str]) -> str:

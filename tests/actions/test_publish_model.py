@@ -116,3 +116,12 @@ def test_a_place_that_cannot_be_written_is_no_folder_of_that_name(publish, uri, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SpecError, match=f"uri: {uri}: scheme not supported; use a folder, s3://"):
         publish(uri=uri)
+
+
+def test_figures_of_another_engine_are_not_published(publish, tmp_path, capfd):
+    """They would stand on the model's card, and decide with existing=compare."""
+    metrics = tmp_path / "results.json"
+    metrics.write_text(json.dumps({"epe": 1.0, "settings": {"engine": "other.engine", "sha256": "c0ffee" * 3}}))
+    assert publish(metrics_path=str(metrics)) == 2
+    assert "figures of another engine (its SHA-256 begins with c0ffeec0ffee" in capfd.readouterr().err
+    assert not (tmp_path / "place").exists()

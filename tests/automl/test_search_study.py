@@ -104,7 +104,9 @@ def test_trials_whose_journal_is_gone_are_not_resumed(tmp_path):
     (tmp_path / "trials/000").mkdir(parents=True)
     (tmp_path / "trials/000/model_epoch_000_step_00004.pth").touch()
     for _ in range(2):
-        with pytest.raises(SpecError, match=r"checkpoints of another search \(trials/000/model_epoch.*remove the folder"):
+        with pytest.raises(
+            SpecError, match=r"checkpoints of another search \(trials/000/model_epoch.*remove the folder"
+        ):
             study(tmp_path)
 
 

@@ -228,6 +228,19 @@ def test_compile_refuses_an_image_that_has_no_name(monkeypatch):
     assert done.returncode == 2 and "STEREO_PIPELINES_IMAGE='Foo Bar'" in done.stderr
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    done = command("compile", "-o", tmp_path / "file")
+    assert done.returncode == 1 and re.fullmatch(r"stereo-pipelines: error: .*/file.*\n", done.stderr), done.stderr
+
+
+def test_a_whole_number_with_an_exponent_is_whole(compiled):
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, n={"parameterType": "NUMBER_INTEGER"})))
+    assert read_params(graph, ("n=1e3",)) == {"n": 1000}
+    with pytest.raises(GraphError, match=r"expected an integer, got 0\.001"):
+        read_params(graph, ("n=1e-3",))
+
+
 @pytest.mark.slow
 def test_compile_check_finds_the_committed_files_right():
     done = command("compile", "--check")

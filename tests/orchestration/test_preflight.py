@@ -135,7 +135,11 @@ def test_a_pipeline_of_another_version_is_found_before_its_first_step(tmp_path):
     text = COMPILED["train_to_engine"].read_text()
     other = tmp_path / "other.yaml"
     for was, now, told in (
-        ("batch_size", "images_at_once", r"step .*train.*: stereo-pipelines .* has no parameter images_at_once of train"),
+        (
+            "batch_size",
+            "images_at_once",
+            r"step .*train.*: stereo-pipelines .* has no parameter images_at_once of train",
+        ),
         ("annotations", "lists", "has no input lists of train"),
         ("- trt_evaluate", "- measure_engine", "step trt-evaluate: stereo-pipelines .* has no step measure_engine"),
     ):

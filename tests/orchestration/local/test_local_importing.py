@@ -44,7 +44,9 @@ def images(tmp_path):
 
 def test_an_importer_makes_an_artifact_of_what_is_there(graph, images, tmp_path):
     folder = images("0.png")
-    made = imported(graph.tasks["importer"], {"uri": folder}, Digests(tmp_path / "digests.json"), tmp_path / "run")["artifact"]
+    made = imported(graph.tasks["importer"], {"uri": folder}, Digests(tmp_path / "digests.json"), tmp_path / "run")[
+        "artifact"
+    ]
     assert (made.path, made.bytes, made.metadata) == (folder, 2 * len("0.png"), {"kind": "images"})
 
 
