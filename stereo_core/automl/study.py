@@ -14,6 +14,7 @@ from stereo_core.automl.trials import trial_folder
 from stereo_core.errors import SpecError
 from stereo_core.spec.automl import AutoML
 from stereo_core.spec.search_space import Dimension
+from stereo_core.values import from_json
 
 JOURNAL = "journal.log"
 _NAME = "search"  # Hyperband assigns trials to brackets by this name and the trial's number
@@ -183,13 +184,23 @@ def _check_installed(algorithm: str) -> None:
 
 
 def _mend(journal: Path) -> None:
-    """Repair the journal after a kill during a write: remove the incomplete last line and the lock."""
+    """Repair the journal after a kill during a write: remove the incomplete last line and the lock.
+
+    Raises:
+        SpecError: another line is damaged.
+    """
     journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
-    if journal.exists():
-        content = journal.read_bytes()
-        if not content.endswith(b"\n"):
-            with journal.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
+    content = journal.read_bytes() if journal.exists() else b""
+    if not content.endswith(b"\n") and content:
+        with journal.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            from_json(line)
+        except ValueError as error:
+            raise SpecError(
+                f"{journal}:{number}: damaged ({error}); restore the file, or choose another results_dir"
+            ) from None
 
 
 def _sampler(settings: AutoML, seed: int) -> Any:

@@ -23,8 +23,8 @@ def merged_spec(verb: str, parameters: dict[str, Any], spec_file: dict[str, Any]
         return {name: _titles(value) for name, value in parameters.items()}
     if unknown := sorted(parameters.keys() - parameters_of(verb)):
         raise UserError(
-            f"stereo-pipelines {__version__} has no parameter {', '.join(unknown)} of {verb}; compile the pipeline again "
-            "with this version"
+            f"stereo-pipelines {__version__} has no parameter {', '.join(unknown)} of {verb}; compile the pipeline "
+            "again with this version"
         )
     spec = parameters.get("spec") or {}
     if not isinstance(spec, dict):

@@ -28,8 +28,8 @@ def imported(task: Task, parameters: dict[str, Any], digests: Digests, run: Path
         raise UserError(f"{where}is empty; give the folder or file to import")
     if run.is_relative_to(path.resolve()):
         raise UserError(
-            f"{where}{uri} contains the run folder {run}, so the data would change with the run; choose an --output-dir "
-            "outside it"
+            f"{where}{uri} contains the run folder {run}, so the data would change with the run; choose an "
+            "--output-dir outside it"
         )
     if not path.exists():
         if "://" in uri and not uri.startswith("file://"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.local.importing import source_of
 from stereo_core.orchestration.local.values import artifacts_of, parameters_of
 from stereo_core.orchestration.record import DONE, Made, Record, TaskRun
-from stereo_core.run.remote import kind_of
+from stereo_core.run.remote import files_read
 from stereo_core.spec.choice import NoChoice, chosen
 from stereo_core.storage import is_uri
 
@@ -43,31 +41,17 @@ def named_files(parameters: dict[str, Any], digests: Digests) -> dict[str, str]:
     """The digests of the files (or folders of images) of this machine that specs among the parameters name: key ->
     digest. The images that an annotation file lists are not read."""
     specs = {name: value for name, value in parameters.items() if isinstance(value, dict)}
-    read = {key: _read(key, text) for key, text in _texts(specs)}
-    return {key: digests.sha256_of(path) for key, path in read.items() if path is not None}
+    named = {f"{name}.{key}": _local(text) for name, spec in specs.items() for key, text in files_read(spec)}
+    return {key: digests.sha256_of(path) for key, path in named.items() if path is not None}
 
 
-def _read(key: str, text: str) -> Path | None:
-    """The file or folder that a text at a key names; None if it names none that a step reads."""
-    kind = kind_of(re.sub(r"\[\d+\]", "", key.partition(".")[2]))
-    if kind not in ("list", "file", "images") or is_uri(text):
-        return None
+def _local(text: str) -> Path | None:
+    """The file or folder of this machine that a text names; None if there is none."""
     try:
         path = os.path.abspath(chosen(at_home(text)))
     except NoChoice:
         return None
-    there = text and (os.path.exists(path) if kind == "images" else os.path.isfile(path))
-    return Path(path) if there else None
-
-
-def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted paths of all texts in a tree, with the texts."""
-    if isinstance(value, str):
-        yield path, value
-    for name, inner in value.items() if isinstance(value, dict) else ():
-        yield from _texts(inner, f"{path}.{name}" if path else str(name))
-    for index, inner in enumerate(value if isinstance(value, list) else ()):
-        yield from _texts(inner, f"{path}[{index}]")
+    return Path(path) if not is_uri(text) and os.path.exists(path) else None
 
 
 def is_unchanged(run: TaskRun, folder: Path, digests: Digests) -> bool:
