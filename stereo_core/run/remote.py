@@ -65,9 +65,9 @@ def kind_of(path: str) -> str | None:
 
 def files_read(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """The keys of a spec (not yet checked) that name lists, models or folders of images to read, with their values."""
-    if isinstance(tree, str):
-        if tree and kind_of(re.sub(r"\[\d+\]", "", path)) in ("list", "file", "images"):
-            yield path, tree
+    named = tree if isinstance(tree, str) else ""
+    if named and kind_of(re.sub(r"\[\d+\]", "", path)) in ("list", "file", "images"):
+        yield path, named
     for name, inner in tree.items() if isinstance(tree, dict) else ():
         yield from files_read(inner, f"{path}.{name}" if path else str(name))
     for index, inner in enumerate(tree if isinstance(tree, list) else ()):
