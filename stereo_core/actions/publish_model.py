@@ -31,15 +31,18 @@ def run(spec: Any, status: Any) -> Outcome:
     """Publish `model_path` with the figures of `metrics_path` at `uri`.
 
     Raises:
-        SpecError: another model is already published there and `existing` is `refuse`; or there are no metrics to
-            compare with.
+        SpecError: `uri` is a file; another model is already published there and `existing` is `refuse`; or there are
+            no metrics to compare with.
         ModelError: there is no model file.
         DataError: the metrics cannot be read, or are those of another engine.
         RefusedResult: with `existing` `compare`, the new model's epe is higher by more than `max_epe_increase`.
         StorageError: the storage failed; the previous model is still published.
     """
-    model, uri = Path(spec.model_path), spec.uri.rstrip("/")
-    about = describe(model)
+    uri = spec.uri.rstrip("/")
+    if not storage.is_uri(uri) and Path(uri).is_file():
+        raise SpecError(f"uri: {uri} is a file; name a folder")
+    about = describe(spec.model_path)
+    model = Path(about["file"])
     figures = _figures(Path(spec.metrics_path), about["sha256"]) if spec.metrics_path else {}
     before = published(uri)
     folder = results_dir(spec, "publish_model") / "published"

@@ -125,3 +125,20 @@ def test_figures_of_another_engine_are_not_published(publish, tmp_path, capfd):
     assert publish(metrics_path=str(metrics)) == 2
     assert "figures of another engine (its SHA-256 begins with c0ffeec0ffee" in capfd.readouterr().err
     assert not (tmp_path / "place").exists()
+
+
+def test_a_checkpoint_is_named_as_elsewhere(publish, model, tmp_path):
+    """The message about a folder advises it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model_epoch_000_step_00003.pth").write_bytes(model.read_bytes())
+    (run / "dn_model_best.pth").symlink_to("model_epoch_000_step_00003.pth")
+    assert publish(model_path=f"{run}@best") == 0
+    assert note(tmp_path / "place")["file"] == "model_epoch_000_step_00003.pth"
+    assert publish(model_path="starter", uri=str(tmp_path / "other")) == 0
+    assert note(tmp_path / "other")["file"] == "starter.safetensors"
+
+
+def test_a_place_that_is_a_file_is_refused_by_its_key(publish, model, capfd):
+    assert publish(uri=str(model)) == 2
+    assert f"uri: {model} is a file; name a folder" in capfd.readouterr().err
