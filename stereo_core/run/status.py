@@ -132,7 +132,8 @@ def beginning(verb: str) -> str:
 
 def last_of(folder: Path, verbs: Sequence[str]) -> dict[str, Any]:
     """The last line of the last run of one of these verbs in a results folder; empty if status.json has none."""
-    first, last, own = [beginning(verb) for verb in verbs], {}, False
+    first, own = [beginning(verb) for verb in verbs], False
+    last: dict[str, Any] = {}
     for line in lines_of(folder):
         if line.get("status") == "STARTED" and line.get("message") != LOOP:
             own = line.get("message") in first
