@@ -14,7 +14,9 @@ def at_home(path: str) -> str:
 
 
 class FilePath(click.Path):
-    """A path whose `~/` is the home folder, which no shell expands in `--output=~/x`."""
+    """A path on this machine. `~/` is the home folder, which no shell expands in `--output=~/x`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in os.fspath(value):  # else a folder named s3: would be made here
+            self.fail(f"{value}: expected a path on this machine, not a URI.", param, ctx)
         return super().convert(at_home(os.fspath(value)), param, ctx)

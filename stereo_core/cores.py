@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from stereo_core.values import digits
 
@@ -12,9 +13,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads() -> int:
-    """Threads for a library that does not read OMP_NUM_THREADS itself, so that the variable limits every library."""
-    return digits(os.environ.get("OMP_NUM_THREADS", "")) or usable_cores()
+def threads(environment: Mapping[str, str] = os.environ) -> int:
+    """Threads for a library that does not read OMP_NUM_THREADS itself, so that the variable limits every library.
+
+    OpenMP takes a number, or a list with one for each level of nested parallel regions; the first level counts here.
+    """
+    limit = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return digits(limit) or usable_cores()
 
 
 def share_cores() -> None:

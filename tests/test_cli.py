@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from stereo_core.cli import main
 from stereo_core.verbs import VERBS
@@ -49,6 +50,15 @@ for absent, actions in (
         assert absent not in sys.modules, f"{action} imports {absent}"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_uri_makes_no_folder_of_that_name_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in (["convert_checkpoint", "starter", "s3://bucket/x.pth", "--to", "nvlabs"],
+                 ["predict", "l.png", "r.png", "--output", "gs://bucket/x"]):  # fmt: skip
+        done = CliRunner().invoke(main, line)
+        assert done.exit_code == 2 and "expected a path on this machine" in done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_names_every_verb():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from stereo_core import storage
 from stereo_core.automl import results
 from stereo_core.automl.progress import SearchBar
 from stereo_core.automl.search import Search, alone, slots
@@ -18,9 +19,12 @@ from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import best_of, train_tree, trial_folder
 from stereo_core.data.datasets import list_pairs
 from stereo_core.errors import SpecError
+from stereo_core.files import sha256_of
 from stereo_core.run.outcome import Outcome
+from stereo_core.run.remote import files_read
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import ExperimentSpec, results_dir
+from stereo_core.spec.dataset import DataSource
 from stereo_core.spec.search_space import never_reached, search_space
 from stereo_core.training.distribution import Ranks, resolve
 from stereo_core.training.doubts import warm_up_without_end
@@ -56,7 +60,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         raise SpecError(f"automl: a search runs as one process on one node, but the environment requests {_who(ranks)}")
     check_schedule(spec)
     with alone(folder) as lock:
-        study = SearchStudy(folder, spec.automl, search_space(spec), _what_counts(spec))
+        study = SearchStudy(folder, spec.automl, search_space(spec), what_counts(spec))
         places = slots(spec.automl, ranks.devices if ranks.gpu else (), dict(os.environ))
         LOG.info(
             "running %d trials at a time, %s; each writes its log to trials/NNN/log.txt", len(places), _where(ranks)
@@ -90,13 +94,22 @@ def check_schedule(spec: ExperimentSpec) -> None:
     """SpecError if a searched key of the schedule has no effect in any trial; a warning if a warm-up takes a whole
     trial."""
     split = spec.dataset.train_dataset
-    pairs = sum(len(list_pairs(source)) for source in split.data_sources)
+    pairs = sum(len(list_pairs(_fetched(source))) for source in split.data_sources)
     steps = spec.automl.automl_max_epochs * math.ceil(pairs // split.batch_size / spec.train.accumulate)
     idle = [f"automl.automl_hyperparameters: {path} has no effect: {why}" for path, why in never_reached(spec, steps)]
     if idle:
         raise SpecError("\n".join(idle))
     if doubt := warm_up_without_end(spec.train.optim, steps):
         LOG.warning("in each trial, whose length is automl.automl_max_epochs: %s", doubt)
+
+
+def _fetched(source: DataSource) -> DataSource:
+    """The source with its annotation file on this machine."""
+    uri = source.data_file
+    if not storage.is_uri(uri):
+        return source
+    here = {"data_file": str(storage.fetch(uri)), "data_root": source.data_root or uri.rpartition("/")[0]}
+    return source.model_copy(update=here)
 
 
 def _who(ranks: Ranks) -> str:
@@ -107,11 +120,21 @@ def _where(ranks: Ranks) -> str:
     return f"each on one of the GPUs {', '.join(map(str, ranks.devices))}" if ranks.gpu else "on the CPU"
 
 
-def _what_counts(spec: ExperimentSpec) -> dict[str, Any]:
+def what_counts(spec: ExperimentSpec) -> dict[str, Any]:
     """The part of the spec that determines the results of trials."""
     tree = train_tree(spec, {})
     kept = {name: value for name, value in tree.get("train", {}).items() if name not in _FREE}
-    return {"dataset": tree.get("dataset", {}), "model": tree.get("model", {}), "train": kept}
+    counts = {"dataset": tree.get("dataset", {}), "model": tree.get("model", {}), "train": kept}
+    files = {key: _version(path) for key, path in files_read(counts) if not key.startswith(_OF_OTHERS)}
+    return counts | {"contents": files}
+
+
+_OF_OTHERS = ("dataset.test_dataset", "dataset.infer_dataset", "dataset.quant_calibration_dataset")
+
+
+def _version(path: str) -> str:
+    """What tells a file's contents from others: its digest, or its ETag in object storage."""
+    return storage.look(path).etag if storage.is_uri(path) else sha256_of(path)
 
 
 def _outcome(spec: ExperimentSpec, study: SearchStudy, folder: Path) -> Outcome:

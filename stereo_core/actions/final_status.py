@@ -39,7 +39,8 @@ def by_steps(status: dict[str, Any]) -> dict[str, Any]:
     status, error = {key: value for key, value in status.items() if key != "pipelineTaskName"}, status.get("error")
     if not error:
         return status
-    message = readable(error.get("message") or "", status.get("pipelineJobResourceName", ""))
+    error = error if isinstance(error, dict) else {"message": error}  # as a person may write it
+    message = readable(str(error.get("message") or ""), str(status.get("pipelineJobResourceName", "")))
     return status | {"error": error | {"message": message.strip()}}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stereo_core import __version__, storage
-from stereo_core.actions.report import comparison, read_figures
+from stereo_core.actions.report import comparison, read_figures, read_settings
 from stereo_core.errors import DataError, ModelError, NotWrittenError, RefusedResult, SpecError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.report.describe import describe
@@ -31,15 +31,19 @@ def run(spec: Any, status: Any) -> Outcome:
     """Publish `model_path` with the figures of `metrics_path` at `uri`.
 
     Raises:
-        SpecError: another model is already published there and `existing` is `refuse`; or there are no metrics to
-            compare with.
+        SpecError: `uri` is a file; another model is already published there and `existing` is `refuse`; or there are
+            no metrics to compare with.
         ModelError: there is no model file.
+        DataError: the metrics cannot be read, or are those of another engine.
         RefusedResult: with `existing` `compare`, the new model's epe is higher by more than `max_epe_increase`.
         StorageError: the storage failed; the previous model is still published.
     """
-    model, uri = Path(spec.model_path), spec.uri.rstrip("/")
-    about = describe(model)
-    figures = read_figures(Path(spec.metrics_path)) if spec.metrics_path else {}
+    uri = spec.uri.rstrip("/")
+    if not storage.is_uri(uri) and Path(uri).is_file():
+        raise SpecError(f"uri: {uri} is a file; name a folder")
+    about = describe(spec.model_path)
+    model = Path(about["file"])
+    figures = _figures(Path(spec.metrics_path), about["sha256"]) if spec.metrics_path else {}
     before = published(uri)
     folder = results_dir(spec, "publish_model") / "published"
     digests = _gather(model, about["sha256"], figures, folder)
@@ -57,6 +61,17 @@ def run(spec: Any, status: Any) -> Outcome:
     _copy(folder / NOTE, f"{uri}/{NOTE}", sha256_of(folder / NOTE))
     metadata = {"card": {"published": f"{uri}/{version}", "version": version, "model_sha256": about["sha256"]}}
     return Outcome(f"{model.name} is published at {uri}/{version}", figures, {"card": folder / CARD}, metadata)
+
+
+def _figures(path: Path, model_sha256: str) -> dict[str, float]:
+    """The figures of an evaluation; DataError if its settings say that it was one of another engine."""
+    measured = read_settings(path).get("sha256", model_sha256)
+    if measured != model_sha256:
+        raise DataError(
+            f"metrics_path: {path}: these are the figures of another engine (its SHA-256 begins with {measured[:12]}, "
+            f"the model's with {model_sha256[:12]}); evaluate this one"
+        )
+    return read_figures(path)
 
 
 def published(uri: str) -> dict[str, Any]:

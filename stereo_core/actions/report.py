@@ -11,6 +11,7 @@ from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.figures import ACCURACY, NAMES, SPREAD, Pairs, decimals, plain, setting, spread
 from stereo_core.report.html import Cell, Figure, Short, Table, cell, images_table, page, pairs_of, shown, views_of
 from stereo_core.run.outcome import Outcome
+from stereo_core.run.status import last_of
 from stereo_core.spec import results_dir
 from stereo_core.values import counted, from_json
 
@@ -29,7 +30,7 @@ def run(spec: Any, status: Any) -> Outcome:
 
     Raises:
         SpecError: no results, or the numbers of names and results differ.
-        DataError: a file is missing, or is no JSON object with figures.
+        DataError: see `read_figures`.
     """
     names, columns = list(spec.names), [read_figures(Path(path)) for path in spec.results]
     if not columns:
@@ -41,7 +42,7 @@ def run(spec: Any, status: Any) -> Outcome:
         raise SpecError(f"names: there are {len(names)} names for {len(columns)} results; give one for each, or none")
     names = list(map(UniqueNames(), names))
     pairs = [pairs_of(folder) for folder in folders]
-    note = other_images(names, columns, pairs)
+    note = other_images(names, columns, pairs) or other_pixels(names, columns)
     if note:
         LOG.warning(note)
     folder = results_dir(spec, "report")
@@ -146,13 +147,35 @@ def other_images(names: list[str], columns: list[dict[str, float]], pairs: list[
     return f"{', '.join(others)}: evaluated on other pairs than {names[0]}, so the figures are not comparable."
 
 
+def other_pixels(names: list[str], columns: list[dict[str, float]]) -> str:
+    """A warning if an evaluation measured other pixels of the images than the first one; else an empty string."""
+    counts = [column.get("pixels") for column in columns]
+    others = [
+        f"{name} ({n:.0f})"
+        for name, n in zip(names, counts, strict=True)
+        if None not in (n, counts[0]) and n != counts[0]
+    ]
+    if not others:
+        return ""
+    return (
+        f"{', '.join(others)}: another number of pixels with valid ground truth than {names[0]} ({counts[0]:.0f}), as "
+        "dataset.max_disparity, disparities or masks differ, so the figures are not comparable."
+    )
+
+
 def read_figures(path: Path) -> dict[str, float]:
     """The numbers of a results.json (or of the folder that holds one): metric -> value.
 
     Raises:
-        DataError: the file is missing, or is no JSON object with figures.
+        DataError: the file is missing, is no JSON object with figures, or is of an earlier run than the folder's last.
     """
     file, values = _read(path)
+    last = last_of(file.parent, ("evaluate", "trt_evaluate"))
+    if last.get("status", "SUCCESS") != "SUCCESS":
+        raise DataError(
+            f"{file}: the last evaluation in this folder did not succeed, so these figures are of an earlier one; run "
+            f"it again, or copy the file to another folder. The last line of its status.json: {last.get('message')}"
+        )
     numbers = values.items()
     figures = {key: value for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool)}
     if not figures:
@@ -162,12 +185,14 @@ def read_figures(path: Path) -> dict[str, float]:
 
 def read_warnings(path: Path) -> list[str]:
     """The warnings of an evaluation. Raises as `read_figures`."""
-    return [str(text) for text in _read(path)[1].get("warnings") or []]
+    found = _read(path)[1].get("warnings")
+    return list(map(str, found)) if isinstance(found, list) else []
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of an evaluation; empty if it states none. Raises as `read_figures`."""
-    return dict(_read(path)[1].get("settings") or {})
+    found = _read(path)[1].get("settings")
+    return found if isinstance(found, dict) else {}
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:

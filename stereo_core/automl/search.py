@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stereo_core.automl.study import SearchStudy
 from stereo_core.automl.trials import Slot, TrialProcess, best_of, trial_folder, trial_tree
-from stereo_core.cores import usable_cores
+from stereo_core.cores import threads
 from stereo_core.errors import ModelError, SpecError, UserError
 from stereo_core.locks import held
 from stereo_core.spec import ExperimentSpec
@@ -30,8 +30,7 @@ def slots(settings: AutoML, gpus: Sequence[int], environment: dict[str, str]) ->
         named = [names[gpu].strip() if gpu < len(names) and names[gpu].strip() else str(gpu) for gpu in gpus]
         return [Slot(name, None) for name in named[: settings.automl_max_concurrent]]
     count = min(settings.automl_max_concurrent, settings.automl_max_recommendations)
-    cores = int(environment.get("OMP_NUM_THREADS") or usable_cores())
-    return [Slot(None, max(1, cores // count))] * count
+    return [Slot(None, max(1, threads(environment) // count))] * count
 
 
 def alone(folder: Path) -> contextlib.AbstractContextManager[int]:

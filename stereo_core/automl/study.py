@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stereo_core.automl.trials import trial_folder
 from stereo_core.errors import SpecError
 from stereo_core.spec.automl import AutoML
 from stereo_core.spec.search_space import Dimension
+from stereo_core.values import from_json
 
 JOURNAL = "journal.log"
 _NAME = "search"  # Hyperband assigns trials to brackets by this name and the trial's number
@@ -35,7 +37,7 @@ class SearchStudy:
 
     Raises:
         SpecError: Optuna or a package that the algorithm needs is not installed, or the folder holds a search with
-            different settings.
+            different settings, or trials without their journal.
     """
 
     def __init__(self, folder: Path, settings: AutoML, space: Sequence[Dimension], training: dict[str, Any]) -> None:
@@ -71,6 +73,12 @@ class SearchStudy:
         wanted = json.loads(json.dumps({f"automl.{name}": value for name, value in own.items()} | flat(training)))
         known = self.study.user_attrs.get(_SETTINGS)
         if known is None:
+            if left := sorted(trial_folder(folder, 0).parent.glob("*/model_epoch_*.pth")):
+                raise SpecError(
+                    f"results_dir: {folder} holds checkpoints of another search ({left[0].relative_to(folder)}), whose "
+                    f"{JOURNAL} is missing, and trials of this one would resume from them; choose another folder, or "
+                    "remove the folder trials"
+                )
             if not self.study.get_trials():
                 self.study.enqueue_trial({d.path: d.default for d in self.space})
             self.study.set_user_attr(_SETTINGS, wanted)
@@ -176,13 +184,23 @@ def _check_installed(algorithm: str) -> None:
 
 
 def _mend(journal: Path) -> None:
-    """Repair the journal after a kill during a write: remove the incomplete last line and the lock."""
+    """Repair the journal after a kill during a write: remove the incomplete last line and the lock.
+
+    Raises:
+        SpecError: another line is damaged.
+    """
     journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
-    if journal.exists():
-        content = journal.read_bytes()
-        if not content.endswith(b"\n"):
-            with journal.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
+    content = journal.read_bytes() if journal.exists() else b""
+    if not content.endswith(b"\n") and content:
+        with journal.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            from_json(line)
+        except ValueError as error:
+            raise SpecError(
+                f"{journal}:{number}: damaged ({error}); restore the file, or choose another results_dir"
+            ) from None
 
 
 def _sampler(settings: AutoML, seed: int) -> Any:

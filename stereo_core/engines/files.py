@@ -283,7 +283,16 @@ def _graph_shape(graph: onnx.GraphProto, path: str | Path) -> tuple[int | None, 
     batch, _, height, width = inputs[LEFT]
     if (height or 32) % 32 or (width or 32) % 32:
         raise ModelError(f"{path}: width and height are {_text((width, height))}; they must be multiples of 32")
+    made, layouts = _dims(graph.output[0]), ((batch, 1, height, width), (batch, height, width))
+    if made and not any(_fits(made, layout) for layout in layouts):
+        expected = _text((batch or "B", 1, height or "H", width or "W"))
+        raise ModelError(f"{path}: output {DISPARITY} is {_text(made)}; expected {expected}; {_EXPORT}")
     return batch, height, width
+
+
+def _fits(dims: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Whether two shapes can be the same; None, a dynamic side, is any."""
+    return len(dims) == len(wanted) and all(a == b or None in (a, b) for a, b in zip(dims, wanted, strict=True))
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:

@@ -78,7 +78,11 @@ def _write_optimised(model: bytes, out: Path, verbose: bool) -> None:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
     options.log_severity_level = 0 if verbose else 3
-    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"])
+    try:
+        ort.InferenceSession(model, options, ["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"])
+    except Exception:  # ONNX Runtime has no class for its errors
+        out.write_bytes(model)  # raises the system's reason if the disk cannot hold it; ONNX Runtime's names no file
+        raise
 
 
 class OnnxRuntimeEngine(Engine):

@@ -352,6 +352,10 @@ def _write(
 ) -> None:
     if layout not in LAYOUTS:
         raise ModelError(f"checkpoint layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+    if Path(path).is_dir():
+        raise ModelError(f"{path}: is a folder; name a file in it")
+    if Path(path).suffix.lower() == ".safetensors":
+        raise ModelError(f"{path}: only PyTorch's format can be written; name it {Path(path).with_suffix('.pth').name}")
     if layout == "tao" and "cnet.conv04.0.weight" in state:
         raise ModelError(f"{path}: TAO does not support the un-pruned FastFoundationStereo; use layout nvlabs")
     common = {"epoch": epoch, "global_step": step, "hyper_parameters": {"model": settings}}

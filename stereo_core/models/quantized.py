@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from stereo_core.errors import ModelError
 from stereo_core.files import atomic_path
+from stereo_core.models.files import write_torch
 from stereo_core.models.foundation_stereo.config import settings_of
 from stereo_core.models.foundation_stereo.layers import at_least_float32
 
@@ -59,7 +60,7 @@ def save_quantized(model: nn.Module, path: str | Path, backend: str, layers: dic
     content: dict[str, Any] = {"model": state, "quantization": quantization}
     content |= {"epoch": 0, "global_step": 0, "hyper_parameters": {"model": settings_of(model.config)}}
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        write_torch(content, temporary)
 
 
 def read_quantization(extra: dict[str, Any], path: str | Path) -> Quantization | None:

@@ -54,6 +54,9 @@ def main() -> None:
             err=True,
         )
         code = 2
+    except OSError as error:  # a folder that is not writable, a full disk
+        click.echo(f"stereo-pipelines: error: {error}", err=True)
+        code = 1
     except (KeyboardInterrupt, click.Abort) as error:  # click turns KeyboardInterrupt into Abort
         code = 143 if isinstance(error.__cause__ or error, TerminationRequested) else 130
     sys.exit(code)

@@ -352,7 +352,7 @@ def parse(parameter: Parameter, text: str, source: str = "value") -> object:
         value = with_integers(yaml_text.parse(text, source))
     except SpecError as error:
         raise GraphError(f"parameter {parameter.name}: {error}") from None
-    return typed(parameter, as_number(parameter, value))
+    return typed(parameter, with_integers(as_number(parameter, value)))
 
 
 def as_number(parameter: Parameter, value: object) -> object:

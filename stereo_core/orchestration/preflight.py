@@ -12,6 +12,7 @@ import json
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from stereo_core import __version__
 from stereo_core.errors import UserError
 from stereo_core.orchestration import image_sizes
 from stereo_core.orchestration.dag import (
@@ -32,16 +33,16 @@ from stereo_core.orchestration.dag import (
     typed,
 )
 from stereo_core.orchestration.graph import unrolled
-from stereo_core.run.parameters import merged_spec, set_key
+from stereo_core.run.parameters import OF_SOURCES, merged_spec, parameters_of, set_key
 from stereo_core.run.remote import kind_of
 from stereo_core.spec import requirements
 from stereo_core.spec.fields import Section
 from stereo_core.spec.loading import checked, read_tree
 from stereo_core.storage import local_path
-from stereo_core.verbs import VERBS, steps
+from stereo_core.verbs import VERBS, required, steps
 
 ELSEWHERE = "s3://of/the-run"  # placeholder for a file that the step will find; objects are not looked up here
-OF_A_SOURCE = ("dataset_name", "disparity_format", "disparity_scale")  # step parameters that are keys of a data source
+_COMPILE_AGAIN = "compile the pipeline again with this version"
 SHOWN = 3  # number of steps that a message names
 
 
@@ -117,16 +118,32 @@ def _complaints(
     command = (*task.container.command, *task.container.args)
     if command[0] != LAUNCHER:
         yield from _too_long(command, values)
-    elif len(command) > 1 and command[1] in steps():
+    elif len(command) > 1 and command[1] not in steps():
+        yield f"stereo-pipelines {__version__} has no step {command[1]}; {_COMPILE_AGAIN}"
+    elif len(command) > 1 and (foreign := list(_of_another_version(task, command[1]))):
+        yield from foreign
+    elif len(command) > 1:
         yield from _source(task, values)
         spec = yield from _spec(command[1], task, pipeline, values, arguments)
         if spec is not None:
             known[task.name] = image_sizes.Step(task, command[1], spec)
 
 
+def _of_another_version(task: Task, verb: str) -> Iterator[str]:
+    """Names in the step's signature that the verb does not have here."""
+    row, step = VERBS[verb], task.component
+    for kind, declared, known in (
+        ("input", step.artifacts, required(row.inputs).keys() | {"spec_file"}),
+        ("output", step.output_artifacts, required(row.outputs).keys()),
+        ("parameter", {} if row.flat_parameters else step.parameters, parameters_of(verb)),
+    ):
+        if unknown := sorted(declared.keys() - known):
+            yield f"stereo-pipelines {__version__} has no {kind} {', '.join(unknown)} of {verb}; {_COMPILE_AGAIN}"
+
+
 def _source(task: Task, known: dict[str, Any]) -> Iterator[str]:
     """Problems with the parameters that say how a step's annotation files are read."""
-    given = {name: known[name] for name in OF_A_SOURCE if known.get(name)}
+    given = {name: known[name] for name in OF_SOURCES if known.get(name)}
     try:
         checked("info", {"data_sources": [given]}, "")
     except UserError as error:

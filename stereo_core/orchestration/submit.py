@@ -72,9 +72,40 @@ def _check_imports(pipeline: Pipeline, values: dict[str, object]) -> None:
 
 
 def check_cron(option: str, cron: str) -> None:
-    """Refuse a cron expression that does not have five fields, like Argo's. (Kubeflow's own have six.)"""
-    if len(cron.split()) != 5:
-        raise SubmitError(f"{option} {cron!r}: expected five fields: minute, hour, day, month, weekday")
+    """Refuse a cron expression that does not have five valid fields, like Argo's. (Kubeflow's own have six.)
+
+    Both engines accept any text, and then never start a run.
+    """
+    fields = cron.lower().split()
+    if len(fields) != len(_CRON):
+        raise SubmitError(f"{option} {cron!r}: expected five fields: {', '.join(_CRON)}")
+    for (name, (low, high, names)), field in zip(_CRON.items(), fields, strict=True):
+        if not all(_is_span(part, low, high, names.split()) for part in field.split(",")):
+            also = f" or {names.split()[0]} to {names.split()[-1]}" if names else ""
+            raise SubmitError(
+                f"{option} {cron!r}: {field} is not a valid {name}; expected *, {low} to {high}{also}, a range such as "
+                f"{low}-{high}, a list, or a step such as */2"
+            )
+
+
+_CRON = {
+    "minute": (0, 59, ""),
+    "hour": (0, 23, ""),
+    "day": (1, 31, ""),
+    "month": (1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+    "weekday": (0, 6, "sun mon tue wed thu fri sat"),
+}
+"""Field of a cron expression -> lowest and highest number, and the names of the numbers."""
+
+
+def _is_span(text: str, low: int, high: int, names: list[str]) -> bool:
+    """Whether a text is *, a number, a name or an ascending range, optionally with a step."""
+    span, slash, step = text.partition("/")
+    if slash and not (step.isdecimal() and int(step)):
+        return False
+    known = {name: number for number, name in enumerate(names, low)} | {str(n): n for n in range(low, high + 1)}
+    ends = [known.get(end.lstrip("0") or end[-1:], -1) for end in span.split("-")]
+    return span in ("*", "?") or (len(ends) <= 2 and -1 not in ends and ends == sorted(ends))
 
 
 def check_host(host: str) -> None:

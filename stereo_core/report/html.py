@@ -256,12 +256,22 @@ def _base64(data: bytes) -> str:
 
 
 def pairs_of(results_dir: Path) -> Pairs:
-    """The lines of an evaluation's metrics.csv; empty if there is no such file."""
+    """The lines of an evaluation's metrics.csv, with epe; empty if there is no such file.
+
+    Raises:
+        DataError: the file is damaged, or another program's.
+    """
     path = results_dir / "metrics.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row.pop("path"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {row.pop("path"): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
+        if all("epe" in row for row in rows.values()):
+            return rows
+    except (ValueError, KeyError, TypeError, csv.Error):
+        pass
+    raise DataError(f"{path}: damaged, or not written by evaluate; run the evaluation again, or remove the file")
 
 
 def metrics_tables(metrics: Mapping[str, float], pairs: Pairs) -> list[Table]:

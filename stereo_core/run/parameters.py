@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from stereo_core import __version__
 from stereo_core.errors import UserError
 from stereo_core.verbs import VERBS
+
+OF_SOURCES = ("dataset_name", "disparity_format", "disparity_scale")
+"""Parameters of a step that say how its annotation files are read: keys of a data source."""
 
 
 def merged_spec(verb: str, parameters: dict[str, Any], spec_file: dict[str, Any]) -> dict[str, Any]:
     """The user's spec keys. Typed parameters override the parameter `spec`, which overrides the spec file.
 
     Raises:
-        UserError: the parameter `spec` is not a mapping.
+        UserError: the parameter `spec` is not a mapping, or the step has no such parameter (in this version).
     """
     row = VERBS[verb]
     if row.flat_parameters:
         return {name: _titles(value) for name, value in parameters.items()}
+    if unknown := sorted(parameters.keys() - parameters_of(verb)):
+        raise UserError(
+            f"stereo-pipelines {__version__} has no parameter {', '.join(unknown)} of {verb}; compile the pipeline "
+            "again with this version"
+        )
     spec = parameters.get("spec") or {}
     if not isinstance(spec, dict):
         raise UserError(f"parameter spec: expected a mapping of spec keys, got {spec!r}")
@@ -25,6 +34,11 @@ def merged_spec(verb: str, parameters: dict[str, Any], spec_file: dict[str, Any]
         if parameters.get(name):  # "" and 0 leave the key to the spec
             set_key(tree, key, parameters[name])
     return tree
+
+
+def parameters_of(verb: str) -> set[str]:
+    """The parameters of a step that has a `spec`."""
+    return {"spec", *OF_SOURCES, *VERBS[verb].parameters}
 
 
 def _titles(value: Any) -> Any:

@@ -20,7 +20,7 @@ from stereo_core.progress import heartbeat
 from stereo_core.run.failure import exit_code, is_explained, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged, writing
-from stereo_core.run.status import StatusLog
+from stereo_core.run.status import StatusLog, beginning
 from stereo_core.run.termination import explain, sigterm_raises
 from stereo_core.run.warned import collected
 from stereo_core.spec import ExperimentSpec, effects, results_dir
@@ -65,7 +65,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
             stage.claim_results()
             with writing(folder):
                 status = _begin_record(verb, folder, spec)
-            status.started("Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}.")
+            status.started(beginning(verb))
             with collected(status, stage.with_uris), stage.storing():
                 _warn_of_keys_without_effect(verb, spec)
                 stage.fetch()

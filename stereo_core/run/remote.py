@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -60,6 +61,24 @@ def remote_keys(verb: str, spec: Section) -> Iterator[RemoteKey]:
 def kind_of(path: str) -> str | None:
     """How the files that a key names are handled, by its dotted path without indices; None if it names no files."""
     return next((kind for pattern, kind in _KINDS.items() if fnmatchcase(path, pattern)), None)
+
+
+def files_read(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of a spec (not yet checked) that name lists, models or folders of images to read, with their values."""
+    named = tree if isinstance(tree, str) else ""
+    if named and kind_of(re.sub(r"\[\d+\]", "", path)) in ("list", "file", "images"):
+        yield path, named
+    for name, inner in tree.items() if isinstance(tree, dict) else ():
+        yield from files_read(inner, f"{path}.{name}" if path else str(name))
+    for index, inner in enumerate(tree if isinstance(tree, list) else ()):
+        yield from files_read(inner, f"{path}[{index}]")
+
+
+def left_to_trials(verb: str, spec: Section, key: RemoteKey) -> bool:
+    """Whether a search leaves fetching to its trials: they are training runs, and its best spec names the user's
+    URIs."""
+    searches = verb == "automl" and isinstance(spec, ExperimentSpec) and spec.automl.automl_policy != "off"
+    return searches and not key.path.startswith("automl.")
 
 
 def check(verb: str, spec: Section, key: RemoteKey) -> None:

@@ -24,7 +24,7 @@ from stereo_core.files import point
 from stereo_core.locks import held
 from stereo_core.progress import heartbeat
 from stereo_core.run.mirror import CHECKPOINTS, Mirror
-from stereo_core.run.remote import RemoteKey, check, remote_keys
+from stereo_core.run.remote import RemoteKey, check, left_to_trials, remote_keys
 from stereo_core.spec.dataset import DataSource
 from stereo_core.spec.experiment import ExperimentSpec, results_dir
 from stereo_core.spec.fields import Section
@@ -229,7 +229,7 @@ def _opened(verb: str, spec: Section, locks: contextlib.ExitStack) -> Stage:
     for key in list(remote_keys(verb, stage.spec)):
         if key.kind in ("results", "output"):
             stage._redirect(key)
-        elif key.kind != "root":
+        elif key.kind != "root" and not left_to_trials(verb, spec, key):
             stage._to_fetch.append(key)
     return stage
 

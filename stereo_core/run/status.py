@@ -125,6 +125,22 @@ def warnings_in(folder: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def beginning(verb: str) -> str:
+    """The message of the first line of a run."""
+    return "Starting DepthNet dataset convert" if verb == "convert" else f"Starting Depth Net {verb}."
+
+
+def last_of(folder: Path, verbs: Sequence[str]) -> dict[str, Any]:
+    """The last line of the last run of one of these verbs in a results folder; empty if status.json has none."""
+    first, own = [beginning(verb) for verb in verbs], False
+    last: dict[str, Any] = {}
+    for line in lines_of(folder):
+        if line.get("status") == "STARTED" and line.get("message") != LOOP:
+            own = line.get("message") in first
+        last = line if own else last
+    return last
+
+
 def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of a results folder's status.json, which another process may be writing."""
     path = folder / NAME

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator
+
+from stereo_core.spec.choice import OR_STARTER
 from stereo_core.spec.dataset import DataSources, SceneStyle
 from stereo_core.spec.fields import Float, Int, Mapping, Section, Text, Texts, key
+from stereo_core.storage import SCHEMES, is_uri
+
+
+def _place(uri: str) -> str:
+    if "://" in uri and not is_uri(uri):
+        raise ValueError(f"{uri}: scheme not supported; use a folder, {', '.join(SCHEMES)}")
+    return uri
+
+
+Place = Annotated[Text, AfterValidator(_place)]
+"""A folder, or a prefix in object storage."""
 
 
 class ConvertSpec(Section):
@@ -83,9 +97,9 @@ class PublishSpec(Section):
     """A model, its metrics and a model card, published to a folder or a bucket."""
 
     results_dir: Text = key("", "Folder for status.json and a copy of the published files", mandatory=True)
-    model_path: Text = key("", "Checkpoint, ONNX file or engine", mandatory=True)
+    model_path: Text = key("", f"Checkpoint, {OR_STARTER}; ONNX file or engine", mandatory=True)
     metrics_path: Text = key("", "results.json of its evaluation")
-    uri: Text = key("", "Where to publish: a folder, or s3://bucket/prefix", mandatory=True)
+    uri: Place = key("", "Where to publish: a folder, or s3://bucket/prefix", mandatory=True)
     title: Text = key("", "Title of the model card; empty: the file name")
     existing: Literal["refuse", "replace", "compare"] = key(
         "refuse",

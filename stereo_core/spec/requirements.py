@@ -198,6 +198,7 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     export = spec.export
     yield from _checkpoint("export.checkpoint", export.checkpoint, needed=True)
     yield from _is_set("export.onnx_file", export.onnx_file)
+    yield from _no_folder("export.onnx_file", export.onnx_file)
     for path, size in (("export.input_height", export.input_height), ("export.input_width", export.input_width)):
         if size % 32:
             yield path, f"{size} is not a multiple of 32; the nearest multiple is {max(32, 32 * round(size / 32))}"
@@ -214,6 +215,7 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     own, settings = spec.gen_trt_engine, spec.gen_trt_engine.tensorrt
     yield from _file("gen_trt_engine.onnx_file", own.onnx_file)
+    yield from _no_folder("gen_trt_engine.trt_engine", own.trt_engine)
     if not settings.min_batch_size <= settings.opt_batch_size <= settings.max_batch_size:
         sizes = f"{settings.min_batch_size}, {settings.opt_batch_size}, {settings.max_batch_size}"
         yield (
@@ -377,6 +379,12 @@ def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
         yield from _is_set(path, value)
     if value and not is_uri(value) and not os.path.isfile(value):
         yield path, f"no such file: {value}"
+
+
+def _no_folder(path: str, value: str) -> Iterator[Complaint]:
+    """For a file to write."""
+    if value.endswith("/") or os.path.isdir(value):
+        yield path, f"{value} is a folder; name a file in it"
 
 
 def _checkpoint(path: str, value: str, *, needed: bool = False) -> Iterator[Complaint]:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from training_runs import MODEL
 
-from stereo_core.actions.automl import check_schedule
+from stereo_core.actions.automl import check_schedule, what_counts
 from stereo_core.run.perform import perform
 from stereo_core.spec import load_spec, spec_from_dict
 
@@ -234,3 +234,16 @@ def test_a_warm_up_that_takes_a_whole_trial_draws_a_warning(tree, caplog, warm_u
     tree["train"] = {"num_epochs": 100, "optim": {"warmup_steps": warm_up}}
     check_schedule(spec_from_dict("automl", tree))
     assert ("train.optim.warmup_steps: the warm-up takes 9 steps, but the run has only 9" in caplog.text) == told
+
+
+def test_a_search_goes_on_only_with_the_data_it_began_with(tree, lists, tmp_path):
+    """Trials on other pairs would be ranked with those before; the annotation files keep their names."""
+    own = tmp_path / "train.txt"
+    own.write_text((lists / "train.txt").read_text())
+    tree["dataset"]["train_dataset"]["data_sources"][0]["data_file"] = str(own)
+    before = what_counts(spec_from_dict("automl", tree))
+    assert what_counts(spec_from_dict("automl", tree)) == before
+    own.write_text("\n".join(own.read_text().splitlines()[:4]))
+    after = what_counts(spec_from_dict("automl", tree))
+    differing = [key for key in before["contents"] if before["contents"][key] != after["contents"][key]]
+    assert differing == ["dataset.train_dataset.data_sources[0].data_file"]

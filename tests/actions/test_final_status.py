@@ -57,6 +57,12 @@ def test_an_engine_that_tells_nothing_is_said_to():
     assert NO_REASON in text and "exit-handler-1" not in text
 
 
+def test_an_error_as_a_person_writes_it(tmp_path):
+    status = {"state": "FAILED", "error": "the disk is full"}
+    run(FinalStatusSpec(results_dir=str(tmp_path), status=status), None)
+    assert "the disk is full" in (tmp_path / "summary.md").read_text()
+
+
 def test_the_local_engines_own_words():
     assert "export: exit code 2" in summary("t", FAILED | {"error": {"message": "export: exit code 2"}})
     assert summary("t", {"state": "SUCCEEDED"}) == "# t: SUCCEEDED\n\n"

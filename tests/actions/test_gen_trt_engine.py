@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 
 import numpy as np
@@ -187,6 +188,18 @@ def test_an_engine_that_can_not_be_opened_is_no_engine(onnx, tmp_path, monkeypat
     with pytest.raises(Exception, match="INVALID_PROTOBUF"):
         build(onnx, tmp_path, verify=verify)
     assert not list((tmp_path / "out").glob("net.engine*"))
+
+
+def test_a_disk_that_cannot_hold_the_engine_is_named(onnx, tmp_path):
+    """A file-size limit stands for the full disk. ONNX Runtime says only INVALID_PROTOBUF."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (onnx.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*net\.engine'"):
+            build(onnx, tmp_path, verify=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "out").glob("*net.engine*"))
 
 
 def test_an_engine_or_a_checkpoint_is_no_onnx_file(onnx, tmp_path):

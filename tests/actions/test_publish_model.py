@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stereo_core.actions import publish_model
+from stereo_core.errors import SpecError
 from stereo_core.files import sha256_of
 from stereo_core.models import create_model
 from stereo_core.models.checkpoints import save_checkpoint
@@ -107,3 +108,37 @@ def test_what_is_no_model_is_refused(publish, model, tmp_path, capfd):
     (tmp_path / "x.pth").write_bytes(b"no model")
     assert publish(model_path=str(tmp_path / "x.pth")) == 2
     assert "nor a checkpoint" in capfd.readouterr().err and not (tmp_path / "place").exists()
+
+
+@pytest.mark.parametrize("uri", ["gs://models/night", "file:///models", "https://models.example/night"])
+def test_a_place_that_cannot_be_written_is_no_folder_of_that_name(publish, uri, tmp_path, monkeypatch):
+    """Else the model would lie in ./gs:/models/night, and the run would end in PASS."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match=f"uri: {uri}: scheme not supported; use a folder, s3://"):
+        publish(uri=uri)
+
+
+def test_figures_of_another_engine_are_not_published(publish, tmp_path, capfd):
+    """They would stand on the model's card, and decide with existing=compare."""
+    metrics = tmp_path / "results.json"
+    metrics.write_text(json.dumps({"epe": 1.0, "settings": {"engine": "other.engine", "sha256": "c0ffee" * 3}}))
+    assert publish(metrics_path=str(metrics)) == 2
+    assert "figures of another engine (its SHA-256 begins with c0ffeec0ffee" in capfd.readouterr().err
+    assert not (tmp_path / "place").exists()
+
+
+def test_a_checkpoint_is_named_as_elsewhere(publish, model, tmp_path):
+    """The message about a folder advises it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model_epoch_000_step_00003.pth").write_bytes(model.read_bytes())
+    (run / "dn_model_best.pth").symlink_to("model_epoch_000_step_00003.pth")
+    assert publish(model_path=f"{run}@best") == 0
+    assert note(tmp_path / "place")["file"] == "model_epoch_000_step_00003.pth"
+    assert publish(model_path="starter", uri=str(tmp_path / "other")) == 0
+    assert note(tmp_path / "other")["file"] == "starter.safetensors"
+
+
+def test_a_place_that_is_a_file_is_refused_by_its_key(publish, model, capfd):
+    assert publish(uri=str(model)) == 2
+    assert f"uri: {model} is a file; name a folder" in capfd.readouterr().err

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from stereo_core.actions import report
-from stereo_core.errors import UserError
+from stereo_core.errors import DataError, UserError
 from stereo_core.run.perform import perform
+from stereo_core.run.status import StatusLog, beginning
 from stereo_core.spec import spec_from_dict
 
 
@@ -158,6 +159,49 @@ def test_evaluations_of_other_images_draw_a_warning(tmp_path, caplog, images, co
     page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
     said = "two: evaluated on other pairs than one"
     assert (said in caplog.text) == (said in page) == other
+
+
+def test_evaluations_against_other_ground_truth_are_not_compared(tmp_path, caplog):
+    """The same images with another dataset.max_disparity: a lower EPE means nothing."""
+    one, two = (results(tmp_path / str(n), epe=epe, images=2, pixels=n) for n, epe in ((100, 2.0), (90, 1.0)))
+    page = run(tmp_path, results=[one, two]).artifacts["report"].read_text()
+    assert "another number of pixels with valid ground truth than 100 (100)" in caplog.text
+    assert summary_of(page)[2][1] == "1.000", "not marked as the best"
+
+
+@pytest.mark.parametrize("end", ["FAILURE", "RUNNING"])
+@pytest.mark.parametrize("verb", ["evaluate", "trt_evaluate"])
+def test_figures_of_an_earlier_run_do_not_stand_for_the_last_one(tmp_path, end, verb):
+    """The second evaluation in a folder fails or is killed: results.json is still the first one's."""
+    one = results(tmp_path / "one", epe=1.0)
+    status = StatusLog(tmp_path / "one")
+    status.started(beginning(verb))
+    status.success("done")
+    assert run(tmp_path, results=[one]).kpi == {"one/epe": 1.0}
+    status.started(beginning(verb))
+    status.failure("the disk is full") if end == "FAILURE" else status.running("the disk is full")
+    with pytest.raises(DataError, match=r"one/results\.json: the last evaluation .*the disk is full"):
+        run(tmp_path, results=[one])
+    status.started(beginning(verb))
+    status.success("done")
+    status.started(beginning("inference"))
+    status.failure("another verb in the same folder")
+    assert run(tmp_path, results=[one]).kpi == {"one/epe": 1.0}
+
+
+def test_a_results_file_of_another_program_is_read_as_far_as_it_is_known(tmp_path):
+    one = results(tmp_path / "one", epe=1.0, warnings="none")
+    content = json.loads((tmp_path / "one" / "results.json").read_text()) | {"settings": "fast"}
+    (tmp_path / "one" / "results.json").write_text(json.dumps(content))
+    assert run(tmp_path, results=[one]).kpi == {"one/epe": 1.0}
+
+
+@pytest.mark.parametrize("content", [b"name,epe\na,1\n", b"path,epe\n\xff,1\n", b"path,epe\na,x\n", b"path,epe\na\n"])
+def test_a_table_of_images_that_cannot_be_read_is_named(tmp_path, content):
+    one = results(tmp_path / "one", epe=1.0)
+    (tmp_path / "one" / "metrics.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"one/metrics\.csv: damaged"):
+        run(tmp_path, results=[one])
 
 
 def test_what_evaluations_warned_of_stands_beside_their_figures(tmp_path):

@@ -99,6 +99,25 @@ def test_a_folder_holds_one_search(tmp_path):
         study(tmp_path, training={"train": {"precision": "fp32"}}, automl_max_epochs=9)
 
 
+def test_trials_whose_journal_is_gone_are_not_resumed(tmp_path):
+    """The first trial of the new search would go on from the weights of an old one, trained with other values."""
+    (tmp_path / "trials/000").mkdir(parents=True)
+    (tmp_path / "trials/000/model_epoch_000_step_00004.pth").touch()
+    for _ in range(2):
+        with pytest.raises(
+            SpecError, match=r"checkpoints of another search \(trials/000/model_epoch.*remove the folder"
+        ):
+            study(tmp_path)
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    begin(study(tmp_path))
+    lines = (tmp_path / JOURNAL).read_bytes().split(b"\n")
+    (tmp_path / JOURNAL).write_bytes(b"\n".join([lines[0], b"x" + lines[1], *lines[2:]]))
+    with pytest.raises(SpecError, match=rf"{JOURNAL}:2: damaged"):
+        study(tmp_path)
+
+
 def test_asha_stops_the_poor_at_each_rung_and_never_the_baseline(tmp_path):
     search = study(tmp_path, algorithm="asha", automl_max_epochs=9)
     for _ in range(5):

@@ -62,6 +62,8 @@ def test_a_gpu_for_each_trial_or_a_share_of_the_threads():
     assert [slot.gpu for slot in slots(AutoML(automl_max_concurrent=3), range(8), {})] == ["0", "1", "2"]
     assert slots(AutoML(automl_max_concurrent=2), (), {"OMP_NUM_THREADS": "8"}) == [Slot(None, 4)] * 2
     assert slots(AutoML(automl_max_concurrent=4), (), {"OMP_NUM_THREADS": "1"}) == [Slot(None, 1)] * 4
+    assert slots(AutoML(automl_max_concurrent=2), (), {"OMP_NUM_THREADS": "8,2"}) == [Slot(None, 4)] * 2, "nested"
+    assert len(slots(AutoML(automl_max_concurrent=2), (), {"OMP_NUM_THREADS": "all"})) == 2, "OpenMP ignores it too"
 
 
 def test_a_trial_does_not_take_itself_for_one_of_several_nodes(monkeypatch):

@@ -293,6 +293,8 @@ def test_refuses_other_input_names(colour_onnx, left, right):
         ([1, 1, 64, 96], "1 x 1 x 64 x 96; expected B x 3 x H x W"),
         ([1, 3, 60, 96], "96 x 60; they must be multiples of 32"),
         ([1, 3, "h", 100], r"100 x \?; they must be multiples of 32"),
+        ([1, 3, 64, 96], "output disparity is 1 x 3 x 64 x 96; expected 1 x 1 x 64 x 96"),
+        (["b", 3, "h", "w"], "output disparity is . x 3 x . x .; expected B x 1 x H x W"),
     ],
 )
 def test_refuses_other_shapes(tmp_path, shape, message):

@@ -184,6 +184,14 @@ def test_a_conversion_never_overwrites_its_source(tmp_path):
     assert (tmp_path / "a.pth").read_bytes() == before and (tmp_path / "latest.pth").is_symlink()
 
 
+def test_a_conversion_does_not_write_what_it_could_not_read_again(tmp_path):
+    """PyTorch's format under the name of another; or a folder, found out after everything was read."""
+    for target, told in ((tmp_path / "b.safetensors", "name it b.pth"), (tmp_path, "is a folder; name a file in it")):
+        with pytest.raises(ModelError, match=told):
+            convert_checkpoint("starter", target, "nvlabs")
+    assert not list(tmp_path.iterdir())
+
+
 def test_tao_files_own_names(shared, tmp_path):
     """A vits file under the very names of TAO's state dict: variant, encoder and attention are recognised."""
     table = json.loads((shared / "model" / "state_dict_tao_vits.json").read_text())["state_dict"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -41,6 +43,18 @@ def file(network, tmp_path_factory):
     layers = {LINEAR: quantized(network, LINEAR, "int8", None), CONV: quantized(network, CONV, "int8", 0.05)}
     save_quantized(network, path, "modelopt.pytorch", layers)
     return path
+
+
+def test_a_disk_that_cannot_hold_the_file_is_named(network, file, tmp_path):
+    """A file-size limit stands for the full disk. PyTorch speaks of its own archive."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*q\.pth'"):
+            save_quantized(network, tmp_path / "q.pth", "modelopt.pytorch", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

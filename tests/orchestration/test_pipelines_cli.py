@@ -110,9 +110,13 @@ def test_no_such_file_and_no_output_dir(tmp_path):
 
 def test_a_run_folder_that_can_not_be(compiled, tmp_path):
     path = compiled(pipeline({"a": WRITE}))
-    for folder in (str(path), "/proc/none", "s3://bucket/run"):
+    for folder in (str(path), "/proc/none"):
         done = command("run", str(path), "-o", folder, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and folder in done.stderr, done.stderr
+    for folder in ("s3://bucket/run", "gs://bucket/run", "file:///run"):
+        for line in (("run", str(path), "-o", folder), ("compile", "-o", folder)):
+            done = command(*line, cwd=tmp_path)
+            assert done.returncode == 2 and f"{folder}: expected a path on this machine" in done.stderr, done.stderr
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -137,11 +141,13 @@ def test_params_from_files_and_with_equals_signs(compiled, tmp_path):
 
 
 def test_a_file_of_values_in_the_home_folder(compiled, tmp_path, monkeypatch):
-    """The shell leaves a ~ after an @ alone."""
+    """The shell leaves a ~ after an @ alone, and some shells one after an =."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    graph = load_pipeline(compiled(pipeline({"a": WRITE}, spec={"parameterType": "STRUCT"})))
+    kinds = {"spec": {"parameterType": "STRUCT"}, "images": {"parameterType": "STRING", "defaultValue": ""}}
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, **kinds)))
     (tmp_path / "train.yaml").write_text("a: 1")
-    assert read_params(graph, ("spec=@~/train.yaml",)) == {"spec": {"a": 1}}
+    given = ("spec=@~/train.yaml", "images=~/images")
+    assert read_params(graph, given) == {"spec": {"a": 1}, "images": f"{tmp_path}/images"}
     with pytest.raises(GraphError, match="~nobody-here/x"):
         read_params(graph, ("spec=@~nobody-here/x",))
 
@@ -220,6 +226,19 @@ def test_compile_refuses_an_image_that_has_no_name(monkeypatch):
     monkeypatch.setattr("stereo_components.image.IMAGE", "Foo Bar")
     done = command("compile", "--check")
     assert done.returncode == 2 and "STEREO_PIPELINES_IMAGE='Foo Bar'" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    done = command("compile", "-o", tmp_path / "file")
+    assert done.returncode == 1 and re.fullmatch(r"stereo-pipelines: error: .*/file.*\n", done.stderr), done.stderr
+
+
+def test_a_whole_number_with_an_exponent_is_whole(compiled):
+    graph = load_pipeline(compiled(pipeline({"a": WRITE}, n={"parameterType": "NUMBER_INTEGER"})))
+    assert read_params(graph, ("n=1e3",)) == {"n": 1000}
+    with pytest.raises(GraphError, match=r"expected an integer, got 0\.001"):
+        read_params(graph, ("n=1e-3",))
 
 
 @pytest.mark.slow

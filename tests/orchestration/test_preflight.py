@@ -128,3 +128,22 @@ def test_images_of_another_size_than_the_engine_s(tmp_path):
     assert "takes 128 x 96 px (width x height)" in told[0] and f"{tmp_path}/left/0.png has 96 x 64;" in told[0]
     fitting = {"export": {"input_height": 64, "input_width": 96}}
     check(graph, arguments | {"evaluate_spec": resize, "export_spec": fitting})
+
+
+def test_a_pipeline_of_another_version_is_found_before_its_first_step(tmp_path):
+    """Its late steps would fail after the training, or do without a parameter that they do not know."""
+    text = COMPILED["train_to_engine"].read_text()
+    other = tmp_path / "other.yaml"
+    for was, now, told in (
+        (
+            "batch_size",
+            "images_at_once",
+            r"step .*train.*: stereo-pipelines .* has no parameter images_at_once of train",
+        ),
+        ("annotations", "lists", "has no input lists of train"),
+        ("- trt_evaluate", "- measure_engine", "step trt-evaluate: stereo-pipelines .* has no step measure_engine"),
+    ):
+        other.write_text(text.replace(was, now))
+        assert text != other.read_text()
+        with pytest.raises(GraphError, match=told):
+            check(load_pipeline(other), {"images_uri": "s3://bucket/images"})

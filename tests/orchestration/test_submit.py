@@ -5,6 +5,7 @@ No Kubeflow and no Kubernetes can be had here; what the servers answer is what t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import subprocess
@@ -23,7 +24,7 @@ from pipelines_command import command
 from stereo_core.errors import UserError
 from stereo_core.orchestration.cli import cli
 from stereo_core.orchestration.graph import load_pipeline
-from stereo_core.orchestration.submit import SubmitError, kubeflow_run
+from stereo_core.orchestration.submit import SubmitError, check_cron, kubeflow_run
 
 DEMO = Path(__file__).parents[2] / "pipelines/demo/compiled/demo.yaml"
 TOKEN = "s3cr3t-t0ken"
@@ -337,11 +338,33 @@ def test_servers_that_can_not_be_reached(server, kubernetes, monkeypatch, tmp_pa
         (("--host", "kubeflow.example"), "http[s]://HOST"),
         (("--host", f"https://me:{TOKEN}@kubeflow.example"), "set KFP_TOKEN instead"),
         (("--host", "http://k", "--cron", "0 0 3 * * *"), "five fields"),
+        (("--host", "http://k", "--cron", "60 3 * * *"), "60 is not a valid minute; expected *, 0 to 59, a range"),
+        ((*ARGO, "--cron", "0 3 * * 7"), "7 is not a valid weekday; expected *, 0 to 6 or sun to sat"),
         (("--host", "http://k", "--param", "num_epoch=3"), "did you mean num_epochs"),
     ],
 )
 def test_a_wrong_command_line(options, words):
     assert words in refused(*options)
+
+
+@pytest.mark.parametrize(
+    ("cron", "valid"),
+    [
+        ("*/15 0-6/2,22 1,15 JAN-mar mon-fri", True),
+        ("05 00 ? * *", True),
+        ("0 3 * * fri-mon", False),
+        ("0 24 * * *", False),
+        ("0 3 0 * *", False),
+        ("0 3 * * 1-3-5", False),
+        ("*/0 3 * * *", False),
+        ("x y z a b", False),
+        ("0 3, * * *", False),
+    ],
+)
+def test_a_schedule_that_would_never_start_is_refused(cron, valid):
+    """Argo and Kubeflow accept any text, and then start nothing."""
+    with contextlib.nullcontext() if valid else pytest.raises(SubmitError, match="is not a valid"):
+        check_cron("--cron", cron)
 
 
 def test_exit_code_and_one_line():

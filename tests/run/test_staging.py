@@ -192,3 +192,19 @@ def test_keys_of_other_verbs_are_left_alone(tmp_path, monkeypatch):
     spec = build("evaluate", {"results_dir": "x", "train": {"pretrained_model_path": "s3://b/x"}})
     with staged("evaluate", spec) as stage:
         assert stage.folder is None and stage.spec is spec
+
+
+@pytest.mark.parametrize("policy", ["on", "off"])
+def test_a_search_leaves_objects_to_its_trials(policy, tmp_path, monkeypatch):
+    """Its best spec would name files that are gone with the run, and a search that was stopped could not go on."""
+    monkeypatch.setenv("STEREO_CACHE", str(tmp_path / "cache"))
+    sources = {"train_dataset": {"data_sources": [{"data_file": "s3://b/train.txt"}]}}
+    train = {"pretrained_model_path": "s3://b/x.pth"}
+    tree = {"dataset": sources, "train": train, "automl": {"results_dir": "x", "automl_policy": policy}}
+    with staged("automl", build("automl", tree)) as stage:
+        left = [] if policy == "on" else ["dataset.train_dataset.data_sources.data_file", "train.pretrained_model_path"]
+        assert sorted(key.path for key in stage._to_fetch) == left
+    tree["train"]["pretrained_model_path"] = "gs://b/x.pth"
+    refused = pytest.raises(SpecError, match=r"train\.pretrained_model_path: gs://b/x\.pth: scheme")
+    with refused, staged("automl", build("automl", tree)):
+        pass

@@ -256,6 +256,11 @@ def test_what_each_verb_needs(workspace):
     assert refusal("gen_trt_engine", "results_dir: r\ngen_trt_engine: {onnx_file: gone.onnx}") == [
         "spec.yaml: gen_trt_engine.onnx_file: no such file: gone.onnx"
     ]
+    folders = "results_dir: r\nexport: {checkpoint: starter, onnx_file: data}\ngen_trt_engine: {trt_engine: new/}"
+    assert refusal("export", folders) == ["spec.yaml: export.onnx_file: data is a folder; name a file in it"]
+    assert "spec.yaml: gen_trt_engine.trt_engine: new/ is a folder; name a file in it" in refusal(
+        "gen_trt_engine", folders
+    )
 
 
 def test_a_checkpoint_or_an_engine_is_needed_and_the_verb_s_own_is_looked_for(workspace):

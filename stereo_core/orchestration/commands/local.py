@@ -13,7 +13,6 @@ from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.dag import GraphError
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.record import ENDED, Record, read_record
-from stereo_core.storage import is_uri
 
 
 @click.command("run")
@@ -55,8 +54,6 @@ def run_command(
 
     if fresh + bool(from_step) + bool(only) > 1:
         raise GraphError("--fresh, --from and --only cannot be combined; give only one")
-    if is_uri(output_dir):
-        raise GraphError(f"--output-dir {output_dir}: expected a local folder")
     file = compiled_file(file)
     pipeline = load_pipeline(file)
     arguments = read_params(pipeline, params)

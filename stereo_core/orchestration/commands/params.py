@@ -39,7 +39,7 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
 def _value(parameter: Parameter, text: str) -> object:
     file = text[1:] if text.startswith("@") else ""
     try:
-        text = Path(at_home(file)).read_text(encoding="utf-8-sig") if file else text
+        text = Path(at_home(file)).read_text(encoding="utf-8-sig") if file else at_home(text)
         return parse(parameter, text, file or "value")
     except (OSError, UnicodeDecodeError) as error:
         raise GraphError(f"--param {parameter.name}: {file}: {error}") from None

@@ -13,15 +13,25 @@ from stereo_core.orchestration.record import Made
 from stereo_core.storage import local_path
 
 
-def imported(task: Task, parameters: dict[str, Any], digests: Digests) -> dict[str, Made]:
+def imported(task: Task, parameters: dict[str, Any], digests: Digests, run: Path) -> dict[str, Made]:
     """The importer's artifact by port.
 
+    Args:
+        run: The run folder.
+
     Raises:
-        UserError: the data is not on this machine.
+        UserError: the data is not on this machine, or the run would write into it.
     """
     uri, path = source_of(task, parameters)
+    where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
+    if not uri:
+        raise UserError(f"{where}is empty; give the folder or file to import")
+    if run.is_relative_to(path.resolve()):
+        raise UserError(
+            f"{where}{uri} contains the run folder {run}, so the data would change with the run; choose an "
+            "--output-dir outside it"
+        )
     if not path.exists():
-        where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
         if "://" in uri and not uri.startswith("file://"):
             hint = "local runs import only local files; fetch them with `depth_net fetch_dataset` first"
             raise UserError(f"{where}{uri} is in object storage, which is not mounted here; {hint}")

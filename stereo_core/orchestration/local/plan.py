@@ -105,7 +105,7 @@ def check_kept(pipeline: Pipeline, record: Record, scope: frozenset[str], digest
             f"--only: the results of {', '.join(changed)} have changed since the step wrote them; run without --only"
         )
     needed = all_before(scope, pipeline) - scope
-    outdated = sorted(name for name in needed if is_outdated(pipeline.tasks[name], record))
+    outdated = sorted(name for name in needed if is_outdated(pipeline.tasks[name], record, digests))
     if outdated:
         raise GraphError(
             f"--only: {', '.join(outdated)} ran with other parameters or inputs than now;"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from stereo_core.arguments import at_home
 from stereo_core.errors import UserError
 from stereo_core.files import sha256_of
 from stereo_core.orchestration.dag import Container, Importer, Task
@@ -14,10 +16,16 @@ from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.local.importing import source_of
 from stereo_core.orchestration.local.values import artifacts_of, parameters_of
 from stereo_core.orchestration.record import DONE, Made, Record, TaskRun
+from stereo_core.run.remote import files_read
+from stereo_core.spec.choice import NoChoice, chosen
+from stereo_core.storage import is_uri
 
 
-def key_of(container: Container, parameters: dict[str, Any], inputs: dict[str, list[Made]]) -> str:
-    """A digest of everything that a task's outputs depend on, without paths."""
+def key_of(
+    container: Container, parameters: dict[str, Any], inputs: dict[str, list[Made]], named: dict[str, str] | None = None
+) -> str:
+    """A digest of everything that a task's outputs depend on, without paths of artifacts; `named`: see
+    `named_files`."""
     what = {
         "image": container.image,
         "command": [*container.command, *container.args],
@@ -25,7 +33,25 @@ def key_of(container: Container, parameters: dict[str, Any], inputs: dict[str, l
         "parameters": parameters,
         "artifacts": {port: [[m.sha256, m.type, m.metadata] for m in made] for port, made in inputs.items()},
     }
+    what |= {"files": named} if named else {}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def named_files(parameters: dict[str, Any], digests: Digests) -> dict[str, str]:
+    """The digests of the files (or folders of images) of this machine that specs among the parameters name: key ->
+    digest. The images that an annotation file lists are not read."""
+    specs = {name: value for name, value in parameters.items() if isinstance(value, dict)}
+    named = {f"{name}.{key}": _local(text) for name, spec in specs.items() for key, text in files_read(spec)}
+    return {key: digests.sha256_of(path) for key, path in named.items() if path is not None}
+
+
+def _local(text: str) -> Path | None:
+    """The file or folder of this machine that a text names; None if there is none."""
+    try:
+        path = os.path.abspath(chosen(at_home(text)))
+    except NoChoice:
+        return None
+    return Path(path) if not is_uri(text) and os.path.exists(path) else None
 
 
 def is_unchanged(run: TaskRun, folder: Path, digests: Digests) -> bool:
@@ -41,7 +67,7 @@ def _digest(folder: Path, path: str, digests: Digests) -> str:
     return digests.sha256_of(file) if Path(path).is_absolute() else sha256_of(file)
 
 
-def is_outdated(task: Task, record: Record) -> bool:
+def is_outdated(task: Task, record: Record, digests: Digests) -> bool:
     """Whether a kept task would now run with other parameters or inputs."""
     run = record.tasks[task.name]
     if run.state not in DONE or task.exit:
@@ -50,6 +76,7 @@ def is_outdated(task: Task, record: Record) -> bool:
         parameters = parameters_of(task, record)
         if isinstance(task.component.executor, Importer):
             return [made.path for made in run.artifacts.values()] != [str(source_of(task, parameters)[1])]
-        return key_of(task.component.executor, parameters, artifacts_of(task, record)) != run.key
+        named = named_files(parameters, digests)
+        return key_of(task.component.executor, parameters, artifacts_of(task, record), named) != run.key
     except UserError:  # an input no longer exists
         return True

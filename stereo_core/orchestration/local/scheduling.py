@@ -114,5 +114,7 @@ def _finish(state: State, word: str) -> None:
         for name in record.tasks.keys() - state.plan.scope:
             if record.tasks[name].state in DONE:
                 note = f"out of date: its inputs or parameters have changed; run it again with --from {name}"
-                record.tasks[name].message = note if is_outdated(state.pipeline.tasks[name], record) else ""
+                record.tasks[name].message = (
+                    note if is_outdated(state.pipeline.tasks[name], record, state.digests) else ""
+                )
         state.change()

@@ -44,7 +44,9 @@ def images(tmp_path):
 
 def test_an_importer_makes_an_artifact_of_what_is_there(graph, images, tmp_path):
     folder = images("0.png")
-    made = imported(graph.tasks["importer"], {"uri": folder}, Digests(tmp_path / "digests.json"))["artifact"]
+    made = imported(graph.tasks["importer"], {"uri": folder}, Digests(tmp_path / "digests.json"), tmp_path / "run")[
+        "artifact"
+    ]
     assert (made.path, made.bytes, made.metadata) == (folder, 2 * len("0.png"), {"kind": "images"})
 
 
@@ -56,6 +58,7 @@ def test_a_uri_is_somewhere_on_this_machine(graph, uri):
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
+        ("", r"^parameter images_uri: is empty"),
         ("/gone", r"^parameter images_uri: /gone: no such file or folder$"),
         (
             "s3://bucket/x",
@@ -65,7 +68,14 @@ def test_a_uri_is_somewhere_on_this_machine(graph, uri):
 )
 def test_what_is_not_there_is_named(graph, tmp_path, uri, told):
     with pytest.raises(UserError, match=told):
-        imported(graph.tasks["importer"], {"uri": uri}, Digests(tmp_path / "digests.json"))
+        imported(graph.tasks["importer"], {"uri": uri}, Digests(tmp_path / "digests.json"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["images/run", "images"])
+def test_a_run_does_not_write_into_the_data_that_it_imports(graph, images, tmp_path, place):
+    """The data would be other data at each run, and its digest that of half-written files."""
+    run = LocalRun(graph, {"images_uri": images("0.png")}, tmp_path / place)
+    assert run.execute() == 2 and "contains the run folder" in run.tasks["importer"].message
 
 
 def test_a_run_without_its_data_is_the_users_to_mend(graph, tmp_path):

@@ -14,7 +14,7 @@ from stereo_core.orchestration.dag import Container
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
-from stereo_core.orchestration.local.reuse import is_outdated, is_unchanged, key_of
+from stereo_core.orchestration.local.reuse import is_outdated, is_unchanged, key_of, named_files
 from stereo_core.orchestration.record import Made, Record, TaskRun
 
 CONTAINER = Container("org/x:1", ("run",), ("--fast",), {"A": "1"})
@@ -43,6 +43,25 @@ def test_a_key_tells_all_that_outputs_depend_on(container, parameters, inputs):
     assert key_of(container, parameters, inputs) != key_of(CONTAINER, {"n": 1}, {"in": [MADE]})
 
 
+def test_files_that_a_spec_names_count_with_their_contents(tmp_path):
+    """Else a training is reused although its annotation file or its pretrained weights have changed."""
+    digests, lists, weights = Digests(tmp_path / "digests.json"), tmp_path / "train.txt", tmp_path / "x.pth"
+    lists.write_text("a b c")
+    weights.write_bytes(b"1")
+    source = {"data_file": str(lists), "data_root": str(tmp_path)}
+    train = {"pretrained_model_path": str(weights), "results_dir": str(tmp_path)}
+    spec = {"train": train, "dataset": {"train_dataset": {"data_sources": [source]}}, "x_path": "gone"}
+    parameters = {"spec": spec, "title": str(weights)}
+    named = named_files(parameters, digests)
+    assert named == {
+        "spec.train.pretrained_model_path": sha256_of(weights),
+        "spec.dataset.train_dataset.data_sources[0].data_file": sha256_of(lists),
+    }
+    before = key_of(CONTAINER, parameters, {}, named)
+    lists.write_text("a b c\nd e f")
+    assert key_of(CONTAINER, parameters, {}, named_files(parameters, digests)) != before
+
+
 @pytest.fixture
 def made(tmp_path):
     """A task that made a file."""
@@ -61,17 +80,18 @@ def test_outputs_are_read_again(made, tmp_path):
     assert not is_unchanged(made, tmp_path, digests)
 
 
-def test_a_kept_task_is_outdated_when_its_key_is_another_one(compiled):
+def test_a_kept_task_is_outdated_when_its_key_is_another_one(compiled, tmp_path):
+    digests = Digests(tmp_path / "digests.json")
     steps = {"a": write("a"), "b": write("b", "in")}
     task = load_pipeline(compiled(pipeline(steps, {"b": {"in": ("a", "out")}}))).tasks["b"]
     before = TaskRun("succeeded", artifacts={"out": MADE})
     record = Record(Path("run"), "test", {"a": before, "b": TaskRun("reused")})
     record.tasks["b"].key = key_of(task.component.executor, {}, {"in": [MADE]})
-    assert not is_outdated(task, record)
+    assert not is_outdated(task, record, digests)
     before.artifacts["out"] = replace(MADE, sha256="beef")
-    assert is_outdated(task, record)
+    assert is_outdated(task, record, digests)
     record.tasks["b"].state = "failed"
-    assert not is_outdated(task, record), "what failed made nothing"
+    assert not is_outdated(task, record, digests), "what failed made nothing"
 
 
 # ---- the real steps
