@@ -19,6 +19,7 @@ from stereo_core.orchestration.dag import (
     Port,
     typed,
 )
+from stereo_core.values import digits
 
 
 def definitions(section: dict[str, Any]) -> tuple[dict[str, Parameter], dict[str, Port]]:
@@ -83,10 +84,11 @@ def _executor(task: str, executor: dict[str, Any]) -> Container | Importer:
 
 def _accelerators(task: str, container: dict[str, Any]) -> int:
     accelerator = container.get("resources", {}).get("accelerator", {})
-    count = str(accelerator.get("resourceCount") or accelerator.get("count") or 0)
-    if not count.isdigit():
-        raise GraphError(f"task {task}: the accelerator count {count} is not a number; write a literal")
-    return int(count)
+    given = str(accelerator.get("resourceCount") or accelerator.get("count") or 0)
+    count = digits(given)
+    if count is None:
+        raise GraphError(f"task {task}: the accelerator count {given} is not a number; write a literal")
+    return count
 
 
 def first_of(item: dict[str, Any]) -> str:

@@ -48,14 +48,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _failed(error: BaseException) -> int:
     """Report an error that ended the run before its action began; returns the exit code."""
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    explain(error, reason)
-    if isinstance(error, Exception) and not isinstance(error, UserError):
+    from stereo_core.run.failure import exit_code, is_explained, reason  # imports pydantic
+
+    text = str(error) if isinstance(error, UserError) else reason(error)
+    explain(error, text)
+    if isinstance(error, Exception) and not is_explained(error):
         traceback.print_exception(error)
-    print(f"depth_net-launch: error: {reason}", file=sys.stderr)
-    if isinstance(error, Exception):
-        return 2 if isinstance(error, UserError) else 1
-    return 143 if isinstance(error, Terminated) else 130
+    print(f"depth_net-launch: error: {text}", file=sys.stderr)
+    return exit_code(error)
 
 
 def _text(argument: str) -> str:

@@ -332,7 +332,7 @@ def test_files_that_are_no_pipeline(tmp_path):
         ("NUMBER_INTEGER", "12", 12),
         ("NUMBER_INTEGER", "010", 10),
         ("NUMBER_INTEGER", "1_0", None),
-        ("NUMBER_INTEGER", "1e1", None),
+        ("NUMBER_INTEGER", "1e1", 10),
         ("NUMBER_INTEGER", "1.5", None),
         ("NUMBER_INTEGER", "true", None),
         ("NUMBER_DOUBLE", "1e-4", 1e-4),
@@ -398,9 +398,10 @@ def test_accelerators(compiled, resources, count):
     assert load_pipeline(compiled(spec)).tasks["a"].component.executor.accelerators == count
 
 
-def test_an_accelerator_count_from_a_parameter_is_refused(compiled):
+@pytest.mark.parametrize("count", ["{{$.inputs.parameters['gpus']}}", "²", "9" * 5000])
+def test_an_accelerator_count_that_is_no_number_is_refused(compiled, count):
     spec = pipeline({"a": container("")})
-    limit = {"accelerator": {"resourceCount": "{{$.inputs.parameters['gpus']}}"}}
+    limit = {"accelerator": {"resourceCount": count}}
     spec["deploymentSpec"]["executors"]["exec-a"]["container"]["resources"] = limit
-    with pytest.raises(GraphError, match=r"task a: the accelerator count .*gpus.* is not a number"):
+    with pytest.raises(GraphError, match=r"task a: the accelerator count .* is not a number"):
         load_pipeline(compiled(spec))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -187,3 +188,15 @@ def test_nodes_that_share_a_folder_note_their_own_attempts(tmp_path, monkeypatch
         assert main(["train", executor_input(tmp_path, inputs, ("checkpoint",), parameters)]) == 0
         assert seen[-1].resume_training_checkpoint_path == resumed
         assert (seen[-1].num_nodes, seen[-1].num_gpus) == (2, 3)
+
+
+def test_a_failure_that_explains_itself_shows_no_traceback(monkeypatch, capsys):
+    def full(verb, message):
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
+    monkeypatch.setattr("stereo_core.step.launch.launch", full)
+    assert main(["convert", "{}"]) == 1
+    assert capsys.readouterr().err == (
+        "depth_net-launch: error: File system error: [Errno 28] No space left on device: '/data/x'; "
+        "free some space there\n"
+    )
