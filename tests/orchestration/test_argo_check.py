@@ -3,7 +3,8 @@
 import copy
 
 import pytest
-from argo_documents import REPOSITORY, kinds, pipeline_of, spec_of
+from argo_documents import REPOSITORY, documents_of, kinds, pipeline_of, spec_of
+from small_ir import container, pipeline
 
 from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.argo.check import problems
@@ -177,7 +178,15 @@ MUTATIONS = {
     ),
     "function": (
         lambda d: _set(_wire(d, "spec"), "value", "{{=toJSON(workflow.name)}}"),
-        "there is no function toJSON",
+        "there is no function toJSON in 'toJSON(workflow.name)'",
+    ),
+    "behind a syntax error": (
+        lambda d: _set(_wire(d, "spec"), "value", "{{=(}} {{workflows.name}}"),
+        "{{workflows.name}} refers to nothing",
+    ),
+    "no operand": (
+        lambda d: _set(_wire(d, "spec"), "value", "{{=workflow.name == *}}"),
+        "has a syntax error: expected a value, found '*'",
     ),
     "name in an expression": (
         lambda d: _set(_wire(d, "spec"), "value", "{{=toJson(workflows.name)}}"),
@@ -222,3 +231,19 @@ def test_a_cron_workflow_is_checked_as_a_workflow_is():
         "task synthesize: depends on nobody, but there is no such task",
     ):
         assert wrong in found
+
+
+def test_a_cron_workflow_without_parameters():
+    documents = documents_of(pipeline({"a": container("print()")}), schedule="0 3 * * *")
+    assert documents[-1]["kind"] == "CronWorkflow" and problems(documents) == []
+
+
+def test_a_workflow_that_keeps_its_pods(whole):
+    documents = copy.deepcopy(whole)
+    spec_of(documents).pop("podGC")
+    assert problems(documents) == []
+
+
+def test_parameters_are_described(whole):
+    described = {p["name"]: p["description"] for p in spec_of(whole)["arguments"]["parameters"]}
+    assert described["num_epochs"] == "Epochs to fine-tune."

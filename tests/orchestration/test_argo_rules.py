@@ -179,7 +179,10 @@ def test_the_simulator_takes_it_for_a_total(tmp_path):
 def test_a_workflow_that_could_not_be_deleted_is_found(tmp_path):
     documents = documents_of(saying("x"), {"text": "x", "tree": {}})
     kinds(documents, "Workflow")[0]["spec"]["podGC"]["strategy"] = "OnPodSuccess"
-    assert any("its pods are created again" in problem for problem in problems(documents))
+    [problem] = problems(documents)
+    assert problem.endswith(
+        ": podGC OnPodSuccess with artifactGC: if the Workflow is deleted while it runs, its pods are created again"
+    )
     with pytest.raises(AssertionError, match="makes its pods again"):
         Simulator(documents, tmp_path, {})
 

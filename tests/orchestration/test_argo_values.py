@@ -107,9 +107,15 @@ def test_a_condition_on_a_list_or_a_mapping_is_refused(values, name):
 
 @pytest.mark.parametrize("text", ["{{x", "a {{workflow.name}}"])
 def test_a_text_that_argo_would_read_is_refused(values, text):
-    for refused in (lambda: text_of(text, "here"), lambda: values.json(Constant(text), "here")):
+    for refused in (
+        lambda: text_of(text, "here"),
+        lambda: values.json(Constant(text), "here"),
+        lambda: values.text(Collected((SUM, Constant(text))), "here"),
+    ):
         with pytest.raises(GraphError, match="here: Argo would read"):
             refused()
+    with pytest.raises(GraphError, match="here: Argo would read }}"):
+        values.text(Filled([f"a}}}} {X}"], {"x": SUM}), "here")
 
 
 def test_what_an_expression_can_not_say_is_refused(values):

@@ -293,6 +293,22 @@ def test_a_block_that_is_not_cached_has_no_cached_step(options, cached):
     assert step.cache == cached
 
 
+def test_what_is_wrong_in_a_block_is_said_of_its_task():
+    """An output of a step that it has not; a secret whose name is no parameter."""
+    spec = json.loads(_block())
+    chosen = {"valueFromParameter": {"producerSubtask": "say", "outputParameterKey": "epe"}}
+    spec["components"]["comp-inner"]["dag"]["outputs"] = {"parameters": {"epe": chosen}}
+    with pytest.raises(GraphError, match=r"task inner: .*epe"):
+        read_pipeline(json.dumps(spec), Path("p.yaml"))
+    name = {"secretNameParameter": {"componentInputParameter": "x"}}
+    platform = {"deploymentSpec": {"executors": {"exec-say": {"imagePullSecret": [name]}}}}
+    text = f"{_block()}\n---\n{json.dumps({'platforms': {'kubernetes': platform}})}"
+    with pytest.raises(
+        GraphError, match=r"task inner-say, imagePullSecret.* uses a pipeline parameter x that does not"
+    ):
+        read_pipeline(text, Path("p.yaml"))
+
+
 def test_a_loop_over_artifacts_is_refused():
     loop = {"artifactIterator": {"itemInput": "one", "items": {"inputArtifact": "many"}}}
     with pytest.raises(GraphError, match="task inner: loops over artifacts are not supported"):

@@ -124,7 +124,7 @@ def _container_problems(template: dict[str, Any], scope: set[str]) -> Iterator[s
     for item in outputs.get("artifacts", []):
         if not any(item["path"].startswith(f"{path}/") for path in paths):
             yield f"output artifact {item['name']}: {item['path']} is not in a mounted volume"
-    yield from _unresolved({k: v for k, v in template.items() if k != "retryStrategy"}, scope)
+    yield from _unresolved(template, scope)
     if again := template.get("retryStrategy", {}).get("expression"):
         yield from (f"retryStrategy: {problem}" for problem in _unresolved(f"{{{{={again}}}}}", RETRY))
 
@@ -166,7 +166,7 @@ def _output_problems(item: dict[str, Any], scope: set[str]) -> Iterator[str]:
     """An output of a DAG, which must come from one of its tasks."""
     source = item.get("valueFrom", item)
     expression = source.get("expression") or source.get("fromExpression")
-    text = f"{{{{={expression}}}}}" if expression else source.get("parameter") or source.get("from", "")
+    text = f"{{{{={expression}}}}}" if expression else source.get("parameter") or source.get("from")
     if not text:
         yield "it has no source"
     yield from _unresolved(text, scope)
