@@ -12,10 +12,12 @@ files are in mutants/; remove them after a change of the code or the tests.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 MUTMUT = [str(Path(sys.executable).parent / "mutmut")]
@@ -29,6 +31,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=22, help="seed of the sample")
     parser.add_argument("--most", type=int, help="mutants to try now")
     args = parser.parse_args()
+    with shared_beside_the_mutants():
+        tried(args)
+
+
+def tried(args: argparse.Namespace) -> None:
     if not Path("mutants").is_dir():
         run(FIRST)
     states = results()
@@ -38,6 +45,20 @@ def main() -> None:
     if todo:
         run(*todo)
     report({name: state for name, state in results().items() if name in set(sample)}, len(names))
+
+
+@contextlib.contextmanager
+def shared_beside_the_mutants() -> Iterator[None]:
+    """The tests look for ../shared, and skip without it; for those in mutants/ that is this folder."""
+    link = Path("shared")
+    made = Path("../shared").is_dir() and not link.exists()
+    if made:
+        link.symlink_to("../shared")
+    try:
+        yield
+    finally:
+        if made:
+            link.unlink()
 
 
 def run(*names: str) -> None:
