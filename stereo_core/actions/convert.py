@@ -95,8 +95,15 @@ def _lefts(spec: Any, root: str, files: Collection[str]) -> tuple[Tree, list[str
     raise DataError(
         f"data_root {root}: no left image found; none of {counted(tree.files, 'file')} has image_dir_pattern"
         f" {list(spec.image_dir_pattern)} in its path below data_root and ends in image_extension"
-        f" '{spec.image_extension}'; correct these keys"
+        f" '{spec.image_extension}'{_absent(spec, root, files)}; correct these keys"
     )
+
+
+def _absent(spec: Any, root: str, files: Collection[str]) -> str:
+    """Which of several entries of image_dir_pattern no path has."""
+    entries, suffix = spec.image_dir_pattern, _suffix(spec.image_extension)
+    absent = [entry for entry in entries if len(entries) > 1 and not any(Tree(root, files).find([entry], suffix))]
+    return f" (no such path has {', '.join(map(repr, absent))})" if absent else ""
 
 
 def _unreplaced(spec: Any) -> list[str]:

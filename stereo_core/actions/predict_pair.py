@@ -108,7 +108,8 @@ def find_pairs(left: Path, right: Path) -> list[Pair]:
     if odd := sorted(set(here) ^ set(there)):
         has, lacks = (left, right) if odd[0] in here else (right, left)
         raise DataError(
-            f"{has / odd[0]}: there is no matching {lacks / odd[0]}; both folders must contain the same names"
+            f"{has / odd[0]}: there is no matching {lacks / odd[0]}; both folders must contain the same names. List "
+            "pairs of other names with `depth_net convert`, and run `depth_net inference`"
         )
     return [Pair(name, left / file, right / file) for name, file in zip(stems(here, here), here, strict=True)]
 

@@ -159,7 +159,8 @@ class StereoLoader(DataLoader[Any]):
 
     def _name(self, unreadable: list[str]) -> None:
         for message in sorted({*unreadable} - {"", *self._named}):
-            logger.warning("skipped a pair and used another one instead: %s", message)
+            mend = "mend the file, or remove its line from the list"
+            logger.warning("skipped a pair and used another one instead: %s; %s", message, mend)
             self._named.add(message)
 
     def _check(self, skipped: int) -> None:

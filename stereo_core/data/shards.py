@@ -137,7 +137,11 @@ def _shards(home: str) -> list[str]:
     found = sorted(match.groups() for name in names if (match := _INDEX.fullmatch(name)))
     totals = {int(total) for _, total in found}
     if len(totals) > 1:
-        raise DataError(f"{home}: contains shards of two packings ({sorted(totals)} shards); remove one of them")
+        first, second = sorted(totals)[:2]
+        raise DataError(
+            f"{home}: contains shards of two packings, of {first} and of {second}; remove the files "
+            f"shard-*-of-{first:05d}* or shard-*-of-{second:05d}*"
+        )
     missing = set(range(max(totals, default=0))) - {int(number) for number, _ in found}
     if missing:
         raise DataError(f"{home}: {len(missing)} of {max(totals)} shards are missing, the first one is number "

@@ -91,7 +91,7 @@ def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
         round_activations(model, quantization, formats_of(checkpoint.state))
     if checkpoint.network == "FoundationStereo":
         level = logging.INFO if "max_disparity" in given | checkpoint.stored else logging.WARNING
-        LOG.log(level, "%s: max_disparity %d px, %s", path, *_range(checkpoint, given))
+        LOG.log(level, "%s: the network's max_disparity is %d px, %s", path, *_range(checkpoint, given))
     return model
 
 

@@ -98,7 +98,7 @@ class Archive:
     def pickle(self) -> bytes:
         size = self._sizes[f"{self._root}data.pkl"]
         if size > MAX_PICKLE:
-            raise Refused(f"its data.pkl has {size} bytes; a stereo network's has at most {MAX_PICKLE}")
+            raise Refused(f"its data.pkl has {size / 2**20:.1f} MiB; a stereo network's has at most {MAX_PICKLE >> 20}")
         return self._file.read(f"{self._root}data.pkl")
 
     def numbers(self, storage: Storage) -> Tensor:
@@ -267,7 +267,7 @@ def _new(name: object, arguments: object) -> Record:
     if not isinstance(name, Name) or name in NAMES:
         raise Refused(f"an object of {kind_of(name)}")
     if arguments != ():
-        raise Refused(f"an object of {shown(name)} with arguments, which torch.save does not write")
+        raise Refused(f"it holds an object of {shown(name)} with arguments, which no saved network has")
     return Record(name)
 
 

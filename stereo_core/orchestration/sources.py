@@ -94,7 +94,7 @@ def _constant(where: str, key: str, value: object, inputs: dict[str, Source]) ->
     for other in re.findall(r"\{\{\$.*?\}\}", PLACEHOLDER.sub("", text)):
         raise GraphError(f"{where}: parameter {key}: placeholder {other} is not supported by stereo-pipelines")
     for name in names - inputs.keys():
-        raise GraphError(f"{where}: parameter {key}: its placeholder names an unknown input {name}")
+        raise GraphError(f"{where}: parameter {key} refers to an input {name} that does not exist; compile it again")
     return Filled(value, {name: inputs[name] for name in sorted(names)}) if names else Constant(value)
 
 

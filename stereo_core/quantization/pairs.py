@@ -53,7 +53,8 @@ def _of_training(sources: list[Any]) -> list[Sample]:
     samples = [sample for source in listed for sample in read_annotations(source.data_file, source.data_root)]
     if not samples:
         raise DataError(
-            "dataset.train_dataset has only Synthetic sources; set quant_calibration_dataset.images_dir to a folder "
+            "dataset.train_dataset has only Synthetic sources; set "
+            "dataset.quant_calibration_dataset.images_dir to a folder "
             "of images"
         )
     count = min(MOST_OF_TRAINING, len(samples))

@@ -186,7 +186,7 @@ _RULES = {
     "bool_type": "{value} is not true or false",
     "string_type": "{value} is not a text; put it in quotes",
     "string_pattern_mismatch": "{value} does not match {pattern}",
-    "list_type": "{value} is not a list",
+    "list_type": "{value} is not a list; write it in [ ]",
     "dict_type": "{value} is not a mapping",
     "model_type": "{value} is not a group of keys",
     "model_attributes_type": "{value} is not a group of keys",

@@ -45,5 +45,8 @@ def read_message(verb: str, text: str) -> Message:
 
 def _file(holder: dict[str, Any]) -> Path:
     if not (name := part(holder, "outputFile", str)):
-        raise UserError("EXECUTOR_INPUT_JSON: not a valid ExecutorInput message: outputFile is missing")
+        raise UserError(
+            "EXECUTOR_INPUT_JSON: not a valid ExecutorInput message: outputFile is missing. Pipelines start steps with "
+            "it; by hand use `depth_net VERB`"
+        )
     return Path(name)

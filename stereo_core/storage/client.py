@@ -158,7 +158,8 @@ def clear_errors(uri: str) -> Iterator[None]:
         variable = next((name for name in ENDPOINTS if os.environ.get(name)), "")
         server = f"the server in {variable}" if variable else "AWS (AWS_ENDPOINT_URL is not set)"
         raise StorageError(
-            f"{uri}: {server} cannot be reached or gave no valid answer: {type(error).__name__}"
+            f"{uri}: {server} cannot be reached or gave no valid answer ({type(error).__name__}); check its address "
+            "and the network"
         ) from None
     except ValueError as error:
         if "fail to fetch credentials" in str(error):

@@ -265,6 +265,11 @@ def test_cores_and_shared_memory(case):
     assert levels(cores(case(workers=7))) == ["ok"]
     [few] = cores(case(workers=8))
     assert few.level == "warning" and few.text.startswith("8 loader processes and 1 training process share 8 cores")
+    assert few.mend.startswith("set dataset.train_dataset.workers=7")
+    two = case(replace(LAPTOP, cores=2), workers=1, train={"num_gpus": 2})
+    list(devices(two))
+    [busy] = cores(two)
+    assert busy.mend == "lower train.num_gpus, or request 4 cores", "not the number of workers that it has"
     one = case(replace(LAPTOP, shared_memory=2_000_000), workers=3, batch_size=2)
     list(files(one))
     (found,) = shared_memory(one)  # 3 processes x 2 batches x 2 pairs x 64 x 96 px x 29 bytes = 2.1 MB
@@ -274,6 +279,7 @@ def test_cores_and_shared_memory(case):
 
 
 def test_checkpoints_that_are_kept(case):
+    assert kept_checkpoints(case(train={"num_epochs": 1})) == 2  # the only one, and one being written
     one = case(train={"num_epochs": 7, "checkpoint_interval": 2})
     assert kept_checkpoints(one) == 5  # three, the best, and the one being written
     one.spec.train.keep_checkpoints = 0

@@ -210,7 +210,7 @@ def test_results_say_which_range_the_network_has_and_what_lies_beyond(scenes, sp
         beyond, pixels = beyond + (ok & (gt >= 32)).sum(), pixels + ok.sum()
     assert beyond and f"{beyond / pixels:.2%} of the valid pixels have ground truth" in results["warnings"][0]
     assert results["warnings"][0] in caplog.text
-    assert "plain.pth: max_disparity 32 px, from model.max_disparity" in caplog.text
+    assert "plain.pth: the network's max_disparity is 32 px, from model.max_disparity" in caplog.text
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------

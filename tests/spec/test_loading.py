@@ -81,7 +81,7 @@ def test_a_key_like_no_other_gets_no_guess(workspace):
         ),
         ("model.max_disparity=100", "model.max_disparity: 100 is not a multiple of 32"),
         ("dataset.max_disparity=417", "dataset.max_disparity: 417 is more than the largest value 416"),
-        ("train.gpu_ids=0", "train.gpu_ids: 0 is not a list"),
+        ("train.gpu_ids=0", "train.gpu_ids: 0 is not a list; write it in [ ]"),
         ("train.gpu_ids=[0,-1]", "train.gpu_ids[1]: -1 is less than the smallest value 0"),
         ("model=vits", "model: 'vits' is not a group of keys"),
         ("model_name=[a]", "model_name: ['a'] is not a text; put it in quotes"),

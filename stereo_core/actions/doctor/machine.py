@@ -54,10 +54,12 @@ def cores(case: Case) -> Iterator[Finding]:
         return
     loaders = counted(processes * workers, "loader process", "loader processes")
     if wanted > there:
+        fewer = max(1, there // processes - 1)
+        lower = f"set dataset.train_dataset.workers={fewer}" if fewer < workers else "lower train.num_gpus"
         yield warning(
             f"{loaders} and {counted(processes, 'training process', 'training processes')} share "
             f"{counted(there, 'core')}, which is too few",
-            f"set dataset.train_dataset.workers={max(1, there // processes - 1)}, or request {wanted} cores",
+            f"{lower}, or request {wanted} cores" if fewer < workers or processes > 1 else f"request {wanted} cores",
         )
     else:
         yield ok(f"{loaders} on {counted(there, 'core')}")
@@ -121,10 +123,9 @@ def disk(case: Case) -> Iterator[Finding]:
 def kept_checkpoints(case: Case) -> int:
     """The maximum number at once: the newest ones, the best one, and the one being written."""
     train = case.spec.train
-    if train.keep_checkpoints:
-        return train.keep_checkpoints + 2
     steps = train.num_epochs * (case.steps if train.checkpoint_interval_unit == "step" else 1)
-    return math.ceil(steps / train.checkpoint_interval) + 1
+    written = math.ceil(steps / train.checkpoint_interval) + 1
+    return min(train.keep_checkpoints + 2, written) if train.keep_checkpoints else written
 
 
 def memory(case: Case) -> Iterator[Finding]:
