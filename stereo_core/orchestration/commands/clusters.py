@@ -71,6 +71,9 @@ def argo_command(
     }
     options |= {"cache": not no_cache, "version": argo_version or ""}
     documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
+    if missing := [p.name for p in pipeline.parameters.values() if p.required and p.name not in arguments]:
+        text = f"Without a value: {', '.join(missing)}; give it with --param, or with argo submit --parameter"
+        click.echo(text, err=True)
     click.echo(_as_yaml(documents), nl=False)
 
 
