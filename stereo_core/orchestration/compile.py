@@ -19,6 +19,7 @@ import yaml
 
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
+from stereo_core.orchestration import names
 from stereo_core.orchestration.dag import Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 from stereo_core.orchestration.namespace import ACCOUNT, CREDENTIALS
@@ -99,8 +100,8 @@ def write(check: bool = False, folder: Path | None = None) -> list[Path]:
     """
     from stereo_components.image import IMAGE
 
-    if not re.fullmatch(r"[\w./:@-]+", IMAGE):
-        raise SpecError(f"STEREO_PIPELINES_IMAGE={IMAGE!r}: expected an image name [REGISTRY/]NAME[:TAG][@sha256:...]")
+    if not names.IMAGE.fits(IMAGE):
+        raise SpecError(f"STEREO_PIPELINES_IMAGE={IMAGE!r}: expected {names.IMAGE.form}")
     root = Path(inspect.getfile(importlib.import_module("stereo_components"))).parents[1]
     if folder is None and not (root / "pyproject.toml").is_file():
         raise SpecError("compile cannot change an installed library; give --output-dir FOLDER")

@@ -14,6 +14,7 @@ from stereo_core.orchestration import preflight
 from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.dag import Pipeline
 from stereo_core.orchestration.graph import load_pipeline
+from stereo_core.orchestration.names import EXPERIMENT, IMAGE, NAMESPACE, RESOURCE
 
 ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 
@@ -23,13 +24,21 @@ ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 @click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="S3 server [default: AWS].")
 @click.option(
-    "--secret", default="", help="Secret with accesskey and secretkey [default: the service account's permissions]."
+    "--secret",
+    type=RESOURCE,
+    default="",
+    help="Secret with accesskey and secretkey [default: the service account's permissions].",
 )
 @click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
 @click.option("--schedule", default="", metavar="CRON", help="Make a CronWorkflow, e.g. '0 3 * * *'.")
-@click.option("--service-account", default="", help="Service account of the pods [default: the namespace's].")
 @click.option(
-    "--priority-class", default="", help="Priority class of steps that request GPUs [default: the cluster's]."
+    "--service-account", type=RESOURCE, default="", help="Service account of the pods [default: the namespace's]."
+)
+@click.option(
+    "--priority-class",
+    type=RESOURCE,
+    default="",
+    help="Priority class of steps that request GPUs [default: the cluster's].",
 )
 @click.option("--no-cache", is_flag=True, help="Use no cache; then Argo's controller needs no permissions for one.")
 @click.option(
@@ -93,17 +102,20 @@ def _as_yaml(documents: list[dict[str, Any]]) -> str:
 @click.option("--send", is_flag=True, help="Send it; without it the request is only printed.")
 @click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
 @click.option("--cron", default="", metavar="CRON", help="Run on a schedule, e.g. '0 3 * * *'.")
-@click.option("--namespace", "-n", default="", help="[default: Kubeflow's; with --argo: stereo].")
+@click.option("--namespace", "-n", type=NAMESPACE, default="", help="[default: Kubeflow's; with --argo: stereo].")
 @click.option(
-    "--service-account", default="", help="Of the pods [default: Kubeflow's choice; with --argo: stereo-argo]."
+    "--service-account",
+    type=RESOURCE,
+    default="",
+    help="Of the pods [default: Kubeflow's choice; with --argo: stereo-argo].",
 )
 @click.option("--name", default="", help="Kubeflow: name of the run [default: the pipeline's].")
 @click.option("--experiment", default="", help="Kubeflow: experiment of the run [default: Default].")
 @click.option("--context", default="", help="Argo: context of the kubeconfig [default: the current one].")
 @click.option("--artifact-repository", "bucket", default="", metavar="URI", help="Argo: s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: S3 server [default: AWS].")
-@click.option("--secret", default="", help="Argo: see `stereo-pipelines argo --help`.")
-@click.option("--priority-class", default="", help="Argo: see `stereo-pipelines argo --help`.")
+@click.option("--secret", type=RESOURCE, default="", help="Argo: see `stereo-pipelines argo --help`.")
+@click.option("--priority-class", type=RESOURCE, default="", help="Argo: see `stereo-pipelines argo --help`.")
 @click.option("--no-cache", is_flag=True, help="Argo: see `stereo-pipelines argo --help`.")
 @click.option("--argo-version", type=ARGO_VERSIONS, help="Argo: see `stereo-pipelines argo --help`.")
 def submit_command(
@@ -178,9 +190,13 @@ def submit_command(
 @click.command("katib")
 @click.argument("file", type=FilePath(path_type=Path))
 @click.option(
-    "--image", default=f"stereo-pipelines/runtime:{__version__}", show_default=True, help="The trials' image."
+    "--image",
+    type=IMAGE,
+    default=f"stereo-pipelines/runtime:{__version__}",
+    show_default=True,
+    help="The trials' image.",
 )
-@click.option("--name", default="stereo-search", show_default=True, help="Name of the Experiment.")
+@click.option("--name", type=EXPERIMENT, default="stereo-search", show_default=True, help="Name of the Experiment.")
 @click.option("--spec-file", default="/data/train.yaml", show_default=True, help="Path of FILE in the trials' pods.")
 def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
     """Print a Katib Experiment for the search in the section `automl` of the spec FILE."""
