@@ -23,6 +23,7 @@ from stereo_core.orchestration import names
 from stereo_core.orchestration.dag import Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 from stereo_core.orchestration.namespace import ACCOUNT, CREDENTIALS
+from stereo_core.orchestration.yaml_text import yaml_text
 from stereo_core.values import with_integers
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -145,8 +146,7 @@ def _argo(text: str, path: Path) -> str:
     from stereo_core.orchestration.argo import Repository, manifests
 
     documents = manifests(read_pipeline(text, path), {}, Repository.of(*ARGO_REPOSITORY), service_account=ACCOUNT)
-    text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
-    return ARGO_HEAD.format(name=path.stem) + text
+    return ARGO_HEAD.format(name=path.stem) + yaml_text(*documents)
 
 
 def description_of(text: str) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from stereo_core import __version__
 from stereo_core.arguments import FilePath
@@ -15,6 +14,7 @@ from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.dag import Pipeline
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.names import EXPERIMENT, IMAGE, NAMESPACE, RESOURCE
+from stereo_core.orchestration.yaml_text import yaml_text
 
 ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 
@@ -80,7 +80,7 @@ def argo_command(
     }
     options |= {"cache": not no_cache, "version": argo_version or ""}
     documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
-    click.echo(_as_yaml(documents), nl=False)
+    click.echo(yaml_text(*documents), nl=False)
 
 
 def _argo_documents(
@@ -89,10 +89,6 @@ def _argo_documents(
     from stereo_core.orchestration.argo import Repository, manifests
 
     return manifests(pipeline, arguments, Repository.of(*repository), **options)
-
-
-def _as_yaml(documents: list[dict[str, Any]]) -> str:
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
 
 
 @click.command("submit")
@@ -172,7 +168,7 @@ def submit_command(
         options: dict[str, Any] = {"schedule": cron, "service_account": account, "priority_class": priority_class}
         options |= {"cache": not no_cache, "version": argo_version or ""}
         documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
-        plan, where = _as_yaml(documents), namespace or namespace_names.NAME
+        plan, where = yaml_text(*documents), namespace or namespace_names.NAME
     else:
         submit.check_host(host)
         experiment = experiment or "Default"
@@ -202,4 +198,4 @@ def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
     """Print a Katib Experiment for the search in the section `automl` of the spec FILE."""
     from stereo_core.orchestration.katib import experiment, read_spec
 
-    click.echo(_as_yaml([experiment(read_spec(file), name, image, spec_file)]), nl=False)
+    click.echo(yaml_text(experiment(read_spec(file), name, image, spec_file)), nl=False)
