@@ -10,7 +10,7 @@ import click
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
 
-class Name(click.ParamType):
+class Name(click.ParamType):  # type: ignore[type-arg] # not generic before click 8.4
     """A text of one form. An empty one, an option's default, stays empty.
 
     Args:
