@@ -29,7 +29,7 @@ from stereo_core.quantization.rules import Summary
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
-from stereo_core.values import counted
+from stereo_core.values import counted, size_text
 
 LOG = logging.getLogger(__name__)
 
@@ -136,8 +136,17 @@ def _image_pairs(spec: Any, device: torch.device, status: StatusLog) -> Iterator
 
 def _normalised_pairs(spec: Any, size: tuple[int, int], status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Calibration pairs prepared as for an engine of this size: padded, normalised, (1, 3, H, W)."""
+    smaller = False
     for images in _pairs(spec, status):
         place = fit(images[0].shape[:2], size, "pad")
+        if place.scaled != place.image and not smaller:
+            smaller = True
+            LOG.warning(
+                "calibration images of %s px exceed the ONNX file's %s px and are scaled down: it is calibrated on "
+                "other details and disparities than those of full images; calibrate on images of its size, or export "
+                "it in theirs",
+                *(size_text(place.image), size_text(size)),
+            )
         left, right = (normalise(place.place(image[None].astype(np.float32))) for image in images)
         yield left, right
 

@@ -6,11 +6,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
 
 from stereo_core.data import rectification
 from stereo_core.data.augmentation import Pair
 from stereo_core.values import counted
 
+FITS = 0.85, 1.18  # ground truth / disparity of matched patches; the median of a right source is 0.95 to 1.05
+CLEAR = 2.0  # px; the ratio of smaller disparities says little
 LEAST = 1.0  # px; the largest disparity of a source is larger, unless its ground truth has another unit
 
 
@@ -20,15 +25,31 @@ class Doubts:
 
     _pairs: int = 0
     _views: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))  # pair and sentence
+    _ratios: list[float] = field(default_factory=list)  # ground truth / disparity of a matched patch, of all pairs
     _largest: list[tuple[float, int]] = field(default_factory=list)  # largest disparity and width of each pair, px
 
     def add(self, where: str, pair: Pair) -> None:
         """Look at one more pair as it is in its files, not augmented. `where` names it in messages."""
         self._pairs += 1
-        for kind, text in rectification.findings(pair.left, pair.right).items():
+        found = rectification.of_images(pair.left, pair.right)
+        matched = None if found else rectification.matches(pair.left, pair.right)
+        if matched:
+            found = rectification.of_matches(matched)
+            self._compare(matched, pair.disparity)
+        for kind, text in found.items():
             self._views[kind].append((where, text))
         if (largest := float(pair.disparity.max())) > 0:
             self._largest.append((largest, pair.disparity.shape[1]))
+
+    def _compare(self, matched: rectification.Matches, disparity_HW: np.ndarray) -> None:
+        """Note the ratios. At the edge of a thing a patch holds several disparities: the nearest to its move counts."""
+        half = round(rectification.HALF / 3 / matched.scale)  # its middle
+        for row, column, move in zip(*matched.disparities(), strict=True):
+            rows, columns = (slice(max(0, middle - half), middle + half + 1) for middle in (row, column))
+            known_N = disparity_HW[rows, columns]
+            known_N = known_N[known_N > 0]
+            if move > CLEAR and known_N.size:
+                self._ratios.append(float(np.clip(move, known_N.min(), known_N.max()) / move))
 
     def of_views(self) -> dict[str, str]:
         """A sentence for each kind of doubt (see `rectification.findings`): that of the first pair that shows it.
@@ -42,7 +63,8 @@ class Doubts:
         }
 
     def of_ground_truth(self) -> Iterator[str]:
-        """A sentence if the disparities of all pairs are too small or too large for their images."""
+        """A sentence if the disparities of all pairs are too small or too large for their images, or of another scale
+        than those of matched patches."""
         if not self._largest:
             return
         number = counted(len(self._largest), "pair")
@@ -53,4 +75,9 @@ class Doubts:
             yield (
                 f"the largest ground-truth disparity is {largest:.0f} px in {number}, more than the images are wide; "
                 "is disparity_scale right?"
+            )
+        elif len(self._ratios) >= rectification.FEWEST and not FITS[0] < (ratio := median(self._ratios)) < FITS[1]:
+            yield (
+                f"the ground-truth disparities are {ratio:.2f} times those of {len(self._ratios)} patches that were "
+                f"matched in {number} (median); is disparity_scale right?"
             )

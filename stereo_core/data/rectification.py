@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -25,6 +27,34 @@ def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = No
     return list(findings(left_HW3, right_HW3, reach).values())
 
 
+class Matches(NamedTuple):
+    """Patches of the left image that were found in the right one.
+
+    Attributes:
+        moves_N4: column and row in the left image; px by which the patch lies further right and further down in the
+            right image. All px are those of the scaled images.
+        scale: of the images for the search.
+    """
+
+    moves_N4: np.ndarray
+    scale: float
+
+    def disparities(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows and columns (whole px) in the left image and the disparities (px) at its own size."""
+        columns_N, rows_N, right_N, _ = (self.moves_N4 / self.scale).T
+        return rows_N.astype(int), columns_N.astype(int), -right_N
+
+
+def matches(left_HW3: np.ndarray, right_HW3: np.ndarray) -> Matches | None:
+    """The matches of a pair, uint8 RGB of one size; None if there are fewer than FEWEST."""
+    for width in WIDTHS:
+        scale = min(max(1.0, ENLARGED / left_HW3.shape[1]), width / left_HW3.shape[1])
+        moves_N4 = _moves(*(_grey(image, scale) for image in (left_HW3, right_HW3)))
+        if len(moves_N4) >= FEWEST:
+            return Matches(moves_N4, scale)
+    return None
+
+
 def findings(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = None) -> dict[str, str]:
     """Warnings that a pair shows nothing, may not be rectified, its views may be swapped, or its disparities exceed the
     network's: a sentence for each kind; empty if it looks right.
@@ -36,18 +66,24 @@ def findings(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = 
         left_HW3, right_HW3: uint8 RGB, of one size.
         reach: px of these images; the largest disparity that the network can find, None if unknown.
     """
+    found = of_images(left_HW3, right_HW3)
+    matched = None if found else matches(left_HW3, right_HW3)
+    return of_matches(matched, reach) if matched else found
+
+
+def of_images(left_HW3: np.ndarray, right_HW3: np.ndarray) -> dict[str, str]:
+    """Those of the `findings` that need no matches: an image shows nothing, or both are the same."""
     flat = {name: _flat(name, image) for name, image in (("left", left_HW3), ("right", right_HW3))}
     if any(flat.values()):
         return {name: text for name, text in flat.items() if text}
     if np.array_equal(left_HW3, right_HW3):
         return {"same": "both views are the same image; if it shows both views side by side, cut it into halves"}
-    for width in WIDTHS:
-        scale = min(max(1.0, ENLARGED / left_HW3.shape[1]), width / left_HW3.shape[1])
-        moves_N2 = _moves(*(_grey(image, scale) for image in (left_HW3, right_HW3)))
-        if len(moves_N2) >= FEWEST:
-            break
-    else:
-        return {}
+    return {}
+
+
+def of_matches(matched: Matches, reach: float | None = None) -> dict[str, str]:
+    """Those of the `findings` that the matches show."""
+    moves_N2, scale = matched.moves_N4[:, 2:], matched.scale
     found = {}
     wrong_side = float((moves_N2[:, 0] > BESIDE).mean())
     if wrong_side > 0.5:
@@ -92,7 +128,8 @@ def _grey(image_HW3: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:
-    """(N, 2): px by which patches of the left image lie further right and further down in the right one."""
+    """(N, 4): column and row of patches of the left image, and px by which they lie further right and further down in
+    the right one."""
     height, width = left_HW.shape
     corners = cv2.goodFeaturesToTrack(left_HW, PATCHES, 0.01, 8)
     reach = int(SHARE * width)
@@ -100,8 +137,8 @@ def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:
     for x, y in () if corners is None else np.rint(corners.reshape(-1, 2)).astype(int):
         inside = HALF <= x < width - HALF and HALF + ROWS <= y < height - HALF - ROWS
         if inside and (move := _move(left_HW, right_HW, x, y, reach)):
-            moves.append(move)
-    return np.array(moves, float).reshape(-1, 2)
+            moves.append((x, y, *move))
+    return np.array(moves, float).reshape(-1, 4)
 
 
 def _move(left_HW: np.ndarray, right_HW: np.ndarray, x: int, y: int, reach: int) -> tuple[float, float] | None:

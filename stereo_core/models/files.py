@@ -87,13 +87,13 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """The side-car of a checkpoint; empty if it has none."""
+def read_sidecar(path: Path, kind: str = "checkpoint") -> dict[str, Any]:
+    """The side-car of a checkpoint, or of a file of another kind; empty if it has none of this kind."""
     try:
         noted = from_json(sidecar_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) and noted.get("kind") == "checkpoint" else {}
+    return noted if isinstance(noted, dict) and noted.get("kind") == kind else {}
 
 
 def check_digest(path: Path) -> None:
@@ -144,7 +144,7 @@ def _kind(path: Path) -> str:
         if int.from_bytes(head[:8], "little") + 8 > size:
             raise ModelError(f"{path}: the file is truncated or damaged (safetensors header); copy it again")
         return "safetensors"
-    if suffix in ENGINE_SUFFIXES or head[:4] in (b"ftrt", b"ptrt"):
+    if suffix in ENGINE_SUFFIXES or head[:4] in (b"ftrt", b"ptrt") or read_sidecar(path, "engine"):
         raise ModelError(
             f"{path}: this is an engine, not a checkpoint; name it in evaluate.trt_engine or inference.trt_engine"
         )

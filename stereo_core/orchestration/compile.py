@@ -19,9 +19,11 @@ import yaml
 
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
+from stereo_core.orchestration import names
 from stereo_core.orchestration.dag import Pipeline, Task, outputs_in
 from stereo_core.orchestration.graph import read_pipeline
 from stereo_core.orchestration.namespace import ACCOUNT, CREDENTIALS
+from stereo_core.orchestration.yaml_text import yaml_text
 from stereo_core.values import with_integers
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -99,8 +101,8 @@ def write(check: bool = False, folder: Path | None = None) -> list[Path]:
     """
     from stereo_components.image import IMAGE
 
-    if not re.fullmatch(r"[\w./:@-]+", IMAGE):
-        raise SpecError(f"STEREO_PIPELINES_IMAGE={IMAGE!r}: expected an image name [REGISTRY/]NAME[:TAG][@sha256:...]")
+    if not names.IMAGE.fits(IMAGE):
+        raise SpecError(f"STEREO_PIPELINES_IMAGE={IMAGE!r}: expected {names.IMAGE.form}")
     root = Path(inspect.getfile(importlib.import_module("stereo_components"))).parents[1]
     if folder is None and not (root / "pyproject.toml").is_file():
         raise SpecError("compile cannot change an installed library; give --output-dir FOLDER")
@@ -144,8 +146,7 @@ def _argo(text: str, path: Path) -> str:
     from stereo_core.orchestration.argo import Repository, manifests
 
     documents = manifests(read_pipeline(text, path), {}, Repository.of(*ARGO_REPOSITORY), service_account=ACCOUNT)
-    text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
-    return ARGO_HEAD.format(name=path.stem) + text
+    return ARGO_HEAD.format(name=path.stem) + yaml_text(*documents)
 
 
 def description_of(text: str) -> str:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from stereo_core.files import sha256_of
 from stereo_core.orchestration.dag import Argument, Constant, Pipeline
 from stereo_core.orchestration.servers import TIMEOUT, Kubernetes, SubmitError, answer, kfp_server_api
+from stereo_core.orchestration.yaml_text import yaml_text
 from stereo_core.storage import MOUNTS
 
 TOKEN = "KFP_TOKEN"
@@ -123,7 +122,7 @@ def kubeflow_plan(file: Path, run: dict[str, Any], host: str, experiment: str, n
     where = {"server": host, "experiment": experiment, "namespace": namespace}
     pipeline = f"{file} (sha256 {sha256_of(file)})"
     plan = {key: value for key, value in where.items() if value} | {kind: run | {"pipeline_spec": pipeline}}
-    return yaml.safe_dump(plan, sort_keys=False, allow_unicode=True, width=120)
+    return yaml_text(plan)
 
 
 def send_to_kubeflow(run: dict[str, Any], host: str, experiment: str, namespace: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TypeGuard
+from urllib.parse import unquote
 
 from stereo_core.errors import DataError
 
@@ -38,14 +39,25 @@ def bucket_of(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The local path of an artifact's URI: s3:// and aws:// are mounted at /s3, gs:// at /gcs, minio:// at /minio."""
+    """The local path of an artifact's URI: s3:// and aws:// are mounted at /s3, gs:// at /gcs, minio:// at /minio.
+
+    In a file:// URI, as browsers and `Path.as_uri` write it, %20 is a blank; in the keys of objects % is a character.
+
+    Raises:
+        DataError: another scheme, a file:// URI of another machine, or see `bucket_of`.
+    """
     for scheme, mount in (MOUNTS | {"aws://": MOUNTS["s3://"]}).items():
         if uri.startswith(scheme):
             bucket_of(uri)  # refuses credentials in the URI before a message can show them
             return Path(mount) / uri.removeprefix(scheme)
     if "://" in uri and not uri.startswith("file://"):
         raise DataError(f"{uri}: scheme not supported; use a local path, {', '.join(MOUNTS)}, aws:// or file://")
-    return Path(uri.removeprefix("file://"))
+    if not uri.startswith("file://"):
+        return Path(uri)
+    path = uri.removeprefix("file://").removeprefix("localhost")
+    if not path.startswith("/"):
+        raise DataError(f"{uri}: names a machine, {path.partition('/')[0]}; write file:// and a path from / on")
+    return Path(unquote(path))
 
 
 def split(uri: str) -> tuple[str, str]:

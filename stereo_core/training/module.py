@@ -131,6 +131,12 @@ class StereoModule(pl.LightningModule):
             self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=teaching)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The gradient is the mean over the step's batches: Lightning divides an epoch's last sum, of fewer batches, by
+        `train.accumulate` all the same."""
+        batches = (self.step_in_hand.batch_index + 1) % self.settings.accumulate
+        for parameter in self.parameters() if batches else ():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.settings.accumulate / batches)
         if self.optim.lr_scheduler == "OneCycleLR":
             set_one_cycle_momentum(optimizer, self.global_step, int(self.trainer.estimated_stepping_batches))
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stereo_core.actions import evaluate, export, quantize
+from stereo_core.data.annotations import read_annotations
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import read_image
 from stereo_core.engines.files import read_onnx
@@ -196,6 +197,18 @@ def test_a_statically_quantised_checkpoint_exports_q_and_dq(spec, tmp_path, dtyp
     assert read_onnx(onnx_file)["precision"] == dtype[: 4 if dtype == "int8" else 3]
     nodes = [node.op_type for node in onnx.load(onnx_file).graph.node]
     assert nodes.count("QuantizeLinear") > 200
+
+
+def test_calibration_images_beyond_the_onnx_file_are_told_once(spec, caplog):
+    """Scaled down, they have other disparities than the images that the engine gets."""
+    height, width = read_image(read_annotations(spec().dataset.train_dataset.data_sources[0].data_file)[0].left).shape[
+        :2
+    ]
+    for size, told in (((height - 32, width - 32), 1), ((height, width), 0), ((height + 32, width), 0)):
+        caplog.clear()
+        pairs = list(quantize._normalised_pairs(spec(), size, STATUS))
+        assert [left.shape[2:] for left, _ in pairs] == [size] * 2
+        assert caplog.text.count(f"calibration images of {width} x {height} px exceed") == told
 
 
 @pytest.mark.slow

@@ -535,6 +535,22 @@ def test_a_users_own_spec(tmp_path):
         read_spec(path)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--name", "My_Search"),
+        ("--name", "1st-search"),
+        ("--name", "a" * 41),  # with the algorithm's name a Service's name is too long, and no trial starts
+        ("--image", "mine: 2"),
+        ("--spec-file", "train.yaml"),
+    ],
+)
+def test_a_search_that_no_cluster_runs_is_refused(option, value):
+    result = CliRunner().invoke(cli, ["katib", str(MANIFESTS / "katib/train.yaml"), option, value])
+    assert result.exit_code and "kind: Experiment" not in result.output
+    assert f"{value}: expected" in f"{result.output} {result.exception}"
+
+
 def test_a_trials_command_is_a_training_with_its_values(tmp_path):
     tree = read_tree(MANIFESTS / "katib/train.yaml")
     tree["train"]["pretrained_model_path"] = ""

@@ -301,6 +301,10 @@ def test_files_that_are_no_checkpoint(tmp_path):
     assert "an ONNX file" in refusal(tmp_path / "model.onnx")
     (tmp_path / "model.engine").write_bytes(b"ftrt" + bytes(99))
     assert "evaluate.trt_engine" in refusal(tmp_path / "model.engine")
+    (tmp_path / "model.eng").write_bytes(b"\x08\x08" + bytes(99))  # an engine of ONNX Runtime is an ONNX file
+    assert "this is an ONNX file" in refusal(tmp_path / "model.eng")
+    (tmp_path / "model.eng.json").write_text('{"kind": "engine"}')
+    assert "evaluate.trt_engine" in refusal(tmp_path / "model.eng")
     with zipfile.ZipFile(tmp_path / "compiled.pt2", "w") as package:
         package.writestr("compiled/archive_format", "pt2")
     assert "torch.save did not write it" in refusal(tmp_path / "compiled.pt2")

@@ -19,6 +19,7 @@ from stereo_core.orchestration.dag import (
     Output,
 )
 from stereo_core.orchestration.graph import read_pipeline
+from stereo_core.orchestration.yaml_text import yaml_text
 
 SUM, OUT = Output("make", "sum"), "{{tasks.make.outputs.parameters.sum}}"
 X = "{{$.inputs.parameters['x']}}"
@@ -124,3 +125,14 @@ def test_what_an_expression_can_not_say_is_refused(values):
             values.expression(source, "here")
     with pytest.raises(GraphError, match="here: Argo would read }}"):
         values.expression(Constant("a}}"), "here")
+
+
+@pytest.mark.parametrize("text", ["y", "N", "1e3", "5e-05", "1.5e3", ".5e1", "09", "-1e3", "0o17"])
+def test_a_text_that_go_reads_as_another_value_is_quoted(text):
+    """kubectl made true of `title: y` and 1000 of a tag 1e3; PyYAML by itself writes them without quotes."""
+    assert yaml_text({"value": text}) == f"value: '{text}'\n"
+
+
+def test_texts_that_are_texts_anyway_and_numbers_have_no_quotes():
+    plain = {"a": "yard", "b": "12e", "c": "v1.2", "d": "sha256:12", "e": 1e-05, "f": 5}
+    assert "'" not in yaml_text(plain) and yaml.safe_load(yaml_text(plain)) == plain

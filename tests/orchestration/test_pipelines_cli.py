@@ -84,6 +84,7 @@ def test_the_end_of_a_log_is_that_of_the_last_attempt(compiled, tmp_path):
     [
         (("-p", "nam=1"), "unknown parameter nam; did you mean name?"),
         (("-p", "name"), "expected KEY=VALUE"),
+        (("-p", "name=x", "-p", "name=y"), "parameter name: given twice"),
         ((), "without a value: name"),
         (("-p", "name=x", "-p", "n=two"), "parameter n: expected an integer, got 'two'"),
         (("-p", "name=x", "-p", f"n={__file__}"), f"; --param n=@{__file__} reads that file"),

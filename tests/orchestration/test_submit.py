@@ -371,3 +371,20 @@ def test_exit_code_and_one_line():
     done = command("submit", DEMO)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("stereo-pipelines: error: give --host URL") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--namespace", "My Team"),
+        ("--namespace", "team.a"),
+        ("--service-account", "my_account"),
+        ("--secret", "Keys"),
+        ("--priority-class", "high/"),
+    ],
+)
+def test_a_name_that_kubernetes_refuses_is_refused_here(option, value):
+    """Argo takes such a manifest and then starts no pod; Kubeflow's server answers with a stack of Go's errors."""
+    line = ["submit", str(DEMO), "--argo", "--artifact-repository", "s3://a/b", option, value]
+    result = CliRunner().invoke(cli, line)
+    assert result.exit_code == 2 and f"{value}: expected a name" in result.output, result.output

@@ -41,6 +41,33 @@ def test_a_batch_without_ground_truth_has_no_part_in_the_loss_of_its_epoch(fit):
     assert alone > 0 and epoch_loss(fit([make_batch(0), out_of_range(1)])) == alone
 
 
+def gradient_norms(fit, batches: list, **keys) -> list[float]:
+    """The gradients' norm at each optimizer step, before it is clipped."""
+    norms = []
+
+    def note(module) -> None:
+        clip = module.configure_gradient_clipping
+
+        def noted(optimizer, *arguments, **options) -> None:
+            grads = [p.grad for p in module.parameters() if p.grad is not None]
+            norms.append(float(torch.nn.utils.get_total_norm(grads)))
+            clip(optimizer, *arguments, **options)
+
+        module.configure_gradient_clipping = noted
+
+    fit(batches, note, **keys)
+    return norms
+
+
+def test_the_last_step_of_an_epoch_is_no_smaller_for_having_fewer_batches(fit):
+    """Lightning divides by train.accumulate however few batches are left: the step was a half or less of what it is."""
+    [alone] = gradient_norms(fit, [make_batch(0)])
+    assert gradient_norms(fit, [make_batch(0)], accumulate=4) == pytest.approx([alone], rel=1e-5)
+    batches, slow = [make_batch(0)] * 3, {"optimizer": "SGD", "lr": 1e-6}
+    last = gradient_norms(fit, batches, optim=slow)[2]
+    assert gradient_norms(fit, batches, optim=slow, accumulate=2)[1] == pytest.approx(last, rel=0.1)  # was half of it
+
+
 def test_a_source_whose_crops_teach_nothing_is_named_once(fit, caplog):
     batches = [make_batch(0), out_of_range(1), out_of_range(2)]
     for batch in batches[1:]:

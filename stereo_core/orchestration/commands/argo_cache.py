@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 import click
 
 from stereo_core.orchestration.dag import GraphError
+from stereo_core.orchestration.names import NAMESPACE
 from stereo_core.values import counted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _WHERE = (
-    click.option("--namespace", "-n", default="argo", show_default=True, help="Namespace of Argo's controller."),
+    click.option(
+        "--namespace", "-n", type=NAMESPACE, default="argo", show_default=True, help="Namespace of Argo's controller."
+    ),
     click.option("--context", default="", help="Context of the kubeconfig [default: the current one]."),
 )
 

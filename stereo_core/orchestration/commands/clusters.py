@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from stereo_core import __version__
 from stereo_core.arguments import FilePath
@@ -14,6 +13,8 @@ from stereo_core.orchestration import preflight
 from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.dag import Pipeline
 from stereo_core.orchestration.graph import load_pipeline
+from stereo_core.orchestration.names import EXPERIMENT, IMAGE, NAMESPACE, RESOURCE
+from stereo_core.orchestration.yaml_text import yaml_text
 
 ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 
@@ -23,13 +24,21 @@ ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
 @click.option("--artifact-repository", "bucket", required=True, metavar="URI", help="s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="S3 server [default: AWS].")
 @click.option(
-    "--secret", default="", help="Secret with accesskey and secretkey [default: the service account's permissions]."
+    "--secret",
+    type=RESOURCE,
+    default="",
+    help="Secret with accesskey and secretkey [default: the service account's permissions].",
 )
 @click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
 @click.option("--schedule", default="", metavar="CRON", help="Make a CronWorkflow, e.g. '0 3 * * *'.")
-@click.option("--service-account", default="", help="Service account of the pods [default: the namespace's].")
 @click.option(
-    "--priority-class", default="", help="Priority class of steps that request GPUs [default: the cluster's]."
+    "--service-account", type=RESOURCE, default="", help="Service account of the pods [default: the namespace's]."
+)
+@click.option(
+    "--priority-class",
+    type=RESOURCE,
+    default="",
+    help="Priority class of steps that request GPUs [default: the cluster's].",
 )
 @click.option("--no-cache", is_flag=True, help="Use no cache; then Argo's controller needs no permissions for one.")
 @click.option(
@@ -74,7 +83,7 @@ def argo_command(
     if missing := [p.name for p in pipeline.parameters.values() if p.required and p.name not in arguments]:
         text = f"Without a value: {', '.join(missing)}; give it with --param, or with argo submit --parameter"
         click.echo(text, err=True)
-    click.echo(_as_yaml(documents), nl=False)
+    click.echo(yaml_text(*documents), nl=False)
 
 
 def _argo_documents(
@@ -85,10 +94,6 @@ def _argo_documents(
     return manifests(pipeline, arguments, Repository.of(*repository), **options)
 
 
-def _as_yaml(documents: list[dict[str, Any]]) -> str:
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
-
-
 @click.command("submit")
 @click.argument("file", metavar="PIPELINE|FILE", type=FilePath(path_type=Path))
 @click.option("--host", default="", metavar="URL", help="URL of Kubeflow Pipelines; KFP_TOKEN holds the token.")
@@ -96,17 +101,20 @@ def _as_yaml(documents: list[dict[str, Any]]) -> str:
 @click.option("--send", is_flag=True, help="Send it; without it the request is only printed.")
 @click.option("--param", "-p", "params", multiple=True, metavar="KEY=VALUE", help="See `stereo-pipelines run --help`.")
 @click.option("--cron", default="", metavar="CRON", help="Run on a schedule, e.g. '0 3 * * *'.")
-@click.option("--namespace", "-n", default="", help="[default: Kubeflow's; with --argo: stereo].")
+@click.option("--namespace", "-n", type=NAMESPACE, default="", help="[default: Kubeflow's; with --argo: stereo].")
 @click.option(
-    "--service-account", default="", help="Of the pods [default: Kubeflow's choice; with --argo: stereo-argo]."
+    "--service-account",
+    type=RESOURCE,
+    default="",
+    help="Of the pods [default: Kubeflow's choice; with --argo: stereo-argo].",
 )
 @click.option("--name", default="", help="Kubeflow: name of the run [default: the pipeline's].")
 @click.option("--experiment", default="", help="Kubeflow: experiment of the run [default: Default].")
 @click.option("--context", default="", help="Argo: context of the kubeconfig [default: the current one].")
 @click.option("--artifact-repository", "bucket", default="", metavar="URI", help="Argo: s3://BUCKET[/PREFIX].")
 @click.option("--endpoint", default="", metavar="[http://]HOST[:PORT]", help="Argo: S3 server [default: AWS].")
-@click.option("--secret", default="", help="Argo: see `stereo-pipelines argo --help`.")
-@click.option("--priority-class", default="", help="Argo: see `stereo-pipelines argo --help`.")
+@click.option("--secret", type=RESOURCE, default="", help="Argo: see `stereo-pipelines argo --help`.")
+@click.option("--priority-class", type=RESOURCE, default="", help="Argo: see `stereo-pipelines argo --help`.")
 @click.option("--no-cache", is_flag=True, help="Argo: see `stereo-pipelines argo --help`.")
 @click.option("--argo-version", type=ARGO_VERSIONS, help="Argo: see `stereo-pipelines argo --help`.")
 def submit_command(
@@ -163,7 +171,7 @@ def submit_command(
         options: dict[str, Any] = {"schedule": cron, "service_account": account, "priority_class": priority_class}
         options |= {"cache": not no_cache, "version": argo_version or ""}
         documents = _argo_documents(pipeline, arguments, (bucket, endpoint, secret), **options)
-        plan, where = _as_yaml(documents), namespace or namespace_names.NAME
+        plan, where = yaml_text(*documents), namespace or namespace_names.NAME
     else:
         submit.check_host(host)
         experiment = experiment or "Default"
@@ -181,12 +189,16 @@ def submit_command(
 @click.command("katib")
 @click.argument("file", type=FilePath(path_type=Path))
 @click.option(
-    "--image", default=f"stereo-pipelines/runtime:{__version__}", show_default=True, help="The trials' image."
+    "--image",
+    type=IMAGE,
+    default=f"stereo-pipelines/runtime:{__version__}",
+    show_default=True,
+    help="The trials' image.",
 )
-@click.option("--name", default="stereo-search", show_default=True, help="Name of the Experiment.")
+@click.option("--name", type=EXPERIMENT, default="stereo-search", show_default=True, help="Name of the Experiment.")
 @click.option("--spec-file", default="/data/train.yaml", show_default=True, help="Path of FILE in the trials' pods.")
 def katib_command(file: Path, image: str, name: str, spec_file: str) -> None:
     """Print a Katib Experiment for the search in the section `automl` of the spec FILE."""
     from stereo_core.orchestration.katib import experiment, read_spec
 
-    click.echo(_as_yaml([experiment(read_spec(file), name, image, spec_file)]), nl=False)
+    click.echo(yaml_text(experiment(read_spec(file), name, image, spec_file)), nl=False)

@@ -15,7 +15,8 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
     With `complete`, every parameter must have a value or a default.
 
     Raises:
-        GraphError: one line per problem: no `=`, an unknown name, a wrong type, an unreadable file, a missing value.
+        GraphError: one line per problem: no `=`, an unknown name, a name given twice, a wrong type, an unreadable file,
+            a missing value.
     """
     values, complaints = {}, []
     for text in params:
@@ -24,6 +25,8 @@ def read_params(pipeline: Pipeline, params: tuple[str, ...], complete: bool = Tr
             complaints.append(f"--param {text}: expected KEY=VALUE")
         elif name not in pipeline.parameters:
             complaints.append(pipeline.unknown(name))
+        elif name in values:
+            complaints.append(f"parameter {name}: given twice; leave out one --param {name}=...")
         else:
             try:
                 values[name] = _value(pipeline.parameters[name], value)

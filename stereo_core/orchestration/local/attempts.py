@@ -14,7 +14,7 @@ from stereo_core.orchestration.local.importing import imported
 from stereo_core.orchestration.local.machine import GPUS
 from stereo_core.orchestration.local.message import OUTPUT, command_of, executor_input, outputs_of
 from stereo_core.orchestration.local.processes import MARK, run_to_end
-from stereo_core.orchestration.local.reuse import is_unchanged, key_of, named_files
+from stereo_core.orchestration.local.reuse import is_unchanged, present_key
 from stereo_core.orchestration.local.state import State
 from stereo_core.orchestration.local.values import artifacts_of, parameters_of
 from stereo_core.orchestration.long_arguments import passable
@@ -46,7 +46,7 @@ def _ending(task: Task, state: State) -> dict[str, Any]:
         artifacts = imported(task, parameters, state.digests, record.folder)
         return {"state": "succeeded", "made": True, "artifacts": artifacts}
     inputs = artifacts_of(task, record)
-    key = key_of(executor, parameters, inputs, named_files(parameters, state.digests))
+    key = present_key(executor, parameters, inputs, record, state.digests)
     if _is_made(task, key, state):
         return {"state": "reused", "exit_code": 0, "attempts": state.before.tasks[task.name].attempts}
     if state.stop.is_set():

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stereo_core import storage
 from stereo_core.cores import usable_cores
 from stereo_core.locks import held
 from stereo_core.orchestration import preflight
@@ -91,6 +92,7 @@ class LocalRun:
             KeyboardInterrupt: after all tasks were stopped and the record was written.
         """
         state, file = self._state, self.folder / FILE
+        storage.forget()  # the versions of objects that an earlier run of this process saw
         with alone_in(self.folder, {state.before.runner, self.record.runner}):
             check_kept(state.pipeline, self.record, state.plan.scope, state.digests)
             try:

@@ -55,6 +55,17 @@ def test_a_uri_is_somewhere_on_this_machine(graph, uri):
     assert source_of(graph.tasks["importer"], {"uri": uri}) == (uri, Path("/s3/bucket/x"))
 
 
+def test_a_file_uri_is_decoded_as_browsers_write_it(graph, images):
+    """Else a folder with a blank in its name is "no such file"; and a relative one was taken from the wrong place."""
+    folder = Path(images("0.png"))
+    shared = folder.rename(folder.with_name("my data é%"))
+    assert source_of(graph.tasks["importer"], {"uri": shared.as_uri()})[1] == shared
+    assert source_of(graph.tasks["importer"], {"uri": shared.as_uri().replace("//", "//localhost")})[1] == shared
+    assert source_of(graph.tasks["importer"], {"uri": "s3://b/a%20b"})[1] == Path("/s3/b/a%20b")
+    with pytest.raises(UserError, match=r"file://data/kitti: names a machine, data; write"):
+        source_of(graph.tasks["importer"], {"uri": "file://data/kitti"})
+
+
 @pytest.mark.parametrize(
     ("uri", "told"),
     [

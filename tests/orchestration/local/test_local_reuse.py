@@ -9,12 +9,13 @@ from flow_steps import SPEC, data
 from local_steps import saved, saved_states, states, write
 from small_ir import DATASET, pipeline
 
+from stereo_core import __version__, storage
 from stereo_core.files import sha256_of
 from stereo_core.orchestration.dag import Container
 from stereo_core.orchestration.digests import Digests
 from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
-from stereo_core.orchestration.local.reuse import is_outdated, is_unchanged, key_of, named_files
+from stereo_core.orchestration.local.reuse import is_outdated, is_unchanged, key_of, named_files, present_key
 from stereo_core.orchestration.record import Made, Record, TaskRun
 
 CONTAINER = Container("org/x:1", ("run",), ("--fast",), {"A": "1"})
@@ -62,6 +63,28 @@ def test_files_that_a_spec_names_count_with_their_contents(tmp_path):
     assert key_of(CONTAINER, parameters, {}, named_files(parameters, digests)) != before
 
 
+def test_objects_that_a_step_reads_count_with_their_versions(store, tmp_path):
+    """Else a data set is not copied again after its source has changed, and a training keeps the old list."""
+    fetch, lists = Container("org/x:1", ("depth_net-launch",), ("fetch_dataset", "{}")), tmp_path / "train.txt"
+    digests, record = Digests(tmp_path / "digests.json"), Record(tmp_path, "test", {})
+    source = {"data_sources": [{"data_file": "s3://bucket/kitti/train.txt"}]}
+    reads = {"uri": "s3://bucket/kitti", "mode": "copy"}, {"spec": {"dataset": {"train_dataset": source}}}
+
+    def keys() -> list[str]:
+        storage.forget()
+        return [present_key(fetch, one, {}, record, digests) for one in reads]
+
+    lists.write_text("a b c")
+    storage.upload(lists, "s3://bucket/kitti/train.txt")
+    before = keys()
+    assert keys() == before
+    lists.write_text("a b d")
+    storage.upload(lists, "s3://bucket/kitti/train.txt")
+    assert not set(keys()) & set(before)
+    record.runner = "podman"
+    assert keys() == [key_of(fetch, one, {}) for one in reads], "its rights may be the container's alone"
+
+
 @pytest.fixture
 def made(tmp_path):
     """A task that made a file."""
@@ -86,8 +109,13 @@ def test_a_kept_task_is_outdated_when_its_key_is_another_one(compiled, tmp_path)
     task = load_pipeline(compiled(pipeline(steps, {"b": {"in": ("a", "out")}}))).tasks["b"]
     before = TaskRun("succeeded", artifacts={"out": MADE})
     record = Record(Path("run"), "test", {"a": before, "b": TaskRun("reused")})
-    record.tasks["b"].key = key_of(task.component.executor, {}, {"in": [MADE]})
+    record.tasks["b"].key = key_of(task.component.executor, {}, {"in": [MADE]}, version=__version__)
     assert not is_outdated(task, record, digests)
+    record.tasks["b"].key = key_of(task.component.executor, {}, {"in": [MADE]}, version="0.0.9")
+    assert is_outdated(task, record, digests), "an earlier version of the library made it"
+    record.runner = "podman"
+    record.tasks["b"].key = key_of(task.component.executor, {}, {"in": [MADE]})
+    assert not is_outdated(task, record, digests), "in a container the image is the version"
     before.artifacts["out"] = replace(MADE, sha256="beef")
     assert is_outdated(task, record, digests)
     record.tasks["b"].state = "failed"

@@ -85,3 +85,10 @@ def test_inference_reads_no_ground_truth(warned):
 
 def test_samples_are_spread_from_the_first_to_the_last():
     assert [spread(range(n), 3) for n in (0, 1, 2, 3, 8)] == [[], [0], [0, 1], [0, 1, 2], [0, 3, 7]]
+
+
+@pytest.mark.parametrize(("scale", "times"), [(200, "1.28"), (128, "2.00"), (512, "0.50")])
+def test_ground_truth_of_another_scale_than_the_views_is_doubted(warned, scale, times):
+    """ApolloScape stores 200 a px, and half-size images come with full-size disparities: EPE was off without a word."""
+    [text] = warned("test", disparity_scale=scale)
+    assert f"the ground-truth disparities are {times} times those of" in text and "matched in 3 pairs" in text
