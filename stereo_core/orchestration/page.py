@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from html import escape
 from pathlib import Path
 
 from stereo_core.files import atomic_path
-from stereo_core.orchestration.record import Record
+from stereo_core.orchestration.record import Made, Record
 from stereo_core.report.figures import plain
-from stereo_core.report.html import Link, Table, cell, page, shown, views_of
+from stereo_core.report.html import Cell, Link, Table, cell, page, shown, views_of
 
 COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
 INITIAL = "initial_"  # prefix of the metrics from before the training
@@ -89,20 +90,42 @@ def graph(run: Record) -> str:
     return f'<svg viewBox="{size_of}" style="{style}">{"".join(arrows + boxes)}</svg>'
 
 
+def page_of(run: Record, made: Made) -> Path | None:
+    """An artifact that is a page, as a file that a browser shows, relative to the run folder; None for the others.
+
+    KFP names an artifact without a suffix, and a browser shows the source of such a file. The copy beside it is no
+    artifact, so that no digest changes.
+    """
+    path = Path(made.path)
+    if made.type.get("schemaTitle") != "system.HTML" or path.is_absolute() or not (run.folder / path).is_file():
+        return None
+    shown = path.with_name(f"{path.name}.html")
+    with atomic_path(run.folder / shown) as temporary:
+        shutil.copyfile(run.folder / path, temporary)
+    return shown
+
+
 def write_page(run: Record) -> Path:
-    """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps, artifacts."""
-    step_rows: list[tuple[str | float | Link, ...]] = []
-    artifact_rows: list[tuple[str, ...]] = []
+    """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps, artifacts.
+
+    It links the pages of the steps; see `page_of`.
+    """
+    step_rows: list[tuple[Cell, ...]] = []
+    artifact_rows: list[tuple[Cell, ...]] = []
     for name, task in run.tasks.items():
         started = (task.started or "")[:19].replace("T", " ")
         code = "" if task.exit_code is None else str(task.exit_code)
         seconds = round(task.seconds, 1)
-        log = run.place(name) / "log.txt"
-        label = Link(run.label(name), f"tasks/{name}/log.txt") if log.is_file() else run.label(name)
-        step_rows.append((label, task.state, started, seconds, task.attempts, code, task.message))
+        page_link: Cell = ""
         for port, made in task.results().items():
-            artifact_rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], made.path))
-    head = ("step", "state", "started (UTC)", "seconds", "attempts", "exit code", "message")
+            path: Cell = made.path
+            if shown_at := page_of(run, made):
+                path, page_link = Link(made.path, str(shown_at)), Link("page", str(shown_at))
+            artifact_rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], path))
+        log_link = Link("log", f"tasks/{name}/log.txt") if (run.place(name) / "log.txt").is_file() else ""
+        label = run.label(name)
+        step_rows.append((label, task.state, page_link, log_link, started, seconds, task.attempts, code, task.message))
+    head = ("step", "state", "page", "log", "started (UTC)", "seconds", "attempts", "exit code", "message")
     steps = Table("Steps", head, step_rows)
     artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"), artifact_rows)
     warnings = [f"{run.label(name)}: {text}" for name in run.tasks for text in run.warnings(name)]

@@ -9,7 +9,7 @@ from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import BOX, FILL, GAP, graph, metrics_table, write_page
 from stereo_core.orchestration.record import Made
 
-METRICS, MODEL = {"schemaTitle": "system.Metrics"}, {"schemaTitle": "system.Model"}
+METRICS, MODEL, HTML = ({"schemaTitle": f"system.{kind}"} for kind in ("Metrics", "Model", "HTML"))
 
 
 def test_metrics_side_by_side(compiled, tmp_path):
@@ -47,8 +47,8 @@ def test_rows_of_steps_and_artifacts(compiled, tmp_path):
     html = write_page(run.record).read_text()
     lines = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)]
     assert [line for line in lines if line] == [
-        ["a", "succeeded", "2031-02-03 04:05:06", "12346", "2", "0", ""],
-        ["b", "failed", "", "1.2", "1", "2", "no &lt;file&gt;"],
+        ["a", "succeeded", "", "", "2031-02-03 04:05:06", "12346", "2", "0", ""],
+        ["b", "failed", "", "", "", "1.2", "1", "2", "no &lt;file&gt;"],
         ["a", "model", "3.4 MB", "0123456789ab", "tasks/a/model"],
     ]
 
@@ -61,3 +61,22 @@ def test_graph_names_steps_and_draws_an_arrow_a_need(compiled, tmp_path):
     assert drawing.count("<rect") == 2 and drawing.count("<path") == 1
     assert FILL["failed"] in drawing and "b&lt;i&gt;" in drawing and "<i>" not in drawing
     assert f'x="{BOX + GAP + 1}"' in drawing, "the second step stands to the right of the first"
+
+
+def test_the_page_of_a_step_opens_as_a_page_and_the_step_is_still_reused(compiled, tmp_path):
+    """A browser takes `report` for text, as it has no suffix. What is added for it must not make the step run again."""
+    code = "import sys; open(sys.argv[1], 'w').write('<h1>T</h1>'); print('said')"
+    steps = pipeline({"a": container(code, ("out",))})
+    steps["components"]["comp-a"]["outputDefinitions"]["artifacts"]["out"] = {"artifactType": HTML}
+
+    def run():
+        one = LocalRun(load_pipeline(compiled(steps)), {}, tmp_path / "run")
+        assert one.execute() == 0
+        return one, re.findall(r'<a href="(.*?)">(.*?)</a>', write_page(one.record).read_text())
+
+    one, links = run()
+    page, log = "tasks/a/out.html", "tasks/a/log.txt"
+    assert links == [(page, "page"), (log, "log"), (page, "tasks/a/out")]
+    assert (one.folder / page).read_text() == "<h1>T</h1>" and (one.folder / log).read_text() == "said\n"
+    again, links_again = run()
+    assert again.tasks["a"].state == "reused" and links_again == links

@@ -10,6 +10,7 @@ A run folder holds
     tasks/<task>/termination-log    why the last attempt ended
     tasks/<task>/results/    the action's other files (status.json, experiment.yaml, ...)
     tasks/<task>/<port>      its output artifacts
+    tasks/<task>/<port>.html    a copy of an artifact that is a page, with the suffix that browsers need
 
 If a pipeline runs again in the same folder, a task is reused if it succeeded, its image, command, parameters and input
 contents (sha256) are the same, and its outputs are unchanged. A task that failed or was interrupted keeps its folder
