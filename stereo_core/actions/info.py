@@ -21,7 +21,7 @@ from stereo_core.data.statistics import Statistics, statistics_of_pairs
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.progress import bars
 from stereo_core.report.histogram import plot_disparities
-from stereo_core.report.html import Table, figure, page
+from stereo_core.report.html import Table, cell, figure, page
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
@@ -117,10 +117,10 @@ def _kpi(total: Statistics) -> dict[str, float]:
 def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
     """The figures, with a row per source and one for the total; and the image sizes, with a row each."""
     every = [(name, figures(one)) for name, one in [*sources.items(), ("total", total)]]
-    columns: tuple[str, ...] = ("source", "pairs", "with ground truth", "with mask", "valid share")
+    columns: tuple[str, ...] = ("source", "pairs", "with ground truth", "with mask", "valid (%)")
     columns += ("min (px)", "median (px)", "95 % (px)", "max (px)")
     rows = [(name, *_row(known)) for name, known in every]
-    sizes = [(name, size, pairs) for name, known in every for size, pairs in known["sizes"].items()]
+    sizes = [(name, size.replace("x", " x "), pairs) for name, known in every for size, pairs in known["sizes"].items()]
     return [
         Table("Figures", columns, rows),
         Table("Image sizes", ("source", "width x height (px)", "pairs"), sizes),
@@ -129,7 +129,8 @@ def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
 
 def _row(known: dict[str, Any]) -> list[str | float]:
     disparity = known["disparity"] or dict.fromkeys(("min", "median", "p95", "max"))
-    row = [known["pairs"], known["ground_truth"], known["masks"], known["valid"], *disparity.values()]
+    valid = known["valid"] if known["valid"] is None else cell("valid", known["valid"])
+    row = [known["pairs"], known["ground_truth"], known["masks"], valid, *disparity.values()]
     return ["" if value is None else value for value in row]
 
 

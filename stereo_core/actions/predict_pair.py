@@ -199,6 +199,9 @@ def _camera(calibration: Path | None, baseline: float | None, focal: float | Non
     return read_calibration(calibration)
 
 
+NO_CAMERA = "No depth: the camera's focal length and baseline were not given."
+
+
 def _no_camera(left: Path) -> str:
     """Why there is no depth, and how to get it; names the calibration beside the left image if there is one."""
     files = files_beside(str(left))
@@ -242,13 +245,12 @@ class _Prediction:
                 self._one(pair, flat)
             for text in format_warnings(self.clipped, self.settings):
                 self.warnings.add(text)
-            note = _no_camera(pairs[0].left) if self.camera is None else ""
-            page = self._page(len(pairs), note)
+            page = self._page(len(pairs), NO_CAMERA if self.camera is None else "")
         except (Exception, KeyboardInterrupt, Terminated):
             self.say(f"Stopped: {self.written} of {counted(len(pairs), 'pair')} written to {self.output}, and no page")
             raise
-        if note:
-            self.say(note)
+        if self.camera is None:
+            self.say(_no_camera(pairs[0].left))
         self.say(f"Look at {page}")
 
     def _remove_earlier(self, named: list[tuple[Pair, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.figures import ACCURACY, NAMES, SPREAD, Pairs, decimals, plain, setting, spread
+from stereo_core.report.figures import ACCURACY, NAMES, SPREAD, Pairs, decimals, plain, setting, setting_value, spread
 from stereo_core.report.html import Cell, Figure, Short, Table, cell, images_table, page, pairs_of, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import last_of
@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 # Order of the rows, if any result has them; other figures follow in the order of their first occurrence.
 FIRST = ("epe", "d1", "bp1", "bp2", "bp3", "rmse", "epe_pixel", "latency_median_ms", "latency_p95_ms")
 LATENCIES = ("latency_median_ms", "latency_p95_ms")
-SETTINGS = ("valid_iters", "precision", "device")  # of the summary
+SETTINGS = ("backend", "valid_iters", "precision", "device")  # of the summary; only engines have a backend
 ALIKE = 1.005  # ratio to the lowest figure up to which a figure counts as equally good
 
 
@@ -116,7 +116,7 @@ def _milliseconds(figures: dict[str, float]) -> Figure | str:
 def settings_table(names: list[str], settings: list[dict[str, Any]]) -> Table:
     """One row per setting and one column per evaluation."""
     keys = list(dict.fromkeys(key for one in settings for key in one))
-    rows = [(setting(key), *(str(one.get(key, "")) for one in settings)) for key in keys]
+    rows = [(setting(key), *(setting_value(key, one.get(key, "")) for one in settings)) for key in keys]
     return Table("Settings", ("setting", *names), rows)
 
 

@@ -61,6 +61,7 @@ FILL = {
     "stopped": "#fff3c4",
 }
 BOX, GAP, LINE = 190, 60, 58  # px: width of a box, space between columns, height of a row
+LEGIBLE = 0.75  # share of its size to which a narrow window shrinks the drawing; then it scrolls
 
 
 def graph(run: Record) -> str:
@@ -85,9 +86,9 @@ def graph(run: Record) -> str:
             x0, y0 = place[other]
             bend = f"C{x0 + BOX + GAP / 2},{y0 + 20} {x - GAP / 2},{y + 20}"
             arrows.append(f'<path d="M{x0 + BOX},{y0 + 20} {bend} {x},{y + 20}" fill="none" stroke="#8c959f"/>')
-    size_of = f"0 0 {len(rows) * (BOX + GAP)} {max(rows) * LINE}"
-    style = f"font:12px system-ui;max-width:{len(rows) * (BOX + GAP)}px"
-    return f'<svg viewBox="{size_of}" style="{style}">{"".join(arrows + boxes)}</svg>'
+    width = len(rows) * (BOX + GAP)
+    style = f"font:12px system-ui;max-width:{width}px;min-width:{LEGIBLE * width:.0f}px"
+    return f'<svg viewBox="0 0 {width} {max(rows) * LINE}" style="{style}">{"".join(arrows + boxes)}</svg>'
 
 
 def page_of(run: Record, made: Made) -> Path | None:

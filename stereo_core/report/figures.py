@@ -32,6 +32,7 @@ NAMES = {
 
 SETTINGS = {
     "hierarchical": ("coarse pass first", ""),
+    "resize": ("images fitted to the network", ""),
     "encoder": ("encoder", ""),
     "max_disparity": ("largest disparity of the network", "px"),
     "dataset_max_disparity": ("largest ground truth that counts", "px"),
@@ -43,6 +44,8 @@ SETTINGS = {
     },
 }
 """Key of an evaluation's or prediction's settings -> name and unit; the others are their own names."""
+
+_RESIZES = {"none": "no, as they are", "pad": "by padding", "stretch": "by stretching"}
 
 EXPLAINED = (
     "EPE is the mean error of the pixels. BP-n is the share of pixels with an error above n px. D1 is the share of "
@@ -83,6 +86,13 @@ def setting(key: str) -> str:
     """The name of a setting with its unit; plain words with blanks, so that lines break between them."""
     name, unit = SETTINGS.get(key, (key.replace("_", " "), ""))
     return f"{name} ({unit})" if unit else name
+
+
+def setting_value(key: str, value: object) -> str:
+    """A setting's value in words: yes and no, and how images were fitted."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _RESIZES.get(str(value), str(value)) if key == "resize" else str(value)
 
 
 def decimals(key: str, value: float) -> int | None:

@@ -35,6 +35,7 @@ from stereo_core.report.figures import (
     plain,
     scaled,
     setting,
+    setting_value,
     spread,
 )
 from stereo_core.report.views import FILE, VALIDATION, Group, View, fitting, read_views, side_by_side
@@ -167,7 +168,9 @@ def page(
         figure=figure,
         cell=cell,
         setting=setting,
+        setting_value=setting_value,
         unbroken=_unbroken,
+        by_parts=_by_parts,
         dashes=_DASHES,
         colours=_COLOURS,
         constants=_constants() if groups else {},
@@ -211,9 +214,18 @@ def headings(groups: Sequence[Group]) -> list[str]:
     return found
 
 
+_WHOLE = re.compile(r"--\w+( [A-Z]+)?|\S+ \([^\s()]+\)|[\d.]+ (?:px|mm?|m?s|%|[KMGT]?B)(?!\w)|\d{4}-\d\d-\d\d [\d:]+")
+"""An option with its value (browsers break after hyphens), a name with its unit, a number with its unit, a time."""
+
+
 def _unbroken(text: str) -> Markup:
-    """HTML in which no line ends within an option and its value, such as `--focal PX`: browsers break after hyphens."""
-    return Markup(re.sub(r"--\w+( [A-Z]+)?", r'<span class="whole">\g<0></span>', str(escape(text))))
+    """HTML in which no line ends within `--focal PX`, `median (ms)` or `32.2 s`."""
+    return Markup(_WHOLE.sub(r'<span class="whole">\g<0></span>', str(escape(text))))
+
+
+def _by_parts(text: str) -> Markup:
+    """`_unbroken`, and a line may end after a slash, so that a path breaks between its parts."""
+    return _unbroken(escape(text).replace("/", Markup("/<wbr>")))
 
 
 def has_cloud(groups: Iterable[Group]) -> bool:

@@ -59,13 +59,14 @@ const short = number => String(Number(number.toPrecision(3)));
 const farthest = camera => camera.fx * camera.baseline;  // m, at 1 px: beyond it an error of 1 px exceeds the disparity
 const metres = (camera, px) => px + camera.doffs > 0 ? camera.fx * camera.baseline / (px + camera.doffs) : Infinity;
 
-function scale(place, {start, end}, camera) {
+function scale(place, {start, end}, camera, layers) {
   const stops = Array.from({length: 17}, (_, n) => 3 * Math.min(255, 16 * n));
   const colours = stops.map(at => `rgb(${PAGE.turbo.slice(at, at + 3).join()})`);
   place.querySelector(".bar").style.background = `linear-gradient(90deg,${colours.join()})`;
+  const above = layers.some(values => values?.some(value => value > end));
   const ticks = Array.from({length: TICKS}, (_, n) => {
     const px = start + (end - start) * n / (TICKS - 1), depth = camera ? metres(camera, px) : null, tick = document.createElement("div");
-    const unit = n === TICKS - 1 ? " px" : "";
+    const unit = n < TICKS - 1 ? "" : above ? " px and more" : " px";
     tick.textContent = short(px) + unit + (camera ? "\n" + (Number.isFinite(depth) ? `${short(depth)} m` : "∞") : "");
     tick.style.setProperty("--at", `${100 * n / (TICKS - 1)}%`);
     return tick;
@@ -90,7 +91,7 @@ function recolour(group, views, range) {
       const layer = canvas.dataset.layer;
       draw(canvas, view.layers[layer], layer === "error" ? ERRORS : range);
     }
-  scale(group.querySelector(".scale"), range, group.camera);
+  scale(group.querySelector(".scale"), range, group.camera, views.flatMap(({layers}) => [layers.values, layers.truth]));
 }
 
 function said(view, camera, x, y) {
@@ -118,7 +119,7 @@ async function start(group) {
   };
   recoloured();
   for (const input of ends) input.addEventListener("change", recoloured);
-  for (const place of group.querySelectorAll(".errors")) scale(place, ERRORS, null);
+  for (const place of group.querySelectorAll(".errors")) scale(place, ERRORS, null, views.map(({layers}) => layers.error));
   for (const both of group.querySelectorAll(".both")) {
     const slider = both.querySelector("input");
     slider.addEventListener("input", () => {
