@@ -120,6 +120,10 @@ def test_both_ends_of_the_colours_can_be_moved(opened, disparity):
     tab.locator("input.start").fill("90")  # beyond the end: nothing changes
     tab.locator("input.start").press("Enter")
     assert ticks.first.inner_text() == "20\n1.67 m"
+    tab.locator("input.start").fill("0")
+    tab.locator("input.end").fill("38")
+    tab.locator("input.end").press("Enter")
+    assert ticks.last.inner_text().startswith("38 px and more"), "there are 39 px"
 
 
 def test_values_under_the_pointer(opened, disparity, truth):
@@ -136,6 +140,22 @@ def test_values_under_the_pointer(opened, disparity, truth):
     assert "no ground truth" in said.inner_text()
     tab.mouse.move(0, 0)
     assert said.inner_text().startswith("Point at")
+
+
+@pytest.mark.parametrize("size", [(1400, 900), (390, 800)])
+def test_the_reading_is_in_the_window_while_one_points(opened, size):
+    """A picture higher than the window, its top in view: what the pointer reads must not stand below the window."""
+    width, height = size
+    deep = np.linspace(1, 39, 1400 * 700, dtype=np.float32).reshape(1400, 700)
+    one = view("pair", np.zeros((*deep.shape, 3), np.uint8), deep, truth_HW=deep)
+    tab = opened(text_of({"": [one]}), viewport={"width": width, "height": height})
+    box = tab.locator(".both").first.bounding_box()
+    assert box["y"] + box["height"] > height or width < 400, "the picture reaches below the window"
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)
+    said = tab.locator("output")
+    assert said.inner_text().startswith("disparity ")
+    place = said.bounding_box()
+    assert place["y"] >= box["y"] + 5 and place["y"] + place["height"] <= height
 
 
 def test_sliders_of_a_pair_move_together(opened, disparity, truth):
@@ -267,3 +287,19 @@ def test_a_page_fits_a_telephone(opened, disparity, truth, scheme):
     assert tab.locator("tbody td").first.bounding_box()["x"] >= 0, "a row's name stays in view while its figures scroll"
     back = tab.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
+
+
+def test_on_a_telephone_words_are_whole_and_the_graph_is_legible(opened):
+    row = ("a-step (with a title)", "annotations", "2031-02-03 04:05:06", "5.7 MB", "0123456789ab", "tasks/a/report")
+    drawing = '<svg viewBox="0 0 1500 60" style="max-width:1500px;min-width:1125px"></svg>'
+    tables = [Table("T", ("step", "artifact", "started", "size", "sha256", "path"), [row] * 3)]
+    tab = opened(page("T", tables, drawing=drawing), viewport={"width": 390, "height": 800})
+    assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+    graph = tab.locator(".drawing")
+    assert graph.locator("svg").bounding_box()["width"] == 1125
+    assert graph.evaluate("e => { e.scrollLeft = e.scrollWidth; return e.scrollLeft }") > 700
+    cells = tab.locator("tbody tr").first.locator("td").all()
+    for cell in cells[1:]:
+        lines = cell.evaluate("e => { const r = document.createRange(); r.selectNodeContents(e);"
+                              " return new Set([...r.getClientRects()].map(b => b.top)).size }")  # fmt: skip
+        assert lines == 1, cell.inner_text()
