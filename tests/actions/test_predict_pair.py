@@ -61,6 +61,9 @@ def test_one_pair(predict, pair, tiny_checkpoint):
     np.testing.assert_allclose(stored, expected, atol=1 / 256)
     valid = expected[expected > 0]
     assert f"96 x 64 px, disparity {valid.min():.1f} to {valid.max():.1f} px" in text
+    page = (out / "index.html").read_text()
+    assert "were not given" in page and "--calibration" not in page, "readers of a page give no options"
+    assert "<td>coarse pass first</td><td>no</td>" in page
     assert "--calibration" in text and f"Look at {out / 'index.html'}" in text
     size = read_image(out / "predicted_depth/left.png").shape[:2]
     assert size == (2 * 64 + 2 * STRIP, 2 * 96)  # twice as large, its title and its scale

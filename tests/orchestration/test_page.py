@@ -2,6 +2,7 @@
 
 import re
 
+from page_text import text_of
 from small_ir import container, pipeline
 
 from stereo_core.orchestration.graph import load_pipeline
@@ -10,11 +11,6 @@ from stereo_core.orchestration.page import BOX, FILL, GAP, graph, metrics_table,
 from stereo_core.orchestration.record import Made
 
 METRICS, MODEL, HTML = ({"schemaTitle": f"system.{kind}"} for kind in ("Metrics", "Model", "HTML"))
-
-
-def text_of(page):
-    """HTML without the marks of where lines end."""
-    return re.sub(r'<wbr>|<span class="whole">(.*?)</span>', r"\1", page.read_text())
 
 
 def test_metrics_side_by_side(compiled, tmp_path):
