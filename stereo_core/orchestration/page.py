@@ -123,7 +123,7 @@ def write_page(run: Record) -> Path:
             if shown_at := page_of(run, made):
                 path, page_link = Link(made.path, str(shown_at)), Link("page", str(shown_at))
             artifact_rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], path))
-        log_link = Link("log", f"tasks/{name}/log.txt") if (run.place(name) / "log.txt").is_file() else ""
+        log_link: Cell = Link("log", f"tasks/{name}/log.txt") if (run.place(name) / "log.txt").is_file() else ""
         label = run.label(name)
         step_rows.append((label, task.state, page_link, log_link, started, seconds, task.attempts, code, task.message))
     head = ("step", "state", "page", "log", "started (UTC)", "seconds", "attempts", "exit code", "message")
