@@ -53,7 +53,14 @@ SMALLER = {  # what makes the README's own-data job small enough for a test
     "num_epochs: 10": "num_epochs: 1",
     "input_height: 480, input_width: 640": "input_height: 128, input_width: 160",
 }
-NOT_RUN = {"installs packages", "needs a cluster", "needs a container engine", "needs an image", "needs TensorRT"}
+NOT_RUN = {
+    "installs packages",
+    "needs a cluster",
+    "needs a container engine",
+    "needs an image",
+    "needs data of your own",
+    "needs TensorRT",
+}
 IN_CI, BY_SHELL = "run by .ci/run", "run by the shell that runs the tests"
 
 

@@ -119,10 +119,10 @@ def write_page(run: Record) -> Path:
         seconds = round(task.seconds, 1)
         page_link: Cell = ""
         for port, made in task.results().items():
-            path: Cell = made.path
+            place: Cell = made.path
             if shown_at := page_of(run, made):
-                path, page_link = Link(made.path, str(shown_at)), Link("page", str(shown_at))
-            artifact_rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], path))
+                place, page_link = Link(made.path, str(shown_at)), Link("page", str(shown_at))
+            artifact_rows.append((run.label(name), port, size(made.bytes), made.sha256[:12], place))
         log_link: Cell = Link("log", f"tasks/{name}/log.txt") if (run.place(name) / "log.txt").is_file() else ""
         label = run.label(name)
         step_rows.append((label, task.state, page_link, log_link, started, seconds, task.attempts, code, task.message))

@@ -98,7 +98,7 @@ def test_loading_says_which_max_disparity_it_takes_and_why(
         assert load_model(path, max_disparity=given).config.max_disparity == found
     said = [record for record in caplog.records if "max_disparity" in record.getMessage()]
     assert [record.levelname for record in said] == [level]
-    assert f"{path}: max_disparity {found} px, {why}" in said[0].getMessage()
+    assert f"{path}: the network's max_disparity is {found} px, {why}" in said[0].getMessage()
     if given is None:
         told = describe(path)
         assert told["max_disparity"] == found and told["max_disparity_from"].startswith(why)

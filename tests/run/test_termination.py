@@ -80,7 +80,7 @@ def test_a_failure_before_the_action_begins_is_told_too(message, tmp_path, capsy
     (tmp_path / "images/unreadable.png").symlink_to("/proc/self/mem")
     images = {"images": port(tmp_path / "images", sha256="0" * 64)}
     assert main(["convert", task(tmp_path / "a", images, ("annotations",), spec=PATTERNS)]) == 1
-    assert message.read_text().startswith("failure: OSError: ")
+    assert message.read_text().startswith("failure: File system error: ")
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -126,7 +126,7 @@ def test_an_interruption_while_inputs_are_read(message, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert b"Traceback" not in process.communicate(timeout=30)[1]
     assert process.returncode == 143
-    assert message.read_text() == "interruption: Terminated: SIGTERM\n"
+    assert message.read_text() == "interruption: User/System interruption: Terminated: SIGTERM\n"
 
 
 TENSORRT = "TensorRT refuses the run: IExecutionContext::enqueueV3:"
