@@ -66,8 +66,8 @@ function scale(place, {start, end}, camera, layers) {
   const above = layers.some(values => values?.some(value => value > end));
   const ticks = Array.from({length: TICKS}, (_, n) => {
     const px = start + (end - start) * n / (TICKS - 1), depth = camera ? metres(camera, px) : null, tick = document.createElement("div");
-    const unit = n < TICKS - 1 ? "" : above ? " px and more" : " px";
-    tick.textContent = short(px) + unit + (camera ? "\n" + (Number.isFinite(depth) ? `${short(depth)} m` : "∞") : "");
+    const last = n === TICKS - 1;
+    tick.textContent = (last && above ? "≥ " : "") + short(px) + (last ? " px" : "") + (camera ? "\n" + (Number.isFinite(depth) ? `${short(depth)} m` : "∞") : "");
     tick.style.setProperty("--at", `${100 * n / (TICKS - 1)}%`);
     return tick;
   });

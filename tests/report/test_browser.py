@@ -123,7 +123,7 @@ def test_both_ends_of_the_colours_can_be_moved(opened, disparity):
     tab.locator("input.start").fill("0")
     tab.locator("input.end").fill("38")
     tab.locator("input.end").press("Enter")
-    assert ticks.last.inner_text().startswith("38 px and more"), "there are 39 px"
+    assert ticks.last.inner_text().startswith("≥ 38 px"), "there are 39 px"
 
 
 def test_values_under_the_pointer(opened, disparity, truth):
