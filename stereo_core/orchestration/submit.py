@@ -18,6 +18,7 @@ from stereo_core.orchestration.dag import Argument, Constant, Pipeline
 from stereo_core.orchestration.servers import TIMEOUT, Kubernetes, SubmitError, answer, kfp_server_api
 from stereo_core.orchestration.yaml_text import yaml_text
 from stereo_core.storage import MOUNTS
+from stereo_core.values import digits
 
 TOKEN = "KFP_TOKEN"
 PLURALS = {"ConfigMap": "configmaps", "WorkflowTemplate": "workflowtemplates"}
@@ -100,7 +101,7 @@ _CRON = {
 def _is_span(text: str, low: int, high: int, names: list[str]) -> bool:
     """Whether a text is *, a number, a name or an ascending range, optionally with a step."""
     span, slash, step = text.partition("/")
-    if slash and not (step.isdecimal() and int(step)):
+    if slash and not digits(step):
         return False
     known = {name: number for number, name in enumerate(names, low)} | {str(n): n for n in range(low, high + 1)}
     ends = [known.get(end.lstrip("0") or end[-1:], -1) for end in span.split("-")]

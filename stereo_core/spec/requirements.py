@@ -8,23 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from stereo_core.spec import choice, search_space
+from stereo_core.spec import choice, path_rules, search_space
 from stereo_core.spec.convert import ConvertSpec, FetchSpec, InfoSpec
 from stereo_core.spec.dataset import Augmentation, Dataset, DataSource, Split
 from stereo_core.spec.experiment import ExperimentSpec, output_file
 from stereo_core.spec.fields import Section, marks_of
 from stereo_core.spec.model import Model
+from stereo_core.spec.path_rules import NEEDED, Complaint
 from stereo_core.spec.predict import BESIDE
 from stereo_core.spec.train import AUTO, Train
 from stereo_core.storage import is_uri
 from stereo_core.verbs import VERBS, required, section_of
 
 LOG = logging.getLogger(__name__)
-
-Complaint = tuple[str, str]
-"""A dotted path and the broken rule."""
-
-_NEEDED = "is required"
 
 # quantize.backend -> quantize.mode; and the values of quantize.algorithm that the library has for int8 and fp8
 _QUANTIZE_MODES: dict[str, Literal["static_ptq", "weight_only_ptq"]] = {
@@ -41,7 +37,7 @@ _CALIBRATIONS = ("minmax", "max", "entropy")
 def check(verb: str, spec: Section) -> list[Complaint]:
     """All problems that stop a verb from running on this spec."""
     needed = f"is required by {verb}"
-    return [(path, needed if rule == _NEEDED else rule) for path, rule in _complaints(verb, spec)]
+    return [(path, needed if rule == NEEDED else rule) for path, rule in _complaints(verb, spec)]
 
 
 def _complaints(verb: str, spec: Section) -> list[Complaint]:
@@ -68,11 +64,11 @@ def _none(spec: Section, verb: str) -> Iterator[Complaint]:
 def _mandatory(spec: Section) -> Iterator[Complaint]:
     for name, field in type(spec).model_fields.items():
         if marks_of(field).get("mandatory"):
-            yield from _is_set(name, getattr(spec, name))
+            yield from path_rules.is_set(name, getattr(spec, name))
 
 
 def _convert(spec: ConvertSpec, verb: str) -> Iterator[Complaint]:
-    yield from _folder("data_root", spec.data_root)
+    yield from path_rules.folder("data_root", spec.data_root)
 
 
 def _fetch_dataset(spec: FetchSpec, verb: str) -> Iterator[Complaint]:
@@ -153,9 +149,9 @@ def _train(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
         yield from _augmentation(
             f"dataset.{name}_dataset.augmentation", getattr(spec.dataset, f"{name}_dataset").augmentation
         )
-    yield from _checkpoint("train.pretrained_model_path", train.pretrained_model_path)
+    yield from path_rules.checkpoint("train.pretrained_model_path", train.pretrained_model_path)
     if train.resume_training_checkpoint_path != AUTO:
-        yield from _checkpoint("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path)
+        yield from path_rules.checkpoint("train.resume_training_checkpoint_path", train.resume_training_checkpoint_path)
 
 
 def _automl(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -185,20 +181,20 @@ def _predict(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     for split, needed in required(VERBS[verb].splits).items():
         yield from _sources(spec, split, needed=needed)
     if "engine" in VERBS[verb].inputs and not own.trt_engine:
-        yield f"{name}.trt_engine", _NEEDED
+        yield f"{name}.trt_engine", NEEDED
     elif not own.checkpoint and not own.trt_engine:
         yield f"{name}.checkpoint", f"{verb} requires this or {name}.trt_engine"
-    yield from _checkpoint(f"{name}.checkpoint", own.checkpoint)
-    yield from _file(f"{name}.trt_engine", own.trt_engine, needed=False)
+    yield from path_rules.checkpoint(f"{name}.checkpoint", own.checkpoint)
+    yield from path_rules.file(f"{name}.trt_engine", own.trt_engine, needed=False)
     if name == "inference" and own.calibration != BESIDE:
-        yield from _file("inference.calibration", own.calibration, needed=False)
+        yield from path_rules.file("inference.calibration", own.calibration, needed=False)
 
 
 def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     export = spec.export
-    yield from _checkpoint("export.checkpoint", export.checkpoint, needed=True)
-    yield from _is_set("export.onnx_file", export.onnx_file)
-    yield from _no_folder("export.onnx_file", export.onnx_file)
+    yield from path_rules.checkpoint("export.checkpoint", export.checkpoint, needed=True)
+    yield from path_rules.is_set("export.onnx_file", export.onnx_file)
+    yield from path_rules.no_folder("export.onnx_file", export.onnx_file)
     for path, size in (("export.input_height", export.input_height), ("export.input_width", export.input_width)):
         if size % 32:
             yield path, f"{size} is not a multiple of 32; the nearest multiple is {max(32, 32 * round(size / 32))}"
@@ -214,8 +210,8 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     own, settings = spec.gen_trt_engine, spec.gen_trt_engine.tensorrt
-    yield from _file("gen_trt_engine.onnx_file", own.onnx_file)
-    yield from _no_folder("gen_trt_engine.trt_engine", own.trt_engine)
+    yield from path_rules.file("gen_trt_engine.onnx_file", own.onnx_file)
+    yield from path_rules.no_folder("gen_trt_engine.trt_engine", own.trt_engine)
     if not settings.min_batch_size <= settings.opt_batch_size <= settings.max_batch_size:
         sizes = f"{settings.min_batch_size}, {settings.opt_batch_size}, {settings.max_batch_size}"
         yield (
@@ -226,7 +222,7 @@ def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
 
 def _quantize(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     own, dataset = spec.quantize, spec.dataset
-    yield from _checkpoint("quantize.model_path", own.model_path, needed=True)
+    yield from path_rules.checkpoint("quantize.model_path", own.model_path, needed=True)
     for split in ("train", "val"):
         yield from _sources(spec, split, needed=False)
     if "mode" in own.model_fields_set and own.mode != _QUANTIZE_MODES[own.backend]:
@@ -292,7 +288,7 @@ def _backbones(spec: ExperimentSpec, *, from_checkpoint: bool) -> Iterator[Compl
     for name in ("depth_anything_v2_pretrained_path", "edgenext_pretrained_path"):
         path, value = f"model.stereo_backbone.{name}", getattr(spec.model.stereo_backbone, name)
         if not from_checkpoint:
-            yield from _file(path, value, needed=False)
+            yield from path_rules.file(path, value, needed=False)
         if value and os.path.isfile(value) and not os.path.getsize(value):
             yield path, f"the file is empty: {value}"
 
@@ -356,9 +352,9 @@ def _entries(path: str, sources: list[DataSource], *, needed: bool) -> Iterator[
         if source.drawn:
             yield from _scenes(f"{path}[{index}]", source)
             continue
-        yield from _file(f"{path}[{index}].data_file", source.data_file, needed=needed)
+        yield from path_rules.file(f"{path}[{index}].data_file", source.data_file, needed=needed)
         if source.data_root:
-            yield from _folder(f"{path}[{index}].data_root", source.data_root)
+            yield from path_rules.folder(f"{path}[{index}].data_root", source.data_root)
 
 
 def _scenes(path: str, source: DataSource) -> Iterator[Complaint]:
@@ -367,41 +363,3 @@ def _scenes(path: str, source: DataSource) -> Iterator[Complaint]:
     low, high = source.scene_disparity
     if not 0 < low <= high:
         yield f"{path}.scene_disparity", f"[{low}, {high}] is not an ascending range above 0 px"
-
-
-def _is_set(path: str, value: str) -> Iterator[Complaint]:
-    if not value:
-        yield path, _NEEDED
-
-
-def _file(path: str, value: str, *, needed: bool = True) -> Iterator[Complaint]:
-    if needed:
-        yield from _is_set(path, value)
-    if value and not is_uri(value) and not os.path.isfile(value):
-        yield path, f"no such file: {value}"
-
-
-def _no_folder(path: str, value: str) -> Iterator[Complaint]:
-    """For a file to write."""
-    if value.endswith("/") or os.path.isdir(value):
-        yield path, f"{value} is a folder; name a file in it"
-
-
-def _checkpoint(path: str, value: str, *, needed: bool = False) -> Iterator[Complaint]:
-    """Like _file, but FOLDER@CHOICE is possible too. Another checkpoint is never used instead."""
-    if not value:
-        yield from _is_set(path, value) if needed else ()
-        return
-    try:
-        file = choice.chosen(value)
-    except choice.NoChoice as error:
-        yield path, str(error)
-        return
-    if not is_uri(value) and not os.path.isfile(file):
-        yield path, f"no such file: {value}{choice.beside(file)}"
-
-
-def _folder(path: str, value: str) -> Iterator[Complaint]:
-    yield from _is_set(path, value)
-    if value and not is_uri(value) and not os.path.isdir(value):
-        yield path, f"no such folder: {value}"

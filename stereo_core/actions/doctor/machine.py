@@ -55,11 +55,13 @@ def cores(case: Case) -> Iterator[Finding]:
     loaders = counted(processes * workers, "loader process", "loader processes")
     if wanted > there:
         fewer = max(1, there // processes - 1)
-        lower = f"set dataset.train_dataset.workers={fewer}" if fewer < workers else "lower train.num_gpus"
+        ways = ["lower train.num_gpus"] * (processes > 1)
+        if fewer < workers:
+            ways = [f"set dataset.train_dataset.workers={fewer}"]
         yield warning(
             f"{loaders} and {counted(processes, 'training process', 'training processes')} share "
             f"{counted(there, 'core')}, which is too few",
-            f"{lower}, or request {wanted} cores" if fewer < workers or processes > 1 else f"request {wanted} cores",
+            ", or ".join([*ways, f"request {wanted} cores"]),
         )
     else:
         yield ok(f"{loaders} on {counted(there, 'core')}")
