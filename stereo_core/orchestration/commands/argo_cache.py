@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from stereo_core.orchestration.commands.names import NAMESPACE
 from stereo_core.orchestration.dag import GraphError
+from stereo_core.orchestration.names import NAMESPACE
 from stereo_core.values import counted
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -10,10 +10,10 @@ import click
 from stereo_core import __version__
 from stereo_core.arguments import FilePath
 from stereo_core.orchestration import preflight
-from stereo_core.orchestration.commands.names import EXPERIMENT, IMAGE, NAMESPACE, RESOURCE
 from stereo_core.orchestration.commands.params import compiled_file, read_params
 from stereo_core.orchestration.dag import Pipeline
 from stereo_core.orchestration.graph import load_pipeline
+from stereo_core.orchestration.names import EXPERIMENT, IMAGE, NAMESPACE, RESOURCE
 from stereo_core.orchestration.yaml_text import yaml_text
 
 ARGO_VERSIONS = click.Choice(["3.6", "3.7", "4.0"])
