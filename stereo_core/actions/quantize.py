@@ -16,7 +16,7 @@ import torch
 from stereo_core.actions import evaluate
 from stereo_core.data.images import read_views
 from stereo_core.engines import build_engine
-from stereo_core.engines.base import BuildSettings, normalise
+from stereo_core.engines.base import SMALLEST, BuildSettings, normalise
 from stereo_core.engines.files import file_kind, read_onnx
 from stereo_core.engines.fit import fit
 from stereo_core.errors import DataError, ModelError, RefusedResult, SpecError
@@ -34,7 +34,7 @@ from stereo_core.values import counted, size_text
 LOG = logging.getLogger(__name__)
 
 METRICS = ("epe", "d1")
-ANY_SIZE = (32, None, 2**15)
+ANY_SIZE = (SMALLEST, None, 2**15)
 """Smallest, traced and largest side in px; ONNX Runtime reserves no memory for unused sizes."""
 COLUMNS = ("layer", "type", "weights", "weights_format", "activations_format")
 
@@ -105,7 +105,7 @@ def _quantised(spec: Any, source: Path, out: Path, backend: Backend, status: Sta
                 f"{source}: height and width are dynamic, but the file does not store the traced size; export the "
                 "checkpoint with `depth_net export`, or use an ONNX file of one size"
             )
-        pairs = list(_normalised_pairs(spec, (info["input_height"], info["input_width"]), status))
+        pairs = list(_normalised_pairs(list(_pairs(spec, status)), info))
         return quantize(source, out, spec.quantize, pairs), source.stat().st_size
     model = from_spec(spec, source).eval()
     if hasattr(model, "quantization"):
@@ -134,19 +134,24 @@ def _image_pairs(spec: Any, device: torch.device, status: StatusLog) -> Iterator
         yield left, right
 
 
-def _normalised_pairs(spec: Any, size: tuple[int, int], status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Calibration pairs prepared as for an engine of this size: padded, normalised, (1, 3, H, W)."""
-    smaller = False
-    for images in _pairs(spec, status):
+def _normalised_pairs(
+    pairs: list[tuple[np.ndarray, np.ndarray]], info: dict[str, Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Calibration pairs prepared as for an engine of the ONNX file: padded, normalised, (1, 3, H, W)."""
+    shapes = [left.shape[:2] for left, _ in pairs]
+    # The calibration takes one size: where the file leaves it open, the one that holds every image whole.
+    open_size = [-(-max(sides) // SMALLEST) * SMALLEST for sides in zip(*shapes, strict=True)]
+    size = (info["max_height"] or open_size[0], info["max_width"] or open_size[1])
+    larger = next((place for shape in shapes if (place := fit(shape, size, "pad")).scaled != shape), None)
+    if larger is not None:
+        LOG.warning(
+            "calibration images of %s px exceed the ONNX file's %s px and are scaled down: it is calibrated on "
+            "other details and disparities than those of full images; calibrate on images of its size, or export "
+            "it in theirs",
+            *(size_text(larger.image), size_text(size)),
+        )
+    for images in pairs:
         place = fit(images[0].shape[:2], size, "pad")
-        if place.scaled != place.image and not smaller:
-            smaller = True
-            LOG.warning(
-                "calibration images of %s px exceed the ONNX file's %s px and are scaled down: it is calibrated on "
-                "other details and disparities than those of full images; calibrate on images of its size, or export "
-                "it in theirs",
-                *(size_text(place.image), size_text(size)),
-            )
         left, right = (normalise(place.place(image[None].astype(np.float32))) for image in images)
         yield left, right
 

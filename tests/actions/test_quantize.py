@@ -8,12 +8,12 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
 from stereo_core.actions import evaluate, export, quantize
-from stereo_core.data.annotations import read_annotations
 from stereo_core.data.codecs import write_pfm
 from stereo_core.data.images import read_image
 from stereo_core.engines.files import read_onnx
@@ -199,16 +199,22 @@ def test_a_statically_quantised_checkpoint_exports_q_and_dq(spec, tmp_path, dtyp
     assert nodes.count("QuantizeLinear") > 200
 
 
-def test_calibration_images_beyond_the_onnx_file_are_told_once(spec, caplog):
+def test_calibration_images_beyond_the_onnx_file_are_told_once(caplog):
     """Scaled down, they have other disparities than the images that the engine gets."""
-    height, width = read_image(read_annotations(spec().dataset.train_dataset.data_sources[0].data_file)[0].left).shape[
-        :2
-    ]
-    for size, told in (((height - 32, width - 32), 1), ((height, width), 0), ((height + 32, width), 0)):
+    views = [(np.zeros((height, width, 3), np.uint8),) * 2 for height, width in ((96, 128), (80, 100))]
+
+    def sizes(height: int | None, width: int | None) -> list[tuple[int, ...]]:
         caplog.clear()
-        pairs = list(quantize._normalised_pairs(spec(), size, STATUS))
-        assert [left.shape[2:] for left, _ in pairs] == [size] * 2
-        assert caplog.text.count(f"calibration images of {width} x {height} px exceed") == told
+        info = {"max_height": height, "max_width": width}
+        return [left.shape[2:] for left, _ in quantize._normalised_pairs(views, info)]
+
+    told = "calibration images of 128 x 96 px exceed the ONNX file's 96 x 64 px"
+    assert sizes(64, 96) == [(64, 96)] * 2 and caplog.text.count(told) == 1
+    for height, width in ((96, 128), (128, 128)):
+        assert sizes(height, width) == [(height, width)] * 2 and "exceed" not in caplog.text
+    views.append((np.zeros((97, 60, 3), np.uint8),) * 2)
+    assert sizes(None, None) == [(128, 128)] * 3 and "exceed" not in caplog.text, "an open file takes them whole"
+    assert sizes(96, None) == [(96, 128)] * 3 and "images of 60 x 97 px exceed" in caplog.text
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from stereo_core.spec import spec_from_dict
 from stereo_core.step import launch as launcher
 from stereo_core.step.ports import Artifact
 from stereo_core.step.wiring import wire
+from stereo_core.values import counted
 
 DEPTH_NET = Path(sys.executable).parent / "depth_net"
 PATTERNS = {
@@ -180,7 +181,7 @@ def test_train_and_evaluate_from_bucket_to_bucket(scenes, store, tmp_path):
     storage.forget()
     told = [json.loads(line) for line in storage.read(f"{results}/train/status.json").splitlines()]
     (resumed,) = [line["message"] for line in told if line["message"].startswith("Resuming")]
-    assert f"{epochs} epochs and 0 batches are done" in resumed
+    assert f"{counted(epochs, 'epoch')} and 0 batches are done" in resumed
     assert [line["epoch"] for line in told if "epoch" in line][-5:] == list(range(epochs, epochs + 5))
     assert told[-1]["status"] == "SUCCESS" and told[0]["status"] == "STARTED"
     kept = sorted(name for name in names(results) if name.endswith(".pth") and "model_epoch" in name)
