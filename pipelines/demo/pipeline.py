@@ -15,7 +15,6 @@ CONVERT = {  # folder names of synthesize
     "nocc_extension": ".png",
     "split_ratio": 0.75,
 }
-STYLE = "planes"  # the starter was trained on rich scenes; like a team's own data, these leave something to learn
 MAX_DISPARITY = {"max_disparity": 96}
 LOADER = {"batch_size": 2, "workers": 1}
 TRAIN = {
@@ -47,6 +46,7 @@ def demo(
     height: int = 192,
     width: int = 320,
     max_disparity: int = 64,
+    style: str = "planes",
     dataset_name: str = "FSD",
     num_epochs: int = 2,
     backend: str = "onnxruntime",
@@ -65,6 +65,8 @@ def demo(
         height: Image height in px.
         width: Image width in px.
         max_disparity: Largest disparity in px.
+        style: planes: scenes of few shapes, new to the starter, like a team's own data; rich: rooms, roads and walls
+            like those it was trained on, which a dozen scenes more teach it nothing.
         dataset_name: How the synthetic disparities are coded.
         num_epochs: Epochs to fine-tune.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
@@ -77,7 +79,7 @@ def demo(
         engine_spec: Spec of gen_trt_engine.
     """
     scenes = steps.synthesize(
-        num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234, style=STYLE
+        num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234, style=style
     )
     images = policy(scenes, light=True)
     data = annotated(images.outputs["images"], convert_spec, dataset_name=dataset_name)
