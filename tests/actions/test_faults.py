@@ -11,7 +11,7 @@ import time
 import pytest
 from training_runs import assert_same, load, start
 
-KILLS, TERMINATIONS = 20, 5
+KILLS, TERMINATIONS = 10, 3
 
 
 def _child(dataset: dict, settings: dict) -> None:

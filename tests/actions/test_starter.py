@@ -50,8 +50,7 @@ def test_the_demos_dozen_scenes_teach_it_their_style(tmp_path):
     """Held-out scenes are better after the demo's own training than before, by more than noise."""
     demo = load_pipeline(ROOT / "pipelines" / "demo" / "compiled" / "demo.yaml")
     default = {name: parameter.default for name, parameter in demo.parameters.items()}
-    scenes = {name: default[name] for name in ("height", "width", "max_disparity")}
-    scenes["style"] = demo.tasks["synthesize"].parameters["style"].value
+    scenes = {name: default[name] for name in ("height", "width", "max_disparity", "style")}
     shown = listed(tmp_path / "shown", num_scenes=12, seed=7, **scenes)
     others = listed(tmp_path / "others", num_scenes=6, seed=8, **scenes)
     spec = default["train_spec"]
@@ -63,25 +62,18 @@ def test_the_demos_dozen_scenes_teach_it_their_style(tmp_path):
 
 
 MIDDLEBURY, FLYING = "Middlebury/MiddEval3/trainingQ/Motorcycle", "SceneFlow/FlyingThings3D/frames_cleanpass/TRAIN"
-PAIRS = [
+PAIRS = [  # of each data set one; tests/data/test_rectification.py looks at the views of every pair
     ("Middlebury/2003/teddy/im2.png", "Middlebury/2003/teddy/im6.png"),
-    ("Middlebury/2003/cones/im2.png", "Middlebury/2003/cones/im6.png"),
     (f"{MIDDLEBURY}/im0.png", f"{MIDDLEBURY}/im1.png"),
     ("ETH3D/two_view_training/playground_1l/im0.png", "ETH3D/two_view_training/playground_1l/im1.png"),
-    ("KITTI_2012/training/colored_0/000000_10.png", "KITTI_2012/training/colored_1/000000_10.png"),
-    *(
-        (f"KITTI_2015/training/image_2/{name}_10.png", f"KITTI_2015/training/image_3/{name}_10.png")
-        for name in ("000000", "000046")
-    ),
+    ("KITTI_2015/training/image_2/000000_10.png", "KITTI_2015/training/image_3/000000_10.png"),
     (f"{FLYING}/A/0000/left/0006.png", f"{FLYING}/A/0000/right/0006.png"),
-    (f"{FLYING}/B/0749/left/0015.png", f"{FLYING}/B/0749/right/0015.png"),
-    ("NoGT/FoundationStereo/left.png", "NoGT/FoundationStereo/right.png"),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].replace("/", "-"))
-def test_predict_takes_every_real_pair_without_options(shared, tmp_path, monkeypatch, pair):
+def test_predict_takes_a_real_pair_without_options(shared, tmp_path, monkeypatch, pair):
     """Disparities of the pair's own size, spread over a range as scenes are, no doubt about the views, one page."""
     monkeypatch.chdir(tmp_path)
     left, right = (shared / "data" / image for image in pair)

@@ -29,14 +29,24 @@ SPEC = {
     "depth_extension": ".png",
     "split_ratio": 0.5,
 }
-TINY = {"num_scenes": 4, "num_epochs": 1}
 DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.name == "demo")
+LOADER = {"batch_size": 2, "workers": 0}
+TRAINING = {"train_dataset": LOADER | {"augmentation": {"crop_size": [64, 96]}}, "val_dataset": LOADER}
+SMALL = {  # a quarter of the demo's images, half of its iterations
+    "num_scenes": 4,
+    "height": 96,
+    "width": 160,
+    "num_epochs": 1,
+    "train_spec": {"model": {"train_iters": 2}, "dataset": {"max_disparity": 96, **TRAINING},
+                   "train": {"pretrained_model_path": "starter"}},
+    "export_spec": {"export": {"input_height": 96, "input_width": 160, "batch_size": 1, "on_cpu": True}},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory) -> LocalRun:
     """The demo, run by the local engine."""
-    run = LocalRun(load_pipeline(DEMO), TINY, tmp_path_factory.mktemp("demo") / "run")
+    run = LocalRun(load_pipeline(DEMO), SMALL, tmp_path_factory.mktemp("demo") / "run")
     assert run.execute() == 0, {name: task.message for name, task in run.tasks.items()}
     return run
 
@@ -89,7 +99,7 @@ def test_the_demo_trains_exports_and_measures(ours):
     maps = list((ours.folder / "tasks/trt-inference/disparity/disparity_png16").rglob("*.png"))
     lists = (ours.folder / "tasks/convert/annotations/val.txt").read_text().splitlines()
     assert len(maps) == len(lists) > 0
-    again = LocalRun(load_pipeline(DEMO), TINY, ours.folder)
+    again = LocalRun(load_pipeline(DEMO), SMALL, ours.folder)
     assert again.execute() == 0
     assert {task.state for task in again.tasks.values()} == {"reused"}
 
@@ -97,7 +107,7 @@ def test_the_demo_trains_exports_and_measures(ours):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_gives_the_same_by_kfp(kfp_root, ours):
-    components.load_component_from_file(str(DEMO))(**TINY)
+    components.load_component_from_file(str(DEMO))(**SMALL)
     for task in ("evaluate", "evaluate-2", "trt-evaluate"):
         theirs = json.loads(artifact(kfp_root, task, "metrics").read_text())
         for name in ("epe", "d1", "rmse"):
@@ -111,7 +121,7 @@ def test_the_demo_gives_the_same_by_kfp(kfp_root, ours):
 @pytest.mark.timeout(900)
 def test_the_demo_gives_the_same_as_an_argo_workflow(ours, tmp_path):
     repository = Repository.of("s3://artifacts/stereo", "http://minio:9000", "minio-keys")
-    theirs = Simulator(manifests(load_pipeline(DEMO), TINY, repository), tmp_path, {})
+    theirs = Simulator(manifests(load_pipeline(DEMO), SMALL, repository), tmp_path, {})
     theirs.run()
     for task, run in ours.tasks.items():
         said = json.loads(theirs.outputs[task]["executor-output"])["artifacts"]
