@@ -1,11 +1,11 @@
-"""demo: the starter network on scenes of a style new to it: unchanged, fine-tuned and as an engine, in minutes."""
+"""demo: the starter network on rooms and roads, then unchanged, fine-tuned and as an engine on a style new to it."""
 
 import stereo_components as steps
 from kfp import dsl
 
 from ..steps import annotated, policy, train_to_engine_steps
 
-CONVERT = {  # folder names of synthesize
+SYNTHETIC = {  # folder names of synthesize
     "image_dir_pattern": ["left/rgb"],
     "right_dir_pattern": ["right/rgb"],
     "depth_dir_pattern": ["left/disparity"],
@@ -13,8 +13,8 @@ CONVERT = {  # folder names of synthesize
     "image_extension": ".png",
     "depth_extension": ".png",
     "nocc_extension": ".png",
-    "split_ratio": 0.75,
 }
+CONVERT = {**SYNTHETIC, "split_ratio": 0.75}
 MAX_DISPARITY = {"max_disparity": 96}
 LOADER = {"batch_size": 2, "workers": 1}
 TRAIN = {
@@ -35,8 +35,8 @@ INFERENCE = {"dataset": {**MAX_DISPARITY, "infer_dataset": LOADER}}
 EXPORT = {"export": {"input_height": 192, "input_width": 320, "batch_size": 1, "on_cpu": True}}
 
 DESCRIPTION = (
-    "The starter network on synthetic scenes of a style new to it: unchanged, fine-tuned and as an engine, in minutes "
-    "on two CPU cores."
+    "The starter network on synthetic rooms, then unchanged, fine-tuned and as an engine on scenes of a style new to "
+    "it, in minutes on two CPU cores."
 )
 
 
@@ -46,7 +46,7 @@ def demo(
     height: int = 192,
     width: int = 320,
     max_disparity: int = 64,
-    style: str = "planes",
+    rich_scenes: int = 4,
     dataset_name: str = "FSD",
     num_epochs: int = 2,
     backend: str = "onnxruntime",
@@ -61,12 +61,11 @@ def demo(
     """Run all steps on synthetic images, with the starter network. Needs no download.
 
     Args:
-        num_scenes: Number of synthetic stereo pairs.
+        num_scenes: Synthetic stereo pairs of a style new to the starter.
         height: Image height in px.
         width: Image width in px.
         max_disparity: Largest disparity in px.
-        style: planes: scenes of few shapes, new to the starter, like a team's own data; rich: rooms, roads and walls
-            like those it was trained on, which a dozen scenes more teach it nothing.
+        rich_scenes: Synthetic pairs of 640 x 384 px in the starter's own style: rooms, roads and walls.
         dataset_name: How the synthetic disparities are coded.
         num_epochs: Epochs to fine-tune.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
@@ -78,8 +77,11 @@ def demo(
         export_spec: Spec of export; the input size is that of the images.
         engine_spec: Spec of gen_trt_engine.
     """
+    rich = steps.synthesize(num_scenes=rich_scenes, height=384, width=640, max_disparity=96, seed=11, style="rich")
+    rich_data = annotated(policy(rich, light=True).outputs["images"], SYNTHETIC, dataset_name=dataset_name)
+    policy(steps.evaluate(**rich_data, spec=zero_shot_spec)).set_display_name("zero-shot, rich")
     scenes = steps.synthesize(
-        num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234, style=style
+        num_scenes=num_scenes, height=height, width=width, max_disparity=max_disparity, seed=1234, style="planes"
     )
     images = policy(scenes, light=True)
     data = annotated(images.outputs["images"], convert_spec, dataset_name=dataset_name)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 7_500_000  # for the pairs of a page; INTERFACES allows 8 MB per page
 MOST_ROWS = 500  # rows of the table of images
-OPEN_VIEWS = 3  # pictures of pairs that a page opens with; the other pairs are folded
+OPEN_VIEWS = 4  # pictures of pairs that a page opens with; the other pairs are folded
 _COLOURS = (
     "#0072b2",
     "#d55e00",

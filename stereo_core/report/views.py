@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from stereo_core.files import atomic_path
@@ -23,7 +24,7 @@ class View:
     """One pair, ready for a page.
 
     Attributes:
-        name: of the pair, equal in every run; `path` is its left image.
+        name: of the pair, equal in every run of its data; `path` is its left image.
         left, values, truth: base64 of a JPEG, and of PNGs with disparity * STEPS in red and green, 0 where unknown;
             truth is None without ground truth.
         width, height: px of these pictures.
@@ -93,17 +94,23 @@ def read_views(path: Path) -> list[View]:
 
 
 def side_by_side(runs: Mapping[str, Sequence[View]]) -> list[Group]:
-    """One group per pair, the worst first: pairs that all runs with views have; if there are none, those of any run.
+    """One group per pair. Of runs with pairs in common only those pairs, and of each such set of runs the worst first:
+    the worst pair of every set, then the second worst of every set.
 
-    A run without ground truth (inference) is left out if another run has the pair with ground truth.
+    Pairs are the same if name and left image are: data sets number their images alike. A run without ground truth
+    (inference) is left out if another run has the pair with ground truth.
     """
-    groups: dict[str, dict[str, View]] = {}
+    pairs: dict[tuple[str, str], dict[str, View]] = {}
     for run, views in runs.items():
         for view in views:
-            groups.setdefault(view.name, {})[run] = view
-    found = [Group(name, _with_truth(views)) for name, views in groups.items()]
-    most = max((len(group.views) for group in found), default=0)
-    return sorted((group for group in found if len(group.views) == most), key=lambda group: -group.worst)
+            pairs.setdefault((view.name, view.left), {})[run] = view
+    sets: dict[frozenset[str], list[Group]] = {}
+    for (name, _), found in pairs.items():
+        group = Group(name, _with_truth(found))
+        sets.setdefault(frozenset(group.views), []).append(group)
+    largest = [groups for names, groups in sets.items() if not any(names < others for others in sets)]
+    ordered = (sorted(groups, key=lambda group: -group.worst) for groups in largest)
+    return [group for rank in zip_longest(*ordered) for group in rank if group]
 
 
 def _with_truth(views: dict[str, View]) -> dict[str, View]:

@@ -9,14 +9,10 @@ from small_ir import container, pipeline
 from stereo_core.orchestration.argo import manifests
 from stereo_core.orchestration.argo.check import problems
 
-TRAIN = 3  # the fourth step of demo
+TRAIN = 3  # the fourth kind of step in demo
 
 
-def _task(documents, index=TRAIN):
-    return spec_of(documents)["templates"][0]["dag"]["tasks"][index]
-
-
-def _named(documents, name):
+def _task(documents, name="train"):
     return next(task for task in spec_of(documents)["templates"][0]["dag"]["tasks"] if task["name"] == name)
 
 
@@ -62,11 +58,11 @@ MUTATIONS = {
         lambda d: _set(_task(d), "depends", "convert.Done"),
         "depends on convert.Done, but there is no such state",
     ),
-    "cycle": (lambda d: _set(_task(d, 1), "depends", "train.Succeeded"), "tasks wait for each other"),
+    "cycle": (lambda d: _set(_task(d, "convert-2"), "depends", "train.Succeeded"), "tasks wait for each other"),
     "two tasks": (lambda d: _set(_task(d), "name", "convert"), "two of task convert"),
     "not upstream": (
         lambda d: _set(_task(d), "depends", "synthesize.Succeeded"),
-        "{{tasks.convert.outputs.artifacts.annotations}} refers to nothing",
+        "{{tasks.convert-2.outputs.artifacts.annotations}} refers to nothing",
     ),
     "unknown parameter": (lambda d: _set(_wire(d, "spec"), "name", "x"), "parameters: its template has no input x"),
     "missing parameter": (
@@ -87,14 +83,14 @@ MUTATIONS = {
     ),
     "output artifact": (
         lambda d: _step(d, 1)["outputs"]["artifacts"].pop(0),
-        "{{tasks.convert.outputs.artifacts.annotations}} refers to nothing",
+        "{{tasks.convert-2.outputs.artifacts.annotations}} refers to nothing",
     ),
     "unknown artifact": (
         lambda d: _set(_task(d)["arguments"]["artifacts"][0], "name", "x"),
         "artifacts: its template has no input x",
     ),
     "missing artifact": (
-        lambda d: _named(d, "evaluate")["arguments"]["artifacts"].pop(0),
+        lambda d: _task(d, "evaluate")["arguments"]["artifacts"].pop(0),
         "artifacts: annotations has no value",
     ),
     "no end": (lambda d: _set(_wire(d, "spec"), "value", "{{workflow.name"), "a reference has no closing braces"),
@@ -121,12 +117,15 @@ MUTATIONS = {
         "Workflow demo-: {{workflow.parameters.x}} refers to nothing",
     ),
     "depends without an operator": (
-        lambda d: _set(_task(d, 4), "depends", "train.Succeeded convert.Succeeded"),
+        lambda d: _set(_task(d, "evaluate-3"), "depends", "train.Succeeded convert.Succeeded"),
         "its depends has a syntax error: train.Succeeded convert.Succeeded",
     ),
-    "depends with one bar": (lambda d: _set(_task(d, 4), "depends", "train | convert"), "depends has a syntax error"),
+    "depends with one bar": (
+        lambda d: _set(_task(d, "evaluate-3"), "depends", "train | convert"),
+        "depends has a syntax error",
+    ),
     "depends with a bracket": (
-        lambda d: _set(_task(d, 4), "depends", "(train && convert"),
+        lambda d: _set(_task(d, "evaluate-3"), "depends", "(train && convert"),
         "depends has a syntax error",
     ),
     "no value": (lambda d: _wire(d, "spec").pop("value"), "parameters: spec gets no value"),

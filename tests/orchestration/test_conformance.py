@@ -33,6 +33,7 @@ DEMO = next(compiled_path(folder) for folder in pipeline_folders() if folder.nam
 LOADER = {"batch_size": 2, "workers": 0}
 TRAINING = {"train_dataset": LOADER | {"augmentation": {"crop_size": [64, 96]}}, "val_dataset": LOADER}
 SMALL = {  # a quarter of the demo's images, half of its iterations
+    "rich_scenes": 1,
     "num_scenes": 4,
     "height": 96,
     "width": 160,
@@ -93,11 +94,11 @@ def test_the_demo_trains_exports_and_measures(ours):
             assert made.metadata["kind"] == port and made.bytes > 0
     train = ours.tasks["train"].artifacts["metrics"].metadata
     assert train["initial_epe"] > 0 and train["epe"] > 0
-    checkpoint, engine = (ours.tasks[name].artifacts["metrics"].metadata for name in ("evaluate-2", "trt-evaluate"))
+    checkpoint, engine = (ours.tasks[name].artifacts["metrics"].metadata for name in ("evaluate-3", "trt-evaluate"))
     assert abs(checkpoint["epe"] - engine["epe"]) < 0.01
     assert ours.tasks["gen-trt-engine"].artifacts["engine"].metadata["format"] == "ort"
     maps = list((ours.folder / "tasks/trt-inference/disparity/disparity_png16").rglob("*.png"))
-    lists = (ours.folder / "tasks/convert/annotations/val.txt").read_text().splitlines()
+    lists = (ours.folder / "tasks/convert-2/annotations/val.txt").read_text().splitlines()
     assert len(maps) == len(lists) > 0
     again = LocalRun(load_pipeline(DEMO), SMALL, ours.folder)
     assert again.execute() == 0
@@ -108,7 +109,7 @@ def test_the_demo_trains_exports_and_measures(ours):
 @pytest.mark.timeout(900)
 def test_the_demo_gives_the_same_by_kfp(kfp_root, ours):
     components.load_component_from_file(str(DEMO))(**SMALL)
-    for task in ("evaluate", "evaluate-2", "trt-evaluate"):
+    for task in ("evaluate", "evaluate-3", "trt-evaluate"):
         theirs = json.loads(artifact(kfp_root, task, "metrics").read_text())
         for name in ("epe", "d1", "rmse"):
             assert theirs[name] == pytest.approx(ours.tasks[task].artifacts["metrics"].metadata[name], abs=1e-4)

@@ -121,7 +121,7 @@ def test_a_profile_and_a_pull_secret_of_ones_own(tmp_path):
     assert done.returncode == 0, done.stderr
     tasks = load_pipeline(path).tasks
     on_gpus = {name for name, task in tasks.items() if task.component.executor.accelerators}
-    assert on_gpus == set(tasks) - {"synthesize", "convert"}
+    assert on_gpus == set(tasks) - {"synthesize", "synthesize-2", "convert", "convert-2"}
     assert {secret for task in tasks.values() for secret in pull_secrets(task)} == {"registry"}
     wrong = run("nodes:A11")
     assert wrong.returncode and "profile nodes:A11: module 'nodes' has no attribute 'A11'" in wrong.stderr

@@ -82,6 +82,10 @@ def test_pairs_of_several_runs_stand_side_by_side(disparity, tmp_path):
     groups = side_by_side(runs)
     assert [(group.name, list(group.views)) for group in groups] == [("q", ["a", "b"]), ("p", ["a", "b"])]
     assert fitting(groups, groups[0].bytes) == groups[:1] == fitting(groups, 1)
+    runs["other data"] = [replace(bad, name=name, left="of another scene") for name in ("p", "r")]
+    found = [(group.name, list(group.views)) for group in side_by_side(runs)]
+    others = ["other data"]
+    assert found == [("q", ["a", "b"]), ("p", others), ("p", ["a", "b"]), ("r", others)], "p of either is another pair"
     write_views(tmp_path / "views.json", runs["b"])
     assert read_views(tmp_path / "views.json") == runs["b"]
     (tmp_path / "views.json").write_text('[{"name": "of an older release"}]')
