@@ -14,7 +14,9 @@ from stereo_core.storage import SCHEMES, is_uri
 
 def _place(uri: str) -> str:
     if "://" in uri and not is_uri(uri):
-        raise ValueError(f"{uri}: scheme not supported; use a folder, {', '.join(SCHEMES)}")
+        raise ValueError(
+            f"{uri}: this kind of URI is not supported; use a folder, or a URI that begins with {', '.join(SCHEMES)}"
+        )
     return uri
 
 
