@@ -82,7 +82,7 @@ class AutoML(Section):
         SEARCHED, "Keys to search, as dotted paths"
     )
     custom_param_ranges: Annotated[dict[str, ParamRange], null_is({})] = key(
-        {}, "Values to try: dotted path of a searched key -> valid_min and valid_max, or valid_options"
+        {}, "Values to try for searched keys: dotted path -> valid_min and valid_max, or valid_options"
     )
     automl_delete_intermediate_ckpt: bool = key(False, "Remove all checkpoints except those of the best trial")
     seed: Int = key(1234, "Random seed of the search (not in TAO)", ge=0)

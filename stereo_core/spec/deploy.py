@@ -82,7 +82,13 @@ class GenTrtEngine(Section):
         "null too)",
     )
     min_width: Positive | None = key(
-        None, "Smallest width in px, for an ONNX file with dynamic width; null: like min_height, with opt_width"
+        None,
+        "Smallest width in px, for an ONNX file with dynamic width; null: opt_width, or 32 if opt_width and "
+        "max_width are null too",
     )
     opt_width: Positive | None = key(None, "Width in px to optimise for; null: that of the ONNX file's export")
-    max_width: Positive | None = key(None, "Largest width in px; null: like max_height, with opt_width")
+    max_width: Positive | None = key(
+        None,
+        "Largest width in px; null: opt_width (openvino and onnxruntime: twice that if min_width and opt_width are "
+        "null too)",
+    )

@@ -47,7 +47,7 @@ class FoundationStereoModel(Section):
         "auto", "Whose code the layers follow, NVlabs' or TAO's; auto: as the checkpoint (not in TAO)"
     )
     disparity_attention: Literal["auto", "disparity", "heads", "tao"] = key(
-        "auto", "Attention along the disparity axis; auto: that of the variant (not in TAO)"
+        "auto", "How attention along the disparity axis is computed; auto: as the variant does (not in TAO)"
     )
     encoder: Literal["vits", "vitb", "vitl", "vitg", "vitt"] = key("vitl", "Size of the ViT; vitt: only with a preset")
     stereo_backbone: StereoBackbone = section(StereoBackbone, "Pretrained backbones")
