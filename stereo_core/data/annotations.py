@@ -83,14 +83,17 @@ def _parse(line: str, root: str, file: str, number: int) -> Sample:
         raise DataError(f"{file}: {LFS_POINTER}")
     fields = split_line(line)
     if fields is None:
-        raise DataError(f"{file}:{number}: unbalanced quotes; double each quote inside a quoted path")
+        raise DataError(
+            f"{file}:{number}: a quote is not closed, or stands inside a path; quote the whole path and double each "
+            "quote in it"
+        )
     if not 2 <= len(fields) <= len(COLUMNS):
         raise DataError(
             f"{file}:{number}: the line has {len(fields)} columns; expected 'left right [disparity [mask]]'"
             " (put paths that contain blanks in double quotes)"
         )
     if "\0" in line:
-        raise DataError(f"{file}:{number}: contains a zero byte, so this is not an annotation list")
+        raise DataError(f"{file}:{number}: contains a zero byte, so this is not an annotation list; correct data_file")
     paths = [field if storage.is_uri(field) else os.path.join(root, field) for field in fields]
     left, right, *rest = paths
     disparity, mask, *_ = (*rest, None, None)

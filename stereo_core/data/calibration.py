@@ -175,7 +175,10 @@ def calibration_beside(image: str) -> Calibration:
     """
     found = files_beside(image)
     if not found:
-        raise DataError(f"{image}: inference.calibration=auto found no {' or '.join(NAMES)} in the image's folder")
+        raise DataError(
+            f"{image}: inference.calibration is auto, but the image's folder has no {' or '.join(NAMES)}; put one "
+            "there, or name a file in inference.calibration"
+        )
     return read_calibration(found[0])
 
 
@@ -235,12 +238,13 @@ def _check_right(path: str | Path, left: tuple[float, float], right: tuple[float
     (focal, cx), (right_focal, right_cx, *_) = left, right
     if abs(right_focal - focal) > 0.01 * abs(focal):
         raise DataError(
-            f"{path}: fx is {focal:g} px in cam0 and {right_focal:g} px in cam1, so the pair is not rectified"
+            f"{path}: fx is {focal:g} px in cam0 and {right_focal:g} px in cam1, so the pair is not rectified; "
+            "give the calibration of the rectified pair"
         )
     if abs(right_cx - cx - doffs) > 1:
         raise DataError(
             f"{path}: doffs is {doffs:g} px, but cx of cam1 minus cx of cam0 is {right_cx - cx:g} px; they must be "
-            "equal"
+            "equal: correct doffs, or remove the line"
         )
 
 
@@ -282,5 +286,5 @@ def _number(where: str | Path, name: str, text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{where}: {name} is '{text}'; write a number with a decimal point")
+        raise DataError(f"{where}: {name} is '{text}', not a finite number; write one such as 0.12")
     return number

@@ -81,7 +81,7 @@ def _finish(path: str | Path, stored: np.ndarray, scale: float) -> tuple[np.ndar
     if stored.ndim == 3 and 1 in (stored.shape[0], stored.shape[2]):
         stored = stored.squeeze(2 if stored.shape[2] == 1 else 0)
     if stored.ndim != 2 or stored.size == 0:
-        raise DataError(f"{path}: the array has shape {stored.shape}; expected a disparity map (H, W)")
+        raise DataError(f"{path}: the array has shape {stored.shape}; save the disparity map as (H, W)")
     if np.isnan(stored).all():
         raise DataError(f"{path}: the disparity is NaN everywhere; check how the file was written")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -155,7 +155,7 @@ def _read_pfm(path: str | Path, data: bytes, format: str, scale: float | None) -
         raise DataError(f"{path}: not a PFM file: the header must be 'Pf', width and height, scale")
     kind, width, height, order = header.groups()
     if kind == b"PF":
-        raise DataError(f"{path}: this is a colour PFM ('PF'); expected one channel ('Pf')")
+        raise DataError(f"{path}: this is a colour PFM ('PF'); save the disparity as one channel ('Pf')")
     body, size = data[header.end() :], 4 * int(width) * int(height)
     if len(body) < size:
         raise DataError(
@@ -188,14 +188,18 @@ def _read_png(path: str | Path, data: bytes, format: str, scale: float | None) -
     layout, wanted = _png_layout(path, data), _LAYOUTS[format]
     if layout != wanted and not (format == "png_u8" and layout in ((8, "rgb"), (8, "palette"))):
         raise DataError(
-            f"{path}: this is a {_describe(layout)}, but disparity_format {format} is a {_describe(wanted)}"
+            f"{path}: this is a {_describe(layout)}, but disparity_format {format} is a {_describe(wanted)}; "
+            "correct data_sources[*].disparity_format"
         )
     if format == "png_u8" and scale is None:
         raise DataError(f"{path}: an 8-bit grey PNG does not store its scale: set data_sources[*].disparity_scale")
     stored = decode(path, data)
     if format != "png_rgb":
         if (stored != stored[..., :1]).any():
-            raise DataError(f"{path}: this PNG is coloured, but disparity_format {format} is grey")
+            raise DataError(
+                f"{path}: this PNG is coloured, but disparity_format {format} is grey; name "
+                "a disparity map, or set data_sources[*].disparity_format to png_rgb"
+            )
         return stored[..., 0]
     return stored.astype(np.float64) @ (255.0 * 255.0, 255.0, 1.0)
 
@@ -207,7 +211,7 @@ def _read_tiff(path: str | Path, data: bytes, format: str, scale: float | None) 
 def _read_numpy(path: str | Path, data: bytes, format: str, scale: float | None) -> np.ndarray:
     stored = _loaded(path, data)
     if stored.dtype.kind not in "fiu":
-        raise DataError(f"{path}: the array holds {stored.dtype}; expected numbers")
+        raise DataError(f"{path}: the array holds {stored.dtype}; save the disparity as numbers")
     return _scaled(path, stored, scale)
 
 
@@ -220,7 +224,9 @@ def _loaded(path: str | Path, data: bytes) -> np.ndarray:
         stored = loaded[names[0]] if len(names) == 1 else None
     except Exception as error:  # parsers of Python, zip and deflate raise many kinds; no list exists
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: not a NumPy file, truncated, or with pickled objects: {reason}") from error
+        raise DataError(
+            f"{path}: not a NumPy file, truncated, or with pickled objects ({reason}); save it again without objects"
+        ) from error
     if not isinstance(stored, np.ndarray):
         raise DataError(f"{path}: contains the arrays {', '.join(loaded.files)}; name the disparity map 'disparity'")
     return stored

@@ -114,7 +114,10 @@ class StereoDataset(Dataset[Any]):
                 return other, self._read(other, epoch), str(first)
             except DataError:
                 continue
-        raise DataError(f"{first}; {REPLACEMENTS} other pairs, drawn at random, cannot be used either") from first
+        raise DataError(
+            f"{first}; {REPLACEMENTS} other pairs, drawn at random, cannot be used either; check the "
+            "paths and files of the data source"
+        ) from first
 
     def _read(self, index: int, epoch: int) -> Pair:
         sample, source = self.samples[index], self.sources[index]
@@ -157,7 +160,7 @@ def _same_size(left_path: str, left: np.ndarray, path: str, array: np.ndarray) -
     if array.shape[:2] != left.shape[:2]:
         raise DataError(
             f"{path} is {size_text(array.shape[:2])} px, but the left image {left_path} is "
-            f"{size_text(left.shape[:2])} px; the line combines files that do not belong together"
+            f"{size_text(left.shape[:2])} px; correct the line, which combines files of different pairs"
         )
 
 

@@ -128,7 +128,7 @@ def decode_view(path: str | Path) -> np.ndarray:
     """
     image = decode(path)
     if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: the image holds {image.dtype} values; expected 8 or 16 bits per channel")
+        raise DataError(f"{path}: the image holds {image.dtype} values; save it with 8 or 16 bits per channel")
     return image
 
 
@@ -147,7 +147,7 @@ def decode(path: str | Path, data: bytes | None = None) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         several = image is not None and _is_one_of_several(image, data)
     except cv2.error as error:
-        raise DataError(f"{path}: damaged image: {error.err}") from error
+        raise DataError(f"{path}: the image is damaged ({error.err}); copy it again") from error
     if image is None:
         raise DataError(f"{path}: the image is truncated or damaged; copy it again")
     if several:

@@ -101,7 +101,8 @@ class StereoLoaders:
         section, dataset = self._section(split), self.datasets[split]
         workers = min(section.workers, usable_cores(), len(dataset))
         if workers < section.workers:
-            logger.info("dataset.%s_dataset.workers: using %d of %d", split, workers, section.workers)
+            why = "there are no more CPU cores or pairs"
+            logger.info("dataset.%s_dataset.workers: using %d instead of %d; %s", split, workers, section.workers, why)
         return StereoLoader(
             dataset,
             batch_size=section.batch_size,

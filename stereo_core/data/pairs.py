@@ -53,7 +53,7 @@ def checked_tensors(left: Any, right: Any) -> tuple[Any, Any]:
         ValueError: a shape or type is unsupported, or left and right differ in size.
     """
     if not is_torch(right):
-        raise ValueError(f"left is a torch tensor and right is {type(right).__name__}; both must be of the same kind")
+        raise ValueError(f"left is a torch tensor and right is {type(right).__name__}; pass both as the same type")
     shape = tuple(left.shape)
     if left.ndim != 4 or shape != tuple(right.shape) or shape[1] not in (1, 3) or not len(left):
         shapes = f"{shape} and {tuple(right.shape)}"

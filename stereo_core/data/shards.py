@@ -62,7 +62,7 @@ def read(shard: str, name: str) -> bytes:
         StorageError: as storage.fetch.
     """
     if name not in listed(shard):
-        raise DataError(f"{shard}/{name}: the shard contains no such file")
+        raise DataError(f"{shard}/{name}: the shard contains no such file; correct the path, or pack the shards again")
     offset, size, crc = _index(shard)[name]
     data = _bytes_of(shard, offset, size)
     if len(data) < size:
@@ -139,7 +139,7 @@ def _shards(home: str) -> list[str]:
     if len(totals) > 1:
         first, second = sorted(totals)[:2]
         raise DataError(
-            f"{home}: contains shards of two packings, of {first} and of {second}; remove the files "
+            f"{home}: contains shards of two packings, one of {first} shards and one of {second}; remove the files "
             f"shard-*-of-{first:05d}* or shard-*-of-{second:05d}*"
         )
     missing = set(range(max(totals, default=0))) - {int(number) for number, _ in found}
@@ -233,7 +233,9 @@ def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
     filled = 0
     for name in sorted(sizes):
         if "\n" in name or "\r" in name:
-            raise DataError(f"{name!r}: an index cannot hold a file name with a line break; rename the file")
+            raise DataError(
+                f"{name!r}: the index of a shard cannot hold a file name with a line break; rename the file"
+            )
         if names and filled + sizes[name] > limit:
             yield names
             names, filled = [], 0

@@ -257,7 +257,7 @@ def _verified(
     opened = None if why else backend.load(engine, info, device)
     if opened is None or not settings.verify:
         return None, "gen_trt_engine.verify is false"
-    LOG.info("comparing the engine with %s on %s", onnx, opened.runtime)
+    LOG.info("comparing the engine's disparity on %s with that of %s", opened.runtime, onnx)
     batch = max(info["min_batch"], min(2, info["max_batch"]))  # two images if possible, to detect that they mix
     left_B3HW, right_B3HW = synthetic_pair(info["input_height"], info["input_width"], batch)
     disparity_BHW = opened.run(left_B3HW, right_B3HW)

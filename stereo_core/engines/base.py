@@ -220,7 +220,7 @@ class Engine(abc.ABC):
         steps = f"scaled to {size_text(place.scaled)}" if place.scaled != place.image else ""
         steps += " and " if steps and place.scaled != place.frame else ""
         steps += f"padded to {size_text(place.frame)}" if place.scaled != place.frame else ""
-        LOG.info("images of %s are %s for the engine", size_text(place.image), steps)
+        LOG.info("images of %s px are %s px for the engine", size_text(place.image), steps)
 
 
 def latency_of(calls_ms: list[float], images: int, largest_batch: int) -> dict[str, Any]:

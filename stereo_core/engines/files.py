@@ -119,7 +119,7 @@ def read_engine(path: str | Path) -> dict[str, Any]:
     wrong += [key for key in _TEXTS if not (info[key] is None or isinstance(info[key], str))]
     if wrong:
         raise ModelError(
-            f"{sidecar_path(path)}: the side-car has an impossible {', '.join(wrong)}; build the engine again"
+            f"{sidecar_path(path)}: the side-car has impossible values of {', '.join(wrong)}; build the engine again"
         )
     if sha256_of(path) != info["sha256"]:
         raise ModelError(
@@ -277,12 +277,17 @@ def _graph_shape(graph: onnx.GraphProto, path: str | Path) -> tuple[int | None, 
         )
     for name, dims in inputs.items():
         if len(dims) != 4 or dims[1] not in (3, None) or dims != inputs[LEFT]:
-            raise ModelError(f"{path}: input {name} is {_text(dims)}; expected B x 3 x H x W, equal for both images")
+            raise ModelError(
+                f"{path}: input {name} is {_text(dims)}; expected B x 3 x H x W, equal for both images; {_EXPORT}"
+            )
     if any(value.type.tensor_type.elem_type != 1 for value in graph.input if value.name in inputs):
-        raise ModelError(f"{path}: the inputs are not float32")
+        raise ModelError(f"{path}: the inputs are not float32; {_EXPORT}")
     batch, _, height, width = inputs[LEFT]
     if (height or 32) % 32 or (width or 32) % 32:
-        raise ModelError(f"{path}: width and height are {_text((width, height))}; they must be multiples of 32")
+        raise ModelError(
+            f"{path}: width and height are {_text((width, height))}; they must be multiples of 32; export it with such "
+            "a size"
+        )
     made, layouts = _dims(graph.output[0]), ((batch, 1, height, width), (batch, height, width))
     if made and not any(_fits(made, layout) for layout in layouts):
         expected = _text((batch or "B", 1, height or "H", width or "W"))

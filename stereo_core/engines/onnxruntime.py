@@ -221,11 +221,16 @@ def open_session(
     session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=_WRONG)
     if requested and requested != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise UserError(
-            f"device {requested}: ONNX Runtime {ort.__version__} could not start its CUDA provider; use cpu"
+            f"device {requested}: ONNX Runtime {ort.__version__} could not start its CUDA provider; check CUDA and "
+            "cuDNN, or use cpu"
         )
     provider = session.get_providers()[0]
     if requested is None and provider != "CUDAExecutionProvider" and len(providers) > 1:
-        LOG.warning("ONNX Runtime %s could not start its CUDA provider, so %s runs on the CPU", ort.__version__, path)
+        LOG.warning(
+            "ONNX Runtime %s could not start its CUDA provider, so %s runs on the CPU; check CUDA and cuDNN",
+            ort.__version__,
+            path,
+        )
     session.disable_fallback()
     return session
 

@@ -102,7 +102,9 @@ def _compiled(path: Path, info: dict[str, Any], name: Path) -> Any:
         model.reshape({LEFT: _shape(info), RIGHT: _shape(info)})
         return _core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise ModelError(f"{name}: OpenVINO cannot compile the file: {error}") from error
+        raise ModelError(
+            f"{name}: OpenVINO cannot compile the file; use another gen_trt_engine.backend: {error}"
+        ) from error
 
 
 @functools.cache

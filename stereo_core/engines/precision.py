@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stereo_core.errors import ModelError, SpecError
 
 FLOAT = TensorProto.FLOAT
+_KEY = "gen_trt_engine.tensorrt.data_type"
 TYPES = {"fp32": FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY: dict[int, Any] = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 
@@ -106,7 +107,7 @@ class _Lowering:
     def run(self) -> onnx.ModelProto:
         for node in self.model.graph.node:
             if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-                raise ModelError(f"node {node.name} ({node.op_type}) contains a subgraph; build fp32 instead")
+                raise ModelError(f"{_KEY}: node {node.name} ({node.op_type}) contains a subgraph; set fp32")
             self._take(node)
         self._refuse_unused_pins()
         for output in self.model.graph.output:
@@ -261,13 +262,13 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the types of the ONNX graph are inconsistent: {error}") from None
+        raise ModelError(f"the ONNX graph has inconsistent types; export it again: {error}") from None
     known = {x.name: x.type.tensor_type.elem_type for x in (*graph.input, *graph.output, *graph.value_info)}
     known |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
         unknown = [name for name in node.output if name and not known.get(name)]
         if unknown:
-            raise ModelError(f"node {node.name} ({node.op_type}): the type of its output is unknown; build fp32")
+            raise ModelError(f"{_KEY}: the output type of node {node.name} ({node.op_type}) is unknown; set fp32")
     return known
 
 

@@ -21,12 +21,12 @@ def load_depth_anything(model: nn.Module, path: str | Path) -> None:
     """
     file = read_weights(path)
     if network_of(file) != "DepthAnythingV2":
-        raise ModelError(f"{path}: not a Depth Anything V2 file; expected keys pretrained.* and depth_head.*")
+        raise ModelError(f"{path}: no Depth Anything V2 file (it has no keys pretrained.* and depth_head.*); give one")
     fits = encoder_of(file.state[POSITIONS].shape[-1], path)
     if fits != model.config.encoder:
         given = model.config.encoder
         widths = f"width {VIT[fits].dim}; {given} has {VIT[given].dim}"
-        raise ModelError(f"{path}: the file holds encoder {fits} ({widths}); set model.encoder={fits}")
+        raise ModelError(f"{path}: the file holds the weights of encoder {fits} ({widths}); set model.encoder={fits}")
     load_state(
         model.feature.dino.depth_anything, file.state, path, "the file is incomplete or belongs to another network"
     )

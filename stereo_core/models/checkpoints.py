@@ -129,7 +129,9 @@ def convert_checkpoint(source: str | Path, target: str | Path, to: str) -> None:
     """
     source = weights_file(source)
     if Path(target).exists() and Path(target).samefile(source):
-        raise ModelError(f"{target}: this is the source too, whose training state would be lost; choose another target")
+        raise ModelError(
+            f"{target}: the target is the source, whose training state would be lost; choose another target"
+        )
     checkpoint = read_checkpoint(source)
     if read_quantization(checkpoint.file.extra, source):
         raise ModelError(f"{source}: a quantised checkpoint cannot be converted; convert the one it was made from")
@@ -227,7 +229,10 @@ def network_of(file: WeightFile) -> str:
         return "DepthAnythingV2"
     if any(key.startswith(("stem.0.", "downsample_layers.0.")) for key in state):
         return "EdgeNeXt"
-    raise ModelError(f"{file.path}: not a FoundationStereo checkpoint; its first keys are {first_names(state)}")
+    raise ModelError(
+        f"{file.path}: not a checkpoint of FoundationStereo or FastFoundationStereo; its first weights are "
+        f"{first_names(state)}"
+    )
 
 
 def _fixed_by_weights(state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
@@ -295,7 +300,7 @@ def _cfg_yaml(path: Path) -> dict[str, Any]:
     except (SpecError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: the checkpoint's settings cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: the checkpoint's settings are not a mapping")
+        raise ModelError(f"{path}: the checkpoint's settings are not `key: value` lines; correct the file")
     return config
 
 

@@ -152,7 +152,7 @@ def _kind(path: Path) -> str:
         raise ModelError(
             f"{path}: this is an ONNX file, not a checkpoint; name the checkpoint that it was exported from"
         )
-    raise ModelError(f"{path}: not a checkpoint (neither a PyTorch nor a safetensors file)")
+    raise ModelError(f"{path}: not a checkpoint (neither a PyTorch nor a safetensors file); name one")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -206,7 +206,9 @@ def read_torch(path: Path, map_location: object = "cpu", mmap: bool = False) -> 
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: the file is truncated or damaged ({reason}); copy it again") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: the file contains a {type(content).__name__}, not a dict of weights")
+        raise ModelError(
+            f"{path}: the file contains a {type(content).__name__}, not a dict of weights; name a checkpoint"
+        )
     return content
 
 
@@ -236,11 +238,13 @@ def _open_envelope(path: Path, content: dict[str, Any]) -> tuple[str, dict[str, 
     if layout == "lightning":  # a Lightning module may also contain its loss, averaged weights ...
         state = {name: value for name, value in state.items() if name.startswith("model.")} or state
     if averages := extra.pop(AVERAGES, None):
-        LOG.info("%s: using the averaged weights (train.ema_decay)", path)
+        LOG.info("%s: using the weights averaged in training (train.ema_decay)", path)
         state = state | averages
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not state:
-        raise ModelError(f"{path}: the file contains no weights; its top-level keys are {first_names(content)}")
+        raise ModelError(
+            f"{path}: the file contains no weights, only the keys {first_names(content)}; name a checkpoint"
+        )
     return layout, state, extra
 
 

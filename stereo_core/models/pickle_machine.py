@@ -98,7 +98,9 @@ class Archive:
     def pickle(self) -> bytes:
         size = self._sizes[f"{self._root}data.pkl"]
         if size > MAX_PICKLE:
-            raise Refused(f"its data.pkl has {size / 2**20:.1f} MiB; a stereo network's has at most {MAX_PICKLE >> 20}")
+            raise Refused(
+                f"its data.pkl has {size / 2**20:.1f} MiB; a stereo network's has at most {MAX_PICKLE >> 20} MiB"
+            )
         return self._file.read(f"{self._root}data.pkl")
 
     def numbers(self, storage: Storage) -> Tensor:
@@ -201,15 +203,15 @@ class Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if not isinstance(target := self._stack[-1], list):
-            raise Refused(f"items added to {kind_of(target)}, which is no list")
+            raise Refused(f"it adds items to {kind_of(target)}, which is no list")
         target.extend(items)
 
     def _update(self, items: list[Any]) -> None:
         if not isinstance(target := self._stack[-1], dict):
-            raise Refused(f"items added to {kind_of(target)}, which is no dict")
+            raise Refused(f"it adds items to {kind_of(target)}, which is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):  # hashing nested tuples may take very long
-                raise Refused(f"a dict with {kind_of(key)} as key")
+                raise Refused(f"it has a dict with {kind_of(key)} as key")
             target[key] = value
 
     def _call(self, name: object, arguments: object) -> object:
@@ -225,18 +227,18 @@ class Machine:
             case "__builtin__.set", (list(items),):
                 return items
         if isinstance(name, Name) and name in CALLS:
-            raise Refused(f"{name} with arguments that torch.save does not write")
-        raise Refused(f"a call of {kind_of(name)}")
+            raise Refused(f"it calls {name} with arguments that torch.save does not write")
+        raise Refused(f"it calls {kind_of(name)}")
 
     def _tensor(self, storage: Storage, *view: object) -> Tensor:
         self._tensors += 1
         if self._tensors > MAX_OBJECTS:
-            raise Refused(f"more than {MAX_OBJECTS} tensors")
+            raise Refused(f"it has more than {MAX_OBJECTS} tensors")
         numbers = self._archive.numbers(storage)
         match view:
             case int(offset), tuple(size), tuple(stride) if _fits(len(numbers), offset, size, stride):
                 return numbers.as_strided(size, stride, offset)
-        raise Refused(f"a tensor's shape does not fit its tensor data {shown(storage.key)}")
+        raise Refused(f"the shape of a tensor does not fit its tensor data {shown(storage.key)}")
 
 
 def _fits(room: int, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> bool:
@@ -265,7 +267,7 @@ def _storage(identity: object) -> Storage:
 
 def _new(name: object, arguments: object) -> Record:
     if not isinstance(name, Name) or name in NAMES:
-        raise Refused(f"an object of {kind_of(name)}")
+        raise Refused(f"it holds an object of {kind_of(name)}")
     if arguments != ():
         raise Refused(f"it holds an object of {shown(name)} with arguments, which no saved network has")
     return Record(name)
@@ -273,9 +275,9 @@ def _new(name: object, arguments: object) -> Record:
 
 def _build(target: object, state: object) -> None:
     if not isinstance(target, Record):
-        raise Refused(f"attributes for {kind_of(target)}")
+        raise Refused(f"it sets attributes of {kind_of(target)}, which has none")
     if type(state) is not dict or target.state:
-        raise Refused(f"attributes of {shown(target.kind)} that are no dict, or are set twice")
+        raise Refused(f"the attributes of {shown(target.kind)} are no dict, or are set twice")
     target.state = state
 
 

@@ -50,8 +50,8 @@ def read_module(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return _state_dict(root), _settings(root)
     except Refused as error:
         raise ModelError(
-            f"{path}: the pickled module is rejected because loading it could run code from the file: {error}. If you "
-            "trust the file, load it and save only the weights: torch.save({'state_dict': model.state_dict()}, path)"
+            f"{path}: the pickled module is damaged, or loading it could run code from the file: {error}. If you trust "
+            "the file, load it and save only the weights: torch.save({'state_dict': model.state_dict()}, path)"
         ) from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise ModelError(
@@ -85,7 +85,7 @@ def _state_dict(root: Record) -> dict[str, Tensor]:
         parts = [_part(prefix, module, name) for name in ("_parameters", "_buffers", "_modules")]
         met += 1 + sum(map(len, parts))
         if met > MAX_OBJECTS:  # a module may contain itself
-            raise Refused(f"more than {MAX_OBJECTS} modules and tensors")
+            raise Refused(f"it has more than {MAX_OBJECTS} modules and tensors")
         parameters, buffers, children = parts
         passing = _not_saved(prefix, module)
         kept = {name: value for name, value in buffers.items() if name not in passing}
@@ -110,13 +110,13 @@ def _part(prefix: str, module: Record, name: str) -> dict[str, Any]:
 def _not_saved(prefix: str, module: Record) -> list[str]:
     names = module.state.get("_non_persistent_buffers_set", [])
     if not isinstance(names, list) or len(names) > MAX_NAME or not all(isinstance(name, str) for name in names):
-        raise Refused(f"{prefix}_non_persistent_buffers_set is no set of names")
+        raise Refused(f"its {prefix}_non_persistent_buffers_set is no set of names")
     return names
 
 
 def _check_entry(prefix: str, name: str, value: object, wanted: type) -> None:
     if not name or "." in name or len(prefix) + len(name) > MAX_NAME:
-        raise Refused(f"{shown(prefix + name[:MAX_NAME])} is not a name of a module's part")
+        raise Refused(f"{shown(prefix + name[:MAX_NAME])} is not a name that PyTorch gives a part of a module")
     if value is not None and not isinstance(value, wanted):
         raise Refused(f"{shown(prefix + name)} is {kind_of(value)}, not a {'module' if wanted is Record else 'tensor'}")
 
@@ -147,4 +147,4 @@ def _unwrapped(value: object, room: Iterator[int], depth: int = 0) -> object:
             return [_unwrapped(item, room, depth + 1) for item in value]
         case dict():
             return {key: _unwrapped(item, room, depth + 1) for key, item in value.items()}
-    raise Refused(f"{kind_of(value)} among the settings")
+    raise Refused(f"its settings contain {kind_of(value)}")

@@ -42,37 +42,52 @@ Metric = Annotated[Monitor, BeforeValidator(lambda value: "val/loss" if value ==
 class ParamRange(Section):
     """The values that a search may try for one key, within the key's own range."""
 
-    valid_min: Float | None = key(None, "Lowest value")
-    valid_max: Float | None = key(None, "Highest value")
-    valid_options: Annotated[list[Float], null_is([])] = key([], "Values to choose from, instead of a range")
-    option_weights: Annotated[list[Float], null_is([])] = key([], "Weights of valid_options")
-    disable_list: bool = key(False, "Only for keys that hold lists")
+    valid_min: Float | None = key(None, "Lowest value to try; null: the key's own")
+    valid_max: Float | None = key(None, "Highest value to try; null: the key's own")
+    valid_options: Annotated[list[Float], null_is([])] = key([], "Values to try, instead of a range")
+    option_weights: Annotated[list[Float], null_is([])] = key(
+        [], "Weights of valid_options; no effect: Optuna's samplers support none"
+    )
+    disable_list: bool = key(False, "Do not search a list; no effect: no key that can be searched holds a list")
 
 
 class AutoML(Section):
-    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/automl")
-    automl_policy: Policy = key("on", "off: one training run without a search; auto: same as on")
+    results_dir: Text = key("", "Output folder; empty: <results_dir>/automl")
+    automl_policy: Policy = key("on", "on: search; off: one training run without a search; auto: same as on")
     algorithm: Algorithm = key(
         "bayesian",
-        "bayesian (b): Gaussian process; hyperband (h), asha: random values, poor trials stopped early; bohb: Hyperband"
-        " with density estimates",
+        "Search algorithm. bayesian (or b): Gaussian process; hyperband (or h) and asha: random values, poor trials "
+        "are stopped early; bohb: like hyperband, with values from density estimates (TPE)",
     )
-    metric: Metric = key("val/epe", "Metric that ranks trials, at its best validation; loss means val/loss")
-    direction: Literal["minimize", "maximize"] = key("minimize", "Only minimize: every metric is better when lower")
-    automl_max_recommendations: Int = key(20, "Number of trials, including the baseline", ge=1)
+    metric: Metric = key(
+        "val/epe", "Validation metric that ranks the trials, each by its best value; loss means val/loss"
+    )
+    direction: Literal["minimize", "maximize"] = key(
+        "minimize", "Only minimize is supported: every metric is better when lower"
+    )
+    automl_max_recommendations: Int = key(
+        20, "Number of trials, including the first, which uses the spec's own values", ge=1
+    )
     automl_max_epochs: Int = key(27, "Epochs of a trial that is not stopped early", ge=1)
-    automl_reduction_factor: Int = key(3, "n: at epochs 1, n, n^2, ... the best 1/n of the trials go on", ge=2)
-    automl_max_concurrent: Int = key(4, "Trials at the same time; at most one on each GPU of train.gpu_ids", ge=1)
+    automl_reduction_factor: Int = key(
+        3,
+        "Reduction factor n of hyperband, asha and bohb: after 1, n, n^2, ... epochs only the best 1/n of the trials "
+        "continue",
+        ge=2,
+    )
+    automl_max_concurrent: Int = key(
+        4, "Trials that run at the same time; at most one on each GPU of train.gpu_ids", ge=1
+    )
     automl_hyperparameters: Annotated[Texts, null_is(SEARCHED), Field(min_length=1)] = key(
         SEARCHED, "Keys to search, as dotted paths"
     )
     custom_param_ranges: Annotated[dict[str, ParamRange], null_is({})] = key(
-        {}, "Dotted path of a searched key -> valid_min and valid_max, or valid_options"
+        {}, "Values to try for searched keys: dotted path -> valid_min and valid_max, or valid_options"
     )
     automl_delete_intermediate_ckpt: bool = key(False, "Remove all checkpoints except those of the best trial")
-    seed: Int = key(1234, "Random seed of the search (ours)", ge=0)
+    seed: Int = key(1234, "Random seed of the search (not in TAO)", ge=0)
     epoch_multiplier: Int = key(1, "Epochs per unit of budget", ge=1)
-    automl_population_size: Int = key(10, "Population size of pbt and dehb", ge=1)
+    automl_population_size: Int = key(10, "Population size of the search algorithms pbt and dehb", ge=1)
     automl_max_experiments: Int = key(50, "Trials of hyperband", ge=1)
     override_automl_disabled_params: bool = key(False, "Allow searching keys that are not hyperparameters")
     train_sample_count: Int | None = key(None, "Number of training pairs to use", ge=1)

@@ -69,11 +69,11 @@ def chosen(named: str | Path) -> Path:
     path, (where, _, choice) = Path(text), text.rpartition("@")
     match, folder = _CHOICE.fullmatch(choice), Path(where)
     if is_uri(text) and match:
-        raise NoChoice(f"{text}: @ works for local folders only; name the object itself, such as {where}/{BEST}")
+        raise NoChoice(f"{text}: @ works only for local folders; name the file in the bucket, such as {where}/{BEST}")
     if is_uri(text) or os.path.isfile(path):
         return path
     if os.path.isdir(path):
-        raise NoChoice(f"{text}: is a folder; choose a checkpoint: {text}@ with {CHOICES}{_held(path)}")
+        raise NoChoice(f"{text}: is a folder; add @ and a choice of its checkpoints: {CHOICES}{_held(path)}")
     if not where or not (match or os.path.isdir(folder)):
         return path
     if not match:

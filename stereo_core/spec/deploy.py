@@ -13,7 +13,7 @@ Iterations = Annotated[Int, null_is(22)]
 
 class Export(Section):
     results_dir: Text = key(
-        "", "Output folder, used as it is; empty: <results_dir>/export, else the folder of onnx_file"
+        "", "Output folder; empty: <results_dir>/export, or without results_dir the folder of onnx_file"
     )
     gpu_id: Int = key(0, "GPU to trace on", ge=0)
     checkpoint: Text = key(
@@ -29,29 +29,32 @@ class Export(Section):
     verbose: bool = key(False, "Log more details")
     format: Literal["onnx", "xdl"] = key("onnx", "File format; only onnx is supported")
     valid_iters: Iterations = key(
-        22, "GRU iterations, fixed in the graph; without this key in the spec: the checkpoint's", ge=1
+        22, "GRU iterations, fixed in the graph; if the spec does not set them: the checkpoint's", ge=1
     )
-    dynamic_hw: bool = key(False, "Dynamic height and width: any multiples of 32 (ours)")
-    check: bool = key(True, "Compare the ONNX file with PyTorch; fail if they differ (ours)")
+    dynamic_hw: bool = key(False, "Dynamic height and width: any multiples of 32 (not in TAO)")
+    check: bool = key(True, "Compare the ONNX file with PyTorch; fail if they differ (not in TAO)")
 
 
 class TensorRT(Section):
     data_type: Annotated[
         Literal["fp32", "fp16", "bf16", "int8", "fp8"], any_case("fp32", "fp16", "bf16", "int8", "fp8")
-    ] = key("fp32", "Precision, in any case")
-    workspace_size: Int = key(4, "Workspace in GiB; 1024 (TAO's default, meant as MB): no limit", ge=0)
+    ] = key("fp32", "Precision of the engine, in upper or lower case")
+    workspace_size: Int = key(
+        4, "Largest workspace of TensorRT's builder in GiB; 1024 (TAO's default, meant as MB): no limit", ge=0
+    )
     min_batch_size: Int = key(1, "Smallest batch size, for an ONNX file with dynamic batch", ge=1)
     opt_batch_size: Int = key(1, "Batch size to optimise for", ge=1)
     max_batch_size: Int = key(1, "Largest batch size", ge=1)
     layers_precision: Texts = key(
         [],
-        "Precision of single layers of an fp16 or bf16 engine, <node name or pattern>:<fp32, fp16 or bf16>; * is all",
+        "Precision of single layers of an fp16 or bf16 engine: entries <node name or pattern>:<fp32, fp16 or bf16>; "
+        "the pattern * means all layers that no other entry names",
     )
 
 
 class GenTrtEngine(Section):
     results_dir: Text = key(
-        "", "Output folder, used as it is; empty: <results_dir>/gen_trt_engine, else the folder of trt_engine"
+        "", "Output folder; empty: <results_dir>/gen_trt_engine, or without results_dir the folder of trt_engine"
     )
     gpu_id: Int = key(0, "GPU to build on", ge=0)
     onnx_file: Text = key("", "ONNX file to read", mandatory=True)
@@ -60,24 +63,32 @@ class GenTrtEngine(Section):
     batch_size: Batch = key(-1, "Batch size", ge=-1)
     verbose: bool = key(False, "Log more details")
     backend: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"] = key(
-        "auto", "Backend that builds and runs the engine; auto: the first available one, onnxruntime last (ours)"
+        "auto", "Backend that builds and runs the engine; auto: the first available one, onnxruntime last (not in TAO)"
     )
-    verify: bool = key(True, "Compare the engine with its ONNX file; fail if they differ (ours)")
+    verify: bool = key(True, "Compare the engine with its ONNX file; fail if they differ (not in TAO)")
     compute_capabilities: Texts = key(
-        [], "Compute capabilities that TensorRT-RTX builds for, such as 8.6; empty: that of this GPU (ours)"
+        [], "Compute capabilities that TensorRT-RTX builds for, such as 8.6; empty: that of this GPU (not in TAO)"
     )
     tensorrt: TensorRT = section(TensorRT, "Build settings")
     min_height: Positive | None = key(
         None,
-        "Smallest height in px, for an ONNX file with dynamic height; null: opt_height, or 32 if all three are null",
+        "Smallest height in px, for an ONNX file with dynamic height; null: opt_height, or 32 if opt_height and "
+        "max_height are null too",
     )
     opt_height: Positive | None = key(None, "Height in px to optimise for; null: that of the ONNX file's export")
     max_height: Positive | None = key(
         None,
-        "Largest height in px; null: opt_height, or the export's if all three are null (ONNX engines: twice that)",
+        "Largest height in px; null: opt_height (openvino and onnxruntime: twice that if min_height and opt_height are "
+        "null too)",
     )
     min_width: Positive | None = key(
-        None, "Smallest width in px, for an ONNX file with dynamic width; null: like min_height, with opt_width"
+        None,
+        "Smallest width in px, for an ONNX file with dynamic width; null: opt_width, or 32 if opt_width and "
+        "max_width are null too",
     )
     opt_width: Positive | None = key(None, "Width in px to optimise for; null: that of the ONNX file's export")
-    max_width: Positive | None = key(None, "Largest width in px; null: like max_height, with opt_width")
+    max_width: Positive | None = key(
+        None,
+        "Largest width in px; null: opt_width (openvino and onnxruntime: twice that if min_width and opt_width are "
+        "null too)",
+    )

@@ -60,7 +60,7 @@ def _target(name: str, path: tuple[Any, ...], keys: _Keys, trail: tuple[str, ...
             "the value itself"
         )
     if name in trail:
-        raise SpecError(f"{where}: ${{{name}}} refers to itself")
+        raise SpecError(f"{where}: ${{{name}}} refers to itself; write the value itself")
     if next(keys.room, None) is None:
         raise SpecError(
             f"{where}: more than {MAX_REFERENCES} references `${{...}}`, counting those inside others; write the "

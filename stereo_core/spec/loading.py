@@ -66,7 +66,7 @@ def _override(tree: dict[str, Any], tokens: tuple[str, ...], source: _Source) ->
     keys, value = parse_override(tokens[0])
     path = paths.dotted(keys)
     if path in source.overridden and is_spread(value):
-        raise SpecError(f"{path}: is given twice (did the shell expand braces?); quote the whole argument")
+        raise SpecError(f"{path}: is set twice (did the shell expand braces?); quote the whole argument")
     source.overridden.append(path)
     apply_override(tree, keys, value)
 
@@ -87,7 +87,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SpecError(f"{path}: no such spec file") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise SpecError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     tree = parse(text, str(path))
@@ -187,11 +187,11 @@ _RULES = {
     "string_type": "{value} is not a text; put it in quotes",
     "string_pattern_mismatch": "{value} does not match {pattern}",
     "list_type": "{value} is not a list; write it in [ ]",
-    "dict_type": "{value} is not a mapping",
+    "dict_type": "{value} is not a mapping; write it as {{key: value}}",
     "model_type": "{value} is not a group of keys",
     "model_attributes_type": "{value} is not a group of keys",
-    "too_short": "{actual_length} given; at least {min_length} are needed",
-    "too_long": "{actual_length} given; at most {max_length} are possible",
+    "too_short": "the list needs at least {min_length} entries, but has {actual_length}",
+    "too_long": "the list takes at most {max_length} entries, but has {actual_length}",
 }
 
 

@@ -105,12 +105,15 @@ def _get(node: Any, path: Path) -> Any:
             raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is a single value, not a group of keys")
         return node.get(last)
     if not isinstance(node, list):
-        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is not a list")
+        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is not a list; leave out [{last}]")
     if last and not node:
         first = dotted((*path[:-1], 0))
         raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has no entries yet; the first is {first}")
     if last > len(node):
-        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has only {counted(len(node), 'entry', 'entries')}")
+        raise SpecError(
+            f"{dotted(path)}: {dotted(path[:-1])} has only {counted(len(node), 'entry', 'entries')}; the next is "
+            f"[{len(node)}]"
+        )
     return node[last] if last < len(node) else None
 
 

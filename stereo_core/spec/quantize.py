@@ -26,13 +26,14 @@ class LayerRule(Section):
 
 
 class Quantize(Section):
-    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/quantize")
+    results_dir: Text = key("", "Output folder; empty: <results_dir>/quantize")
     backend: Annotated[Literal["modelopt.pytorch", "torchao", "modelopt.onnx"], null_is("torchao")] = key(
         "torchao", "Quantisation library"
     )
-    backend_kwargs: Mapping = key({}, "Extra arguments of the library")
+    backend_kwargs: Mapping = key({}, "Extra arguments for the library; only modelopt.onnx takes any")
     mode: Annotated[Literal["static_ptq", "weight_only_ptq"], null_is("weight_only_ptq")] = key(
-        "weight_only_ptq", "Quantisation with or without calibration data; unset: the backend's only mode"
+        "weight_only_ptq",
+        "static_ptq: with calibration data; weight_only_ptq: without; unset: the mode that the backend supports",
     )
     algorithm: Annotated[
         Literal["minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq"], null_is("minmax")
@@ -47,4 +48,6 @@ class Quantize(Section):
         [], "Rules for modules; later rules win; empty: the default layers in int8"
     )
     skip_names: Texts = key([], "Modules that are not quantised")
-    max_epe_increase: Float | None = key(None, "Fail if EPE rises by more than this, in px (ours)", ge=0)
+    max_epe_increase: Float | None = key(
+        None, "Fail if the EPE on dataset.val_dataset rises by more than this, in px; null: no limit (not in TAO)", ge=0
+    )

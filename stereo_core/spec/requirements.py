@@ -95,7 +95,8 @@ def decide(verb: str, spec: Section) -> None:
     if not getattr(own, "checkpoint", "") or not getattr(own, "trt_engine", ""):
         return
     taken, other = ("trt_engine", "checkpoint") if "engine" in VERBS[verb].inputs else ("checkpoint", "trt_engine")
-    LOG.info("%s uses %s.%s (%s) and ignores %s", verb, section_of(verb), taken, getattr(own, taken), other)
+    name = section_of(verb)
+    LOG.info("%s.%s and %s are both set; %s uses %s (%s)", name, taken, other, verb, taken, getattr(own, taken))
     setattr(own, other, "")
 
 
@@ -130,7 +131,9 @@ def _settle_intervals(train: Train) -> None:
     names = ["validation_interval"] + ["checkpoint_interval"] * (train.checkpoint_interval_unit == "epoch")
     for name in names:
         if getattr(train, name) > train.num_epochs:
-            LOG.info("train.%s: %d is limited to train.num_epochs, %d", name, getattr(train, name), train.num_epochs)
+            LOG.info(
+                "train.%s: %d is more than train.num_epochs; using %d", name, getattr(train, name), train.num_epochs
+            )
             setattr(train, name, train.num_epochs)
 
 
@@ -167,7 +170,7 @@ def _automl(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     if train.validation_interval > own.automl_max_epochs:
         yield (
             "train.validation_interval",
-            f"{train.validation_interval} is more than automl.automl_max_epochs {own.automl_max_epochs}",
+            f"{train.validation_interval} is more than automl.automl_max_epochs {own.automl_max_epochs}; set no more",
         )
     if train.is_dry_run:
         yield "train.is_dry_run", "a search cannot compare dry runs; set false"
@@ -205,7 +208,7 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     if export.input_channel != 3:
         yield "export.input_channel", "the network takes colour images; set 3"
     if export.format != "onnx":
-        yield "export.format", "only onnx is supported"
+        yield "export.format", "only onnx is supported; set onnx"
 
 
 def _gen_trt_engine(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
@@ -319,7 +322,10 @@ def _fast(model: Model) -> Iterator[Complaint]:
         if getattr(model, name) != "auto":
             yield f"model.{name}", "FastFoundationStereo has only one variant; leave it out"
     if len(model.hidden_dims) < model.n_gru_layers:
-        yield "model.hidden_dims", f"{model.hidden_dims}: fewer than model.n_gru_layers {model.n_gru_layers}"
+        yield (
+            "model.hidden_dims",
+            f"{model.hidden_dims}: give one width for each GRU level; model.n_gru_layers is {model.n_gru_layers}",
+        )
 
 
 def _augmentation(path: str, augmentation: Augmentation) -> Iterator[Complaint]:

@@ -125,7 +125,7 @@ def default_specs(verb: str, short: bool = False) -> str:
     if group is ExperimentSpec:
         names = [name for name in names if name in sections_of(verb)]
     which = "the most common keys with their defaults" if short else "every key with its default"
-    head = f"# depth_net {verb}: {which}. Replace ??? by a value. (ours): TAO has no such key.\n"
+    head = f"# depth_net {verb}: {which}. Replace ??? by a value.\n"
     is_wanted = partial(_is_set_often, verb) if short else None
     return head + "\n".join(_lines(group, names, schema, (), is_wanted)) + "\n"
 

@@ -54,7 +54,7 @@ def complaints(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     """Problems with `automl_hyperparameters` and `custom_param_ranges`: (dotted path, rule)."""
     own = spec.automl
     if len(set(own.automl_hyperparameters)) < len(own.automl_hyperparameters):
-        yield "automl.automl_hyperparameters", "contains a key twice"
+        yield "automl.automl_hyperparameters", "contains a key twice; remove one"
     refused = {path: why for path in own.automl_hyperparameters if (why := why_not(spec, path))}
     for path, why in refused.items():
         can = ", ".join(path for path in _FIELDS if not why_not(spec, path))
@@ -178,7 +178,11 @@ def never_reached(spec: ExperimentSpec, steps: int) -> Iterator[tuple[str, str]]
         when = f"at step {first:g}" if first else "never, because train.optim.lr_steps is empty"
         for path in (_DECAY, _PERIOD):
             if path in searched:
-                yield path, f"the rate decays {when}, but a trial has {steps} steps; set earlier steps, or leave it out"
+                yield (
+                    path,
+                    f"the learning rate decays {when}, but a trial has {steps} steps; set earlier steps, or do not "
+                    "search this key",
+                )
 
 
 _FIXED = {
@@ -230,7 +234,7 @@ def _narrowed(path: str, given: ParamRange) -> tuple[float, float, tuple[float, 
     new_low = given.valid_min if given.valid_min is not None else low + OPEN * (high - low) if open_low else low
     new_high = given.valid_max if given.valid_max is not None else high
     if new_low >= new_high:
-        raise Refused(f"the range from {new_low:g} to {new_high:g} is empty")
+        raise Refused(f"the range from {new_low:g} to {new_high:g} is empty; set valid_min below valid_max")
     return cast(new_low), cast(new_high), tuple(cast(value) for value in given.valid_options)
 
 

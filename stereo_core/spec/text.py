@@ -47,7 +47,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
         name, line = key_node.value, key_node.start_mark.line + 1
         if isinstance(name, str) and name in seen and name != "<<":
             raise yaml.constructor.ConstructorError(
-                None, None, f"duplicate key {name!r}, first in line {seen[name]}", key_node.start_mark
+                None, None, f"duplicate key {name!r}, first in line {seen[name]}; keep one", key_node.start_mark
             )
         if isinstance(name, str):
             seen[name] = line
@@ -101,7 +101,9 @@ def bounded(tree: Any) -> Any:
         node = todo.pop()
         met += 1
         if met > MAX_VALUES:
-            raise ValueError("with its aliases (*) expanded it is infinite or far too large")
+            raise ValueError(
+                "with its aliases (*) expanded it is infinite or far too large; write the values themselves"
+            )
         if isinstance(node, dict):
             todo += node.values()
         elif isinstance(node, list):

@@ -41,9 +41,11 @@ class Optim(Section):
     lr_scheduler: Scheduler = key("MultiStepLR", "Learning rate schedule, in optimizer steps")
     lr_steps: list[Positive] = key([1000], "Milestones of MultiStepLR, in optimizer steps")
     lr_step_size: Int = key(1000, "Period of StepLR, in optimizer steps", ge=1, le=10000, automl=True)
-    lr_decay: Float = key(0.1, "Factor of MultiStepLR and StepLR", gt=0, le=1, automl=True)
+    lr_decay: Float = key(
+        0.1, "Factor by which MultiStepLR and StepLR multiply the learning rate", gt=0, le=1, automl=True
+    )
     min_lr: Float = key(1e-7, "Last learning rate of CosineAnnealingLR", ge=1e-8, le=1e-3, automl=True)
-    warmup_steps: Int = key(20, "Steps of linear warm-up; OneCycleLR has its own", ge=0)
+    warmup_steps: Int = key(20, "Optimizer steps of linear warm-up; not used by OneCycleLR, which has its own", ge=0)
 
 
 class Cudnn(Section):
@@ -52,7 +54,7 @@ class Cudnn(Section):
 
 
 class Train(Section):
-    results_dir: Text = key("", "Output folder, used as it is; empty: <results_dir>/train")
+    results_dir: Text = key("", "Output folder; empty: <results_dir>/train")
     num_epochs: Int = key(10, "Epochs", ge=1)
     num_gpus: Int = key(1, "GPUs per node", ge=1)
     gpu_ids: Annotated[list[NonNegative], Field(min_length=1)] = key([0], "GPU indices")
@@ -61,7 +63,8 @@ class Train(Section):
     cudnn: Cudnn = section(Cudnn, "cuDNN switches")
     deterministic: bool = key(
         False,
-        "Use only deterministic GPU kernels: equal seeds give equal weights, but slower; not needed on CPUs (ours)",
+        "Use only deterministic GPU kernels: equal seeds give equal weights, but slower; not needed on CPUs (not in "
+        "TAO)",
     )
     pretrained_model_path: Text = key("", f"Checkpoint to start from, any layout, {OR_STARTER}")
     resume_training_checkpoint_path: Text = key(
@@ -69,27 +72,39 @@ class Train(Section):
         f"Checkpoint to resume from, {OF_A_TRAINING}; auto: the newest complete one of the results folder, if any;"
         " empty: start a new run",
     )
-    checkpoint_interval: Int = key(1, "Epochs or steps between checkpoints", ge=1)
+    checkpoint_interval: Int = key(1, "Epochs or steps between checkpoints, see checkpoint_interval_unit", ge=1)
     checkpoint_interval_unit: Literal["epoch", "step"] = key("epoch", "Unit of checkpoint_interval")
     checkpoint_interval_steps: Int | None = key(None, "Steps between checkpoints", ge=1)
-    keep_checkpoints: Int = key(3, "Number of newest checkpoints to keep, besides the best one; 0: all (ours)", ge=0)
-    monitor: Monitor = key("val/epe", "Metric (lower is better) that selects dn_model_best.pth (ours)")
+    keep_checkpoints: Int = key(
+        3, "Number of newest checkpoints to keep, besides the best one; 0: all (not in TAO)", ge=0
+    )
+    monitor: Monitor = key("val/epe", "Metric (lower is better) that selects dn_model_best.pth (not in TAO)")
     validation_interval: Int = key(1, "Epochs between validations", ge=1)
     precision: Literal["bf16", "fp32", "fp16"] = key("fp32", "Precision of training")
     distributed_strategy: Literal["ddp", "fsdp"] = key("ddp", "Strategy for training on several GPUs")
     activation_checkpoint: bool = key(False, "Recompute activations to save memory")
-    accumulate: Int = key(1, "Batches per optimizer step (ours)", ge=1)
-    clip_grad_norm: Float = key(0.1, "Largest gradient norm", gt=0)
-    clip_grad_value: Float | None = key(None, "Clip each gradient element to this value instead (ours)", gt=0)
-    nonfinite: Literal["fail", "skip"] = key("fail", "If the loss is NaN or infinite: fail, or skip the step (ours)")
-    ema_decay: Float | None = key(None, "Decay of an exponential moving average of the weights (ours)", gt=0, lt=1)
-    backbone_lr_factor: Float = key(1.0, "Learning rate of the backbones relative to lr (ours)", ge=0)
-    compile: Literal["auto", "on", "off"] = key("auto", "torch.compile; auto: off; on: compiling takes minutes (ours)")
+    accumulate: Int = key(1, "Batches per optimizer step (not in TAO)", ge=1)
+    clip_grad_norm: Float = key(0.1, "Clip the gradient norm to this value", gt=0)
+    clip_grad_value: Float | None = key(
+        None, "Clip each gradient element to this absolute value instead of the norm (not in TAO)", gt=0
+    )
+    nonfinite: Literal["fail", "skip"] = key(
+        "fail", "If the loss is NaN or infinite: fail, or skip the step (not in TAO)"
+    )
+    ema_decay: Float | None = key(
+        None, "Decay of an exponential moving average of the weights; null: no average (not in TAO)", gt=0, lt=1
+    )
+    backbone_lr_factor: Float = key(1.0, "Learning rate of the backbones relative to lr (not in TAO)", ge=0)
+    compile: Literal["auto", "on", "off"] = key(
+        "auto", "Use torch.compile, which takes minutes at the start; auto: same as off (not in TAO)"
+    )
     optim: Optim = section(Optim, "Optimizer and schedule")
     log_every_n_steps: Int = key(500, "Steps between log lines", ge=1)
-    vis_step_interval: Int = key(10, "Steps between logged images", ge=1)
+    vis_step_interval: Int = key(10, "Steps between logged pictures of training pairs", ge=1)
     is_dry_run: bool = key(False, "One batch of training and validation, no checkpoint")
-    dataloader_visualize: bool = key(False, "Show samples of the data loader")
+    dataloader_visualize: bool = key(
+        False, "Write samples of augmented training pairs to the folder dataloader in the results"
+    )
     inference_tile: bool = key(False, "Tiled inference")
     tile_wtype: Text = key("gaussian", "Blending of tiles")
     tile_min_overlap: Annotated[list[NonNegative], Field(min_length=2, max_length=2)] = key(

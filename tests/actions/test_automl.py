@@ -224,7 +224,9 @@ def test_a_decay_that_no_trial_reaches_ends_the_search_before_it_begins(tree, tm
     tree["train"] = {"accumulate": 2}
     assert perform("automl", spec_from_dict("automl", tree)) == 2
     message = lines(tmp_path / "automl")[-1]["message"]
-    assert "train.optim.lr_decay has no effect: the rate decays at step 1000, but a trial has 6 steps" in message
+    assert (
+        "train.optim.lr_decay has no effect: the learning rate decays at step 1000, but a trial has 6 steps" in message
+    )
     assert not (tmp_path / "automl" / "trials").exists()
 
 

@@ -374,7 +374,7 @@ def test_auto_takes_the_calibration_beside_each_image(infer, scenes, tmp_path, s
         camera = f"cam0=[{90 + number} 0 47.5; 0 90 31.5; 0 0 1]\ndoffs={number}\nbaseline=100\n"
         (tmp_path / "data" / f"scene{number}" / "calib.txt").write_text(camera)
     assert infer(tmp_path / "out", tmp_path / "data" / "list.txt", **keys) == 2
-    assert "found no calib.txt or K.txt in the image's folder" in status_lines(tmp_path / "out")[-1]["message"]
+    assert "the image's folder has no calib.txt or K.txt" in status_lines(tmp_path / "out")[-1]["message"]
     assert files(tmp_path / "out") == set()
     (tmp_path / "data" / "scene3" / "K.txt").write_text("93 0 39.5 0 93 23.5 0 0 1\n0.1\n")
     assert infer(tmp_path / "out", tmp_path / "data" / "list.txt", **keys) == 0

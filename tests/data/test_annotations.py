@@ -35,8 +35,8 @@ def test_relative_paths_start_at_data_root_else_at_the_list_not_at_the_working_f
         ("a b c d e", "5 columns"),
         ("a.png", "1 columns"),
         ("my left.png my right.png d.pfm", "5 columns.*double quotes"),
-        ('"a b', "unbalanced quotes"),
-        ('"a"b c', "unbalanced quotes"),
+        ('"a b', "a quote is not closed"),
+        ('"a"b c', "a quote is not closed"),
         ("a\0 b", "zero byte"),
     ],
 )

@@ -171,10 +171,10 @@ def test_what_is_hardly_ever_right_is_doubted_with_its_number(read, text, size, 
 
 
 def test_the_file_beside_an_image(tmp_path):
-    with pytest.raises(DataError, match=r"synthetic_0/000000: .* found no calib"):
+    with pytest.raises(DataError, match=r"synthetic_0/000000: .* has no calib"):
         calibration_beside("synthetic_0/000000")  # a scene, which lies in no folder
     (tmp_path / "a").mkdir()
-    with pytest.raises(DataError, match=r"left\.png: .* found no calib\.txt or K\.txt"):
+    with pytest.raises(DataError, match=r"left\.png: .* has no calib\.txt or K\.txt"):
         calibration_beside(str(tmp_path / "a" / "left.png"))
     (tmp_path / "a" / "K.txt").write_text(K)
     assert calibration_beside(str(tmp_path / "a" / "left.png")).baseline == 0.063
@@ -188,7 +188,7 @@ def test_the_file_beside_a_packed_image(tmp_path):
     paths = shards.packed(str(tmp_path))
     assert len(set(map(shards.parts, paths.values()))) == 3
     assert calibration_beside(paths["a/left.png"]).baseline == 0.063
-    with pytest.raises(DataError, match=r"b/left\.png: .* found no calib\.txt"):
+    with pytest.raises(DataError, match=r"b/left\.png: .* has no calib\.txt"):
         calibration_beside(paths["b/left.png"])
 
 

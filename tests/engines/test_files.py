@@ -255,7 +255,7 @@ def test_refuses_a_side_car_that_lacks_a_key(engine):
 def test_refuses_a_side_car_that_holds_what_can_not_be(engine, key, value):
     info = json.loads(sidecar_path(engine).read_text())
     sidecar_path(engine).write_text(json.dumps(info | {key: value}))
-    with pytest.raises(ModelError, match=f"made.engine.json: the side-car has an impossible {key}"):
+    with pytest.raises(ModelError, match=f"made.engine.json: the side-car has impossible values of {key}"):
         load_engine(engine)
 
 

@@ -226,8 +226,8 @@ def test_one_note_for_each_size_that_is_padded(colour_onnx, caplog):
         for size in ((64, 96), (50, 81), (50, 81), (128, 96)):
             engine.infer(images(*size, 3), images(*size, 3))
     assert [record.getMessage() for record in caplog.records] == [
-        "images of 81 x 50 are padded to 96 x 64 for the engine",
-        "images of 96 x 128 are scaled to 48 x 64 and padded to 96 x 64 for the engine",
+        "images of 81 x 50 px are padded to 96 x 64 px for the engine",
+        "images of 96 x 128 px are scaled to 48 x 64 and padded to 96 x 64 px for the engine",
     ]
 
 

@@ -118,7 +118,7 @@ def test_an_operator_that_openvino_lacks_is_told(colour_onnx):
     model.graph.node[-1].domain, model.graph.node[-1].op_type = "nobody", "Strange"
     model.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
     onnx.save(model, source)
-    with pytest.raises(ModelError, match=r"colours.onnx: OpenVINO cannot compile the file: [\s\S]*Strange"):
+    with pytest.raises(ModelError, match=r"colours.onnx: OpenVINO cannot compile the file; use another [\s\S]*Strange"):
         built(source)
 
 

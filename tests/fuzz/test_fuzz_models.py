@@ -306,5 +306,7 @@ def test_the_seeds_are_whole(checkpoints, module, engine, tmp_path):
     (tmp_path / "m.onnx").write_bytes(engine.read_bytes())
     assert describe(tmp_path / "m.onnx")["precision"] == "int8" == describe(engine)["precision"]
     (tmp_path / "m.pth").write_bytes(module)
-    with pytest.raises(ModelError, match="not a FoundationStereo checkpoint; its first keys are body"):
+    with pytest.raises(
+        ModelError, match="not a checkpoint of FoundationStereo or FastFoundationStereo; its first weights are body"
+    ):
         describe(tmp_path / "m.pth")

@@ -179,7 +179,7 @@ def test_a_conversion_never_overwrites_its_source(tmp_path):
     (tmp_path / "latest.pth").symlink_to("a.pth")
     before = (tmp_path / "a.pth").read_bytes()
     for target in ("a.pth", "latest.pth"):
-        with pytest.raises(ModelError, match="this is the source too"):
+        with pytest.raises(ModelError, match="the target is the source"):
             convert_checkpoint(tmp_path / "a.pth", tmp_path / target, "tao")
     assert (tmp_path / "a.pth").read_bytes() == before and (tmp_path / "latest.pth").is_symlink()
 
@@ -311,9 +311,9 @@ def test_files_that_are_no_checkpoint(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     assert "contains a list" in refusal(tmp_path / "list.pth")
     torch.save({"epoch": 1}, tmp_path / "bare.pth")
-    assert "top-level keys are epoch" in refusal(tmp_path / "bare.pth")
+    assert "only the keys epoch" in refusal(tmp_path / "bare.pth")
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    assert "first keys are fc.weight" in refusal(tmp_path / "other.pth")
+    assert "first weights are fc.weight" in refusal(tmp_path / "other.pth")
     torch.save({"state_dict": {"x": torch.zeros(1)}, "state_dict_encrypted": True}, tmp_path / "locked.pth")
     assert "weights are encrypted" in refusal(tmp_path / "locked.pth")
 
@@ -384,7 +384,7 @@ def test_backbone_files_in_the_wrong_place(tmp_path, tiny_state):
     assert "edgenext_pretrained_path" in refusal(tmp_path / "edgenext.pth")
     assert describe(tmp_path / "vit.pth")["encoder"] == "vitt"
     swapped = {"depth_anything_v2_pretrained_path": str(tmp_path / "edgenext.pth")}
-    with pytest.raises(ModelError, match="not a Depth Anything V2 file"):
+    with pytest.raises(ModelError, match="no Depth Anything V2 file"):
         from_spec(spec(preset="tiny", stereo_backbone=swapped))
     other = {"depth_anything_v2_pretrained_path": str(tmp_path / "vit.pth")}
     with pytest.raises(ModelError, match=r"set model\.encoder=vitt"):

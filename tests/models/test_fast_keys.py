@@ -60,7 +60,7 @@ def test_tao_defaults_make_the_network_that_the_facts_count():
         ({"widths": {"mask_widths": [32]}}, r"mask_widths \[32\]: expected 2 numbers"),
         ({"widths": {"gru_hidden": [60]}}, r"gru_hidden \[60\]: expected one number"),
         ({"widths": {"gru_hidden": 64}}, r"cnet_conv04_widths\[0\] is 60 and gru_hidden is 64, but they must be equal"),
-        ({"widths": {"cam_mid_channels": 0}}, "cam_mid_channels 0 is out of the range"),
+        ({"widths": {"cam_mid_channels": 0}}, "cam_mid_channels is 0; it must be at least 1"),
         ({"hidden_dims": []}, "hidden_dims is empty"),
     ],
 )

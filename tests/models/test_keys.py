@@ -125,7 +125,7 @@ def test_attention_follows_the_variant_unless_said(variant):
         ({"encoder": "vitx"}, "encoder 'vitx' is unknown"),
         ({"preset": "tiny", "encoder": "vits"}, "whose encoder is 'vitt'"),
         ({"variant": "onnx"}, "variant 'onnx' is unknown"),
-        ({"n_gru_layers": 4}, "n_gru_layers 4 is out of the range"),
+        ({"n_gru_layers": 4}, "n_gru_layers is 4; it must be 1 to 3"),
         ({"hidden": 3}, "unknown model setting 'hidden'"),
     ],
 )

@@ -228,7 +228,7 @@ HOSTILE = {
     "another pickle": (lambda mark: Call(pickle.loads, b"N."), "pickle.loads"),
     "another file": (lambda mark: Call(torch.load, str(mark)), "names torch.serialization.load"),
     "setstate": (lambda mark: Armed(), "names test_pickled.Armed"),
-    "a layer called": (lambda mark: Call(nn.Linear, 1, 1), "a call of torch.nn.modules.linear.Linear"),
+    "a layer called": (lambda mark: Call(nn.Linear, 1, 1), "it calls torch.nn.modules.linear.Linear"),
     "a dict of a list": (lambda mark: Call(OrderedDict, [("a", 1)]), "collections.OrderedDict with arguments"),
     "a default factory": (lambda mark: defaultdict(nn.Linear(1, 1).forward), "getattr"),
     "a set of text": (lambda mark: Call(set, "abc"), "set with arguments"),
@@ -278,11 +278,11 @@ PROGRAMS = {
     "a lambda": (b"ctypes\nFunctionType\n(ctypes\nCodeType\n)RtR.", "names types.FunctionType"),
     "slots": (LAYER + b"N}X\x09\x00\x00\x00__class__cposix\nsystem\ns\x86b.", "names posix.system"),
     "slots of records": (LAYER + b"N}\x86b.", "are no dict"),
-    "attributes of a class": (b"ccore.a\nB\n}b.", "attributes for core.a.B"),
+    "attributes of a class": (b"ccore.a\nB\n}b.", "it sets attributes of core.a.B"),
     "attributes twice": (LAYER + b"}X\x01\x00\x00\x00aK\x01sb}b.", "set twice"),
     "an instance with arguments": (b"ccore.a\nB\nK\x01\x85\x81.", "core.a.B with arguments"),
     "an instance of a call": (b"c__builtin__\nset\n)\x81.", "an object of __builtin__.set"),
-    "a call of an object": (LAYER + b")R.", "a call of core.a.B"),
+    "a call of an object": (LAYER + b")R.", "it calls core.a.B"),
     "old instance": (b"(iposix\nsystem\n.", "pickle instruction INST"),
     "old object": (b"(cposix\nsystem\no.", "names posix.system"),
     "name from the stack": (b"\x8c\x05posix\x8c\x06system\x93.", "pickle instruction SHORT_BINUNICODE"),
@@ -304,7 +304,7 @@ PROGRAMS = {
     "strange storage": (b"(X\x07\x00\x00\x00storageccore.a\nB\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
                         "not a tensor's numbers"),
     "a module in itself": (LAYER + b"q\x00}" + EMPTY[:-1] + b"X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00sub.",
-                           "is not a name of a module's part"),
+                           "is not a name that PyTorch gives a part of a module"),
     "terminal": (b"c\x1b[2J\nx\n.", r"\x1b[2J.x"),
 }  # fmt: skip
 
@@ -393,6 +393,6 @@ def test_every_reader_of_weights_refuses_it(tmp_path):
 def test_files_of_other_kinds(tmp_path):
     assert "cannot read the file" in refusal(tmp_path / "none.pth")
     torch.save(Net().state_dict(), tmp_path / "m.pth")
-    assert "attributes for a dict" in refusal(tmp_path / "m.pth")
+    assert "it sets attributes of a dict" in refusal(tmp_path / "m.pth")
     torch.save(nn.Linear(1, 1), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "no zip file" in refusal(tmp_path / "old.pth")

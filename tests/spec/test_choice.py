@@ -118,11 +118,14 @@ def test_a_link_that_leads_nowhere_is_none(training, link):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("run/train", "run/train: is a folder; choose a checkpoint: run/train@ with best, latest, epoch=N or step=N;"),
+        (
+            "run/train",
+            "run/train: is a folder; add @ and a choice of its checkpoints: best, latest, epoch=N or step=N;",
+        ),
         ("run/train@newest", "run/train@newest: newest is not one of best, latest, epoch=N or step=N;"),
         ("gone@best", "gone@best: no such folder: gone"),
         ("run@latest", "run@latest: no such checkpoint; the folder holds no checkpoint of a training"),
-        ("s3://runs/train@best", "s3://runs/train@best: @ works for local folders only; name"),
+        ("s3://runs/train@best", "s3://runs/train@best: @ works only for local folders; name"),
         ("me@home.pth", "no such file: me@home.pth"),
     ],
 )

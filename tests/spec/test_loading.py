@@ -88,7 +88,7 @@ def test_a_key_like_no_other_gets_no_guess(workspace):
         ("quantize.device=tpu", "quantize.device: 'tpu' does not match ^(cuda|cpu|trt|cuda:[0-9]+)$"),
         (
             "dataset.train_dataset.augmentation.crop_size=[128]",
-            "dataset.train_dataset.augmentation.crop_size: 1 given; at least 2 are needed",
+            "dataset.train_dataset.augmentation.crop_size: the list needs at least 2 entries, but has 1",
         ),
         (
             "dataset.train_dataset.data_sources=[{data_file:x,format:pfm}]",
@@ -228,7 +228,7 @@ def test_references_take_other_keys_and_their_defaults(workspace):
         ("${eval:'__import__(\"os\").getcwd()'}", "model_name: ${eval:...} is not supported"),
         ("${oc.env:HOME}", "model_name: ${oc.env:...} is not supported"),
         ("${result_dir}", "model_name: ${result_dir}: unknown key; did you mean ${results_dir}?"),
-        ("${model_name}", "model_name: ${model_name} refers to itself"),
+        ("${model_name}", "model_name: ${model_name} refers to itself; write the value itself"),
     ],
 )
 def test_references_that_are_refused(value, message):

@@ -136,7 +136,7 @@ def test_braces_that_the_shell_spread_are_recognised():
         "dataset.train_dataset.data_sources=[dataset_name:Kitti]",
         "dataset.train_dataset.data_sources=[data_file:x]",
     ]
-    with pytest.raises(SpecError, match="data_sources: is given twice"):
+    with pytest.raises(SpecError, match="data_sources: is set twice"):
         load_spec("train", None, spread)
 
 

@@ -118,7 +118,7 @@ def test_of_a_checkpoint_and_an_engine_the_verb_takes_its_own(workspace, verb, t
     overrides = [f"inference.{name}={file}" for name, file in files.items()]
     own = load_spec(verb, TEMPLATES / "inference.yaml", overrides).inference
     assert getattr(own, taken) == files[taken] and getattr(own, left_out) == ""
-    assert f"{verb} uses inference.{taken} ({files[taken]})" in caplog.text
+    assert f"{verb} uses {taken} ({files[taken]})" in caplog.text
 
 
 def test_intervals_longer_than_the_training_end_with_it(workspace, caplog):
@@ -126,7 +126,7 @@ def test_intervals_longer_than_the_training_end_with_it(workspace, caplog):
     overrides = ["train.num_epochs=1", "train.checkpoint_interval=10", "train.validation_interval=5"]
     train = load_spec("train", TEMPLATES / "train.yaml", overrides).train
     assert (train.checkpoint_interval, train.validation_interval) == (1, 1)
-    assert "train.checkpoint_interval: 10 is limited to train.num_epochs, 1" in caplog.text
+    assert "train.checkpoint_interval: 10 is more than train.num_epochs; using 1" in caplog.text
     steps = load_spec("train", TEMPLATES / "train.yaml", [*overrides, "train.checkpoint_interval_unit=step"]).train
     assert steps.checkpoint_interval == 10
 
@@ -152,8 +152,11 @@ def test_the_networks_section_loads_in_every_verb(workspace, verb):
     [
         ("model.encoder=vitg", "model.encoder: vitg: FastFoundationStereo supports vits, vitb or vitl"),
         ("model.variant=tao", "model.variant: FastFoundationStereo has only one variant; leave it out"),
-        ("model.n_gru_layers=2", "model.hidden_dims: [128]: fewer than model.n_gru_layers 2"),
-        ("model.mask_widths=[32]", "model.mask_widths: 1 given; at least 2 are needed"),
+        (
+            "model.n_gru_layers=2",
+            "model.hidden_dims: [128]: give one width for each GRU level; model.n_gru_layers is 2",
+        ),
+        ("model.mask_widths=[32]", "model.mask_widths: the list needs at least 2 entries, but has 1"),
         ("model.volume_dim=48", "model.volume_dim: 48: the network has 28 cost volume channels; set 28"),
     ],
 )

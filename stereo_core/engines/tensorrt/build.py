@@ -92,7 +92,9 @@ def _parse(parser: Any, onnx: Path, info: dict[str, Any], settings: BuildSetting
         lowered = lower_precision(onnx_library.load(onnx), info["precision"], settings.layers_precision)
         content = lowered.SerializeToString()
     if not parser.parse(content, str(onnx)) or parser.num_errors:
-        raise ModelError(f"{onnx}: TensorRT's parser rejects the file: {_parser_errors(parser)}")
+        raise ModelError(
+            f"{onnx}: TensorRT's parser rejects the file; use another gen_trt_engine.backend: {_parser_errors(parser)}"
+        )
 
 
 def _parser_errors(parser: Any) -> str:

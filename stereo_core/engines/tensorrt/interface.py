@@ -48,7 +48,9 @@ def interface_of_engine(trt: Any, engine: Any) -> Interface:
 
 def _refuse_type(trt: Any, name: str, kind: Any) -> None:
     if kind != trt.DataType.FLOAT:
-        raise ModelError(f"{name} is {kind}, not float32; the engine was not built by depth_net")
+        raise ModelError(
+            f"{name} is {kind}, not float32; export the ONNX file by `depth_net export` and build the engine again"
+        )
 
 
 def refuse_difference(path: Path, found: Interface, expected: Interface) -> None:

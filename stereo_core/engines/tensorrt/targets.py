@@ -114,8 +114,8 @@ def check_precision(library: Library, precision: str, targets: Sequence[Capabili
     if too_old:
         possible = [p for p in PRECISIONS if LEAST_CAPABILITY.get(p, (0, 0)) <= min(targets)]
         raise SpecError(
-            f"gen_trt_engine.tensorrt.data_type: {precision} needs compute capability {dotted(least)} or higher, not "
-            f"{', '.join(map(dotted, too_old))}; {library.title} builds {', '.join(possible)} for it"
+            f"gen_trt_engine.tensorrt.data_type: {precision} needs compute capability {dotted(least)} or higher, "
+            f"but the target has {', '.join(map(dotted, too_old))}; set one of {', '.join(possible)}"
         )
 
 

@@ -95,7 +95,9 @@ def config_of(
             )
     for key in given.keys() & found.keys():
         if given[key] != found[key]:
-            raise ModelError(f"{path}: the file has {key} {found[key]}, not {given[key]}; remove model.{key}")
+            raise ModelError(
+                f"{path}: the file has {key} {found[key]}, not {given[key]}; remove model.{key} from the spec"
+            )
     _check_range(stored.get("max_disparity"), given.get("max_disparity"), path)
     return make_config(**stored | given | found)
 
@@ -152,5 +154,5 @@ def _encoder(dim: int, path: str | Path) -> str:
     known = {FoundationStereoConfig(encoder=name).feature_dims[0]: name for name in ENCODERS}
     if dim not in known:
         fits = ", ".join(f"{width} ({name})" for width, name in known.items())
-        raise ModelError(f"{path}: the feature at 1/4 has {dim} channels; known numbers are {fits}")
+        raise ModelError(f"{path}: the feature at 1/4 of the resolution has {dim} channels; supported are {fits}")
     return known[dim]

@@ -172,4 +172,4 @@ def _choice(name: str, value: object, choices: tuple[Any, ...]) -> None:
 
 def in_range(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
-        raise ModelError(f"{name} {value} is out of the range {low}..{'' if high is None else high}")
+        raise ModelError(f"{name} is {value}; it must be {f'at least {low}' if high is None else f'{low} to {high}'}")

@@ -18,7 +18,10 @@ from stereo_core.errors import ModelError, SpecError, UserError
     [
         ({"compute_capabilities": ("9.0",)}, "TensorRT-RTX does not build for 9.0, only for 7.5, 8.0, 8.6, 8.9"),
         ({"compute_capabilities": ("86",)}, "'86' is not a compute capability such as 8.6"),
-        ({"precision": "bf16", "compute_capabilities": ("7.5", "8.6")}, "bf16 needs .* 8.0 or higher, not 7.5"),
+        (
+            {"precision": "bf16", "compute_capabilities": ("7.5", "8.6")},
+            "bf16 needs .* 8.0 or higher, but the target has 7.5",
+        ),
         ({"backend": "tensorrt"}, r"tensorrt cannot build here: .*pip install 'stereo-pipelines\[tensorrt\]'"),
         ({"precision": "int8"}, "int8 needs an ONNX file quantised to int8 .* is fp32; .*`depth_net quantize`"),
         ({"precision": "fp16", "layers_precision": ("conv:int8",)}, "layers_precision: 'conv:int8' is not"),
