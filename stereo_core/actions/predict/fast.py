@@ -82,7 +82,9 @@ class FastPredict:
         try:
             predict = at_size(network, height, width, batch, self.model.config.valid_iters)
         except torch.OutOfMemoryError:
-            LOG.warning("not enough memory for a CUDA graph of %s: each call launches its kernels one by one", what)
+            LOG.warning(
+                "not enough memory for a CUDA graph of %s: each call launches its kernels one by one (slower)", what
+            )
             return self.eager
         LOG.info(
             "%s: %s in %.1f s",
