@@ -290,7 +290,11 @@ class Pipeline:
     def missing(self, given: dict[str, object]) -> str:
         """The error for required parameters without a value; empty if there are none."""
         names = [p.name for p in self.parameters.values() if p.required and p.name not in given]
-        return f"pipeline {self.name}: parameters without a value: {', '.join(names)}" if names else ""
+        return (
+            f"pipeline {self.name}: parameters without a value: {', '.join(names)}; give each with --param NAME=VALUE"
+            if names
+            else ""
+        )
 
 
 # ---- values

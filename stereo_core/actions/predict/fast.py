@@ -40,7 +40,10 @@ class FastPredict:
 
     def __init__(self, model: StereoNetwork, dtype: torch.dtype, compile: str):
         if compile != "off" and COMPILER is None:
-            LOG.info("compile: %s has no effect because there is no C compiler on the PATH", compile)
+            LOG.info(
+                "compile: %s has no effect because there is no C compiler on the PATH; install gcc and Python's headers",
+                compile,
+            )
             compile = "off"
         _cache_in_our_folder()
         self.model, self.dtype, self.compile = model, dtype, compile
