@@ -144,7 +144,7 @@ def _outcome(spec: ExperimentSpec, study: SearchStudy, folder: Path) -> Outcome:
         results.write_page(study, folder, "No trial finished.")
         reasons = {trial.user_attrs.get("reason", "") for trial in study.trials()}
         tried = counted(len(study.trials()), "trial")
-        raise RuntimeError(f"none of {tried} finished: {'; '.join(sorted(reasons))}")
+        raise RuntimeError(f"none of {tried} finished: {'; '.join(sorted(reasons))}; see {folder}/trials/*/log.txt")
     checkpoint, metrics = best_of(trial_folder(folder, best.number), metric)
     best_spec = results.write_spec(spec, folder, dict(best.params))
     results.link_checkpoint(folder, checkpoint)

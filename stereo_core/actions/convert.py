@@ -65,7 +65,10 @@ def run(spec: Any, status: Any) -> Outcome:
     for name, part in parts.items():
         write_annotations(folder / f"{name}.txt", _rows(part, rules, respelled, prefix))
         if not part:
-            logger.warning("%s.txt is empty with split_ratio %s and %d samples", name, spec.split_ratio, len(samples))
+            logger.warning(
+                "%s.txt is empty with split_ratio %s and %d samples; set another split_ratio if it should not be",
+                *(name, spec.split_ratio, len(samples)),
+            )
     shares = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
     message = f"{counted(len(samples), 'sample')} ({shares}), {len(missing)} left out because of a missing file"
     return Outcome(message, artifacts={"annotations": folder})
@@ -141,7 +144,10 @@ def _rules(spec: Any) -> list[Rule]:
         pairs = dict(zip(sources, targets, strict=False))
         same_suffix = not extension or _suffix(extension) == suffix
         if same_suffix and all(source == target for source, target in pairs.items()):
-            raise SpecError(f"{key}: {list(targets)} replaces no entry of image_dir_pattern {list(sources)}")
+            raise SpecError(
+                f"{key}: {list(targets)} replaces no entry of image_dir_pattern {list(sources)}, so it names the left "
+                "images again; change at least one entry"
+            )
         rules.append(replacing(pairs, suffix, extension))
     return rules
 

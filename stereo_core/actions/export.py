@@ -110,7 +110,10 @@ def _copy_onnx(path: Path, out: Path, check: bool, status: Any) -> Outcome:
         if check:
             pair = synthetic_pair(info["input_height"] or 320, info["input_width"] or 736, info["min_batch"])
             if not np.isfinite(reference_disparity(temporary, *pair)).all():
-                raise RuntimeError(f"{path}: the disparity of a synthetic pair is not finite; no file was written")
+                raise RuntimeError(
+                    f"{path}: the disparity of a synthetic pair is not finite; no file was written. "
+                    "Use another ONNX file"
+                )
     return _outcome(out, info, len(model.graph.node), {}, "copied" + (", runs" if check else ", not checked"))
 
 

@@ -56,7 +56,7 @@ def _sizes(uri: str, folder: Path) -> dict[str, int]:
     if not sizes:
         raise DataError(f"{uri}: there is no file below this folder; check uri")
     if shards.packed(uri):
-        raise DataError(f"{uri}: the folder already contains shards, so it is already packed")
+        raise DataError(f"{uri}: the folder already contains shards, so it is already packed; use it as it is")
     return sizes
 
 

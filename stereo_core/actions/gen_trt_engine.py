@@ -87,10 +87,13 @@ def _warn(section: Any, backend: str) -> None:
     vain = _WITHOUT_EFFECT[backend]
     for key in vain:
         if _value(section, key) not in _UNSET[key]:
-            LOG.warning("gen_trt_engine.%s has no effect with the %s backend", key, backend)
+            LOG.warning("gen_trt_engine.%s has no effect with the %s backend; leave it out", key, backend)
     precision = section.tensorrt.data_type
     if section.tensorrt.layers_precision and precision not in ("fp16", "bf16"):
-        LOG.warning("gen_trt_engine.tensorrt.layers_precision has no effect in %s, only in fp16 and bf16", precision)
+        LOG.warning(
+            "gen_trt_engine.tensorrt.layers_precision has no effect in %s, only in fp16 and bf16; leave it out",
+            precision,
+        )
     if "tensorrt.workspace_size" not in vain and section.tensorrt.workspace_size == NO_LIMIT:
         LOG.warning("gen_trt_engine.tensorrt.workspace_size: %d means no limit here, because the unit is GiB", NO_LIMIT)
 

@@ -275,7 +275,10 @@ class _Prediction:
         disparity_HW = self._disparity(left_HW3, right_HW3)
         facts = f"{_facts(disparity_HW, camera)}, computed in {time.perf_counter() - began:.1f} s"
         if not np.isfinite(disparity_HW).all():
-            raise FloatingPointError(f"{pair.left}: the predicted disparity contains NaN or infinity; check the model")
+            raise FloatingPointError(
+                f"{pair.left}: the predicted disparity contains NaN or infinity; the weights may be damaged: use "
+                "another checkpoint or engine"
+            )
         found = [*doubts(left_HW3, right_HW3, self._reach(left_HW3)), *(camera.doubts() if camera else ())]
         write_files(self.settings, self.output, pair.name, flat, left_HW3, disparity_HW, camera, self.clipped)
         self.written += 1

@@ -116,7 +116,7 @@ def _allow(spec: Any, figures: dict[str, Any], before: dict[str, Any]) -> None:
         raise RefusedResult(
             f"nothing was published: epe {figures['epe']:.4f} px is {increase:.4f} px above that of the model published"
             f" at {spec.uri} (version {before['version']}, {before['metrics']['epe']:.4f} px);"
-            f" max_epe_increase allows {spec.max_epe_increase} px"
+            f" max_epe_increase allows {spec.max_epe_increase} px; raise it, or set existing=replace"
         )
 
 

@@ -164,7 +164,8 @@ def _pairs(spec: Any, status: StatusLog) -> Iterator[tuple[np.ndarray, np.ndarra
             left, right = read_views(sample.left, sample.right)
             if left.shape != right.shape:
                 raise DataError(
-                    f"{sample.where}: {sample.left} and {sample.right} differ in size, so they are no rectified pair"
+                    f"{sample.where}: {sample.left} and {sample.right} differ in size, so they are no rectified pair; "
+                    "correct the list or the images"
                 )
             yield left, right
 

@@ -205,7 +205,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
             f"{file}: there is no such file; name a results.json of evaluate or trt_evaluate, or its folder"
         ) from None
     except ValueError as error:
-        raise DataError(f"{file}: the file is no valid JSON: {error}") from None
+        raise DataError(f"{file}: the file is no valid JSON: {error}; run the evaluation again") from None
     return file, values if isinstance(values, dict) else {}
 
 

@@ -211,7 +211,7 @@ def best_of(folder: Path, metric: str) -> tuple[Path, dict[str, float]]:
     metrics = read_sidecar(path).get("metrics", {})
     value = metrics.get(metric)  # None where it was not finite
     if not path.is_file() or value is None or not math.isfinite(value):
-        raise ModelError(f"{folder}: no checkpoint with a finite {metric}")
+        raise ModelError(f"{folder}: no checkpoint with a finite {metric}; see log.txt there")
     return path, metrics
 
 

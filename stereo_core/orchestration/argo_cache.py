@@ -61,7 +61,7 @@ def chosen(maps: list[CacheMap], names: tuple[str, ...]) -> list[CacheMap]:
     for name in names:
         if not any(_is_of(one, name) for one in maps):
             there = ", ".join(one.name for one in maps) or "none"
-            raise SubmitError(f"no ConfigMap {name} in the cache; existing: {there}")
+            raise SubmitError(f"{name}: there is no such pipeline or ConfigMap in the cache; ConfigMaps there: {there}")
     return [one for one in maps if not names or any(_is_of(one, name) for name in names)]
 
 

@@ -19,7 +19,10 @@ def comparisons(where: str, text: str, inputs: dict[str, Source]) -> Iterator[Co
     while position < len(text):
         found = _COMPARISON.match(text, position)
         if not found or bool(found[1]) != bool(found[5]):
-            raise GraphError(f"{where}: the condition {text} is not supported")
+            raise GraphError(
+                f"{where}: the condition {text} is not supported; compare two values with ==, !=, <, <=, > or >= in "
+                "each dsl.If and dsl.Elif"
+            )
         left, right = (_operand(where, found[side], inputs) for side in (2, 4))
         shown = re.sub(r"inputs\.parameter_values\['(?:pipelinechannel--)?([^']+)'\]", r"\1", found[0])
         yield Comparison(left, found[3], right, bool(found[1]), shown.removesuffix(" && "))
@@ -34,5 +37,7 @@ def _operand(where: str, text: str, inputs: dict[str, Source]) -> Source:
     if not name:
         return Constant(json.loads(text))
     if name[1] not in inputs:
-        raise GraphError(f"{where}: its condition uses {name[1]}, which is not one of its inputs")
+        raise GraphError(
+            f"{where}: its condition uses {name[1]}, which is not one of its inputs; compile the pipeline again"
+        )
     return inputs[name[1]]

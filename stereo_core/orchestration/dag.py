@@ -29,7 +29,9 @@ def malformed() -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise GraphError(f"malformed PipelineSpec: {type(error).__name__}: {error}") from None
+        raise GraphError(
+            f"malformed PipelineSpec ({type(error).__name__}: {error}); compile the pipeline again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class Comparison:
         try:
             return _COMPARE[self.operator](left, right) != self.negated
         except TypeError:
-            raise GraphError(f"condition {self.text}: {left!r} and {right!r} cannot be compared") from None
+            raise GraphError(
+                f"condition {self.text}: {left!r} and {right!r} cannot be compared; compare values of one type"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -225,14 +229,14 @@ class Task:
     def container(self) -> Container:
         """What it runs; TypeError of a task that imports, which runs nothing."""
         if isinstance(self.component.executor, Importer):
-            raise TypeError(f"task {self.name} imports")
+            raise TypeError(f"task {self.name} is an importer: it runs no container")
         return self.component.executor
 
     @property
     def importer(self) -> Importer:
         """What it imports; TypeError of a task that runs a container."""
         if isinstance(self.component.executor, Container):
-            raise TypeError(f"task {self.name} imports nothing")
+            raise TypeError(f"task {self.name} runs a container: it is no importer")
         return self.component.executor
 
     @property
@@ -286,7 +290,11 @@ class Pipeline:
     def missing(self, given: dict[str, object]) -> str:
         """The error for required parameters without a value; empty if there are none."""
         names = [p.name for p in self.parameters.values() if p.required and p.name not in given]
-        return f"pipeline {self.name}: parameters without a value: {', '.join(names)}" if names else ""
+        return (
+            f"pipeline {self.name}: parameters without a value: {', '.join(names)}; give each with --param NAME=VALUE"
+            if names
+            else ""
+        )
 
 
 # ---- values

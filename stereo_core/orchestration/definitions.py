@@ -27,7 +27,7 @@ def definitions(section: dict[str, Any]) -> tuple[dict[str, Parameter], dict[str
     for name, item in section.get("parameters", {}).items():
         kind = item["parameterType"]
         if kind not in READERS:
-            raise GraphError(f"parameter {name}: type {kind} is not supported")
+            raise GraphError(f"parameter {name}: type {kind} is not supported; use str, int, float, bool, list or dict")
         optional = item.get("isOptional", False) or "defaultValue" in item
         parameter = Parameter(name, kind, not optional, None, item.get("description", ""))
         if "defaultValue" in item:
@@ -56,10 +56,16 @@ def _executor(task: str, executor: dict[str, Any]) -> Container | Importer:
         if "{{$" in json.dumps(metadata):
             raise GraphError(f"task {task}: an importer's metadata cannot come from a parameter; write a literal")
         if importer.get("downloadToWorkspace"):
-            raise GraphError(f"task {task}: downloadToWorkspace of an importer is not supported by stereo-pipelines")
+            raise GraphError(
+                f"task {task}: downloadToWorkspace of an importer is not supported by stereo-pipelines; leave "
+                "download_to_workspace out of dsl.importer"
+            )
         return Importer(source, metadata)  # `reimport` matters only for Kubeflow's records; here every import is new
     if "container" not in executor:
-        raise GraphError(f"task {task}: executor {first_of(executor)} is not supported by stereo-pipelines")
+        raise GraphError(
+            f"task {task}: executor {first_of(executor)} is not supported by stereo-pipelines; use a container "
+            "component or dsl.importer"
+        )
     container = executor["container"]
     command, args = container.get("command", []), container.get("args", [])
     if any("kfp.dsl.executor_main" in part for part in (*command, *args)):
@@ -67,10 +73,14 @@ def _executor(task: str, executor: dict[str, Any]) -> Container | Importer:
     for part in (*command, *args):
         if re.match(r'\{"(IfPresent|Concat)"', part):
             raise GraphError(
-                f"task {task}: placeholder {next(iter(json.loads(part)))} is not supported by stereo-pipelines"
+                f"task {task}: dsl.{next(iter(json.loads(part)))}Placeholder is not supported by stereo-pipelines; "
+                "write the arguments of the command without it"
             )
     if not command and not args:
-        raise GraphError(f"task {task}: the container has no command, and the image's entry point cannot be used here")
+        raise GraphError(
+            f"task {task}: the container has no command, and the image's entry point cannot be used here; set command "
+            "in dsl.ContainerSpec"
+        )
     env = {item["name"]: item.get("value", "") for item in container.get("env", [])}
     return Container(
         container["image"],

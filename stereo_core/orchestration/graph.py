@@ -93,7 +93,7 @@ def _pipeline(
 ) -> Pipeline:
     root, info = spec["root"], spec["pipelineInfo"]
     if not isinstance(info["name"], str):
-        raise GraphError("pipelineInfo.name must be a text")
+        raise GraphError("pipelineInfo.name is not a text; compile the pipeline again")
     parameters, artifacts = definitions(root.get("inputDefinitions", {}))
     required = [port.name for port in artifacts.values() if port.required]
     if required:
@@ -126,7 +126,8 @@ def _config(platform: dict[str, Any]) -> dict[str, Any]:
     ):
         for key in part.keys() - known:
             raise GraphError(
-                f"{where} of the pipeline's Kubernetes settings: {key} is not supported by stereo-pipelines"
+                f"{where} of the pipeline's Kubernetes settings: {key} is not supported by stereo-pipelines; remove it "
+                "from the pipeline and compile again"
             )
     return config
 
@@ -146,11 +147,16 @@ class _Reader:
         waits = {name: sorted(set(_waits_for(item))) for name, item in dag["tasks"].items()}
         for name, others in waits.items():
             for other in set(others) - waits.keys():
-                raise GraphError(f"task {scope.prefix}{name}: it waits for {other}, but there is no such task")
+                raise GraphError(
+                    f"task {scope.prefix}{name}: it waits for {other}, but there is no such task; compile the pipeline "
+                    "again"
+                )
         try:
             order = list(TopologicalSorter(waits).static_order())
         except CycleError as error:
-            raise GraphError(f"tasks wait for each other in a cycle: {' -> '.join(error.args[1])}") from None
+            raise GraphError(
+                f"tasks wait for each other in a cycle: {' -> '.join(error.args[1])}; remove one of these dependencies"
+            ) from None
         nodes: dict[str, Node] = {}
         for name in order:
             nodes[name] = self.node(name, dag["tasks"][name], scope, nodes)
@@ -184,7 +190,9 @@ class _Reader:
             raise GraphError(f"{where}: a pipeline in a pipeline cannot have retries; set them on its tasks")
         inner = replace(inner, cache=scope.cache and item.get("cachingOptions", _CACHED).get("enableCache", False))
         if "artifactIterator" in item:
-            raise GraphError(f"{where}: loops over artifacts are not supported")
+            raise GraphError(
+                f"{where}: loops over artifacts are not supported; let dsl.ParallelFor iterate over a list of values"
+            )
         if "parameterIterator" in item:
             return self.loop(name, item, component, inner)
         if not _BLOCK.fullmatch(name):  # a pipeline in a pipeline has its own names and defaults
@@ -221,7 +229,9 @@ class _Reader:
                 parts = tuple(node.outputs[key] for node in rounds)
                 outputs[key] = Collected(parts)
                 if any(isinstance(part, Collected) for part in parts):
-                    raise GraphError(f"{where}: dsl.Collected of a loop in a loop is not supported")
+                    raise GraphError(
+                        f"{where}: dsl.Collected of a loop in a loop is not supported; use one loop over all items"
+                    )
         tasks = tuple(task for node in rounds for task in node.tasks)
         ends = frozenset().union(*(node.ends for node in rounds)) if tasks else scope.after
         return Node(tasks, ends, scope.when, outputs)

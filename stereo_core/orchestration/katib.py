@@ -49,7 +49,9 @@ def experiment(spec: ExperimentSpec, name: str, image: str, spec_file: str = "/d
         SpecError: a key that cannot be searched, a wrong range, or a `spec_file` that depends on the current folder.
     """
     if not spec_file.startswith("/"):
-        raise SpecError(f"--spec-file {spec_file}: expected a path from / on in the trials' pods, as /data/train.yaml")
+        raise SpecError(
+            f"--spec-file {spec_file}: expected an absolute path in the trials' pods, such as /data/train.yaml"
+        )
     if wrong := [f"{path}: {rule}" for path, rule in complaints(spec)]:
         raise SpecError("\n".join(wrong))
     own, space = spec.automl, search_space(spec)

@@ -25,7 +25,9 @@ def passable(command: list[str], place: Path, message: dict[str, Any]) -> list[s
     if command[0] != LAUNCHER:
         given = message["inputs"]["parameterValues"]
         name = max(given, key=lambda one: len(json.dumps(given[one])), default="")
-        raise GraphError(f"parameter {name}: too long; a command-line argument can have at most {LONGEST} bytes")
+        raise GraphError(
+            f"parameter {name}: too long; a command-line argument can have at most {LONGEST} bytes; pass a file instead"
+        )
     file = place / "executor_input.json"
     file.write_text(command[-1])
     return [*command[:-1], f"@{file}"]

@@ -41,7 +41,7 @@ class Containers:
 
     def __init__(self, engine: str):
         if shutil.which(engine) is None:
-            raise GraphError(f"--runner {engine}: {engine} is not installed here")
+            raise GraphError(f"--runner {engine}: {engine} is not installed here; install it, or leave --runner out")
         self.engine = engine
 
     def check(self, task: Task, container: Container) -> None:
@@ -52,7 +52,10 @@ class Containers:
         if found.returncode:
             alive = subprocess.run([self.engine, "ps"], capture_output=True, text=True)
             if alive.returncode:
-                raise GraphError(f"--runner {self.engine}: {self.engine} does not answer ({_last_line(alive.stderr)})")
+                raise GraphError(
+                    f"--runner {self.engine}: {self.engine} does not answer ({_last_line(alive.stderr)}); start it, or "
+                    "leave --runner out"
+                )
             raise GraphError(
                 f"task {task.name}: {self.engine} has no image {container.image} here ({_last_line(found.stderr)});"
                 f" build it (make image-cpu), or pull it: {self.engine} pull {container.image}"

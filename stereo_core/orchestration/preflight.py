@@ -162,7 +162,10 @@ def _too_long(command: tuple[str, ...], known: dict[str, Any]) -> Iterator[str]:
         whole = PLACEHOLDER.sub(lambda match: text(match[1]), part.replace("{{$}}", json.dumps(known)))
         if len(whole.encode()) > LONGEST:
             name = max(known, key=lambda one: len(text(one)), default="")
-            yield f"parameter {name}: too long; a command-line argument can have at most {LONGEST} bytes"
+            yield (
+                f"parameter {name}: too long; a command-line argument can have at most {LONGEST} bytes; pass a file "
+                "instead"
+            )
 
 
 def _spec(

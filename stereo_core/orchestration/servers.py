@@ -115,10 +115,14 @@ def answer(host: str, what: str, token: str, call: Callable[..., Any]) -> dict[s
     try:
         body = call().data
     except HTTPError as error:  # only the reason, without the list of attempts
-        raise SubmitError(f"{host} cannot be reached: {shown(getattr(error, 'reason', error))}") from None
+        raise SubmitError(
+            f"{host} cannot be reached: {shown(getattr(error, 'reason', error))}; check the address and the network"
+        ) from None
     except (kfp_server_api.ApiException, kubernetes.client.ApiException) as error:
         if not error.status:  # TLS
-            raise SubmitError(f"{host} cannot be reached: {shown(error.reason)}") from None
+            raise SubmitError(
+                f"{host} cannot be reached: {shown(error.reason)}; check the address and the server's certificate"
+            ) from None
         hint = f"; {HINTS[error.status]}" if error.status in HINTS else ""
         words = f"{error.status} {shown(error.reason)}: {shown(_message(error.body))}"
         raise SubmitError(f"{host} refused to {what}: {words}{hint}") from None
@@ -127,7 +131,9 @@ def answer(host: str, what: str, token: str, call: Callable[..., Any]) -> dict[s
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise SubmitError(f"{host} did not answer with JSON; is it a login page, or another kind of server?")
+        raise SubmitError(
+            f"{host} did not answer with JSON; it may be a login page or another server: check the address"
+        )
     return answer
 
 

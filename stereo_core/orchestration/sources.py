@@ -71,7 +71,10 @@ def _parameter(where: str, key: str, item: dict[str, Any], scope: Scope, nodes: 
     if "taskFinalStatus" in item:
         group = item["taskFinalStatus"]["producerTask"]
         return FinalStatus(group, nodes[group].tasks)
-    raise GraphError(f"{where}: parameter {key} uses {first_of(item)}, which is not supported by stereo-pipelines")
+    raise GraphError(
+        f"{where}: parameter {key} uses {first_of(item)}, which is not supported by stereo-pipelines; use a constant, "
+        "a pipeline parameter or an output of a task"
+    )
 
 
 def _selected(where: str, key: str, source: Source, item: dict[str, Any]) -> Source:
@@ -80,10 +83,14 @@ def _selected(where: str, key: str, source: Source, item: dict[str, Any]) -> Sou
         return source
     found = re.fullmatch(r'parseJson\(string_value\)\["(.*)"\]', item["parameterExpressionSelector"])
     if not found or not isinstance(source, Constant):
-        raise GraphError(f"{where}: parameter {key} uses a selector (part of a value), which is not supported")
+        raise GraphError(
+            f"{where}: parameter {key} uses a selector (part of a value), which is supported only for the items of a "
+            "loop; pass the whole value"
+        )
     if not isinstance(source.value, dict) or found[1] not in source.value:
         raise GraphError(
-            f"{where}: parameter {key} uses {found[1]!r} of the loop item, but the item lacks it: {source.value!r}"
+            f"{where}: parameter {key} uses {found[1]!r} of the loop item, but this item lacks it: {source.value!r}; "
+            "add it to the item"
         )
     return Constant(source.value[found[1]])
 
@@ -92,9 +99,14 @@ def _constant(where: str, key: str, value: object, inputs: dict[str, Source]) ->
     text = json.dumps(value) if not isinstance(value, str) else value
     names = set(PLACEHOLDER.findall(text))
     for other in re.findall(r"\{\{\$.*?\}\}", PLACEHOLDER.sub("", text)):
-        raise GraphError(f"{where}: parameter {key}: placeholder {other} is not supported by stereo-pipelines")
+        raise GraphError(
+            f"{where}: parameter {key}: placeholder {other} is not supported by stereo-pipelines; use the value of a "
+            "pipeline parameter or of a task's output"
+        )
     for name in names - inputs.keys():
-        raise GraphError(f"{where}: parameter {key} refers to an input {name} that does not exist; compile it again")
+        raise GraphError(
+            f"{where}: parameter {key} refers to an input {name} that does not exist; compile the pipeline again"
+        )
     return Filled(value, {name: inputs[name] for name in sorted(names)}) if names else Constant(value)
 
 
@@ -105,7 +117,10 @@ def artifacts_of(where: str, items: dict[str, Any], scope: Scope, nodes: dict[st
             output = item["taskOutputArtifact"]
             found[key] = _output(where, nodes, output["producerTask"], output["outputArtifactKey"])
         elif "componentInputArtifact" not in item:
-            raise GraphError(f"{where}: input {key} uses {first_of(item)}, which is not supported by stereo-pipelines")
+            raise GraphError(
+                f"{where}: input {key} uses {first_of(item)}, which is not supported by stereo-pipelines; use an "
+                "artifact of another task"
+            )
         elif item["componentInputArtifact"] in scope.artifacts:
             found[key] = scope.artifacts[item["componentInputArtifact"]]
     return found
@@ -113,7 +128,7 @@ def artifacts_of(where: str, items: dict[str, Any], scope: Scope, nodes: dict[st
 
 def _output(where: str, nodes: dict[str, Node], producer: str, key: str) -> Source:
     if key not in nodes[producer].outputs:
-        raise GraphError(f"{where}: task {producer} does not exist or has no output {key}")
+        raise GraphError(f"{where}: task {producer} does not exist or has no output {key}; compile the pipeline again")
     return nodes[producer].outputs[key]
 
 
@@ -136,7 +151,7 @@ def _one_of(where: str, nodes: dict[str, Node], outputs: list[tuple[str, str]]) 
     for source in sources:
         options += source.options if isinstance(source, OneOf) else [source] if isinstance(source, Output) else []
     if any(not isinstance(source, OneOf | Output) for source in sources):
-        raise GraphError(f"{where}: dsl.OneOf of dsl.Collected is not supported")
+        raise GraphError(f"{where}: dsl.OneOf of dsl.Collected is not supported; give it outputs of single tasks")
     return OneOf(tuple(options))
 
 
@@ -147,7 +162,10 @@ def inputs_of(
     parameters = {}
     for key in items.get("parameters", {}).keys() & step.parameters.keys():
         if key not in scope.parameters:
-            raise GraphError(f"task {name}: parameter {key} uses a pipeline parameter that does not exist")
+            raise GraphError(
+                f"task {name}: parameter {key} uses a pipeline parameter that does not exist; compile the pipeline "
+                "again"
+            )
         if scope.parameters[key] != Constant(None):  # an input that its pipeline did not get
             source = scope.parameters[key]
             if isinstance(source, Constant):  # e.g. an item of a loop
@@ -155,7 +173,10 @@ def inputs_of(
             parameters[key] = source
     for key in items.get("artifacts", {}).keys() - scope.artifacts.keys():
         if step.artifacts[key].required:
-            raise GraphError(f"task {name}: input {key} uses an artifact that the pipeline did not get")
+            raise GraphError(
+                f"task {name}: input {key} needs an artifact that the pipeline around the task did not get; pass it to "
+                "that pipeline"
+            )
     return {key: parameters[key] for key in step.parameters if key in parameters}, scope.artifacts
 
 
@@ -171,5 +192,7 @@ def placed(where: str, platform: Any, inputs: dict[str, Source]) -> Any:
         return {key: placed(f"{where}, {key}", item, inputs) for key, item in platform.items()}
     name = platform["componentInputParameter"]
     if name not in inputs:
-        raise GraphError(f"{where}: it uses a pipeline parameter {name} that does not exist")
+        raise GraphError(
+            f"{where}: it uses a pipeline parameter {name} that does not exist; compile the pipeline again"
+        )
     return inputs[name]

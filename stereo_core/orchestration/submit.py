@@ -151,7 +151,9 @@ def send_to_kubeflow(run: dict[str, Any], host: str, experiment: str, namespace:
     def send(what: str, required: str, call: Callable[..., Any], **given: Any) -> dict[str, Any]:
         content = answer(host, what, token, lambda: call(**given, **options))
         if required and not content.get(required):
-            raise SubmitError(f"{host}: the answer has no {required}; is this server Kubeflow Pipelines 2?")
+            raise SubmitError(
+                f"{host}: the answer has no {required}; is this server Kubeflow Pipelines 2? Check --host"
+            )
         return content
 
     run = run | {"experiment_id": _experiment(kfp_server_api.ExperimentServiceApi(client), send, experiment, namespace)}

@@ -79,7 +79,7 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     except DataError:
         raise
     except tarfile.FilterError as error:
-        raise DataError(f"{archive}: a member points outside the archive's folder: {error}") from error
+        raise DataError(f"{archive}: a member points outside the archive's folder: {error}; remove it") from error
     except Exception as error:  # tar, zip and their five compressions raise many kinds; no list exists
         raise DataError(f"{archive}: cannot unpack the file as .tar.gz, .tar or .zip: {error}") from error
 

@@ -70,13 +70,17 @@ def choose(layers: Iterable[Layer], rules: list[Any], skip_names: list[str], sta
             LOG.warning("quantize.layers[%d]: fp8_e5m2 is not supported; using fp8_e4m3fn instead", index)
         fitting = [layer.name for layer in layers if _fits(rule.module_name, layer)]
         if not fitting:
-            LOG.warning("quantize.layers[%d]: %r matches no layer that can be quantised", index, rule.module_name)
+            LOG.warning(
+                "quantize.layers[%d]: %r matches no layer that can be quantised; correct the pattern",
+                index,
+                rule.module_name,
+            )
         for name in fitting:
             chosen[name] = _changed(chosen.get(name, Formats()), rule)
     for pattern in skip_names:
         skipped = [layer.name for layer in layers if _named(pattern, layer)]
         if not skipped:
-            LOG.warning("quantize.skip_names: %r matches no layer that can be quantised", pattern)
+            LOG.warning("quantize.skip_names: %r matches no layer that can be quantised; correct the pattern", pattern)
         for name in skipped:
             chosen.pop(name, None)
     if not static:
@@ -124,7 +128,8 @@ def one_format(chosen: dict[str, Formats], backend: str) -> str:
     found = sorted({formats.weights for formats in chosen.values() if formats.weights})
     if len(found) > 1:
         raise SpecError(
-            f"quantize.layers: the rules use {' and '.join(found)}, but {backend} supports one format per network"
+            f"quantize.layers: the rules use {' and '.join(found)}, but {backend} supports one format per network; "
+            "use one of them"
         )
     return found[0]
 

@@ -127,7 +127,7 @@ class Stage:
 
     def _own_folder(self) -> Path:
         if self.folder is None:
-            raise RuntimeError("nothing of this run is remote, so that it has no folder of its own")
+            raise RuntimeError("this run has no folder for fetched files, because none of its keys names a URI")
         return self.folder
 
     def _fetch_one(self, key: RemoteKey, here: Path) -> None:

@@ -22,6 +22,8 @@ from stereo_core.spec.overrides import apply_override, is_spread, merged, parse_
 from stereo_core.spec.text import parse
 from stereo_core.values import near
 
+FEW = 4  # top-level keys that a message lists
+
 
 @dataclass
 class _Source:
@@ -199,14 +201,25 @@ def _complaint(verb: str, detail: Mapping[str, Any], source: _Source) -> str:
     path = paths.dotted(detail["loc"])
     where = f"{source.of(path)}: {path}"
     if detail["type"] == "extra_forbidden":
-        guess = paths.nearest(path, spec_class(verb), sections_of(verb))
-        return f"{where}: unknown key" + (f"; did you mean {guess}?" if guess else "")
+        return f"{where}: unknown key; {_meant(verb, path)}"
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}"
     values = {name: f"{v:g}" if isinstance(v, float) else v for name, v in detail.get("ctx", {}).items()}
     values["value"] = "the value" if path == "encryption_key" else repr(detail["input"])
     rule = _RULES[detail["type"]].format(**values) if detail["type"] in _RULES else detail["msg"]
     return f"{where}: {rule}{_nearest_choice(detail)}"
+
+
+def _meant(verb: str, path: str) -> str:
+    """What to write instead of an unknown key. A section such as `dataset`, given to a verb with a flat spec, is no
+    typing error: the file is a spec of other verbs."""
+    group = spec_class(verb)
+    guess = None if path in ExperimentSpec.model_fields else paths.nearest(path, group, sections_of(verb))
+    if guess:
+        return f"did you mean {guess}?"
+    names = list(group.model_fields)
+    all_keys = f"see all keys of {verb} with `depth_net default_specs {verb}`"
+    return f"{verb} reads only {', '.join(names)} at the top level; {all_keys}" if len(names) <= FEW else all_keys
 
 
 def _nearest_choice(detail: Mapping[str, Any]) -> str:

@@ -29,7 +29,10 @@ def content(artifact: Artifact) -> Path:
     if artifact.metadata.get("file"):
         file = artifact.path / Path(str(artifact.metadata["file"])).name
         if not os.path.isfile(file):
-            raise ModelError(f"input {artifact.port}: {artifact.uri} has no file {file.name}, which its metadata names")
+            raise ModelError(
+                f"input {artifact.port}: {artifact.uri} has no file {file.name}, which its metadata names; "
+                "run the step that wrote it again"
+            )
         return file
     latest = artifact.path / LATEST
     if latest.is_file():

@@ -125,7 +125,10 @@ def check_artifact(artifact: Artifact) -> None:
     """
     error = ModelError if artifact.is_model else DataError
     if not os.path.exists(artifact.path):  # also False for a name that no file can have
-        raise error(f"input {artifact.port}: {artifact.path} does not exist (artifact {artifact.uri})")
+        raise error(
+            f"input {artifact.port}: {artifact.path} does not exist (artifact {artifact.uri}); check the URI, or "
+            "run the step that writes it"
+        )
     kind, form = artifact.metadata.get("kind"), artifact.metadata.get("format")
     kinds = MODEL_KINDS if artifact.kind == "model" else (artifact.kind,)
     if kind and kind not in kinds:
@@ -147,4 +150,6 @@ def check_ports(verb: str, inputs: Mapping[str, Artifact]) -> None:
     if row.one_of and not set(row.one_of) & set(inputs):
         missing.add(" or ".join(row.one_of))
     if missing:
-        raise UserError(f"{verb}: EXECUTOR_INPUT_JSON has no artifact for input {', '.join(sorted(missing))}")
+        raise UserError(
+            f"{verb}: EXECUTOR_INPUT_JSON has no artifact for input {', '.join(sorted(missing))}; connect one"
+        )

@@ -105,7 +105,7 @@ def _credentials(region: str | None, patience: Patience) -> Any:
 
     token = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")
     if token and not os.path.isfile(token):
-        raise DataError(f"AWS_WEB_IDENTITY_TOKEN_FILE={token}: no such file")
+        raise DataError(f"AWS_WEB_IDENTITY_TOKEN_FILE={token}: no such file; correct or unset this variable")
     sts = os.environ.get("AWS_ENDPOINT_URL_STS") if token else None
     quick = urllib3.PoolManager(timeout=urllib3.Timeout(patience.instance), retries=urllib3.Retry(1))
     of_role = providers.IamAwsProvider(custom_endpoint=sts, http_client=quick, region=region)
@@ -131,8 +131,13 @@ def _pool(patience: Patience) -> Any:
 
 
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_MISSING = {"NoSuchBucket": "no such bucket", "NoSuchKey": "no such object", "NotFound": "no such object"}
-_MISSING |= {"InvalidBucketName": "no such bucket"}
+_NO_BUCKET, _NO_OBJECT = "no such bucket; check its name", "no such object; check its key"
+_MISSING = {
+    "NoSuchBucket": _NO_BUCKET,
+    "NoSuchKey": _NO_OBJECT,
+    "NotFound": _NO_OBJECT,
+    "InvalidBucketName": _NO_BUCKET,
+}
 
 
 @contextlib.contextmanager
@@ -153,7 +158,9 @@ def clear_errors(uri: str) -> Iterator[None]:
             raise DataError(f"{uri}: {_MISSING[error.code]}") from None
         if error.code == "PreconditionFailed":
             raise StorageError(f"{uri}: the object changed during the run; run again") from None
-        raise StorageError(f"{uri}: the storage refused the request: {error.code}") from None
+        raise StorageError(
+            f"{uri}: the storage refused the request (S3 error {error.code}); see the server's log"
+        ) from None
     except (HTTPError, MinioException) as error:
         variable = next((name for name in ENDPOINTS if os.environ.get(name)), "")
         server = f"the server in {variable}" if variable else "AWS (AWS_ENDPOINT_URL is not set)"

@@ -156,7 +156,10 @@ class Objects:
                     raise
             stored = client.stat_object(bucket, key)
         if (stored.size, stored.metadata.get(SHA256)) != (size, digest):
-            raise StorageError(f"{uri}: the stored object differs from {path}; another program may write there too")
+            raise StorageError(
+                f"{uri}: the stored object differs from {path}; another program may write there too: end it, and run "
+                "again"
+            )
 
     def copy(self, source: str, uri: str) -> None:
         """Copy an object that `upload` stored, on the server. Raises the errors of `upload`."""
@@ -168,7 +171,10 @@ class Objects:
             client = self._clients.of(uri)
             client.copy_object(*split(uri), CopySource(*split(source)), metadata=metadata, metadata_directive=REPLACE)
         if self.stored_digest(uri) != digest:
-            raise StorageError(f"{uri}: the stored object differs from {source}; another program may write there too")
+            raise StorageError(
+                f"{uri}: the stored object differs from {source}; another program may write there too: end it, and run "
+                "again"
+            )
 
     def remove(self, uri: str) -> None:
         """Remove an object; a missing one is not an error. Raises the errors of `upload`."""

@@ -56,7 +56,9 @@ def local_path(uri: str) -> Path:
         return Path(uri)
     path = uri.removeprefix("file://").removeprefix("localhost")
     if not path.startswith("/"):
-        raise DataError(f"{uri}: names a machine, {path.partition('/')[0]}; write file:// and a path from / on")
+        raise DataError(
+            f"{uri}: names a machine, {path.partition('/')[0]}; write file:// and an absolute path, such as file:///data"
+        )
     return Path(unquote(path))
 
 

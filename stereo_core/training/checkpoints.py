@@ -47,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(path.parent).free / 2**20
             raise NotWrittenError(
                 f"{path}: cannot write the checkpoint ({free:.0f} MiB are free there): {error}; "
-                "earlier checkpoints are intact"
+                "earlier checkpoints are intact: make room there, and resume the run"
             ) from error
 
     def load_checkpoint(

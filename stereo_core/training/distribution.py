@@ -158,8 +158,8 @@ def _from_torchrun(section: Any, name: str, gpus: int, environment: Mapping[str,
     rank = _number(environment, "RANK", 0, world - 1, mend)
     if world % local_world:
         raise SpecError(
-            f"WORLD_SIZE is {world}, which is no multiple of LOCAL_WORLD_SIZE {local_world}; start equally many per "
-            "node"
+            f"WORLD_SIZE is {world}, which is no multiple of LOCAL_WORLD_SIZE {local_world}; start the same "
+            "number of processes on each node"
         )
     address = environment.get("MASTER_ADDR")
     if not address:

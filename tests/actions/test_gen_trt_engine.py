@@ -132,8 +132,10 @@ def test_a_setting_that_the_build_has_no_use_for_draws_a_warning(onnx, tmp_path,
         build(onnx, tmp_path, pins, verify=False, backend="onnxruntime", compute_capabilities=["8.6"], **keys)
     lines = [record.getMessage() for record in caplog.records]
     for key in ("tensorrt.workspace_size", "timing_cache", "compute_capabilities"):
-        assert f"gen_trt_engine.{key} has no effect with the onnxruntime backend" in lines
-    assert "gen_trt_engine.tensorrt.layers_precision has no effect in fp32, only in fp16 and bf16" in lines
+        assert f"gen_trt_engine.{key} has no effect with the onnxruntime backend; leave it out" in lines
+    assert (
+        "gen_trt_engine.tensorrt.layers_precision has no effect in fp32, only in fp16 and bf16; leave it out" in lines
+    )
     assert "opt_height" not in caplog.text  # it is the file's
 
 

@@ -88,7 +88,10 @@ def test_the_old_ones_of_all(cached):
     [
         (["rm"], "name pipelines or ConfigMaps, or give --all"),
         (["rm", "demo", "--all"], "not both"),
-        (["rm", "dem"], "no ConfigMap dem in the cache; existing: demo-export-cache, demo-train-cache"),
+        (
+            ["rm", "dem"],
+            "dem: there is no such pipeline or ConfigMap in the cache; ConfigMaps there: demo-export-cache, demo-train",
+        ),
     ],
 )
 def test_what_is_meant_must_be_clear(cached, words, message):

@@ -168,8 +168,8 @@ def braces(word: str = "x"):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (partly, "task tell: on Argo an exit handler must watch the whole pipeline; outside: say"),
-        (ignoring, "task repeat: on Argo it cannot use outputs of measure, which may fail"),
+        (partly, "task tell: on Argo an exit handler must watch the whole pipeline; move these tasks into .*: say"),
+        (ignoring, "task repeat: on Argo it cannot use outputs of measure, because it runs even if measure fails"),
         (looped, "parameter words: a loop iterates over it, so it needs a value now"),
         (braces, "task say, condition: Argo would read }}"),
         (flow_steps.branches, r"task add-2: dsl.OneOf of artifacts \(data\) is not supported on Argo"),

@@ -78,7 +78,7 @@ def _one_artifact_for_a_list() -> dict:
 FROM_PARAMETER = "{{$.inputs.parameters['pipelinechannel--x']}}"
 PLAIN = pipeline({"a": container(ECHO, ("out",))})
 REFUSED = {
-    "one artifact for a list": (_one_artifact_for_a_list(), None, "takes a list of artifacts .dsl.Collected., not one"),
+    "one artifact for a list": (_one_artifact_for_a_list(), None, "takes a list of artifacts, but gets one"),
     "workspace": (
         PLAIN,
         _kubernetes(pipelineConfig={"workspace": {"size": "1Gi"}}),

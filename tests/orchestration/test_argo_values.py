@@ -120,8 +120,13 @@ def test_a_text_that_argo_would_read_is_refused(values, text):
 
 
 def test_what_an_expression_can_not_say_is_refused(values):
-    for source in (Collected((SUM,)), FinalStatus("g", ())):
-        with pytest.raises(GraphError, match=f"here: .* do not support {type(source).__name__}"):
+    filled = Filled(f"{X}", {"x": SUM})
+    for source, words in (
+        (Collected((SUM,)), "dsl.Collected"),
+        (FinalStatus("g", ()), "dsl.PipelineTaskFinalStatus"),
+        (filled, "a value that contains other values"),
+    ):
+        with pytest.raises(GraphError, match=f"here: .*{words}.* cannot be part of an Argo expression"):
             values.expression(source, "here")
     with pytest.raises(GraphError, match="here: Argo would read }}"):
         values.expression(Constant("a}}"), "here")

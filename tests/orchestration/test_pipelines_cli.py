@@ -331,7 +331,10 @@ def test_runs_show_and_logs(compiled, tmp_path):
     assert command("logs", str(folder), "bad", "--follow").stdout == "the reason\n"
     for arguments, message in (
         (("logs", str(folder), "worse"), "no step worse; known: good, bad, later"),
-        (("logs", str(folder), "later"), "step later (skipped) has no log\n"),
+        (
+            ("logs", str(folder), "later"),
+            f"step later (skipped) has no log; `stereo-pipelines show {folder}` says why\n",
+        ),
         (("show", str(tmp_path)), "contains no run"),
         (("show", str(path)), "contains no run"),
         (("runs", str(folder / "tasks")), "contains no runs"),

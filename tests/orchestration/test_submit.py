@@ -203,7 +203,7 @@ def test_hardware_profiles_go_along(kubeflow, tmp_path):
         ((401, "<html>who are you?</html>"), "401 Unauthorized: <html>who are you?</html>; the credentials are"),
         ((404, {"message": "not found"}), "404 Not Found: not found; the server does not know"),
         ((500, {"error": "database is down"}), "500 Internal Server Error: database is down"),
-        ((200, "<html>Log in</html>"), "did not answer with JSON; is it a login page"),
+        ((200, "<html>Log in</html>"), "did not answer with JSON; it may be a login page"),
         ((200, {"id": "of another version"}), "no experiment_id; is this server Kubeflow Pipelines 2?"),
     ],
 )

@@ -38,7 +38,7 @@ def test_a_spec_whose_files_are_elsewhere_is_refused_in_the_same_words():
     with pytest.raises(SpecError) as error:
         checked("train", {"train": {"num_epochs": "x"}, "qqqq": 1}, "there.yaml")
     number, unknown = str(error.value).splitlines()
-    assert number.startswith("there.yaml: train.num_epochs: ") and unknown == "there.yaml: qqqq: unknown key"
+    assert number.startswith("there.yaml: train.num_epochs: ") and unknown.startswith("there.yaml: qqqq: unknown key; ")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,20 @@ def test_the_nearest_key_is_the_one_meant(workspace, written, meant):
 
 
 def test_a_key_like_no_other_gets_no_guess(workspace):
-    assert "command line: qqqq: unknown key" in refusal("train", None, "qqqq=1")
+    mend = "see all keys of train with `depth_net default_specs train`"
+    assert f"command line: qqqq: unknown key; {mend}" in refusal("train", None, "qqqq=1")
+
+
+def test_info_with_the_spec_of_a_training_names_the_keys_of_info(workspace):
+    mend = "info reads only results_dir, data_sources at the top level; see all keys of info with"
+    spec = "results_dir: r\nmodel: {encoder: vits}\ndataset: {train_dataset: {data_sources: []}}\ntrain: {seed: 1}\n"
+    for line, section in zip(refusal("info", spec), ("model", "dataset", "train"), strict=True):
+        assert line.startswith(f"spec.yaml: {section}: unknown key; {mend}")
+
+
+def test_a_section_of_other_verbs_is_not_taken_for_a_misspelt_key(workspace):
+    mend = "see all keys of publish_model with `depth_net default_specs publish_model`"
+    assert f"command line: model: unknown key; {mend}" in refusal("publish_model", None, "model.encoder=vits")
 
 
 @pytest.mark.parametrize(

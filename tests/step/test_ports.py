@@ -60,7 +60,7 @@ def test_absent_input_and_bad_command_lines(tmp_path, capsys):
 )
 def test_a_port_without_an_artifact_is_named(tmp_path, capsys, action, missing):
     assert main([action, executor_input(tmp_path, {}, ())]) == 2
-    assert capsys.readouterr().err.strip().endswith(f"input {missing}")
+    assert capsys.readouterr().err.strip().endswith(f"input {missing}; connect one")
 
 
 def test_a_name_longer_than_a_file_s_may_be_is_of_no_input(tmp_path, capsys):

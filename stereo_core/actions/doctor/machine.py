@@ -17,6 +17,7 @@ from stereo_core.values import counted, size_text
 
 PREFETCHED = 2  # batches that each loader process prefetches, torch's default
 PIXEL_BYTES = 29  # per pixel of a sample: two float32 RGB images, a float32 disparity, a mask
+_NO_NETWORK = "not estimated: the network could not be built"
 NEARLY_ALL = 0.9  # share of the memory; the rest is for what the estimate does not count
 
 
@@ -107,7 +108,7 @@ def links(case: Case) -> Iterator[Finding]:
 def disk(case: Case) -> Iterator[Finding]:
     """The kept checkpoints fit on the disk of the results."""
     if case.network is None:
-        yield warning("not estimated: the network could not be built")
+        yield warning(_NO_NETWORK, "see the check weights")
         return
     folder = results_dir(case.spec, "train")
     free = shutil.disk_usage(folder).free
@@ -133,7 +134,7 @@ def kept_checkpoints(case: Case) -> int:
 def memory(case: Case) -> Iterator[Finding]:
     """One training step fits in the memory of the GPU or of the machine."""
     if case.network is None:
-        yield warning("not estimated: the network could not be built")
+        yield warning(_NO_NETWORK, "see the check weights")
         return
     train, batch, gpus = case.spec.train, case.section("train").batch_size, case.machine.gpus
     device = "cuda" if gpus else "cpu"

@@ -40,7 +40,11 @@ class FastPredict:
 
     def __init__(self, model: StereoNetwork, dtype: torch.dtype, compile: str):
         if compile != "off" and COMPILER is None:
-            LOG.info("compile: %s has no effect because there is no C compiler on the PATH", compile)
+            LOG.info(
+                "compile: %s has no effect because there is no C compiler on the PATH; install gcc and Python's "
+                "headers",
+                compile,
+            )
             compile = "off"
         _cache_in_our_folder()
         self.model, self.dtype, self.compile = model, dtype, compile
@@ -82,7 +86,9 @@ class FastPredict:
         try:
             predict = at_size(network, height, width, batch, self.model.config.valid_iters)
         except torch.OutOfMemoryError:
-            LOG.warning("not enough memory for a CUDA graph of %s: each call launches its kernels one by one", what)
+            LOG.warning(
+                "not enough memory for a CUDA graph of %s: each call launches its kernels one by one (slower)", what
+            )
             return self.eager
         LOG.info(
             "%s: %s in %.1f s",

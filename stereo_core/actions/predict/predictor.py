@@ -150,11 +150,13 @@ def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     engine = load_engine(section.trt_engine, engine_device(section, gpu))
     resize = section.resize if verb == "evaluate" else "pad"
     size = (engine.info["max_height"], engine.info["max_width"])
-    augmentation = (spec.dataset.test_dataset if verb == "evaluate" else spec.dataset.infer_dataset).augmentation
+    split = "test_dataset" if verb == "evaluate" else "infer_dataset"
+    augmentation = getattr(spec.dataset, split).augmentation
     if "crop_size" in augmentation.model_fields_set and tuple(augmentation.crop_size) != size:
         LOG.warning(
-            "crop_size ([height, width]) is %s, but the engine's own size %s is used",
-            *(list(augmentation.crop_size), list(size)),
+            "dataset.%s.augmentation.crop_size is %s ([height, width]), but the engine's own size %s is used; remove "
+            "the key, or build an engine of this size",
+            *(split, list(augmentation.crop_size), list(size)),
         )
     infer: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
     tiled_infer, tiles = _with_tiles(spec, verb, infer, size, engine.info["max_disparity"])
@@ -179,9 +181,9 @@ def _with_tiles(
     if columns < (max_disparity or 0):
         LOG.warning(
             "inference.tile_overlap is %d columns, but the network finds disparities up to %d px: where a disparity "
-            "exceeds the overlap, the left part of a tile does not contain its match",
-            columns,
-            max_disparity,
+            "exceeds the overlap, the left part of a tile does not contain its match; set the second number to at "
+            "least %d",
+            *(columns, max_disparity, max_disparity),
         )
     return tiled(predict, size, (rows, columns)), {"tile": list(size), "tile_overlap": [rows, columns]}
 
@@ -293,7 +295,8 @@ def _predicted(
         disparity_HW = found.pop(sample["index"])
         if not np.isfinite(disparity_HW).all():
             raise FloatingPointError(
-                f"{sample['path']}: the predicted disparity contains NaN or infinity; check the model"
+                f"{sample['path']}: the predicted disparity contains NaN or infinity; the weights may be damaged: use "
+                "another checkpoint or engine"
             )
         yield sample, disparity_HW
 

@@ -35,14 +35,14 @@ class Expression:
             position = match.end()
         self._choice()
         if self._tokens:
-            raise SyntaxError(f"unexpected {self._tokens[0][1]!r} after the end")
+            raise SyntaxError(f"unexpected {self._tokens[0][1]!r} after the end of the expression")
 
     def _next_is(self, *wanted: str) -> bool:
         return bool(self._tokens) and self._tokens[0][0] != "text" and self._tokens[0][1] in wanted
 
     def _take(self, *wanted: str) -> tuple[str, str]:
         if not self._tokens or (wanted and not self._next_is(*wanted)):
-            found = repr(self._tokens[0][1]) if self._tokens else "the end"
+            found = repr(self._tokens[0][1]) if self._tokens else "the end of the expression"
             raise SyntaxError(f"expected {' or '.join(wanted) or 'a value'}, found {found}")
         return self._tokens.pop(0)
 

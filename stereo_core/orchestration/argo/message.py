@@ -27,7 +27,10 @@ def argument(text: str, task: Task) -> str:
             found = re.fullmatch(pattern, inner)
             if found:
                 return found.expand(target)
-        raise GraphError(f"task {task.name}: placeholder {{{{${inner}}}}} is not supported on Argo")
+        raise GraphError(
+            f"task {task.name}: placeholder {{{{${inner}}}}} is not supported on Argo; a command can use the values of "
+            "input parameters and the paths of artifacts and outputs"
+        )
 
     return substituted(text, reference, f"task {task.name}, command")
 
@@ -47,7 +50,10 @@ def ports_of(task: Task, port: Port) -> list[Port]:
         return [port]
     given = task.artifacts.get(port.name, Collected(()))
     if not isinstance(given, Collected):
-        raise GraphError(f"task {task.name}: input {port.name} takes a list of artifacts (dsl.Collected), not one")
+        raise GraphError(
+            f"task {task.name}: input {port.name} takes a list of artifacts, but gets one; give it dsl.Collected of a "
+            "loop's output"
+        )
     return [replace(port, name=f"{port.name}-{index}") for index in range(len(given.rounds))]
 
 

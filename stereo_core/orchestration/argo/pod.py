@@ -13,6 +13,7 @@ from stereo_core.orchestration.namespace import USER
 
 WRITABLE = {"scratch": "/tmp", "cache": "/cache"}  # volume -> the only folders that our images write to
 GRACE = 120  # s from SIGTERM to SIGKILL, for training to finish its step and write a checkpoint
+_REMOVE = "remove it from the pipeline, or run the pipeline on Kubeflow"
 # Argo's own containers take theirs from the controller's settings, which are empty unless an administrator sets them.
 _LEAST = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
@@ -84,7 +85,7 @@ def placement(task: Task) -> dict[str, Any]:
         elif key in ("secretAsEnv", "configMapAsEnv"):
             pod["env"] += [entry for item in value for entry in _env_of(task, key, item)]
         elif key not in ("activeDeadlineSeconds", "imagePullSecret"):  # handled elsewhere
-            raise GraphError(f"task {task.name}: the Kubernetes setting {key} is not supported on Argo")
+            raise GraphError(f"task {task.name}: the Kubernetes setting {key} is not supported on Argo; {_REMOVE}")
     return pod
 
 
@@ -100,7 +101,7 @@ _TOLERATION = {
 def _only(item: dict[str, Any], known: dict[str, str], task: Task, where: str) -> dict[str, Any]:
     for key in item:
         if key not in known:
-            raise GraphError(f"task {task.name}: {key} in {where} is not supported on Argo")
+            raise GraphError(f"task {task.name}: {key} in {where} is not supported on Argo; {_REMOVE}")
     return {known[key]: value for key, value in item.items()}
 
 
@@ -128,5 +129,7 @@ def _name_of(task: Task, item: dict[str, Any], kind: str, where: str) -> str:
     if isinstance(name, Argument):
         return f"{{{{workflow.parameters.{name.name}}}}}"
     if not isinstance(name, Constant) or not isinstance(name.value, str) or not name.value:
-        raise GraphError(f"task {task.name}: {where} has no name; give a text or a pipeline parameter")
+        raise GraphError(
+            f"task {task.name}: {where} has no name; give the name of the {kind} as text or as a pipeline parameter"
+        )
     return literal(name.value, f"task {task.name}, {where}")

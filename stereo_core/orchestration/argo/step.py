@@ -135,7 +135,10 @@ def _retry(task: Task) -> m.RetryStrategy | None:
     if not retry.count:
         return None
     if not float(retry.factor).is_integer():
-        raise GraphError(f"task {task.name}: Argo needs a whole number as backoff factor, not {retry.factor:g}")
+        raise GraphError(
+            f"task {task.name}: Argo needs a whole number as backoff factor, not {retry.factor:g}; set another "
+            "backoff_factor in set_retry"
+        )
     codes = ", ".join(f"'{code}'" for code in WORTH_ANOTHER_TRY)
     cap = f"{retry.longest:g}s" if retry.count > 1 else None  # 3.6 does not support cap, and a single wait needs none
     return m.RetryStrategy(

@@ -79,7 +79,10 @@ def _known(text: str, values: dict[str, str]) -> str:
 def _check_inputs(pipeline: Pipeline, task: Task) -> None:
     """Refuse a task whose inputs may have no value when it runs."""
     if task.cache_key:
-        raise GraphError(f"task {task.name}: its own cache key (cacheKey) is not supported on Argo")
+        raise GraphError(
+            f"task {task.name}: its own cache key (cacheKey) is not supported on Argo; leave cache_key out of "
+            "set_caching_options"
+        )
     for parameter in task.component.parameters.values():
         if parameter.default is None and not parameter.required and parameter.name not in task.parameters:
             raise GraphError(
@@ -89,11 +92,15 @@ def _check_inputs(pipeline: Pipeline, task: Task) -> None:
     for source in (*task.parameters.values(), *task.artifacts.values()):
         for output in outputs_in(source):
             if output.task in task.behind:
-                raise GraphError(f"task {task.name}: on Argo it cannot use outputs of {output.task}, which may fail")
+                raise GraphError(
+                    f"task {task.name}: on Argo it cannot use outputs of {output.task}, because it runs even if "
+                    f"{output.task} fails; remove this input, or ignore_upstream_failure"
+                )
             missing = any(test not in task.when for test in pipeline.tasks[output.task].when)
             if missing and not isinstance(source, OneOf):
                 raise GraphError(
-                    f"task {task.name}: on Argo it cannot use outputs of {output.task}, which a condition may skip"
+                    f"task {task.name}: on Argo it cannot use outputs of {output.task}, which a condition may skip; "
+                    "put both under the same condition"
                 )
 
 
@@ -160,7 +167,10 @@ def _imported(task: Task, port: str, repository: Repository, values: dict[str, s
     uri = task.importer.uri
     source = task.parameters[uri.name] if isinstance(uri, Argument) else uri
     if not isinstance(source, Constant | Argument):
-        raise GraphError(f"task {task.name}: an importer whose URI comes from another step is not supported on Argo")
+        raise GraphError(
+            f"task {task.name}: an importer whose URI comes from another step is not supported on Argo; take the URI "
+            "from a pipeline parameter"
+        )
     if isinstance(source, Constant):
         bucket, key = bucket_and_key(
             wiring.text(source, f"task {task.name}, uri"), f"task {task.name}", wanted="s3://BUCKET/KEY"

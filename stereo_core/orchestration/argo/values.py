@@ -31,6 +31,12 @@ STATUS = {  # status of an exit handler's block; on Argo that is the whole Workf
     "pipelineJobResourceName": "{{workflow.name}}",
 }
 
+_IN_WORDS = {
+    Collected: "the list of a loop's outputs (dsl.Collected)",
+    Filled: "a value that contains other values",
+    FinalStatus: "the final status (dsl.PipelineTaskFinalStatus)",
+}
+
 
 class Values:
     """The values of a pipeline's tasks. `where` names the place in error messages.
@@ -105,7 +111,10 @@ class Values:
                 return f"tasks['{task}'].outputs.parameters['{key}']"
             case OneOf(options=options):
                 return first_that_ran(options, lambda option: self.expression(option, where))
-        raise GraphError(f"{where}: Argo's expressions do not support {type(source).__name__}")
+        raise GraphError(
+            f"{where}: {_IN_WORDS[type(source)]} cannot be part of an Argo expression; compute the value in a step and "
+            "use its output"
+        )
 
     def type_of(self, source: Source) -> str:
         """The type in the IR: STRING, NUMBER_INTEGER, ..."""
@@ -133,7 +142,10 @@ class Values:
             return json.dumps(source.value)
         expression, kind = self.expression(source, where), self.type_of(source)
         if kind in ("LIST", "STRUCT"):
-            raise GraphError(f"{where}: Argo does not support a condition on a list or a mapping")
+            raise GraphError(
+                f"{where}: Argo does not support a condition on a list or a mapping; compare a text, a number, true or "
+                "false"
+            )
         casts = {"NUMBER_INTEGER": "asInt({})", "NUMBER_DOUBLE": "asFloat({})", "BOOLEAN": "({} == 'true')"}
         return casts.get(kind, "{}").format(expression)
 

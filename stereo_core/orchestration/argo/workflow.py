@@ -75,7 +75,7 @@ def manifests(
     values = {n: text_of(v, f"parameter {n}") for n, v in given.items() if v is not None and n not in pipeline.loops}
     steps = {name: task for name, task in pipeline.tasks.items() if not isinstance(task.component.executor, Importer)}
     if not steps:
-        raise GraphError(f"pipeline {pipeline.name}: it has no steps to run")
+        raise GraphError(f"pipeline {pipeline.name}: it has no steps to run, only importers; add a step")
     shared = _shared_templates(steps)
     templates = [
         _workflow_template(pipeline, steps[name], repository, priority_class) for name in dict.fromkeys(shared.values())
@@ -93,7 +93,10 @@ def manifests(
     ]
     fit(documents, version)
     if wrong := problems(documents):
-        raise GraphError(f"the manifests of pipeline {pipeline.name} would not work: {'; '.join(wrong)}")
+        raise GraphError(
+            f"the manifests of pipeline {pipeline.name} would not work, which is a fault of stereo-pipelines; please "
+            f"report it: {'; '.join(wrong)}"
+        )
     return documents
 
 
@@ -190,10 +193,13 @@ def _exit_handler(pipeline: Pipeline, task: Task, made: m.DAGTask) -> m.DAGTask:
     outside = [name for name, other in pipeline.tasks.items() if not other.exit and name not in task.behind]
     if outside:
         raise GraphError(
-            f"task {task.name}: on Argo an exit handler must watch the whole pipeline; outside: {', '.join(outside)}"
+            f"task {task.name}: on Argo an exit handler must watch the whole pipeline; move these tasks into its "
+            f"dsl.ExitHandler: {', '.join(outside)}"
         )
     if any(outputs_in(source) for source in (*task.parameters.values(), *task.artifacts.values())):
-        raise GraphError(f"task {task.name}: on Argo an exit handler cannot use outputs of other tasks")
+        raise GraphError(
+            f"task {task.name}: on Argo an exit handler cannot use outputs of other tasks; remove these inputs"
+        )
     made.depends = None
     return made
 

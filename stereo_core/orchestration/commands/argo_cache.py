@@ -47,7 +47,7 @@ def ls_command(namespace: str, context: str) -> None:
         entries = counted(len(one.entries), "entry", "entries")
         click.echo(f"{one.name:{width}}  {entries:>13}  {one.size / ROOM:6.1%} full  {since}".rstrip())
     if not maps:
-        click.echo(f"no cache entries in {namespace}", err=True)
+        click.echo(f"no cache entries in namespace {namespace}", err=True)
 
 
 @argo_cache.command("rm")

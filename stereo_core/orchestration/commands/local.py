@@ -139,8 +139,8 @@ def logs_command(folder: Path, step: str, follow: bool) -> None:
     log = folder / "tasks" / step / "log.txt"
     if not log.is_file() and not follow:
         state = tasks[step].state
-        yet = "" if state in ENDED else " yet"
-        raise GraphError(f"{folder}: step {step} ({state}) has no log{yet}")
+        hint = f"; `stereo-pipelines show {folder}` says why" if state in ENDED else " yet; --follow waits for it"
+        raise GraphError(f"{folder}: step {step} ({state}) has no log{hint}")
     position = 0
     while True:
         goes_on = follow and read_record(folder).tasks[step].state in ("waiting", "running")

@@ -23,9 +23,9 @@ def imported(task: Task, parameters: dict[str, Any], digests: Digests, run: Path
         UserError: the data is not on this machine, or the run would write into it.
     """
     uri, path = source_of(task, parameters)
-    where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else ""
+    where = f"parameter {task.imported.name}: " if isinstance(task.imported, Argument) else f"task {task.name}: "
     if not uri:
-        raise UserError(f"{where}is empty; give the folder or file to import")
+        raise UserError(f"{where}the URI is empty; give the folder or file to import")
     if run.is_relative_to(path.resolve()):
         raise UserError(
             f"{where}{uri} contains the run folder {run}, so the data would change with the run; choose an "

@@ -68,7 +68,10 @@ def _filled(text: str, message: dict[str, Any], task: str) -> str:
             found = re.fullmatch(pattern, inner)
             if found:
                 return _text_at(message, [found["name"] if key == "{name}" else key for key in path])
-        raise GraphError(f"task {task}: placeholder {match.group(0)} is not supported by stereo-pipelines")
+        raise GraphError(
+            f"task {task}: placeholder {match.group(0)} is not supported by stereo-pipelines; a command can use the "
+            "values of input parameters and the paths of artifacts and outputs"
+        )
 
     return _PLACEHOLDER.sub(value, text)
 

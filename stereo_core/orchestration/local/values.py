@@ -72,7 +72,10 @@ def value_of(source: Source, record: Record) -> object:
 def _output_parameter(source: Output, record: Record) -> object:
     run = record.tasks[source.task]
     if source.key not in run.parameters:
-        raise GraphError(f"task {source.task} ({run.state}) wrote no output parameter {source.key}")
+        raise GraphError(
+            f"task {source.task} ({run.state}) wrote no output parameter {source.key}, which this task needs; "
+            "see its log"
+        )
     return run.parameters[source.key]
 
 

@@ -69,7 +69,7 @@ def test_a_file_uri_is_decoded_as_browsers_write_it(graph, images):
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("", r"^parameter images_uri: is empty"),
+        ("", r"^parameter images_uri: the URI is empty"),
         ("/gone", r"^parameter images_uri: /gone: no such file or folder$"),
         (
             "s3://bucket/x",

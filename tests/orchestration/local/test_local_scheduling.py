@@ -64,7 +64,7 @@ def test_a_condition_is_asked_when_all_before_has_ended(after):
 
 def test_a_condition_that_can_not_be_told_fails_the_task(after):
     asked = replace(after, when=(Comparison(Constant("a"), "<", Constant(1), text="n < 1"),))
-    said = "condition n < 1: 'a' and 1 cannot be compared"
+    said = "condition n < 1: 'a' and 1 cannot be compared; compare values of one type"
     assert outlook(asked, record(state="succeeded")) == {"state": "failed", "exit_code": 2, "message": said}
 
 
