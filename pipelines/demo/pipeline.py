@@ -1,4 +1,4 @@
-"""demo: the starter network on rooms and roads, then unchanged, fine-tuned and as an engine on a style new to it."""
+"""demo: the starter network on rich scenes, then unchanged, fine-tuned and as an engine on a style new to it."""
 
 import stereo_components as steps
 from kfp import dsl
@@ -35,8 +35,8 @@ INFERENCE = {"dataset": {**MAX_DISPARITY, "infer_dataset": LOADER}}
 EXPORT = {"export": {"input_height": 192, "input_width": 320, "batch_size": 1, "on_cpu": True}}
 
 DESCRIPTION = (
-    "The starter network on synthetic rooms, then unchanged, fine-tuned and as an engine on scenes of a style new to "
-    "it, in minutes on two CPU cores."
+    "The starter network on rich synthetic scenes, then unchanged, fine-tuned and as an engine on scenes of a style new "
+    "to it, in minutes on two CPU cores."
 )
 
 
@@ -65,7 +65,7 @@ def demo(
         height: Image height in px.
         width: Image width in px.
         max_disparity: Largest disparity in px.
-        rich_scenes: Synthetic pairs of 640 x 384 px in the starter's own style: rooms, roads and walls.
+        rich_scenes: Synthetic pairs of 640 x 384 px in the starter's own style, rich.
         dataset_name: How the synthetic disparities are coded.
         num_epochs: Epochs to fine-tune.
         backend: The engine's backend: auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
