@@ -35,8 +35,8 @@ INFERENCE = {"dataset": {**MAX_DISPARITY, "infer_dataset": LOADER}}
 EXPORT = {"export": {"input_height": 192, "input_width": 320, "batch_size": 1, "on_cpu": True}}
 
 DESCRIPTION = (
-    "The starter network on rich synthetic scenes, then unchanged, fine-tuned and as an engine on scenes of a style new "
-    "to it, in minutes on two CPU cores."
+    "The starter network on rich synthetic scenes, then unchanged, fine-tuned and as an engine on a style new to it, "
+    "in minutes on two CPU cores."
 )
 
 
