@@ -78,7 +78,7 @@ def check_entries(file: zipfile.ZipFile, size: int) -> None:
     entries = file.infolist()
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise Refused(f"{shown(entry.filename)} is compressed or encrypted, which torch.save never does")
+            raise Refused(f"its entry {shown(entry.filename)} is compressed or encrypted, which torch.save never does")
     if sum(max(entry.file_size, entry.compress_size) for entry in entries) > size:  # zipfile reads as much as either
         raise Refused(f"the sizes of its entries add up to more than the file's {size} bytes")
 

@@ -116,7 +116,7 @@ def _not_saved(prefix: str, module: Record) -> list[str]:
 
 def _check_entry(prefix: str, name: str, value: object, wanted: type) -> None:
     if not name or "." in name or len(prefix) + len(name) > MAX_NAME:
-        raise Refused(f"{shown(prefix + name[:MAX_NAME])} is not a name that PyTorch gives a part of a module")
+        raise Refused(f"{shown(prefix + name[:MAX_NAME])} is not a name that PyTorch gives to a weight or layer")
     if value is not None and not isinstance(value, wanted):
         raise Refused(f"{shown(prefix + name)} is {kind_of(value)}, not a {'module' if wanted is Record else 'tensor'}")
 

@@ -42,8 +42,8 @@ Metric = Annotated[Monitor, BeforeValidator(lambda value: "val/loss" if value ==
 class ParamRange(Section):
     """The values that a search may try for one key, within the key's own range."""
 
-    valid_min: Float | None = key(None, "Lowest value to try; null: the key's own")
-    valid_max: Float | None = key(None, "Highest value to try; null: the key's own")
+    valid_min: Float | None = key(None, "Lowest value to try; null: the lowest that the searched key may have")
+    valid_max: Float | None = key(None, "Highest value to try; null: the highest that the searched key may have")
     valid_options: Annotated[list[Float], null_is([])] = key([], "Values to try, instead of a range")
     option_weights: Annotated[list[Float], null_is([])] = key(
         [], "Weights of valid_options; no effect: Optuna's samplers support none"

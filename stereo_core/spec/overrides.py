@@ -108,7 +108,7 @@ def _get(node: Any, path: Path) -> Any:
         raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is not a list; leave out [{last}]")
     if last and not node:
         first = dotted((*path[:-1], 0))
-        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} has no entries yet; the first is {first}")
+        raise SpecError(f"{dotted(path)}: {dotted(path[:-1])} is an empty list; set {first} first")
     if last > len(node):
         raise SpecError(
             f"{dotted(path)}: {dotted(path[:-1])} has only {counted(len(node), 'entry', 'entries')}; the next is "

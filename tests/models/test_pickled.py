@@ -304,7 +304,7 @@ PROGRAMS = {
     "strange storage": (b"(X\x07\x00\x00\x00storageccore.a\nB\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
                         "not a tensor's numbers"),
     "a module in itself": (LAYER + b"q\x00}" + EMPTY[:-1] + b"X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00sub.",
-                           "is not a name that PyTorch gives a part of a module"),
+                           "is not a name that PyTorch gives to a weight or layer"),
     "terminal": (b"c\x1b[2J\nx\n.", r"\x1b[2J.x"),
 }  # fmt: skip
 

@@ -92,7 +92,7 @@ def test_one_past_the_end_is_a_new_entry_and_further_is_an_error():
     assert tree == {"a": {"b": [{"c": "x"}, {"c": "y"}]}}
     with pytest.raises(SpecError, match=r"a\.b\[3\]: a\.b has only 2 entries"):
         applied(tree, "a.b[3].c=z")
-    with pytest.raises(SpecError, match=r"a\.b\[1\]: a\.b has no entries yet; the first is a\.b\[0\]$"):
+    with pytest.raises(SpecError, match=r"a\.b\[1\]: a\.b is an empty list; set a\.b\[0\] first$"):
         applied({}, "a.b[1].c=z")
 
 

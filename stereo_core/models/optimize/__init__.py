@@ -62,7 +62,8 @@ def make_network(model: nn.Module, dtype: torch.dtype, *, compile: bool = True) 
     rewritten = {FoundationStereo: WithViT, FastFoundationStereo: WithoutViT}.get(type(model))
     if rewritten is None or any(p.dtype not in _FLOATS for p in model.parameters()):
         raise ModelError(
-            "only FoundationStereo and FastFoundationStereo in floating point can be optimised for inference"
+            "this network cannot be optimised for inference: it is quantised, or neither FoundationStereo nor "
+            "FastFoundationStereo; run the model as it is"
         )
     network = rewritten(model, dtype)
     if compile:
