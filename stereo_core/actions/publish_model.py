@@ -170,4 +170,4 @@ def _copy(file: Path, uri: str, digest: str) -> None:
     with atomic_path(uri) as temporary:
         shutil.copyfile(file, temporary)
         if sha256_of(temporary) != digest:
-            raise NotWrittenError(f"{uri}: the copy differs from {file}; check the disk")
+            raise NotWrittenError(f"{uri}: the copy differs from {file}; check that disk, and publish again")

@@ -61,7 +61,10 @@ def chosen(maps: list[CacheMap], names: tuple[str, ...]) -> list[CacheMap]:
     for name in names:
         if not any(_is_of(one, name) for one in maps):
             there = ", ".join(one.name for one in maps) or "none"
-            raise SubmitError(f"{name}: there is no such pipeline or ConfigMap in the cache; ConfigMaps there: {there}")
+            raise SubmitError(
+                f"{name}: no ConfigMap of cached steps has this name or belongs to a pipeline of this name; "
+                f"existing: {there}"
+            )
     return [one for one in maps if not names or any(_is_of(one, name) for name in names)]
 
 
