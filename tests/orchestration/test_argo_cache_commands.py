@@ -90,7 +90,7 @@ def test_the_old_ones_of_all(cached):
         (["rm", "demo", "--all"], "not both"),
         (
             ["rm", "dem"],
-            "dem: no ConfigMap of cached steps has this name or belongs to a pipeline of this name; existing: demo-export",
+            "dem: no ConfigMap of cached steps has this name or belongs to a pipeline of this name; existing: ",
         ),
     ],
 )
