@@ -84,4 +84,4 @@ def test_a_cached_step_that_fails_is_a_failure(cluster, empty_cache):
     assert cluster.run("demo")["status"]["phase"] == "Succeeded"
     cluster.ends["convert"] = [1]  # always runs
     done = cluster.run("demo")
-    assert hits(done) == {"synthesize"} and done["status"]["phase"] == "Failed"
+    assert {"synthesize", "synthesize-2"} <= hits(done) and done["status"]["phase"] == "Failed"
