@@ -187,7 +187,7 @@ def test_kfps_docker_runner_runs_the_demo(no_shell, docker_host, tmp_path):
     scratch = {"tmpfs": {"/tmp": "mode=1777"}, "environment": {"OMP_NUM_THREADS": "1"}}
     local.init(local.DockerRunner(**walls, **scratch), pipeline_root=str(root), raise_on_error=True)
     demo = components.load_component_from_file(str(path))
-    demo(num_scenes=2, height=64, width=96, max_disparity=16, **ARGUMENTS)
+    demo(rich_scenes=1, num_scenes=2, height=64, width=96, max_disparity=16, **ARGUMENTS)
 
     (run,) = (folder for folder in root.iterdir() if folder.is_dir())
     made = {}
@@ -196,8 +196,8 @@ def test_kfps_docker_runner_runs_the_demo(no_shell, docker_host, tmp_path):
         said = json.loads(file.read_text())["artifacts"]
         made[file.parent.name] = {port: entry["artifacts"][0]["metadata"] for port, entry in said.items()}
     files = {
-        ("synthesize", "images"): "",
-        ("convert", "annotations"): "",
+        ("synthesize-2", "images"): "",
+        ("convert-2", "annotations"): "",
         ("train", "checkpoint"): "file",
         ("export", "onnx"): "file",
         ("gen-trt-engine", "engine"): "file",
@@ -206,9 +206,9 @@ def test_kfps_docker_runner_runs_the_demo(no_shell, docker_host, tmp_path):
         metadata = made[task][port]
         assert metadata["kind"] == port
         assert metadata["sha256"] == sha256_of(run / task / port / metadata.get(key, "")), task
-    lists = [(run / "convert/annotations" / name).read_text().split() for name in ("train.txt", "val.txt")]
+    lists = [(run / "convert-2/annotations" / name).read_text().split() for name in ("train.txt", "val.txt")]
     assert [len(names) for names in lists] == [3, 3]
-    for task in ("evaluate", "trt-evaluate"):
+    for task in ("evaluate", "evaluate-2", "evaluate-3", "trt-evaluate"):
         assert {"epe", "rmse"} <= made[task]["metrics"].keys()
     assert {"inference", "trt-inference"} <= made.keys()
 

@@ -190,21 +190,21 @@ def test_the_names_of_both_sides_stand_below_their_picture(opened, disparity, tr
 
 
 def test_pairs_after_the_first_unfold_at_a_click_from_a_link_and_in_print(opened, disparity, truth):
-    views = [made(disparity, truth_HW=truth, name=f"a/{n}", path=f"a/{n}.png") for n in range(6)]
-    tab = opened(text_of({"": views}, tables=[Table("T", ("image",), [(Link("5.png", "#pair-6"),)])]))
+    views = [made(disparity, truth_HW=truth, name=f"a/{n}", path=f"a/{n}.png") for n in range(7)]
+    tab = opened(text_of({"": views}, tables=[Table("T", ("image",), [(Link("6.png", "#pair-7"),)])]))
     pictures = tab.locator(".group .both >> nth=0")
-    assert tab.locator("summary h2").all_inner_texts() == [f"a/{n}" for n in range(6)]
+    assert tab.locator("summary h2").all_inner_texts() == [f"a/{n}" for n in range(7)]
     assert tab.locator("summary h2").first.get_attribute("title") == "a/0"
 
     def seen():
         return [group.locator(".both").first.is_visible() for group in tab.locator(".group").all()]
 
-    assert pictures.is_visible() and seen() == [True] * 3 + [False] * 3
-    tab.locator("summary").nth(3).click()
-    tab.locator("a", has_text="5.png").click()
-    assert seen() == [True] * 4 + [False, True]
+    assert pictures.is_visible() and seen() == [True] * 4 + [False] * 3
+    tab.locator("summary").nth(4).click()
+    tab.locator("a", has_text="6.png").click()
+    assert seen() == [True] * 5 + [False, True]
     tab.emulate_media(media="print")
-    assert seen() == [True] * 6
+    assert seen() == [True] * 7
 
 
 def test_tables_sort(opened):
