@@ -62,8 +62,13 @@ def main() -> None:
     """
 
 
+def _after_help(row: Verb) -> str:
+    keys = f"Its keys:\n  depth_net default_specs {row.name} --short"
+    return f"\b\nExample:\n  depth_net {row.name} {row.example}\n\n\b\n{keys}"
+
+
 def _spec_command(row: Verb) -> click.Command:
-    @click.command(row.name, help=row.help, epilog=f"\b\nExample:\n  depth_net {row.name} {row.example}")
+    @click.command(row.name, help=row.help, epilog=_after_help(row))
     @click.option(
         "-e", "--experiment_spec_file", "spec_file", type=FilePath(path_type=Path), help="YAML file with the spec."
     )

@@ -44,10 +44,12 @@ PLAUSIBLE = (0.05, 1000.0)  # m; median depth of an image
 
 @dataclass
 class OutOfRange:
-    """Counts of values that a file cannot hold: such pixels, images with any, and all pixels with a value above 0."""
+    """Counts of values that a file cannot hold: such pixels, images with any, all images, and all pixels with a value
+    above 0."""
 
     pixels: int = 0
     images: int = 0
+    of_images: int = 0
     known: int = 0
     nearest: float = math.inf  # the smallest value above 0
     lowest: float = math.inf  # the smallest of all values
@@ -58,6 +60,7 @@ class OutOfRange:
         positive = values_HW[values_HW > 0]
         self.pixels += pixels
         self.images += bool(pixels)
+        self.of_images += 1
         self.known += positive.size
         self.nearest = min(self.nearest, float(positive.min(initial=math.inf)))
         self.lowest = min(self.lowest, float(values_HW.min()))
@@ -65,12 +68,18 @@ class OutOfRange:
     def __iadd__(self, other: OutOfRange) -> OutOfRange:
         self.pixels += other.pixels
         self.images += other.images
+        self.of_images += other.of_images
         self.known += other.known
         self.nearest = min(self.nearest, other.nearest)
         self.lowest = min(self.lowest, other.lowest)
         self.denied += other.denied
         self.odd += other.odd
         return self
+
+    def share_of(self, pixels: int) -> str:
+        """Of all images' pixels: "3 of 640 pixels (in 1 of 2 images)"."""
+        images = f" (in {self.images} of {self.of_images} images)" if self.of_images > 1 else ""
+        return f"{self.pixels} of {pixels} pixels{images}"
 
 
 Clipped = defaultdict[str, OutOfRange]
@@ -209,20 +218,20 @@ def format_warnings(clipped: Clipped, settings: Inference) -> list[str]:
     if below.pixels:
         kept = "PFM files hold the predicted values" if settings.save_raw_pfm else mend
         found.append(
-            f"disparity: {below.pixels} of {below.pixels + below.known} pixels in {counted(below.images, 'image')} are "
-            f"predicted at or below 0 px (down to {below.lowest:.4g} px), where a network has no match; they count as "
-            f"unknown: 0 in PNG files, no depth, no point; {kept}"
+            f"disparity: {below.share_of(below.pixels + below.known)} are predicted at or below 0 px (down to "
+            f"{below.lowest:.4g} px), where a network has no match; they count as unknown: 0 in PNG files, no depth, "
+            f"no point; {kept}"
         )
     if disparity.pixels:
         found.append(
-            f"disparity_png16: {disparity.pixels} of {disparity.known} pixels in {counted(disparity.images, 'image')} "
-            f"exceed 255.996 px, the largest value of the format, and are clipped to it; {exact}"
+            f"disparity_png16: {disparity.share_of(disparity.known)} exceed 255.996 px, the largest value of the "
+            f"format, and are clipped to it; {exact}"
         )
     if depth.pixels:
         check = f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
         found.append(
-            f"depth: {depth.pixels} of {depth.known} pixels in {counted(depth.images, 'image')} do not fit in 16-bit "
-            f"millimetres (0.001 to 65.535 m) and are stored as 0 (unknown){check * (depth.pixels == depth.known)}"
+            f"depth: {depth.share_of(depth.known)} do not fit in 16-bit millimetres (0.001 to 65.535 m) and are stored "
+            f"as 0 (unknown){check * (depth.pixels == depth.known)}"
         )
     if depth.odd:
         low, high = (f"{end(depth.odd):.3g}" for end in (min, max))

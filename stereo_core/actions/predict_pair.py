@@ -287,7 +287,7 @@ class _Prediction:
             one = view(pair.name, left_HW3, disparity_HW, camera=camera,
                        path=str(pair.left), facts=facts, warnings=found, files=files)  # fmt: skip
             self.views.append(one)
-        self.say(f"{pair.left}: {facts}; {self.output / files['colour']}")
+        self.say(f"{pair.left}: {facts}")
         for text in found:
             self.say(f"Warning: {text}")
 

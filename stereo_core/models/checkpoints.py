@@ -67,7 +67,7 @@ def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
     Encoder, variant and lookup sizes, and FastFoundationStereo's topology and widths, come from the keys and shapes.
     Preset, max_disparity, attention and iterations come from the settings that our trainer stores in the file, or from
     `cfg.yaml` beside it, else they take the published values. A log line reports max_disparity and where it comes
-    from; it is a warning if the value is only assumed.
+    from; it is a warning if the value is only assumed, or not the one that the weights were trained for.
 
     Args:
         path: as for `read_weights`: a file of any layout, "starter", or a training folder with a choice.
@@ -90,7 +90,8 @@ def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
     if checkpoint.network == "FoundationStereo":
-        level = logging.INFO if "max_disparity" in given | checkpoint.stored else logging.WARNING
+        values = {given.get("max_disparity"), checkpoint.stored.get("max_disparity")} - {None}
+        level = logging.INFO if len(values) == 1 else logging.WARNING
         LOG.log(level, "%s: the network's max_disparity is %d px, %s", path, *_range(checkpoint, given))
     return model
 
@@ -312,10 +313,14 @@ def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
 
     No shape depends on it: with a wrong value the network runs, but its disparities are wrong.
     """
-    if "max_disparity" in given:
-        return given["max_disparity"], "from model.max_disparity"
-    if "max_disparity" in checkpoint.stored:
-        return checkpoint.stored["max_disparity"], "stored with the weights"
+    trained = checkpoint.stored.get("max_disparity")
+    if asked := given.get("max_disparity"):
+        other = (
+            f", but the weights were trained for {trained} px, so disparities may be biased; leave it out, or train on"
+        )
+        return asked, "from model.max_disparity" + other * (trained not in (None, asked))
+    if trained is not None:
+        return trained, "stored with the weights"
     preset = (checkpoint.stored | given | checkpoint.found).get("preset")
     usual = f"the {preset} preset's value" if preset else "the published value"
     return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_ASSUMED}"

@@ -106,6 +106,15 @@ def page_of(run: Record, made: Made) -> Path | None:
     return shown
 
 
+def _warnings(run: Record) -> list[str]:
+    """Each warning once, after the steps that have it: those of checkpoint and engine are often the same."""
+    steps: dict[str, list[str]] = {}
+    for name in run.tasks:
+        for text in run.warnings(name):
+            steps.setdefault(text, []).append(run.label(name))
+    return [f"{', '.join(labels)}: {text}" for text, labels in steps.items()]
+
+
 def write_page(run: Record) -> Path:
     """Write report.html into the run folder: graph, warnings, metrics, pairs side by side, steps, artifacts.
 
@@ -129,13 +138,12 @@ def write_page(run: Record) -> Path:
     head = ("step", "state", "page", "log", "started (UTC)", "seconds", "attempts", "exit code", "message")
     steps = Table("Steps", head, step_rows)
     artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"), artifact_rows)
-    warnings = [f"{run.label(name)}: {text}" for name in run.tasks for text in run.warnings(name)]
     groups = shown({run.label(name): views_of(run.place(name) / "results").get("", []) for name in run.tasks})
     metrics = metrics_table(run)
     path = run.folder / "report.html"
     with atomic_path(path) as temporary:
         title = f"{run.pipeline}: {run.state}"
-        text = page(title, [metrics] if metrics else [], drawing=graph(run), warnings=warnings, groups=groups,
+        text = page(title, [metrics] if metrics else [], drawing=graph(run), warnings=_warnings(run), groups=groups,
                     more=[steps, artifacts], folded={"Arguments": run.arguments})  # fmt: skip
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -200,7 +200,7 @@ def _export(spec: ExperimentSpec, verb: str) -> Iterator[Complaint]:
     yield from path_rules.no_folder("export.onnx_file", export.onnx_file)
     for path, size in (("export.input_height", export.input_height), ("export.input_width", export.input_width)):
         if size % 32:
-            yield path, f"{size} is not a multiple of 32; the nearest multiple is {max(32, 32 * round(size / 32))}"
+            yield path, f"{size} is not a multiple of 32; the next larger one is {-(-size // 32) * 32}"
     if not 16 <= export.opset_version <= 20:
         yield "export.opset_version", f"{export.opset_version} is not one of 16 to 20"
     if export.batch_size == 0:
@@ -291,7 +291,12 @@ def _backbones(spec: ExperimentSpec, *, from_checkpoint: bool) -> Iterator[Compl
     for name in ("depth_anything_v2_pretrained_path", "edgenext_pretrained_path"):
         path, value = f"model.stereo_backbone.{name}", getattr(spec.model.stereo_backbone, name)
         if not from_checkpoint:
-            yield from path_rules.file(path, value, needed=False)
+            for _, text in path_rules.file(path, value, needed=False):
+                yield (
+                    path,
+                    f"{text}; correct it, or start from a checkpoint that has these weights: "
+                    "train.pretrained_model_path=starter, or a file",
+                )
         if value and os.path.isfile(value) and not os.path.getsize(value):
             yield path, f"the file is empty: {value}"
 

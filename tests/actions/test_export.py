@@ -333,8 +333,8 @@ def test_a_file_that_differs_from_pytorch_never_gets_its_name(checkpoint, export
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("input_height", 100, r"export.input_height: 100 is not a multiple of 32; the nearest multiple is 96"),
-        ("input_width", 970, r"export.input_width: 970 is not a multiple of 32; the nearest multiple is 960"),
+        ("input_height", 100, r"export.input_height: 100 is not a multiple of 32; the next larger one is 128"),
+        ("input_width", 970, r"export.input_width: 970 is not a multiple of 32; the next larger one is 992"),
         ("opset_version", 15, r"export.opset_version: 15"),
         ("opset_version", 21, r"export.opset_version: 21"),
         ("batch_size", 0, r"export.batch_size: 0"),

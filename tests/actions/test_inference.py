@@ -21,7 +21,6 @@ from stereo_core.run.perform import perform
 from stereo_core.run.status import warnings_in
 from stereo_core.spec import spec_from_dict
 from stereo_core.spec.predict import Inference
-from stereo_core.values import counted
 
 MODEL = {"preset": "tiny", "valid_iters": 3}
 
@@ -288,7 +287,7 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
     count, images = sum(map(np.sum, beyond)), sum(map(np.any, beyond))
     known = sum((values > 0).sum() for values in maps)
     assert 0 < count < known
-    said = f"depth: {count} of {known} pixels in {counted(images, 'image')} do not fit in 16-bit millimetres"
+    said = f"depth: {count} of {known} pixels (in {images} of 4 images) do not fit in 16-bit millimetres"
     assert caplog.text.count(said) == caplog.text.count("do not fit") == 1 and "check focal length" not in caplog.text
     caplog.clear()
     assert infer(tmp_path / "none", scenes / "list.txt", {"baseline": 9.0, "focal_x": 2000.0}, **keys) == 0
@@ -301,7 +300,7 @@ def test_disparities_beyond_the_png_are_counted():
     assert format_warnings(lost, Inference()) == []
     lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
     (text,) = format_warnings(lost, Inference())
-    assert "disparity_png16: 2 of 4 pixels in 1 image exceed 255.996 px" in text
+    assert "disparity_png16: 2 of 4 pixels (in 1 of 2 images) exceed 255.996 px" in text
     assert text.endswith("; set inference.save_raw_pfm for PFM files, which have no limit")
     (text,) = format_warnings(lost, Inference(save_raw_pfm=True))
     assert text.endswith("; the PFM files hold the exact values")

@@ -221,7 +221,7 @@ def test_predictions_at_or_below_0_are_told(predict, pair, tmp_path):
     code, text, out = predict(left, right, "--model", "starter", "--baseline", 0.1, "--focal", 80)
     disparity_HW = load_model("starter").infer(read_image(left), read_image(left))
     below_HW = disparity_HW <= 0
-    told = f"disparity: {below_HW.sum()} of {below_HW.size} pixels in 1 image are predicted at or below 0 px"
+    told = f"disparity: {below_HW.sum()} of {below_HW.size} pixels are predicted at or below 0 px"
     assert code == 0 and below_HW.any() and text.count(told) == 1 and told in text_of(out / "index.html")
     assert f"(down to {disparity_HW.min():.4g} px)" in text
     least = disparity_HW[~below_HW].min()

@@ -82,7 +82,8 @@ def test_of_two_presets_of_the_same_shapes_the_file_says_which(tmp_path, tiny_st
         (None, None, 64, "WARNING", "the tiny preset's value: the file does not store"),
         (None, 192, 192, "INFO", "from model.max_disparity"),
         (96, None, 96, "INFO", "stored with the weights"),
-        (96, 192, 192, "INFO", "from model.max_disparity"),
+        (96, 192, 192, "WARNING", "from model.max_disparity, but the weights were trained for 96 px, so"),
+        (192, 192, 192, "INFO", "from model.max_disparity"),
     ],
 )
 def test_loading_says_which_max_disparity_it_takes_and_why(
@@ -283,7 +284,7 @@ def test_a_damaged_compressed_file_is_refused_before_it_is_inflated(tmp_path):
     data, begin = bytearray(path.read_bytes()), 30 + len("c/data.pkl")
     data[begin : begin + 20] = b"\xff" * 20
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=r"c\.pth: c/data\.pkl is compressed.*torch\.save"):
+    with pytest.raises(ModelError, match=r"c\.pth: its entry c/data\.pkl is compressed.*torch\.save"):
         describe(path)
 
 

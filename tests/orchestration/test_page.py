@@ -9,6 +9,7 @@ from stereo_core.orchestration.graph import load_pipeline
 from stereo_core.orchestration.local import LocalRun
 from stereo_core.orchestration.page import BOX, FILL, GAP, graph, metrics_table, write_page
 from stereo_core.orchestration.record import Made
+from stereo_core.run.status import StatusLog
 
 METRICS, MODEL, HTML = ({"schemaTitle": f"system.{kind}"} for kind in ("Metrics", "Model", "HTML"))
 
@@ -52,6 +53,19 @@ def test_rows_of_steps_and_artifacts(compiled, tmp_path):
         ["b", "failed", "", "", "", "1.2", "1", "2", "no &lt;file&gt;"],
         ["a", "model", "3.4 MB", "0123456789ab", "tasks/a/model"],
     ]
+
+
+def test_a_warning_of_several_steps_stands_once(compiled, tmp_path):
+    run = LocalRun(load_pipeline(compiled(pipeline({n: container("") for n in "abc"}))), {}, tmp_path / "run")
+    for name, texts in {"a": ["dark", "small"], "b": ["dark"], "c": []}.items():
+        run.tasks[name].attempts = 1
+        folder = run.record.place(name) / "results"
+        folder.mkdir(parents=True)
+        status = StatusLog(folder)
+        for text in texts:
+            status.warning(text)
+    html = write_page(run.record).read_text()
+    assert re.findall(r'class="warn">([^<]*)<', html) == ["a, b: dark", "a: small"]
 
 
 def test_graph_names_steps_and_draws_an_arrow_a_need(compiled, tmp_path):

@@ -26,7 +26,7 @@ TOLD = (
     "step train: parameter train_spec: train.optim.lrr: unknown key; did you mean train.optim.lr?",
     "step train: parameter num_epochs: train.num_epochs: -3 is less than the smallest value 1",
     "step evaluate, trt-evaluate: parameter evaluate_spec: evaluate.resise: unknown key; did you mean evaluate.resize?",
-    "step export: parameter export_spec: export.input_height: 100 is not a multiple of 32; the nearest multiple is 96",
+    "step export: parameter export_spec: export.input_height: 100 is not a multiple of 32; the next larger one is 128",
     "step gen-trt-engine: parameter engine_spec: gen_trt_engine.backend: 'tensort' is not one of",
 )
 

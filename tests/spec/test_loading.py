@@ -263,7 +263,7 @@ def test_what_each_verb_needs(workspace):
     assert refusal("export", "results_dir: r\nexport:\n  checkpoint: ???\n  input_width: 500\n  opset_version: 12") == [
         "spec.yaml: export.checkpoint: is required by export",
         "spec.yaml: export.onnx_file: is required by export",
-        "spec.yaml: export.input_width: 500 is not a multiple of 32; the nearest multiple is 512",
+        "spec.yaml: export.input_width: 500 is not a multiple of 32; the next larger one is 512",
         "spec.yaml: export.opset_version: 12 is not one of 16 to 20",
     ]
     assert refusal("gen_trt_engine", "results_dir: r\ngen_trt_engine: {onnx_file: gone.onnx}") == [

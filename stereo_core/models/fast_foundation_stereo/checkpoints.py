@@ -111,8 +111,11 @@ def _check_range(stored: int | None, given: int | None, path: str | Path) -> Non
             "set model.max_disparity=192 or leave it out"
         )
     elif None not in (stored, given) and stored != given:
-        LOG.warning("%s: the weights were trained for a max_disparity of %d px, not %d; train again to avoid a bias",
-                    path, stored, given)  # fmt: skip
+        LOG.warning(
+            "%s: the weights were trained for a max_disparity of %d px, not %d, so disparities may be biased; leave "
+            "model.max_disparity out, or train on",
+            *(path, stored, given),
+        )
 
 
 def _widths(state: dict[str, Tensor], head: str) -> dict[str, Any]:
