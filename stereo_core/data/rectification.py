@@ -19,7 +19,10 @@ FEWEST = 20  # matches needed for a warning
 BESIDE = 1.0  # px to the wrong side from which a match indicates swapped views
 BEYOND = 0.05  # share of the matches with a disparity above the network's that draws a warning
 FLAT = 8  # grey levels between the 1st and 99th percentile; a covered lens or a broken cable shows fewer
-ABOVE = 1.0  # px of the given size; a larger row offset means the pair is not rectified
+ABOVE = 1.0  # px of the given size; larger row offsets of a quarter of the patches mean the pair is not rectified
+NEAR = 0.5  # px of the given size; a patch so near to a shift and tilt follows it
+LEAD = 0.2  # share of the matches by which a shift and tilt leads equal rows; a smaller lead is chance
+TRIES = 200  # shifts and tilts, each through three matches; some are right if a third of the matches is
 
 
 def doubts(left_HW3: np.ndarray, right_HW3: np.ndarray, reach: float | None = None) -> list[str]:
@@ -97,11 +100,12 @@ def of_matches(matched: Matches, reach: float | None = None) -> dict[str, str]:
             f"{beyond:.0%} of {len(moves_N2)} patches have a disparity above {reach:.0f} px, the largest that the "
             "network finds, and get a wrong one; predict at a smaller scale"
         )
-    rows = moves_N2[:, 1] / scale
-    if np.median(np.abs(rows)) > ABOVE:
+    rows_N, followers = _shift_and_tilt(matched)
+    size = float(np.quantile(np.abs(rows_N), 0.75))
+    if size > ABOVE:
         found["rows"] = (
-            f"patches of the left image lie {_rows(rows)} in the right image (median of {len(rows)}); "
-            "rectify the pair, so that equal rows show the same points"
+            f"patches of the left image lie {_rows(rows_N, size)} in the right image ({followers} of {len(rows_N)} "
+            "agree); rectify the pair, so that equal rows show the same points"
         )
     return found
 
@@ -114,11 +118,35 @@ def _flat(name: str, image_HW3: np.ndarray) -> str:
     return f"the {name} image shows nothing: its values are about {low:.0f} to {high:.0f}; check camera and exposure"
 
 
-def _rows(rows: np.ndarray) -> str:
-    middle = float(np.median(rows))
+def _rows(rows_N: np.ndarray, size: float) -> str:
+    middle = float(np.median(rows_N))
     if abs(middle) > ABOVE / 2:
         return f"{abs(middle):.1f} px {'lower' if middle > 0 else 'higher'}"
-    return f"{np.median(np.abs(rows)):.1f} px higher or lower"
+    return f"{size:.1f} px higher or lower"
+
+
+def _shift_and_tilt(matched: Matches) -> tuple[np.ndarray, int]:
+    """The shift and tilt of the right image that most matches follow (RANSAC): its row offset at each match, in px of
+    the given size, and how many matches follow it. Zeros if nearly as many lie in equal rows.
+
+    The offsets of single matches mislead: where one contour hides another, or along a smooth contour, a patch may look
+    most like one in another row though the pair is rectified. Such offsets scatter; those of a camera that is not
+    aligned agree.
+    """
+    columns_N, lines_N, _, rows_N = matched.moves_N4.T / matched.scale
+    terms_N3 = np.stack([np.ones_like(columns_N), columns_N, lines_N], axis=1)
+    threes_T3 = np.random.default_rng(0).random((TRIES, len(rows_N))).argsort(axis=1)[:, :3]
+    threes_T3 = threes_T3[np.abs(np.linalg.det(terms_N3[threes_T3])) > 1]  # not three on a line
+    planes_T3 = np.linalg.solve(terms_N3[threes_T3], rows_N[threes_T3][..., None])[..., 0]
+    planes_T3 = np.vstack([np.zeros(3), planes_T3])  # the first: equal rows
+    near_TN = np.abs(planes_T3 @ terms_N3.T - rows_N) <= NEAR
+    followers_T = near_TN.sum(axis=1)
+    best = followers_T.argmax()
+    if followers_T[best] - followers_T[0] <= LEAD * len(rows_N):
+        return np.zeros_like(rows_N), int(followers_T[0])
+    near_N = near_TN[best]
+    plane_3 = np.linalg.lstsq(terms_N3[near_N], rows_N[near_N], rcond=None)[0]
+    return terms_N3 @ plane_3, int(near_N.sum())
 
 
 def _grey(image_HW3: np.ndarray, scale: float) -> np.ndarray:

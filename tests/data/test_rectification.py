@@ -1,4 +1,4 @@
-"""Doubts about pairs: none on real ones, one on each that is swapped or shifted."""
+"""Doubts about pairs: none on real and synthetic ones, one on each that is swapped, shifted or rotated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from needs import lacking
 
 from stereo_core.data.images import read_image
 from stereo_core.data.rectification import doubts
+from stereo_core.data.synthetic import scene_maker
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 REAL = (
@@ -61,6 +62,21 @@ def test_small_real_pairs(pair):
 def small(image: np.ndarray) -> np.ndarray:
     scale = 160 / image.shape[1]
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize(("width", "height", "largest"), [(160, 128, 48), (320, 256, 48), (640, 480, 160)])
+def test_rich_scenes(width, height, largest):
+    """Sharp contours and few textures: many patches match in other rows. One scene shows a grid."""
+    scenes = [(seed, number, 0.0) for seed in (1234, 12) for number in range(5)] + [(21, 5, 0.0), (1234, 2, 1.0)]
+    turned = 0
+    for seed, number, appearance in scenes:
+        scene = scene_maker("rich", height, width, (largest / 10, largest), seed, appearance)(number)
+        left, right = scene["left"], scene["right"]
+        assert doubts(left, right) == [], (seed, number, appearance)
+        assert "rectify" in " ".join(doubts(left, np.roll(right, 3, axis=0))), (seed, number, appearance)
+        degrees = max(1.0, 320 / width)  # 1 degree moves most rows of 160 px by less than 1 px
+        turned += "rectify" in " ".join(doubts(left, rotated(right, degrees)))
+    assert turned >= len(scenes) - 2  # the grid hides it
 
 
 def textured(seed: int = 0) -> np.ndarray:
