@@ -191,7 +191,7 @@ def changed_list(scenes, folder, change):
             "list.txt:1 (3 of 3 pairs looked at): both views are",
         ),
         (lambda left, right, disp: (left, right, disp * 0), "problem", "hardly any valid pixel"),
-        (lambda left, right, disp: (left[:9], right, disp), "problem", "do not belong together"),
+        (lambda left, right, disp: (left[:9], right, disp), "problem", "combines files of different pairs"),
         (
             lambda left, right, disp: (left[:59], right[:59], disp[:59]),
             "warning",
