@@ -11,6 +11,7 @@ WIDTHS = (640, 320, 160)  # px that larger pairs are reduced to; the next one fi
 ENLARGED = 320  # px that smaller pairs are enlarged to; otherwise too few patches fit between their edges
 PATCHES = 200  # some 0.1 s on one core
 HALF = 7  # px; a patch is 15 x 15
+STRAIGHT = 0.05  # gradients along / across a patch's contour, squared; below it the match slides along the contour
 ROWS = 12  # px; vertical search range
 SHARE = 0.25  # of the width; horizontal search range to either side
 ALIKE = 0.9  # normalised correlation from which a match counts
@@ -160,11 +161,13 @@ def _moves(left_HW: np.ndarray, right_HW: np.ndarray) -> np.ndarray:
     the right one."""
     height, width = left_HW.shape
     corners = cv2.goodFeaturesToTrack(left_HW, PATCHES, 0.01, 8)
+    weak_HW, strong_HW = np.sort(cv2.cornerEigenValsAndVecs(left_HW, 2 * HALF + 1, 3)[..., :2]).transpose(2, 0, 1)
     reach = int(SHARE * width)
     moves = []
     for x, y in () if corners is None else np.rint(corners.reshape(-1, 2)).astype(int):
         inside = HALF <= x < width - HALF and HALF + ROWS <= y < height - HALF - ROWS
-        if inside and (move := _move(left_HW, right_HW, x, y, reach)):
+        crossed = inside and weak_HW[y, x] > STRAIGHT * strong_HW[y, x]
+        if crossed and (move := _move(left_HW, right_HW, x, y, reach)):
             moves.append((x, y, *move))
     return np.array(moves, float).reshape(-1, 4)
 

@@ -66,17 +66,17 @@ def small(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("width", "height", "largest"), [(160, 128, 48), (320, 256, 48), (640, 480, 160)])
 def test_rich_scenes(width, height, largest):
-    """Sharp contours and few textures: many patches match in other rows. One scene shows a grid."""
-    scenes = [(seed, number, 0.0) for seed in (1234, 12) for number in range(5)] + [(21, 5, 0.0), (1234, 2, 1.0)]
-    turned = 0
-    for seed, number, appearance in scenes:
-        scene = scene_maker("rich", height, width, (largest / 10, largest), seed, appearance)(number)
+    """Sharp contours and few textures: many patches match in other rows. The last two show a grid, and only a bar."""
+    scenes = [(seed, number) for seed in (1234, 12) for number in range(5)] + [(21, 5), (302, 10)]
+    shifted = turned = 0
+    for seed, number in scenes:
+        scene = scene_maker("rich", height, width, (largest / 10, largest), seed)(number)
         left, right = scene["left"], scene["right"]
-        assert doubts(left, right) == [], (seed, number, appearance)
-        assert "rectify" in " ".join(doubts(left, np.roll(right, 3, axis=0))), (seed, number, appearance)
+        assert doubts(left, right) == [], (seed, number)
+        shifted += "rectify" in " ".join(doubts(left, np.roll(right, 3, axis=0)))
         degrees = max(1.0, 320 / width)  # 1 degree moves most rows of 160 px by less than 1 px
         turned += "rectify" in " ".join(doubts(left, rotated(right, degrees)))
-    assert turned >= len(scenes) - 2  # the grid hides it
+    assert min(shifted, turned) >= 10, (shifted, turned)  # of 12; the grid and the bar may hide it
 
 
 def textured(seed: int = 0) -> np.ndarray:
