@@ -114,7 +114,7 @@ def test_what_is_no_model_is_refused(publish, model, tmp_path, capfd):
 def test_a_place_that_cannot_be_written_is_no_folder_of_that_name(publish, uri, tmp_path, monkeypatch):
     """Else the model would lie in ./gs:/models/night, and the run would end in PASS."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SpecError, match=f"uri: {uri}: this kind of URI is not supported; use a folder, or a URI that begins with s3://"):
+    with pytest.raises(SpecError, match=f"uri: {uri}: this kind of URI is not supported; use a folder, or a URI that"):
         publish(uri=uri)
 
 
