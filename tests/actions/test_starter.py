@@ -50,7 +50,8 @@ def test_the_demos_dozen_scenes_teach_it_their_style(tmp_path):
     """Held-out scenes are better after the demo's own training than before, by more than noise."""
     demo = load_pipeline(ROOT / "pipelines" / "demo" / "compiled" / "demo.yaml")
     default = {name: parameter.default for name, parameter in demo.parameters.items()}
-    scenes = {name: default[name] for name in ("height", "width", "max_disparity", "style")}
+    scenes = {name: default[name] for name in ("height", "width", "max_disparity")}
+    scenes["style"] = demo.tasks["synthesize-2"].parameters["style"].value
     shown = listed(tmp_path / "shown", num_scenes=12, seed=7, **scenes)
     others = listed(tmp_path / "others", num_scenes=6, seed=8, **scenes)
     spec = default["train_spec"]
