@@ -191,7 +191,7 @@ def measure(args: argparse.Namespace, ranks: Ranks, precision: str, name: str) -
 
 def fit(net, spec, ranks: Ranks, batches: list, callbacks: list) -> None:
     """Train with the setup of `train`, without loggers and checkpoints."""
-    tune(net, spec.train, ranks)
+    tune(net, spec.train, ranks, 1)
     trainer = trainer_of(spec.train, ranks, callbacks)
     trainer.fit(StereoModule(net, spec), DataLoader(batches, batch_size=None))
 

@@ -38,7 +38,10 @@ RECOMPUTE = {"activation_checkpoint": True}
 COMPILED = {"compile": "on"}
 CONFIGURATIONS = {
     "fp32": {},
+    "fp32-off": {"compile": "off"},
     "fp32-recompute": RECOMPUTE,
+    "bf16-off": {"precision": "bf16", "compile": "off"},
+    "bf16-recompute-off": {"precision": "bf16", "compile": "off"} | RECOMPUTE,
     "bf16": {"precision": "bf16"},
     "bf16-recompute": {"precision": "bf16"} | RECOMPUTE,
     "bf16-deterministic": {"precision": "bf16", "deterministic": True},
@@ -126,7 +129,7 @@ def measure(args: argparse.Namespace) -> dict:
     choose_kernels(spec.train, GPU)
     torch.manual_seed(0)
     net = from_spec(spec)
-    tune(net, spec.train, Ranks(gpu=GPU))
+    tune(net, spec.train, Ranks(gpu=GPU), 1)
     batch = default_collate([sample(*args.size, seed) for seed in range(args.batch)])
     trainer = trainer_of(spec.train, Ranks(gpu=GPU), [clock := Clock(), waits := Waits(WARM + args.runs + 1)])
     trainer.fit(StereoModule(net, spec), DataLoader([batch] * (WARM + args.runs + 3), batch_size=None))

@@ -97,7 +97,8 @@ def _train_joined(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outc
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     data = StereoDataModule(spec)
     data.setup()  # report bad lists before the network is built and validated
-    network = _network(spec, resume, ranks)
+    batches = len(data.datasets["train"]) // (spec.dataset.train_dataset.batch_size * ranks.world)
+    network = _network(spec, resume, ranks, batches * settings.num_epochs)
     checkpoints = Checkpoints(folder, settings)
     measurements = Measurements()
     watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]
@@ -110,7 +111,7 @@ def _train_joined(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outc
     return _outcome(trainer, module, checkpoints)
 
 
-def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> torch.nn.Module:
+def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks, steps: int) -> torch.nn.Module:
     """The network that the run starts from or resumes, set up for training; ModelError if it is quantised."""
     start = resume or spec.train.pretrained_model_path or None
     network = from_spec(spec, start)
@@ -118,7 +119,7 @@ def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks) -> torch.n
         raise ModelError(
             f"{start}: a quantised checkpoint cannot be trained; train from the checkpoint that it was made from"
         )
-    tune(network, spec.train, ranks)
+    tune(network, spec.train, ranks, steps)
     if beyond := beyond_the_cost_volume(spec, network):
         LOG.warning("%s", beyond)
     LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))

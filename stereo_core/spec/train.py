@@ -96,7 +96,9 @@ class Train(Section):
     )
     backbone_lr_factor: Float = key(1.0, "Learning rate of the backbones relative to lr (not in TAO)", ge=0)
     compile: Literal["auto", "on", "off"] = key(
-        "auto", "Use torch.compile, which takes minutes at the start; auto: same as off (not in TAO)"
+        "auto",
+        "on: compile the update block with torch.compile, and record a step as a CUDA graph where possible; auto: on a "
+        "GPU, if it pays; off: neither (not in TAO)",
     )
     optim: Optim = section(Optim, "Optimizer and schedule")
     log_every_n_steps: Int = key(500, "Steps between log lines", ge=1)

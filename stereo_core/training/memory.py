@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from stereo_core.models.memory import LiveBytes
 from stereo_core.spec.train import Train
+from stereo_core.training.cuda_graph import captures
 from stereo_core.training.losses import stereo_loss
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,7 +24,8 @@ class StepMemory:
 
     Attributes:
         weights: parameters and buffers.
-        gradients: of all trained weights; doubled with several ranks, which copy them into send buffers.
+        gradients: of all trained weights; doubled with several ranks, which copy them into send buffers, and with a
+            CUDA graph, which has its own.
         optimizer: its state.
         averages: averaged weights (`train.ema_decay`).
         activations: the batch, tensors saved for the backward pass, and temporary tensors at the peak.
@@ -58,7 +60,8 @@ def step_memory(
         ranks: processes of the run.
     """
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
-    gradients = trained * (2 if ranks > 1 else 1)
+    twice = ranks > 1 or captures(train, device == "cuda", ranks)
+    gradients = trained * (2 if twice else 1)
     activations = _activations(network, train, size, batch, device, trained) - trained
     optimizer, averages = _optimizer(trained, train), _averages(network, trained, train)
     return StepMemory(_unique_bytes(network), gradients, optimizer, averages, activations)

@@ -22,6 +22,7 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.averages import Averages
 from stereo_core.training.checkpoints import Progress
+from stereo_core.training.cuda_graph import CapturedLoss, captures
 from stereo_core.training.distribution import copy_from_first, gathered, summed
 from stereo_core.training.doubts import warm_up_without_end
 from stereo_core.training.losses import stereo_loss
@@ -88,6 +89,10 @@ class StereoModule(pl.LightningModule):
         self.resumption.begin(self.trainer)
         self.averages.start(self.device)
         self.guard.start()
+        gpu, processes = self.device.type == "cuda", self.trainer.world_size
+        self.loss_of = (
+            CapturedLoss(self.loss, self.parameters()) if captures(self.settings, gpu, processes) else self.loss
+        )
 
     def on_train_epoch_start(self) -> None:
         self.guard.skipped_in_epoch = 0
@@ -109,15 +114,18 @@ class StereoModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of one batch of stacked samples: left, right (B, 3, H, W) RGB 0..255, disparity, valid (B, 1, H, W)."""
-        init, disparities = self.model(batch["left"], batch["right"])
-        loss = stereo_loss(init, disparities, batch["disparity"], batch["valid"], self.max_disparity)
+        loss, self.prediction_B1HW = self.loss_of(*(batch[key] for key in ("left", "right", "disparity", "valid")))
         self.guard.settle()  # read here: now the device is busy while the host waits
         lr, teaching = self.optimizers().param_groups[0]["lr"], self.teaching.add(batch)
         self.step_in_hand = Step(self.global_step, self.current_epoch, batch, batch_index, loss.detach(), lr, teaching)
-        self.prediction_B1HW = disparities[-1].detach()  # for the panels
         if "skipped" in batch:
             self.replaced = self.replaced.to(self.device) + batch["skipped"].sum()
         return loss
+
+    def loss(self, left_B3HW: Tensor, right_B3HW: Tensor, gt_B1HW: Tensor, valid_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the last disparity (B, 1, H, W) in px without its gradient, for the panels."""
+        init, disparities = self.model(left_B3HW, right_B3HW)
+        return stereo_loss(init, disparities, gt_B1HW, valid_B1HW, self.max_disparity), disparities[-1].detach()
 
     def on_after_backward(self) -> None:
         """Check loss and gradients; see NonFiniteGuard.check."""

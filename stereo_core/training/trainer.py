@@ -14,15 +14,19 @@ from pytorch_lightning.loggers import Logger
 
 from stereo_core.errors import SpecError
 from stereo_core.models import channels_last
+from stereo_core.models.compiler import triton
 from stereo_core.spec.train import Train
 from stereo_core.training.checkpoints import AtomicCheckpointIO
+from stereo_core.training.cuda_graph import EAGER_STEPS, captures
 from stereo_core.training.distribution import Ranks
 from stereo_core.training.strategy import GivenRanks, strategy, synchronise_batch_norm
+from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
-COMPILED = ("feature", "cnet", "update_block")
-"""Parts of the network that `train.compile: on` compiles."""
+COMPILED = ("update_block",)
+"""Parts of the network that `train.compile` compiles."""
+WORTH_COMPILING = 1000  # steps: compiling takes half a minute, and saves 70 ms per step (benchmarks/RESULTS.md)
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -77,40 +81,48 @@ def choose_kernels(settings: Train, gpu: bool) -> None:
     torch.use_deterministic_algorithms(settings.deterministic and gpu, warn_only=True)
 
 
-def tune(network: torch.nn.Module, settings: Train, ranks: Ranks) -> None:
+def tune(network: torch.nn.Module, settings: Train, ranks: Ranks, steps: int) -> None:
     """Set how the network computes, not what: recomputation, memory layout, compiled parts, synchronised batch norm.
 
     Compiled parts are those with many small operations; the GRU is compiled once, not once per iteration. Compiling
     makes the filter of the cost volume slower (benchmarks/RESULTS.md). Validation runs eagerly because its images have
     many sizes (see StereoModule).
+
+    Args:
+        steps: batches of the whole run.
     """
     network.recompute = settings.activation_checkpoint
     sharded = ranks.world > 1 and settings.distributed_strategy == "fsdp"  # fsdp accepts only contiguous weights
     if ranks.gpu and not sharded:
         channels_last(network)
-    parts, why = compiled_parts(settings, ranks.gpu)
-    LOG.info("train.compile: %s: %s", settings.compile, why)
+    captured = captures(settings, ranks.gpu, ranks.world)
+    parts = compiled_parts(settings, captured, steps)
+    LOG.info("train.compile: %s: %s", settings.compile, _how(parts, captured))
     for name in parts:
         getattr(network, name).compile()
     if ranks.gpu and ranks.world > 1:
         synchronise_batch_norm(network)
 
 
-def compiled_parts(settings: Train, gpu: bool) -> tuple[tuple[str, ...], str]:
-    """The parts that `train.compile` compiles, and a reason for the log (figures: benchmarks/RESULTS.md)."""
-    if settings.compile == "off":
-        return (), "nothing is compiled"
-    if settings.compile == "on":
-        return COMPILED, f"compiling {', '.join(COMPILED)} in the first step, which takes minutes"
-    if not gpu:
-        return (), "nothing is compiled on a CPU"
-    if settings.activation_checkpoint:
-        return (
-            (),
-            "nothing is compiled; with on, steps that recompute are up to 1.19 times as fast, after minutes of "
-            "compiling",
-        )
-    return (), "nothing is compiled: the kernels of cuDNN and PyTorch are as fast, and need no compiling"
+def compiled_parts(settings: Train, captured: bool, steps: int) -> tuple[str, ...]:
+    """The parts that `train.compile` compiles.
+
+    Args:
+        captured: whether steps become a CUDA graph; without it compiling was not measured, so auto does not compile.
+        steps: batches of the whole run.
+    """
+    pays = captured and triton is not None and steps >= WORTH_COMPILING
+    return COMPILED if settings.compile == "on" or (settings.compile == "auto" and pays) else ()
+
+
+def _how(parts: tuple[str, ...], captured: bool) -> str:
+    """How steps are computed, for the log."""
+    compiled = (
+        f"the first step compiles {', '.join(parts)}, which takes up to a minute" if parts else "nothing is compiled"
+    )
+    if captured:
+        return f"{compiled}; after {counted(EAGER_STEPS, 'step')} the next one is recorded as a CUDA graph"
+    return f"{compiled}, and no CUDA graph is used"
 
 
 def quieten() -> None:

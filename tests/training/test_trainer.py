@@ -9,8 +9,9 @@ from stereo_core.errors import SpecError
 from stereo_core.models import create_model
 from stereo_core.models.flags import kept
 from stereo_core.spec.train import Train
+from stereo_core.training import trainer
 from stereo_core.training.distribution import Ranks
-from stereo_core.training.trainer import COMPILED, check_fsdp, choose_kernels, compiled_parts, tune
+from stereo_core.training.trainer import COMPILED, WORTH_COMPILING, check_fsdp, choose_kernels, compiled_parts, tune
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_how_the_network_computes_is_what_the_spec_says():
 
     def tuned(ranks=one, **keys):
         network = create_model(preset="tiny")
-        tune(network, Train(**keys), ranks)
+        tune(network, Train(**keys), ranks, 2)
         return network
 
     plain = tuned()
@@ -44,20 +45,29 @@ def test_how_the_network_computes_is_what_the_spec_says():
 
 
 @pytest.mark.parametrize(
-    ("keys", "gpu", "parts", "said"),
+    ("keys", "gpu", "steps", "said"),
     [
-        ({}, True, (), "auto: nothing is compiled: the kernels of cuDNN"),
-        ({}, False, (), "auto: nothing is compiled on a CPU"),
-        ({"activation_checkpoint": True}, True, (), "auto: nothing is compiled; with on"),
-        ({"compile": "off"}, True, (), "off: nothing is compiled"),
-        ({"compile": "on"}, False, COMPILED, "on: compiling feature, cnet, update_block"),
+        ({}, False, 10**6, "auto: nothing is compiled, and no CUDA graph is used"),
+        ({}, True, WORTH_COMPILING - 1, "auto: nothing is compiled; after 2 steps the next one is recorded as a CUDA"),
+        ({"compile": "off"}, True, 10**6, "off: nothing is compiled, and no CUDA graph is used"),
+        ({"compile": "on"}, False, 1, "on: the first step compiles update_block, which takes up to a minute, and no"),
+        ({"compile": "on"}, True, 1, "on: the first step compiles update_block, which takes up to a minute; after 2"),
     ],
 )
-def test_the_log_says_what_is_compiled_and_why(keys, gpu, parts, said, caplog):
-    assert compiled_parts(Train(**keys), gpu)[0] == parts
+def test_the_log_says_how_steps_are_computed(keys, gpu, steps, said, caplog):
     with caplog.at_level("INFO"):
-        tune(create_model(preset="tiny"), Train(**keys), Ranks(local=0, gpu=gpu))
+        tune(create_model(preset="tiny"), Train(**keys), Ranks(local=0, gpu=gpu), steps)
     assert f"train.compile: {said}" in caplog.text
+
+
+@pytest.mark.parametrize(("triton", "captured", "steps", "parts"), [
+    (True, True, WORTH_COMPILING, COMPILED), (True, True, WORTH_COMPILING - 1, ()), (True, False, 10**6, ()),
+    (False, True, 10**6, ()),
+])  # fmt: skip
+def test_auto_compiles_what_pays(triton, captured, steps, parts, monkeypatch):
+    """Without a C compiler `triton` is None."""
+    monkeypatch.setattr(trainer, "triton", object() if triton else None)
+    assert compiled_parts(Train(), captured, steps) == parts
 
 
 @pytest.mark.slow

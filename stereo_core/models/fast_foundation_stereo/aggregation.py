@@ -11,7 +11,9 @@ from stereo_core.models.foundation_stereo.aggregation import (
     AxialPlanarConv,
     CostAggregation,
     DisparityTransformer,
+    Run,
     enlarge,
+    run,
 )
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
 from stereo_core.models.foundation_stereo.cost_volume import FeatureAttention
@@ -92,8 +94,9 @@ class SearchedAggregation(CostAggregation):
             [patches, transformer, Enlarge()], [_conv(c, c), ResidualConv(c, nn.Conv3d, nn.BatchNorm3d)]
         )
 
-    def forward(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor) -> Tensor:
-        return self.post8_to_4(volume, self.hourglass(volume, x8, x16, x32))
+    def forward(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor, run: Run = run) -> Tensor:
+        """`run`: see CostAggregation.forward."""
+        return run(self.post8_to_4, volume, run(self.hourglass, volume, x8, x16, x32))
 
     def hourglass(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor) -> Tensor:
         v8 = self.feature_att_8(volume, x8)

@@ -7,6 +7,7 @@ H heads, c channels a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,20 @@ from stereo_core.models.foundation_stereo.layers import ConvNorm
 LAYERS = 4
 DROPOUT = 0.1
 
+Run = Callable[..., Tensor]
+
+
+def run(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call a part; see CostAggregation.forward."""
+    return part(*inputs)
+
 
 class AxialPlanarConv(nn.Module):
     """A 3 x 3 convolution in the image plane, then one of `length` along the disparity; each with BN and ReLU."""
 
     def __init__(self, in_dim: int, dim: int, length: int = 17):
         super().__init__()
-        plane = nn.Conv3d(in_dim, dim, (1, 3, 3), padding=(0, 1, 1))
+        plane = PlanarConv3d(in_dim, dim, (1, 3, 3), padding=(0, 1, 1))
         depth = nn.Conv3d(dim, dim, (length, 1, 1), padding=(length // 2, 0, 0))
         self.conv1 = nn.Sequential(plane, nn.BatchNorm3d(dim), nn.ReLU())
         self.conv2 = nn.Sequential(depth, nn.BatchNorm3d(dim), nn.ReLU())
@@ -37,6 +45,25 @@ class AxialPlanarConv(nn.Module):
             with torch.autocast("cpu", enabled=False):
                 return self.conv2(x.float())
         return self.conv2(x)
+
+
+class PlanarConv3d(nn.Conv3d):
+    """A convolution in the image plane, (1, 3, 3); in training on a GPU a 2-D one of all planes.
+
+    cuDNN has no kernel for it that uses tensor cores: two of them took 14 of a training step's 613 ms.
+    """
+
+    def forward(self, volume_BCDhw: Tensor) -> Tensor:
+        if volume_BCDhw.device.type == "cuda" and self.training:
+            return self.by_planes(volume_BCDhw)
+        return super().forward(volume_BCDhw)
+
+    def by_planes(self, volume_BCDhw: Tensor) -> Tensor:
+        """The same as a 2-D convolution; without a copy if the volume is stored channels last."""
+        B, _, D, _, _ = volume_BCDhw.shape
+        planes = volume_BCDhw.transpose(1, 2).flatten(0, 1)
+        planes = F.conv2d(planes, self.weight[:, :, 0], self.bias, padding=self.padding[1:])
+        return planes.unflatten(0, (B, D)).transpose(1, 2)
 
 
 class PatchConv3d(nn.Conv3d):
@@ -169,8 +196,12 @@ class CostAggregation(nn.Module):
         self.feature_att_up_16 = FeatureAttention(f16, 4 * c, not tao)
         self.feature_att_up_8 = FeatureAttention(f8, 2 * c, not tao)
 
-    def forward(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor) -> Tensor:
-        return self.conv_out(self.hourglass(volume, x8, x16, x32) + self.along_disparity(volume))
+    def forward(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor, run: Run = run) -> Tensor:
+        """`run` calls a part with its inputs; it may compute the part again for the gradients."""
+        volume = run(self.hourglass, volume, x8, x16, x32) + run(self.along_disparity, volume)
+        for part in self.conv_out:
+            volume = run(part, volume)
+        return volume
 
     def hourglass(self, volume: Tensor, x8: Tensor, x16: Tensor, x32: Tensor) -> Tensor:
         v8 = self.feature_att_8(self.conv1(volume), x8)

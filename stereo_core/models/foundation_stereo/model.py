@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from stereo_core.models.foundation_stereo.aggregation import CostAggregation
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
@@ -144,8 +145,8 @@ class StereoNetwork(Infers, nn.Module):
             B = left_B3HW.shape[0]
             features, context_BChw = self.feature(torch.cat([left_B3HW, right_B3HW]))
             left4, right4 = features[0][:B], features[0][B:]
-            volume = self._run(self.filtered_volume, left4, right4, [x[:B] for x in features[1:]])
-            disp_B1hw = expected_disparity(self.classifier(volume)) if start_B1hw is None else start_B1hw
+            volume = self.filtered_volume(left4, right4, [x[:B] for x in features[1:]])
+            disp_B1hw = self._run(self.initial_disparity, volume) if start_B1hw is None else start_B1hw
             start_B1hw = disp_B1hw
             states, contexts, attentions = self.context(left_B3HW, context_BChw[:B])
             stem_2x = self.stem_2(left_B3HW)
@@ -176,11 +177,17 @@ class StereoNetwork(Infers, nn.Module):
 
     def filtered_volume(self, left4: Tensor, right4: Tensor, left_features: list[Tensor]) -> Tensor:
         """Features at 1/4 of both images, at 1/8, 1/16, 1/32 of the left one -> (B, C, D, h, w)."""
+        return self.cost_agg(self._run(self.cost_volume, left4, right4), *left_features, run=self._run)
+
+    def cost_volume(self, left4: Tensor, right4: Tensor) -> Tensor:
+        """Features at 1/4 -> volume before the filter (B, C, D, h, w)."""
         correlation = self.correlation(left4, right4)
         pair = concatenation(self.proj_cmb(left4), self.proj_cmb(right4), self.config.bins)
         volume = self.corr_stem(torch.cat([correlation.to(pair.dtype), pair], dim=1))
-        volume = self.corr_feature_att(volume, left4)
-        return self.cost_agg(volume, *left_features)
+        return self.corr_feature_att(volume, left4)
+
+    def initial_disparity(self, volume_BCDhw: Tensor) -> Tensor:
+        return expected_disparity(self.classifier(volume_BCDhw))
 
     def context(self, left_B3HW: Tensor, feature_BChw: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """States, contexts and spatial attentions at 1/4, 1/8, 1/16."""
@@ -208,8 +215,9 @@ class StereoNetwork(Infers, nn.Module):
     def _run(self, part: Callable[..., Any], *inputs: Any) -> Any:
         if not self.recompute or not torch.is_grad_enabled():
             return part(*inputs)
-        contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
-        return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+        gpu = inputs[0].is_cuda
+        contexts = partial(_contexts, self, gpu)
+        return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=not gpu)
 
     def _autocast(self, image: Tensor) -> AbstractContextManager[Any]:
         if self.config.mixed_precision and image.device.type == "cuda":
@@ -255,19 +263,37 @@ class FoundationStereo(StereoNetwork):
         return group_correlation(left4, right4, self.config.bins, self.config.widths.correlation_groups)
 
 
+def _contexts(module: nn.Module, gpu: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of the first and of the second computation of a part.
+
+    On a GPU dropout is not computed again, but stored: a CUDA graph, which a step may be captured as, allows no change
+    of the generator's state.
+    """
+    if not gpu:
+        return nullcontext(), _statistics_kept(module)
+    first, second = create_selective_checkpoint_contexts([torch.ops.aten.native_dropout.default])
+    return first, _both(second, _statistics_kept(module))
+
+
+@contextmanager
+def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any]) -> Iterator[None]:
+    with first, second:
+        yield
+
+
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Restore the running statistics of batch normalisation, so that a recomputed batch does not count twice."""
+    """Keep the running statistics of batch normalisation, so that a recomputed batch does not count twice."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    scratch = norms[0].num_batches_tracked.clone() if norms else None
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum, norm.num_batches_tracked = 0.0, scratch
     try:
         yield
     finally:
         for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def _or(iters: int | None, default: int) -> int:

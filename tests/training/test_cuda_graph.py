@@ -1,0 +1,84 @@
+"""A training step's loss and gradients as one CUDA graph."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from stereo_core.models import create_model
+from stereo_core.spec.train import Train
+from stereo_core.training.cuda_graph import EAGER_STEPS, CapturedLoss, _Replay, captures
+from stereo_core.training.losses import stereo_loss
+
+SIZE = 64, 96
+
+
+@pytest.mark.parametrize(
+    ("keys", "gpu", "processes", "expected"),
+    [
+        ({}, True, 1, True),
+        ({"compile": "on", "precision": "bf16"}, True, 1, True),
+        ({}, False, 1, False),
+        ({}, True, 2, False),
+        ({"compile": "off"}, True, 1, False),
+        ({"precision": "fp16"}, True, 1, False),
+        ({"deterministic": True}, True, 1, False),
+    ],
+)
+def test_when_steps_are_captured(keys, gpu, processes, expected):
+    assert captures(Train(**keys), gpu, processes) == expected
+
+
+def test_a_replay_gives_its_gradients_once_per_call():
+    """Two batches a step, each divided by two: the gradients are added, and those of the graph stay as they are."""
+    used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    gradient = torch.zeros(3)
+    captured = SimpleNamespace(results=(torch.tensor(5.0), torch.zeros(1), [gradient, None]))
+    captured.replay = lambda: gradient.add_(1.0)
+    for expected in (0.5, 1.5):
+        loss = _Replay.apply(captured, used, unused)
+        (loss / 2).backward()
+        assert loss.item() == 5 and used.grad.tolist() == [expected] * 3 and unused.grad is None
+    assert gradient.tolist() == [2.0] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recompute", [False, True])
+def test_captured_steps_equal_eager_ones(recompute):
+    """Losses, gradients and running statistics of six batches, dropout included."""
+    runs = [_run(captured, recompute) for captured in (False, True)]
+    (eager, statistics), (captured, other) = runs
+    np.testing.assert_allclose(captured, eager, rtol=2e-3)
+    assert len(set(eager)) == len(eager)
+    for name, value in statistics.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def _run(captured: bool, recompute: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    network = create_model(preset="tiny", max_disparity=64, train_iters=3).cuda().train()
+    network.recompute = recompute
+    weights = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(weights, 1e-3)
+
+    def loss_of(left, right, gt, valid):
+        init, disparities = network(left, right)
+        return stereo_loss(init, disparities, gt, valid, 64), disparities[-1].detach()
+
+    compute = CapturedLoss(loss_of, weights) if captured else loss_of
+    figures = []
+    for number in range(EAGER_STEPS + 4):
+        torch.manual_seed(number)
+        left, right = (torch.rand(2, 3, *SIZE, device="cuda") * 255 for _ in range(2))
+        gt = torch.rand(2, 1, *SIZE, device="cuda") * 30
+        loss, prediction = compute(left, right, gt, gt > 1)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        figures += [loss.item(), norm.item(), prediction.mean().item()]
+    assert not captured or compute.replay is not None
+    return figures, {name: value.float() for name, value in network.named_buffers() if "running" in name}
