@@ -264,7 +264,7 @@ _RESIZES = {"stretch": stretched, "pad": padded}
 
 @torch.inference_mode()
 def predictions(
-    predictor: Predictor, batches: Iterable[list[dict[str, Any]]], total: int
+    predictor: Predictor, batches: Iterable[list[dict[str, Any]]], total: int, pinned: bool = True
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(sample, disparity) for every sample, in order; the next batches are read during a computation (see `ahead`).
 
@@ -274,11 +274,12 @@ def predictions(
 
     Yields:
         the sample and its disparity, float32 NumPy (H, W) in px.
+        pinned: whether images on their way to a GPU are copied to pinned memory.
 
     Raises:
         FloatingPointError: a prediction is NaN or infinite somewhere; the message names the image.
     """
-    stacked = ahead(_stacked(batches, predictor.device))
+    stacked = ahead(_stacked(batches, predictor.device if pinned else "cpu"))
     with bars() as progress:
         for samples, groups in progress.track(stacked, total, description="predicting"):
             yield from _predicted(predictor, samples, groups)
