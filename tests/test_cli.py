@@ -52,6 +52,24 @@ for absent, actions in (
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_modules_are_not_searched_for_garbage():
+    """Half a second of each start with PyTorch. What a long-lived caller made before a second run stays collectable."""
+    code = """
+import gc
+from stereo_core.run.perform import _action
+seen = []
+gc.callbacks.append(lambda phase, info: seen.append(phase))
+_action("evaluate")
+assert not seen and gc.isenabled()
+count = gc.get_freeze_count()
+assert count > 100_000
+more = [[] for _ in range(1000)]
+_action("evaluate")
+assert gc.get_freeze_count() <= count
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_uri_makes_no_folder_of_that_name_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in (["convert_checkpoint", "starter", "s3://bucket/x.pth", "--to", "nvlabs"],

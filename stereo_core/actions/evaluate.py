@@ -67,13 +67,15 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     data = StereoLoaders(spec)
     data.setup("test")
     status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
-    predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local or 0])
     with joined(ranks, "gloo"):
         loader = data.test_dataloader()
+        with loader.started() as batches:
+            predictor = load_predictor(spec, "evaluate", ranks.devices[ranks.local or 0])
         limits = spec.dataset.max_disparity, predictor.settings["max_disparity"]
         chosen = Chosen()
         panels = [folder / "panels" / f"{name}.png" for name in flat_names(data.datasets["test"].rels[:PANELS])]
-        rows = _evaluated(predictions(predictor, loader, len(loader)), panels, *limits, chosen)
+        pairs = predictions(predictor, batches, len(loader), spec.dataset.test_dataset.pin_memory)
+        rows = _evaluated(pairs, panels, *limits, chosen)
         if ranks.world > 1:
             rows = iter(sorted(gathered(list(rows)), key=itemgetter("index")))
             chosen = Chosen.of(gathered(chosen.found))

@@ -113,9 +113,11 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     status.running(
         f"Loading {'engine' if settings.trt_engine else 'checkpoint'}: {settings.trt_engine or settings.checkpoint}"
     )
-    predictor = load_predictor(spec, "inference", gpu)
+    with loader.started() as batches:
+        predictor = load_predictor(spec, "inference", gpu)
     count, clipped, chosen = 0, Clipped(OutOfRange), Chosen()
-    pairs = _named(predictions(predictor, loader, len(loader)), flat_names(data.datasets["infer"].rels), cameras)
+    found = predictions(predictor, batches, len(loader), spec.dataset.infer_dataset.pin_memory)
+    pairs = _named(found, flat_names(data.datasets["infer"].rels), cameras)
     for of_pair in mapped(partial(_write, settings, folder, chosen), pairs):
         count += 1
         for kind, values in of_pair.items():

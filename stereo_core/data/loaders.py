@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Iterator, Sized
 from itertools import islice
 from typing import Any, cast
 
@@ -82,23 +83,24 @@ class StereoLoaders:
         """Whole images in order; an empty list if the spec names no validation data."""
         return self._ordered("val") if "val" in self.datasets else []
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> StereoLoader:
         """Whole images in order."""
         return self._ordered("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> StereoLoader:
         """Whole images in order, with or without ground truth."""
         return self._ordered("infer")
 
     def _section(self, split: str) -> Any:
         return getattr(self.spec.dataset, f"{split}_dataset")
 
-    def _ordered(self, split: str) -> DataLoader[Any]:
+    def _ordered(self, split: str) -> StereoLoader:
         sampler = OrderedSampler(self.datasets[split], *_ranks(), self._section(split).batch_size)
         return self._loader(split, sampler, collate_fn=collate)
 
-    def _loader(self, split: str, sampler: DistributedSampler[Any], **options: Any) -> DataLoader[Any]:
+    def _loader(self, split: str, sampler: DistributedSampler[Any], **options: Any) -> StereoLoader:
         section, dataset = self._section(split), self.datasets[split]
+        in_training = split in ("train", "val")
         workers = min(section.workers, usable_cores(), len(dataset))
         if workers < section.workers:
             why = "there are no more CPU cores or pairs"
@@ -108,9 +110,10 @@ class StereoLoaders:
             batch_size=section.batch_size,
             sampler=sampler,
             num_workers=workers,
-            pin_memory=section.pin_memory and torch.cuda.is_available(),
+            # evaluate and inference pin their stacked batches themselves, and need the processes before CUDA starts
+            pin_memory=in_training and section.pin_memory and torch.cuda.is_available(),
             worker_init_fn=start_worker,
-            persistent_workers=workers > 0 and split in ("train", "val"),
+            persistent_workers=in_training and workers > 0,
             # Python 3.14 would start them from a server process; both would outlive a training that was killed.
             multiprocessing_context="fork" if workers else None,
             **options,
@@ -133,12 +136,30 @@ class StereoLoader(DataLoader[Any]):
         super().__init__(*args, **options)
         self._named: set[str] = set()
 
+    @contextlib.contextmanager
+    def started(self) -> Iterator[Iterator[Any]]:
+        """The batches of `iter`, but the processes start now, and end if the block fails.
+
+        They read the first batches while the caller loads the network. If a process dies meanwhile, the block ends
+        first.
+        """
+        batches = self._checked(super().__iter__())
+        try:
+            with _deaths_wait():
+                yield batches
+        except BaseException:
+            batches.close()
+            raise
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch names a class of its own, no iterator
         """Yield batches; DataError with the worker's message, also if more than MAX_SKIPPED of the epoch is
         unreadable."""
+        yield from self._checked(super().__iter__())
+
+    def _checked(self, batches: Iterator[Any]) -> Generator[Any]:
         skipped = 0
         try:
-            for batch in self._timed(super().__iter__()):
+            for batch in self._timed(batches):
                 if isinstance(batch, dict):  # training
                     self._name(batch["unreadable"])
                     skipped += int(batch["skipped"].sum())
@@ -223,6 +244,25 @@ def _ranks() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size(), torch.distributed.get_rank()
     return 1, 0
+
+
+@contextlib.contextmanager
+def _deaths_wait() -> Iterator[None]:
+    """Raise the death of a loader process only after the block.
+
+    torch raises it wherever the main thread is, and a reader of weights would take it for an error of its file.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # there, torch does not raise
+        return
+    seen: list[Any] = []
+    handler = signal.signal(signal.SIGCHLD, lambda *signalled: seen.append(signalled))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    if seen and callable(handler):
+        handler(*seen[0])
 
 
 def start_worker(_: int) -> None:

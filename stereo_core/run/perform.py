@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,26 @@ def _warn_of_keys_without_effect(verb: str, spec: Section) -> None:
 def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     if verb not in VERBS:
         raise SpecError(f"{verb}: unknown verb; known: {', '.join(VERBS)}")
-    run: Callable[[Section, StatusLog], Outcome] = importlib.import_module(VERBS[verb].action).run
+    name = VERBS[verb].action
+    with contextlib.nullcontext() if name in sys.modules else _lasting():
+        run: Callable[[Section, StatusLog], Outcome] = importlib.import_module(name).run
     return run
+
+
+@contextlib.contextmanager
+def _lasting() -> Iterator[None]:
+    """Never search the modules imported in the block for garbage: they last as long as the process.
+
+    With PyTorch, Python would do so several times during the import and at the end of the process, for half a second.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 def _begin_record(verb: str, folder: Path, spec: Section) -> StatusLog:

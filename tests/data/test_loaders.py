@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from stereo_core.errors import DataError
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
 from stereo_core.training.distribution import Ranks, joined
+
+
+class BrokenError(Exception):
+    """What a test breaks with."""
 
 
 def module(folder, split="train", **section):
@@ -125,6 +130,34 @@ def test_loader_processes_do_not_outlive_a_process_that_was_killed(pairs):
     while Path(f"/proc/{worker}").exists():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_the_processes_start_at_once_and_end_when_the_caller_fails(pairs):
+    loader = module(pairs, "test", workers=2).test_dataloader()
+    with pytest.raises(BrokenError), loader.started() as batches:
+        assert multiprocessing.active_children()
+        raise BrokenError
+    assert not multiprocessing.active_children()
+    assert not list(batches)
+
+
+def test_started_early_the_batches_are_the_same(pairs):
+    loader = module(pairs, "test", batch_size=2, workers=2).test_dataloader()
+    with loader.started() as batches:
+        pass
+    assert [[item["index"] for item in batch] for batch in batches] == [[0, 1], [2, 3], [4]]
+
+
+def test_a_process_that_dies_early_does_not_disturb_what_its_caller_reads(pairs):
+    """A full /dev/shm kills them; torch raises that in the middle of whatever the main thread does."""
+    loader, done = module(pairs, "test", workers=1).test_dataloader(), False
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* killed by signal"), loader.started():
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        time.sleep(0.1)
+        done = True
+    assert done
 
 
 def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, pad
 
 from stereo_core.actions.predict.precision import HALF, network_call, resolved
 from stereo_core.actions.predict.tiles import tiled
+from stereo_core.actions.predict.warm_up import warmed_up
 from stereo_core.data.datasets import group_by_size
 from stereo_core.engines import load_engine
 from stereo_core.engines.base import Engine, latency_of
@@ -67,17 +68,19 @@ def load_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     """
     if _section(spec, verb).trt_engine:
         return _engine_predictor(spec, verb, gpu)
-    device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
-    return _checkpoint_predictor(spec, verb, device)
+    with warmed_up(gpu, _section(spec, verb).precision):
+        return _checkpoint_predictor(spec, verb, gpu)
 
 
 def _section(spec: ExperimentSpec, verb: str) -> Any:
     return getattr(spec, "inference" if verb == "predict" else verb)
 
 
-def _checkpoint_predictor(spec: ExperimentSpec, verb: str, device: str) -> Predictor:
+def _checkpoint_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
     section = _section(spec, verb)
-    model = from_spec(spec, section.checkpoint).eval().to(device)
+    model = from_spec(spec, section.checkpoint).eval()
+    device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"  # waits for CUDA, so after the weights are read
+    model = model.to(device)
     if device != "cpu":
         channels_last(model, dims=(3,))  # for 2-D convolutions in float32 it needs more memory and saves no time
     hierarchical = verb == "inference" and section.hierarchical
@@ -264,13 +267,14 @@ _RESIZES = {"stretch": stretched, "pad": padded}
 
 @torch.inference_mode()
 def predictions(
-    predictor: Predictor, batches: Iterable[list[dict[str, Any]]], total: int
+    predictor: Predictor, batches: Iterable[list[dict[str, Any]]], total: int, pinned: bool = True
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(sample, disparity) for every sample, in order; the next batches are read during a computation (see `ahead`).
 
     Args:
         batches: lists of samples of any sizes (see `stereo_core.data.datasets`).
         total: number of batches, for the progress bar.
+        pinned: whether images on their way to a GPU are copied to pinned memory.
 
     Yields:
         the sample and its disparity, float32 NumPy (H, W) in px.
@@ -278,7 +282,7 @@ def predictions(
     Raises:
         FloatingPointError: a prediction is NaN or infinite somewhere; the message names the image.
     """
-    stacked = ahead(_stacked(batches, predictor.device))
+    stacked = ahead(_stacked(batches, predictor.device if pinned else "cpu"))
     with bars() as progress:
         for samples, groups in progress.track(stacked, total, description="predicting"):
             yield from _predicted(predictor, samples, groups)
