@@ -36,7 +36,7 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 WARM_UP = 100  # steps
 EAGER_STEPS = 3  # before the graph is captured, at a rate of zero: AdamW creates its state
-DECAY = 0.998  # of the moving average of weights and running statistics, per step
+DECAY = 0.998  # of the moving average of weights and running statistics, per step; from random weights it begins lower
 HELD_OUT_SEED = 987654321
 BEGIN = time.monotonic()
 
@@ -123,6 +123,7 @@ class Step:
 
     Attributes:
         rate: the learning rate, a tensor so that the graph sees its changes.
+        share: weight of a step in the moving average, a tensor likewise.
         loss: loss of the last step.
         skipped: number of steps skipped because of a non-finite gradient.
     """
@@ -132,6 +133,7 @@ class Step:
     size: tuple[int, int]
     iters: int
     rate: Tensor = field(default_factory=lambda: torch.tensor(0.0, device=DEVICE))
+    share: Tensor = field(default_factory=lambda: torch.tensor(0.0, device=DEVICE))
     graph: torch.cuda.CUDAGraph | None = None
 
     def __post_init__(self) -> None:
@@ -172,7 +174,9 @@ class Step:
         ):  # one such batch would permanently spoil the averages
             now.copy_(torch.where(now.isfinite() & norm.isfinite(), now, then))
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.own, 1 - DECAY)
+            change = torch._foreach_sub(self.own, self.average)
+            torch._foreach_mul_(change, self.share)
+            torch._foreach_add_(self.average, change)
         self.skipped += self.optimizer.found_inf
         self.loss.copy_(loss.detach())
 
@@ -213,6 +217,7 @@ def train(args: argparse.Namespace, model: nn.Module) -> None:
         curve.writerow(["seconds", "step", "pairs", "rate", "loss", "epe"])
         while (spent := time.monotonic() - begin) < limit:
             step.rate.fill_(args.rate * min(1, (number + 1) / WARM_UP) * (1 + math.cos(math.pi * spent / limit)) / 2)
+            step.share.fill_(1 - DECAY if args.weights else max(1 - DECAY, 9 / (10 + number)))
             step(next(batches))
             number += 1
             before = paced(before)
