@@ -33,7 +33,7 @@ class AxialPlanarConv(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, length: int = 17):
         super().__init__()
-        plane = PlanarConv3d(in_dim, dim, (1, 3, 3), padding=(0, 1, 1))
+        plane = nn.Conv3d(in_dim, dim, (1, 3, 3), padding=(0, 1, 1))
         depth = nn.Conv3d(dim, dim, (length, 1, 1), padding=(length // 2, 0, 0))
         self.conv1 = nn.Sequential(plane, nn.BatchNorm3d(dim), nn.ReLU())
         self.conv2 = nn.Sequential(depth, nn.BatchNorm3d(dim), nn.ReLU())
@@ -45,25 +45,6 @@ class AxialPlanarConv(nn.Module):
             with torch.autocast("cpu", enabled=False):
                 return self.conv2(x.float())
         return self.conv2(x)
-
-
-class PlanarConv3d(nn.Conv3d):
-    """A convolution in the image plane, (1, 3, 3); in training on a GPU a 2-D one of all planes.
-
-    cuDNN has no kernel for it that uses tensor cores: two of them took 14 of a training step's 613 ms.
-    """
-
-    def forward(self, volume_BCDhw: Tensor) -> Tensor:
-        if volume_BCDhw.device.type == "cuda" and self.training:
-            return self.by_planes(volume_BCDhw)
-        return super().forward(volume_BCDhw)
-
-    def by_planes(self, volume_BCDhw: Tensor) -> Tensor:
-        """The same as a 2-D convolution; without a copy if the volume is stored channels last."""
-        B, _, D, _, _ = volume_BCDhw.shape
-        planes = volume_BCDhw.transpose(1, 2).flatten(0, 1)
-        planes = F.conv2d(planes, self.weight[:, :, 0], self.bias, padding=self.padding[1:])
-        return planes.unflatten(0, (B, D)).transpose(1, 2)
 
 
 class PatchConv3d(nn.Conv3d):
