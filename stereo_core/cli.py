@@ -118,7 +118,9 @@ def schema(verb: str) -> None:
     help="A checkpoint, an engine, or starter.",
 )
 @click.option("--output", type=FilePath(path_type=Path), default="results/predict", show_default=True, help="Folder.")
-@click.option("--calibration", type=FilePath(path_type=Path), help="calib.txt or K.txt; adds depth and point cloud.")
+@click.option(
+    "--calibration", type=FilePath(path_type=Path), help="calib.txt, K.txt or KITTI's; adds depth and point cloud."
+)
 @click.option("--baseline", type=_Above0(), help="Camera baseline in metres.")
 @click.option("--focal", type=_Above0(), help="Focal length in px, with --baseline.")
 @click.option("--iters", type=click.IntRange(1), help="GRU iterations [default: the checkpoint's].")

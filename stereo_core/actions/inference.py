@@ -178,7 +178,7 @@ class Cameras:
                 beside[folder] = beside.get(folder) or calibration_beside(sample.left)
             self._camera_of: Callable[[str], Calibration] = lambda path: beside[_folder(path)]
         else:
-            camera = _camera_of_all(spec)
+            camera = _camera_of_all(spec, samples[0].left if samples else "")
             self._camera_of = lambda path: camera
 
     def of(self, path: str, size: tuple[int, int]) -> SizedCalibration:
@@ -198,9 +198,9 @@ def _folder(image: str) -> str:
     return posixpath.dirname(shards.loose(image))
 
 
-def _camera_of_all(spec: ExperimentSpec) -> Calibration:
+def _camera_of_all(spec: ExperimentSpec, left: str) -> Calibration:
     if spec.inference.calibration:
-        return read_calibration(spec.inference.calibration)
+        return read_calibration(spec.inference.calibration, left)
     if {"baseline", "focal_x"} <= spec.dataset.model_fields_set:
         source = "dataset.baseline, dataset.focal_x"
         return Calibration(spec.dataset.focal_x, spec.dataset.baseline, source=source)

@@ -136,7 +136,8 @@ def predict_pairs(
     Args:
         left, right: two images, or two folders with equal names below them.
         model: "starter", a checkpoint (also FOLDER@best) or an engine.
-        calibration: calib.txt or K.txt; or baseline (m) and focal (px). Without either no depth is written.
+        calibration: calib.txt, K.txt or a file of KITTI; or baseline (m) and focal (px). Without either no depth is
+            written.
         iters: iterations of a checkpoint's network; None: the stored value.
         scale: scale factor of the images for the network; the disparity is in px of the files.
         say: receives the lines to print: one per pair, warnings, and where to look; if the run is stopped or fails, how
@@ -146,7 +147,7 @@ def predict_pairs(
         UserError: files, sizes, calibration, output or model are wrong; raised before any work.
     """
     pairs = find_pairs(left, right)
-    camera = _camera(calibration, baseline, focal)
+    camera = _camera(calibration, baseline, focal, str(pairs[0].left))
     largest = max(pair.check(camera, scale) for pair in pairs)
     bits = bits_for(largest) if largest else BITS[-1]
     depth = camera is not None
@@ -185,7 +186,7 @@ class _Warnings:
             self.say(f"Warning: {text}")
 
 
-def _camera(calibration: Path | None, baseline: float | None, focal: float | None) -> Calibration | None:
+def _camera(calibration: Path | None, baseline: float | None, focal: float | None, left: str) -> Calibration | None:
     if (baseline is None) != (focal is None):
         raise SpecError("give both --baseline and --focal, or --calibration")
     if calibration is None:
@@ -196,7 +197,7 @@ def _camera(calibration: Path | None, baseline: float | None, focal: float | Non
         raise SpecError(
             "--calibration auto: predict takes the path of a file; give the calib.txt or K.txt of these images"
         )
-    return read_calibration(calibration)
+    return read_calibration(calibration, left)
 
 
 NO_CAMERA = "No depth: the camera's focal length and baseline were not given."

@@ -30,6 +30,11 @@ _VIEWS = (5.0, 150.0)  # degrees; plausible horizontal field of view of a rectif
 _COMMENT = re.compile(r"(#|//|%).*")
 _UNITS = "Write it in millimetres in a calib.txt, in metres in a K.txt and dataset.baseline"
 _K = "[fx 0 cx; 0 fy cy; 0 0 1]"
+_KITTI = re.compile(
+    r"(?:P_rect_0|P)([0-3]):(.*)"
+)  # 3 x 4 projection of a camera: calib_cam_to_cam.txt; calib/000000.txt
+_KITTI_SIZE = re.compile(r"S_rect_0([0-3]):(.*)")  # width and height of the rectified images
+_KITTI_GREY = re.compile(r"(^|/)image_0?[01](/|$)")  # folders of its grey cameras, 0 and 1
 
 
 @dataclass(frozen=True)
@@ -150,10 +155,15 @@ class SizedCalibration(Calibration):
             )
 
 
-def read_calibration(path: str | Path) -> Calibration:
-    """Read a Middlebury or ETH3D calib.txt (baseline in mm), or a K.txt (nine numbers of K by rows, baseline in m).
+def read_calibration(path: str | Path, left: str = "") -> Calibration:
+    """Read a Middlebury or ETH3D calib.txt (baseline in mm), a K.txt (nine numbers of K by rows, baseline in m), or a
+    file of KITTI (projections of four cameras; calib_cam_to_cam/000000.txt, calib/000000.txt, calib_cam_to_cam.txt).
 
     Commas and brackets count as blanks; text after `#`, `//` or `%` is a comment.
+
+    Args:
+        left: path of a left image. KITTI's cameras are 0 and 1 if it lies in a folder of grey images, such as image_0,
+            else 2 and 3.
 
     Raises:
         DataError: the file is missing, has neither format, contradicts itself, or holds an impossible length.
@@ -164,6 +174,8 @@ def read_calibration(path: str | Path) -> Calibration:
     lines = {number: line for number, raw in numbered if (line := _COMMENT.sub("", raw).strip())}
     if any("=" in line for line in lines.values()):
         return _middlebury(path, lines)
+    if any(_KITTI.match(line) for line in lines.values()):
+        return _kitti(path, list(lines.values()), grey=bool(_KITTI_GREY.search(Path(left).as_posix())))
     return _intrinsics(path, list(lines.values()))
 
 
@@ -246,6 +258,29 @@ def _check_right(path: str | Path, left: tuple[float, float], right: tuple[float
             f"{path}: doffs is {doffs:g} px, but cx of cam1 minus cx of cam0 is {right_cx - cx:g} px; they must be "
             "equal: correct doffs, or remove the line"
         )
+
+
+def _kitti(path: str | Path, lines: list[str], *, grey: bool) -> Calibration:
+    """Row by row a projection is [fx 0 cx tx; 0 fy cy ty; 0 0 1 tz], where -tx / fx is the camera's place in m (Geiger
+    et al., "Vision meets Robotics: The KITTI Dataset", 2013)."""
+    cameras = {int(found[1]): found[2] for line in lines if (found := _KITTI.match(line))}
+    pair = (0, 1) if grey or not {2, 3} & set(cameras) else (2, 3)
+    if missing := [f"P{camera} (or P_rect_0{camera})" for camera in pair if camera not in cameras]:
+        raise DataError(f"{path}: not a calibration of KITTI: {' and '.join(missing)} missing")
+    (left, left_x), (right, right_x) = (_projection(f"{path}: P{camera}", cameras[camera]) for camera in pair)
+    sizes = [_words(found[2]) for line in lines if (found := _KITTI_SIZE.match(line)) and int(found[1]) == pair[0]]
+    width, height = (int(_number(path, "S_rect", word)) for word in sizes[0][:2]) if sizes else (None, None)
+    focal, cx, focal_y, cy = left
+    return Calibration(focal, right_x - left_x, right[1] - cx, cx, cy, focal_y, width, height, str(path), right)
+
+
+def _projection(where: str, text: str) -> tuple[tuple[float, float, float, float], float]:
+    """(fx, cx, fy, cy) in px, and the camera's x in m."""
+    words = _words(text)
+    if len(words) != 12:
+        raise DataError(f"{where}: it has {len(words)} numbers; expected the 12 of a 3 x 4 projection, row by row")
+    matrix = _matrix(where, " ".join(word for n, word in enumerate(words[:11]) if n % 4 < 3))
+    return matrix, -_number(where, "the fourth number", words[3]) / matrix[0]
 
 
 def _intrinsics(path: str | Path, lines: list[str]) -> Calibration:

@@ -63,8 +63,8 @@ class Inference(Predict):
     )
     calibration: Text = key(
         "",
-        f"Calibration file, calib.txt (Middlebury, ETH3D) or K.txt, for depth and clouds; {BESIDE}: the one beside "
-        "each image; empty: dataset.baseline and focal_x (not in TAO)",
+        "Calibration file for depth and clouds: calib.txt (Middlebury, ETH3D), K.txt, or KITTI's; "
+        f"{BESIDE}: the one beside each image; empty: dataset.baseline and focal_x (not in TAO)",
     )
     hierarchical: bool = key(False, "Predict at half resolution first, then at full resolution (not in TAO)")
     tile: bool = key(False, "Predict in tiles of the engine's size, or of crop_size for checkpoints (not in TAO)")

@@ -64,6 +64,29 @@ def test_marks_of_an_editor_are_no_part_of_the_numbers(read, text):
     assert read(text.lstrip("\ufeff").encode("utf-16")) == plain
 
 
+KITTI = """calib_time: 09-Jan-2020 14:00:15
+S_rect_02: 1.242000e+03 3.750000e+02
+P_rect_00: 7.2e+02 0 6.0e+02 0 0 7.2e+02 1.7e+02 0 0 0 1 0
+P_rect_01: 7.2e+02 0 6.0e+02 -3.6e+02 0 7.2e+02 1.7e+02 0 0 0 1 0
+P_rect_02: 7.2e+02 0 6.0e+02 3.6e+01 0 7.2e+02 1.7e+02 2e-01 0 0 1 3e-03
+P_rect_03: 7.2e+02 0 6.1e+02 -3.24e+02 0 7.2e+02 1.7e+02 2e+00 0 0 1 3e-03
+"""
+
+
+def test_kitti_has_two_pairs_of_cameras(read, tmp_path):
+    colour = read(KITTI)
+    assert (colour.focal, colour.cx, colour.cy, colour.width, colour.height) == (720, 600, 170, 1242, 375)
+    assert (colour.baseline, colour.doffs) == (pytest.approx(0.5), 10)
+    grey = read_calibration(tmp_path / "c.txt", "training/image_0/000000_10.png")
+    assert (grey.baseline, grey.doffs, grey.width) == (pytest.approx(0.5), 0, None)
+    assert read_calibration(tmp_path / "c.txt", "training/colored_0/000000_10.png") == colour
+    stereo_2012 = re.sub("S_rect.*\n", "", KITTI).replace("P_rect_0", "P")
+    assert read(stereo_2012).baseline == pytest.approx(0.5)
+    assert read(stereo_2012.replace("-3.6e+02", "-2.88e+02").replace("P2", "Q2").replace("P3", "Q3")).baseline == (
+        pytest.approx(0.4)
+    )
+
+
 def test_marks_in_calib_txt(read):
     text = CALIB + "doffs=31.086\nbaseline=193.001\n"
     marked = "\ufeff# f=12\n" + text.replace(" 0 ", ", 0, ").replace("=", " = ").replace("\n", "  # mm=1\n")
@@ -77,7 +100,7 @@ def test_marks_in_calib_txt(read):
         ("1 2 3", "3 values, the first line is '1 2 3'"),
         ("a b c d e f g h i j", "'a'"),
         ("754,668 0 489,379 0 755,1 265,162 0 0 1\n0,063", "15 values, the first line is '754,668"),
-        ("P0: 7.215377e+02 0 6.095593e+02 0 0 7.2e+02 1.7e+02 0 0 0 1 0\n", "the first line is 'P0:"),
+        ("P0: 7.215377e+02 0 6.095593e+02 0 0 7.2e+02 1.7e+02 0 0 0 1 0\n", r"P1 \(or P_rect_01\) missing"),
         (CALIB, "baseline missing"),
         ("baseline=3\ndoffs=0\n", "cam0 missing"),
         ("cam0=[100 0 50; 0 100 50; 0 0 1]\nbaseline=100\n", "doffs missing"),
@@ -98,6 +121,9 @@ def test_marks_in_calib_txt(read):
         ("100 0 48 0 100 32 0 0.1 1\n0.1", "in row order"),
         ("100 0 48 0 100 32 0 0 1\n278.3", "baseline is 278.3 m"),  # millimetres
         ("100 0 48 0 100 32 0 0 1\n63", "baseline is 63 m"),
+        ("P2: 720 0 600 36 0 720 170 0 0 0 1 0\n", r"P3 \(or P_rect_03\) missing"),
+        ("P0: 720 0 600\nP1: 720 0 600 0 0 720 170 0 0 0 1 0\n", "P0: it has 3 numbers; expected the 12"),
+        ("P0: 720 0 600 0 0 720 170 0 0 0 1 0\nP1: 720 0 600 36 0 720 170 0 0 0 1 0\n", r"baseline \(m\) is -0.05"),
         ("# c\n" + CALIB + "baseline=193\nwidth=741\nbaseline=120\n", "lines 4 and 6 set baseline"),
         (CALIB + "baseline=0.193001\n", "baseline is 0.000193001 m"),  # metres
     ],
