@@ -38,17 +38,22 @@ class CapturedLoss:
     Args:
         loss: tensors of a batch -> (loss, prediction); no random choice on the host, and no wait for the GPU.
         parameters: the weights that are trained.
+        others: bytes that other work, such as a validation, needs on the GPU. A graph keeps its memory, so there is
+            none if it would leave less than that.
     """
 
-    def __init__(self, loss: Callable[..., tuple[Tensor, Tensor]], parameters: Iterable[nn.Parameter]) -> None:
-        self.loss, self.parameters = loss, [p for p in parameters if p.requires_grad]
+    def __init__(
+        self, loss: Callable[..., tuple[Tensor, Tensor]], parameters: Iterable[nn.Parameter], others: int = 0
+    ) -> None:
+        self.loss, self.parameters, self.others = loss, [p for p in parameters if p.requires_grad], others
         self.calls = 0
         # Weights remember the stream of their first use until no gradient needs it any more; a capture on another
         # stream would have to wait for that one, which is not allowed. So all steps before use the capture's stream.
         self.stream = torch.cuda.Stream()
         self.replay: Callable[[], None] | None = None
         self.inputs: list[Tensor] = []
-        self.results: tuple[Tensor, Tensor, list[Tensor | None]]  # of the last replay: loss, prediction, gradients
+        # Of the last replay: loss, prediction, gradients.
+        self.results: tuple[Tensor, Tensor, list[Tensor | None]] | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, with its gradients, and the prediction, which is valid until the next call."""
@@ -60,6 +65,7 @@ class CapturedLoss:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         loss: Tensor = _Replay.apply(self, *self.parameters)
+        assert self.results is not None
         return loss, self.results[1]
 
     def _eager(self, inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -79,11 +85,17 @@ class CapturedLoss:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.results = self._compute()
         except torch.OutOfMemoryError:
-            LOG.warning("train.compile: the GPU's memory is too small for a step as a CUDA graph, so steps run without "
-                        "it, and slower; train.compile=off begins without the attempt")  # fmt: skip
-            torch.cuda.empty_cache()
+            fits = False
+        else:
+            fits = torch.cuda.mem_get_info()[0] >= self.others
+        if fits:
+            self.replay = graph.replay
             return
-        self.replay = graph.replay
+        LOG.warning("train.compile: the GPU's memory is too small for a step as a CUDA graph and for validation, so "
+                    "steps run without the graph, and slower; train.compile=off begins without the attempt")  # fmt: skip
+        del graph
+        self.results = None
+        torch.cuda.empty_cache()
 
     def _compute(self) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         loss, prediction = self.loss(*self.inputs)
@@ -97,7 +109,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, captured: CapturedLoss, *parameters: Tensor) -> Tensor:
-        assert captured.replay is not None
+        assert captured.replay is not None and captured.results is not None
         captured.replay()
         ctx.captured = captured
         return captured.results[0].clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,11 @@ class StereoModule(pl.LightningModule):
         self.averages = Averages(model, self.settings.ema_decay)
         self.resumption = Resumption(self.settings)
         self.validation = Validation(self.max_disparity)
+        self.validation_bytes = 0  # memory that the last validation needed on a GPU, besides weights and optimizer
         self.validated: Progress | None = None  # of a checkpoint whose validation the resumed run repeats
         self.sources = spec.dataset.train_dataset.data_sources
         self.shifted = spec.dataset.train_dataset.augmentation.hshift_prob > 0
+        self.loss_of: Callable[..., tuple[Tensor, Tensor]] = self.loss
         self.whole_epoch = False  # whether `teaching` saw all of the epoch; False if an earlier process began it
         self.told_of_sources: set[str] = set()
         self.replaced = torch.zeros((), dtype=torch.int64)  # number of replaced samples (dataset.on_error: skip)
@@ -89,10 +92,8 @@ class StereoModule(pl.LightningModule):
         self.resumption.begin(self.trainer)
         self.averages.start(self.device)
         self.guard.start()
-        gpu, processes = self.device.type == "cuda", self.trainer.world_size
-        self.loss_of = (
-            CapturedLoss(self.loss, self.parameters()) if captures(self.settings, gpu, processes) else self.loss
-        )
+        if captures(self.settings, self.device.type == "cuda", self.trainer.world_size):
+            self.loss_of = CapturedLoss(self.loss, self.parameters(), self.validation_bytes)
 
     def on_train_epoch_start(self) -> None:
         self.guard.skipped_in_epoch = 0
@@ -185,8 +186,13 @@ class StereoModule(pl.LightningModule):
         copy_from_first([*self.model.buffers(), *self.averages.values.values()])
         if isinstance(self.model, FSDPModule):
             self.model.unshard()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def on_validation_end(self) -> None:
+        if self.device.type == "cuda":
+            held = torch.cuda.memory_allocated(self.device)
+            self.validation_bytes = torch.cuda.max_memory_allocated(self.device) - held
         if isinstance(self.model, FSDPModule):
             self.model.reshard()
 
