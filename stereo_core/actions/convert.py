@@ -70,7 +70,8 @@ def run(spec: Any, status: Any) -> Outcome:
                 *(name, spec.split_ratio, len(samples)),
             )
     shares = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
-    message = f"{counted(len(samples), 'sample')} ({shares}), {len(missing)} left out because of a missing file"
+    message = f"{counted(len(samples), 'sample')} ({shares}) in {folder}"
+    message += f", {len(missing)} left out because of a missing file"
     return Outcome(message, artifacts={"annotations": folder})
 
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column
-from rich.table import Table as ConsoleTable
 
 from stereo_core.actions.report import default_names
 from stereo_core.data.annotations import check_files, read_annotations
@@ -20,8 +14,9 @@ from stereo_core.data.datasets import doubts_of
 from stereo_core.data.statistics import Statistics, statistics_of_pairs
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.progress import bars
+from stereo_core.report.console import print_table, stdout
 from stereo_core.report.histogram import plot_disparities
-from stereo_core.report.html import Table, cell, figure, page
+from stereo_core.report.html import Table, cell, page
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
@@ -29,7 +24,6 @@ from stereo_core.spec.convert import InfoSpec
 from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
-WIDTH = 140  # columns of the tables in a file or a pipe
 CAPTION = (
     "Frequency of disparities among the valid pixels, per annotation file and in total; the largest 0.1 % are not "
     "shown."
@@ -59,8 +53,9 @@ def run(spec: InfoSpec, status: StatusLog) -> Outcome:
     message = f"{counted(total.pairs, 'pair')} of {counted(len(sources), 'data source')}"
     message += f", {total.ground_truth} with ground truth"
     _write(folder / "report.html", page("Data sets", shown, galleries, note=message, warnings=status.warnings))
-    _print(shown)
-    return Outcome(message, kpi=_kpi(total), artifacts={"report": folder / "report.html"})
+    for table in shown:
+        print_table(table, stdout())
+    return Outcome(message, kpi=_kpi(total), artifacts={"report": folder / "report.html"}, printed=True)
 
 
 def _read(spec: InfoSpec) -> dict[str, Statistics]:
@@ -115,8 +110,9 @@ def _kpi(total: Statistics) -> dict[str, float]:
 
 
 def tables(sources: Mapping[str, Statistics], total: Statistics) -> list[Table]:
-    """The figures, with a row per source and one for the total; and the image sizes, with a row each."""
-    every = [(name, figures(one)) for name, one in [*sources.items(), ("total", total)]]
+    """The figures, with a row per source and, for several, one for the total; and the image sizes, a row each."""
+    shown = [*sources.items(), *[("total", total)] * (len(sources) > 1)]
+    every = [(name, figures(one)) for name, one in shown]
     columns: tuple[str, ...] = ("source", "pairs", "with ground truth", "with mask", "valid (%)")
     columns += ("min (px)", "median (px)", "95 % (px)", "max (px)")
     rows = [(name, *_row(known)) for name, known in every]
@@ -132,16 +128,6 @@ def _row(known: dict[str, Any]) -> list[str | float]:
     valid = known["valid"] if known["valid"] is None else cell("valid", known["valid"])
     row = [known["pairs"], known["ground_truth"], known["masks"], valid, *disparity.values()]
     return ["" if value is None else value for value in row]
-
-
-def _print(shown: list[Table]) -> None:
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
-    for table in shown:
-        first, *others = table.columns
-        text = ConsoleTable(first, *(Column(name, justify="right") for name in others), title=table.title)
-        for row in table.rows:
-            text.add_row(*(figure(cell) if isinstance(cell, int | float) else escape(str(cell)) for cell in row))
-        console.print(text)
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,19 @@ from typing import Any
 
 from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
-from stereo_core.report.figures import ACCURACY, NAMES, SPREAD, Pairs, decimals, plain, setting, setting_value, spread
+from stereo_core.report.figures import (
+    ACCURACY,
+    NAMES,
+    SPREAD,
+    TIME,
+    Pairs,
+    decimals,
+    pair_ms,
+    plain,
+    setting,
+    setting_value,
+    spread,
+)
 from stereo_core.report.html import Cell, Figure, Short, Table, cell, images_table, page, pairs_of, shown, views_of
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import last_of
@@ -84,7 +96,7 @@ def summary(
     for key, title, values in accuracy:
         best = _best([value for value in values if value is not None]) if comparable else set()
         _add(rows, titles, title, ["" if v is None else cell(key, v, best=v in best) for v in values])
-    _add(rows, titles, "time of a pair (ms)", [_milliseconds(one) for one in columns])
+    _add(rows, titles, TIME, [cell(LATENCIES[0], pair_ms(one)) if LATENCIES[0] in one else "" for one in columns])
     _add(rows, titles, "pairs", [one.get("images", "") for one in columns])
     for key in SETTINGS:
         _add(rows, titles, setting(key), [one.get(key, "") for one in settings])
@@ -104,13 +116,6 @@ def _best(values: list[float]) -> set[float]:
     """The lowest figures, that is, those within ALIKE of the lowest; none if all are."""
     best = {value for value in values if value <= ALIKE * min(values)}
     return best if len(best) < len(set(values)) else set()
-
-
-def _milliseconds(figures: dict[str, float]) -> Figure | str:
-    """The time of a pair; latencies are per batch."""
-    if "latency_median_ms" not in figures:
-        return ""
-    return cell("latency_median_ms", figures["latency_median_ms"] / figures.get("latency_batch", 1))
 
 
 def settings_table(names: list[str], settings: list[dict[str, Any]]) -> Table:

@@ -34,7 +34,8 @@ def run(spec: Any, status: Any) -> Outcome:
         for number in progress.track(range(spec.num_scenes), description="scenes"):
             write_scene(folder / f"scene_{number:04d}" / "dataset" / "data", scene(number))
     scenes = counted(spec.num_scenes, "scene")
-    message = f"{scenes} of {size_text((spec.height, spec.width))} px, disparity below {spec.max_disparity} px"
+    size = size_text((spec.height, spec.width))
+    message = f"{scenes} of {size} px in {folder}, disparity below {spec.max_disparity} px"
     return Outcome(message, artifacts={"images": folder})
 
 

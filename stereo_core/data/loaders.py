@@ -101,10 +101,9 @@ class StereoLoaders:
     def _loader(self, split: str, sampler: DistributedSampler[Any], **options: Any) -> StereoLoader:
         section, dataset = self._section(split), self.datasets[split]
         in_training = split in ("train", "val")
-        workers = min(section.workers, usable_cores(), len(dataset))
-        if workers < section.workers:
-            why = "there are no more CPU cores or pairs"
-            logger.info("dataset.%s_dataset.workers: using %d instead of %d; %s", split, workers, section.workers, why)
+        workers, fewer = loader_processes(split, section.workers, len(dataset), usable_cores())
+        if fewer:
+            logger.info("%s", fewer)
         return StereoLoader(
             dataset,
             batch_size=section.batch_size,
@@ -118,6 +117,13 @@ class StereoLoaders:
             multiprocessing_context="fork" if workers else None,
             **options,
         )
+
+
+def loader_processes(split: str, asked: int, pairs: int, cores: int) -> tuple[int, str]:
+    """The loader processes of a training process, and a text if they are fewer than `workers` asks for."""
+    workers = min(asked, cores, pairs)
+    fewer = f"dataset.{split}_dataset.workers: using {workers} instead of {asked}; there are no more CPU cores or pairs"
+    return workers, fewer if workers < asked else ""
 
 
 class StereoLoader(DataLoader[Any]):

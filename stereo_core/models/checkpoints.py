@@ -89,10 +89,10 @@ def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
     load_state(model, state, path, "the file is incomplete or belongs to another network")
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
-    if checkpoint.network == "FoundationStereo":
-        values = {given.get("max_disparity"), checkpoint.stored.get("max_disparity")} - {None}
-        level = logging.INFO if len(values) == 1 else logging.WARNING
-        LOG.log(level, "%s: the network's max_disparity is %d px, %s", path, *_range(checkpoint, given))
+    values = {given.get("max_disparity"), checkpoint.stored.get("max_disparity")} - {None}
+    assumed = not values and checkpoint.network == "FoundationStereo"  # FastFoundationStereo is published with one only
+    level = logging.WARNING if assumed or len(values) > 1 else logging.INFO
+    LOG.log(level, "%s: the network's max_disparity is %d px, %s", path, *_range(checkpoint, given))
     return model
 
 
@@ -158,15 +158,12 @@ def describe(path: str | Path) -> dict[str, Any]:
     known: dict[str, Any] = {"layout": file.layout, "prefix": file.prefix, "network": network_of(file)}
     tensors = {"tensors": len(file.state), "parameters": _parameters(file.state)}
     tensors["dtypes"] = sorted({str(t.dtype).removeprefix("torch.") for t in file.state.values()})
-    if known["network"] == "FoundationStereo":
-        checkpoint = _recognise(file)
-        settings = checkpoint.settings
-        attention = settings.get("disparity_attention") or _usual_attention(settings["variant"])
-        known |= {"names": checkpoint.names} | settings | {"disparity_attention": attention}
-        known["max_disparity"], known["max_disparity_from"] = _range(checkpoint, {})
-    elif known["network"] == "FastFoundationStereo":
+    if known["network"] in ("FoundationStereo", "FastFoundationStereo"):
         checkpoint = _recognise(file)
         known |= {"names": checkpoint.names} | checkpoint.settings
+        if known["network"] == "FoundationStereo" and not known.get("disparity_attention"):
+            known["disparity_attention"] = _usual_attention(known["variant"])
+        known["max_disparity"], known["max_disparity_from"] = _range(checkpoint, {})
     elif known["network"] == "DepthAnythingV2":
         known["encoder"] = encoder_of(file.state[POSITIONS].shape[-1], path)
     if quantization := read_quantization(file.extra, path):
@@ -321,6 +318,8 @@ def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
         return asked, "from model.max_disparity" + other * (trained not in (None, asked))
     if trained is not None:
         return trained, "stored with the weights"
+    if checkpoint.network == "FastFoundationStereo":
+        return fast.PUBLISHED_RANGE, "the published value"
     preset = (checkpoint.stored | given | checkpoint.found).get("preset")
     usual = f"the {preset} preset's value" if preset else "the published value"
     return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_ASSUMED}"

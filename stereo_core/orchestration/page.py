@@ -8,10 +8,12 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Made, Record
-from stereo_core.report.figures import plain
+from stereo_core.report.figures import TIME, pair_ms, plain
 from stereo_core.report.html import Cell, Link, Table, cell, page, shown, views_of
 
-COLUMNS = ("epe", "bp1", "bp2", "bp3", "d1", "rmse", "latency_median_ms")
+LATENCY = "latency_median_ms"
+COLUMNS = {**{key: plain(key) for key in ("epe", "bp1", "bp2", "bp3", "d1", "rmse")}, LATENCY: TIME}
+"""Metric -> title of its column."""
 INITIAL = "initial_"  # prefix of the metrics from before the training
 
 
@@ -35,11 +37,14 @@ def metrics_table(run: Record) -> Table | None:
     columns = [name for name in COLUMNS if any(name in values for _, values in rows)]
     if not columns:
         return None
-    cells = [
-        (name, *(cell(column, values[column]) if column in values else "" for column in columns))
-        for name, values in rows
-    ]
-    return Table("Metrics", ("step", *map(plain, columns)), cells)
+    cells = [(name, *(_cell(column, values) for column in columns)) for name, values in rows]
+    return Table("Metrics", ("step", *(COLUMNS[name] for name in columns)), cells)
+
+
+def _cell(column: str, values: dict[str, float]) -> Cell:
+    if column not in values:
+        return ""
+    return cell(column, pair_ms(values) if column == LATENCY else values[column])
 
 
 def size(count: int) -> str:

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from stereo_core.orchestration.page import metrics_table, size
 from stereo_core.orchestration.record import AGAIN, DONE, ENDED, Made, Record, TaskRun
 from stereo_core.progress import heartbeat
-from stereo_core.report.html import figure
+from stereo_core.report.console import print_table
 
 COLOURS = {"running": "cyan", "succeeded": "green", "reused": "green", "failed": "red", "stopped": "yellow"}
 WIDTH = 120  # width of the tables when the output is a file or a pipe
@@ -157,10 +157,7 @@ def summary(run: Record, console: Console | None = None) -> None:
             console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     measured = metrics_table(run)
     if measured:
-        table = Table(*measured.columns, title=measured.title)
-        for row in measured.rows:
-            table.add_row(*(figure(cell) if isinstance(cell, float) else str(cell) for cell in row))
-        console.print(table)
+        print_table(measured, console)
     for name, task in run.tasks.items():
         if task.state == "failed":
             log = run.place(name) / "log.txt"

@@ -16,13 +16,30 @@ NAMES = {
     "train_loss": ("training loss", "px"),
     "val_loss": ("validation loss", "px"),
     "initial_val_loss": ("validation loss before training", "px"),
-    "latency_median_ms": ("batch time, median", "ms"),
-    "latency_p95_ms": ("batch time, 95 %", "ms"),
+    "baseline_epe": ("EPE of the unchanged spec", "px"),
+    "baseline_val_loss": ("validation loss of the unchanged spec", "px"),
+    "epe_increase": ("increase of the EPE", "px"),
+    "latency_median_ms": ("time of a batch, median", "ms"),
+    "latency_p95_ms": ("time of a batch, 95th percentile", "ms"),
     "latency_batch": ("batch size", "pairs"),
     "images_per_second": ("speed", "pairs/s"),
     "model_bytes": ("model file", "MB"),
     "engine_bytes": ("engine file", "MB"),
+    "onnx_bytes": ("ONNX file", "MB"),
+    "bytes_before": ("size before quantisation", "MB"),
+    "bytes_after": ("size after quantisation", "MB"),
     "device_memory_bytes": ("GPU memory", "MB"),
+    "build_seconds": ("time of the build", "s"),
+    "onnx_nodes": ("nodes of the graph", ""),
+    "check_mean_abs_difference_px": ("mean difference from PyTorch", "px"),
+    "check_max_abs_difference_px": ("largest difference from PyTorch", "px"),
+    "check_tolerance_px": ("largest mean difference allowed", "px"),
+    "verify_mean_abs_difference_px": ("mean difference from the ONNX file", "px"),
+    "verify_max_abs_difference_px": ("largest difference from the ONNX file", "px"),
+    "verify_tolerance_px": ("largest mean difference allowed", "px"),
+    "quantized_layers": ("layers quantised", ""),
+    "quantizable_layers": ("layers that can be quantised", ""),
+    "quantized_weight_share": ("share of the weights quantised", "%"),
     "pixels": ("valid pixels", ""),
     "valid": ("valid", "%"),
     "images": ("pairs", ""),
@@ -54,10 +71,11 @@ EXPLAINED = (
 
 ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")
 KINDS = {
+    "mean over pairs, before training": "initial_{}",
+    "mean over pairs, before quantisation": "{}_before",
     "mean over pairs": "{}",
+    "over all pixels, before training": "initial_{}_pixel",
     "over all pixels": "{}_pixel",
-    "before training": "initial_{}",
-    "before training, over all pixels": "initial_{}_pixel",
 }
 """What an accuracy refers to -> its key, made from the metric's key."""
 
@@ -68,18 +86,41 @@ Pairs = Mapping[str, Mapping[str, float]]
 """Path of a left image -> the pair's figures."""
 
 _FACTORS = {"%": 100.0, "MB": 1e-6}
-_DECIMALS = {"px": 3, "%": 2, "pairs/s": 2, "MB": 1}
+_DECIMALS = {"px": 3, "%": 2, "pairs/s": 2, "MB": 1, "s": 1}
 
 
 def plain(key: str) -> str:
-    """The name of a figure with its unit, as `EPE (px)`; keys without an entry stay as they are."""
-    name, unit = NAMES.get(key, (key, ""))
-    return f"{name} ({unit})" if unit else name
+    """The name of a figure with its unit, as `EPE (px)`, or `engine: EPE (px)` for `engine/epe`; keys without an entry
+    stay as they are."""
+    of, _, own = key.rpartition("/")
+    if own not in NAMES:
+        return key
+    name, unit = NAMES[own]
+    return f"{of}: " * bool(of) + name + f" ({unit})" * bool(unit)
+
+
+def _unit(key: str) -> str:
+    return NAMES.get(key.rpartition("/")[2], ("", ""))[1]
+
+
+def of_batch(key: str, batch: float | None) -> str:
+    """`plain`, where a latency names its batch, if it is known: `time of a batch of 4, median (ms)`."""
+    if batch is None or not key.startswith("latency_"):
+        return plain(key)
+    return plain(key).replace("of a batch", "of a pair" if batch == 1 else f"of a batch of {batch:.0f}")
+
+
+TIME = "time of a pair (ms)"  # the title of what `pair_ms` returns
+
+
+def pair_ms(figures: Mapping[str, float]) -> float:
+    """The time of a pair in ms; latencies are per batch."""
+    return figures["latency_median_ms"] / figures.get("latency_batch", 1)
 
 
 def scaled(key: str, value: float) -> float:
     """A figure in the unit that `plain` names."""
-    return value * _FACTORS.get(NAMES.get(key, (key, ""))[1], 1.0)
+    return value * _FACTORS.get(_unit(key), 1.0)
 
 
 def setting(key: str) -> str:
@@ -97,7 +138,9 @@ def setting_value(key: str, value: object) -> str:
 
 def decimals(key: str, value: float) -> int | None:
     """The digits after the decimal point of a figure as `scaled` gives it; None: as many as the value has."""
-    unit = NAMES.get(key, (key, ""))[1]
+    unit = _unit(key)
+    if unit == "px" and 0 < abs(value) < 0.0005:  # it would be shown as 0.000
+        return None
     return int(value < 10) if unit == "ms" else _DECIMALS.get(unit)
 
 

@@ -79,7 +79,10 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     except BaseException as error:
         return _failed(error, status, _secrets(spec), stage.with_uris)
     if is_main_process():
-        _print_kpi(outcome.kpi)
+        if not outcome.printed:
+            from stereo_core.report.console import print_figures
+
+            print_figures(outcome.kpi)
         _say(message)
     return 0
 
@@ -218,24 +221,6 @@ def _failed(
     print(message, file=sys.stderr, flush=True)
     _say("Execution status: FAIL")
     return exit_code(error)
-
-
-def _print_kpi(kpi: dict[str, float]) -> None:
-    if not kpi:
-        return
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table("metric", Column("value", justify="right"))
-    for name, value in kpi.items():
-        table.add_row(name, _figure(value))
-    Console(file=sys.stdout).print(table)
-
-
-def _figure(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2g}"
 
 
 def _say(text: str) -> None:

@@ -205,15 +205,14 @@ class Checkpoints(pl.callbacks.Checkpoint):
         return {name: value for name, value in metrics.items() if value is not None}  # None means not finite
 
     def words(self) -> str:
-        """A text that names the resulting checkpoint and why it was chosen."""
+        """A text that names the resulting checkpoint, its epoch, and why it was chosen."""
         best = self.best
         if best:
-            value, before = self._value(read_sidecar(best)["metrics"]), self._value_before
-            text = f"the best checkpoint by {self.monitor} is {best.name}, with {value:.4f}"
+            note, before = read_sidecar(best), self._value_before
+            text = f"the best checkpoint by {self.monitor} is {best}, of epoch {note['epoch'] + 1} (names count from 0)"
+            text += f", with {self._value(note['metrics']):.4f}"
             return text + ("" if before is None else f" ({before:.4f} before training)")
-        return (
-            f"the last checkpoint is {self.latest.name} (no validation)" if self.latest else "no checkpoint was written"
-        )
+        return f"the last checkpoint is {self.latest} (no validation)" if self.latest else "no checkpoint was written"
 
     def doubt(self) -> str | None:
         """A warning if training made the network no better; else None."""

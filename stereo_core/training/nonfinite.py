@@ -213,7 +213,7 @@ class NonFiniteGuard:
             see = f"see {self._write(step, norms)}; "
             self.written += 1
         return (
-            f"{what} at step {step.number} of epoch {step.epoch} for the images "
+            f"{what} at step {step.number} of epoch {step.epoch + 1} for the images "
             f"{', '.join(step.batch['path'])}; {see}lower train.optim.lr, or check these images and their ground "
             "truth"
         )

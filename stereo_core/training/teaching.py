@@ -59,8 +59,8 @@ class GroundTruthCounts:
         crops, empty = summed(torch.stack([self.crops, self.empty])).tolist()
         if sum(crops) == sum(empty):
             raise DataError(
-                f"dataset.train_dataset: no pixel of epoch {epoch} has valid ground truth (visible in the mask, 0 < "
-                f"disparity < dataset.max_disparity), so nothing was learnt; {self.mend}"
+                f"dataset.train_dataset: no pixel of epoch {epoch + 1} has valid ground truth (visible in the mask, "
+                f"0 < disparity < dataset.max_disparity), so nothing was learnt; {self.mend}"
             )
         for name, count, without in zip(self.names, crops, empty, strict=True):
             if without and aloud and name not in warned:
@@ -68,4 +68,4 @@ class GroundTruthCounts:
                 LOG.warning("%s: crops without valid ground truth (visible in the mask, 0 < disparity < "
                             "dataset.max_disparity) in epoch %d: %d of %d. They do not train the network or count in "
                             "train_loss. If there should be none: %s",
-                            name, epoch, without, count, self.mend)  # fmt: skip
+                            name, epoch + 1, without, count, self.mend)  # fmt: skip

@@ -109,7 +109,7 @@ def test_every_depth_in_sorted_order_with_files_directly_below_the_root(root, re
     assert lefts == [f"{root}/{name}" for name in ("a/deep/er/im0.png", "a/im0.png", "b/im0.png", "im0.png")]
     assert all(right == left.replace("im0", "im1") for left, right in lines(results / "test.txt"))
     assert outcome.artifacts == {"annotations": results}
-    assert "4 samples" in outcome.message
+    assert f"4 samples (test 4) in {results}, " in outcome.message
     assert not (results / "missing.txt").exists()
 
 

@@ -262,14 +262,23 @@ def test_devices_and_arithmetic(case):
 
 
 def test_cores_and_shared_memory(case):
-    assert levels(cores(case(workers=7))) == ["ok"]
-    [few] = cores(case(workers=8))
-    assert few.level == "warning" and few.text.startswith("8 loader processes and 1 training process share 8 cores")
-    assert few.mend.startswith("set dataset.train_dataset.workers=7")
-    two = case(replace(LAPTOP, cores=2), workers=1, train={"num_gpus": 2})
-    list(devices(two))
-    [busy] = cores(two)
-    assert busy.mend == "lower train.num_gpus, or request 4 cores", "not the number of workers that it has"
+    def found(cores_there, **keys):
+        one = case(replace(LAPTOP, cores=cores_there), **keys)
+        one.pairs = {"train": [()] * 5}
+        list(devices(one))
+        [finding] = cores(one)
+        return finding
+
+    assert found(8, workers=4).text == "train starts 4 loader processes on 8 cores"
+    assert found(8, workers=0).level == "warning"
+    for there, workers in ((2, 2), (8, 5)):
+        few = found(there, workers=8)
+        assert few.level == "ok" and f"train starts {workers} loader processes on {there} cores" in few.text
+        assert f"dataset.train_dataset.workers: using {workers} instead of 8; " in few.text, "as the log of train"
+    busy = found(4, workers=8, train={"num_gpus": 2})
+    assert busy.text.startswith("8 loader processes on 4 cores: each of the 2 training processes starts 4")
+    assert busy.mend == "set dataset.train_dataset.workers=2, or request 8 cores"
+    assert found(1, workers=1, train={"num_gpus": 2}).mend == "request 2 cores", "the number of workers can not be less"
     one = case(replace(LAPTOP, shared_memory=2_000_000), workers=3, batch_size=2)
     list(files(one))
     (found,) = shared_memory(one)  # 3 processes x 2 batches x 2 pairs x 64 x 96 px x 29 bytes = 2.1 MB

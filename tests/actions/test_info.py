@@ -182,7 +182,8 @@ def test_the_command_line_prints_the_figures(known, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"ramps\.txt +│ +2 │ +2 │ +1 │ +86\.33 │ +1 │ +35 │ +77 │ +80 ", done.stdout)
-    assert re.search(r"ramps\.txt +│ +40 x 32 │ +2 ", done.stdout)
+    assert re.search(r"ramps\.txt +│ 40 x 32 +│ +2 ", done.stdout)
+    assert done.stdout.count("86.33") == 1, "neither as a total of one source nor in another table"
 
 
 def test_scenes_without_end_are_refused(tmp_path):

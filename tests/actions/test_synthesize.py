@@ -15,7 +15,7 @@ from stereo_core.spec import ExperimentSpec, spec_from_dict
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic")
     outcome = synthesize.run(spec(folder), None)
-    assert outcome.artifacts == {"images": folder}
+    assert outcome.artifacts == {"images": folder} and f" px in {folder}, " in outcome.message
     return folder
 
 

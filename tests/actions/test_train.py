@@ -299,7 +299,7 @@ def test_a_step_that_is_not_finite_ends_the_run(train, tmp_path, status_lines, m
     code, outcome = train(tmp_path, num_epochs=1)
     assert code == 1 and outcome is None and checkpoints(tmp_path) == []
     last, name = status_lines(tmp_path)[-1], "epoch_000_step_00001_batch_00001"
-    assert last["status"] == "FAILURE" and "the loss is nan at step 1 of epoch 0" in last["message"]
+    assert last["status"] == "FAILURE" and "the loss is nan at step 1 of epoch 1" in last["message"]
     assert f"see {tmp_path / 'nonfinite' / name}.json" in last["message"]
     assert not torch.load(tmp_path / "nonfinite" / f"{name}.pth", weights_only=True)["left"].isfinite().all()
 

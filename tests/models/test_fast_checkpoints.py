@@ -94,7 +94,9 @@ def export(path) -> dict:
 def test_max_disparity_that_does_not_fit(tmp_path, plain, bp2, caplog):
     caplog.set_level(logging.INFO)
     assert load_model(plain).config.max_disparity == 192
-    assert "stores no max_disparity; using 192 px" in caplog.text
+    assert f"{plain}: the network's max_disparity is 192 px, the published value" in caplog.messages
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert describe(plain)["max_disparity"] == 192 and describe(plain)["max_disparity_from"] == "the published value"
     with pytest.raises(ModelError, match=r"not trained for a max_disparity of 416 px.* set\s+model.max_disparity=192"):
         load_model(plain, max_disparity=416)
     spec = spec_from_dict("export", export(plain))
@@ -103,7 +105,8 @@ def test_max_disparity_that_does_not_fit(tmp_path, plain, bp2, caplog):
     save_checkpoint(wide, tmp_path / "wide.pth")
     assert load_model(tmp_path / "wide.pth").config.max_disparity == 416
     assert load_model(tmp_path / "wide.pth", max_disparity=192).config.max_disparity == 192
-    assert "trained for a max_disparity of 416 px, not 192" in caplog.text
+    assert "192 px, from model.max_disparity, but the weights were trained for 416 px, so" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
 
 
 def test_the_file_and_model_type_must_agree(tmp_path, plain):

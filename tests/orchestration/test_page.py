@@ -25,10 +25,10 @@ def test_metrics_side_by_side(compiled, tmp_path):
     run.tasks["train"].artifacts["metrics"] = Made(METRICS, "m", "", 10, train)
     run.tasks["train"].artifacts["checkpoint"] = Made(MODEL, "c", "", 10, {"epe": 77.0})
     run.tasks["trt"].artifacts["metrics"] = Made(
-        METRICS, "m", "", 10, {"epe": 1.25, "d1": 0.125, "latency_median_ms": 8.5, "x": 4.0}
+        METRICS, "m", "", 10, {"epe": 1.25, "d1": 0.125, "latency_median_ms": 34.0, "latency_batch": 4, "x": 4.0}
     )
     table = metrics_table(run.record)
-    assert list(table.columns) == ["step", "EPE (px)", "D1 (%)", "batch time, median (ms)"]
+    assert list(table.columns) == ["step", "EPE (px)", "D1 (%)", "time of a pair (ms)"]
     assert [tuple(row) for row in table.rows] == [
         ("train, before", 9.0, "", ""),
         ("train", 1.5, "", ""),

@@ -118,6 +118,15 @@ def test_accuracy_is_a_table_of_kinds_and_metrics_in_their_units():
     assert [table.title for table in metrics_tables({"x": 1.0}, {})] == ["Figures"]
 
 
+def test_a_figure_keeps_its_unit_after_the_name_of_its_run_and_small_ones_their_digits():
+    (table,) = metrics_tables({"engine/epe": 1.5, "check_mean_abs_difference_px": 1.9e-06, "x/y": 2.0}, {})
+    assert [(name, figure(value)) for name, value in table.rows] == [
+        ("engine: EPE (px)", "1.500"),
+        ("mean difference from PyTorch (px)", "1.9e-06"),
+        ("x/y", "2"),
+    ]
+
+
 def test_one_pair_that_is_far_worse_than_the_rest_moves_the_mean_but_not_the_median():
     epes = [*(0.5 + n / 100 for n in range(20)), 60.0, float("nan")]
     (accuracy,) = metrics_tables({"epe": float(np.nanmean(epes))}, {str(n): {"epe": one} for n, one in enumerate(epes)})

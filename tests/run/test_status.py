@@ -160,7 +160,32 @@ def test_success(act):
     assert code == 0 and seen == [outcome]
     assert (last["status"], last["message"]) == ("SUCCESS", "Wrote model.onnx")
     assert last["kpi"] == {"epe": 0.25, "val/epe": 0.25, "check_px": None}
-    assert re.search(r"epe .*0\.2500", out) and out.splitlines()[-1] == "Execution status: PASS"
+    assert re.search(r"EPE \(px\) +│ +0\.250 ", out) and out.splitlines()[-1] == "Execution status: PASS"
+
+
+def test_the_accuracy_before_and_after_a_training_stands_side_by_side(act):
+    after = {"epe": 1.5, "d1": 0.125, "epe_pixel": 1.25, "d1_pixel": 0.1, "train_loss": 3.0}
+    kpi = {f"initial_{name}": 2 * value for name, value in after.items() if name != "train_loss"} | after
+    _, last, out, _ = act(lambda spec, status: Outcome("done", kpi=kpi))
+    assert kpi.items() <= last["kpi"].items(), "status.json has all figures under their names"
+    rows = [[cell.strip() for cell in line.strip("│\n").split("│")] for line in out.splitlines() if "│" in line]
+    assert rows == [
+        ["EPE (px)", "3.000", "1.500", "2.500", "1.250"],
+        ["D1 (%)", "25.00", "12.50", "20.00", "10.00"],
+        ["training loss (px)", "3.000"],
+    ]
+    assert re.search(r"mean over pairs, before training ┃ mean over pairs +┃ over all pixels, before", out)
+
+
+@pytest.mark.parametrize(("batch", "whose"), [(1, "of a pair"), (4, "of a batch of 4")])
+def test_a_latency_names_its_batch(act, batch, whose):
+    _, _, out, _ = act(lambda spec, status: Outcome("done", kpi={"latency_median_ms": 8.5, "latency_batch": batch}))
+    assert f"time {whose}, median (ms) │   8.5 │" in out and out.count("│") == 3, "no row of its own for the batch"
+
+
+def test_figures_that_the_action_printed_are_not_printed_again(act):
+    _, last, out, _ = act(lambda spec, status: Outcome("done", kpi={"pairs": 2}, printed=True))
+    assert last["kpi"] == {"pairs": 2} and out == "done\nExecution status: PASS\n"
 
 
 def test_an_outcome_that_can_not_be_published_is_a_failure(act):

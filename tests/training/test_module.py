@@ -21,7 +21,7 @@ def out_of_range(seed: int) -> dict:
 
 
 def test_an_epoch_without_ground_truth_is_an_error(fit):
-    with pytest.raises(DataError, match="no pixel of epoch 0"):
+    with pytest.raises(DataError, match="no pixel of epoch 1"):
         fit([out_of_range(seed) for seed in range(2)])
 
 
@@ -74,7 +74,8 @@ def test_a_source_whose_crops_teach_nothing_is_named_once(fit, caplog):
         batch["source"] += 1
     fit(batches)
     [said] = [record.getMessage() for record in caplog.records if "do not train the network" in record.getMessage()]
-    assert said.startswith("dataset.train_dataset.data_sources[1] (") and "in epoch 0: 2 of 2. " in said
+    assert said.startswith("dataset.train_dataset.data_sources[1] (")
+    assert "in epoch 1: 2 of 2. " in said, "as the log counts"
     assert "augmentation.hshift_prob takes up to 10 px off the disparities" in said
 
 

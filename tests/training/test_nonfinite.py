@@ -30,7 +30,7 @@ def test_a_step_that_is_not_finite_fails_the_run_and_leaves_its_inputs(fit, tmp_
         weight.register_hook(lambda g: g * math.inf if module.global_step == 1 else g)
 
     batches = [make_batch(seed, what == "loss" and seed == 1) for seed in range(3)]
-    with pytest.raises(NonFiniteLossError, match=r"at step 1 of epoch 0 for the images pair1\.png"):
+    with pytest.raises(NonFiniteLossError, match=r"at step 1 of epoch 1 for the images pair1\.png"):
         fit(batches, spoil if what == "gradient" else None)
     (path,) = (tmp_path / "nonfinite").glob("*.pth")
     saved = torch.load(path, weights_only=True)
@@ -52,7 +52,7 @@ def test_no_weights_of_a_lost_run_are_kept(fit, tmp_path, saved):
             name = "step_{}.pth".format
             module.on_train_batch_end = lambda *_: module.trainer.save_checkpoint(tmp_path / name(module.global_step))
 
-    with pytest.raises(NonFiniteLossError, match="at step 1 of epoch 0"):
+    with pytest.raises(NonFiniteLossError, match="at step 1 of epoch 1"):
         fit([make_batch(0), make_batch(1, spoilt=True)], save)
     assert [path.name for path in tmp_path.glob("step_*.pth")] == ["step_1.pth"] * saved
 

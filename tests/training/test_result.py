@@ -14,7 +14,9 @@ def test_a_training_that_made_nothing_better_says_so(tmp_path, monitor, initial,
     """Else the worse checkpoint is taken for an improvement."""
     checkpoints = Checkpoints(tmp_path, Train(monitor=monitor))
     checkpoints.names, checkpoints.initial = ["model_epoch_000_step_00002.pth"], {initial: before}
-    write_sidecar(tmp_path / checkpoints.names[0], {"kind": "checkpoint", "metrics": {monitor: 0.7153}})
+    write_sidecar(tmp_path / checkpoints.names[0], {"kind": "checkpoint", "epoch": 0, "metrics": {monitor: 0.7153}})
+    where = f"{tmp_path}/model_epoch_000_step_00002.pth, of epoch 1 "
+    assert where in checkpoints.words(), "as the log counts epochs"
     assert checkpoints.words().endswith(f"with 0.7153 ({before:.4f} before training)")
     doubt = checkpoints.doubt()
     assert (doubt is not None) == is_worse
@@ -24,5 +26,5 @@ def test_a_training_that_made_nothing_better_says_so(tmp_path, monitor, initial,
 def test_without_a_validation_before_there_is_nothing_to_compare(tmp_path):
     checkpoints = Checkpoints(tmp_path, Train())
     checkpoints.names = ["model_epoch_000_step_00002.pth"]
-    write_sidecar(tmp_path / checkpoints.names[0], {"kind": "checkpoint", "metrics": {"val/epe": 0.7153}})
+    write_sidecar(tmp_path / checkpoints.names[0], {"kind": "checkpoint", "epoch": 0, "metrics": {"val/epe": 0.7153}})
     assert checkpoints.words().endswith("with 0.7153") and checkpoints.doubt() is None

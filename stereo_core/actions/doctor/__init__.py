@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-
-from rich.console import Console
 
 from stereo_core.actions.doctor.case import Case, this_machine
 from stereo_core.actions.doctor.data import files, pairs, samples
@@ -16,6 +13,7 @@ from stereo_core.actions.doctor.machine import cores, devices, disk, links, memo
 from stereo_core.errors import SpecError, UserError
 from stereo_core.models import from_spec
 from stereo_core.progress import heartbeat, since
+from stereo_core.report.console import stdout
 from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
@@ -25,8 +23,6 @@ from stereo_core.spec.train import AUTO
 from stereo_core.training.checkpoints import newest_whole, read_progress
 from stereo_core.training.doubts import beyond_the_cost_volume
 from stereo_core.values import counted
-
-WIDTH = 140  # columns of the table in a file or a pipe
 
 
 def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
@@ -39,14 +35,14 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     """
     case = Case(spec, this_machine())
     findings = [(name, finding) for name in CHECKS for finding in _found(name, case)]
-    print_findings(findings, Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH))
+    print_findings(findings, stdout())
     counts = Counter(finding.level for _, finding in findings)
     kpi = {"problems": counts["problem"], "warnings": counts["warning"]} | case.kpi
     status.running("Checks done.", kpi=kpi, findings=[{"check": name} | asdict(finding) for name, finding in findings])
     if counts["problem"]:
         names = dict.fromkeys(name for name, finding in findings if finding.level == "problem")
         raise SpecError(f"{counted(counts['problem'], 'problem')} found, see the table: {', '.join(names)}")
-    return Outcome(f"No problem found; {counted(counts['warning'], 'warning')}", kpi=kpi)
+    return Outcome(f"No problem found; {counted(counts['warning'], 'warning')}", kpi=kpi, printed=True)
 
 
 def _found(name: str, case: Case) -> Iterator[Finding]:

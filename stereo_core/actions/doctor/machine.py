@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 from stereo_core.actions.doctor.case import GIB, SPLITS, Case
+from stereo_core.data.loaders import loader_processes
 from stereo_core.files import COPY, links_in
 from stereo_core.report.findings import Finding, ok, problem, warning
 from stereo_core.spec import results_dir
@@ -45,27 +46,27 @@ def devices(case: Case) -> Iterator[Finding]:
 
 
 def cores(case: Case) -> Iterator[Finding]:
-    """There are enough CPU cores for the loader processes."""
-    workers, processes = case.section("train").workers, len(case.ranks.devices)
-    wanted, there = (workers + 1) * processes, case.machine.cores
-    if workers == 0:
+    """How many loader processes there will be; several training processes may start more than there are cores."""
+    processes, there = len(case.ranks.devices), case.machine.cores
+    if case.section("train").workers == 0:
         yield warning(
             "no loader processes: each step waits for its pairs to be read", "set dataset.train_dataset.workers"
         )
         return
-    loaders = counted(processes * workers, "loader process", "loader processes")
-    if wanted > there:
-        fewer = max(1, there // processes - 1)
-        ways = ["lower train.num_gpus"] * (processes > 1)
-        if fewer < workers:
-            ways = [f"set dataset.train_dataset.workers={fewer}"]
+    workers, fewer = _workers(case, "train")
+    loaders = f"{counted(processes * workers, 'loader process', 'loader processes')} on {counted(there, 'core')}"
+    if processes * workers > there:
+        ways = [f"set dataset.train_dataset.workers={there // processes}"] * (there >= processes)
         yield warning(
-            f"{loaders} and {counted(processes, 'training process', 'training processes')} share "
-            f"{counted(there, 'core')}, which is too few",
-            ", or ".join([*ways, f"request {wanted} cores"]),
+            f"{loaders}: each of the {processes} training processes starts {workers}",
+            ", or ".join([*ways, f"request {processes * workers} cores"]),
         )
     else:
-        yield ok(f"{loaders} on {counted(there, 'core')}")
+        yield ok(f"train starts {loaders}" + (f" ({fewer})" if fewer else ""))
+
+
+def _workers(case: Case, split: str) -> tuple[int, str]:
+    return loader_processes(split, case.section(split).workers, len(case.pairs.get(split, [])), case.machine.cores)
 
 
 def shared_memory(case: Case) -> Iterator[Finding]:
@@ -85,9 +86,8 @@ def shared_memory(case: Case) -> Iterator[Finding]:
 
 def _prefetched(case: Case, split: str, size: tuple[int, int]) -> int:
     """Bytes that all loader processes of this machine prefetch."""
-    section = case.section(split)
-    workers = min(section.workers, case.machine.cores, len(case.pairs.get(split, [])))
-    return workers * PREFETCHED * section.batch_size * size[0] * size[1] * PIXEL_BYTES * len(case.ranks.devices)
+    pairs = _workers(case, split)[0] * PREFETCHED * case.section(split).batch_size
+    return pairs * size[0] * size[1] * PIXEL_BYTES * len(case.ranks.devices)
 
 
 def links(case: Case) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from stereo_core.models.fast_foundation_stereo.config import (
 from stereo_core.models.fast_foundation_stereo.model import offsets
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
 
-__all__ = ["SETTINGS", "SPEC_KEYS", "complete", "config_of", "fixed_by_weights"]
+__all__ = ["PUBLISHED_RANGE", "SETTINGS", "SPEC_KEYS", "complete", "config_of", "fixed_by_weights"]
 
-LOG = logging.getLogger(__name__)
 SPEC_KEYS = ("widths", "gwc_feature_normalize")  # settings of a spec that FoundationStereo does not have
+PUBLISHED_RANGE = FastFoundationStereoConfig().max_disparity  # px
 TAO_RANGE = 416  # px: default of TAO's schema; no published weights of this network use it
 
 # Width -> the weights whose first dimension has this width.
@@ -81,7 +80,8 @@ def config_of(
     """The configuration of a file: from its weights, else from the caller, else from the settings stored beside them.
 
     Raises:
-        ModelError: the caller contradicts the weights, or sets a max_disparity that they were not trained for.
+        ModelError: the caller contradicts the weights, or sets TAO's default of max_disparity, which no published
+            weights were trained for.
     """
     ignored = ("hidden_dims", "n_gru_layers")  # they only shape unused layers: the file's values are kept
     given = {key: value for key, value in given.items() if key not in ignored}
@@ -98,24 +98,12 @@ def config_of(
             raise ModelError(
                 f"{path}: the file has {key} {found[key]}, not {given[key]}; remove model.{key} from the spec"
             )
-    _check_range(stored.get("max_disparity"), given.get("max_disparity"), path)
-    return make_config(**stored | given | found)
-
-
-def _check_range(stored: int | None, given: int | None, path: str | Path) -> None:
-    if stored is None and given is None:
-        LOG.info("%s: the file stores no max_disparity; using 192 px, the value of the published weights", path)
-    elif stored is None and given == TAO_RANGE:
+    if stored.get("max_disparity") is None and given.get("max_disparity") == TAO_RANGE:
         raise ModelError(
-            f"{path}: the weights were not trained for a max_disparity of {given} px, so disparities would be biased; "
-            "set model.max_disparity=192 or leave it out"
+            f"{path}: the weights were not trained for a max_disparity of {TAO_RANGE} px, so disparities would be "
+            f"biased; set model.max_disparity={PUBLISHED_RANGE} or leave it out"
         )
-    elif None not in (stored, given) and stored != given:
-        LOG.warning(
-            "%s: the weights were trained for a max_disparity of %d px, not %d, so disparities may be biased; leave "
-            "model.max_disparity out, or train on",
-            *(path, stored, given),
-        )
+    return make_config(**stored | given | found)
 
 
 def _widths(state: dict[str, Tensor], head: str) -> dict[str, Any]:
