@@ -92,7 +92,7 @@ class CapturedLoss:
             self.replay = graph.replay
             return
         LOG.warning("train.compile: the GPU's memory is too small for a step as a CUDA graph and for validation, so "
-                    "steps run without the graph, and slower; train.compile=off begins without the attempt")  # fmt: skip
+                    "steps run without the graph, and slower; train.compile=off begins without the try")  # fmt: skip
         del graph
         self.results = None
         torch.cuda.empty_cache()
