@@ -81,9 +81,12 @@ class CapturedLoss:
         except torch.OutOfMemoryError:
             LOG.warning("train.compile: the GPU's memory is too small for a step as a CUDA graph, so steps run without "
                         "it, and slower; train.compile=off begins without the attempt")  # fmt: skip
-            torch.cuda.empty_cache()
+        else:
+            self.replay = graph.replay
             return
-        self.replay = graph.replay
+        del graph
+        torch.clear_autocast_cache()  # of weights whose casting was recorded, but never ran
+        torch.cuda.empty_cache()
 
     def _compute(self) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         loss, prediction = self.loss(*self.inputs)
