@@ -70,6 +70,22 @@ assert gc.get_freeze_count() <= count
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_a_caller_with_pytorch_holds_stays_collectable():
+    code = """
+import gc, weakref
+import torch
+from stereo_core.run.perform import _action
+network = torch.nn.Linear(1, 1)
+network.itself = [network]
+_action("evaluate")
+gone = weakref.ref(network)
+del network
+gc.collect()
+assert gone() is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_uri_makes_no_folder_of_that_name_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in (["convert_checkpoint", "starter", "s3://bucket/x.pth", "--to", "nvlabs"],

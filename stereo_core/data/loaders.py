@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterator, Sized
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -22,7 +23,10 @@ from stereo_core.data.datasets import StereoDataset, build_dataset, collate
 from stereo_core.errors import DataError
 from stereo_core.values import counted
 
-GRACE_SECONDS = 25  # how long a loader process survives a SIGTERM, unless it is ended before
+# How long a loader process survives a SIGTERM, unless it is ended before. A training still finishes its step. Python
+# itself sends one at its end to the processes of a run that failed, and waits for them.
+GRACE_SECONDS = 25
+SHORT_GRACE_SECONDS = 0.2
 MAX_SKIPPED = 0.1  # share of an epoch; if more is missing, a whole folder is lost
 
 _SPLIT_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("infer",)}
@@ -111,7 +115,7 @@ class StereoLoaders:
             num_workers=workers,
             # evaluate and inference pin their stacked batches themselves, and need the processes before CUDA starts
             pin_memory=in_training and section.pin_memory and torch.cuda.is_available(),
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(start_worker, grace=GRACE_SECONDS if in_training else SHORT_GRACE_SECONDS),
             persistent_workers=in_training and workers > 0,
             # Python 3.14 would start them from a server process; both would outlive a training that was killed.
             multiprocessing_context="fork" if workers else None,
@@ -151,7 +155,8 @@ class StereoLoader(DataLoader[Any]):
         """
         batches = self._checked(super().__iter__())
         try:
-            with _deaths_wait():
+            # torch raises a death wherever the main thread is; a reader of weights would take it for its file's error
+            with _postponed(signal.SIGCHLD):
                 yield batches
         except BaseException:
             batches.close()
@@ -161,6 +166,11 @@ class StereoLoader(DataLoader[Any]):
         """Yield batches; DataError with the worker's message, also if more than MAX_SKIPPED of the epoch is
         unreadable."""
         yield from self._checked(super().__iter__())
+
+    def _get_iterator(self) -> Any:
+        """Start the processes. A Ctrl-C meanwhile would end half-started ones with an error of their own."""
+        with _postponed(signal.SIGINT, signal.SIGTERM):
+            return super()._get_iterator()
 
     def _checked(self, batches: Iterator[Any]) -> Generator[Any]:
         skipped = 0
@@ -253,32 +263,30 @@ def _ranks() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _deaths_wait() -> Iterator[None]:
-    """Raise the death of a loader process only after the block.
-
-    torch raises it wherever the main thread is, and a reader of weights would take it for an error of its file.
-    """
+def _postponed(*signals: signal.Signals) -> Iterator[None]:
+    """Handle these signals only after the block; not at all if it fails. Only the main thread handles signals."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # there, torch does not raise
+        yield
         return
-    seen: list[Any] = []
-    handler = signal.signal(signal.SIGCHLD, lambda *signalled: seen.append(signalled))
+    seen: list[int] = []
+    handlers = {one: signal.signal(one, lambda number, _: seen.append(number)) for one in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
-    if seen and callable(handler):
-        handler(*seen[0])
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    for number in dict.fromkeys(seen):
+        signal.raise_signal(number)
 
 
-def start_worker(_: int) -> None:
+def start_worker(_: int, grace: float = GRACE_SECONDS) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    # Terminals, timeout(1) and Slurm signal all processes at once, but the training still finishes its step.
+    # Terminals, timeout(1) and Slurm signal all processes at once, and their parent must not take that for a crash.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_later)
+    signal.signal(signal.SIGTERM, partial(_leave_later, grace))
 
 
-def _leave_later(*_: object) -> None:
-    timer = threading.Timer(GRACE_SECONDS, os._exit, (0,))
+def _leave_later(grace: float, *_: object) -> None:
+    timer = threading.Timer(grace, os._exit, (0,))
     timer.daemon = True
     timer.start()

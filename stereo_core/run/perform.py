@@ -125,14 +125,15 @@ def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     if verb not in VERBS:
         raise SpecError(f"{verb}: unknown verb; known: {', '.join(VERBS)}")
     name = VERBS[verb].action
-    with contextlib.nullcontext() if name in sys.modules else _lasting():
+    # Who has imported PyTorch before, such as a notebook, may hold large objects that do not last.
+    with contextlib.nullcontext() if "torch" in sys.modules else _lasting():
         run: Callable[[Section, StatusLog], Outcome] = importlib.import_module(name).run
     return run
 
 
 @contextlib.contextmanager
 def _lasting() -> Iterator[None]:
-    """Never search the modules imported in the block for garbage: they last as long as the process.
+    """Never search what exists after the block for garbage: modules, which last as long as the process.
 
     With PyTorch, Python would do so several times during the import and at the end of the process, for half a second.
     """

@@ -95,6 +95,7 @@ class CapturedLoss:
                     "steps run without the graph, and slower; train.compile=off begins without the try")  # fmt: skip
         del graph
         self.results = None
+        torch.clear_autocast_cache()  # of weights whose casting was recorded, but never ran
         torch.cuda.empty_cache()
 
     def _compute(self) -> tuple[Tensor, Tensor, list[Tensor | None]]:

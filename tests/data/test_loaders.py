@@ -3,6 +3,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from samples import make_pair, make_spec
 from torch.utils.data import DataLoader
 
 from stereo_core.data.annotations import write_annotations
-from stereo_core.data.loaders import EpochSampler, OrderedSampler, StereoLoaders
+from stereo_core.data.loaders import GRACE_SECONDS, EpochSampler, OrderedSampler, StereoLoaders
 from stereo_core.errors import DataError
 from stereo_core.run.ranks import in_ranks
 from stereo_core.run.status import StatusLog
@@ -158,6 +160,43 @@ def test_a_process_that_dies_early_does_not_disturb_what_its_caller_reads(pairs)
         time.sleep(0.1)
         done = True
     assert done
+
+
+def test_a_ctrl_c_while_a_process_starts_is_a_ctrl_c(pairs):
+    """A terminal sends it to both processes; here at the first file that the new one opens."""
+    run = script(f"""
+import os, signal, sys
+from test_loaders import Path, module
+parent, opened = os.getpid(), []
+def hear(event, _):
+    if event == "open" and os.getpid() != parent and not opened:
+        opened.append(event)
+        os.kill(0, signal.SIGINT)
+sys.addaudithook(hear)
+try:
+    next(iter(module(Path({str(pairs)!r}), "test", workers=1).test_dataloader()))
+except KeyboardInterrupt:
+    sys.exit(130)
+""")
+    assert (run.returncode, run.stderr) == (130, "")
+
+
+def test_processes_that_a_failed_run_forgets_do_not_hold_up_its_end(pairs):
+    """An exception may keep an iterator alive; then Python ends the processes, and waits for them."""
+    start = time.monotonic()
+    run = script(f"""
+from test_loaders import Path, module
+batches = iter(module(Path({str(pairs)!r}), "test", workers=1).test_dataloader())
+next(batches)
+""")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert time.monotonic() - start < GRACE_SECONDS / 2
+
+
+def script(code):
+    path = os.pathsep.join(sys.path)
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
+                          capture_output=True, text=True, check=False)  # fmt: skip
 
 
 def test_an_error_in_a_worker_reads_as_it_was_raised(pairs):

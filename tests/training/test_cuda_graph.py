@@ -59,6 +59,27 @@ def test_captured_steps_equal_eager_ones(recompute):
         torch.testing.assert_close(other[name], value, rtol=2e-2, atol=2e-2 * float(value.abs().max()), msg=name)
 
 
+@pytest.mark.gpu
+def test_after_a_failed_capture_weights_are_cast_again():
+    """Autocast keeps a weight's cast for the whole step, also one that a capture recorded and nothing computed."""
+    layer, x = torch.nn.Linear(8, 8).cuda(), torch.rand(4, 8, device="cuda")
+
+    def loss_of(x):
+        y = layer(x)
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError
+        return y.float().square().mean(), y
+
+    compute = CapturedLoss(loss_of, layer.parameters())
+    for _ in range(EAGER_STEPS + 1):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, _ = compute(x)
+        loss.backward()
+    with torch.autocast("cuda", torch.bfloat16):
+        expected, _ = loss_of(x)
+    assert compute.replay is None and loss.item() == expected.item()
+
+
 def test_the_batches_of_that_test_differ():
     """So that it can fail."""
     assert _smallest_change(_run("cpu", captured=False, recompute=False)[0]) > 0.05

@@ -5,6 +5,7 @@ B images, C channels, H, W image size, h = H/4, w = W/4, D disparity bins. Sizes
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from stereo_core.models.foundation_stereo.aggregation import CostAggregation
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
@@ -271,8 +273,33 @@ def _contexts(module: nn.Module, gpu: bool) -> tuple[AbstractContextManager[Any]
     """
     if not gpu:
         return nullcontext(), _statistics_kept(module)
-    first, second = create_selective_checkpoint_contexts([torch.ops.aten.native_dropout.default])
-    return first, _both(second, _statistics_kept(module))
+    kept: deque[tuple[Tensor, Tensor]] = deque()
+    return _Dropout(kept, again=False), _both(_Dropout(kept, again=True), _statistics_kept(module))
+
+
+class _Dropout(TorchDispatchMode):
+    """Stores the results of dropout, or gives the stored ones.
+
+    PyTorch's create_selective_checkpoint_contexts does so too, but from 2.13 on fails if the second computation differs
+    in any operation. Under autocast it does: it casts weights that the first one found in autocast's cache.
+    """
+
+    def __init__(self, kept: deque[tuple[Tensor, Tensor]], again: bool) -> None:
+        super().__init__()
+        self.kept, self.again = kept, again
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:  # otherwise compiled parts would run eagerly
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten.native_dropout.default:
+            return func(*args, **(kwargs or {}))
+        if self.again:
+            return self.kept.popleft()
+        values, mask = func(*args, **(kwargs or {}))
+        self.kept.append((values.detach(), mask.detach()))  # the result itself would hold its own gradient's graph
+        return values, mask
 
 
 @contextmanager
