@@ -20,8 +20,8 @@ _END: Any = object()
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
     """The items in order, read in a thread up to WAITING items in advance.
 
-    The first item is read in the caller's thread, where a loader can start its processes and monitor them. If an item
-    cannot be read, its error is raised in its place.
+    The first item is read in the caller's thread, where a loader that has not started its processes can do so. If an
+    item cannot be read, its error is raised in its place.
     """
     iterator, pool = iter(items), ThreadPoolExecutor(1, "ahead")
     taken: deque[Future[Any]] = deque()

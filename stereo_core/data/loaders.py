@@ -46,6 +46,7 @@ class StereoLoaders:
         super().__init__()  # Lightning's constructor, in StereoDataModule
         self.spec = spec
         self.datasets: dict[str, StereoDataset] = {}
+        self._told: set[str] = set()  # splits whose fewer loader processes are logged
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotation lists of the stage (fit, validate, test, predict).
@@ -106,7 +107,8 @@ class StereoLoaders:
         section, dataset = self._section(split), self.datasets[split]
         in_training = split in ("train", "val")
         workers, fewer = loader_processes(split, section.workers, len(dataset), usable_cores())
-        if fewer:
+        if fewer and "workers" in section.model_fields_set and split not in self._told:
+            self._told.add(split)
             logger.info("%s", fewer)
         return StereoLoader(
             dataset,

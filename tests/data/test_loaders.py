@@ -38,6 +38,17 @@ def epoch(loader, number=0):
     return list(loader)
 
 
+@pytest.mark.parametrize(("asked", "lines"), [(True, 1), (False, 0)])
+def test_fewer_processes_are_logged_once_if_the_spec_asks_for_more(pairs, caplog, asked, lines):
+    caplog.set_level(logging.INFO)
+    loaders = module(pairs, "test", workers=99)
+    if not asked:  # as if 99 were the default
+        loaders.spec.dataset.test_dataset.model_fields_set.remove("workers")
+    for _ in range(2):
+        assert loaders.test_dataloader().num_workers < 99
+    assert caplog.text.count("dataset.test_dataset.workers: using") == lines
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_batches_do_not_depend_on_workers(pairs, workers):
     loader = module(pairs, batch_size=2, workers=workers).train_dataloader()
