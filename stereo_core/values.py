@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 NEAR = 0.7  # similarity, 0..1, from which a name counts as a likely typo of another
+TRIFLE = 0.001  # share of the pixels below which a message about them is a note, not a warning
 
 
 def near(name: str, names: Iterable[str]) -> str | None:

@@ -23,6 +23,7 @@ from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
 from stereo_core.report.figures import sentence
+from stereo_core.report.html import cell, figure
 from stereo_core.report.pictures import panel
 from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
 from stereo_core.report.views import FILE, View, write_views
@@ -32,7 +33,7 @@ from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.training.distribution import Ranks, gathered, joined, resolve
-from stereo_core.values import counted
+from stereo_core.values import TRIFLE, counted
 
 LOG = logging.getLogger(__name__)
 
@@ -85,17 +86,22 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     totals = _totals(rows, folder / "metrics.csv", names)
     _check(totals)
     write_views(folder / FILE, chosen.views)
-    for doubt in _doubts(totals, predictor.settings["max_disparity"]):
+    for doubt in _without_truth(totals):
         LOG.warning("%s", doubt)
+    beyond = _beyond(totals, predictor.settings["max_disparity"])
+    trifle = totals["beyond"] < TRIFLE * totals["pixels"]
+    if beyond and not trifle:
+        LOG.warning("%s", beyond)
     figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
     settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
     write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
+    epe, d1 = (figure(cell(key, kpi[key])) for key in ("epe", "d1"))
     return Outcome(
-        f"Evaluate finished successfully: {counted(totals['images'], 'image')}, epe {kpi['epe']:.4f} px, "
-        f"d1 {kpi['d1']:.4f}",
+        f"Evaluate finished successfully: {counted(totals['images'], 'pair')}, EPE {epe} px, D1 {d1} %"
+        + f"; note: {beyond}" * bool(beyond and trifle),
         kpi=kpi,
         artifacts={"metrics": folder / "results.json"},
     )
@@ -186,18 +192,23 @@ def _check(totals: dict[str, Any]) -> None:
         )
 
 
-def _doubts(totals: dict[str, Any], reach: int | None) -> Iterator[str]:
-    """Warnings about figures that may mislead."""
+def _without_truth(totals: dict[str, Any]) -> Iterator[str]:
+    """A warning for each data source with images that do not count."""
     for name, (images, empty) in totals["sources"].items():
         if empty:
             yield (
                 f"{name}: images without valid ground truth (visible in the mask, 0 < disparity < "
                 f"dataset.max_disparity): {empty} of {images}; they are ignored, see metrics.csv"
             )
-    if totals["beyond"]:
-        yield (
-            f"{totals['beyond'] / totals['pixels']:.2%} of the valid pixels have ground truth at or above the "
-            "network's "
-            f"max_disparity of {reach} px, which the network can hardly predict; if the weights were trained for a "
-            "larger range set model.max_disparity, otherwise lower dataset.max_disparity"
-        )
+
+
+def _beyond(totals: dict[str, Any], reach: int | None) -> str:
+    """Which ground truth the network can hardly predict; empty if there is none."""
+    count, pixels = totals["beyond"], totals["pixels"]
+    if not count:
+        return ""
+    return (
+        f"{count} of {pixels} valid pixels ({count / pixels:.2%}) have ground truth at or above the network's "
+        f"max_disparity of {reach} px, which the network can hardly predict; if the weights were trained for a "
+        "larger range set model.max_disparity, otherwise lower dataset.max_disparity"
+    )

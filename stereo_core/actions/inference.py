@@ -36,7 +36,7 @@ from stereo_core.spec import results_dir
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.predict import BESIDE, Inference
 from stereo_core.training.distribution import single_gpu
-from stereo_core.values import counted
+from stereo_core.values import TRIFLE, counted
 
 LOG = logging.getLogger(__name__)
 PLAUSIBLE = (0.05, 1000.0)  # m; median depth of an image
@@ -123,13 +123,14 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         for kind, values in of_pair.items():
             clipped[kind] += values
     write_views(folder / FILE, chosen.views)
-    for text in format_warnings(clipped, settings):
+    warnings, trifles = format_losses(clipped, settings)
+    for text in warnings:
         LOG.warning("%s", text)
     figures = predictor.figures()
     notes = {"images": count, "warnings": status.warnings, "settings": predictor.settings}
     write_results(folder, figures | notes)
     return Outcome(
-        f"Inference finished successfully: {counted(count, 'pair')} in {folder}",
+        "; note: ".join([f"Inference finished successfully: {counted(count, 'pair')} in {folder}", *trifles]),
         kpi=known(figures),
         artifacts={"disparity": folder},
     )
@@ -211,43 +212,57 @@ def _camera_of_all(spec: ExperimentSpec, left: str) -> Calibration:
     )
 
 
-def format_warnings(clipped: Clipped, settings: Inference) -> list[str]:
-    """A warning for each kind of file that cannot hold all values."""
+def format_losses(clipped: Clipped, settings: Inference) -> tuple[list[str], list[str]]:
+    """What the files cannot hold: warnings, and notes about less than TRIFLE of the pixels."""
     mend = "set inference.save_raw_pfm for PFM files, which have no limit"
     exact = "the PFM files hold the exact values" if settings.save_raw_pfm else mend
     disparity, depth, below = clipped["disparity_png16"], clipped["depth"], clipped["disparity"]
-    found = []
+    warnings: list[str] = []
+    notes: list[str] = []
+
+    def tell(pixels: int, of: int, text: str) -> None:
+        (notes if pixels < TRIFLE * of else warnings).append(text)
+
     if below.pixels:
         kept = "PFM files hold the predicted values" if settings.save_raw_pfm else mend
-        found.append(
-            f"disparity: {below.share_of(below.pixels + below.known)} are predicted at or below 0 px (down to "
+        pixels = below.pixels + below.known
+        tell(
+            below.pixels,
+            pixels,
+            f"disparity: {below.share_of(pixels)} are predicted at or below 0 px (down to "
             f"{below.lowest:.4g} px), where a network has no match; they count as unknown: 0 in PNG files, no depth, "
-            f"no point; {kept}"
+            f"no point; {kept}",
         )
     if disparity.pixels:
-        found.append(
+        tell(
+            disparity.pixels,
+            disparity.known,
             f"disparity_png16: {disparity.share_of(disparity.known)} exceed 255.996 px, the largest value of the "
-            f"format, and are clipped to it; {exact}"
+            f"format, and are clipped to it; {exact}",
         )
     if depth.pixels:
         check = f"; the nearest pixel is at {depth.nearest:.4g} m: check focal length and baseline"
-        found.append(
+        tell(
+            depth.pixels,
+            depth.known,
             f"depth: {depth.share_of(depth.known)} do not fit in 16-bit millimetres (0.001 to 65.535 m) and are stored "
-            f"as 0 (unknown){check * (depth.pixels == depth.known)}"
+            f"as 0 (unknown){check * (depth.pixels == depth.known)}",
         )
     if depth.odd:
         low, high = (f"{end(depth.odd):.3g}" for end in (min, max))
-        found.append(
+        warnings.append(
             f"depth: the median depth of {counted(len(depth.odd), 'image')} is {low}{f' to {high}' * (low != high)} m; "
             f"scenes mostly lie between {PLAUSIBLE[0]:g} and {PLAUSIBLE[1]:g} m: check focal length and baseline, and "
             "their units"
         )
     if depth.denied:
-        found.append(
+        tell(
+            depth.denied,
+            depth.denied + depth.known,
             f"depth: {depth.denied} pixels have no depth, because their disparity + doffs is not above 0; "
-            f"{depth.known} have one. Check doffs in the calibration file"
+            f"{depth.known} have one. Check doffs in the calibration file",
         )
-    return found
+    return warnings, notes
 
 
 def _median(depth_HW: np.ndarray) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo_core.actions.inference import Clipped, OutOfRange, format_warnings, write_files
+from stereo_core.actions.inference import Clipped, OutOfRange, format_losses, write_files
 from stereo_core.actions.predict.anything import spec_of
 from stereo_core.actions.predict.predictor import Predictor, load_predictor, stretched
 from stereo_core.data.calibration import Calibration, SizedCalibration, files_beside, read_calibration
@@ -244,9 +244,12 @@ class _Prediction:
         try:
             for pair, flat in named:
                 self._one(pair, flat)
-            for text in format_warnings(self.clipped, self.settings):
+            warnings, notes = format_losses(self.clipped, self.settings)
+            for text in warnings:
                 self.warnings.add(text)
-            page = self._page(len(pairs), NO_CAMERA if self.camera is None else "")
+            for text in notes:
+                self.say(f"Note: {text}")
+            page = self._page(len(pairs), [NO_CAMERA] * (self.camera is None) + [f"Note: {text}." for text in notes])
         except (Exception, KeyboardInterrupt, Terminated):
             self.say(f"Stopped: {self.written} of {counted(len(pairs), 'pair')} written to {self.output}, and no page")
             raise
@@ -308,15 +311,15 @@ class _Prediction:
         disparity_HW: np.ndarray = infer(predict, self.predictor.device, left_HW3, right_HW3)
         return disparity_HW
 
-    def _page(self, pairs: int, note: str) -> Path:
+    def _page(self, pairs: int, notes: list[str]) -> Path:
         groups = shown({"": self.views})
         fewer = len(groups) < pairs
-        notes = [f"The first {len(groups)} of {pairs} pairs; the files of all pairs are beside this page."] * fewer
+        first = [f"The first {len(groups)} of {pairs} pairs; the files of all pairs are beside this page."] * fewer
         with atomic_path(self._page_file) as temporary:
             folded = {"Inputs": self.inputs, "Settings": self.predictor.settings | _camera_settings(self.camera)}
             title = "Disparity" if self.camera is None else "Disparity and depth"
             text = page(
-                title, groups=groups, note=" ".join([*notes, note]).strip(), folded=folded, warnings=self.warnings.texts
+                title, groups=groups, note=" ".join([*first, *notes]), folded=folded, warnings=self.warnings.texts
             )
             temporary.write_text(text, encoding="utf-8")
         return self._page_file

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from stereo_core.files import atomic_path
 from stereo_core.orchestration.record import Made, Record
-from stereo_core.report.figures import TIME, pair_ms, plain
-from stereo_core.report.html import Cell, Link, Table, cell, page, shown, views_of
+from stereo_core.report.figures import ACCURACY, TIME, pair_ms, plain
+from stereo_core.report.html import Cell, Figure, Link, Table, cell, page, shown, views_of
 
 LATENCY = "latency_median_ms"
-COLUMNS = {**{key: plain(key) for key in ("epe", "bp1", "bp2", "bp3", "d1", "rmse")}, LATENCY: TIME}
+COLUMNS = {**{key: plain(key) for key in ACCURACY}, LATENCY: TIME}
 """Metric -> title of its column."""
 INITIAL = "initial_"  # prefix of the metrics from before the training
 
@@ -65,35 +65,45 @@ FILL = {
     "skipped": "#eeeeee",
     "stopped": "#fff3c4",
 }
-BOX, GAP, LINE = 190, 60, 58  # px: width of a box, space between columns, height of a row
-LEGIBLE = 0.75  # share of its size to which a narrow window shrinks the drawing; then it scrolls
+BOX, GAP, LINE = 160, 40, 16  # px: width of a box, space between boxes, height of a text line; six boxes fill a page
 
 
 def graph(run: Record) -> str:
-    """The steps as an SVG drawing, coloured by state. A step is one column to the right of the steps that it needs."""
+    """The steps as an SVG drawing, coloured by state. A step is one column to the right of the steps that it needs.
+
+    The drawing is never scaled down, so that its text of 12 px is legible; in a narrow window it scrolls.
+    """
     column: dict[str, int] = {}
     for name, task in run.tasks.items():  # sorted: each task comes after the tasks that it needs
         column[name] = 1 + max((column[other] for other in task.after), default=-1)
+    texts = {name: run.label(name).replace(" (", "\n(", 1).split("\n") for name in run.tasks}
+    height = LINE * max((len(lines) + 1 for lines in texts.values()), default=2) + 8
     rows = [0] * (1 + max(column.values(), default=0))
     place = {}
     for name, i in column.items():
-        place[name] = (i * (BOX + GAP) + 1, rows[i] * LINE + 1)
+        place[name] = (i * (BOX + GAP) + 1, rows[i] * (height + LINE) + 1)
         rows[i] += 1
     arrows, boxes = [], []
     for name, task in run.tasks.items():
         x, y = place[name]
+        state = f"{task.state} {task.seconds:.1f} s"
+        lines = [(text, "#1b1f24") for text in texts[name]] + [(state, "#57606a")]
         boxes.append(
-            f'<rect x="{x}" y="{y}" width="{BOX}" height="40" rx="6" fill="{FILL.get(task.state, "#fff")}"'
-            f' stroke="#57606a"/><text x="{x + 8}" y="{y + 17}">{escape(run.label(name))}</text>'
-            f'<text x="{x + 8}" y="{y + 33}" fill="#57606a">{task.state} {task.seconds:.1f} s</text>'
+            f'<rect x="{x}" y="{y}" width="{BOX}" height="{height}" rx="6" fill="{FILL.get(task.state, "#fff")}"'
+            ' stroke="#57606a"/>'
         )
+        boxes += [
+            f'<text x="{x + 8}" y="{y + 1 + LINE * n}" fill="{colour}">{escape(text)}</text>'
+            for n, (text, colour) in enumerate(lines, 1)
+        ]
         for other in task.after:
             x0, y0 = place[other]
-            bend = f"C{x0 + BOX + GAP / 2},{y0 + 20} {x - GAP / 2},{y + 20}"
-            arrows.append(f'<path d="M{x0 + BOX},{y0 + 20} {bend} {x},{y + 20}" fill="none" stroke="#8c959f"/>')
-    width = len(rows) * (BOX + GAP)
-    style = f"font:12px system-ui;max-width:{width}px;min-width:{LEGIBLE * width:.0f}px"
-    return f'<svg viewBox="0 0 {width} {max(rows) * LINE}" style="{style}">{"".join(arrows + boxes)}</svg>'
+            middle = height // 2
+            bend = f"C{x0 + BOX + GAP / 2},{y0 + middle} {x - GAP / 2},{y + middle}"
+            arrows.append(f'<path d="M{x0 + BOX},{y0 + middle} {bend} {x},{y + middle}" fill="none" stroke="#8c959f"/>')
+    width = len(rows) * (BOX + GAP) - GAP + 2
+    style = f"font:12px system-ui,sans-serif;width:{width}px;max-width:none"
+    return f'<svg viewBox="0 0 {width} {max(rows) * (height + LINE)}" style="{style}">{"".join(arrows + boxes)}</svg>'
 
 
 def page_of(run: Record, made: Made) -> Path | None:
@@ -130,7 +140,7 @@ def write_page(run: Record) -> Path:
     for name, task in run.tasks.items():
         started = (task.started or "")[:19].replace("T", " ")
         code = "" if task.exit_code is None else str(task.exit_code)
-        seconds = round(task.seconds, 1)
+        seconds = Figure(task.seconds, 1)
         page_link: Cell = ""
         for port, made in task.results().items():
             place: Cell = made.path
@@ -140,7 +150,7 @@ def write_page(run: Record) -> Path:
         log_link: Cell = Link("log", f"tasks/{name}/log.txt") if (run.place(name) / "log.txt").is_file() else ""
         label = run.label(name)
         step_rows.append((label, task.state, page_link, log_link, started, seconds, task.attempts, code, task.message))
-    head = ("step", "state", "page", "log", "started (UTC)", "seconds", "attempts", "exit code", "message")
+    head = ("step", "state", "page", "log", "started (UTC)", "time (s)", "attempts", "exit code", "message")
     steps = Table("Steps", head, step_rows)
     artifacts = Table("Artifacts", ("step", "artifact", "size", "sha256", "path"), artifact_rows)
     groups = shown({run.label(name): views_of(run.place(name) / "results").get("", []) for name in run.tasks})

@@ -9,7 +9,7 @@ from typing import Any
 
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path
-from stereo_core.report.figures import NAMES
+from stereo_core.report.figures import NAMES, scaled
 from stereo_core.run.status import read_line
 
 Curves = dict[str, dict[int, float]]
@@ -19,7 +19,7 @@ PANELS = (
     ("training loss (px)", ("train_loss_step", "train_loss_epoch", "train_loss")),
     ("validation loss (px)", ("val_loss",)),
     ("validation EPE (px)", ("val/epe",)),
-    ("validation: share of bad pixels", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
+    ("validation: share of bad pixels (%)", ("val/bp1", "val/bp2", "val/bp3", "val/d1")),
     ("learning rate", ("lr",)),
     ("seconds per step", ("step_time", "step_time_epoch")),
 )
@@ -192,7 +192,7 @@ def _draw(runs: dict[str, Curves], panels: list[tuple[str, list[str]]], out: Pat
                 # dashes: of curves that coincide both are seen
                 marker, dash = (None, "-") if tag in BY_STEP else (".", DASHES[(number + place) % len(DASHES)])
                 label = name if len(runs) > 1 else _name(tag)
-                points = curves[tag]
+                points = {step: scaled(tag, value) for step, value in curves[tag].items()}
                 (labelled[label],) = axes.plot(
                     [*points], [*points.values()], label=label, marker=marker, linestyle=dash, **colour
                 )
@@ -200,7 +200,7 @@ def _draw(runs: dict[str, Curves], panels: list[tuple[str, list[str]]], out: Pat
         if "loss" in title and high > 10 * low > 0:
             axes.set_yscale("log")
         if len(runs) == 1 and len(tags) > 1:
-            axes.legend()
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the panel: it covers no curve
     if 1 < len(runs) <= MAX_LABELS:
         figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=4)
     with atomic_path(out) as temporary:

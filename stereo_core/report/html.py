@@ -180,9 +180,22 @@ def page(
     )
 
 
+def _tail(paths: Sequence[str]) -> str:
+    """The end that all paths share, in whole parts with a slash before each; no path consists of it alone."""
+    parts = [path.split("/") for path in dict.fromkeys(paths)]
+    if len(parts) < 2:
+        return ""
+    same = 0
+    while same + 1 < min(map(len, parts)) and len({own[-1 - same] for own in parts}) == 1:
+        same += 1
+    return "/".join(["", *parts[0][len(parts[0]) - same :]])
+
+
 def short_names(names: Sequence[str]) -> list[str]:
-    """The ends of paths, as short as tells each from the others; the middle of a longer end is left out."""
-    parts = [name.split("/") for name in names]
+    """What tells paths apart: the end that all share is left out; of the rest the end, as short as differs from the
+    others; and of a longer end its middle."""
+    tail = _tail(names)
+    parts = [name.removesuffix(tail).split("/") for name in names]
 
     def short(own: list[str]) -> str:
         others = [other for other in parts if other != own]
@@ -199,23 +212,36 @@ _SAYS_NOTHING = re.compile(
 """Names that most data sets use for each of their images and folders."""
 
 
+_IS_FIRST = re.compile(r"[^1-9]*")
+"""Names without a number above 0, such as left or 0000: beside the name of a folder they tell nothing more."""
+
+
 def headings(groups: Sequence[Group]) -> list[str]:
-    """`short_names` of the pairs. A name that many data sets have, such as im0, left or 0000, follows the nearest
-    folder above that has a name of its own, as in Teddy/im0."""
+    """`short_names` of the pairs, or of their paths where two pairs have one name. A name that many data sets have,
+    such as im2 or 0000, follows the nearest folder above that has a name of its own, as in Teddy/im2; or that folder
+    is the name."""
+    names = [group.name for group in groups]
+    paths = [next(iter(group.views.values())).path or group.name for group in groups]
+    if len(set(names)) < len(names):
+        names = [path.rpartition(".")[0] or path for path in paths]
+    below = _tail(names).count("/")  # folders and files that the short names leave out
     found = []
-    for name, group in zip(short_names([group.name for group in groups]), groups, strict=True):
-        path = next(iter(group.views.values())).path or group.name
+    for name, path in zip(short_names(names), paths, strict=True):
         above = [part for part in path.split("/")[:-1] if part]
         own = next((n for n in range(len(above), 0, -1) if not _SAYS_NOTHING.fullmatch(above[n - 1])), 0)
         if not all(_SAYS_NOTHING.fullmatch(part) for part in name.split("/")) or not own:
             found.append(name)
             continue
-        skipped = len(above) - own - name.count("/")
-        found.append("/".join([above[own - 1], *["…"] * (skipped > 0), name]))
+        skipped = len(above) - own - name.count("/") - below
+        folder = above[own - 1]
+        alone = len(groups) == 1 and _IS_FIRST.fullmatch(name)
+        found.append(folder if alone else "/".join([folder, *["…"] * (skipped > 0), name]))
     return found
 
 
-_WHOLE = re.compile(r"--\w+( [A-Z]+)?|\S+ \([^\s()]+\)|[\d.]+ (?:px|mm?|m?s|%|[KMGT]?B)(?!\w)|\d{4}-\d\d-\d\d [\d:]+")
+_WHOLE = re.compile(
+    r"--\w+( [A-Z]+)?|[^\s/]+ \([^\s()]+\)|[\d.]+ (?:px|mm?|m?s|%|[KMGT]?B)(?!\w)|\d{4}-\d\d-\d\d [\d:]+"
+)
 """An option with its value (browsers break after hyphens), a name with its unit, a number with its unit, a time."""
 
 
@@ -317,21 +343,24 @@ def images_table(runs: Mapping[str, Pairs], groups: Sequence[Group]) -> list[Tab
     anchors = {view.path: f"#pair-{n}" for n, group in enumerate(groups, 1) for view in group.views.values()}
     if len(runs) == 1:
         (figures,) = ([*pairs.values()] for pairs in runs.values())
-        names = [plain(key) for key in figures[0]]
+        keys = sorted(figures[0], key=lambda key: ACCURACY.index(key) if key in ACCURACY else len(ACCURACY))
+        names = [plain(key) for key in keys]
         rows: list[tuple[str, list[Figure]]] = [
-            (path, [cell(key, value) for key, value in row.items()]) for path, row in zip(paths, figures, strict=True)
+            (path, [cell(key, row[key]) for key in keys]) for path, row in zip(paths, figures, strict=True)
         ]
     else:
         names = [f"{plain('epe')} {run}" for run in runs]
         rows = [(path, [cell("epe", pairs[path]["epe"]) for pairs in runs.values()]) for path in paths]
     rows.sort(key=lambda row: -max((value for value in row[1][:1] if value == value), default=-1.0))
-    below = _common(paths)
+    below, tail = _common(paths), _tail(paths)
+    texts = {path: path[len(below) :].removesuffix(tail) for path in paths}
     cells = [
-        [Link(path[len(below) :], anchors[path]) if path in anchors else path[len(below) :], *values]
+        [Link(texts[path], anchors[path]) if path in anchors else texts[path], *values]
         for path, values in rows[:MOST_ROWS]
     ]
+    image = f"left image, without {tail[1:]}" if tail else "left image"
     title = f"The worst {MOST_ROWS} of {len(rows)} pairs" if len(rows) > MOST_ROWS else "Pairs"
-    return [Table(f"{title} below {below}" if below else title, ("left image", *names), cells)]
+    return [Table(f"{title} below {below}" if below else title, (image, *names), cells)]
 
 
 def _common(paths: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from training_runs import start
 
+from stereo_core.data.codecs import write_pfm
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.report.pictures import STRIP
 from stereo_core.run.perform import perform
@@ -209,8 +210,29 @@ def test_results_say_which_range_the_network_has_and_what_lies_beyond(scenes, sp
         ok = (cv2.imread(str(scenes / f"scene{number}" / "mask.png"), cv2.IMREAD_GRAYSCALE) == 255) & (gt > 0)
         beyond, pixels = beyond + (ok & (gt >= 32)).sum(), pixels + ok.sum()
     [told] = [text for text in results["warnings"] if "max_disparity" in text]
-    assert beyond and f"{beyond / pixels:.2%} of the valid pixels have ground truth" in told and told in caplog.text
+    assert (
+        beyond
+        and f"{beyond} of {pixels} valid pixels ({beyond / pixels:.2%}) have ground" in told
+        and told in caplog.text
+    )
     assert "plain.pth: the network's max_disparity is 32 px, from model.max_disparity" in caplog.text
+
+
+@pytest.mark.parametrize(("count", "warned"), [(6, False), (7, True)])
+def test_a_few_pixels_beyond_the_network_are_a_note(scenes, split, run_evaluate, tmp_path, count, warned):
+    """Less than a thousandth of the pixels: told with the count, but no warning."""
+    truth = np.full((64, 96), 20.0, np.float32)
+    truth[0, :count] = 40.0
+    write_pfm(tmp_path / "gt.pfm", truth)
+    views = [scenes / "scene0" / f"{side}.png" for side in ("left", "right")]
+    (tmp_path / "list.txt").write_text(" ".join(map(str, [*views, tmp_path / "gt.pfm"])))
+    torch.save(create_model(preset="tiny", max_disparity=32).state_dict(), tmp_path / "plain.pth")
+    keys = {"checkpoint": str(tmp_path / "plain.pth"), "model": MODEL | {"max_disparity": 32}, "max_disparity": 96}
+    code, outcome = run_evaluate(tmp_path / "out", split(tmp_path / "list.txt"), **keys)
+    assert code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    told = any("hardly predict" in text for text in results["warnings"])
+    assert told is warned and ("6 of 6144 valid pixels (0.10%)" in outcome.message) is not warned
 
 
 # -- engines -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stereo_core.actions.inference import Clipped, OutOfRange, format_warnings, write_files
+from stereo_core.actions.inference import Clipped, OutOfRange, format_losses, write_files
 from stereo_core.actions.predict import predictor
 from stereo_core.data.calibration import SizedCalibration
 from stereo_core.data.codecs import read_disparity
@@ -297,13 +297,23 @@ def test_values_that_a_file_can_not_hold_are_counted_once_a_run(infer, scenes, t
 def test_disparities_beyond_the_png_are_counted():
     lost = Clipped(OutOfRange)
     lost["disparity_png16"].add(0, np.array([[1.0, 0.0]]))
-    assert format_warnings(lost, Inference()) == []
+    assert format_losses(lost, Inference()) == ([], [])
     lost["disparity_png16"].add(2, np.array([[300.0, 256.0, 3.0]]))
-    (text,) = format_warnings(lost, Inference())
+    (text,), _ = format_losses(lost, Inference())
     assert "disparity_png16: 2 of 4 pixels (in 1 of 2 images) exceed 255.996 px" in text
     assert text.endswith("; set inference.save_raw_pfm for PFM files, which have no limit")
-    (text,) = format_warnings(lost, Inference(save_raw_pfm=True))
+    (text,), _ = format_losses(lost, Inference(save_raw_pfm=True))
     assert text.endswith("; the PFM files hold the exact values")
+
+
+@pytest.mark.parametrize(("few", "warned"), [(1, False), (2, True)])
+def test_less_than_a_thousandth_of_the_pixels_is_a_note_and_no_warning(few, warned):
+    lost, values_HW = Clipped(OutOfRange), np.full((30, 50), 5.0)
+    values_HW[0, :few] = -1
+    lost["disparity"].add(few, values_HW)
+    warnings, notes = format_losses(lost, Inference())
+    assert (len(warnings), len(notes)) == (warned, not warned)
+    assert f"disparity: {few} of 1500 pixels are predicted at or below 0 px" in (warnings + notes)[0]
 
 
 @pytest.mark.parametrize(("focal", "told"), [(500, None), (1, "is 0.02 m;"), (500_000, "is 1e+04 m;")])
@@ -314,7 +324,7 @@ def test_a_median_depth_that_no_scene_has_is_doubted(tmp_path, focal, told):
     settings = Inference(save_png16=False, save_color=False, save_point_cloud=True)
     for name in ("a", "b"):
         write_files(settings, tmp_path, name, name, np.zeros((4, 6, 3), np.uint8), disparity_HW, camera, lost)
-    said = [text for text in format_warnings(lost, settings) if "median depth" in text]
+    said = [text for text in format_losses(lost, settings)[0] if "median depth" in text]
     assert [text.startswith(f"depth: the median depth of 2 images {told}") for text in said] == [True] * bool(told)
 
 

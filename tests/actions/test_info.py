@@ -81,7 +81,7 @@ def test_figures_of_known_disparities(known, tmp_path):
 def test_what_is_doubtful_about_the_views_stands_on_the_page(known, tmp_path):
     assert info(tmp_path / "out", {"data_file": str(known / "ramps.txt")})[0] == 0
     told = "data_sources[0]: " + str(known / "ramps.txt") + ":1 (2 of 2 pairs looked at): the left image shows nothing"
-    assert told in (tmp_path / "out" / "report.html").read_text()
+    assert told in text_of(tmp_path / "out" / "report.html")
 
 
 def test_synthetic_scenes_against_their_files(scenes, tmp_path):

@@ -25,14 +25,18 @@ def test_metrics_side_by_side(compiled, tmp_path):
     run.tasks["train"].artifacts["metrics"] = Made(METRICS, "m", "", 10, train)
     run.tasks["train"].artifacts["checkpoint"] = Made(MODEL, "c", "", 10, {"epe": 77.0})
     run.tasks["trt"].artifacts["metrics"] = Made(
-        METRICS, "m", "", 10, {"epe": 1.25, "d1": 0.125, "latency_median_ms": 34.0, "latency_batch": 4, "x": 4.0}
+        METRICS,
+        "m",
+        "",
+        10,
+        {"epe": 1.25, "bp1": 0.25, "d1": 0.125, "latency_median_ms": 34.0, "latency_batch": 4, "x": 4.0},
     )
     table = metrics_table(run.record)
-    assert list(table.columns) == ["step", "EPE (px)", "D1 (%)", "time of a pair (ms)"]
+    assert list(table.columns) == ["step", "EPE (px)", "D1 (%)", "BP-1 (%)", "time of a pair (ms)"]
     assert [tuple(row) for row in table.rows] == [
-        ("train, before", 9.0, "", ""),
-        ("train", 1.5, "", ""),
-        ("trt", 1.25, 12.5, 8.5),
+        ("train, before", 9.0, "", "", ""),
+        ("train", 1.5, "", "", ""),
+        ("trt", 1.25, 12.5, 25.0, 8.5),
     ]
     html = write_page(run.record).read_text()
     assert "train, before" in html and "1.25" in html and "77" not in html
@@ -49,7 +53,7 @@ def test_rows_of_steps_and_artifacts(compiled, tmp_path):
     html = text_of(write_page(run.record))
     lines = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)]
     assert [line for line in lines if line] == [
-        ["a", "succeeded", "", "", "2031-02-03 04:05:06", "12346", "2", "0", ""],
+        ["a", "succeeded", "", "", "2031-02-03 04:05:06", "12345.6", "2", "0", ""],
         ["b", "failed", "", "", "", "1.2", "1", "2", "no &lt;file&gt;"],
         ["a", "model", "3.4 MB", "0123456789ab", "tasks/a/model"],
     ]

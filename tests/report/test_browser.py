@@ -13,6 +13,8 @@ import pytest
 from needs import lacking
 
 from stereo_core.data.calibration import Calibration
+from stereo_core.orchestration.page import graph
+from stereo_core.orchestration.record import Record, TaskRun
 from stereo_core.report.html import Link, Table, page
 from stereo_core.report.pictures import UNKNOWN, Scale, colour_disparity, error_map
 from stereo_core.report.viewer import view
@@ -291,15 +293,40 @@ def test_a_page_fits_a_telephone(opened, disparity, truth, scheme):
 
 def test_on_a_telephone_words_are_whole_and_the_graph_is_legible(opened):
     row = ("a-step (with a title)", "annotations", "2031-02-03 04:05:06", "5.7 MB", "0123456789ab", "tasks/a/report")
-    drawing = '<svg viewBox="0 0 1500 60" style="max-width:1500px;min-width:1125px"></svg>'
+    drawing = '<svg viewBox="0 0 1500 60" style="width:1500px;max-width:none"></svg>'
     tables = [Table("T", ("step", "artifact", "started", "size", "sha256", "path"), [row] * 3)]
     tab = opened(page("T", tables, drawing=drawing), viewport={"width": 390, "height": 800})
     assert tab.evaluate("() => document.documentElement.scrollWidth") <= 390
     graph = tab.locator(".drawing")
-    assert graph.locator("svg").bounding_box()["width"] == 1125
-    assert graph.evaluate("e => { e.scrollLeft = e.scrollWidth; return e.scrollLeft }") > 700
+    assert graph.locator("svg").bounding_box()["width"] == 1500
+    assert graph.evaluate("e => { e.scrollLeft = e.scrollWidth; return e.scrollLeft }") > 1000
     cells = tab.locator("tbody tr").first.locator("td").all()
     for cell in cells[1:]:
         lines = cell.evaluate("e => { const r = document.createRange(); r.selectNodeContents(e);"
                               " return new Set([...r.getClientRects()].map(b => b.top)).size }")  # fmt: skip
         assert lines == 1, cell.inner_text()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_texts_of_drawings_and_pictures_are_legible_and_long_paths_break(opened, disparity, truth, tmp_path, width):
+    """At least 12 px, whatever the window: the graph of a run, curves of errors, and curves of a training."""
+    tasks = {
+        f"step-{n}": TaskRun("succeeded", f"a title of step-{n}", [f"step-{n - 1}"] * (n > 0), seconds=1000)
+        for n in range(7)
+    }
+    drawing = graph(Record(tmp_path, "p", tasks))
+    picture = tmp_path / "curves.png"
+    cv2.imwrite(str(picture), np.full((300, 1320, 3), 255, np.uint8))  # with letters of 15 px
+    groups = side_by_side({"": [made(disparity, truth_HW=truth)]})
+    path = "/".join(["a_folder"] * 8) + "/" + 60 * "x" + ".pth"
+    text = page("T", galleries=[("Curves", "", [picture])], note=path, warnings=[path], drawing=drawing, groups=groups)
+    tab = opened(text, viewport={"width": width, "height": 800})
+    sizes = tab.locator("svg text").evaluate_all(
+        "all => all.map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)"
+    )
+    assert len(sizes) > 20 and min(sizes) >= 11.9
+    assert tab.locator(".gallery img").bounding_box()["width"] >= 1320 * 11.5 / 15
+    assert tab.evaluate("() => document.documentElement.scrollWidth") <= width
+    boxes = tab.locator(".drawing rect").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+    ends = tab.locator(".drawing text").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+    assert all(end < boxes[n // (len(ends) // len(boxes))] for n, end in enumerate(ends)), "texts lie in their boxes"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from matplotlib.axes import Axes
 from torch.utils.tensorboard import SummaryWriter
 
 from stereo_core.errors import DataError
@@ -77,6 +78,24 @@ def test_all_runs_below_a_folder_stand_in_one_picture(tmp_path):
     assert picture == tmp_path / "curves.png" and len(names) == 2
     pixels = cv2.imread(str(picture)).reshape(-1, 3)[:, ::-1].tolist()
     assert [31, 119, 180] in pixels and [255, 127, 14] in pixels and [44, 160, 44] not in pixels  # two lines' colours
+
+
+def test_bad_pixels_are_in_per_cent_as_in_tables_and_their_legend_covers_no_curve(tmp_path, monkeypatch):
+    drawn = []
+    draw = Axes.plot
+
+    def seen(axes, *args, **options):
+        drawn.append(axes)
+        return draw(axes, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", seen)
+    write_events(tmp_path, 0, {"val/bp1": {0: 0.75, 5: 0.25}, "val/d1": {0: 0.5, 5: 0.125}, "lr": {1: 0.75, 2: 0.5}})
+    plot(tmp_path)
+    by_title = {axes.get_title(): axes for axes in drawn}
+    bad = by_title["validation: share of bad pixels (%)"]
+    assert [list(line.get_ydata()) for line in bad.lines] == [[75.0, 25.0], [50.0, 12.5]]
+    assert list(by_title["learning rate"].lines[0].get_ydata()) == [0.75, 0.5]
+    assert bad.get_legend().get_window_extent().x0 >= bad.bbox.x1
 
 
 def test_a_figure_with_one_point_has_no_panel(tmp_path):

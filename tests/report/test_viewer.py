@@ -137,7 +137,8 @@ def test_one_pair_that_is_far_worse_than_the_rest_moves_the_mean_but_not_the_med
 
 def test_pairs_have_short_names_that_differ():
     assert short_names(["a/b/im0", "a/c/im0", "d/7"]) == ["b/im0", "c/im0", "7"]
-    assert short_names(["s1/left/rgb/0", "s2/left/rgb/0"]) == ["s1/…/0", "s2/…/0"]
+    assert short_names(["s1/left/rgb/0", "s2/left/rgb/0"]) == ["s1", "s2"]
+    assert short_names(["s1/left/rgb/0", "s2/left/rgb/0", "s2/left/rgb/1"]) == ["s1/…/0", "s2/…/0", "1"]
     assert short_names(["0", "a/0"]) == ["0", "a/0"]
 
 
@@ -152,13 +153,37 @@ def headings_of(*paths):
 def test_a_name_that_every_data_set_has_follows_the_folder_that_tells_the_pair():
     """Two pages beside each other would both say im2."""
     assert headings_of("/a/teddy/im2.png") == ["teddy/im2"]
-    assert headings_of("run/scene_7/dataset/data/left/rgb/0000.png") == ["scene_7/…/0000"]
+    assert headings_of("run/scene_7/dataset/data/left/rgb/0000.png") == ["scene_7"]
     assert headings_of("kitti/training/image_2/000046_10.png", "kitti/training/image_2/000000_10.png") == [
         "kitti/…/000046_10",
         "kitti/…/000000_10",
     ]
     assert headings_of("left.png") == ["left"] and headings_of("left/0000.png") == ["0000"]
     assert headings_of("s3://b/street.png") == ["street"]
+
+
+def test_scenes_whose_files_have_one_name_are_told_by_their_folder():
+    """As synthesize writes them; a run may have such scenes of two steps."""
+    one, file = made(np.ones((4, 4), np.float32)), "data/left/rgb/0000"
+    scenes = [("a", 0), ("a", 1), ("b", 0)]
+    views = [
+        replace(one, name=f"scene_{n}/{file}", path=f"/r/{step}/images/scene_{n}/{file}.png", left=step)
+        for step, n in scenes
+    ]
+    assert headings(side_by_side({"": views[:2]})) == ["scene_0", "scene_1"]
+    assert headings(side_by_side({"": views})) == ["a/…/scene_0", "scene_1", "b/…/scene_0"]
+    (table,) = images_table({"": {view.path: {"epe": 1.0} for view in views[:2]}}, side_by_side({"": views[:2]}))
+    assert (table.title, table.columns[0]) == ("Pairs below /r/a/images/", f"left image, without {file}.png")
+    assert [row[0].text for row in table.rows] == ["scene_0", "scene_1"]
+
+
+def test_the_figures_of_pairs_stand_in_the_order_of_the_accuracy():
+    """metrics.csv has another order."""
+    (table,) = images_table(
+        {"": {"a.png": dict.fromkeys(("epe", "bp1", "bp2", "bp3", "d1", "rmse", "pixels"), 1.0)}}, []
+    )
+    (accuracy,) = metrics_tables({"epe": 1.0}, {})
+    assert [*table.columns[1:]] == [*accuracy.columns[1:], "valid pixels"]
 
 
 def test_settings_have_names_with_units_that_break_between_words():
