@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from stereo_core.errors import ExplainedError
 from stereo_core.spec.train import Train
 
 LOG = logging.getLogger(__name__)
@@ -86,6 +87,11 @@ class CapturedLoss:
                 self.results = self._compute()
         except torch.OutOfMemoryError:
             fits = False
+        except RuntimeError as error:  # afterwards dropout's generator cannot be used in this process
+            raise ExplainedError(
+                "train.compile: a step cannot be recorded as a CUDA graph on this machine; set train.compile=off "
+                f"({str(error).partition(chr(10))[0]})"
+            ) from error
         else:
             fits = torch.cuda.mem_get_info()[0] >= self.others
         if fits:

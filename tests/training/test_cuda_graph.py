@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +80,23 @@ def test_after_a_failed_capture_weights_are_cast_again():
     with torch.autocast("cuda", torch.bfloat16):
         expected, _ = loss_of(x)
     assert compute.replay is None and loss.item() == expected.item()
+
+
+WAITS = """
+import torch
+from stereo_core.training.cuda_graph import CapturedLoss
+weight = torch.nn.Parameter(torch.ones(2, device="cuda"))
+compute = CapturedLoss(lambda x: ((x * weight).sum() * weight.sum().item(), x), [weight])
+for _ in range(3):
+    compute(torch.ones(2, device="cuda"))
+"""
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_captured_says_what_to_set():
+    """In a process of its own, where nothing uses the GPU afterwards."""
+    ended = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True)
+    assert ended.returncode == 1 and "ExplainedError: train.compile: " in ended.stderr
 
 
 def test_the_batches_of_that_test_differ():
