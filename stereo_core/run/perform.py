@@ -79,7 +79,7 @@ def _perform(verb: str, spec: Section, stage: Stage, on_outcome: Callable[[Outco
     except BaseException as error:
         return _failed(error, status, _secrets(spec), stage.with_uris)
     if is_main_process():
-        if not outcome.printed:
+        if outcome.kpi and not outcome.printed:
             from stereo_core.report.console import print_figures
 
             print_figures(outcome.kpi)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
@@ -66,7 +67,7 @@ class StereoModule(pl.LightningModule):
         self.averages = Averages(model, self.settings.ema_decay)
         self.resumption = Resumption(self.settings)
         self.validation = Validation(self.max_disparity)
-        self.validation_bytes = 0  # memory that the last validation needed on a GPU, besides weights and optimizer
+        self.validation_bytes = 0  # memory that the validation before training needed on a GPU, besides the weights
         self.validated: Progress | None = None  # of a checkpoint whose validation the resumed run repeats
         self.sources = spec.dataset.train_dataset.data_sources
         self.shifted = spec.dataset.train_dataset.augmentation.hshift_prob > 0
@@ -186,15 +187,20 @@ class StereoModule(pl.LightningModule):
         copy_from_first([*self.model.buffers(), *self.averages.values.values()])
         if isinstance(self.model, FSDPModule):
             self.model.unshard()
-        if self.device.type == "cuda":
+        if self._validates_alone_on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def on_validation_end(self) -> None:
-        if self.device.type == "cuda":
+        if self._validates_alone_on_gpu:
             held = torch.cuda.memory_allocated(self.device)
             self.validation_bytes = torch.cuda.max_memory_allocated(self.device) - held
         if isinstance(self.model, FSDPModule):
             self.model.reshard()
+
+    @property
+    def _validates_alone_on_gpu(self) -> bool:
+        """Before training, whose own peak a reset would lose."""
+        return self.device.type == "cuda" and self.trainer.state.fn == TrainerFn.VALIDATING
 
     def validation_step(self, samples: list[dict[str, Any]], batch_index: int) -> dict[int, Tensor]:
         """Add the samples, each of its own size, to the validation metrics; uses the averaged weights if there are any.

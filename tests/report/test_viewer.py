@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from stereo_core.data.calibration import Calibration
-from stereo_core.report.html import Table, figure, headings, images_table, metrics_tables, page, pairs_of, short_names
+from stereo_core.report.html import Table, figure, images_table, metrics_tables, page, pairs_of
+from stereo_core.report.names import headings, short_names
 from stereo_core.report.viewer import FIRST, STEPS, WORST, Chosen, view
 from stereo_core.report.views import CURVE_PX, fitting, read_views, side_by_side, write_views
 
