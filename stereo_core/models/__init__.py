@@ -14,7 +14,7 @@ from stereo_core.models.backbones import load_depth_anything, load_edgenext
 from stereo_core.models.checkpoints import load_model, save_checkpoint
 from stereo_core.models.fast_foundation_stereo import config as fast
 from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
-from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, make_config
+from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, FoundationStereoConfig, make_config
 from stereo_core.models.foundation_stereo.model import FoundationStereo, StereoNetwork
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
@@ -22,7 +22,7 @@ from stereo_core.spec.model import Model
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["channels_last", "create_model", "from_spec", "load_model", "save_checkpoint"]
+__all__ = ["channels_last", "create_model", "from_spec", "load_model", "network_facts", "save_checkpoint"]
 
 
 def create_model(name: str = "FoundationStereo", **settings: Any) -> StereoNetwork:
@@ -73,6 +73,17 @@ def from_spec(spec: ExperimentSpec, checkpoint: str | Path | None = None) -> Ste
     if backbone.edgenext_pretrained_path:
         load_edgenext(model, backbone.edgenext_pretrained_path)
     return model
+
+
+def network_facts(config: Any) -> dict[str, Any]:
+    """What results, ONNX files and engines say of a network with this `model.config`.
+
+    FastFoundationStereo has no ViT, so it has no encoder.
+    """
+    names = ["variant", "max_disparity", "valid_iters"]
+    if isinstance(config, FoundationStereoConfig):
+        names.insert(0, "encoder")
+    return {name: getattr(config, name) for name in names}
 
 
 def channels_last(model: nn.Module, dims: tuple[int, ...] = (2, 3)) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stereo_core.errors import ModelError
-from stereo_core.models import create_model
+from stereo_core.models import create_model, network_facts
 
 
 def on_meta(**settings):
@@ -47,6 +47,14 @@ def test_tao_defaults_make_the_network_that_the_facts_count():
     model = on_meta(widths=complete_widths({}, 128), hidden_dims=[128])
     assert len(model.state_dict()) == 722
     assert sum(p.numel() for p in model.parameters()) == 22_196_800
+
+
+def test_a_network_without_a_vit_has_no_encoder():
+    facts = {"variant": "fast", "max_disparity": 192, "valid_iters": 8}
+    assert network_facts(on_meta().config) == facts
+    classic = {"encoder": "vits", "variant": "nvlabs", "max_disparity": 416, "valid_iters": 22}
+    with torch.device("meta"):
+        assert network_facts(create_model(encoder="vits").config) == classic
 
 
 @pytest.mark.parametrize(
