@@ -121,7 +121,7 @@ def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks, steps: int
     tune(network, spec.train, ranks, steps)
     if beyond := beyond_the_cost_volume(spec, network):
         LOG.warning("%s", beyond)
-    LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
+    LOG.info("%.1f million parameters, %.1f of them trained, the others frozen or unused", *_millions(network))
     return network
 
 

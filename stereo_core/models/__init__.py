@@ -126,6 +126,14 @@ def _fast_from_scratch(section: Model) -> StereoNetwork:
     shared = {key: value for key, value in _user_settings(section).items() if key in fast.SETTINGS}
     hidden_dims = section.hidden_dims[: section.n_gru_layers]
     widths = fast.complete_widths({key: getattr(section, key) for key in fast.WIDTH_KEYS}, hidden_dims[0])
+    left_out = [key for key in fast.WIDTH_KEYS if getattr(section, key) is None and key != "spx_gru_out"]
+    if left_out:
+        LOG.info(
+            "model.%s: TAO's defaults, since the spec leaves %s out; they are larger than those of the published "
+            "network, which docs/checkpoints.md lists",
+            ", ".join(left_out),
+            "it" if len(left_out) == 1 else "them",
+        )
     normalised = section.gwc_feature_normalize
     settings = {"hidden_dims": hidden_dims, "widths": widths, "gwc_feature_normalize": normalised}
     model = create_model("FastFoundationStereo", **shared | settings)
