@@ -129,8 +129,8 @@ def _fast_from_scratch(section: Model) -> StereoNetwork:
     left_out = [key for key in fast.WIDTH_KEYS if getattr(section, key) is None and key != "spx_gru_out"]
     if left_out:
         LOG.info(
-            "model.%s: TAO's defaults, since the spec leaves %s out; they are larger than those of the published "
-            "network, which docs/checkpoints.md lists",
+            "model.%s: TAO's defaults, since the spec leaves %s out; the published network has other widths, "
+            "which docs/checkpoints.md lists",
             ", ".join(left_out),
             "it" if len(left_out) == 1 else "them",
         )

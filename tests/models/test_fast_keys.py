@@ -54,15 +54,15 @@ def test_tao_defaults_make_the_network_that_the_facts_count():
 
 
 def test_the_page_s_spec_is_the_published_network(caplog):
-    """TAO's default widths are larger, and the log says so."""
+    """TAO's default widths are others, and the log says so."""
     page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text(encoding="utf-8")
     [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     caplog.set_level("INFO")
     with torch.device("meta"):
         assert from_spec(build("train", parse(text, "page"))).config == on_meta().config
         assert not caplog.text
-        larger = from_spec(build("train", {"model": {"model_type": "FastFoundationStereo", "gru_hidden": 128}}))
-    assert larger.config.widths.stem_2_widths == (32, 32)
+        other = from_spec(build("train", {"model": {"model_type": "FastFoundationStereo", "gru_hidden": 128}}))
+    assert other.config.widths.stem_2_widths == (32, 32)
     assert "stem_2_widths" in caplog.text and "gru_hidden" not in caplog.text
     assert "TAO's defaults, since the spec leaves them out" in caplog.text
 
