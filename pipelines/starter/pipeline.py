@@ -36,6 +36,8 @@ def starter(
     annotations_uri: str,
     publish_uri: str,
     dataset_name: str = "GenericDataset",
+    disparity_format: str = "",
+    disparity_scale: float = 0.0,
     num_epochs: int = 4,
     train_spec: dict = TRAIN,
     evaluate_spec: dict = EVALUATE,
@@ -50,15 +52,25 @@ def starter(
             model is replaced unless the new epe is higher.
         dataset_name: How the evaluation's disparities are coded: FSD, IsaacRealDataset, Crestereo, Middlebury, Eth3d,
             Kitti or GenericDataset.
+        disparity_format: Coding of disparities, see data_sources[*].disparity_format; empty: by dataset_name and the
+            files.
+        disparity_scale: Stored value of a disparity of 1 px, for 8-bit PNGs (Middlebury 2003: 4); 0: format's default.
         num_epochs: Epochs to train; 0 leaves it to train_spec.
         train_spec: Spec of train; all its data_sources are Synthetic.
         evaluate_spec: Spec of evaluate.
     """
     with reported("starter"):
         train = policy(steps.train(num_epochs=num_epochs, spec=train_spec))
-        data = {"images": importer(images_uri, "images"), "annotations": importer(annotations_uri, "annotations")}
         checkpoint = train.outputs["checkpoint"]
-        measured = steps.evaluate(**data, checkpoint=checkpoint, dataset_name=dataset_name, spec=evaluate_spec)
+        measured = steps.evaluate(
+            images=importer(images_uri, "images"),
+            annotations=importer(annotations_uri, "annotations"),
+            checkpoint=checkpoint,
+            dataset_name=dataset_name,
+            disparity_format=disparity_format,
+            disparity_scale=disparity_scale,
+            spec=evaluate_spec,
+        )
         publish = steps.publish_model(
             model=checkpoint,
             metrics=policy(measured, cache=False).outputs["metrics"],

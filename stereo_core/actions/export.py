@@ -24,7 +24,7 @@ from stereo_core.engines.fit import fit
 from stereo_core.engines.verify import difference, reference_disparity, synthetic_pair
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
-from stereo_core.models import from_spec
+from stereo_core.models import from_spec, network_facts
 from stereo_core.models.foundation_stereo.model import StereoNetwork
 from stereo_core.run.outcome import Outcome
 from stereo_core.training.distribution import check_gpus
@@ -167,10 +167,7 @@ def _info(config: Any, section: Any) -> dict[str, Any]:
         "opt_batch": static or 1,
         "max_batch": static,
         "normalisation": "imagenet",
-        "max_disparity": config.max_disparity,
-        "valid_iters": config.valid_iters,
-        "encoder": config.encoder,
-        "variant": config.variant,
+        **network_facts(config),
     }
 
 

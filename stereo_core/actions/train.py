@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from stereo_core.errors import ModelError, SpecError
-from stereo_core.models import from_spec
+from stereo_core.models import from_spec, network_facts
 from stereo_core.models.files import check_digest, read_sidecar
 from stereo_core.models.flags import kept
 from stereo_core.models.quantized import rounds
@@ -47,7 +47,6 @@ from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
 
-_METADATA = ("encoder", "variant", "max_disparity", "valid_iters")
 HOW_TO_RESUME = "train.resume_training_checkpoint_path=auto resumes from it"
 
 
@@ -122,7 +121,7 @@ def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks, steps: int
     tune(network, spec.train, ranks, steps)
     if beyond := beyond_the_cost_volume(spec, network):
         LOG.warning("%s", beyond)
-    LOG.info("%.1f million parameters, %.1f of them trained", *_millions(network))
+    LOG.info("%.1f million parameters, %.1f of them trained, the others frozen or unused", *_millions(network))
     return network
 
 
@@ -154,7 +153,7 @@ def _outcome(trainer: pl.Trainer, module: StereoModule, checkpoints: Checkpoints
         f"Train finished successfully: {done}; {checkpoints.words()}",
         kpi=checkpoints.initial | train_kpi(trainer) | validation_kpi(checkpoints.validation) | counts,
         artifacts={"checkpoint": checkpoints.best or checkpoints.latest} if checkpoints.latest else {},
-        metadata={"checkpoint": {name: getattr(module.model.config, name) for name in _METADATA}},
+        metadata={"checkpoint": network_facts(module.model.config)},
     )
 
 

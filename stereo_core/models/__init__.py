@@ -14,7 +14,7 @@ from stereo_core.models.backbones import load_depth_anything, load_edgenext
 from stereo_core.models.checkpoints import load_model, save_checkpoint
 from stereo_core.models.fast_foundation_stereo import config as fast
 from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
-from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, make_config
+from stereo_core.models.foundation_stereo.config import PRESET_SETTINGS, SETTINGS, FoundationStereoConfig, make_config
 from stereo_core.models.foundation_stereo.model import FoundationStereo, StereoNetwork
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
@@ -22,7 +22,7 @@ from stereo_core.spec.model import Model
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["channels_last", "create_model", "from_spec", "load_model", "save_checkpoint"]
+__all__ = ["channels_last", "create_model", "from_spec", "load_model", "network_facts", "save_checkpoint"]
 
 
 def create_model(name: str = "FoundationStereo", **settings: Any) -> StereoNetwork:
@@ -75,6 +75,17 @@ def from_spec(spec: ExperimentSpec, checkpoint: str | Path | None = None) -> Ste
     return model
 
 
+def network_facts(config: Any) -> dict[str, Any]:
+    """What results, ONNX files and engines say of a network with this `model.config`.
+
+    FastFoundationStereo has no ViT, so it has no encoder.
+    """
+    names = ["variant", "max_disparity", "valid_iters"]
+    if isinstance(config, FoundationStereoConfig):
+        names.insert(0, "encoder")
+    return {name: getattr(config, name) for name in names}
+
+
 def channels_last(model: nn.Module, dims: tuple[int, ...] = (2, 3)) -> nn.Module:
     """Store the weights of convolutions with `dims` dimensions channels-last, the layout of cuDNN's tensor core
     kernels; their outputs then are channels-last too. Values, names and shapes do not change."""
@@ -115,6 +126,14 @@ def _fast_from_scratch(section: Model) -> StereoNetwork:
     shared = {key: value for key, value in _user_settings(section).items() if key in fast.SETTINGS}
     hidden_dims = section.hidden_dims[: section.n_gru_layers]
     widths = fast.complete_widths({key: getattr(section, key) for key in fast.WIDTH_KEYS}, hidden_dims[0])
+    left_out = [key for key in fast.WIDTH_KEYS if getattr(section, key) is None and key != "spx_gru_out"]
+    if left_out:
+        LOG.info(
+            "model.%s: TAO's defaults, since the spec leaves %s out; the published network has other widths, "
+            "which docs/checkpoints.md lists",
+            ", ".join(left_out),
+            "it" if len(left_out) == 1 else "them",
+        )
     normalised = section.gwc_feature_normalize
     settings = {"hidden_dims": hidden_dims, "widths": widths, "gwc_feature_normalize": normalised}
     model = create_model("FastFoundationStereo", **shared | settings)

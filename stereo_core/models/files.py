@@ -150,7 +150,8 @@ def _kind(path: Path) -> str:
         )
     if suffix == ".onnx" or head[:1] == b"\x08":
         raise ModelError(
-            f"{path}: this is an ONNX file, not a checkpoint; name the checkpoint that it was exported from"
+            f"{path}: this is an ONNX file, not a checkpoint; name the checkpoint that it was exported from, or build "
+            "an engine with `depth_net gen_trt_engine` and name that in evaluate.trt_engine or inference.trt_engine"
         )
     raise ModelError(f"{path}: not a checkpoint (neither a PyTorch nor a safetensors file); name one")
 

@@ -49,7 +49,10 @@ class FoundationStereoModel(Section):
     disparity_attention: Literal["auto", "disparity", "heads", "tao"] = key(
         "auto", "How attention along the disparity axis is computed; auto: as the variant does (not in TAO)"
     )
-    encoder: Literal["vits", "vitb", "vitl", "vitg", "vitt"] = key("vitl", "Size of the ViT; vitt: only with a preset")
+    encoder: Literal["vits", "vitb", "vitl", "vitg", "vitt"] = key(
+        "vitl",
+        "Size of the ViT; vitt: only with a preset. FastFoundationStereo has no ViT: there it is the width of a layer",
+    )
     stereo_backbone: StereoBackbone = section(StereoBackbone, "Pretrained backbones")
     mono_backbone: MonoBackbone = section(MonoBackbone, "Only for monocular depth")
     hidden_dims: list[Positive] = key([128, 128, 128], "Width of each GRU level; only 128 is supported")

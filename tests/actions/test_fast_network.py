@@ -88,6 +88,8 @@ def test_from_evaluation_to_the_engine(checkpoint, onnx, scenes, split, tmp_path
     engine = tmp_path / "fast.ort.onnx"
     build = {"onnx_file": str(onnx), "trt_engine": str(engine), "backend": "onnxruntime"}
     act("gen_trt_engine", {"results_dir": str(tmp_path), "gen_trt_engine": build})
+    info = read_engine(engine)
+    assert (info["encoder"], info["variant"], info["max_disparity"]) == (None, "fast", 64)
     found = evaluate("engine", trt_engine=str(engine))
     assert found["epe"] == pytest.approx(expected["epe"], abs=1e-3)
     infer = {"dataset": {"infer_dataset": split(scenes / "list.txt", 2)}}

@@ -299,7 +299,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     assert "encrypted" in refusal(tmp_path / "model.tlt")
     graph = onnx.helper.make_graph([], "g", [], [])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
-    assert "an ONNX file" in refusal(tmp_path / "model.onnx")
+    assert "an ONNX file" in (told := refusal(tmp_path / "model.onnx")) and "depth_net gen_trt_engine" in told
     (tmp_path / "model.engine").write_bytes(b"ftrt" + bytes(99))
     assert "evaluate.trt_engine" in refusal(tmp_path / "model.engine")
     (tmp_path / "model.eng").write_bytes(b"\x08\x08" + bytes(99))  # an engine of ONNX Runtime is an ONNX file

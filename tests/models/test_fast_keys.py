@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from stereo_core.errors import ModelError
-from stereo_core.models import create_model
+from stereo_core.models import create_model, from_spec, network_facts
+from stereo_core.spec.loading import build
+from stereo_core.spec.text import parse
 
 
 def on_meta(**settings):
@@ -47,6 +51,28 @@ def test_tao_defaults_make_the_network_that_the_facts_count():
     model = on_meta(widths=complete_widths({}, 128), hidden_dims=[128])
     assert len(model.state_dict()) == 722
     assert sum(p.numel() for p in model.parameters()) == 22_196_800
+
+
+def test_the_page_s_spec_is_the_published_network(caplog):
+    """TAO's default widths are others, and the log says so."""
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    caplog.set_level("INFO")
+    with torch.device("meta"):
+        assert from_spec(build("train", parse(text, "page"))).config == on_meta().config
+        assert not caplog.text
+        other = from_spec(build("train", {"model": {"model_type": "FastFoundationStereo", "gru_hidden": 128}}))
+    assert other.config.widths.stem_2_widths == (32, 32)
+    assert "stem_2_widths" in caplog.text and "gru_hidden" not in caplog.text
+    assert "TAO's defaults, since the spec leaves them out" in caplog.text
+
+
+def test_a_network_without_a_vit_has_no_encoder():
+    facts = {"variant": "fast", "max_disparity": 192, "valid_iters": 8}
+    assert network_facts(on_meta().config) == facts
+    classic = {"encoder": "vits", "variant": "nvlabs", "max_disparity": 416, "valid_iters": 22}
+    with torch.device("meta"):
+        assert network_facts(create_model(encoder="vits").config) == classic
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from stereo_core.actions.doctor.case import Case, this_machine
 from stereo_core.actions.doctor.data import files, pairs, samples
 from stereo_core.actions.doctor.machine import cores, devices, disk, links, memory, shared_memory
 from stereo_core.errors import SpecError, UserError
-from stereo_core.models import from_spec
+from stereo_core.models import from_spec, network_facts
 from stereo_core.progress import heartbeat, since
 from stereo_core.report.console import stdout
 from stereo_core.report.findings import Finding, ok, print_findings, problem, warning
@@ -81,7 +81,8 @@ def weights(case: Case) -> Iterator[Finding]:
     case.network = from_spec(case.spec, resume or train.pretrained_model_path or None)
     millions = sum(p.numel() for p in case.network.parameters()) / 1e6
     what = resume or train.pretrained_model_path or "a new network"
-    yield ok(f"{what}: {case.network.config.encoder}, {millions:.1f} million parameters")
+    size = network_facts(case.network.config).get("encoder", "FastFoundationStereo")
+    yield ok(f"{what}: {size}, {millions:.1f} million parameters")
     if beyond := beyond_the_cost_volume(case.spec, case.network):
         yield warning(*beyond.split("; ", 1))
 

@@ -24,7 +24,7 @@ from stereo_core.engines import load_engine
 from stereo_core.engines.base import Engine, latency_of
 from stereo_core.errors import SpecError
 from stereo_core.files import atomic_path
-from stereo_core.models import channels_last, from_spec
+from stereo_core.models import channels_last, from_spec, network_facts
 from stereo_core.overlap import ahead
 from stereo_core.progress import bars
 from stereo_core.run.memory import announced
@@ -103,10 +103,7 @@ def _checkpoint_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predicto
         "hierarchical": hierarchical,
         "precision": precision,
         **tiles,
-        "encoder": model.config.encoder,
-        "variant": model.config.variant,
-        "max_disparity": model.config.max_disparity,
-        "valid_iters": model.config.valid_iters,
+        **network_facts(model.config),
         "device": device,
     }
     timed = _Timed(predict, device)
