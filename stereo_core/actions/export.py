@@ -122,7 +122,8 @@ def _iterations(section: Any, config: Any) -> int:
     """The spec's number if it sets one, else that of evaluate and inference: the checkpoint's (see `from_spec`)."""
     others, own = int(config.valid_iters), int(section.valid_iters)
     if "valid_iters" not in section.model_fields_set:
-        LOG.info("export.valid_iters is not set: the file gets %d iterations, as stored in the checkpoint", others)
+        stored = counted(others, "iteration")
+        LOG.info("export.valid_iters is not set: the file gets %s, as stored in the checkpoint", stored)
         return others
     if own != others:
         LOG.warning(
