@@ -221,7 +221,7 @@ def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]
         (_label(key, columns), *(_cell(key, column[key]) if key in column else "" for column in columns), key)
         for key in rows
     ]
-    tables = [Table("All figures", ("figure", *names, "key in results.json"), figures)]
+    tables = [Table("All figures", ("figure", *names, "key"), figures)]
     shared = [key for key in rows if all(key in column for column in columns)]
     if len(columns) > 1 and shared:
         changes: list[tuple[Cell, ...]] = [
