@@ -95,7 +95,8 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     model = Path(engine or spec.evaluate.checkpoint)
     figures = predictor.figures() | {"model_bytes": model.stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
-    settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity, "sha256": digest(model)}
+    settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
+    settings |= {} if engine else {"sha256": digest(model)}  # an engine's is among its settings
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
     write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
