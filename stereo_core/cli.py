@@ -38,6 +38,15 @@ class _Above0(click.FloatRange):
 class _Verbs(click.Group):
     """The verbs with a spec, and the commands below. An unknown verb fails with the nearest known name."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # before a verb's own work: click would exit with 1
+            from stereo_core.run.failure import exit_code, reason
+
+            click.echo(reason(error), err=True)
+            sys.exit(exit_code(error))
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, ...]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:

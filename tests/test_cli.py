@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -223,3 +225,15 @@ def test_plot_says_what_it_drew_and_refuses_a_folder_without_curves(tmp_path):
         StatusLog(tmp_path / "run").running("Training loop in progress", epoch=0, step=step, step_time=0.5)
     result = depth_net("plot", "run", "--out", "here.png", cwd=tmp_path)
     assert result.stdout == "here.png: run\n" and (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ctrl_c_before_the_work_begins_ends_as_in_it(tmp_path):
+    """While the spec is read, or a library is imported, click would say Aborted! and exit with 1."""
+    spec = tmp_path / "spec.yaml"
+    os.mkfifo(spec)
+    command = [sys.executable, "-m", "stereo_core.cli", "train", "-e", str(spec)]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with spec.open("w"):  # waits until the command reads it
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+    assert (started.returncode, said) == (130, "User/System interruption: KeyboardInterrupt\n")

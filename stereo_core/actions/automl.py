@@ -20,6 +20,7 @@ from stereo_core.automl.trials import best_of, train_tree, trial_folder
 from stereo_core.data.datasets import list_pairs
 from stereo_core.errors import SpecError
 from stereo_core.files import sha256_of
+from stereo_core.report.figures import amount, named
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.remote import files_read
 from stereo_core.run.status import StatusLog
@@ -151,8 +152,10 @@ def _outcome(spec: ExperimentSpec, study: SearchStudy, folder: Path) -> Outcome:
     if spec.automl.automl_delete_intermediate_ckpt:
         results.remove_checkpoints(folder, study.trials(), checkpoint)
     baseline = study.trials()[0].value
-    message = f"{counted(len(study.trials()), 'trial')}: the best is trial {best.number} with {metric} {best.value:.4f}"
-    message += f"; the unchanged spec has {baseline:.4f}" if baseline is not None else "; the unchanged spec failed"
+    trials = counted(len(study.trials()), "trial")
+    message = f"{trials}: the best is trial {best.number} with {named(metric, best.value)}"
+    unchanged = "failed" if baseline is None else f"has {amount(metric, baseline)}"
+    message += f"; the unchanged spec {unchanged}"
     page = results.write_page(study, folder, message)
     results.print_table(study, sys.stdout)
     states = [trial.state.name for trial in study.trials()]

@@ -20,10 +20,10 @@ from stereo_core.data.loaders import StereoLoaders
 from stereo_core.errors import DataError
 from stereo_core.files import atomic_path, flat_names
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
+from stereo_core.models.files import digest
 from stereo_core.models.flags import kept
 from stereo_core.overlap import mapped
-from stereo_core.report.figures import sentence
-from stereo_core.report.html import cell, figure
+from stereo_core.report.figures import named, sentence
 from stereo_core.report.pictures import panel
 from stereo_core.report.viewer import FEWER_PIXELS, Chosen, view
 from stereo_core.report.views import FILE, View, write_views
@@ -48,7 +48,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     results.json: the metrics as a flat map (see `stereo_core.metrics`), `images`, `pixels` and `empty` (images without
     a valid pixel, which are ignored), `model_bytes`, latency and throughput, for engines GPU memory (of the first
     process), `warnings` (sentences), and `settings`: `max_disparity` is the network's, `dataset_max_disparity` limits
-    the ground truth.
+    the ground truth, `sha256` is the model file's.
 
     Several devices or nodes (see `stereo_core.training.distribution`) share the batches; the first process writes the
     same lines and figures as a single process.
@@ -92,16 +92,17 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     trifle = totals["beyond"] < TRIFLE * totals["pixels"]
     if beyond and not trifle:
         LOG.warning("%s", beyond)
-    figures = predictor.figures() | {"model_bytes": Path(engine or spec.evaluate.checkpoint).stat().st_size}
+    model = Path(engine or spec.evaluate.checkpoint)
+    figures = predictor.figures() | {"model_bytes": model.stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
     settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
+    settings |= {} if engine else {"sha256": digest(model)}  # an engine's is among its settings
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
     write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)
-    epe, d1 = (figure(cell(key, kpi[key])) for key in ("epe", "d1"))
+    found = [counted(totals["images"], "pair"), named("epe", kpi["epe"]), named("d1", kpi["d1"])]
     return Outcome(
-        f"Evaluate finished successfully: {counted(totals['images'], 'pair')}, EPE {epe} px, D1 {d1} %"
-        + f"; note: {beyond}" * bool(beyond and trifle),
+        f"Evaluate finished successfully: {', '.join(found)}" + f"; note: {beyond}" * bool(beyond and trifle),
         kpi=kpi,
         artifacts={"metrics": folder / "results.json"},
     )

@@ -25,6 +25,7 @@ from stereo_core.engines.verify import difference, reference_disparity, syntheti
 from stereo_core.errors import ModelError, SpecError
 from stereo_core.files import atomic_path
 from stereo_core.models import from_spec, network_facts
+from stereo_core.models.files import digest
 from stereo_core.models.foundation_stereo.model import StereoNetwork
 from stereo_core.run.outcome import Outcome
 from stereo_core.training.distribution import check_gpus
@@ -81,7 +82,7 @@ def run(spec: Any, status: Any) -> Outcome:
     with atomic_path(out) as temporary:
         status.running(f"Tracing on {device}")
         _trace(graph, temporary, section, device)
-        info, nodes = _finish(temporary, info, model.config)
+        info, nodes = _finish(temporary, info, model.config, digest(section.checkpoint))
         kpi = _compare(graph, temporary, spec, info["precision"], device, status) if section.check else {}
     checked = f"{kpi['check_mean_abs_difference_px']:.2g} px from PyTorch" if section.check else "not checked"
     return _outcome(out, info, nodes, kpi, checked)
@@ -121,7 +122,8 @@ def _iterations(section: Any, config: Any) -> int:
     """The spec's number if it sets one, else that of evaluate and inference: the checkpoint's (see `from_spec`)."""
     others, own = int(config.valid_iters), int(section.valid_iters)
     if "valid_iters" not in section.model_fields_set:
-        LOG.info("export.valid_iters is not set: the file gets %d iterations, as stored in the checkpoint", others)
+        stored = counted(others, "iteration")
+        LOG.info("export.valid_iters is not set: the file gets %s, as stored in the checkpoint", stored)
         return others
     if own != others:
         LOG.warning(
@@ -199,7 +201,7 @@ def _trace(graph: ExportGraph, out: Path, section: Any, device: torch.device) ->
         )
 
 
-def _finish(path: Path, info: dict[str, Any], config: Any) -> tuple[dict[str, Any], int]:
+def _finish(path: Path, info: dict[str, Any], config: Any, checkpoint_sha256: str) -> tuple[dict[str, Any], int]:
     """Simplify the graph; add the output's shape, which the exporter loses, and the metadata.
 
     Returns:
@@ -215,7 +217,8 @@ def _finish(path: Path, info: dict[str, Any], config: Any) -> tuple[dict[str, An
         dim.CopyFrom(image_dim)
     info = info | {"precision": precision_of(model.graph)}
     settings = json.dumps(asdict(config), default=str)
-    add_metadata(model, info, producer=f"stereo-pipelines {__version__} export", model=settings)
+    producer = f"stereo-pipelines {__version__} export"
+    add_metadata(model, info, producer=producer, model=settings, checkpoint_sha256=checkpoint_sha256)
     onnx.save(model, path)
     onnx.checker.check_model(path)
     return info, len(model.graph.node)

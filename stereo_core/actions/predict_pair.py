@@ -67,16 +67,18 @@ class Pair:
         """The largest value of the pair's 16-bit images, 0 if it has none.
 
         Raises:
-            DataError: the images cannot be used, do not fit the camera, or are below SMALLEST after scaling down.
+            DataError: the images cannot be used, do not fit the camera, or are below SMALLEST after scaling.
         """
         images = decode_view(self.left), decode_view(self.right)
         self._check_sizes(*images)
         _of(camera, images[0])
         size = _scaled(images[0].shape, scale)
-        if scale < 1 and min(size) < SMALLEST:
+        if min(size) < SMALLEST:
+            own = f"{size_text(images[0].shape[:2])} px"
+            left = f"--scale {scale:g} leaves {size_text(size)} px of {own}" if scale < 1 else f"the images have {own}"
+            mend = "give a larger scale" if scale < 1 else "give larger images"
             raise DataError(
-                f"{self.left}: --scale {scale:g} leaves {size_text(size)} px of {size_text(images[0].shape[:2])} px; "
-                f"the network needs at least {size_text((SMALLEST, SMALLEST))} px: give a larger scale"
+                f"{self.left}: {left}; the network needs at least {size_text((SMALLEST, SMALLEST))} px: {mend}"
             )
         return max(map(largest_deep, images))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,13 @@ from stereo_core.actions.report import comparison, read_figures, read_settings
 from stereo_core.errors import DataError, ModelError, NotWrittenError, RefusedResult, SpecError
 from stereo_core.files import atomic_path, sha256_of
 from stereo_core.report.describe import describe
+from stereo_core.report.figures import EXPLAINED
+from stereo_core.report.html import figure
 from stereo_core.run.outcome import Outcome
 from stereo_core.spec import results_dir
 from stereo_core.values import from_json
 
+LOG = logging.getLogger(__name__)
 NOTE, CARD, FIGURES = "published.json", "README.md", "metrics.json"
 
 
@@ -34,7 +38,7 @@ def run(spec: Any, status: Any) -> Outcome:
         SpecError: `uri` is a file; another model is already published there and `existing` is `refuse`; or there are
             no metrics to compare with.
         ModelError: there is no model file.
-        DataError: the metrics cannot be read, or are those of another engine.
+        DataError: the metrics cannot be read, or are those of another model.
         RefusedResult: with `existing` `compare`, the new model's epe is higher by more than `max_epe_increase`.
         StorageError: the storage failed; the previous model is still published.
     """
@@ -43,7 +47,7 @@ def run(spec: Any, status: Any) -> Outcome:
         raise SpecError(f"uri: {uri} is a file; name a folder")
     about = describe(spec.model_path)
     model = Path(about["file"])
-    figures = _figures(Path(spec.metrics_path), about["sha256"]) if spec.metrics_path else {}
+    figures = _figures(Path(spec.metrics_path), about) if spec.metrics_path else {}
     before = published(uri)
     folder = results_dir(spec, "publish_model") / "published"
     digests = _gather(model, about["sha256"], figures, folder)
@@ -63,15 +67,34 @@ def run(spec: Any, status: Any) -> Outcome:
     return Outcome(f"{model.name} is published at {uri}/{version}", figures, {"card": folder / CARD}, metadata)
 
 
-def _figures(path: Path, model_sha256: str) -> dict[str, float]:
-    """The figures of an evaluation; DataError if its settings say that it was one of another engine."""
-    measured = read_settings(path).get("sha256", model_sha256)
-    if measured != model_sha256:
-        raise DataError(
-            f"metrics_path: {path}: these are the figures of another engine (its SHA-256 begins with {measured[:12]}, "
-            f"the model's with {model_sha256[:12]}); evaluate this one"
+def _figures(path: Path, about: dict[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation; a warning if nothing says which model it measured.
+
+    An ONNX file has the figures of the checkpoint that it was exported from, or of an engine that was built from it.
+
+    Args:
+        about: what `describe` says of the model.
+
+    Raises:
+        DataError: they are those of another model.
+    """
+    settings = read_settings(path)
+    measured, exported = settings.get("sha256"), about.get("checkpoint_sha256")
+    if {measured, settings.get("onnx_sha256")} & {about["sha256"], exported} - {None}:
+        return read_figures(path)
+    is_onnx = about["kind"] == "onnx"
+    if measured is None or (is_onnx and exported is None and "engine" not in settings):
+        LOG.warning(
+            "metrics_path: %s: nothing says whether these are the figures of %s; to be sure, %s with this version",
+            *(path, about["file"], "export and evaluate it again" if is_onnx else "evaluate it again"),
         )
-    return read_figures(path)
+        return read_figures(path)
+    kind = "engine" if "engine" in settings else "checkpoint"
+    mend = "the checkpoint that it was exported from, or an engine that was built from it" if is_onnx else "this one"
+    raise DataError(
+        f"metrics_path: {path}: these are the figures of another {kind} (its SHA-256 begins with {measured[:12]}, "
+        f"the model's with {about['sha256'][:12]}); evaluate {mend}"
+    )
 
 
 def published(uri: str) -> dict[str, Any]:
@@ -126,7 +149,7 @@ def model_card(title: str, name: str, about: dict[str, Any], figures: dict[str, 
     parts = [f"# {title}", _table(("", "value"), list(known.items()))]
     if figures:
         names, columns = (["this model", "published before"], [figures, before]) if before else (["value"], [figures])
-        parts += ["## Figures", "epe and rmse in px, bp1, bp2, bp3 and d1 as shares in 0..1."]
+        parts += ["## Figures", EXPLAINED]
         parts += [_table(tuple(table.columns), table.rows) for table in comparison(names, columns)]
     parts += [
         "The published FoundationStereo weights have their own licences, which also apply to models trained from them."
@@ -140,7 +163,7 @@ def _table(head: tuple[Any, ...], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return (f"{value:.4g}" if isinstance(value, float) else str(value)).replace("|", "\\|").replace("\n", " ")
+    return (figure(value) if isinstance(value, float) else str(value)).replace("|", "\\|").replace("\n", " ")
 
 
 def _gather(model: Path, model_sha256: str, figures: dict[str, Any], folder: Path) -> dict[str, str]:

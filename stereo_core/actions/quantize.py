@@ -26,6 +26,7 @@ from stereo_core.progress import bars
 from stereo_core.quantization import BACKENDS, Backend, check_installed
 from stereo_core.quantization.pairs import samples_of
 from stereo_core.quantization.rules import Summary
+from stereo_core.report.figures import amount
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.status import StatusLog
 from stereo_core.spec import results_dir
@@ -68,7 +69,9 @@ def run(spec: Any, status: StatusLog) -> Outcome:
         _write_layers(folder / "layers.csv", summary)
         accuracy = _accuracy(spec, source, temporary, folder, status)
         _check_loss(accuracy, section.max_epe_increase, folder)
-    loss = f"; epe {accuracy['epe_before']:.4f} px before, {accuracy['epe']:.4f} px after" if accuracy else ""
+    loss = ""
+    if accuracy:
+        loss = f"; EPE {amount('epe', accuracy['epe_before'])} before, {amount('epe', accuracy['epe'])} after"
     return Outcome(
         f"Wrote quantised model {out}: {summary.text}; {bytes_before / 1e6:.1f} MB before, "
         f"{sizes['bytes_after'] / 1e6:.1f} MB after{loss}.",
@@ -215,7 +218,7 @@ def _settings(info: dict[str, Any]) -> BuildSettings:
 def _check_loss(accuracy: dict[str, float], most: float | None, folder: Path) -> None:
     if most is not None and not accuracy["epe_increase"] <= most:  # also true for NaN
         raise RefusedResult(
-            f"quantisation raised epe from {accuracy['epe_before']:.4f} to {accuracy['epe']:.4f} px, by more than "
+            f"quantisation raised the EPE from {accuracy['epe_before']:.4f} to {accuracy['epe']:.4f} px, by more than "
             f"quantize.max_epe_increase {most} px; no quantised file was written. The measurements are in {folder}: "
             "before, after and layers.csv. Leave more layers in float (quantize.layers, quantize.skip_names), or "
             "calibrate on more pairs"

@@ -10,11 +10,10 @@ from stereo_core.errors import DataError, SpecError
 from stereo_core.files import UniqueNames, atomic_path
 from stereo_core.report.figures import (
     ACCURACY,
-    NAMES,
     SPREAD,
     TIME,
     Pairs,
-    decimals,
+    of_batch,
     pair_ms,
     plain,
     setting,
@@ -215,32 +214,30 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def comparison(names: list[str], columns: list[dict[str, float]]) -> list[Table]:
-    """The figures side by side, and the difference of each column from the first."""
+    """The figures side by side, each with its key in results.json, and the difference of each column from the first."""
     known = list(dict.fromkeys([*FIRST, *(key for column in columns for key in column)]))
     rows = [key for key in known if any(key in column for column in columns)]
     figures: list[tuple[Cell, ...]] = [
-        (_label(key, columns), *(_raw(key, column[key]) if key in column else "" for column in columns)) for key in rows
+        (_label(key, columns), *(_cell(key, column[key]) if key in column else "" for column in columns), key)
+        for key in rows
     ]
-    tables = [Table("All figures", ("figure", *names), figures)]
+    tables = [Table("All figures", ("figure", *names, "key"), figures)]
     shared = [key for key in rows if all(key in column for column in columns)]
     if len(columns) > 1 and shared:
-        changes: list[tuple[str | float, ...]] = [
-            (_label(key, columns), *(column[key] - columns[0][key] for column in columns[1:])) for key in shared
+        changes: list[tuple[Cell, ...]] = [
+            (_label(key, columns), *(_cell(key, column[key] - columns[0][key]) for column in columns[1:]))
+            for key in shared
         ]
         tables.append(Table(f"Difference from {names[0]}", ("figure", *names[1:]), changes))
     return tables
 
 
-def _raw(key: str, value: float) -> Figure:
-    """A figure as results.json has it; px and ms with the decimals that they have everywhere."""
-    unit = NAMES.get(key.removesuffix("_pixel"), ("", ""))[1]
-    return Figure(value, decimals(key.removesuffix("_pixel"), value) if unit in ("px", "ms") else None)
+def _cell(key: str, value: float) -> Figure:
+    return cell(key.removesuffix("_pixel"), value)
 
 
 def _label(key: str, columns: list[dict[str, float]]) -> str:
-    """The label of a figure. Latencies are per batch, so the label names the batch, unless all batches have one
-    image."""
-    batches = sorted({column["latency_batch"] for column in columns if "latency_batch" in column})
-    if key not in LATENCIES or batches in ([], [1]):
-        return key
-    return f"{key} (of a batch of {' or '.join(map(str, batches))})"
+    """The name of a figure with its unit. Latencies are per batch, so their names tell the batches."""
+    if key.endswith("_pixel"):
+        return plain(key.removesuffix("_pixel")).replace(" (", ", over all pixels (")
+    return of_batch(key, {column["latency_batch"] for column in columns if "latency_batch" in column})

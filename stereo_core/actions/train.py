@@ -42,7 +42,7 @@ from stereo_core.training.module import StereoDataModule, StereoModule
 from stereo_core.training.pictures import Pictures
 from stereo_core.training.progress import ProgressBar
 from stereo_core.training.tracking import trackers
-from stereo_core.training.trainer import check_fsdp, choose_kernels, quieten, trainer_of, tune
+from stereo_core.training.trainer import check_compiler, check_fsdp, choose_kernels, quieten, trainer_of, tune
 from stereo_core.values import counted
 
 LOG = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     if spec.train.precision == "fp16" and not torch.cuda.is_available():
         raise SpecError("train.precision: fp16 needs a GPU, but this machine has none; choose bf16 or fp32")
     ranks = resolve(spec.train, "train", torch.cuda.device_count())
+    check_compiler(spec.train, ranks.gpu)
     if ranks.world > 1 and spec.train.distributed_strategy == "fsdp":
         check_fsdp(spec.train)
     return in_ranks(_train, spec, status, ranks)

@@ -19,6 +19,7 @@ from stereo_core import storage
 from stereo_core.data import shards
 from stereo_core.errors import DataError
 from stereo_core.files import LFS_POINTER, atomic_path, is_lfs_pointer
+from stereo_core.values import counted
 
 COLUMNS = ("left", "right", "disparity", "mask")
 
@@ -89,7 +90,7 @@ def _parse(line: str, root: str, file: str, number: int) -> Sample:
         )
     if not 2 <= len(fields) <= len(COLUMNS):
         raise DataError(
-            f"{file}:{number}: the line has {len(fields)} columns; expected 'left right [disparity [mask]]'"
+            f"{file}:{number}: the line has {counted(len(fields), 'column')}; expected 'left right [disparity [mask]]'"
             " (put paths that contain blanks in double quotes)"
         )
     if "\0" in line:

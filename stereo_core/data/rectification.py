@@ -53,6 +53,8 @@ def matches(left_HW3: np.ndarray, right_HW3: np.ndarray) -> Matches | None:
     """The matches of a pair, uint8 RGB of one size; None if there are fewer than FEWEST."""
     for width in WIDTHS:
         scale = min(max(1.0, ENLARGED / left_HW3.shape[1]), width / left_HW3.shape[1])
+        if left_HW3.shape[0] * scale < 2 * (HALF + ROWS) + 1:  # no patch fits
+            continue
         moves_N4 = _moves(*(_grey(image, scale) for image in (left_HW3, right_HW3)))
         if len(moves_N4) >= FEWEST:
             return Matches(moves_N4, scale)

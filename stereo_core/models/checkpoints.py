@@ -100,7 +100,10 @@ def _make_network(checkpoint: Checkpoint, given: dict[str, Any]) -> nn.Module:
     path, found = checkpoint.file.path, checkpoint.found
     if checkpoint.network == "FastFoundationStereo":
         return FastFoundationStereo(fast.config_of(found, checkpoint.stored, given, path))
-    given = {key: value for key, value in given.items() if key not in fast.SPEC_KEYS}
+    widths = {key for key, value in given.pop("widths", {}).items() if value is not None}
+    for key in sorted(widths | ({"gwc_feature_normalize"} & given.keys())):
+        LOG.warning("model.%s has no effect: it is for FastFoundationStereo, but %s holds FoundationStereo", key, path)
+    given.pop("gwc_feature_normalize", None)
     for key, value in found.items():
         if key in given and given[key] != value:
             raise ModelError(_contradiction(path, key, given[key], value))

@@ -100,7 +100,7 @@ def check_digest(path: Path) -> None:
     """Raise ModelError if a checkpoint differs from what our trainer wrote; files without a side-car are not
     checked."""
     noted = read_sidecar(path).get("sha256")
-    if noted and path.is_file() and _digest(path.resolve(), *_identity(path)) != noted:
+    if noted and path.is_file() and digest(path) != noted:
         raise ModelError(
             f"{path}: the file is damaged: its SHA-256 differs from {sidecar_of(path).name}; copy it again or use "
             "another "
@@ -108,10 +108,15 @@ def check_digest(path: Path) -> None:
         )
 
 
-@functools.lru_cache(maxsize=4)
-def _digest(path: Path, *identity: int) -> str:
+def digest(path: str | Path) -> str:
     """SHA-256 of a file, cached until the file changes: a resumed training opens its checkpoint, of gigabytes, several
     times and checks it each time."""
+    path = Path(path).resolve()
+    return _digest(path, *_identity(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: Path, *identity: int) -> str:
     return sha256_of(path)
 
 

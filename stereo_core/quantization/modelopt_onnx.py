@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stereo_core.engines.files import LEFT, RIGHT, add_metadata, read_onnx
+from stereo_core.engines.files import LEFT, PREFIX, RIGHT, add_metadata, read_onnx
 from stereo_core.errors import SpecError
 from stereo_core.quantization import without_noise
 from stereo_core.quantization.rules import Formats, Layer, Summary, choose, is_sensitive, one_format, summarise
@@ -137,10 +137,10 @@ def _check_arguments(given: dict[str, Any]) -> None:
 
 
 def _finish(result: onnx.ModelProto, source: onnx.ModelProto, out: Path, info: dict[str, Any]) -> None:
-    """Restore the metadata that the library drops."""
+    """Restore the metadata that the library drops, without the checkpoint, whose figures are no longer this file's."""
     del result.metadata_props[:]
     add_metadata(result, info)
-    known = {entry.key for entry in result.metadata_props}
+    known = {entry.key for entry in result.metadata_props} | {f"{PREFIX}checkpoint_sha256"}
     result.metadata_props.extend(entry for entry in source.metadata_props if entry.key not in known)
     onnx.save(result, out)
     onnx.checker.check_model(out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stereo_core.engines.files import file_kind, profile_texts, read_engine, read_onnx
+from stereo_core.engines.files import PREFIX, file_kind, profile_texts, read_engine, read_onnx
 from stereo_core.errors import ModelError
 from stereo_core.files import sha256_of
 from stereo_core.spec.choice import NoChoice, chosen
@@ -14,8 +14,8 @@ from stereo_core.spec.choice import NoChoice, chosen
 def describe(path: str | Path) -> dict[str, Any]:
     """Describe a model file: `file`, `kind`, `bytes`, `sha256` and its metadata.
 
-    Engines return their side-car, ONNX files ONNX_KEYS with opset and node count, checkpoints their layout, encoder and
-    variant. Only a checkpoint needs PyTorch.
+    Engines return their side-car, ONNX files ONNX_KEYS with opset, node count and the digest of the checkpoint that
+    they were exported from, checkpoints their layout, encoder and variant. Only a checkpoint needs PyTorch.
 
     Raises:
         ModelError: the file is missing, damaged or none of these, or the choice (`folder@best`) matches no file.
@@ -36,7 +36,9 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
 
     model = onnx.load(path, load_external_data=False)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
-    return read_onnx(path) | {"opset": opset, "nodes": len(model.graph.node)}
+    exported_from = {p.key: p.value for p in model.metadata_props}.get(f"{PREFIX}checkpoint_sha256")
+    more = {"opset": opset, "nodes": len(model.graph.node), "checkpoint_sha256": exported_from}
+    return read_onnx(path) | more
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

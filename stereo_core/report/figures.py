@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import quantiles
 
 NAMES = {
@@ -15,6 +15,7 @@ NAMES = {
     "rmse": ("RMSE", "px"),
     "train_loss": ("training loss", "px"),
     "val_loss": ("validation loss", "px"),
+    "loss": ("validation loss", "px"),  # val/loss, of train.monitor
     "initial_val_loss": ("validation loss before training", "px"),
     "baseline_epe": ("EPE of the unchanged spec", "px"),
     "baseline_val_loss": ("validation loss of the unchanged spec", "px"),
@@ -103,11 +104,12 @@ def _unit(key: str) -> str:
     return NAMES.get(key.rpartition("/")[2], ("", ""))[1]
 
 
-def of_batch(key: str, batch: float | None) -> str:
-    """`plain`, where a latency names its batch, if it is known: `time of a batch of 4, median (ms)`."""
-    if batch is None or not key.startswith("latency_"):
+def of_batch(key: str, batches: Collection[float]) -> str:
+    """`plain`, where a latency names its batches, if they are known: `time of a batch of 4, median (ms)`."""
+    if not batches or not key.startswith("latency_"):
         return plain(key)
-    return plain(key).replace("of a batch", "of a pair" if batch == 1 else f"of a batch of {batch:.0f}")
+    sizes = " or ".join(f"{batch:.0f}" for batch in sorted(batches))
+    return plain(key).replace("of a batch", "of a pair" if set(batches) == {1} else f"of a batch of {sizes}")
 
 
 TIME = "time of a pair (ms)"  # the title of what `pair_ms` returns
@@ -144,6 +146,18 @@ def decimals(key: str, value: float) -> int | None:
     return int(value < 10) if unit == "ms" else _DECIMALS.get(unit)
 
 
+def amount(key: str, value: float) -> str:
+    """A figure as a sentence has it, with its unit: `0.715 px`."""
+    number, unit = scaled(key, value), _unit(key)
+    digits = decimals(key, number)
+    return (f"{number:.4g}" if digits is None else f"{number:.{digits}f}") + f" {unit}" * bool(unit)
+
+
+def named(key: str, value: float) -> str:
+    """`amount` after the figure's name: `EPE 0.715 px`, also for `val/epe`."""
+    return f"{NAMES[key.rpartition('/')[2]][0]} {amount(key, value)}"
+
+
 def spread(pairs: Pairs, key: str) -> dict[str, float]:
     """A figure for each kind of SPREAD, interpolated as NumPy does; empty for fewer than two pairs.
 
@@ -160,5 +174,4 @@ def sentence(row: dict[str, float]) -> str:
     """The metrics of one image (see `stereo_core.metrics`) in a line."""
     if not row["pixels"]:
         return "no valid ground truth"
-    shares = (f"{NAMES[key][0]} {scaled(key, row[key]):.2f} %" for key in ("bp2", "d1"))
-    return ", ".join((f"EPE {row['epe']:.3f} px", *shares))
+    return ", ".join(named(key, row[key]) for key in ("epe", "bp2", "d1"))

@@ -257,14 +257,14 @@ def pairs_of(results_dir: Path) -> Pairs:
 def metrics_tables(metrics: Mapping[str, float], pairs: Pairs) -> list[Table]:
     """The accuracy, a row per kind and a column per metric; and the other figures, a row each."""
     others: dict[str, Any] = dict(metrics)
-    batch = others.pop("latency_batch", None)
+    batches = {others.pop("latency_batch")} if "latency_batch" in others else set()
     kinds = {kind: [others.pop(pattern.format(key), math.nan) for key in ACCURACY] for kind, pattern in KINDS.items()}
     spreads = [spread(pairs, key) for key in ACCURACY]
     kinds |= {kind: [one.get(kind, math.nan) for one in spreads] for kind in SPREAD}
     accuracy: list[tuple[Cell, ...]] = [
         (kind, *map(cell, ACCURACY, values)) for kind, values in kinds.items() if not all(map(math.isnan, values))
     ]
-    rows = [(of_batch(key, batch), cell(key, value)) for key, value in others.items()]
+    rows = [(of_batch(key, batches), cell(key, value)) for key, value in others.items()]
     tables = [Table("Accuracy", ("kind", *map(plain, ACCURACY)), accuracy), Table("Figures", ("figure", "value"), rows)]
     return [table for table in tables if table.rows]
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from stereo_core.errors import GpuError, is_gpu_error
+from stereo_core.errors import GpuError, UserError, is_gpu_error
 from stereo_core.progress import heartbeat
 from stereo_core.run.failure import reason
 from stereo_core.run.outcome import Outcome
@@ -34,7 +34,7 @@ Work = Callable[[Any, StatusLog, Ranks], Outcome]
 """spec, status, ranks -> outcome. It must be a module-level function, so that other processes can import it."""
 
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 10  # that the other processes get to end after one has failed
+_GRACE_SECONDS = 10  # that the other processes get to end after one has failed, unless the input is wrong
 
 
 def in_ranks(work: Work, spec: object, status: StatusLog, ranks: Ranks) -> Outcome:
@@ -59,7 +59,8 @@ def in_ranks(work: Work, spec: object, status: StatusLog, ranks: Ranks) -> Outco
             _wait(started, lambda: all(one.ended for one in started) or any(one.error for one in started))
             if not any(one.error for one in started):
                 return started[0].made()
-            _wait(started, lambda: all(one.ended for one in started), _GRACE_SECONDS)
+            if not any(isinstance(one.error, UserError) for one in started):  # others may come from a lost connection
+                _wait(started, lambda: all(one.ended for one in started), _GRACE_SECONDS)
     finally:
         for one in started:
             one.end()

@@ -15,7 +15,7 @@ from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
 from stereo_core.spec.model import FAST_KEYS, Model
 from stereo_core.spec.paths import dotted, group_of
-from stereo_core.spec.train import MULTI_STEP
+from stereo_core.spec.train import AUTO, MULTI_STEP, Train
 from stereo_core.verbs import VERBS, reads_split, section_of
 
 _MONO = "it is for monocular depth; this product is for stereo"
@@ -86,7 +86,7 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
     if isinstance(spec, ExperimentSpec):
         yield from _crop_sizes(verb, spec)
         if "model" in VERBS[verb].sections:
-            yield from _networks(spec.model)
+            yield from _networks(spec.model, built=section_of(verb) in ("train", "automl") and not _begun(spec.train))
         if verb == "train":
             yield from _optim(spec)
         if verb == "quantize":
@@ -97,13 +97,22 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
             yield "dataset.on_error", "only training can skip a pair; this verb fails at an unreadable pair"
 
 
-def _networks(model: Model) -> Iterator[tuple[str, str]]:
-    """The keys of the network that `model_type` does not select."""
+def _begun(train: Train) -> bool:
+    """Whether training starts from a checkpoint, which then decides which network it is."""
+    return bool(train.pretrained_model_path) or train.resume_training_checkpoint_path not in ("", AUTO)
+
+
+def _networks(model: Model, built: bool) -> Iterator[tuple[str, str]]:
+    """The keys of the network that `model_type` does not select.
+
+    Args:
+        built: whether `model_type` selects the network; otherwise `load_model` warns of FastFoundationStereo's keys.
+    """
     fast = model.model_type == "FastFoundationStereo"
     for path in _changed(model, ("model",)):
         if fast and path in _VIT_KEYS:
             yield path, _NO_VIT
-        elif not fast and not reason(path) and path.removeprefix("model.") in FAST_KEYS:
+        elif built and not fast and not reason(path) and path.removeprefix("model.") in FAST_KEYS:
             yield path, _FAST
 
 

@@ -21,6 +21,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from stereo_core.errors import ModelError, NotWrittenError
 from stereo_core.files import atomic_path, point, sha256_of
 from stereo_core.models.files import check_digest, read_sidecar, read_torch, sidecar_of, write_torch
+from stereo_core.report.figures import amount, named
 from stereo_core.spec.choice import BEST, LATEST, checkpoints_of
 from stereo_core.spec.train import Train
 from stereo_core.training.callbacks import validation_metrics
@@ -210,8 +211,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if best:
             note, before = read_sidecar(best), self._value_before
             text = f"the best checkpoint by {self.monitor} is {best}, of epoch {note['epoch'] + 1} (names count from 0)"
-            text += f", with {self._value(note['metrics']):.4f}"
-            return text + ("" if before is None else f" ({before:.4f} before training)")
+            text += f", with {named(self.monitor, self._value(note['metrics']))}"
+            return text + ("" if before is None else f" ({amount(self.monitor, before)} before training)")
         return f"the last checkpoint is {self.latest} (no validation)" if self.latest else "no checkpoint was written"
 
     def doubt(self) -> str | None:
@@ -223,8 +224,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if value < before:
             return None
         return (
-            f"no epoch was better than the weights that training started from: {self.monitor} was {before:.4f} before "
-            f"and {value:.4f} at best; keep those weights, or try a lower train.optim.lr"
+            f"no epoch was better than the weights that training started from: {named(self.monitor, before)} before, "
+            f"{amount(self.monitor, value)} at best; keep those weights, or try a lower train.optim.lr"
         )
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from stereo_core.errors import ModelError
+from stereo_core.models.files import SETTINGS
 from stereo_core.spec.train import Train
 from stereo_core.training.checkpoints import progress_of, seed_of, settle_counters
 from stereo_core.training.distribution import number_of_ranks
@@ -36,7 +37,7 @@ class Resumption:
 
         Raises:
             ModelError: the weights have other names, so that the optimizer's numbered state may belong to other
-                weights; or the optimizer differs.
+                weights; or other weights are trained, or the optimizer differs.
         """
         path = module.trainer.ckpt_path
         if checkpoint["state_dict"].keys() != module.state_dict().keys():
@@ -49,6 +50,13 @@ class Resumption:
             raise ModelError(
                 f"{path}: the run used {was}, but train.optim.optimizer is {self.settings.optim.optimizer}; "
                 "set it back, or start from its weights with train.pretrained_model_path"
+            )
+        now = getattr(module.model.config, "train_vit", None)
+        was = checkpoint.get(SETTINGS, {}).get("model", {}).get("train_vit", now)
+        if was != now:
+            raise ModelError(
+                f"{path}: the run had model.stereo_backbone.train_vit={str(was).lower()}, this one has "
+                f"{str(now).lower()}; set it back, or start from its weights with train.pretrained_model_path"
             )
         settle_counters(checkpoint)
         self.batches_done, self.epoch_of = progress_of(checkpoint).batches, checkpoint.get("epoch_of", {})

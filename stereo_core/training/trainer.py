@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 
 from stereo_core.errors import SpecError
 from stereo_core.models import channels_last
-from stereo_core.models.compiler import triton
+from stereo_core.models.compiler import COMPILER, triton
 from stereo_core.spec.train import Train
 from stereo_core.training.checkpoints import AtomicCheckpointIO
 from stereo_core.training.cuda_graph import EAGER_STEPS, captures
@@ -68,6 +69,16 @@ def trainer_of(
         inference_mode=False,  # inference-mode tensors could not be used in training afterwards
         use_distributed_sampler=False,
     )
+
+
+def check_compiler(settings: Train, gpu: bool) -> None:
+    """Raise SpecError if `train.compile` is on, but the compiler that PyTorch would call is missing."""
+    found = COMPILER if gpu else shutil.which(os.environ.get("CXX", "g++"))
+    if settings.compile == "on" and not found:
+        raise SpecError(
+            f"train.compile: on needs a {'C' if gpu else 'C++'} compiler, but there is none on the PATH; install g++ "
+            "and Python's headers, or set it to auto"
+        )
 
 
 def choose_kernels(settings: Train, gpu: bool) -> None:

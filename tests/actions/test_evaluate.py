@@ -13,6 +13,7 @@ import torch
 from training_runs import start
 
 from stereo_core.data.codecs import write_pfm
+from stereo_core.files import sha256_of
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.report.pictures import STRIP
 from stereo_core.run.perform import perform
@@ -145,7 +146,7 @@ def test_real_data(shared, name, pairs, max_disparity, split, run_evaluate, tiny
 # -- files and settings ------------------------------------------------------------------------------------------------
 
 
-def test_files(scenes, split, run_evaluate, tmp_path, shown):
+def test_files(scenes, split, run_evaluate, tiny_checkpoint, tmp_path, shown):
     code, outcome = run_evaluate(tmp_path, split(scenes / "list.txt"))
     assert code == 0
     rows = read_rows(tmp_path)
@@ -159,6 +160,7 @@ def test_files(scenes, split, run_evaluate, tmp_path, shown):
     assert float(rows[3]["valid"]) == pytest.approx(mask.mean())
     assert results["images"] == 4 and results["pixels"] == sum(int(row["pixels"]) for row in rows)
     assert results["settings"]["resize"] == "none" and results["warnings"] == []
+    assert results["settings"]["sha256"] == sha256_of(tiny_checkpoint), "publish_model compares it"
     panels = sorted((tmp_path / "panels").iterdir())
     assert [path.name for path in panels] == [f"scene{n}_left.png" for n in range(4)]
     assert cv2.imread(str(panels[3])).shape == (2 * 48 + 2 * STRIP, 4 * 2 * 80, 3)  # twice as large
@@ -270,6 +272,7 @@ def test_engine_agrees_with_the_checkpoint(engine, scenes, split, run_evaluate, 
         assert built.kpi[name] == pytest.approx(eager.kpi[name], abs=1e-2), name
     results = json.loads((tmp_path / "engine" / "results.json").read_text())
     assert results["model_bytes"] == engine.stat().st_size
+    assert results["settings"]["sha256"] == sha256_of(engine)
     assert 0 < results["latency_median_ms"] <= results["latency_p95_ms"] and results["images_per_second"] > 0
     assert results["settings"]["backend"] == "onnxruntime" and results["settings"]["resize"] == "pad"
     assert "latency_median_ms" in built.kpi

@@ -16,6 +16,7 @@ from stereo_core.data.images import read_image
 from stereo_core.engines.files import read_onnx
 from stereo_core.engines.verify import synthetic_pair
 from stereo_core.errors import ModelError, SpecError
+from stereo_core.files import sha256_of
 from stereo_core.models import create_model, save_checkpoint
 from stereo_core.report.describe import describe
 from stereo_core.run.perform import perform
@@ -273,7 +274,7 @@ def test_the_graph_has_no_operator_that_engines_lack_and_each_weight_once(export
     assert out.stat().st_size < 1.2 * weights
 
 
-def test_the_file_says_what_it_is(exported):
+def test_the_file_says_what_it_is(exported, checkpoint):
     out, outcome, _ = exported
     info = read_onnx(out)
     assert info == {
@@ -296,6 +297,7 @@ def test_the_file_says_what_it_is(exported):
     }
     assert outcome.metadata["onnx"].items() <= info.items()
     model = onnx.load(out)
+    assert describe(out)["checkpoint_sha256"] == sha256_of(checkpoint)
     assert describe(out)["nodes"] == outcome.kpi["onnx_nodes"] == len(model.graph.node)
     settings = json.loads(next(p.value for p in model.metadata_props if p.key == "stereo.model"))
     assert (settings["preset"], settings["disparity_attention"]) == ("tiny", "disparity")

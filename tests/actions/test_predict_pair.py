@@ -335,6 +335,9 @@ def test_what_is_refused_before_any_work(predict, pair, scenes, tmp_path):
     for name in ("empty", "void"):
         (tmp_path / name).mkdir()
     (tmp_path / "link.png").symlink_to(left)
+    low = [tmp_path / f"low{side}.png" for side in "lr"]
+    for path in low:
+        write_png(path, np.zeros((8, 640, 3), np.uint8))
     for arguments, message in (
         ((left, tmp_path / "absent.png"), "absent.png: cannot read"),
         ((left, scenes / "scene3" / "right.png"), "96 x 64 and 80 x 48 px"),
@@ -346,6 +349,7 @@ def test_what_is_refused_before_any_work(predict, pair, scenes, tmp_path):
         ((left, right, "--calibration", "auto"), "--calibration auto: predict takes the path of a file"),
         ((left, right, "--scale", 0.01), "--scale 0.01 leaves 1 x 1 px of 96 x 64 px"),
         ((left, right, "--scale", 0.4), "--scale 0.4 leaves 38 x 26 px"),
+        (low, "lowl.png: the images have 640 x 8 px; the network needs at least 32 x 32 px: give larger images"),
         ((left, right, "--baseline", 0.1), "give both"),
         ((left, right, "--baseline", 0.1, "--focal", 9, "--calibration", left), "not both"),
         ((left, right, "--calibration", left), "left.png: not a"),

@@ -55,7 +55,12 @@ def test_what_lies_there(publish, model, tmp_path):
     assert said["sha256"] == {file.name: sha256_of(file) for file in folder.iterdir()}
     assert said["sha256"]["night.pth"] == sha256_of(model) and said["metrics"] == {"epe": 1.5, "bp1": 0.25}
     card = (folder / "README.md").read_text()
-    assert card.startswith("# Night | v1\n") and "| epe | 1.5 |" in card and "| encoder | vitt |" in card
+    assert (
+        card.startswith("# Night | v1\n")
+        and "| EPE (px) | 1.500 | epe |" in card
+        and "| BP-1 (%) | 25.00 | bp1 |" in card
+        and "| encoder | vitt |" in card
+    )
     assert str(tmp_path) not in card and str(model.parent) not in card, "no path of the machine that published it"
 
 
@@ -80,7 +85,7 @@ def test_a_worse_model_fails_and_the_last_good_stays(publish, tmp_path, capfd, m
     assert publish(epe=1.05, **compare) == 0
     good = note(tmp_path / "place")
     card = (tmp_path / "place" / good["version"] / "README.md").read_text()
-    assert "| epe | 1.05 | 1 |" in card and "| epe | -0.05 |" in card
+    assert "| EPE (px) | 1.050 | 1.000 | epe |" in card and "| EPE (px) | -0.050 |" in card
     assert publish(epe=1.2, **compare) == 1
     assert "0.1500 px above" in capfd.readouterr().err and "failure" in log.read_text()
     assert publish(epe=float("nan"), **compare) in (1, 2)
@@ -125,6 +130,43 @@ def test_figures_of_another_engine_are_not_published(publish, tmp_path, capfd):
     assert publish(metrics_path=str(metrics)) == 2
     assert "figures of another engine (its SHA-256 begins with c0ffeec0ffee" in capfd.readouterr().err
     assert not (tmp_path / "place").exists()
+
+
+def settings_with(tmp_path, **settings) -> str:
+    """The path of a results.json with these settings."""
+    (tmp_path / "results.json").write_text(json.dumps({"epe": 1.0, "settings": settings}))
+    return str(tmp_path / "results.json")
+
+
+def said(tmp_path) -> str:
+    return (tmp_path / "results" / "status.json").read_text()
+
+
+def test_figures_of_another_checkpoint_are_not_published(publish, model, tmp_path, capfd):
+    assert publish(metrics_path=settings_with(tmp_path, checkpoint="x.pth", sha256="c0ffee" * 3)) == 2
+    assert "figures of another checkpoint (its SHA-256 begins with c0ffeec0ffee" in capfd.readouterr().err
+    assert publish(metrics_path=settings_with(tmp_path, checkpoint="x.pth", sha256=sha256_of(model))) == 0
+    assert "nothing says" not in said(tmp_path)
+
+
+def test_figures_that_name_no_model_are_published_with_a_warning(publish, tmp_path):
+    assert publish(metrics_path=settings_with(tmp_path, checkpoint="x.pth")) == 0
+    assert "nothing says whether these are the figures of" in said(tmp_path)
+
+
+def test_an_onnx_file_has_the_figures_of_its_checkpoint_and_of_its_engines(publish, model, tmp_path, capfd):
+    file = tmp_path / "night.onnx"
+    keys = {"checkpoint": str(model), "onnx_file": str(file), "input_height": 64, "input_width": 96, "check": False}
+    spec = {"export": keys, "model": {"valid_iters": 1}, "results_dir": str(tmp_path / "export")}
+    assert perform("export", spec_from_dict("export", spec)) == 0
+    of_it = [{"sha256": sha256_of(model)}, {"engine": "e", "sha256": "beef", "onnx_sha256": sha256_of(file)}]
+    for settings in of_it:
+        assert publish(model_path=str(file), metrics_path=settings_with(tmp_path, **settings), existing="replace") == 0
+        assert "nothing says" not in said(tmp_path)
+    for settings in ({"sha256": "c0ffee"}, {"engine": "e", "sha256": "beef", "onnx_sha256": "c0ffee"}):
+        capfd.readouterr()
+        assert publish(model_path=str(file), metrics_path=settings_with(tmp_path, **settings), existing="replace") == 2
+        assert "evaluate the checkpoint that it was exported from, or an engine that" in capfd.readouterr().err
 
 
 def test_a_checkpoint_is_named_as_elsewhere(publish, model, tmp_path):

@@ -30,16 +30,17 @@ def rows(page):
 
 def test_figures_stand_side_by_side_and_as_differences_to_the_first(tmp_path):
     one = results(tmp_path / "fp32", epe=1.5, d1=0.25, latency_median_ms=80.0)
-    two = results(tmp_path / "fp16", epe=1.75, d1=0.25, engine_bytes=1000)
+    two = results(tmp_path / "fp16", epe=1.75, d1=0.25, engine_bytes=1_000_000)
     outcome = run(tmp_path, results=[one, two], title="fp32 and fp16")
     page = text_of(outcome.artifacts["report"])
     assert outcome.kpi == {"fp32/epe": 1.5, "fp16/epe": 1.75}
     found = [[key[0], *cells] for key, cells in rows(page).items()]
-    assert ["figure", "fp32", "fp16"] in found
-    assert ["epe", "1.500", "1.750"] in found
-    assert ["latency_median_ms", "80", ""] in found, "the second was not timed: no figure"
-    assert ["epe", "0.25"] in found, "the difference to the first"
-    assert ["engine_bytes", "", "1000"] in found and ["engine_bytes", "1000"] not in found
+    assert ["figure", "fp32", "fp16", "key"] in found
+    assert ["EPE (px)", "1.500", "1.750", "epe"] in found
+    time = ["time of a batch, median (ms)", "80", "", "latency_median_ms"]
+    assert time in found, "the second was not timed: no figure"
+    assert ["EPE (px)", "0.250"] in found, "the difference to the first"
+    assert ["engine file (MB)", "", "1.0", "engine_bytes"] in found and ["engine file (MB)", "1.0"] not in found
 
 
 def summary_of(page):
@@ -214,9 +215,10 @@ def test_what_evaluations_warned_of_stands_beside_their_figures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batches", "label"), [((1, 1), ""), ((4, 4), " (of a batch of 4)"), ((1, 4), " (of a batch of 1 or 4)")]
+    ("batches", "of"), [((1, 1), "a pair"), ((4, 4), "a batch of 4"), ((1, 4), "a batch of 1 or 4")]
 )
-def test_a_latency_says_of_how_many_images_it_is(tmp_path, batches, label):
+def test_a_latency_says_of_how_many_images_it_is(tmp_path, batches, of):
     paths = [results(tmp_path / f"r{n}", latency_median_ms=n + 1, latency_batch=b) for n, b in enumerate(batches)]
     found = [[key[0], *cells] for key, cells in rows(text_of(run(tmp_path, results=paths).artifacts["report"])).items()]
-    assert [f"latency_median_ms{label}", "1.0", "2.0"] in found and [f"latency_median_ms{label}", "1"] in found
+    name = f"time of {of}, median (ms)"
+    assert [name, "1.0", "2.0", "latency_median_ms"] in found and [name, "1.0"] in found

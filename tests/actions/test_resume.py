@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import training_runs
 from training_runs import LOWER_LAST, assert_same, checkpoints, load
 
 from stereo_core.errors import ModelError
@@ -77,6 +78,14 @@ def test_another_optimizer_does_not_go_on(finished, train, tmp_path, status_line
     first = str(finished[0] / "model_epoch_000_step_00002.pth")
     code, _ = train(tmp_path, num_epochs=2, optim={"optimizer": "SGD"}, resume_training_checkpoint_path=first)
     assert code == 2 and "the run used AdamW" in status_lines(tmp_path)[-1]["message"]
+
+
+def test_other_trained_weights_do_not_go_on(finished, train, tmp_path, status_lines, monkeypatch):
+    first = str(finished[0] / "model_epoch_000_step_00002.pth")
+    monkeypatch.setitem(training_runs.MODEL, "stereo_backbone", {"train_vit": True})
+    code, _ = train(tmp_path, num_epochs=2, resume_training_checkpoint_path=first)
+    said = status_lines(tmp_path)[-1]["message"]
+    assert code == 2 and "the run had model.stereo_backbone.train_vit=false, this one has true; set it back" in said
 
 
 @pytest.mark.parametrize(("size", "keys", "words"), [

@@ -117,7 +117,7 @@ def test_pretrained_weights_are_the_start(finished, train, tmp_path, status_line
     code, outcome = train(tmp_path, num_epochs=1, pretrained_model_path=str(folder / "dn_model_latest.pth"))
     assert code == 0
     assert outcome.kpi["initial_epe"] == pytest.approx(before.kpi["epe"], rel=1e-5)
-    assert outcome.message.endswith(f"({before.kpi['epe']:.4f} before training)")
+    assert outcome.message.endswith(f"({before.kpi['epe']:.3f} px before training)")
     told = [line["message"] for line in status_lines(tmp_path) if "no epoch was better" in line["message"]]
     assert bool(told) == (outcome.kpi["epe"] >= outcome.kpi["initial_epe"])
     assert checkpoints(tmp_path) == ["model_epoch_000_step_00002.pth"]

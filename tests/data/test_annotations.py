@@ -33,7 +33,7 @@ def test_relative_paths_start_at_data_root_else_at_the_list_not_at_the_working_f
     ("line", "complaint"),
     [
         ("a b c d e", "5 columns"),
-        ("a.png", "1 columns"),
+        ("a.png", "1 column;"),
         ("my left.png my right.png d.pfm", "5 columns.*double quotes"),
         ('"a b', "a quote is not closed"),
         ('"a"b c', "a quote is not closed"),

@@ -110,6 +110,12 @@ def test_nothing_is_said_where_nothing_matches():
     ]
 
 
+def test_a_pair_of_few_rows_has_no_matches():
+    """No patch fits in it, and at the search's scale it had no row."""
+    left, right = np.random.default_rng(0).integers(0, 255, (2, 2, 900, 3), np.uint8)
+    assert not list(doubts(left, right))
+
+
 @pytest.mark.parametrize("dark", ["left", "right"])
 def test_a_dark_camera_is_named(dark):
     """A lens cap or a broken cable: the network still finds some disparity everywhere."""

@@ -109,6 +109,25 @@ def test_max_disparity_that_does_not_fit(tmp_path, plain, bp2, caplog):
     assert caplog.records[-1].levelname == "WARNING"
 
 
+def test_another_normalisation_than_the_trained_one_is_told(tmp_path, caplog):
+    """No shape depends on it: the network would run, with other disparities."""
+    save_checkpoint(create_model("FastFoundationStereo", gwc_feature_normalize=False), tmp_path / "dot.pth")
+    for asked, warns in ((False, False), (True, True)):
+        caplog.clear()
+        assert load_model(tmp_path / "dot.pth", gwc_feature_normalize=asked).config.gwc_feature_normalize == asked
+        assert ("is true, but the weights were trained with false" in caplog.text) == warns
+
+
+def test_keys_of_the_network_that_the_file_does_not_hold(tmp_path, plain, caplog):
+    with pytest.raises(ModelError, match=r"FastFoundationStereo, which has no preset; remove model\.preset"):
+        load_model(plain, preset="tiny")
+    save_checkpoint(create_model(preset="tiny"), tmp_path / "tiny.pth")
+    spec = export(tmp_path / "tiny.pth") | {"model": {"gru_hidden": 60, "gwc_feature_normalize": True}}
+    from_spec(spec_from_dict("export", spec), tmp_path / "tiny.pth")
+    for key in ("gru_hidden", "gwc_feature_normalize"):
+        assert f"model.{key} has no effect: it is for FastFoundationStereo, but" in caplog.text
+
+
 def test_the_file_and_model_type_must_agree(tmp_path, plain):
     save_checkpoint(create_model(preset="tiny"), tmp_path / "tiny.pth")
     with pytest.raises(

@@ -291,6 +291,14 @@ def test_a_page_fits_a_telephone(opened, disparity, truth, scheme):
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
 
 
+@pytest.mark.parametrize(("scheme", "shown"), [("light", 255), ("dark", 28)])
+def test_a_plot_has_the_background_of_the_page(opened, tmp_path, scheme, shown):
+    cv2.imwrite(str(tmp_path / "plot.png"), np.full((40, 40, 3), 255, np.uint8))
+    tab = opened(page("T", galleries=[("Curves", "", [tmp_path / "plot.png"])]), color_scheme=scheme)
+    drawn = cv2.imdecode(np.frombuffer(tab.locator(".gallery img").screenshot(), np.uint8), cv2.IMREAD_COLOR)
+    assert abs(int(drawn[20, 20, 0]) - shown) <= 2  # its blue
+
+
 def test_on_a_telephone_words_are_whole_and_the_graph_is_legible(opened):
     row = ("a-step (with a title)", "annotations", "2031-02-03 04:05:06", "5.7 MB", "0123456789ab", "tasks/a/report")
     drawing = '<svg viewBox="0 0 1500 60" style="width:1500px;max-width:none"></svg>'

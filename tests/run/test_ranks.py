@@ -98,6 +98,14 @@ def test_the_first_error_ends_all(error, kind, message, monkeypatch):
     assert "in second_fails" in caught.value.__notes__[0]
 
 
+def test_wrong_input_of_one_rank_ends_all_at_once():
+    """What the others do, such as their part of a long list, is in vain."""
+    before = time.monotonic()
+    with pytest.raises(DataError):
+        in_ranks(second_fails, DataError("left.png: broken"), StatusLog(None), TWO)
+    assert time.monotonic() - before < ranks._GRACE_SECONDS
+
+
 def test_a_killed_rank_ends_all(monkeypatch):
     monkeypatch.setattr(ranks, "_GRACE_SECONDS", 0.2)
     with pytest.raises(RuntimeError, match=r"the process of rank 1 \(pid \d+\) was killed by SIGKILL"):

@@ -171,8 +171,11 @@ def test_keys_of_the_other_network_have_no_effect(workspace):
     vit = "model.stereo_backbone.depth_anything_v2_pretrained_path"
     idle = dict(without_effect("train", load_spec("train", TEMPLATES / "fast_train.yaml", [f"{vit}=vit.pth"])))
     assert idle[vit].startswith("FastFoundationStereo has no ViT")
-    idle = dict(without_effect("train", load_spec("train", TEMPLATES / "train.yaml", ["model.gru_hidden=60"])))
-    assert idle["model.gru_hidden"].startswith("it is for FastFoundationStereo")
+    width = "model.gru_hidden"
+    begun = load_spec("train", TEMPLATES / "train.yaml", [f"{width}=60"])
+    assert width not in dict(without_effect("train", begun)), "its checkpoint decides which network it is"
+    idle = load_spec("train", TEMPLATES / "train.yaml", [f"{width}=60", "train.pretrained_model_path="])
+    assert dict(without_effect("train", idle))[width].startswith("it is for FastFoundationStereo")
 
 
 def test_mono_is_refused_where_a_network_is_built_and_ignored_for_engines(workspace):

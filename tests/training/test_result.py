@@ -17,14 +17,15 @@ def test_a_training_that_made_nothing_better_says_so(tmp_path, monitor, initial,
     write_sidecar(tmp_path / checkpoints.names[0], {"kind": "checkpoint", "epoch": 0, "metrics": {monitor: 0.7153}})
     where = f"{tmp_path}/model_epoch_000_step_00002.pth, of epoch 1 "
     assert where in checkpoints.words(), "as the log counts epochs"
-    assert checkpoints.words().endswith(f"with 0.7153 ({before:.4f} before training)")
+    name = {"val/epe": "EPE", "val/loss": "validation loss"}[monitor]
+    assert checkpoints.words().endswith(f"with {name} 0.715 px ({before:.3f} px before training)")
     doubt = checkpoints.doubt()
     assert (doubt is not None) == is_worse
-    assert not is_worse or "was 0.7068 before and 0.7153 at best" in doubt
+    assert not is_worse or f"{name} 0.707 px before, 0.715 px at best" in doubt
 
 
 def test_without_a_validation_before_there_is_nothing_to_compare(tmp_path):
     checkpoints = Checkpoints(tmp_path, Train())
     checkpoints.names = ["model_epoch_000_step_00002.pth"]
     write_sidecar(tmp_path / checkpoints.names[0], {"kind": "checkpoint", "epoch": 0, "metrics": {"val/epe": 0.7153}})
-    assert checkpoints.words().endswith("with 0.7153") and checkpoints.doubt() is None
+    assert checkpoints.words().endswith("with EPE 0.715 px") and checkpoints.doubt() is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -11,7 +13,15 @@ from stereo_core.models.flags import kept
 from stereo_core.spec.train import Train
 from stereo_core.training import trainer
 from stereo_core.training.distribution import Ranks
-from stereo_core.training.trainer import COMPILED, WORTH_COMPILING, check_fsdp, choose_kernels, compiled_parts, tune
+from stereo_core.training.trainer import (
+    COMPILED,
+    WORTH_COMPILING,
+    check_compiler,
+    check_fsdp,
+    choose_kernels,
+    compiled_parts,
+    tune,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +31,14 @@ def test_deterministic_kernels_are_chosen_where_there_is_a_choice(wanted, gpu, e
     with kept():
         choose_kernels(Train(deterministic=wanted), gpu)
         assert torch.are_deterministic_algorithms_enabled() == expected
+
+
+@pytest.mark.parametrize("compile", ["on", "auto"])
+def test_a_missing_compiler_is_told_before_the_first_step(compile, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    refused = pytest.raises(SpecError, match=r"on needs a C\+\+ compiler, but there is none on the PATH; install g\+\+")
+    with refused if compile == "on" else contextlib.nullcontext():
+        check_compiler(Train(compile=compile), gpu=False)
 
 
 def test_how_the_network_computes_is_what_the_spec_says():

@@ -40,7 +40,8 @@ class FastPredict:
 
     def __init__(self, model: StereoNetwork, dtype: torch.dtype, compile: str):
         if compile != "off" and COMPILER is None:
-            LOG.info(
+            LOG.log(
+                logging.WARNING if compile == "on" else logging.INFO,
                 "compile: %s has no effect because there is no C compiler on the PATH; install gcc and Python's "
                 "headers",
                 compile,

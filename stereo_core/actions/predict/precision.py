@@ -47,9 +47,10 @@ def network_call(model: StereoNetwork, precision: str, compile: str, *, hierarch
     tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32  # exact float32 as in engines
     eager = model.hierarchical if hierarchical else model
+    if compile == "on" and (hierarchical or precision not in HALF):
+        why = "hierarchical, whose passes are not compiled" if hierarchical else f"precision {precision}"
+        LOG.warning("compile: on has no effect with %s; only fp16 and bf16 are compiled", why)
     if precision not in HALF:
-        if compile == "on":
-            LOG.info("compile: on has no effect with precision %s, only with fp16 and bf16", precision)
         return eager
     if not hierarchical:
         from stereo_core.actions.predict.fast import FastPredict  # imports torch's compiler, which a CPU does not need

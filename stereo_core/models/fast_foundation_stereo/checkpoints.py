@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from stereo_core.models.fast_foundation_stereo.config import (
 from stereo_core.models.fast_foundation_stereo.model import offsets
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
 
-__all__ = ["PUBLISHED_RANGE", "SETTINGS", "SPEC_KEYS", "complete", "config_of", "fixed_by_weights"]
+__all__ = ["PUBLISHED_RANGE", "SETTINGS", "complete", "config_of", "fixed_by_weights"]
 
-SPEC_KEYS = ("widths", "gwc_feature_normalize")  # settings of a spec that FoundationStereo does not have
 PUBLISHED_RANGE = FastFoundationStereoConfig().max_disparity  # px
+LOG = logging.getLogger(__name__)
 TAO_RANGE = 416  # px: default of TAO's schema; no published weights of this network use it
 
 # Width -> the weights whose first dimension has this width.
@@ -98,6 +99,17 @@ def config_of(
             raise ModelError(
                 f"{path}: the file has {key} {found[key]}, not {given[key]}; remove model.{key} from the spec"
             )
+    if given.get("preset"):
+        raise ModelError(
+            f"{path}: the file holds FastFoundationStereo, which has no preset; remove model.preset from the spec"
+        )
+    asked, trained = (settings.get("gwc_feature_normalize") for settings in (given, stored))
+    if None not in (asked, trained) and asked != trained:
+        LOG.warning(
+            "%s: model.gwc_feature_normalize is %s, but the weights were trained with %s, so disparities may be wrong; "
+            "leave it out, or train on",
+            *(path, str(asked).lower(), str(trained).lower()),
+        )
     if stored.get("max_disparity") is None and given.get("max_disparity") == TAO_RANGE:
         raise ModelError(
             f"{path}: the weights were not trained for a max_disparity of {TAO_RANGE} px, so disparities would be "

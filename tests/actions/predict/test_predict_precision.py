@@ -89,4 +89,14 @@ def test_without_a_compiler_nothing_is_compiled(model, monkeypatch, caplog):
     monkeypatch.setattr(fast, "COMPILER", None)
     with caplog.at_level(logging.INFO):
         assert fast.FastPredict(model, torch.float32, "on").compile == "off"
-    assert "no C compiler" in caplog.text
+    assert "no C compiler" in caplog.text and caplog.records[-1].levelname == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"), [({}, "precision fp32"), ({"hierarchical": True}, "hierarchical, whose passes are not compiled")]
+)
+def test_a_request_to_compile_in_vain_draws_a_warning(model, keys, why, caplog):
+    for asked in ("auto", "on"):
+        precision.network_call(model, "fp32", asked, **keys)
+    (said,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert said.getMessage() == f"compile: on has no effect with {why}; only fp16 and bf16 are compiled"
