@@ -151,9 +151,7 @@ def model_card(title: str, name: str, about: dict[str, Any], figures: dict[str, 
         names, columns = (["this model", "published before"], [figures, before]) if before else (["value"], [figures])
         parts += ["## Figures", EXPLAINED]
         parts += [_table(tuple(table.columns), table.rows) for table in comparison(names, columns)]
-    parts += [
-        "The published FoundationStereo weights have their own licences, which also apply to models trained from them."
-    ]
+    parts += ["If the training began with NVIDIA's published weights, their licence applies to this model, too."]
     return "\n\n".join(parts) + "\n"
 
 
