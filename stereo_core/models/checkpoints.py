@@ -89,9 +89,8 @@ def load_model(path: str | Path, **overrides: Any) -> StereoNetwork:
     load_state(model, state, path, "the file is incomplete or belongs to another network")
     if quantization is not None:
         round_activations(model, quantization, formats_of(checkpoint.state))
-    values = {given.get("max_disparity"), checkpoint.stored.get("max_disparity")} - {None}
-    assumed = not values and checkpoint.network == "FoundationStereo"  # FastFoundationStereo is published with one only
-    level = logging.WARNING if assumed or len(values) > 1 else logging.INFO
+    values = {given.get("max_disparity"), _trained_for(checkpoint)} - {None}
+    level = logging.INFO if len(values) == 1 else logging.WARNING
     LOG.log(level, "%s: the network's max_disparity is %d px, %s", path, *_range(checkpoint, given))
     return model
 
@@ -313,19 +312,28 @@ def _range(checkpoint: Checkpoint, given: dict[str, Any]) -> tuple[int, str]:
 
     No shape depends on it: with a wrong value the network runs, but its disparities are wrong.
     """
-    trained = checkpoint.stored.get("max_disparity")
     if asked := given.get("max_disparity"):
+        trained = _trained_for(checkpoint)
         other = (
             f", but the weights were trained for {trained} px, so disparities may be biased; leave it out, or train on"
         )
         return asked, "from model.max_disparity" + other * (trained not in (None, asked))
-    if trained is not None:
-        return trained, "stored with the weights"
+    if stored := checkpoint.stored.get("max_disparity"):
+        return stored, "stored with the weights"
     if checkpoint.network == "FastFoundationStereo":
         return fast.PUBLISHED_RANGE, "the published value"
     preset = (checkpoint.stored | given | checkpoint.found).get("preset")
     usual = f"the {preset} preset's value" if preset else "the published value"
     return PRESET_SETTINGS[preset]["max_disparity"], f"{usual}: {_ASSUMED}"
+
+
+def _trained_for(checkpoint: Checkpoint) -> int | None:
+    """The max_disparity that the weights were trained for, in px; None if the file does not say so, except for
+    FastFoundationStereo, which is published with one value only."""
+    if checkpoint.network == "FastFoundationStereo":
+        return fast.trained_for(checkpoint.stored)
+    stored: int | None = checkpoint.stored.get("max_disparity")
+    return stored
 
 
 def _contradiction(path: str | Path, key: str, given: Any, found: Any) -> str:

@@ -99,6 +99,13 @@ def test_max_disparity_that_does_not_fit(tmp_path, plain, bp2, caplog):
     assert describe(plain)["max_disparity"] == 192 and describe(plain)["max_disparity_from"] == "the published value"
     with pytest.raises(ModelError, match=r"not trained for a max_disparity of 416 px.* set\s+model.max_disparity=192"):
         load_model(plain, max_disparity=416)
+    caplog.clear()
+    assert load_model(plain, max_disparity=256).config.max_disparity == 256
+    assert "256 px, from model.max_disparity, but the weights were trained for 192 px, so" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
+    save_checkpoint(create_model("FastFoundationStereo", max_disparity=128), tmp_path / "own.pth")
+    with pytest.raises(ModelError, match=r"416 px.* set\s+model.max_disparity=128"):
+        load_model(tmp_path / "own.pth", max_disparity=416)
     spec = spec_from_dict("export", export(plain))
     assert from_spec(spec, plain).config.max_disparity == 192
     wide = create_model("FastFoundationStereo", max_disparity=416)

@@ -18,7 +18,7 @@ from stereo_core.models.fast_foundation_stereo.config import (
 from stereo_core.models.fast_foundation_stereo.model import offsets
 from stereo_core.models.foundation_stereo.config import FoundationStereoConfig
 
-__all__ = ["PUBLISHED_RANGE", "SETTINGS", "complete", "config_of", "fixed_by_weights"]
+__all__ = ["PUBLISHED_RANGE", "SETTINGS", "complete", "config_of", "fixed_by_weights", "trained_for"]
 
 PUBLISHED_RANGE = FastFoundationStereoConfig().max_disparity  # px
 LOG = logging.getLogger(__name__)
@@ -110,12 +110,18 @@ def config_of(
             "leave it out, or train on",
             *(path, str(asked).lower(), str(trained).lower()),
         )
-    if stored.get("max_disparity") is None and given.get("max_disparity") == TAO_RANGE:
+    trained = trained_for(stored)
+    if given.get("max_disparity") == TAO_RANGE != trained:
         raise ModelError(
             f"{path}: the weights were not trained for a max_disparity of {TAO_RANGE} px, so disparities would be "
-            f"biased; set model.max_disparity={PUBLISHED_RANGE} or leave it out"
+            f"biased; set model.max_disparity={trained} or leave it out"
         )
     return make_config(**stored | given | found)
+
+
+def trained_for(stored: dict[str, Any]) -> int:
+    """The max_disparity, in px, that the weights were trained for: the file's, or that of the published weights."""
+    return stored.get("max_disparity") or PUBLISHED_RANGE
 
 
 def _widths(state: dict[str, Tensor], head: str) -> dict[str, Any]:
