@@ -319,10 +319,13 @@ def _classic(model: Model) -> Iterator[Complaint]:
 
 
 def _fast(model: Model) -> Iterator[Complaint]:
-    if model.encoder not in ("vits", "vitb", "vitl"):
+    if model.preset:  # it sets the encoder
+        yield (
+            "model.preset",
+            f"{model.preset} is for FoundationStereo; FastFoundationStereo has no preset, so remove it",
+        )
+    elif model.encoder not in ("vits", "vitb", "vitl"):
         yield "model.encoder", f"{model.encoder}: FastFoundationStereo supports vits, vitb or vitl"
-    if model.preset:
-        yield "model.preset", f"{model.preset} is a preset of FoundationStereo; FastFoundationStereo has none"
     for name in ("variant", "disparity_attention"):
         if getattr(model, name) != "auto":
             yield f"model.{name}", "FastFoundationStereo has only one variant; leave it out"

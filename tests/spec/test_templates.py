@@ -166,6 +166,14 @@ def test_fast_foundation_stereo_refuses_what_it_has_not(workspace, override, com
     assert str(error.value).endswith(complaint)
 
 
+def test_fast_foundation_stereo_has_no_preset(workspace):
+    """The preset's own encoder, which the user did not set, is not mentioned."""
+    with pytest.raises(SpecError) as error:
+        load_spec("train", None, ["model.model_type=FastFoundationStereo", "model.preset=tiny"])
+    assert "model.preset: tiny is" in str(error.value)
+    assert "model.encoder" not in str(error.value)
+
+
 def test_keys_of_the_other_network_have_no_effect(workspace):
     (workspace / "vit.pth").write_bytes(b"x")
     vit = "model.stereo_backbone.depth_anything_v2_pretrained_path"
