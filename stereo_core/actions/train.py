@@ -122,7 +122,9 @@ def _network(spec: ExperimentSpec, resume: Path | None, ranks: Ranks, steps: int
     tune(network, spec.train, ranks, steps)
     if beyond := beyond_the_cost_volume(spec, network):
         LOG.warning("%s", beyond)
-    LOG.info("%.1f million parameters, %.1f of them trained, the others frozen or unused", *_millions(network))
+    whole, trained = _millions(network)
+    others = ", the others frozen or unused" if trained < whole else ""
+    LOG.info("%.1f million parameters, %.1f of them trained%s", whole, trained, others)
     return network
 
 
