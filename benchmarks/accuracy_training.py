@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 
 import pytorch_lightning as pl
 import torch
-from common import COLD, DATASET, GPU, device, say
+from common import COLD, DATASET, GPU, device, item, say
 from speed_steps import CONFIGURATIONS
 from torch.utils.data import DataLoader, default_collate
 
@@ -45,12 +45,7 @@ class Losses(pl.Callback):
 def scenes() -> list[dict]:
     """Batches with left, right (B, 3, H, W) 0..255, disparity in px and valid (B, 1, H, W)."""
     make = scene_maker("rich", *SIZE, DISPARITIES, 7)
-    items = []
-    for number in range(SCENES):
-        scene = make(number)
-        images = {side: torch.from_numpy(scene[side]).permute(2, 0, 1).float() for side in ("left", "right")}
-        disparity = torch.from_numpy(scene["disparity"])[None]
-        items.append(images | {"disparity": disparity, "valid": disparity > 0, "path": str(number), "source": 0})
+    items = [item(make(number), number) for number in range(SCENES)]
     return [default_collate(items[begin : begin + BATCH]) for begin in range(0, SCENES, BATCH)]
 
 

@@ -46,8 +46,12 @@ DATASET = {"train_dataset": {"data_sources": [{"dataset_name": "Synthetic"}]}}  
 
 
 def sample(height: int, width: int, seed: int) -> dict:
-    """The loader's item for one synthetic pair."""
-    scene = make_scene(height, width, width // 8, seed)
+    """The loader's item for one pair of planes."""
+    return item(make_scene(height, width, width // 8, seed), seed)
+
+
+def item(scene: dict, seed: int) -> dict:
+    """The loader's item for a synthetic scene."""
     left, right = (torch.from_numpy(scene[side]).permute(2, 0, 1).float() for side in ("left", "right"))
     disparity = torch.from_numpy(scene["disparity"])[None]
     return {

@@ -84,7 +84,7 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     if ranks.rank > 0:
         return Outcome("Evaluate finished successfully; the first process reports the figures")
     model = Path(engine or spec.evaluate.checkpoint)
-    checksum = ThreadPoolExecutor(1, "checksum").submit(digest, model)  # a second per GB
+    checksum = None if engine else ThreadPoolExecutor(1, "checksum").submit(digest, model)  # a second per GB
     names = [name_of("test", *one) for one in enumerate(spec.dataset.test_dataset.data_sources)]
     totals = _totals(rows, folder / "metrics.csv", names)
     _check(totals)
@@ -98,7 +98,7 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     figures = predictor.figures() | {"model_bytes": model.stat().st_size}
     kpi = {name: totals[name] for name in (*METRICS, *(f"{m}_pixel" for m in METRICS))} | known(figures)
     settings = predictor.settings | {"dataset_max_disparity": spec.dataset.max_disparity}
-    settings |= {} if engine else {"sha256": checksum.result()}  # an engine's is among its settings
+    settings |= {"sha256": checksum.result()} if checksum else {}  # an engine's is among its settings
     counts = {name: totals[name] for name in ("images", "pixels", "empty")}
     write_results(folder, kpi | figures | counts | {"warnings": status.warnings, "settings": settings})
     status.running("Test metrics generated.", kpi=kpi)

@@ -110,11 +110,11 @@ def config_of(
             "leave it out, or train on",
             *(path, str(asked).lower(), str(trained).lower()),
         )
-    trained = trained_for(stored)
-    if given.get("max_disparity") == TAO_RANGE != trained:
+    fitting = trained_for(stored)
+    if given.get("max_disparity") == TAO_RANGE != fitting:
         raise ModelError(
             f"{path}: the weights were not trained for a max_disparity of {TAO_RANGE} px, so disparities would be "
-            f"biased; set model.max_disparity={trained} or leave it out"
+            f"biased; set model.max_disparity={fitting} or leave it out"
         )
     return make_config(**stored | given | found)
 
