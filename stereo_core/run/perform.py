@@ -19,6 +19,7 @@ from stereo_core.cores import share_cores
 from stereo_core.errors import ExplainedError, SpecError, UserError
 from stereo_core.files import atomic_path
 from stereo_core.progress import heartbeat
+from stereo_core.run.driver import driver_started
 from stereo_core.run.failure import exit_code, is_explained, reason
 from stereo_core.run.outcome import Outcome
 from stereo_core.run.staging import Stage, staged, writing
@@ -30,7 +31,7 @@ from stereo_core.spec.fields import Section, marks_of
 from stereo_core.spec.paths import walk
 from stereo_core.training.distribution import is_main_process
 from stereo_core.values import json_ready
-from stereo_core.verbs import VERBS, section_of
+from stereo_core.verbs import EXPERIMENT, VERBS, section_of
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,12 @@ def _action(verb: str) -> Callable[[Section, StatusLog], Outcome]:
     if verb not in VERBS:
         raise SpecError(f"{verb}: unknown verb; known: {', '.join(VERBS)}")
     name = VERBS[verb].action
-    # Who has imported PyTorch before, such as a notebook, may hold large objects that do not last.
-    with contextlib.nullcontext() if "torch" in sys.modules else _lasting():
+    on_gpu = VERBS[verb].spec == EXPERIMENT
+    with contextlib.ExitStack() as beside:
+        if "torch" not in sys.modules:  # who has imported it before, such as a notebook, may hold large objects
+            beside.enter_context(_lasting())
+        if on_gpu:
+            beside.enter_context(driver_started())
         run: Callable[[Section, StatusLog], Outcome] = importlib.import_module(name).run
     return run
 

@@ -47,7 +47,7 @@ class FastPredict:
                 compile,
             )
             compile = "off"
-        _cache_in_our_folder()
+        keep_compiled()
         self.model, self.dtype, self.compile = model, dtype, compile
         self.network = make_network(model, dtype, compile=False)
         self.eager = eagerly(self.network, model.config.valid_iters)
@@ -104,7 +104,7 @@ def _since(began: float) -> float:
     return time.perf_counter() - began
 
 
-def _cache_in_our_folder() -> None:
-    """Keep compiled kernels in our cache folder, so that the next run finds them."""
+def keep_compiled() -> None:
+    """Keep kernels that are compiled from now on in our cache folder, so that the next run finds them."""
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ.setdefault(variable, str(cache_folder() / name))

@@ -14,7 +14,6 @@ from stereo_core.models.fast_foundation_stereo.model import FastFoundationStereo
 from stereo_core.models.foundation_stereo.model import FoundationStereo, normalise, padding_to_multiple, unpad
 from stereo_core.models.optimize.network import FastNetwork, WithoutViT, WithViT
 
-WARM_UP = 2  # passes before a graph is recorded: the first compiles, and cuDNN chooses its kernels
 MOST_VARIANTS = 64  # compiled variants of one function: one per level and shape
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -110,8 +109,7 @@ def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             network.side = None  # cuDNN times its kernels now: nothing else may run meanwhile
-            for _ in range(WARM_UP):
-                run(*inputs)
+            run(*inputs)  # also compiles
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             network.side = torch.cuda.Stream()

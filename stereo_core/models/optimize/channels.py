@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -96,21 +97,26 @@ def aligned_convolution(conv: nn.Conv2d, *parts: int) -> nn.Conv2d:
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer of these weights (outputs, inputs)."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-    layer.weight.data = weight.detach().clone()
-    if bias is not None:
-        layer.bias.data = bias.detach().clone()
-    return layer
+    return _with(nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta"), weight, bias)
 
 
 def convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A convolution of these weights (outputs, inputs, height, width) that keeps the size of the image."""
     outputs, inputs, height, width = weight.shape
-    conv = nn.Conv2d(inputs, outputs, (height, width), padding=(height // 2, width // 2), bias=bias is not None)
-    conv.weight.data = weight.detach().clone()
+    padding = (height // 2, width // 2)
+    conv = nn.Conv2d(inputs, outputs, (height, width), padding=padding, bias=bias is not None, device="meta")
+    return _with(conv, weight, bias)
+
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def _with(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
+    """A layer made on meta, where initial values cost nothing, with these weights."""
+    layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
-        conv.bias.data = bias.detach().clone()
-    return conv
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
 
 
 class FromOneChannel(nn.Module):
