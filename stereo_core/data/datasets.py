@@ -19,17 +19,18 @@ from stereo_core.data import shards
 from stereo_core.data.annotations import Sample, check_files, read_annotations
 from stereo_core.data.augmentation import Pair, augment
 from stereo_core.data.codecs import read_disparity
-from stereo_core.data.doubts import Doubts
+from stereo_core.data.doubts import Doubts, Look, look
 from stereo_core.data.images import AUTO, BITS, bits_for, decode, largest_deep, read_mask, read_views
 from stereo_core.data.scenes import Scenes, scene_samples
 from stereo_core.errors import DataError
 from stereo_core.files import UniqueNames, shared, stem, stems, with_hash
+from stereo_core.overlap import mapped
 from stereo_core.values import size_text
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "infer")
 LOOKS = 5  # 16-bit pairs of a source whose largest value decides its bits
-WHOLE_LOOKS = 3  # pairs of a source that are read whole and doubted before any work, 0.1 s each
+WHOLE_LOOKS = 3  # pairs of a source that are read whole and doubted before any work, side by side, 0.1 s each
 REPLACEMENTS = 10  # pairs tried instead of an unreadable one; if a tenth is unreadable, all fail once in 10**10
 
 
@@ -251,12 +252,18 @@ def doubts_of(samples: Sequence[Sample], source: Any, least_bits: int = BITS[0])
 
     It ignores pairs that cannot be read: the later full read reports or skips them.
     """
-    doubts = Doubts()
-    for sample in () if source.drawn else spread(samples, WHOLE_LOOKS):
-        with contextlib.suppress(DataError):
-            doubts.add(sample.where, read_pair(sample, source, least_bits))
+    chosen = [] if source.drawn else spread(samples, WHOLE_LOOKS)
+    looks = mapped(partial(_looked_at, source=source, least_bits=least_bits), chosen)
+    doubts = Doubts([*filter(None, looks)])
     yield from doubts.of_views().values()
     yield from doubts.of_ground_truth()
+
+
+def _looked_at(sample: Sample, source: Any, least_bits: int) -> Look | None:
+    try:
+        return look(sample.where, read_pair(sample, source, least_bits))
+    except DataError:
+        return None
 
 
 def spread(samples: Sequence[Sample], most: int) -> list[Sample]:

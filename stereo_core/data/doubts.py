@@ -23,72 +23,94 @@ LEAST = 1.0  # px; the largest disparity of a source is larger, unless its groun
 
 
 @dataclass
+class Look:
+    """What a look at one pair has found.
+
+    Attributes:
+        where: names the pair in messages.
+        size: height and width, px.
+        views: kind of doubt -> sentence, see `rectification.findings`.
+        largest: disparity, px; 0 without ground truth.
+        ratios: ground truth / disparity of each matched patch.
+        fits: number of matches that the ground truth of the left and of the right view's pixel fits better.
+    """
+
+    where: str
+    size: tuple[int, int]
+    views: dict[str, str]
+    largest: float
+    ratios: list[float] = field(default_factory=list)
+    fits: list[int] = field(default_factory=lambda: [0, 0])
+
+
+def look(where: str, pair: Pair) -> Look:
+    """Look at a pair as it is in its files, not augmented. `where` names it in messages."""
+    found = rectification.of_images(pair.left, pair.right)
+    matched = None if found else rectification.matches(pair.left, pair.right)
+    views = rectification.of_matches(matched) if matched else found
+    seen = Look(where, pair.disparity.shape, views, float(pair.disparity.max()))
+    if matched:
+        _compare(seen, matched, pair.disparity)
+    return seen
+
+
+def _compare(seen: Look, matched: rectification.Matches, disparity_HW: np.ndarray) -> None:
+    """Note the ratios, and which view's pixel the ground truth belongs to: a match is at `column` of the left image
+    and at `column - move` of the right one."""
+    half = round(rectification.HALF / 3 / matched.scale)  # of a patch's middle
+    for row, column, move in zip(*matched.disparities(), strict=True):
+        if move <= CLEAR:
+            continue
+        left, right = (_nearest(disparity_HW, row, at, half, move) for at in (column, round(column - move)))
+        if left is not None:
+            seen.ratios.append(left / move)
+        if left is not None and right is not None and abs(abs(left - move) - abs(right - move)) > APART:
+            seen.fits[int(abs(right - move) < abs(left - move))] += 1
+
+
+@dataclass(frozen=True)
 class Doubts:
-    """What is doubtful about some pairs of a data source; `add` takes them one by one, so that one is in memory."""
+    """What is doubtful about a data source, from looks at some of its pairs."""
 
-    _pairs: int = 0
-    _views: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))  # pair and sentence
-    _ratios: list[float] = field(default_factory=list)  # ground truth / disparity of a matched patch, of all pairs
-    _better: list[int] = field(default_factory=lambda: [0, 0])  # matches that ground truth of the left, right view fits
-    _largest: list[tuple[float, int]] = field(default_factory=list)  # largest disparity and width of each pair, px
-
-    def add(self, where: str, pair: Pair) -> None:
-        """Look at one more pair as it is in its files, not augmented. `where` names it in messages."""
-        self._pairs += 1
-        found = rectification.of_images(pair.left, pair.right)
-        matched = None if found else rectification.matches(pair.left, pair.right)
-        if matched:
-            found = rectification.of_matches(matched)
-            self._compare(matched, pair.disparity)
-        for kind, text in found.items():
-            self._views[kind].append((where, text))
-        if (largest := float(pair.disparity.max())) > 0:
-            self._largest.append((largest, pair.disparity.shape[1]))
-
-    def _compare(self, matched: rectification.Matches, disparity_HW: np.ndarray) -> None:
-        """Note the ratios, and which view's pixel the ground truth belongs to: a match is at `column` of the left image
-        and at `column - move` of the right one."""
-        half = round(rectification.HALF / 3 / matched.scale)  # of a patch's middle
-        for row, column, move in zip(*matched.disparities(), strict=True):
-            if move <= CLEAR:
-                continue
-            left, right = (_nearest(disparity_HW, row, at, half, move) for at in (column, round(column - move)))
-            if left is not None:
-                self._ratios.append(left / move)
-            if left is not None and right is not None and abs(abs(left - move) - abs(right - move)) > APART:
-                self._better[int(abs(right - move) < abs(left - move))] += 1
+    looks: list[Look]
 
     def of_views(self) -> dict[str, str]:
         """A sentence for each kind of doubt (see `rectification.findings`): that of the first pair that shows it.
 
         Shifted rows count only if most pairs show them: a few scenes, of moving things or unlike exposures, look so.
         """
+        found = defaultdict(list)
+        for one in self.looks:
+            for kind in one.views:
+                found[kind].append(one)
+        pairs = counted(len(self.looks), "pair")
         return {
-            kind: f"{found[0][0]} ({len(found)} of {counted(self._pairs, 'pair')} looked at): {found[0][1]}"
-            for kind, found in self._views.items()
-            if kind != "rows" or 2 * len(found) > self._pairs
+            kind: f"{doubtful[0].where} ({len(doubtful)} of {pairs} looked at): {doubtful[0].views[kind]}"
+            for kind, doubtful in found.items()
+            if kind != "rows" or 2 * len(doubtful) > len(self.looks)
         }
 
     def of_ground_truth(self) -> Iterator[str]:
         """A sentence if the disparities of all pairs are too small or too large for their images, or of another scale
         than those of matched patches."""
-        if not self._largest:
+        known = [one for one in self.looks if one.largest > 0]
+        if not known:
             return
-        number = counted(len(self._largest), "pair")
-        largest = max(self._largest)[0]
+        number, largest = counted(len(known), "pair"), max(one.largest for one in known)
+        ratios = [ratio for one in known for ratio in one.ratios]
         if largest < LEAST:
             yield f"the largest ground-truth disparity is {largest:.2g} px in {number}; is disparity_scale right?"
-        elif all(disparity > width for disparity, width in self._largest):
+        elif all(one.largest > one.size[1] for one in known):
             yield (
                 f"the largest ground-truth disparity is {largest:.0f} px in {number}, more than the images are wide; "
                 "is disparity_scale right?"
             )
-        elif len(self._ratios) >= rectification.FEWEST and not FITS[0] < (ratio := median(self._ratios)) < FITS[1]:
+        elif len(ratios) >= rectification.FEWEST and not FITS[0] < (ratio := median(ratios)) < FITS[1]:
             yield (
-                f"the ground-truth disparities are {ratio:.2f} times those of {len(self._ratios)} patches that were "
+                f"the ground-truth disparities are {ratio:.2f} times those of {len(ratios)} patches that were "
                 f"matched in {number} (median); is disparity_scale right?"
             )
-        left, right = self._better
+        left, right = (sum(one.fits[view] for one in known) for view in (0, 1))
         if right >= FEWEST_APART and right > MORE * left:
             yield (
                 f"the ground truth fits the pixels of the right image in {right} of {left + right} matched patches in "

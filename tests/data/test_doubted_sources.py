@@ -11,7 +11,7 @@ from stereo_core.data.annotations import write_annotations
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.codecs import read_disparity, write_disparity_png16
 from stereo_core.data.datasets import build_dataset, spread
-from stereo_core.data.doubts import Doubts
+from stereo_core.data.doubts import Doubts, look
 from stereo_core.data.images import read_image, write_png
 
 SHIFT = 9  # px; the disparity of every pair
@@ -99,8 +99,8 @@ def test_ground_truth_of_another_scale_than_the_views_is_doubted(warned, scale, 
 @pytest.mark.parametrize(("disparity", "fits_right"), [("disp2.png", False), ("disp6.png", True)])
 def test_ground_truth_of_the_right_view_is_doubted(shared, disparity, fits_right):
     """Middlebury's folders hold both; the right one's gave bad figures without a word."""
-    folder, doubts = shared / "data/Middlebury/2003/cones", Doubts()
+    folder = shared / "data/Middlebury/2003/cones"
     gt, _ = read_disparity(folder / disparity, scale=4)
-    doubts.add("cones", Pair(read_image(folder / "im2.png"), read_image(folder / "im6.png"), gt))
-    told = list(doubts.of_ground_truth())
+    seen = look("cones", Pair(read_image(folder / "im2.png"), read_image(folder / "im6.png"), gt))
+    told = list(Doubts([seen]).of_ground_truth())
     assert len(told) == fits_right and all("fits the pixels of the right image" in text for text in told), told

@@ -17,7 +17,7 @@ from stereo_core.data import shards
 from stereo_core.data.annotations import COLUMNS, Sample, read_annotations
 from stereo_core.data.augmentation import Pair
 from stereo_core.data.datasets import image_bits, read_pair, spread
-from stereo_core.data.doubts import Doubts
+from stereo_core.data.doubts import Doubts, look
 from stereo_core.data.scenes import scene_samples
 from stereo_core.errors import DataError
 from stereo_core.progress import bars
@@ -132,11 +132,11 @@ def samples(case: Case) -> Iterator[Finding]:
 
 
 def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: DataSource) -> Iterator[Finding]:
-    figures, doubts = [], Doubts()
+    figures, looks = [], []
     for sample in chosen:
         try:
             pair = read_pair(sample, source)
-            doubts.add(sample.where, pair)
+            looks.append(look(sample.where, pair))
             figures.append(figures_of(pair, case.spec.dataset.max_disparity))
         except DataError as error:
             skipped = split == "train" and case.spec.dataset.on_error == "skip"
@@ -146,7 +146,7 @@ def _samples(case: Case, split: str, where: str, chosen: list[Sample], source: D
     sizes = [one.size for one in figures]
     largest = tuple(max(side) for side in zip(*sizes, case.largest.get(split, (0, 0)), strict=True))
     case.largest[split] = largest
-    faults = list(_doubts(where, figures, doubts, case))
+    faults = list(_doubts(where, figures, Doubts(looks), case))
     yield from faults
     if not faults:
         low, middle, high = (round(float(f([one.range[i] for one in figures])), 1) for i, f in enumerate(_OVER_SAMPLES))
