@@ -4,9 +4,10 @@ python benchmarks/starter.py OUT [--network small] [--weights FILE] [--minutes 6
     --network fast_narrow trains a FastFoundationStereo instead, to compare both as starter.
     A round starts from random weights or, with --weights, from those of an earlier round; set another --start, so that
     it uses new scenes. The learning rate rises in the first hundred steps and then falls along a cosine until the time
-    is up. It writes to OUT: weights.pth (half precision; the moving average of the weights over some 500 steps),
-    curve.csv (seconds, step, pairs, rate, loss, and where measured the EPE of that average on held-out scenes) and,
-    after training, zero_shot.json: figures on pairs that were never trained on.
+    is up: to zero, or to --last-rate, where the next round is to go on. It writes to OUT: weights.pth (half precision;
+    the moving average of the weights over some 500 steps), curve.csv (seconds, step, pairs, rate, loss, and where
+    measured the EPE of that average on held-out scenes) and, after training, zero_shot.json: figures on pairs that were
+    never trained on.
 
 A step (forward, loss, backward, clipping, AdamW) is one CUDA graph; a second stream draws scenes at the same time.
 """
@@ -73,6 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", help="weights.pth of the previous round, or starter")
     parser.add_argument("--minutes", type=float, default=6.0, help="minutes of training, without the final evaluation")
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
+    parser.add_argument("--last-rate", type=float, default=0.0, help="learning rate at the end of the round")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 640), help="height and width, px")
     parser.add_argument(
@@ -216,7 +218,7 @@ def train(args: argparse.Namespace, model: nn.Module) -> None:
         curve = csv.writer(file)
         curve.writerow(["seconds", "step", "pairs", "rate", "loss", "epe"])
         while (spent := time.monotonic() - begin) < limit:
-            step.rate.fill_(args.rate * min(1, (number + 1) / WARM_UP) * (1 + math.cos(math.pi * spent / limit)) / 2)
+            step.rate.fill_(rate(args, number, spent / limit))
             step.share.fill_(1 - DECAY if args.weights else max(1 - DECAY, 9 / (10 + number)))
             step(next(batches))
             number += 1
@@ -244,6 +246,12 @@ def train(args: argparse.Namespace, model: nn.Module) -> None:
     say(f"{int(step.skipped)} steps skipped because of a non-finite gradient")
     if GPU:
         say(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+def rate(args: argparse.Namespace, number: int, done: float) -> float:
+    """The learning rate of a step; `done` is the share of the time that has passed."""
+    cosine = (1 + math.cos(math.pi * done)) / 2
+    return min(1, (number + 1) / WARM_UP) * (args.last_rate + (args.rate - args.last_rate) * cosine)
 
 
 def paced(before: torch.cuda.Event | None) -> torch.cuda.Event | None:
