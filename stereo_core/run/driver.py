@@ -19,10 +19,11 @@ def init_driver() -> None:
 
 @contextmanager
 def driver_started() -> Iterator[None]:
-    """Initialise the driver while the block runs. Afterwards no thread is left: processes may be forked."""
-    thread = Thread(target=init_driver, name="driver")
+    """Initialise the driver while the block runs. Afterwards no thread is left: processes may be forked.
+
+    If the block raises an error, such as Ctrl-C, nothing waits for the driver: one that is out of order may hang.
+    """
+    thread = Thread(target=init_driver, name="driver", daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    yield
+    thread.join()

@@ -18,6 +18,14 @@ with driver_started():
     print("beside", flush=True)
 assert threading.active_count() == 1
 """
+STOPPED = """
+from stereo_core.run.driver import driver_started
+try:
+    with driver_started():
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print("stopped")
+"""
 
 
 @pytest.fixture
@@ -32,15 +40,19 @@ def library(tmp_path):
     return tmp_path
 
 
-def _used(**environment: str) -> list[str]:
+def _used(code: str = USE, **environment: str) -> list[str]:
     env = os.environ | environment
     return subprocess.run(
-        [sys.executable, "-c", USE], env=env, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
     ).stdout.split()
 
 
 def test_the_block_runs_while_the_driver_starts_and_waits_for_it(library):
     assert _used(LD_LIBRARY_PATH=str(library)) == ["beside", "driver"]
+
+
+def test_ctrl_c_does_not_wait_for_the_driver(library):
+    assert _used(STOPPED, LD_LIBRARY_PATH=str(library)) == ["stopped"]
 
 
 def test_a_machine_without_a_driver_needs_none():
