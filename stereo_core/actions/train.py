@@ -104,9 +104,9 @@ def _train_joined(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outc
     watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]
     trainer = trainer_of(settings, ranks, [*watchers, checkpoints], trackers(spec, folder), folder)
     module = StereoModule(network, spec)
-    if data.has("val"):
-        _validate_first(trainer, module, data, checkpoints, resume)
     with _interruptions(trainer, checkpoints):
+        if data.has("val"):
+            _validate_first(trainer, module, data, checkpoints, resume)
         trainer.fit(module, datamodule=data, ckpt_path=resume)
     return _outcome(trainer, module, checkpoints)
 

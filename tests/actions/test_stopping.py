@@ -39,6 +39,16 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(train, tmp_path, sta
     assert saved["global_step"] >= 2 and name.endswith(f"step_{saved['global_step']:05d}.pth")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_validation_before_training(train, tmp_path, monkeypatch, status_lines, number, code):
+    monkeypatch.setattr(
+        StatusLines, "on_validation_batch_start", lambda *_: os.kill(os.getpid(), number), raising=False
+    )
+    assert train(tmp_path)[0] == code
+    assert status_lines(tmp_path)[-1]["message"].startswith("User/System interruption: ")
+    assert checkpoints(tmp_path) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "step"), [("on_train_batch_end", 2), ("on_validation_batch_start", 4), ("on_train_epoch_end", 4)]
