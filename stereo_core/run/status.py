@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -105,12 +106,22 @@ class StatusLog:
         text = json.dumps(json_ready(line), allow_nan=False, ensure_ascii=False)
         for secret in self._secrets:
             text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], "***")
-        # A single write for each line, so that lines of several processes do not mix.
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(handle, f"{text}\n".encode("utf-8", "backslashreplace"))
-        finally:
-            os.close(handle)
+        _append(self.path, f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line in a single write, so that lines of several processes do not mix: the whole line or nothing."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        written = os.write(handle, line)
+        if written < len(line):  # the disk is full; the next line would continue this one
+            os.ftruncate(handle, os.fstat(handle).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(handle)
 
 
 def warnings_in(folder: Path) -> list[str]:

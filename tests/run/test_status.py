@@ -33,6 +33,36 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+FULL_DISK = """
+import os, sys
+from pathlib import Path
+from stereo_core.run.status import StatusLog
+folder = Path(sys.argv[1])
+status, filler = StatusLog(folder), (folder / "filler").open("wb", buffering=0)
+status.running("a line")  # it takes a block of the disk, which the next ones fill
+try:
+    while True:
+        filler.write(bytes(4096))
+except OSError:
+    pass
+try:
+    while True:
+        status.running("a line")
+except OSError as error:
+    print(error)
+os.truncate(folder / "filler", 0)
+status.failure("the end")
+print((folder / "status.json").read_text(), end="")
+"""
+
+
+def test_a_full_disk_cuts_no_line(tmp_path, on_a_small_disk):
+    done = on_a_small_disk(tmp_path / "disk", "64k", sys.executable, "-c", FULL_DISK, tmp_path / "disk")
+    error, *written = done.stdout.splitlines()
+    assert error == f"[Errno 28] No space left on device: '{tmp_path / 'disk' / 'status.json'}'"
+    assert [json.loads(line)["message"] for line in written][-2:] == ["a line", "the end"]
+
+
 def test_the_fields_of_a_line(tmp_path):
     status = StatusLog(tmp_path)
     status.started("Starting Training Loop.")
