@@ -173,6 +173,9 @@ class StereoModule(pl.LightningModule):
             self.averages.update()
         self.guard.spoilt = False
 
+    def on_train_end(self) -> None:
+        self.guard.end()
+
     def _scale(self) -> float:
         """The loss scale of fp16; it is halved after each step whose gradients overflow."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)

@@ -202,6 +202,19 @@ class NonFiniteGuard:
                 f"{self.reports}; lower train.optim.lr and resume from an earlier checkpoint"
             )
 
+    def end(self) -> None:
+        """Call after the last step.
+
+        Raises:
+            NonFiniteLossError: all steps of the run were skipped, in epochs too short for the limits of `count`.
+        """
+        if self.skipped and self.skipped == self.module.global_step:
+            raise NonFiniteLossError(
+                f"each step of the run ({self.skipped}) had a non-finite loss or gradient and was skipped, so the "
+                f"checkpoints hold the weights that the run began with; see {self.reports}; check those weights and "
+                "the images, or lower train.optim.lr"
+            )
+
     def _report(self, step: Step, norms: dict[str, Tensor]) -> str:
         """Write a report on a non-finite step; return a text about what happened and where the report is.
 

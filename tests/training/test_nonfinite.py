@@ -112,6 +112,12 @@ def test_skipping_here_and_there_has_an_end(fit):
         fit(batches, nonfinite="skip")
 
 
+def test_a_run_that_skips_each_step_fails(fit):
+    """Few enough for an epoch's limits, and too many for a run that says that it has trained."""
+    with pytest.raises(NonFiniteLossError, match=r"each step of the run \(2\) .* the weights that the run began with"):
+        fit([make_batch(0, True), make_batch(1, True)], nonfinite="skip")
+
+
 def overflowing(module, steps, averages=None) -> None:
     """Scale the loss of a training in fp16 by 8; let the gradients of some steps overflow at any scale.
 
