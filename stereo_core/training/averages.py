@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stereo_core.models.files import AVERAGES
+
+LOG = logging.getLogger(__name__)
 
 
 class Averages:
@@ -49,7 +52,12 @@ class Averages:
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(AVERAGES)
-        if saved and self.decay is not None:
+        if saved and self.decay is None:
+            LOG.warning(
+                "train.ema_decay is no longer set: the averages in the checkpoint are dropped, and the run goes on "
+                "with the weights of its last step; set it as before to keep them"
+            )
+        elif saved:
             self.values = {name: saved[f"model.{name}"] for name, _ in self._averaged()}
 
     def _averaged(self) -> list[tuple[str, Tensor]]:

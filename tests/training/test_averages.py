@@ -7,6 +7,7 @@ import torch
 from batches import copied, make_batch
 
 from stereo_core.models import load_model
+from stereo_core.training.averages import Averages
 
 DECAY = 0.6
 NAMES = ("proj_cmb.weight", "cnet.layer1.0.norm1.running_mean", "cost_agg.conv_patch.1.running_var")
@@ -72,3 +73,11 @@ def test_a_weight_of_two_names_is_averaged_under_both(saved):
     twins = [(name, name.replace(".norm3.", ".downsample.1.")) for name in loaded if ".norm3." in name]
     twins = [(one, other) for one, other in twins if one != other and other in loaded]
     assert twins and all(torch.equal(loaded[one], loaded[other]) for one, other in twins)
+
+
+@pytest.mark.parametrize(("decay", "warned"), [(DECAY, False), (None, True)])
+def test_a_resumed_run_does_not_drop_the_averages_in_silence(averaged, saved, caplog, decay, warned):
+    averages = Averages(averaged[0].model, decay)
+    averages.load(torch.load(saved, weights_only=True))
+    assert bool(averages.values) != warned
+    assert ("train.ema_decay is no longer set" in caplog.text) == warned
