@@ -87,7 +87,6 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     checksum = None if engine else ThreadPoolExecutor(1, "checksum").submit(digest, model)  # a second per GB
     names = [name_of("test", *one) for one in enumerate(spec.dataset.test_dataset.data_sources)]
     totals = _totals(rows, folder / "metrics.csv", names)
-    _check(totals)
     write_views(folder / FILE, chosen.views)
     for doubt in _without_truth(totals):
         LOG.warning("%s", doubt)
@@ -185,14 +184,6 @@ def _left(sample: dict[str, Any]) -> np.ndarray:
 def _view(sample: dict[str, Any], prediction_HW: np.ndarray, truth_HW: np.ndarray, row: dict[str, Any]) -> View:
     return view(sample["rel"], _left(sample), prediction_HW, path=str(sample["path"]), truth_HW=truth_HW,
                 most_pixels=FEWER_PIXELS, facts=sentence(row))  # fmt: skip
-
-
-def _check(totals: dict[str, Any]) -> None:
-    if not totals["images"]:
-        raise DataError(
-            f"none of the images ({totals['empty']}) has valid ground truth (visible in the mask, 0 < disparity < "
-            "dataset.max_disparity); check dataset_name, disparity_format and dataset.max_disparity"
-        )
 
 
 def _without_truth(totals: dict[str, Any]) -> Iterator[str]:

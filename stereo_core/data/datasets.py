@@ -206,8 +206,8 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
         places += [place] * len(listed)
         for text in [*filter(None, [doubt]), *doubts_of(listed, source, least)]:
             LOG.warning("dataset.%s_dataset.data_sources[%d]: %s", split, place, text)
-        if split in ("train", "val"):
-            _need_pixels(listed, source, name_of(split, place, source), spec.dataset.max_disparity)
+    if split != "infer":
+        _need_pixels(split, lists, spec.dataset.max_disparity)
     dataset = StereoDataset(samples, sources, relative_names(samples, roots), seed=spec.train.seed)
     dataset.least_bits, dataset.places = bits, places
     if split == "train":
@@ -294,30 +294,42 @@ def name_of(split: str, place: int, source: Any) -> str:
     return f"dataset.{split}_dataset.data_sources[{place}]{file}"
 
 
-def _need_pixels(samples: Sequence[Sample], source: Any, name: str, max_disparity: float) -> None:
-    """Raise DataError before any work if no pair of a source has a pixel of ground truth that counts.
+def _need_pixels(split: str, lists: Sequence[tuple[Any, list[Sample]]], max_disparity: float) -> None:
+    """Raise DataError before any work if a source has no pixel of ground truth that counts; of test, if all have none.
+
+    evaluate warns of a single such source.
+    """
+    names = [name_of(split, place, source) for place, (source, _) in enumerate(lists)]
+    seen = {name: _without_pixels(*one, max_disparity) for name, one in zip(names, lists, strict=True)}
+    missing = [f"{name}: none of its pairs ({pairs})" for name, pairs in seen.items() if pairs]
+    if missing and (split != "test" or len(missing) == len(lists)):
+        raise DataError(
+            f"{missing[0]} has a valid pixel of ground truth (visible in the mask, 0 < disparity < "
+            "dataset.max_disparity); check dataset_name, disparity_format, disparity_scale, the masks and "
+            "dataset.max_disparity, or remove the source"
+        )
+
+
+def _without_pixels(source: Any, samples: Sequence[Sample], max_disparity: float) -> int:
+    """The pairs of a source, if none of them has a pixel of ground truth that counts; else 0.
 
     It reads pairs until one has such a pixel, usually the first. It ignores files that cannot be read: the later full
     read reports or skips them.
     """
     seen = 0
     for sample in () if source.drawn else samples:
-        if sample.disparity is None:  # refused by _need_ground_truth
+        if sample.disparity is None:  # refused elsewhere, with its line
             continue
         with contextlib.suppress(DataError):
             disparity, valid = _decoded(sample.disparity, source)
             if sample.mask is not None:
-                valid = valid & read_mask(sample.mask)
+                visible = read_mask(sample.mask)
+                _same_size(sample.disparity, disparity, sample.mask, visible)
+                valid = valid & visible
             if (valid & (disparity > 0) & (disparity < max_disparity)).any():
-                return
+                return 0
             seen += 1
-    if seen:
-        raise DataError(
-            f"{name}: none of its pairs ({seen}) has a valid pixel of ground truth (visible in the mask, 0 < "
-            "disparity < "
-            "dataset.max_disparity); check dataset_name, disparity_format, disparity_scale, the masks and "
-            "dataset.max_disparity, or remove the source"
-        )
+    return seen
 
 
 def relative_names(samples: Sequence[Sample], roots: Sequence[str]) -> list[str]:

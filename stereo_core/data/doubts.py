@@ -96,7 +96,8 @@ class Doubts:
         known = [one for one in self.looks if one.largest > 0]
         if not known:
             return
-        number, largest = counted(len(known), "pair"), max(one.largest for one in known)
+        number = f"{counted(len(known), 'pair')} (from {known[0].where})"
+        largest = max(one.largest for one in known)
         ratios = [ratio for one in known for ratio in one.ratios]
         if largest < LEAST:
             yield f"the largest ground-truth disparity is {largest:.2g} px in {number}; is disparity_scale right?"

@@ -9,6 +9,7 @@ import numpy as np
 
 WIDTHS = (640, 320, 160)  # px that larger pairs are reduced to; the next one finds larger moves
 ENLARGED = 320  # px that smaller pairs are enlarged to; otherwise too few patches fit between their edges
+MOST = 8.0  # times that they are enlarged; of an image of one column nothing would be seen
 PATCHES = 200  # some 0.1 s on one core
 HALF = 7  # px; a patch is 15 x 15
 STRAIGHT = 0.05  # gradients along / across a patch's contour, squared; below it the match slides along the contour
@@ -52,7 +53,7 @@ class Matches(NamedTuple):
 def matches(left_HW3: np.ndarray, right_HW3: np.ndarray) -> Matches | None:
     """The matches of a pair, uint8 RGB of one size; None if there are fewer than FEWEST."""
     for width in WIDTHS:
-        scale = min(max(1.0, ENLARGED / left_HW3.shape[1]), width / left_HW3.shape[1])
+        scale = min(max(1.0, ENLARGED / left_HW3.shape[1]), width / left_HW3.shape[1], MOST)
         if left_HW3.shape[0] * scale < 2 * (HALF + ROWS) + 1:  # no patch fits
             continue
         moves_N4 = _moves(*(_grey(image, scale) for image in (left_HW3, right_HW3)))

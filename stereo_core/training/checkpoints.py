@@ -48,7 +48,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(path.parent).free / 2**20
             raise NotWrittenError(
                 f"{path}: cannot write the checkpoint ({free:.0f} MiB are free there): {error}; "
-                "earlier checkpoints are intact: make room there, and resume the run"
+                "checkpoints written before are intact: make room there, and run the same command again, with "
+                "train.resume_training_checkpoint_path=auto"
             ) from error
 
     def load_checkpoint(

@@ -29,7 +29,8 @@ def warm_up_without_end(optim: Optim, steps: int) -> str:
     """
     if optim.lr_scheduler == "OneCycleLR" or steps > optim.warmup_steps:  # OneCycleLR has its own warm-up
         return ""
+    mend = f"lower it below {steps}" if steps > 1 else "set it to 0"
     return (
         f"train.optim.warmup_steps: the warm-up takes {counted(optim.warmup_steps, 'step')}, but the run has only "
-        f"{steps}, so the rate never reaches train.optim.lr; lower it below {steps}, or train longer"
+        f"{steps}, so the rate never reaches train.optim.lr; {mend}, or train longer"
     )

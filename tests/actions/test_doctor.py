@@ -183,7 +183,7 @@ def changed_list(scenes, folder, change):
         (
             lambda left, right, disp: (left, right, disp / 256),
             "problem",
-            "px in 3 pairs; is disparity_scale right?",
+            "is disparity_scale right?",
         ),
         (
             lambda left, right, disp: (left, left, disp),

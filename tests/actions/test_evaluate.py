@@ -380,7 +380,7 @@ def test_bad_lines(names, says, workers, scenes, split, run_evaluate, status_lin
 
 def test_no_valid_pixel_anywhere(scenes, split, run_evaluate, status_lines, tmp_path):
     assert run_evaluate(tmp_path, split(scenes / "list.txt"), max_disparity=1)[0] == 2
-    assert "none of the images (4) has valid ground truth" in status_lines(tmp_path)[-1]["message"]
+    assert "list.txt): none of its pairs (4) has a valid pixel of ground truth" in status_lines(tmp_path)[-1]["message"]
 
 
 def test_an_image_without_valid_pixels_is_left_out_loudly(scenes, split, run_evaluate, tmp_path, caplog):

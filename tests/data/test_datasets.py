@@ -143,24 +143,43 @@ def test_training_and_validation_need_ground_truth(tmp_path, split):
         build_dataset(make_spec(split, [kitti(tmp_path)]), split)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_source_without_a_pixel_that_counts_is_refused_and_named(pairs, tmp_path_factory, split):
-    """Beside one that has some: it was trained on, with a loss of 0."""
+@pytest.fixture
+def uncounted(tmp_path_factory):
+    """A list of three pairs without a pixel of ground truth that counts."""
     other = tmp_path_factory.mktemp("other")
     rows = [make_pair(other, name) for name in "abc"]
     write_pfm(other / "gt.pfm", np.full((40, 70), -7.0))
     write_annotations(other / "list.txt", [[left, right, str(other / "gt.pfm")] for left, right, *_ in rows])
+    return other
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_source_without_a_pixel_that_counts_is_refused_and_named(pairs, uncounted, split):
+    """Beside one that has some: it was trained on, with a loss of 0."""
     with pytest.raises(DataError, match=rf"dataset\.{split}_dataset\.data_sources\[1\] .*none of its pairs \(3\)"):
-        build_dataset(make_spec(split, [kitti(pairs), kitti(other)]), split)
-    write_annotations(other / "list.txt", [[*rows[0][:2], str(other / "gt.pfm")], *rows[1:]])
-    dataset = build_dataset(make_spec(split, [kitti(pairs), kitti(other)]), split)
+        build_dataset(make_spec(split, [kitti(pairs), kitti(uncounted)]), split)
+    good = make_pair(uncounted, "a")
+    write_annotations(uncounted / "list.txt", [[*good[:2], str(uncounted / "gt.pfm")], good, good])
+    dataset = build_dataset(make_spec(split, [kitti(pairs), kitti(uncounted)]), split)
     assert [dataset[index]["source"] for index in (0, 4, 5)] == [0, 0, 1]
 
 
-def test_evaluation_says_it_of_a_source_when_it_has_read_it(pairs):
-    spec = make_spec("test", [kitti(pairs)])
-    spec.dataset.max_disparity = 1
-    assert len(build_dataset(spec, "test")) == 5
+def test_evaluate_needs_one_source_with_a_pixel_that_counts(pairs, uncounted):
+    """With none it failed only after the network had seen all pairs."""
+    build_dataset(make_spec("test", [kitti(pairs), kitti(uncounted)]), "test")
+    with pytest.raises(DataError, match=r"dataset\.test_dataset\.data_sources\[0\] .*none of its pairs \(3\)"):
+        build_dataset(make_spec("test", [kitti(uncounted)]), "test")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_mask_of_another_size_is_left_to_the_full_read(pairs, split):
+    """It ended in NumPy's error, without the name of a file."""
+    pair = make_pair(pairs, "a")
+    cv2.imwrite(pair[3], np.full((8, 8), 255, np.uint8))
+    write_annotations(pairs / "list.txt", [pair])
+    dataset = build_dataset(make_spec(split, [kitti(pairs)]), split)
+    with pytest.raises(DataError, match=r"list\.txt:1: .*mask/a\.png is 8 x 8 px, but the left image"):
+        dataset[0]
 
 
 def test_a_split_without_a_source(pairs):

@@ -73,12 +73,14 @@ def test_shifted_rows_of_most_pairs_draw_a_warning(warned, shifted, told):
 def test_ground_truth_below_a_pixel_everywhere_is_doubted_with_the_number(warned, split):
     """Disparities that someone had divided by the width trained a network to predict 0."""
     [text] = warned(split, disparity_scale=256 * 160)
-    assert "largest ground-truth disparity is 0.056 px in 3 pairs; is disparity_scale right?" in text
+    assert "largest ground-truth disparity is 0.056 px in 3 pairs (from " in text
+    assert text.endswith("list.txt:1); is disparity_scale right?")
 
 
 def test_ground_truth_wider_than_the_images_is_doubted(warned):
-    [text] = warned("test", disparity_scale=1)
-    assert "largest ground-truth disparity is 2304 px in 3 pairs, more than the images are wide" in text
+    [text] = warned("test", disparity_scale=8)
+    assert "largest ground-truth disparity is 288 px in 3 pairs (from " in text
+    assert "list.txt:1), more than the images are wide; is disparity_scale right?" in text
 
 
 def test_inference_reads_no_ground_truth(warned):
@@ -93,7 +95,7 @@ def test_samples_are_spread_from_the_first_to_the_last():
 def test_ground_truth_of_another_scale_than_the_views_is_doubted(warned, scale, times):
     """ApolloScape stores 200 a px, and half-size images come with full-size disparities: EPE was off without a word."""
     [text] = warned("test", disparity_scale=scale)
-    assert f"the ground-truth disparities are {times} times those of" in text and "matched in 3 pairs" in text
+    assert f"the ground-truth disparities are {times} times those of" in text and "list.txt:1) (median)" in text
 
 
 @pytest.mark.parametrize(("disparity", "fits_right"), [("disp2.png", False), ("disp6.png", True)])
