@@ -104,7 +104,8 @@ def _train_joined(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outc
     watchers = [measurements, StatusLines(status, measurements), ProgressBar(measurements), Pictures(spec, folder)]
     trainer = trainer_of(settings, ranks, [*watchers, checkpoints], trackers(spec, folder), folder)
     module = StereoModule(network, spec)
-    with _interruptions(trainer, checkpoints):
+    with _interruptions(trainer, checkpoints), contextlib.ExitStack() as ending:
+        ending.callback(data.stop)
         if data.has("val"):
             _validate_first(trainer, module, data, checkpoints, resume)
         trainer.fit(module, datamodule=data, ckpt_path=resume)
@@ -189,6 +190,8 @@ def _to_resume(spec: ExperimentSpec, folder: Path, status: StatusLog) -> Path | 
     done = f"{counted(progress.epochs, 'epoch')} and {counted(progress.batches, 'batch', 'batches')} are done{rest}"
     status.running(f"Resuming training from checkpoint: {path} ({done})")
     LOG.info("resuming from %s: %s", path, done)
+    if progress.epochs == settings.num_epochs:
+        LOG.warning("nothing is left to train: %s has all epochs; to go on, raise train.num_epochs", path)
     return path
 
 

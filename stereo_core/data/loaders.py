@@ -47,6 +47,7 @@ class StereoLoaders:
         self.spec = spec
         self.datasets: dict[str, StereoDataset] = {}
         self._told: set[str] = set()  # splits whose fewer loader processes are logged
+        self._made: list[StereoLoader] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotation lists of the stage (fit, validate, test, predict).
@@ -96,6 +97,12 @@ class StereoLoaders:
         """Whole images in order, with or without ground truth."""
         return self._ordered("infer")
 
+    def stop(self) -> None:
+        """End the processes that a loader has kept. At the end of the program they would be asked by SIGTERM, and go on
+        for GRACE_SECONDS, as if the whole group had got it."""
+        for loader in self._made:
+            loader.stop()
+
     def _section(self, split: str) -> Any:
         return getattr(self.spec.dataset, f"{split}_dataset")
 
@@ -110,7 +117,7 @@ class StereoLoaders:
         if fewer and "workers" in section.model_fields_set and split not in self._told:
             self._told.add(split)
             logger.info("%s", fewer)
-        return StereoLoader(
+        loader = StereoLoader(
             dataset,
             batch_size=section.batch_size,
             sampler=sampler,
@@ -123,6 +130,8 @@ class StereoLoaders:
             multiprocessing_context="fork" if workers else None,
             **options,
         )
+        self._made.append(loader)
+        return loader
 
 
 def loader_processes(split: str, asked: int, pairs: int, cores: int) -> tuple[int, str]:
@@ -168,6 +177,12 @@ class StereoLoader(DataLoader[Any]):
         """Yield batches; DataError with the worker's message, also if more than MAX_SKIPPED of the epoch is
         unreadable."""
         yield from self._checked(super().__iter__())
+
+    def stop(self) -> None:
+        """End its processes, if they are kept for a next iteration."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()  # type: ignore[attr-defined] # PyTorch has no public way
+            self._iterator = None
 
     def _get_iterator(self) -> Any:
         """Start the processes. A Ctrl-C meanwhile would end half-started ones with an error of their own."""

@@ -180,7 +180,9 @@ def _other_ranges(graph: dict[str, Any]) -> str:
     """The keys that set other ranges, for sizes that the ONNX file leaves dynamic."""
     keys = ["tensorrt.{min,opt,max}_batch_size"] if graph["max_batch"] is None else []
     keys += [f"{{min,opt,max}}_{side}" for side in ("height", "width") if graph[f"max_{side}"] is None]
-    return f"; to change this, set gen_trt_engine.{', gen_trt_engine.'.join(keys)}" if keys else ""
+    fixed = [side for side in ("height", "width") if graph[f"max_{side}"] is not None]
+    words = f"; to change this, set gen_trt_engine.{', gen_trt_engine.'.join(keys)}" if keys else ""
+    return words + (f" ({' and '.join(fixed)} are fixed in the ONNX file: export.dynamic_hw)" if keys and fixed else "")
 
 
 def _profile(graph: dict[str, Any], settings: BuildSettings, reach: int) -> dict[str, Any]:

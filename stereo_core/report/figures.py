@@ -66,8 +66,8 @@ SETTINGS = {
 _RESIZES = {"none": "no, as they are", "pad": "by padding", "stretch": "by stretching"}
 
 EXPLAINED = (
-    "EPE is the mean error of the pixels. BP-n is the share of pixels with an error above n px. D1 is the share of "
-    "pixels with an error above 3 px and above 5 % of the ground truth. Low figures are good."
+    "EPE is the mean error of a pair's pixels. BP-n is the share of pixels with an error above n px. D1 is the share "
+    "of pixels with an error above 3 px and above 5 % of the ground truth. Low figures are good."
 )
 
 ACCURACY = ("epe", "d1", "bp1", "bp2", "bp3", "rmse")

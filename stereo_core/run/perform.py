@@ -114,6 +114,8 @@ def set_up_logging(rank: int | None = None) -> None:
     """Log to stderr, unless the caller has configured logging. Ranks other than 0 log warnings only."""
     level = logging.INFO if (is_main_process() if rank is None else rank == 0) else logging.WARNING
     name = "" if rank is None else f"rank {rank} "
+    if not logging.root.handlers:
+        logging.getLogger("torch").setLevel(logging.WARNING)  # it would report its caches at the end of the process
     logging.basicConfig(level=level, format=f"%(asctime)s {name}%(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 

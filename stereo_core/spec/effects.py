@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from stereo_core.spec.convert import SynthesizeSpec
 from stereo_core.spec.dataset import Augmentation
 from stereo_core.spec.experiment import ExperimentSpec
 from stereo_core.spec.fields import Section
@@ -83,6 +84,8 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
         why = reason(path) if _concerns(verb, path) else None
         if why:
             yield path, why
+    if isinstance(spec, SynthesizeSpec) and spec.style == "planes" and spec.appearance:
+        yield "appearance", "only scenes of style=rich are seen by two cameras that differ"
     if isinstance(spec, ExperimentSpec):
         yield from _crop_sizes(verb, spec)
         if "model" in VERBS[verb].sections:

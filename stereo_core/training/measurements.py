@@ -87,7 +87,7 @@ def words(figures: dict[str, float]) -> str:
     """The figures as a text."""
     return (
         f"{figures['step_time']:.3g} s per step, {figures['pairs_per_second']:.3g} pairs per second, "
-        f"{figures['data_wait']:.0%} of the time waiting for data, {figures['memory_gib']:.2f} GiB"
+        f"{figures['data_wait']:.0%} of the time waiting for data, {figures['memory_gib']:.2f} GiB of memory"
     )
 
 

@@ -112,6 +112,12 @@ def test_a_run_with_more_epochs_than_are_wanted_does_not_go_on(finished, train, 
     assert "train.num_epochs is 1, but the checkpoint to resume already has 2" in capfd.readouterr().err
 
 
+def test_a_finished_run_says_that_nothing_is_left_to_train(finished, train, tmp_path, caplog):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    code, _ = train(tmp_path, num_epochs=2, resume_training_checkpoint_path="auto")
+    assert code == 0 and "nothing is left to train" in caplog.text
+
+
 def test_weights_alone_can_not_be_resumed(train, tiny_checkpoint, tmp_path, status_lines):
     assert train(tmp_path, resume_training_checkpoint_path=str(tiny_checkpoint))[0] == 2
     assert "no training state" in status_lines(tmp_path)[-1]["message"]

@@ -49,6 +49,21 @@ def test_a_signal_in_the_validation_before_training(train, tmp_path, monkeypatch
     assert checkpoints(tmp_path) == []
 
 
+def test_a_run_stopped_in_a_validation_ends_its_loader_processes(scenes, split, tmp_path, monkeypatch):
+    """Python waited half a minute for them."""
+
+    def stop(self, trainer, *_):
+        if trainer.global_step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(StatusLines, "on_validation_batch_start", stop, raising=False)
+    one = split(scenes / "list.txt", 1) | {"workers": 1}
+    dataset = {"max_disparity": 64, "val_dataset": one}
+    dataset["train_dataset"] = one | {"augmentation": {"crop_size": [32, 64]}}
+    assert training_runs.start(dataset, {"results_dir": str(tmp_path), "num_epochs": 2}) == 130
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "step"), [("on_train_batch_end", 2), ("on_validation_batch_start", 4), ("on_train_epoch_end", 4)]

@@ -12,7 +12,7 @@ import pytest
 import stereo_core
 from stereo_core.models.fast_foundation_stereo.config import WIDTH_KEYS
 from stereo_core.models.foundation_stereo.config import SETTINGS
-from stereo_core.spec import load_spec, spec_class
+from stereo_core.spec import load_spec, spec_class, spec_from_dict
 from stereo_core.spec.effects import WITHOUT_EFFECT, reason, without_effect
 from stereo_core.spec.paths import group_of, walk
 from stereo_core.verbs import VERBS
@@ -249,3 +249,9 @@ def test_an_optimizer_and_a_schedule_take_their_own_keys(workspace):
 def test_tao_s_defaults_draw_no_warning(workspace):
     assert idle("convert", "convert_middlebury") == []
     assert idle("gen_trt_engine", "gen_trt_engine") == []
+
+
+@pytest.mark.parametrize(("style", "warned"), [("planes", ["appearance"]), ("rich", [])])
+def test_the_cameras_of_planes_do_not_differ(style, warned):
+    keys = {"results_dir": "data", "style": style, "appearance": 0.5}
+    assert [path for path, _ in without_effect("synthesize", spec_from_dict("synthesize", keys))] == warned
