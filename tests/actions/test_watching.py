@@ -77,7 +77,7 @@ def test_the_same_figures_stand_in_status_json_and_in_the_log(watched, status_li
         assert [line[name] for line in progress] == pytest.approx(logged), name
     epe = events.Scalars("val/epe")[-1].value
     (line,) = [line for line in lines if line.startswith("epoch 2 of 2: train_loss ")]
-    assert f"val/epe {epe:.4f}, {progress[-1]['step_time']:.3g} s per step" in line and line.endswith(" GiB")
+    assert f"val/epe {epe:.4f}, {progress[-1]['step_time']:.3g} s per step" in line and line.endswith(" GiB of memory")
 
 
 def test_panels_of_validation(watched, scenes):
