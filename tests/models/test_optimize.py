@@ -164,6 +164,7 @@ def test_group_correlation_is_the_reference():
         (nn.Conv2d(1, 6, 7, padding=3), FromOneChannel, (2, 1, 9, 11)),
         (nn.Conv2d(6, 1, 3, padding=1), ToOneChannel, (2, 6, 9, 11)),
         (nn.Conv2d(6, 6, 7, padding=3, groups=6), DepthwiseConv, (2, 6, 9, 11)),
+        (nn.Conv2d(6, 6, 3, padding=1, groups=6), DepthwiseConv, (2, 6, 9, 11)),
         (nn.ConvTranspose2d(6, 9, 4, 2, 1), Doubling, (2, 6, 9, 11)),
         (nn.Conv3d(6, 4, (1, 3, 3), padding=(0, 1, 1)), volume.PlaneConv, (2, 6, 5, 9, 11)),
         (nn.Conv3d(6, 4, (17, 1, 1), padding=(8, 0, 0)), volume.DepthConv, (2, 6, 5, 9, 11)),
@@ -219,7 +220,7 @@ class TestOnTheGpu:
         found, expected = look_up(disparity, tables), look_up_torch(disparity, tables)
         assert torch.allclose(found.float(), expected.float(), atol=1e-5 if dtype == torch.float32 else 2e-3)
 
-    @pytest.mark.parametrize("size, width", [((2, 128, 9, 37), 7), ((1, 304, 6, 20), 9)])
+    @pytest.mark.parametrize("size, width", [((2, 54, 8, 30), 3), ((2, 128, 9, 37), 7), ((1, 304, 6, 20), 9)])
     def test_the_depthwise_kernel_is_its_twin(self, size, width):
         torch.manual_seed(0)
         x = torch.randn(size, device="cuda")

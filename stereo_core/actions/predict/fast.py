@@ -85,7 +85,8 @@ class FastPredict:
         began = time.perf_counter()
         network = make_network(self.model, self.dtype) if compile else self.network
         try:
-            predict = at_size(network, height, width, batch, self.model.config.valid_iters)
+            iters = self.model.config.valid_iters
+            predict = at_size(network, height, width, batch, iters, has_run=not compile)  # `eager` came before
         except torch.OutOfMemoryError:
             LOG.warning(
                 "not enough memory for a CUDA graph of %s: each call launches its kernels one by one (slower)", what

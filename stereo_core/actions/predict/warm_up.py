@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from stereo_core.actions.predict.fast import keep_compiled
 from stereo_core.actions.predict.precision import HALF
 from stereo_core.models.compiler import triton
-from stereo_core.models.optimize.depthwise import SMALLEST, convolve_triton
+from stereo_core.models.optimize.depthwise import convolve_triton
 from stereo_core.run.driver import init_driver
 
 LOG = logging.getLogger(__name__)
@@ -67,5 +67,5 @@ def _first_kernels(device: torch.device, dtype: torch.dtype) -> None:
     F.linear(zeros(64, 32), zeros(32, 32))
     if dtype != torch.float32 and triton is not None:
         keep_compiled()
-        convolve_triton(zeros(1, 64, 16, 16), zeros(SMALLEST, SMALLEST, 64), zeros(64))
+        convolve_triton(zeros(1, 64, 16, 16), zeros(3, 3, 64), zeros(64))
     torch.cuda.synchronize(device)

@@ -87,11 +87,17 @@ def eagerly(network: FastNetwork, iters: int) -> Predict:
     return run
 
 
-def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: int) -> Predict:
-    """`network` at one shape; see `optimize_for_inference`."""
+def at_size(
+    network: FastNetwork, height: int, width: int, batch: int, iters: int, *, has_run: bool = False
+) -> Predict:
+    """`network` at one shape; see `optimize_for_inference`.
+
+    Args:
+        has_run: whether it has run at this shape in this thread before, so that all its kernels are ready.
+    """
     run, shape = eagerly(network, iters), (batch, 3, height, width)
     device = next(network.parameters()).device
-    call = _recorded(run, network, shape, device) if device.type == "cuda" else run
+    call = _recorded(run, network, shape, device, has_run) if device.type == "cuda" else run
 
     def predict(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         for image in (left_B3HW, right_B3HW):
@@ -102,14 +108,17 @@ def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: in
     return predict
 
 
-def _recorded(run: Predict, network: FastNetwork, shape: tuple[int, ...], device: torch.device) -> Predict:
+def _recorded(
+    run: Predict, network: FastNetwork, shape: tuple[int, ...], device: torch.device, has_run: bool
+) -> Predict:
     """`run` as one CUDA graph with inputs and output at fixed addresses."""
     with torch.cuda.device(device), _settings(network.compiled):
         inputs = [torch.zeros(shape, device=device) for _ in range(2)]
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             network.side = None  # cuDNN times its kernels now: nothing else may run meanwhile
-            run(*inputs)  # also compiles
+            if not has_run:
+                run(*inputs)  # also compiles
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             network.side = torch.cuda.Stream()

@@ -1,4 +1,8 @@
-"""Depth-wise convolutions of channels-last images in Triton; cuDNN has no fast kernel for them."""
+"""Depth-wise convolutions of channels-last images in Triton.
+
+cuDNN compiles some of its kernels in every process, which takes 0.15 to 0.25 s per layer, and for one pair they are slower.
+Triton's compiled kernels stay in our cache folder.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from torch.nn import functional as F
 
 from stereo_core.models.compiler import tl, triton
 
-SMALLEST = 7  # kernel size from which the Triton kernel is faster
 PIXELS, LANES = 16, 64  # pixels and channels per kernel program
 
 
@@ -27,7 +30,7 @@ class DepthwiseConv(nn.Module):
 
 
 def speed_up_depthwise(network: nn.Module) -> None:
-    """Replace the depth-wise convolutions of a network that have large kernels."""
+    """Replace the depth-wise convolutions of a network."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d) and _fits(child):
@@ -36,7 +39,7 @@ def speed_up_depthwise(network: nn.Module) -> None:
 
 def _fits(conv: nn.Conv2d) -> bool:
     depthwise = conv.groups == conv.in_channels == conv.out_channels
-    return depthwise and conv.stride == (1, 1) and conv.kernel_size[0] >= SMALLEST
+    return depthwise and conv.stride == (1, 1)
 
 
 def convolve_torch(x_BCHW: Tensor, weight_KKC: Tensor, bias_C: Tensor) -> Tensor:

@@ -64,6 +64,17 @@ def test_a_result_is_not_overwritten_by_the_next(model, monkeypatch):
     assert torch.equal(found, first[:, :1])
 
 
+@pytest.mark.gpu
+def test_a_graph_that_is_recorded_without_a_pass_before_it_gives_the_same(model):
+    """The first call runs directly, the second records, the third replays, each with other images."""
+    predict = fast.FastPredict(model.cuda(), torch.float16, "off")
+    for height in (64, 63, 62):
+        left, right = (image.cuda() for image in pair(height, 96))
+        with torch.inference_mode():
+            assert (predict(left, right) - predict.eager(left, right)).abs().max() < 0.01
+    assert list(predict.ready) == [(1, 64, 96)]
+
+
 def test_few_sizes_are_kept_ready(model, monkeypatch):
     monkeypatch.setattr(fast, "GRAPHS", 1)
     predict = fast.FastPredict(model, torch.float32, "off")
