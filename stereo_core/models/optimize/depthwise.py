@@ -1,7 +1,7 @@
 """Depth-wise convolutions of channels-last images in Triton.
 
-cuDNN compiles some of its kernels in every process, which takes 0.15 to 0.25 s per layer, and for one pair they are slower.
-Triton's compiled kernels stay in our cache folder.
+cuDNN compiles some of its kernels in every process, which takes 0.15 to 0.25 s per layer, and for one pair they are
+slower. Triton's compiled kernels stay in our cache folder.
 """
 
 from __future__ import annotations
