@@ -87,9 +87,7 @@ def eagerly(network: FastNetwork, iters: int) -> Predict:
     return run
 
 
-def at_size(
-    network: FastNetwork, height: int, width: int, batch: int, iters: int, *, has_run: bool = False
-) -> Predict:
+def at_size(network: FastNetwork, height: int, width: int, batch: int, iters: int, *, has_run: bool = False) -> Predict:
     """`network` at one shape; see `optimize_for_inference`.
 
     Args:
