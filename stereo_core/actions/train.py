@@ -68,7 +68,7 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     Raises:
         SpecError: settings that contradict each other, or that this machine or its environment do not support.
         NonFiniteLossError: the loss, its gradient or the validation is NaN or infinite.
-        Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C was received; the step was finished and a checkpoint written.
+        Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C was received; a checkpoint of the last step is written.
     """
     if spec.train.precision == "fp16" and not torch.cuda.is_available():
         raise SpecError("train.precision: fp16 needs a GPU, but this machine has none; choose bf16 or fp32")
@@ -238,7 +238,7 @@ def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[No
     try:
         yield
     except Stopped as error:
-        done = f"the step was finished and a checkpoint written; {HOW_TO_RESUME}"
+        done = f"a checkpoint of the last step is written; {HOW_TO_RESUME}"
         if checkpoints.stop_signal == signal.SIGINT:
             raise KeyboardInterrupt(f"Ctrl-C; {done}") from error
         raise Terminated(f"SIGTERM; {done}") from error

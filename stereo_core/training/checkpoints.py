@@ -149,7 +149,7 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C was received; the step was finished and its checkpoint written."""
+    """SIGTERM or Ctrl-C was received; a checkpoint of the last step is written."""
 
 
 class Checkpoints(pl.callbacks.Checkpoint):

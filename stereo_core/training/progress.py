@@ -31,7 +31,7 @@ class _WithFigures(Progress):
 
 
 class ProgressBar(pl.Callback):
-    """On a terminal, a bar with epoch, step, loss, `val/epe` of the last validation, and the figures of Measurements.
+    """On a terminal, a bar with epoch, step, loss, the last validation's EPE and step, and the figures of Measurements.
 
     Only the first rank shows it. Log lines appear above it. If `console` is no terminal, the log reports the same every
     stereo_core.progress.SECONDS.
@@ -78,7 +78,7 @@ class ProgressBar(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epe = trainer.callback_metrics.get("val/epe")
-        self.epe = "" if epe is None else f"val/epe {float(epe):.4f}"
+        self.epe = "" if epe is None else f"val/epe {float(epe):.4f} px after step {trainer.global_step}"
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()

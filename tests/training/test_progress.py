@@ -153,7 +153,7 @@ def test_the_bar_shows_all_and_log_lines_stand_above_it(clock, monkeypatch):
     assert "epoch 1/2" in first and "1/4" in first
     assert "step 1 | loss 4.0000 | " + figures in first  # no validation yet
     assert "epoch 2/2" in seventh and "3/4" in seventh
-    assert "step 7 | loss 4.0000 | val/epe 7.0000 | " + figures in seventh
+    assert "step 7 | loss 4.0000 | val/epe 7.0000 px after step 4 | " + figures in seventh
     assert re.search(r"data wait 75% \| \d+\.\d\d GiB", last)
     assert "validation" in drawn[-1]
 
