@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import secrets
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from multiprocessing.pool import ThreadPool
+from multiprocessing.pool import IMapIterator, ThreadPool
 from pathlib import Path, PurePath
 
 from stereo_core.cores import usable_cores
@@ -98,9 +99,16 @@ def flat_names(rels: Sequence[str]) -> list[str]:
 
     Where several paths have the same such name, a hash of the path distinguishes them, whatever their order.
     """
-    names = [rel.replace("/", "_").encode()[-LONGEST_NAME:].decode(errors="ignore") for rel in rels]
+    names = [_end(rel.replace("/", "_")) for rel in rels]
     ambiguous = shared(names, rels)
     return [with_hash(name, rel) if name in ambiguous else name for name, rel in zip(names, rels, strict=True)]
+
+
+def _end(name: str) -> str:
+    """The last LONGEST_NAME bytes of a name, which may be no UTF-8, without half a character."""
+    whole = os.fsencode(name)
+    cut = whole[-LONGEST_NAME:]
+    return os.fsdecode(cut if cut == whole else cut.lstrip(bytes(range(0x80, 0xC0))))
 
 
 def with_hash(name: str, text: str) -> str:
@@ -154,9 +162,17 @@ def sha256_of(path: str | Path, of_file: Callable[[Path], str] | None = None) ->
     files = sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     with ThreadPool(usable_cores()) as pool:
-        for file, content in zip(files, pool.imap(of_file, files), strict=True):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode())
+        contents = pool.imap(of_file, files)
+        for file in files:
+            digest.update(f"{file.relative_to(path).as_posix()}\0{_next(contents)}\n".encode())
     return digest.hexdigest()
+
+
+def _next(found: IMapIterator[str]) -> str:
+    """The next result. It waits a second at a time: a SIGTERM that arrives as a wait begins is handled after it."""
+    while True:
+        with contextlib.suppress(multiprocessing.TimeoutError):
+            return found.next(timeout=1)
 
 
 def _sha256_of_file(path: Path) -> str:

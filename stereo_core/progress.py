@@ -72,7 +72,8 @@ def bars(*columns: str | ProgressColumn) -> Iterator[Progress]:
     console = Console(stderr=True)
     shown = console.is_terminal
     with (
-        Progress(*columns, console=console, transient=True, disable=not shown) as progress,
+        # without auto_refresh `track` counts itself; with it a thread counts, which ends at once where nothing is shown
+        Progress(*columns, console=console, transient=True, disable=not shown, auto_refresh=shown) as progress,
         heartbeat(lambda: "" if shown else _words(progress.tasks)),
     ):
         yield progress

@@ -45,6 +45,12 @@ def test_the_name_of_a_deep_path_fits_a_file_system(tmp_path):
     assert (tmp_path / f"{name}.png").is_file()
 
 
+def test_a_name_that_is_no_utf_8_is_kept():
+    names = [os.fsdecode(b"a/l\xe9"), os.fsdecode(b"a/" + b"x" * 300 + b"\xe9")]
+    found = [os.fsencode(name) for name in flat_names(names)]
+    assert found[0] == b"a_l\xe9" and found[1] == b"x" * 199 + b"\xe9"
+
+
 def test_a_picture_s_name_does_not_depend_on_the_order_of_the_pairs():
     """The second of two that flatten alike was `a_b-2`, so that a shuffled list changed what `a_b.png` shows."""
     rels = ["a/b", "a_b", "c/d", "long/" * 60 + "e", "longer/" + "long/" * 60 + "e"]

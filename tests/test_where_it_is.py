@@ -108,6 +108,12 @@ def test_the_inner_work_speaks_for_the_outer(heard):
         heard.wait("again")
 
 
+def test_a_loop_is_counted_off_a_terminal_too(heard):
+    with progress.bars() as bars:
+        for step in bars.track(range(3), description="looping"):
+            heard.wait(f"looping: {step} of 3; 0:00:00 so far")
+
+
 def test_on_a_terminal_bars_speak_and_no_lines(heard, monkeypatch, terminal):
     monkeypatch.setattr("sys.stderr", terminal)
     with progress.heartbeat(lambda: "outer"), progress.bars() as bars:

@@ -14,11 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
-from stereo_core.data.datasets import name_of
+from stereo_core.actions.predict.predictor import (
+    known,
+    load_predictor,
+    predictions,
+    tell_of_earlier_results,
+    write_results,
+)
+from stereo_core.data.datasets import name_of, need_ground_truth
 from stereo_core.data.images import write_png
 from stereo_core.data.loaders import StereoLoaders
-from stereo_core.errors import DataError
 from stereo_core.files import atomic_path, flat_names
 from stereo_core.metrics import METRICS, StereoMetrics, disparity_metrics
 from stereo_core.models.files import digest
@@ -68,6 +73,8 @@ def _evaluate(spec: ExperimentSpec, status: StatusLog, ranks: Ranks) -> Outcome:
     folder = results_dir(spec, "evaluate")
     data = StereoLoaders(spec)
     data.setup("test")
+    need_ground_truth(data.datasets["test"].samples, "test")
+    tell_of_earlier_results(folder)
     status.running(f"Loading {'engine' if engine else 'checkpoint'}: {engine or spec.evaluate.checkpoint}")
     with joined(ranks, "gloo"):
         loader = data.test_dataloader()
@@ -115,7 +122,10 @@ def _totals(rows: Iterator[dict[str, Any]], path: Path, names: list[str]) -> dic
     `beyond` counts pixels (see `_evaluated`), `sources` the (images, ignored images) of each data source.
     """
     metrics, beyond, sources = StereoMetrics(), 0, {name: [0, 0] for name in names}
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         table.writeheader()
         for row in rows:
@@ -152,10 +162,6 @@ def _with_panel(
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, Path | None]]:
     """Each pair and the file of its panel; None for all but the first."""
     for sample, prediction_HW in pairs:
-        if not sample["has_gt"]:
-            raise DataError(
-                f"{sample['path']}: the annotation line has no ground truth; add a disparity file to evaluate"
-            )
         index = sample["index"]
         yield sample, prediction_HW, panels[index] if index < len(panels) else None
 

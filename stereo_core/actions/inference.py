@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from stereo_core.actions.predict.predictor import known, load_predictor, predictions, write_results
+from stereo_core.actions.predict.predictor import (
+    known,
+    load_predictor,
+    predictions,
+    tell_of_earlier_results,
+    write_results,
+)
 from stereo_core.data import shards
 from stereo_core.data.annotations import Sample
 from stereo_core.data.calibration import Calibration, SizedCalibration, calibration_beside, read_calibration
@@ -39,6 +45,14 @@ from stereo_core.training.distribution import single_gpu
 from stereo_core.values import TRIFLE, counted
 
 LOG = logging.getLogger(__name__)
+KINDS = {
+    "disparity_png16": "save_png16",
+    "disparity_pfm": "save_raw_pfm",
+    "predicted_depth": "save_color",
+    "depth": "save_depth",
+    "cloud": "save_point_cloud",
+}
+"""Folder -> key of `inference` that enables it."""
 PLAUSIBLE = (0.05, 1000.0)  # m; median depth of an image
 
 
@@ -106,6 +120,8 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
     folder = results_dir(spec, "inference")
     data = StereoLoaders(spec)
     data.setup("predict")
+    tell_of_earlier_results(folder)
+    _warn_of_earlier_kinds(folder, settings)
     loader = data.predict_dataloader()
     cameras = (
         Cameras(spec, data.datasets["infer"].samples) if settings.save_depth or settings.save_point_cloud else None
@@ -134,6 +150,16 @@ def run(spec: ExperimentSpec, status: StatusLog) -> Outcome:
         kpi=known(figures),
         artifacts={"disparity": folder},
     )
+
+
+def _warn_of_earlier_kinds(folder: Path, settings: Inference) -> None:
+    """Warn of files of an earlier run, of a kind that this one does not write: they lie beside this run's files."""
+    for kind, key in KINDS.items():
+        if not getattr(settings, key) and (folder / kind).is_dir():
+            LOG.warning(
+                "%s is not of this run, because inference.%s is off; remove it, or choose another results_dir",
+                *(folder / kind, key),
+            )
 
 
 def _named(

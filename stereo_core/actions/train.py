@@ -233,7 +233,7 @@ def _due_validation(path: Path, interval: int) -> Progress | None:
 
 @contextlib.contextmanager
 def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[None]:
-    """Re-raise Ctrl-C and SIGTERM as their own exceptions, and explain a dead loader process."""
+    """Re-raise Ctrl-C and SIGTERM as their own exceptions."""
     on_ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -242,13 +242,6 @@ def _interruptions(trainer: pl.Trainer, checkpoints: Checkpoints) -> Iterator[No
         if checkpoints.stop_signal == signal.SIGINT:
             raise KeyboardInterrupt(f"Ctrl-C; {done}") from error
         raise Terminated(f"SIGTERM; {done}") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeError(
-            f"{error}; the system killed a loader process, usually because memory or shared memory (/dev/shm) ran out: "
-            "lower dataset.train_dataset.workers or provide more memory; checkpoints are intact"
-        ) from error
     except SystemExit as error:
         if trainer.interrupted:
             raise KeyboardInterrupt from error

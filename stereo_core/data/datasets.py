@@ -196,7 +196,7 @@ def build_dataset(spec: Any, split: str) -> StereoDataset:
             f"dataset.{split}_dataset.data_sources: the list is empty; add a source with data_file and dataset_name"
         )
     if split in ("train", "val"):
-        _need_ground_truth(samples, split)
+        need_ground_truth(samples, split)
     check_files([sample for sample, source in zip(samples, sources, strict=True) if not isinstance(source, Scenes)])
     bits: list[int] = []
     places: list[int] = []
@@ -279,7 +279,8 @@ def list_pairs(source: Any, place: int = 0) -> list[Sample]:
     return read_annotations(source.data_file, source.data_root or "")
 
 
-def _need_ground_truth(samples: Sequence[Sample], split: str) -> None:
+def need_ground_truth(samples: Sequence[Sample], split: str) -> None:
+    """Raise DataError if a pair has none."""
     for sample in samples:
         if sample.disparity is None:
             raise DataError(

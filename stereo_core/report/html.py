@@ -11,12 +11,14 @@ import csv
 import gzip
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
@@ -58,9 +60,11 @@ _COLOURS = (
 )  # colours that colour-blind readers can distinguish
 _DASHES = ("none", "7 5", "2 4")  # of the curves, so that those that coincide are seen
 
-_PAGE = Environment(
+_JINJA = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-).get_template("page.html")
+)
+_JINJA.filters["link"] = lambda path: quote(os.fsencode(path))  # urlencode refuses names that are no UTF-8
+_PAGE = _JINJA.get_template("page.html")
 
 
 class Link(NamedTuple):
@@ -153,7 +157,7 @@ def page(
         (name, caption, [(p.stem, _base64(p.read_bytes())) for p in files]) for name, caption, files in galleries
     ]
     tables, more = list(tables), list(more)
-    return _PAGE.render(
+    text = _PAGE.render(
         title=title,
         note=note,
         drawing=drawing,
@@ -178,6 +182,7 @@ def page(
         plotly=_plotly() if has_cloud(groups) else "",
         version=__version__,
     )
+    return text.encode(errors="replace").decode()  # names that are no UTF-8 show a ? there
 
 
 _WHOLE = re.compile(
@@ -245,7 +250,7 @@ def pairs_of(results_dir: Path) -> Pairs:
     if not path.is_file():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = {row.pop("path"): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
         if all("epe" in row for row in rows.values()):
             return rows

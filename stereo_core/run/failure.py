@@ -19,6 +19,10 @@ _PREFIXES: tuple[tuple[type[BaseException] | tuple[Any, ...], str], ...] = (
     (OSError, "File system error"),
 )
 """Exception class -> TAO's prefix. The first match counts, so subclasses come before their parents."""
+_LOADER = (
+    "the system killed a loader process, usually because memory or shared memory (/dev/shm) ran out: lower workers of "
+    "the data set (as dataset.train_dataset.workers) or provide more memory"
+)
 _DISK = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some space there", errno.EROFS: "write elsewhere"}
 """Errors of the system that are no fault of the program, and the mend."""
 
@@ -29,6 +33,8 @@ def is_explained(error: BaseException) -> bool:
 
 
 def _mend(error: BaseException) -> str:
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch has no class for it
+        return _LOADER
     return _DISK.get(error.errno or 0, "") if isinstance(error, OSError) else ""
 
 

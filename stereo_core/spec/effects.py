@@ -88,6 +88,7 @@ def without_effect(verb: str, spec: Section) -> Iterator[tuple[str, str]]:
         yield "appearance", "only scenes of style=rich are seen by two cameras that differ"
     if isinstance(spec, ExperimentSpec):
         yield from _crop_sizes(verb, spec)
+        yield from _engines(verb, spec)
         if "model" in VERBS[verb].sections:
             yield from _networks(spec.model, built=section_of(verb) in ("train", "automl") and not _begun(spec.train))
         if verb == "train":
@@ -134,6 +135,16 @@ def _crop_sizes(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     path = f"dataset.{split}_dataset.augmentation.crop_size"
     if path in _changed(spec, ()) and (verb == "inference" or spec.evaluate.resize == "none"):
         yield path, why + ("" if verb == "inference" else "; set evaluate.resize to pad or stretch to use it")
+
+
+def _engines(verb: str, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """The keys that count for a checkpoint only."""
+    name = section_of(verb)
+    if name not in ("evaluate", "inference") or not getattr(spec, name).trt_engine:
+        return
+    reasons = {"precision": "an engine keeps the precision that it was built with", "compile": "an engine is compiled"}
+    changed = set(_changed(getattr(spec, name), ()))
+    yield from ((f"{name}.{key}", why) for key, why in reasons.items() if key in changed)
 
 
 _SCHEDULES = {

@@ -96,7 +96,8 @@ def decide(verb: str, spec: Section) -> None:
         return
     taken, other = ("trt_engine", "checkpoint") if "engine" in VERBS[verb].inputs else ("checkpoint", "trt_engine")
     name = section_of(verb)
-    LOG.info("%s.%s and %s are both set; %s uses %s (%s)", name, taken, other, verb, taken, getattr(own, taken))
+    level = logging.WARNING if taken == "checkpoint" else logging.INFO  # trt_evaluate says by its name what it takes
+    LOG.log(level, "%s.%s and %s are both set; %s uses %s (%s)", name, taken, other, verb, taken, getattr(own, taken))
     setattr(own, other, "")
 
 

@@ -190,9 +190,27 @@ def test_resize_uses_the_crop_size(scenes, split, run_evaluate, tmp_path, resize
     section = split(scenes / "list.txt") | {"augmentation": {"crop_size": [96, 160]}}
     code, resized = run_evaluate(tmp_path / "resized", section, resize=resize)
     assert code == 0
-    assert json.loads((tmp_path / "resized" / "results.json").read_text())["settings"]["resize"] == resize
+    results = json.loads((tmp_path / "resized" / "results.json").read_text())
+    assert (results["settings"]["resize"], results["settings"]["size"]) == (resize, [96, 160])
+    assert results["warnings"] == []
     _, native = run_evaluate(tmp_path / "native", split(scenes / "list.txt"))
     assert resized.kpi["epe"] != native.kpi["epe"] and math.isfinite(resized.kpi["epe"])
+
+
+def test_images_that_are_stretched_to_fewer_pixels_draw_a_warning(scenes, split, run_evaluate, tmp_path):
+    section = split(scenes / "list.txt") | {"augmentation": {"crop_size": [32, 64]}}
+    assert run_evaluate(tmp_path, section, resize="stretch")[0] == 0
+    (warning,) = json.loads((tmp_path / "results.json").read_text())["warnings"]
+    assert warning.startswith("images of 96 x 64 px exceed the crop_size of 64 x 32 px and are scaled down: details")
+    assert "not comparable" in warning and "set evaluate.resize to none" in warning
+
+
+def test_settings_that_an_engine_does_not_have_draw_warnings(engine, scenes, split, run_evaluate, tmp_path):
+    keys = {"checkpoint": "", "trt_engine": str(engine), "precision": "fp16", "compile": "on"}
+    own = MODEL | {"valid_iters": MODEL.get("valid_iters", 8) + 1}
+    assert run_evaluate(tmp_path, split(scenes / "list.txt"), model=own, **keys)[0] == 0
+    warnings = json.loads((tmp_path / "results.json").read_text())["warnings"]
+    assert [text.split(" ")[0] for text in warnings] == ["evaluate.precision", "evaluate.compile", "model.valid_iters"]
 
 
 def test_results_say_which_range_the_network_has_and_what_lies_beyond(scenes, split, run_evaluate, tmp_path, caplog):
@@ -363,7 +381,7 @@ SWAPPED = "scene0/left.png", "scene3/right.png", "scene0/gt.pfm"
         (SWAPPED, "right.png is 80 x 48 px, but the left image", 1),
         (("scene0/left.png", "scene0/right.png", "scene3/gt.pfm"), "gt.pfm is 80 x 48 px, but the left image", 0),
         (("scene0/left.png", "scene0/right.png", "scene0/gt.pfm", "scene3/mask.png"), "mask.png is 80 x 48 px", 0),
-        (("scene0/left.png", "scene0/right.png"), "has no ground truth", 0),
+        (("scene0/left.png", "scene0/right.png"), "bad.txt:1: the line has 2 columns, but", 0),
     ],
 )
 def test_bad_lines(names, says, workers, scenes, split, run_evaluate, status_lines, tmp_path, capsys):

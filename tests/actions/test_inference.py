@@ -245,6 +245,17 @@ def test_images_larger_than_the_engine_draw_one_warning(scenes, infer, small_eng
     assert warnings[0] in json.loads((tmp_path / "results.json").read_text())["warnings"]
 
 
+def test_files_of_an_earlier_run_that_this_one_does_not_replace_draw_a_warning(infer, scenes, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "list.txt").write_text(f"{scenes}/scene0/left.png {scenes}/scene0/right.png\n")
+    assert infer(tmp_path / "out", tmp_path / "list.txt", save_raw_pfm=True) == 0
+    assert "earlier run" not in caplog.text and warnings_in(tmp_path / "out") == []
+    assert infer(tmp_path / "out", tmp_path / "list.txt", save_raw_pfm=False) == 0
+    assert "holds an earlier run's results: files of the same names are replaced, others stay" in caplog.text
+    (warning,) = json.loads((tmp_path / "out" / "results.json").read_text())["warnings"]
+    assert "disparity_pfm is not of this run, because inference.save_raw_pfm is off" in warning
+
+
 MIDDLEBURY = (
     "cam0=[90 0 40.5; 0 90 31.5; 0 0 1]\ncam1=[90 0 52.5; 0 90 31.5; 0 0 1]\n"
     "doffs=12\nbaseline=193.001\nwidth=96\nheight=64\n"

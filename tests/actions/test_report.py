@@ -198,7 +198,7 @@ def test_a_results_file_of_another_program_is_read_as_far_as_it_is_known(tmp_pat
     assert run(tmp_path, results=[one]).kpi == {"one/epe": 1.0}
 
 
-@pytest.mark.parametrize("content", [b"name,epe\na,1\n", b"path,epe\n\xff,1\n", b"path,epe\na,x\n", b"path,epe\na\n"])
+@pytest.mark.parametrize("content", [b"name,epe\na,1\n", b"path,epe\na,x\n", b"path,epe\na\n"])
 def test_a_table_of_images_that_cannot_be_read_is_named(tmp_path, content):
     one = results(tmp_path / "one", epe=1.0)
     (tmp_path / "one" / "metrics.csv").write_bytes(content)

@@ -21,6 +21,9 @@ LOG = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 GRAPHS = 4  # sizes with a kept graph; each holds the memory of a pass
+PAUSE = (
+    16  # direct calls of a size whose graph was dropped, before it gets another: more sizes than GRAPHS may alternate
+)
 COMPILE_AFTER = (
     4000  # calls of one size after which compiling pays off (it takes two minutes, and saves 25 ms per call)
 )
@@ -30,7 +33,7 @@ class FastPredict:
     """left, right (B, 3, H, W), RGB, 0..255, any sizes -> disparity (B, 1, H, W), px, float32.
 
     The first call of a size runs the rewritten network directly, the second records a CUDA graph, later ones replay the
-    graph. Sizes that are padded to the same size share a graph.
+    graph. Sizes that are padded to the same size share a graph. GRAPHS sizes keep theirs.
 
     Args:
         model: a FoundationStereo or a FastFoundationStereo on a GPU.
@@ -70,11 +73,12 @@ class FastPredict:
         if size in self.ready and not often:
             self.ready.move_to_end(size)
             return self.ready[size]
-        if self.seen[size] == 1 and self.compile != "on":
+        if self.seen[size] < (1 if self.compile == "on" else 2):
             return self.eager
         self.ready[size] = self._made(size, often or self.compile == "on")
         while len(self.ready) > GRAPHS:
-            self.ready.popitem(last=False)
+            dropped, _ = self.ready.popitem(last=False)
+            self.seen[dropped] = 1 - PAUSE
         return self.ready[size]
 
     def _made(self, size: tuple[int, ...], compile: bool) -> Predict:

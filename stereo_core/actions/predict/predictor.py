@@ -92,14 +92,18 @@ def _checkpoint_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predicto
     call = network_call(model, precision, section.compile, hierarchical=hierarchical)
     predict: Predict = announced(lambda left, right: call(left, right)[:, 0], model, verb, half=precision in HALF)
     resize = section.resize if verb == "evaluate" else "none"
+    resized: dict[str, Any] = {"resize": resize}
     if resize != "none":
-        height, width = spec.dataset.test_dataset.augmentation.crop_size
+        height, width = resized["size"] = spec.dataset.test_dataset.augmentation.crop_size
         predict = _RESIZES[resize](predict, (height, width))
+        if resize == "stretch":
+            mend = "set evaluate.resize to none"
+            predict = _warned_of_scaling(predict, (height, width), verb, "the crop_size of", mend)
     height, width = spec.dataset.infer_dataset.augmentation.crop_size
     predict, tiles = _with_tiles(spec, verb, predict, (height, width), model.config.max_disparity)
     settings = {
         "checkpoint": section.checkpoint,
-        "resize": resize,
+        **resized,
         "hierarchical": hierarchical,
         "precision": precision,
         **tiles,
@@ -160,7 +164,11 @@ def _engine_predictor(spec: ExperimentSpec, verb: str, gpu: int) -> Predictor:
         )
     infer: Predict = lambda left, right: engine.infer(left, right, resize=resize)  # noqa: E731
     tiled_infer, tiles = _with_tiles(spec, verb, infer, size, engine.info["max_disparity"])
-    predict = _timed_whole(tiled_infer, engine) if tiles else _warned_of_scaling(infer, size, resize, verb)
+    mend = "build an engine of at least their size, or one with dynamic height and width (export.dynamic_hw)"
+    mend += ", or set inference.tile" if verb == "inference" else ""
+    whole = _warned_of_scaling(infer, size, verb, "the engine's maximum of", mend)
+    predict = _timed_whole(tiled_infer, engine) if tiles else whole
+    _warn_of_other_settings(spec, engine)
     settings = {"engine": section.trt_engine, "resize": resize, **tiles, **engine.info}
     settings |= {"device": engine.device, "provider": engine.provider}
 
@@ -198,11 +206,24 @@ def _timed_whole(predict: Predict, engine: Engine) -> Predict:
     return run
 
 
-def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, verb: str) -> Predict:
-    """A Predict that warns once if images are scaled down to `size`, the engine's maximum."""
-    mend = "build an engine of at least their size, or one with dynamic height and width (export.dynamic_hw)"
-    mend += ", or set inference.tile" if verb == "inference" else ""
-    warned = resize != "pad"  # stretch is the user's explicit choice
+def _warn_of_other_settings(spec: ExperimentSpec, engine: Engine) -> None:
+    """Warn of settings of the network that the user wrote and the engine does not have."""
+    for name in ("max_disparity", "valid_iters"):
+        asked, has = getattr(spec.model, name), engine.info.get(name)
+        if name in spec.model.model_fields_set and has not in (None, asked):
+            LOG.warning(
+                "model.%s is %s, but the engine was exported with %s, which counts; to change it export the "
+                "checkpoint and build the engine again",
+                *(name, asked, has),
+            )
+
+
+def _warned_of_scaling(predict: Predict, size: tuple[int, int], verb: str, limit: str, mend: str) -> Predict:
+    """A Predict that warns once if images are scaled down to `size`; `limit` says what that is."""
+    lost = "details are lost"
+    if verb == "evaluate":
+        lost += ", and EPE and D1 are not comparable with those of another size"
+    warned = False
 
     def run(left_B3HW: Tensor, right_B3HW: Tensor) -> Tensor:
         nonlocal warned
@@ -210,9 +231,8 @@ def _warned_of_scaling(predict: Predict, size: tuple[int, int], resize: str, ver
         if not warned and (height > size[0] or width > size[1]):
             warned = True
             LOG.warning(
-                "images of %s px exceed the engine's maximum of %s px and are scaled down: details are lost, and "
-                "EPE and D1 are not comparable with those of the checkpoint or of another size; %s",
-                *(size_text((height, width)), size_text(size), mend),
+                "images of %s px exceed %s %s px and are scaled down: %s; %s",
+                *(size_text((height, width)), limit, size_text(size), lost, mend),
             )
         return predict(left_B3HW, right_B3HW)
 
@@ -316,6 +336,12 @@ def _stacked(
                     left, right = left.pin_memory(), right.pin_memory()
             groups.append((batch["index"].tolist(), left, right))
         yield samples, groups
+
+
+def tell_of_earlier_results(folder: Path) -> None:
+    """Log if the folder holds the results of an earlier run, whose files may stay beside the new ones."""
+    if (folder / "results.json").exists():
+        LOG.info("%s holds an earlier run's results: files of the same names are replaced, others stay", folder)
 
 
 def known(figures: dict[str, Any]) -> dict[str, Any]:

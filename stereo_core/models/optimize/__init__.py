@@ -49,7 +49,7 @@ def optimize_for_inference(
         ModelError: another network, or a quantised one.
     """
     network = make_network(model, dtype, compile=compile)
-    return at_size(network, height, width, batch, iters or model.config.valid_iters)
+    return at_size(network, height, width, batch, model.config.valid_iters if iters is None else iters)
 
 
 def make_network(model: nn.Module, dtype: torch.dtype, *, compile: bool = True) -> FastNetwork:

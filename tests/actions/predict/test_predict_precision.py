@@ -83,6 +83,18 @@ def test_few_sizes_are_kept_ready(model, monkeypatch):
     assert list(predict.ready) == [(1, 64, 64)]
 
 
+def test_alternating_sizes_are_not_made_ready_each_time(model, monkeypatch):
+    monkeypatch.setattr(fast, "GRAPHS", 2)
+    monkeypatch.setattr(fast, "PAUSE", 4)
+    predict = fast.FastPredict(model, torch.float32, "off")
+    made = []
+    monkeypatch.setattr(predict, "_made", lambda size, compile: made.append(size[2]) or predict.eager)
+    for _ in range(7):
+        for width in (32, 64, 96):
+            predict(*pair(32, width))
+    assert made == [32, 64, 96, 32]  # 96 took the place of 32, which gets another after four direct calls
+
+
 @pytest.mark.parametrize("asked, made", [("auto", [False, True]), ("off", [False]), ("on", [True])])
 def test_when_a_size_is_compiled(model, monkeypatch, asked, made):
     """auto: at the call after which a graph would have cost more than compiling."""
