@@ -164,7 +164,7 @@ def sha256_of(path: str | Path, of_file: Callable[[Path], str] | None = None) ->
     with ThreadPool(usable_cores()) as pool:
         contents = pool.imap(of_file, files)
         for file in files:
-            digest.update(f"{file.relative_to(path).as_posix()}\0{_next(contents)}\n".encode())
+            digest.update(os.fsencode(f"{file.relative_to(path).as_posix()}\0{_next(contents)}\n"))
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stereo_core.files import UniqueNames, atomic_path, flat_names, stems
+from stereo_core.files import UniqueNames, atomic_path, flat_names, sha256_of, stems
 
 
 @pytest.fixture
@@ -49,6 +49,12 @@ def test_a_name_that_is_no_utf_8_is_kept():
     names = [os.fsdecode(b"a/l\xe9"), os.fsdecode(b"a/" + b"x" * 300 + b"\xe9")]
     found = [os.fsencode(name) for name in flat_names(names)]
     assert found[0] == b"a_l\xe9" and found[1] == b"x" * 199 + b"\xe9"
+
+
+def test_a_folder_with_a_name_that_is_no_utf_8_has_a_digest(tmp_path):
+    empty = sha256_of(tmp_path)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9")).touch()
+    assert sha256_of(tmp_path) != empty
 
 
 def test_a_picture_s_name_does_not_depend_on_the_order_of_the_pairs():

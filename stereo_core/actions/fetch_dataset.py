@@ -74,7 +74,7 @@ def describe(uri: str) -> dict[str, Any]:
     if not found:
         raise DataError(f"{uri}: there is no file below this folder; check uri")
     listing = "".join(f"{name}\0{entry.etag}\n" for name, entry in sorted(found.items()))
-    digest = hashlib.sha256(listing.encode()).hexdigest()
+    digest = hashlib.sha256(os.fsencode(listing)).hexdigest()
     return {"uri": uri, "files": len(found), "bytes": sum(e.size for e in found.values()), "sha256": digest}
 
 

@@ -42,7 +42,6 @@ class StereoDataset(Dataset[Any]):
         disparity: float32 tensor (1, H, W), px, 0 where not valid;
         valid: bool tensor (1, H, W): measured, finite, above 0 and, if a mask is given, visible to both cameras
             (dataset.max_disparity is not applied here);
-        has_gt: whether the line names a disparity file;
         path: the left image; rel: its unique short name without suffix, for outputs; index: its position in the list;
         source: the position of its data source in the spec;
         skipped: 1 if this pair replaces an unreadable one, else 0; unreadable: why that one could not be read.
@@ -93,7 +92,6 @@ class StereoDataset(Dataset[Any]):
             "right": _image_tensor(pair.right),
             "disparity": torch.from_numpy(disparity)[None],
             "valid": torch.from_numpy(disparity > 0)[None],
-            "has_gt": self.samples[index].disparity is not None,
             "path": self.samples[index].left,
             "rel": self.rels[index],
             "index": index,

@@ -48,7 +48,7 @@ def explain(error: BaseException, reason: str) -> None:
     """Write `<class>: <reason>` to the termination message file, if there is one and it is writable."""
     path = Path(os.environ.get("STEREO_TERMINATION_LOG", FILE))
     if path.exists() and os.access(path, os.W_OK):
-        path.write_bytes(f"{error_class(error)}: {reason}\n".encode()[:BYTES])
+        path.write_bytes(f"{error_class(error)}: {reason}\n".encode(errors="replace")[:BYTES])
 
 
 def error_class(error: BaseException) -> str:

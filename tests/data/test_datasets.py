@@ -33,7 +33,7 @@ def test_an_item(pairs):
     assert not valid[0, 0].any()  # the mask is 128 there
     assert not valid[0, 2, 3] and int((~valid).sum()) == 70 + 1
     assert (disparity[~valid] == 0).all() and (disparity[valid] >= 1).all()
-    assert (item["has_gt"], item["index"], item["rel"]) == (True, 3, "left/003")
+    assert (item["index"], item["rel"]) == (3, "left/003")
     assert item["path"] == str(pairs / "left/003.png")
 
 
@@ -44,7 +44,6 @@ def test_every_data_set_takes_two_three_and_four_columns(tmp_path, name, columns
     write_pfm(tmp_path / "gt.pfm", np.full((40, 70), 7.0))
     write_annotations(tmp_path / "list.txt", [[paths[0], paths[1], str(tmp_path / "gt.pfm"), paths[3]][:columns]])
     item = build_dataset(make_spec("test", [kitti(tmp_path, dataset_name=name)]), "test")[0]
-    assert item["has_gt"] == (columns > 2)
     assert int(item["valid"].sum()) == {2: 0, 3: 40 * 70, 4: 39 * 70}[columns]
 
 

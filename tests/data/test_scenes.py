@@ -67,7 +67,7 @@ def test_items_are_as_those_of_files(style):
     item = build_dataset(make_spec("val", [SOURCE | {"style": style}]), "val")[0]
     assert item["left"].shape == (3, 64, 96) and item["left"].dtype == torch.float32
     assert item["disparity"].shape == (1, 64, 96) and 0 < item["disparity"].min() <= item["disparity"].max() < 20
-    assert item["valid"].all() and item["has_gt"] and not item["skipped"]
+    assert item["valid"].all() and not item["skipped"]
 
 
 def test_files_and_scenes_side_by_side(pairs):

@@ -97,10 +97,11 @@ ODD = {
     [
         {"widths": ODD, "corr_levels": 1, "corr_radius": 3},
         {"topology": "unpruned", "widths": ODD, "gwc_feature_normalize": False},
+        {"widths": ODD | {"mask_widths": [3, 7], "stem_2_widths": [3, 10]}},
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"topology": "unpruned"}, marks=pytest.mark.slow),
     ],
-    ids=["odd widths", "unpruned, dot products", "published", "unpruned, published"],
+    ids=["odd widths", "unpruned, dot products", "widths of an image", "published", "unpruned, published"],
 )
 def test_the_network_without_vit_in_float64(settings, images):
     model = stirred(create_model("FastFoundationStereo", max_disparity=32, **settings)).double()

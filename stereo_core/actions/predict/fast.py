@@ -21,9 +21,7 @@ LOG = logging.getLogger(__name__)
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 GRAPHS = 4  # sizes with a kept graph; each holds the memory of a pass
-PAUSE = (
-    16  # direct calls of a size whose graph was dropped, before it gets another: more sizes than GRAPHS may alternate
-)
+PAUSE = 16  # direct calls of a size whose graph was dropped, before it gets another: sizes may alternate
 COMPILE_AFTER = (
     4000  # calls of one size after which compiling pays off (it takes two minutes, and saves 25 ms per call)
 )

@@ -14,7 +14,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stereo_core.models.optimize.lookup import rounded_up
 
-IMAGE = 3  # channels
 # Attribute names of a convolution and the norm that follows it in a module.
 PAIRS = (("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv1", "norm1"), ("conv2", "norm2"), ("0", "1"))
 
@@ -38,16 +37,19 @@ def replace(network: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module
                 setattr(module, name, make(child))
 
 
-def pad_channels(network: nn.Module) -> None:
+def pad_channels(network: nn.Module, *, of_images: bool = False) -> None:
     """Round the channels of all convolutions up to multiples of eight; added channels are zero or have zero weights.
-    Images keep their three channels.
 
     Batch normalisations must have been folded.
+
+    Args:
+        of_images: the first convolution takes images, which keep their three channels.
     """
     for module in network.modules():
         if isinstance(module, _ConvNd):
-            inputs = module.in_channels if module.in_channels == IMAGE else rounded_up(module.in_channels)
+            inputs = module.in_channels if of_images else rounded_up(module.in_channels)
             pad_convolution(module, inputs, rounded_up(module.out_channels))
+            of_images = False
         elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
             module.num_features = rounded_up(module.num_features)
 

@@ -213,8 +213,9 @@ class WithoutViT(FastNetwork):
         network = self.network
         _, enlarged, stem, _ = self.config.widths.spx_2_gru_widths
         fuse = network.spx_2_gru
-        for part in (network.cnet.conv04[0], network.update_block.mask, network.stem_2, fuse.conv1):
+        for part in (network.cnet.conv04[0], network.update_block.mask, fuse.conv1):
             pad_channels(part)
+        pad_channels(network.stem_2, of_images=True)
         fuse.conv2.conv = aligned_convolution(fuse.conv2.conv, enlarged, stem)
         pad_convolution(network.spx_gru[0], rounded_up(network.spx_gru[0].in_channels), 9)
         network.spx_gru[0] = Doubling(network.spx_gru[0])
