@@ -111,7 +111,7 @@ def test_the_inner_work_speaks_for_the_outer(heard):
 def test_a_loop_is_counted_off_a_terminal_too(heard):
     with progress.bars() as bars:
         for step in bars.track(range(3), description="looping"):
-            heard.wait(f"looping: {step} of 3; 0:00:00 so far")
+            heard.wait(f"looping: {step} of 3;")
 
 
 def test_on_a_terminal_bars_speak_and_no_lines(heard, monkeypatch, terminal):

@@ -52,7 +52,7 @@ KINDS = {
     "depth": "save_depth",
     "cloud": "save_point_cloud",
 }
-"""Folder -> key of `inference` that enables it."""
+"""Folder (see `write_files`) -> key of `inference` that enables it."""
 PLAUSIBLE = (0.05, 1000.0)  # m; median depth of an image
 
 

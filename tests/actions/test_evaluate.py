@@ -207,7 +207,7 @@ def test_images_that_are_stretched_to_fewer_pixels_draw_a_warning(scenes, split,
 
 def test_settings_that_an_engine_does_not_have_draw_warnings(engine, scenes, split, run_evaluate, tmp_path):
     keys = {"checkpoint": "", "trt_engine": str(engine), "precision": "fp16", "compile": "on"}
-    own = MODEL | {"valid_iters": MODEL.get("valid_iters", 8) + 1}
+    own = MODEL | {"valid_iters": MODEL["valid_iters"] + 1}
     assert run_evaluate(tmp_path, split(scenes / "list.txt"), model=own, **keys)[0] == 0
     warnings = json.loads((tmp_path / "results.json").read_text())["warnings"]
     assert [text.split(" ")[0] for text in warnings] == ["evaluate.precision", "evaluate.compile", "model.valid_iters"]
